@@ -1,0 +1,16 @@
+//! PostgreSQL physical replication, without any I/O.
+//!
+//! This crate knows positions ([`Lsn`]), segments ([`SegNo`], [`SegSize`], [`WalFileName`]), timelines
+//! ([`TimelineHistory`]), how WAL bytes are checked, and what replication messages and commands look
+//! like. It never opens a file or a socket and never reads a clock: bytes and times go in, facts come out.
+#![forbid(unsafe_code)]
+#![warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+mod lsn;
+mod segment;
+mod timeline;
+
+pub use lsn::{Lsn, ParseLsnError};
+pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
+pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};

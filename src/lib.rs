@@ -1,0 +1,4 @@
+//! walrelay: a cascading WAL relay for PostgreSQL.
+//!
+//! One process between a primary and everything that wants its WAL. Start reading at
+//! `docs/ARCHITECTURE.md`.

@@ -1,0 +1,3 @@
+//! The `walrelay` command.
+
+fn main() {}

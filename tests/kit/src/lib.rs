@@ -1,0 +1,1 @@
+//! Real PostgreSQL clusters and relays for tests, benches and the demo.
