@@ -8,9 +8,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 mod lsn;
+mod page;
+mod record;
 mod segment;
 mod timeline;
+mod walk;
 
 pub use lsn::{Lsn, ParseLsnError};
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
+pub use walk::{WalError, WalIdentity, WalVerifier};
