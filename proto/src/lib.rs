@@ -7,14 +7,26 @@
 #![warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+mod command;
 mod lsn;
+mod message;
 mod page;
 mod record;
 mod segment;
+mod slot_name;
 mod timeline;
 mod walk;
 
+pub use command::{
+    Command, CommandError, CommandOption, CreateSlot, OptionValue, Parsed, SlotKind, StartReplication,
+    Statement, Truncated,
+};
 pub use lsn::{Lsn, ParseLsnError};
+pub use message::{
+    ClientMessage, ClientMessageError, FullXid, HotStandbyFeedback, Keepalive, PgTimestamp, ServerMessage,
+    ServerMessageError, StandbyStatusUpdate, XLogDataHeader,
+};
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
+pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
 pub use walk::{WalError, WalIdentity, WalVerifier};
