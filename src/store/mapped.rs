@@ -232,7 +232,7 @@ mod tests {
             segment.publish(8194);
             assert_eq!(segment.bytes(8190, 4), b"abcd");
             segment.sync().unwrap();
-            assert!(segment.is_resident(0, 8194));
+            assert!(segment.is_resident(8190, 4));
             segment.populate(5000, 9000).unwrap();
         }
     }
