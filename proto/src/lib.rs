@@ -7,6 +7,8 @@
 #![warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+#[cfg(any(test, feature = "generate"))]
+pub mod generate;
 mod lsn;
 mod page;
 mod record;
