@@ -8,6 +8,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 mod command;
+#[cfg(any(test, feature = "generate"))]
+pub mod generate;
 mod lsn;
 mod message;
 mod page;
