@@ -3,4 +3,6 @@
 //! One process between a primary and everything that wants its WAL. Start reading at
 //! `docs/ARCHITECTURE.md`.
 
+pub mod auth;
+pub mod conninfo;
 pub mod store;
