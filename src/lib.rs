@@ -2,3 +2,5 @@
 //!
 //! One process between a primary and everything that wants its WAL. Start reading at
 //! `docs/ARCHITECTURE.md`.
+
+pub mod auth;
