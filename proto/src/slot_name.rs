@@ -43,6 +43,17 @@ impl SlotName {
     /// Bytes a name may have at most (`NAMEDATALEN - 1`).
     pub const MAX_LEN: usize = 63;
 
+    /// The name, if a slot can have it.
+    pub fn new(name: &str) -> Result<SlotName, SlotNameError> {
+        let allowed = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        match name {
+            "" => Err(SlotNameError::TooShort),
+            _ if name.len() > SlotName::MAX_LEN => Err(SlotNameError::TooLong(name.to_owned())),
+            _ if !name.bytes().all(allowed) => Err(SlotNameError::InvalidCharacter(name.to_owned())),
+            _ => Ok(SlotName(name.into())),
+        }
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -53,13 +64,7 @@ impl FromStr for SlotName {
     type Err = SlotNameError;
 
     fn from_str(name: &str) -> Result<SlotName, SlotNameError> {
-        let allowed = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
-        match name {
-            "" => Err(SlotNameError::TooShort),
-            _ if name.len() > SlotName::MAX_LEN => Err(SlotNameError::TooLong(name.to_owned())),
-            _ if !name.bytes().all(allowed) => Err(SlotNameError::InvalidCharacter(name.to_owned())),
-            _ => Ok(SlotName(name.into())),
-        }
+        SlotName::new(name)
     }
 }
 
