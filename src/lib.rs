@@ -4,5 +4,6 @@
 //! `docs/ARCHITECTURE.md`.
 
 pub mod auth;
+pub mod config;
 pub mod conninfo;
 pub mod store;

@@ -26,6 +26,8 @@ mod retention;
 mod segments;
 mod senders;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;
