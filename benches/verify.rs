@@ -31,8 +31,8 @@ fn verify(wal: &[u8], push: usize) -> Option<Lsn> {
 
 fn benches(criterion: &mut Criterion) {
     let mixed = generated(|wal| wal.fill(1 << 20));
-    let small = generated(|wal| drop(wal.record(100)));
-    let pages = generated(|wal| drop(wal.record(8300)));
+    let small = generated(|wal| _ = wal.record(100));
+    let pages = generated(|wal| _ = wal.record(8300));
     let mut group = criterion.benchmark_group("verify");
     group.sample_size(20);
     for (name, wal, push) in [
