@@ -4,3 +4,4 @@
 //! `docs/ARCHITECTURE.md`.
 
 pub mod auth;
+pub mod wire;
