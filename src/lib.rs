@@ -4,4 +4,6 @@
 //! `docs/ARCHITECTURE.md`.
 
 pub mod auth;
+pub mod conninfo;
+pub mod store;
 pub mod wire;

@@ -8,11 +8,16 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 mod command;
+#[cfg(any(test, feature = "generate"))]
+pub mod generate;
 mod lsn;
 mod message;
+mod page;
+mod record;
 mod segment;
 mod slot_name;
 mod timeline;
+mod walk;
 
 pub use command::{
     Command, CommandError, CommandOption, CreateSlot, OptionValue, Parsed, SlotKind, StartReplication,
@@ -26,3 +31,4 @@ pub use message::{
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
+pub use walk::{WalError, WalIdentity, WalVerifier};

@@ -1,0 +1,395 @@
+use super::*;
+use crate::generate::WalGenerator;
+
+const START: Lsn = Lsn::new(3 << 20);
+const PAGE: usize = 8192;
+const SEGMENT: usize = 1 << 20;
+
+fn id() -> WalIdentity {
+    WalIdentity { system_id: SystemId(7_000_000_000_000_000_007), seg_size: SegSize::new(1 << 20).unwrap() }
+}
+
+fn tli(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn at(offset: usize) -> Lsn {
+    START.advance(offset as u64)
+}
+
+fn generator() -> WalGenerator {
+    WalGenerator::new(id(), tli(2), START, 1)
+}
+
+fn verifier() -> WalVerifier {
+    WalVerifier::at_segment_start(id(), tli(2), START)
+}
+
+/// | offset | |
+/// |---|---|
+/// | 40 | record of 100 bytes |
+/// | 144 | record of 20000 bytes on three pages |
+/// | 20192 | record that fills the third page |
+/// | 24600 | record of 50 bytes, the first thing on the fourth page |
+/// | 24656 | record of 30 bytes |
+fn sample() -> Vec<u8> {
+    let mut wal = generator();
+    wal.record(100);
+    wal.record(20_000);
+    wal.fill_page();
+    wal.record(50);
+    wal.record(30);
+    assert_eq!(wal.record_starts(), [40, 144, 20_192, 3 * PAGE + 24, 3 * PAGE + 80].map(at));
+    assert_eq!(wal.record_ends(), [144, 20_192, 3 * PAGE, 3 * PAGE + 80, 3 * PAGE + 112].map(at));
+    wal.take()
+}
+
+/// The error, and where the verified WAL ended, if `patch` overwrites the bytes at `offset`.
+fn damaged(wal: &[u8], offset: usize, patch: &[u8]) -> (WalError, Option<Lsn>) {
+    let mut bytes = wal.to_vec();
+    bytes[offset..offset + patch.len()].copy_from_slice(patch);
+    assert_ne!(bytes, wal, "the patch at {offset} changes nothing");
+    let mut walk = verifier();
+    let error = walk.push(&bytes).unwrap_err();
+    assert_eq!(walk.push(&[0]), Err(error), "an error lasts until the walk is rewound");
+    let end = walk.verified_end();
+
+    walk.rewind();
+    let rest = usize::try_from(walk.position().since(START)).unwrap();
+    walk.push(&wal[rest..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(at(wal.len())), "the right bytes after the wrong ones");
+    (error, end)
+}
+
+fn check(offset: usize, patch: &[u8], expected: WalError, verified: Option<usize>) {
+    assert_eq!(damaged(&sample(), offset, patch), (expected, verified.map(at)), "at {offset}");
+}
+
+#[test]
+fn pages_are_checked() {
+    let page = at(PAGE);
+    check(0, &[0, 0], WalError::UnknownMagic { lsn: START, found: 0 }, None);
+    let other = WalError::OtherMagic { lsn: page, found: 0xD116, expected: 0xD118 };
+    check(PAGE, &[0x16, 0xD1], other, Some(144));
+    check(2, &[0x16], WalError::InfoBits { lsn: START, found: 0x16 }, None);
+    check(2, &[0x04], WalError::InfoBits { lsn: START, found: 0x04 }, None);
+    check(PAGE + 2, &[0x07], WalError::InfoBits { lsn: page, found: 0x07 }, Some(144));
+    check(PAGE + 3, &[0x80], WalError::InfoBits { lsn: page, found: 0x8005 }, Some(144));
+    check(PAGE + 10, &[0x40], WalError::PageAddress { lsn: page, found: Lsn::new(0x40_2000) }, Some(144));
+    check(4, &[3], WalError::TimelineAhead { lsn: START, found: 3, current: tli(2) }, None);
+    check(4, &[0], WalError::TimelineFell { lsn: START, found: 0, after: 1 }, None);
+    check(PAGE + 4, &[1], WalError::TimelineFell { lsn: page, found: 1, after: 2 }, Some(144));
+    check(PAGE + 4, &[3], WalError::TimelineAhead { lsn: page, found: 3, current: tli(2) }, Some(144));
+}
+
+#[test]
+fn a_segments_first_page_must_be_this_clusters() {
+    let expected = id().system_id;
+    let other = WalError::OtherSystem { lsn: START, found: SystemId(8), expected };
+    check(24, &8u64.to_le_bytes(), other, None);
+    let other = WalError::OtherSegmentSize { lsn: START, found: 16 << 20, expected: 1 << 20 };
+    check(32, &(16u32 << 20).to_le_bytes(), other, None);
+    check(36, &4096u32.to_le_bytes(), WalError::OtherBlockSize { lsn: START, found: 4096 }, None);
+}
+
+#[test]
+fn continuations_are_checked() {
+    let (record, fresh) = (at(144), 3 * PAGE);
+    let missing = WalError::MissingContrecord { lsn: record };
+    check(PAGE + 2, &[4], missing, Some(144));
+    check(2 * PAGE + 2, &[4], missing, Some(144));
+    let lengths = |found, expected| WalError::ContrecordLength { lsn: record, found, expected };
+    check(PAGE + 16, &11_951u32.to_le_bytes(), lengths(11_951, 11_952), Some(144));
+    check(2 * PAGE + 16, &[0; 4], lengths(0, 3784), Some(144));
+    check(fresh + 2, &[5], WalError::UnexpectedContrecord { lsn: at(fresh + 24) }, Some(fresh));
+    let unexpected = WalError::ContrecordLength { lsn: at(fresh), found: 8, expected: 0 };
+    check(fresh + 16, &[8], unexpected, Some(fresh));
+    check(2, &[7], WalError::ContrecordLength { lsn: START, found: 0, expected: 1 }, None);
+}
+
+#[test]
+fn records_are_checked() {
+    let (first, second, last) = (at(40), at(144), at(3 * PAGE + 80));
+    for len in [0, 23] {
+        check(40, &[len], WalError::RecordTooShort { lsn: first, found: len.into() }, Some(40));
+    }
+    check(147, &[0x40], WalError::RecordTooLong { lsn: second, found: 0x4000_4E20 }, Some(144));
+    for rmid in [22, 127] {
+        check(57, &[rmid], WalError::ResourceManager { lsn: first, rmid }, Some(40));
+    }
+    check(152, &[0x30], WalError::PrevLink { lsn: second, found: at(0x30) }, Some(144));
+    check(48, &at(40).as_u64().to_le_bytes(), WalError::PrevLink { lsn: first, found: first }, Some(40));
+    // xl_xid, xl_info, padding, xl_crc, first and last byte of the body
+    for offset in [4, 16, 18, 19, 20, 24, 99] {
+        check(40 + offset, &[0xA5], WalError::Checksum { lsn: first }, Some(40));
+    }
+    for offset in [8191, PAGE + 24, 2 * PAGE - 1, 2 * PAGE + 24, 20_191] {
+        let flipped = !sample()[offset];
+        check(offset, &[flipped], WalError::Checksum { lsn: second }, Some(144));
+    }
+    check(3 * PAGE + 84, &[1, 2], WalError::Checksum { lsn: last }, Some(3 * PAGE + 80));
+}
+
+#[test]
+fn built_in_and_custom_resource_managers_are_known() {
+    for rmid in [1, 21, 128, 255] {
+        // The checksum does not fit any more, which is found after the resource manager.
+        check(57, &[rmid], WalError::Checksum { lsn: at(40) }, Some(40));
+    }
+}
+
+#[test]
+fn errors_read_as_postgresqls() {
+    let text = |offset, patch: &[u8]| damaged(&sample(), offset, patch).0.to_string();
+    assert_eq!(text(90, &[0xA5]), "incorrect resource manager data checksum in record at 0/300028");
+    assert_eq!(text(152, &[0x30]), "record with incorrect prev-link 0/300030 at 0/300090");
+    assert_eq!(text(40, &[0]), "invalid record length at 0/300028: expected at least 24, got 0");
+    assert_eq!(text(PAGE + 10, &[0x40]), "unexpected pageaddr 0/402000 in WAL page at 0/302000");
+    assert_eq!(text(57, &[99]), "invalid resource manager ID 99 at 0/300028");
+    assert_eq!(damaged(&sample(), 57, &[99]).0.lsn(), at(40));
+}
+
+#[test]
+fn zeros_where_a_record_should_start_end_the_wal() {
+    let mut wal = sample();
+    let end = wal.len();
+    let mut walk = verifier();
+    walk.push(&wal).unwrap();
+    wal.resize(SEGMENT, 0);
+    assert_eq!(walk.push(&wal[end..end + 3]), Ok(()));
+    assert_eq!(walk.push(&wal[end + 3..]), Err(WalError::RecordTooShort { lsn: at(end), found: 0 }));
+    assert_eq!(walk.verified_end(), Some(at(end)));
+}
+
+#[test]
+fn a_record_counts_once_its_padding_is_there() {
+    let mut wal = generator();
+    wal.record(101);
+    let mut walk = verifier();
+    for (&byte, offset) in wal.bytes().iter().zip(1..) {
+        walk.push(&[byte]).unwrap();
+        let expected = if offset < 40 { None } else { Some(if offset < 144 { 40 } else { 144 }) };
+        assert_eq!(walk.verified_end(), expected.map(at), "after {offset} bytes");
+        assert_eq!(walk.last_record(), (offset >= 144).then_some(at(40)));
+    }
+}
+
+/// A 101-byte record, and then one whose header is split over two pages.
+#[test]
+fn a_header_may_be_split_over_pages() {
+    for room in [8, 16] {
+        let mut wal = generator();
+        wal.record(PAGE - 40 - room);
+        let start = wal.position();
+        let end = wal.record(300);
+        assert_eq!(start, at(PAGE - room));
+        let mut walk = verifier();
+        walk.push(wal.bytes()).unwrap();
+        assert_eq!((walk.verified_end(), walk.last_record()), (Some(end), Some(start)));
+
+        let (error, verified) = damaged(wal.bytes(), PAGE + 24 + 17 - room, &[99]);
+        assert_eq!((error, verified), (WalError::ResourceManager { lsn: start, rmid: 99 }, Some(start)));
+    }
+}
+
+#[test]
+fn a_record_that_fills_its_page_ends_at_the_boundary() {
+    let mut walk = verifier();
+    let wal = sample();
+    walk.push(&wal[..3 * PAGE]).unwrap();
+    assert_eq!((walk.verified_end(), walk.last_record()), (Some(at(3 * PAGE)), Some(at(20_192))));
+    walk.push(&wal[3 * PAGE..3 * PAGE + 30]).unwrap();
+    assert_eq!(walk.verified_end(), Some(at(3 * PAGE)));
+    walk.rewind();
+    assert_eq!(walk.position(), at(3 * PAGE));
+    walk.push(&wal[3 * PAGE..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(at(wal.len())));
+}
+
+#[test]
+fn behind_a_switch_only_zeros_reach_the_segments_end() {
+    let mut wal = generator();
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let mut walk = verifier();
+    walk.push(&wal.bytes()[..168]).unwrap();
+    assert_eq!(walk.verified_end(), Some(at(168)));
+    walk.push(&wal.bytes()[168..5 * PAGE + 1]).unwrap();
+    assert_eq!(walk.verified_end(), Some(at(5 * PAGE)));
+    walk.rewind();
+    assert_eq!(walk.position(), at(5 * PAGE));
+    walk.push(&wal.bytes()[5 * PAGE..SEGMENT]).unwrap();
+    assert_eq!((walk.verified_end(), walk.last_record()), (Some(at(SEGMENT)), Some(at(144))));
+    walk.push(&wal.bytes()[SEGMENT..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+
+    for (offset, verified) in
+        [(168, 168), (PAGE - 1, 168), (PAGE, PAGE), (PAGE + 5000, PAGE), (SEGMENT - 1, SEGMENT - PAGE)]
+    {
+        let padding = WalError::SwitchPadding { lsn: at(offset), found: 9 };
+        assert_eq!(damaged(wal.bytes(), offset, &[9]), (padding, Some(at(verified))));
+    }
+}
+
+#[test]
+fn padding_may_be_anything_if_told_so() {
+    let mut wal = generator();
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let mut bytes = wal.bytes().to_vec();
+    bytes[PAGE..3 * PAGE].fill(0xAA);
+    let mut walk = verifier();
+    walk.accept_any_padding();
+    walk.push(&bytes).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+}
+
+#[test]
+fn a_switch_may_be_split_or_end_with_its_segment() {
+    for room in [8, 16, 24] {
+        let mut wal = generator();
+        let long = 127 * 8168 + 8152 - room;
+        wal.record(long);
+        assert_eq!(wal.position(), at(SEGMENT - room));
+        wal.switch_segment();
+        assert_eq!(wal.position(), at(if room < 24 { 2 * SEGMENT } else { SEGMENT }));
+        wal.record(50);
+        let mut walk = verifier();
+        walk.push(wal.bytes()).unwrap();
+        assert_eq!(walk.verified_end(), Some(wal.position()));
+    }
+}
+
+#[test]
+fn a_lost_record_is_dropped_for_the_one_that_overwrites_it() {
+    let mut wal = generator();
+    let kept = wal.record(100);
+    let lost = wal.abort_record(2_000_000, 128);
+    assert_eq!((kept, lost), (at(144), at(144)));
+    wal.record(70);
+    let mut walk = verifier();
+    walk.push(&wal.bytes()[..SEGMENT + 50]).unwrap();
+    assert_eq!((walk.verified_end(), walk.last_record()), (Some(kept), Some(at(40))));
+    walk.push(&wal.bytes()[SEGMENT + 50..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+
+    // From that segment on there is nothing to skip.
+    let mut walk = WalVerifier::at_segment_start(id(), tli(2), at(SEGMENT));
+    walk.push(&wal.bytes()[SEGMENT..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+
+    let both = damaged(wal.bytes(), SEGMENT + 2, &[0x0F]);
+    assert_eq!(both, (WalError::UnexpectedContrecord { lsn: at(SEGMENT + 40) }, Some(kept)));
+}
+
+#[test]
+fn a_walk_may_begin_inside_a_record() {
+    let mut wal = generator();
+    wal.record(100);
+    let end = wal.record(3 * SEGMENT);
+    let last = wal.position();
+    wal.record(300);
+    let mut walk = WalVerifier::at_segment_start(id(), tli(2), at(SEGMENT).advance(77));
+    assert_eq!(walk.position(), at(SEGMENT), "rounded down to the segment");
+    walk.push(&wal.bytes()[SEGMENT..3 * SEGMENT + 30]).unwrap();
+    assert_eq!(walk.verified_end(), None);
+    walk.rewind();
+    assert_eq!(walk.position(), at(SEGMENT));
+    let until_end = usize::try_from(end.since(START)).unwrap();
+    walk.push(&wal.bytes()[SEGMENT..until_end]).unwrap();
+    assert_eq!((walk.verified_end(), walk.last_record()), (Some(end), None));
+    walk.push(&wal.bytes()[until_end..]).unwrap();
+    assert_eq!((walk.verified_end(), walk.last_record()), (Some(wal.position()), Some(last)));
+
+    // The skipped record has no checksum we could check, but its pages must agree with each other.
+    let mut bytes = wal.bytes()[SEGMENT..].to_vec();
+    bytes[PAGE + 16] ^= 1;
+    let mut walk = WalVerifier::at_segment_start(id(), tli(2), at(SEGMENT));
+    let error = walk.push(&bytes).unwrap_err();
+    assert!(matches!(error, WalError::ContrecordLength { .. }), "{error}");
+    assert_eq!((error.lsn(), walk.verified_end()), (at(SEGMENT + PAGE), None));
+}
+
+#[test]
+fn a_walk_may_begin_inside_a_record_that_is_lost() {
+    let mut wal = generator();
+    wal.abort_record(2_000_000, 130);
+    let mut walk = WalVerifier::at_segment_start(id(), tli(2), at(SEGMENT));
+    walk.push(&wal.bytes()[SEGMENT..]).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+}
+
+#[test]
+fn a_walk_may_begin_at_any_record() {
+    let wal = sample();
+    let start = |offset: usize, prev: Option<usize>| {
+        let mut walk = WalVerifier::at_record_start(id(), tli(2), at(offset), prev.map(at));
+        assert_eq!((walk.verified_end(), walk.wal_magic()), (Some(at(offset)), None));
+        walk.push(&wal[offset..])?;
+        assert_eq!((walk.verified_end(), walk.wal_magic()), (Some(at(wal.len())), Some(0xD118)));
+        Ok(())
+    };
+    for (offset, prev) in [(144, 40), (20_192, 144), (3 * PAGE, 20_192), (0, 0)] {
+        assert_eq!(start(offset, None), Ok(()));
+        let known = start(offset, Some(prev));
+        assert_eq!(known.is_ok(), offset != 0, "{known:?}");
+        assert!(matches!(start(offset, Some(prev + 8)), Err(WalError::PrevLink { .. })));
+    }
+    for offset in [1, 24, PAGE + 8, PAGE + 16, 20_196] {
+        assert_eq!(start(offset, None), Err(WalError::RecordOffset { lsn: at(offset) }));
+    }
+}
+
+#[test]
+fn the_stream_may_go_on_on_a_newer_timeline() {
+    let mut wal = generator();
+    wal.record(100);
+    let switched_at = wal.position();
+    let mut walk = verifier();
+    walk.push(wal.bytes()).unwrap();
+    // The beginning of a record that the old timeline never finished.
+    walk.push(&[50, 0, 0, 0, 0, 0]).unwrap();
+    wal.switch_timeline(tli(5));
+    wal.record(20_000);
+    let new = wal.bytes()[144..].to_vec();
+
+    let mut old = walk.clone();
+    old.rewind();
+    let error = old.push(&new).unwrap_err();
+    assert_eq!(error, WalError::TimelineAhead { lsn: at(PAGE), found: 5, current: tli(2) });
+
+    walk.switch_timeline(tli(5));
+    assert_eq!(walk.position(), switched_at);
+    walk.push(&new).unwrap();
+    assert_eq!(walk.verified_end(), Some(wal.position()));
+}
+
+#[test]
+fn every_version_is_known_and_none_may_follow_another() {
+    for magic in [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118] {
+        let mut wal = generator().with_magic(magic);
+        wal.record(10_000);
+        let mut walk = verifier();
+        walk.push(wal.bytes()).unwrap();
+        assert_eq!(walk.wal_magic(), Some(magic));
+        assert_eq!(WalIdentity::of_segment(wal.bytes()), Some(id()));
+    }
+    let mut newer = generator().with_magic(0xD119);
+    newer.record(100);
+    let error = verifier().push(newer.bytes()).unwrap_err();
+    assert_eq!(error, WalError::UnknownMagic { lsn: START, found: 0xD119 });
+    assert_eq!(WalIdentity::of_segment(newer.bytes()), None);
+    assert_eq!(WalIdentity::of_segment(&[0; PAGE]), None);
+}
+
+#[test]
+fn the_end_of_the_address_space_is_no_panic() {
+    let wal = sample();
+    for back in [1, 8, 24, 8192, 1 << 20] {
+        let mut walk = WalVerifier::at_record_start(id(), tli(2), Lsn::new(u64::MAX - back + 1), None);
+        let _ = walk.push(&wal);
+        assert!(walk.verified_end() <= Some(walk.position()));
+    }
+}

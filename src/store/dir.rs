@@ -1,0 +1,239 @@
+//! The data directory: its layout, its lock, and small files that are replaced whole.
+//!
+//! ```text
+//! <data-dir>/
+//!   walrelay.lock             locked while a relay runs; holds its pid
+//!   cluster.toml              which cluster this is, and what its server last said of itself
+//!   slots.toml                replication slots
+//!   pg_wal/
+//!     000000010000000000000003            finished: complete, verified, synced
+//!     000000010000000000000004.partial    being received, at full size from the start
+//!     00000002.history                    timeline history, as the upstream sent it
+//!     walrelay-new.*                      being preallocated; removed at start
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use walrelay_proto::{SegSize, TimelineId, WalFileName};
+
+use super::StoreError;
+
+/// Name of files that are not yet what they will be.
+const NEW_FILE_PREFIX: &str = "walrelay-new.";
+
+/// A data directory that this process has locked.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    root: PathBuf,
+    wal: PathBuf,
+    /// Holds the lock for as long as it is open.
+    _lock: File,
+}
+
+/// A segment file found in `pg_wal`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct FoundSegment {
+    pub(super) name: WalFileName,
+    pub(super) partial: bool,
+}
+
+impl DataDir {
+    /// Makes the directory if it is missing (mode 0700) and locks it.
+    pub(super) fn lock(root: &Path) -> Result<DataDir, StoreError> {
+        let wal = root.join("pg_wal");
+        let fail = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { action: "could not open data directory", path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&wal).map_err(fail(&wal))?;
+        let path = root.join("walrelay.lock");
+        let mut lock = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = lock.read_to_string(&mut pid);
+                return Err(StoreError::InUse { dir: root.to_owned(), pid: pid.trim().parse().ok() });
+            }
+            Err(TryLockError::Error(source)) => return Err(fail(&path)(source)),
+        }
+        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(fail(&path))?;
+        let dir = DataDir { root: root.to_owned(), wal, _lock: lock };
+        dir.remove_leftovers().map_err(fail(&dir.wal))?;
+        Ok(dir)
+    }
+
+    /// `pg_wal`.
+    pub(super) fn wal(&self) -> &Path {
+        &self.wal
+    }
+
+    /// Path of a finished segment.
+    pub(super) fn segment(&self, name: WalFileName, size: SegSize) -> PathBuf {
+        self.wal.join(name.format(size))
+    }
+
+    /// Path of a segment that is not finished.
+    pub(super) fn partial(&self, name: WalFileName, size: SegSize) -> PathBuf {
+        self.wal.join(format!("{}.partial", name.format(size)))
+    }
+
+    /// Path of a timeline's history file.
+    pub(super) fn history(&self, tli: TimelineId) -> PathBuf {
+        self.wal.join(tli.history_file_name())
+    }
+
+    /// Path of a segment file in the making.
+    pub(super) fn new_file(&self, label: &str) -> PathBuf {
+        self.wal.join(format!("{NEW_FILE_PREFIX}{label}"))
+    }
+
+    /// Makes changes of names in `pg_wal` durable.
+    pub(super) fn sync_wal_dir(&self) -> io::Result<()> {
+        File::open(&self.wal)?.sync_all()
+    }
+
+    /// All segment files of this size, sorted by timeline, then number; finished before partial.
+    pub(super) fn segments(&self, size: SegSize) -> io::Result<Vec<FoundSegment>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.wal)? {
+            let file_name = entry?.file_name();
+            let Some(text) = file_name.to_str() else { continue };
+            let (stem, partial) = match text.strip_suffix(".partial") {
+                Some(stem) => (stem, true),
+                None => (text, false),
+            };
+            if let Some(name) = WalFileName::parse(stem, size) {
+                found.push(FoundSegment { name, partial });
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Reads a small file of the data directory; `None` if it does not exist.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
+        read_if_present(&self.root.join(name))?
+            .map(|bytes| String::from_utf8(bytes).map_err(|error| io::Error::other(error.to_string())))
+            .transpose()
+    }
+
+    /// Replaces a small file of the data directory, whole and durably.
+    pub(super) fn replace(&self, name: &str, content: &str) -> io::Result<()> {
+        replace_file(&self.root.join(name), &self.root.join(format!("{name}.new")), content.as_bytes())
+    }
+
+    /// Stores a history file durably.
+    pub(super) fn write_history(&self, tli: TimelineId, content: &[u8]) -> io::Result<()> {
+        replace_file(&self.history(tli), &self.new_file(&tli.history_file_name()), content)
+    }
+
+    fn remove_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.wal)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file's content, `None` if there is no such file.
+pub(super) fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// After a crash the file has its old content or its new one, never something between.
+fn replace_file(path: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Makes a file of one segment's size with all its blocks reserved, so that a full disk is met here.
+pub(super) fn preallocate(path: &Path, size: SegSize) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let flags = rustix::fs::FallocateFlags::empty();
+    let reserved = match rustix::fs::fallocate(&file, flags, 0, size.bytes()) {
+        // File systems without fallocate: zeros take the place as well.
+        Err(rustix::io::Errno::OPNOTSUPP) => fill_with_zeros(&file, size),
+        other => other.map_err(io::Error::from),
+    };
+    if let Err(error) = reserved {
+        let _ = fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(file)
+}
+
+fn fill_with_zeros(mut file: &File, size: SegSize) -> io::Result<()> {
+    let zeros = vec![0u8; 1 << 20];
+    for _ in 0..size.bytes() / zeros.len() as u64 {
+        file.write_all(&zeros)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_relay_is_told_who_holds_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataDir::lock(dir.path()).unwrap();
+        let Err(StoreError::InUse { pid, .. }) = DataDir::lock(dir.path()) else { panic!("locked twice") };
+        assert_eq!(pid, Some(std::process::id()));
+        drop(held);
+        DataDir::lock(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn segments_are_told_from_everything_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(temp.path()).unwrap();
+        let size = SegSize::new(1 << 20).unwrap();
+        for name in
+            ["000000010000000000000002.partial", "000000010000000000000001", "00000002.history", "x", "0"]
+        {
+            fs::write(dir.wal().join(name), "").unwrap();
+        }
+        let found: Vec<_> =
+            dir.segments(size).unwrap().iter().map(|s| (s.name.segno.as_u64(), s.partial)).collect();
+        assert_eq!(found, [(1, false), (2, true)]);
+    }
+
+    #[test]
+    fn replaced_files_and_leftovers() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(temp.path()).unwrap();
+        assert_eq!(dir.read("slots.toml").unwrap(), None);
+        dir.replace("slots.toml", "a = 1\n").unwrap();
+        dir.replace("slots.toml", "a = 2\n").unwrap();
+        assert_eq!(dir.read("slots.toml").unwrap().as_deref(), Some("a = 2\n"));
+        let leftover = dir.new_file("segment");
+        preallocate(&leftover, SegSize::new(1 << 20).unwrap()).unwrap();
+        assert_eq!(fs::metadata(&leftover).unwrap().len(), 1 << 20);
+        drop(dir);
+        DataDir::lock(temp.path()).unwrap();
+        assert!(!leftover.exists());
+    }
+}

@@ -1,0 +1,263 @@
+//! Segment files and their memory maps: the only unsafe code of walrelay.
+//!
+//! A [`Segment`] is one file of `pg_wal`, at its full size from the first moment, mapped shared and
+//! read-only. What reads, sends or archives takes slices of that map; the one writer puts bytes into the
+//! file by `pwrite`, or through a second, writable map (`--wal-write mmap`). Both show in the shared map
+//! at once.
+//!
+//! What makes a slice sound, and who keeps it so:
+//! - **Nothing below `published` ever changes.** Only the writer moves it, after the bytes are in place,
+//!   and it writes at or above it ([`Segment::write`] asserts that). Readers get nothing above it.
+//! - **The file keeps its size while mapped.** Files are preallocated before they are mapped, and nothing
+//!   in walrelay truncates or rewrites a segment file: they are removed and created anew. The lock on the
+//!   data directory keeps other relays out; an operator who truncates a file by hand causes SIGBUS here as
+//!   it would in any program that maps files.
+//! - **A bad sector** under a page that our own code loads is SIGBUS too. The hot path never loads: bytes are
+//!   checked in the receive buffer and sent by the kernel, which answers EFAULT. The recovery scan reads by
+//!   `pread` and gets an error.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use walrelay_proto::{Lsn, SegSize, WalFileName};
+
+/// How the writer stores WAL into a segment (`--wal-write`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum WalWrite {
+    /// `pwrite(2)`: no page faults, and an I/O error is an error. The default.
+    #[default]
+    Pwrite,
+    /// Stores through a writable shared map: an I/O error while storing is SIGBUS.
+    Mmap,
+}
+
+/// One segment of WAL: its file, its map, and how far it may be read.
+pub struct Segment {
+    name: WalFileName,
+    size: SegSize,
+    file: File,
+    map: MmapRaw,
+    /// The writer's map under `--wal-write mmap`; `None` for segments that are only read.
+    writable: Option<MmapRaw>,
+    /// Bytes from the segment's start that are final. Moves up only.
+    published: AtomicU64,
+    /// Whether the file's directory entry is durable.
+    linked: AtomicBool,
+}
+
+impl Segment {
+    /// Maps a file of full size for reading; its first `published` bytes are final.
+    ///
+    /// Fails with `InvalidData` if the file is not exactly one segment long.
+    pub(super) fn open(path: &Path, name: WalFileName, size: SegSize, published: u64) -> io::Result<Segment> {
+        let file = File::open(path)?;
+        Segment::map(file, name, size, published, false)
+    }
+
+    /// Maps a preallocated file for the writer; its first `published` bytes are final already.
+    pub(super) fn for_writer(
+        file: File,
+        name: WalFileName,
+        size: SegSize,
+        published: u64,
+        how: WalWrite,
+    ) -> io::Result<Segment> {
+        Segment::map(file, name, size, published, how == WalWrite::Mmap)
+    }
+
+    fn map(
+        file: File,
+        name: WalFileName,
+        size: SegSize,
+        published: u64,
+        writable: bool,
+    ) -> io::Result<Segment> {
+        let found = file.metadata()?.len();
+        if found != size.bytes() {
+            let text = format!("segment file is {found} bytes long, expected {}", size.bytes());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let map = MmapOptions::new().map_raw_read_only(&file)?;
+        let writable = writable.then(|| MmapOptions::new().map_raw(&file)).transpose()?;
+        Ok(Segment {
+            name,
+            size,
+            file,
+            map,
+            writable,
+            published: AtomicU64::new(published.min(size.bytes())),
+            linked: AtomicBool::new(false),
+        })
+    }
+
+    /// Timeline and number of the segment.
+    pub fn name(&self) -> WalFileName {
+        self.name
+    }
+
+    /// First byte of the segment.
+    pub fn start(&self) -> Lsn {
+        self.name.segno.start(self.size)
+    }
+
+    /// First byte after the segment.
+    pub fn end(&self) -> Lsn {
+        self.name.segno.end(self.size)
+    }
+
+    /// Bytes from the segment's start that are final, `0 ..= seg_size`.
+    pub fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Whether all of the segment is final.
+    pub fn is_complete(&self) -> bool {
+        self.published() == self.size.bytes()
+    }
+
+    /// Final bytes of the segment, straight from the shared map.
+    ///
+    /// # Panics
+    /// If the range reaches beyond [`published`](Self::published): the caller's bug, never a peer's doing.
+    pub fn bytes(&self, offset: u64, len: usize) -> &[u8] {
+        let end = offset.checked_add(len as u64);
+        assert!(end.is_some_and(|end| end <= self.published()), "read beyond the published end");
+        // SAFETY: the range lies inside the map (published <= seg_size == length of the map), the file is
+        // never truncated while mapped, and bytes below `published` never change (module comment).
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset as usize), len) }
+    }
+
+    /// Stores `bytes` at `offset`. For the one writer.
+    ///
+    /// # Panics
+    /// If the range begins below `published` or ends beyond the segment.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.size.bytes()), "write beyond the segment");
+        assert!(offset >= self.published(), "write below the published end");
+        let Some(map) = &self.writable else { return self.file.write_all_at(bytes, offset) };
+        // SAFETY: the range lies inside the writable map (checked above; the map is one segment long). No
+        // reference to it exists: readers get slices below `published` only, and there is one writer.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.as_mut_ptr().add(offset as usize), bytes.len());
+        }
+        Ok(())
+    }
+
+    /// Lets readers see the first `end` bytes. For the one writer; never moves down.
+    pub(super) fn publish(&self, end: u64) {
+        assert!(end <= self.size.bytes(), "published beyond the segment");
+        self.published.fetch_max(end, Ordering::Release);
+    }
+
+    /// Makes everything written so far durable. A failure must never be retried: the kernel may have
+    /// dropped the dirty pages and would report success.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Whether the directory entry still has to be synced; true at the first call only.
+    pub(super) fn needs_link_sync(&self) -> bool {
+        !self.linked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a range is in the page cache, so that sending it will not wait for the disk.
+    pub fn is_resident(&self, offset: u64, len: usize) -> bool {
+        const PAGE: usize = 4096;
+        let first = offset as usize / PAGE * PAGE;
+        let last = (offset as usize + len).min(self.size.bytes() as usize);
+        let mut pages = [0u8; 256];
+        (first..last).step_by(pages.len() * PAGE).all(|at| {
+            let span = (last - at).min(pages.len() * PAGE);
+            // SAFETY: `at` is a multiple of the page size inside the map, `span` ends inside it, and
+            // `pages` has one byte for each page of the span. A larger page size needs fewer bytes.
+            let answer =
+                unsafe { libc::mincore(self.map.as_ptr().add(at) as *mut _, span, pages.as_mut_ptr()) };
+            answer != 0 || pages[..span.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
+        })
+    }
+
+    /// Reads a range into the page cache, waiting for the disk. For blocking threads only.
+    pub fn populate(&self, offset: u64, len: usize) -> io::Result<()> {
+        let (offset, len) = (offset as usize, len.min((self.size.bytes() - offset) as usize));
+        match self.map.advise_range(Advice::PopulateRead, offset / 4096 * 4096, len + offset % 4096) {
+            // Kernels before 5.14 do not know the advice: read the range the plain way.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.read_through(offset, len),
+            other => other,
+        }
+    }
+
+    fn read_through(&self, offset: usize, len: usize) -> io::Result<()> {
+        let mut buffer = [0u8; 16384];
+        for at in (offset..offset + len).step_by(buffer.len()) {
+            self.file.read_at(&mut buffer, at as u64)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segment")
+            .field("name", &self.name.format(self.size))
+            .field("published", &self.published())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walrelay_proto::{SegNo, TimelineId};
+
+    fn segment(how: WalWrite) -> (tempfile::TempDir, Segment) {
+        let dir = tempfile::tempdir().unwrap();
+        let size = SegSize::new(1 << 20).unwrap();
+        let path = dir.path().join("segment");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(size.bytes()).unwrap();
+        let name = WalFileName::new(TimelineId::FIRST, SegNo::new(1));
+        (dir, Segment::for_writer(file, name, size, 0, how).unwrap())
+    }
+
+    #[test]
+    fn what_is_written_either_way_shows_in_the_map_once_published() {
+        for how in [WalWrite::Pwrite, WalWrite::Mmap] {
+            let (_dir, segment) = segment(how);
+            segment.write(8190, b"abcd").unwrap();
+            segment.publish(8194);
+            assert_eq!(segment.bytes(8190, 4), b"abcd");
+            segment.sync().unwrap();
+            assert!(segment.is_resident(8190, 4));
+            segment.populate(5000, 9000).unwrap();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the published end")]
+    fn bytes_above_the_published_end_cannot_be_read() {
+        let (_dir, segment) = segment(WalWrite::Pwrite);
+        segment.publish(10);
+        segment.bytes(5, 6);
+    }
+
+    #[test]
+    #[should_panic(expected = "below the published end")]
+    fn published_bytes_cannot_be_written_again() {
+        let (_dir, segment) = segment(WalWrite::Pwrite);
+        segment.publish(10);
+        let _ = segment.write(9, b"x");
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let (dir, segment) = segment(WalWrite::Pwrite);
+        let size = SegSize::new(2 << 20).unwrap();
+        let error = Segment::open(&dir.path().join("segment"), segment.name(), size, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

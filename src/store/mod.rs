@@ -1,0 +1,397 @@
+//! The store: WAL on disk, how far it reaches, and what must be kept.
+//!
+//! ```text
+//! upstream ── bytes ──> Writer ── verified, written ──> written() ──> walsenders read Segments
+//!                         │
+//!                         └── dirty segments ──> flusher thread ── synced ──> flushed() ──> upstream reports
+//! retention thread: slots + wal_keep_size ──> removes segments
+//! ```
+//!
+//! One owner for each piece of state: only the [`Writer`] moves `write_lsn` and the timeline, only the
+//! flusher moves `flush_lsn`, only retention removes files.
+//!
+//! Invariants:
+//! - `flush_lsn <= write_lsn`, and both are ends of verified records (or page boundaries in the zeros behind
+//!   an XLOG_SWITCH). Nothing published is ever taken back or changed.
+//! - What is reported upstream as flushed survives a crash: `flush_lsn` moves after the sync returned.
+//! - A timeline's history file is durable before the timeline is shown to anybody.
+//! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost.
+
+mod cluster;
+mod dir;
+mod flusher;
+mod mapped;
+mod recovery;
+mod retention;
+mod segments;
+mod senders;
+mod slots;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use walrelay_proto::{HistoryError, Lsn, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
+
+pub use cluster::{Identity, UpstreamParameters};
+pub use mapped::{Segment, WalWrite};
+pub use senders::{
+    FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
+};
+pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
+pub use writer::{AppendError, Writer};
+
+use dir::DataDir;
+use flusher::{FlushQueue, Flusher};
+use retention::Retention;
+use segments::SegmentCache;
+
+/// How a store is kept.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// `--data-dir`.
+    pub data_dir: PathBuf,
+    /// `--wal-write`.
+    pub wal_write: WalWrite,
+    /// `--wal-keep-size`, bytes: WAL kept behind the newest even if no slot needs it.
+    pub wal_keep_size: u64,
+    /// `--max-slot-wal-keep-size`, bytes: how much WAL slots may keep; `None` for no limit.
+    pub max_slot_wal_keep_size: Option<u64>,
+    /// `--max-replication-slots`.
+    pub max_replication_slots: usize,
+}
+
+/// The end of the WAL held here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tip {
+    /// Timeline that is being received.
+    pub tli: TimelineId,
+    /// End of what is verified, written and visible to consumers.
+    pub write_lsn: Lsn,
+    /// End of what is durable; not beyond `write_lsn` on the same timeline.
+    pub flush_lsn: Lsn,
+}
+
+/// A position on a timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimelinePosition {
+    /// The timeline.
+    pub tli: TimelineId,
+    /// The position on it.
+    pub lsn: Lsn,
+}
+
+/// The store cannot be opened or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another relay runs on the directory.
+    #[error(
+        "data directory \"{}\" is in use by another walrelay{}; stop it, or give this one another --data-dir",
+        dir.display(), pid.map(|pid| format!(" (PID {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// The other process, if it could be read.
+        pid: Option<u32>,
+    },
+    /// The operating system refused something.
+    #[error("{action} \"{}\": {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A finished segment does not verify.
+    #[error(
+        "WAL file \"{file}\" in the data directory is damaged: {source}; restore it from another copy, or move it and all later segments away to fetch them again"
+    )]
+    Damaged {
+        /// The segment.
+        file: String,
+        /// What is wrong with it.
+        source: WalError,
+    },
+    /// The history file of the newest timeline is missing or unreadable.
+    #[error("timeline {tli} is in the data directory but its history file is not usable: {reason}")]
+    History {
+        /// The timeline.
+        tli: TimelineId,
+        /// Why not.
+        reason: String,
+    },
+    /// The directory holds another cluster's WAL.
+    #[error(
+        "data directory belongs to another cluster: its system identifier is {ours}, the upstream's is {theirs}; point --upstream at the right server, or give this cluster a --data-dir of its own"
+    )]
+    OtherCluster {
+        /// Identifier in the data directory.
+        ours: walrelay_proto::SystemId,
+        /// The upstream's.
+        theirs: walrelay_proto::SystemId,
+    },
+    /// Segment sizes differ although the identifier is the same.
+    #[error("WAL segment size of the data directory is {}, the upstream's is {}", ours.to_show(), theirs.to_show())]
+    OtherSegSize {
+        /// Size in the data directory.
+        ours: SegSize,
+        /// The upstream's.
+        theirs: SegSize,
+    },
+}
+
+/// WAL cannot be read here.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such segment (any more).
+    #[error("requested WAL segment {0} has already been removed")]
+    Removed(String),
+    /// The operating system refused it.
+    #[error("could not read WAL segment {file}: {source}")]
+    Io {
+        /// The segment.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// WAL on disk, shared by everybody. The one [`Writer`] comes with it from [`Store::open`].
+#[derive(Debug)]
+pub struct Store {
+    config: StoreConfig,
+    dir: Arc<DataDir>,
+    cluster: RwLock<Option<(Identity, Arc<UpstreamParameters>)>>,
+    history: Mutex<Arc<TimelineHistory>>,
+    written: watch::Sender<Option<TimelinePosition>>,
+    flushed: watch::Sender<Option<TimelinePosition>>,
+    segments: SegmentCache,
+    flush_queue: FlushQueue,
+    retention_bell: retention::Bell,
+    slots: Arc<Slots>,
+    senders: Arc<Senders>,
+    lag: LagClock,
+    failure: watch::Sender<Option<String>>,
+}
+
+/// The store's threads; [`Background::stop`] ends them in order.
+#[derive(Debug)]
+pub struct Background {
+    flusher: Flusher,
+    retention: Retention,
+    store: Arc<Store>,
+}
+
+impl Background {
+    /// Syncs what is written, saves the slots, ends the threads. The writer must be gone or idle.
+    pub fn stop(self) {
+        self.flusher.stop(&self.store);
+        self.retention.stop(&self.store);
+    }
+}
+
+impl Store {
+    /// Locks a data directory, recovers what a crash left, and starts the store's threads.
+    pub fn open(config: StoreConfig) -> Result<(Arc<Store>, Writer, Background), StoreError> {
+        let dir = Arc::new(DataDir::lock(&config.data_dir)?);
+        let io = |action| {
+            let path = config.data_dir.clone();
+            move |source| StoreError::Io { action, path, source }
+        };
+        let cluster = cluster::load(&dir).map_err(io("could not read cluster state in"))?;
+        let slots = Slots::open(dir.clone(), config.max_replication_slots)
+            .map_err(io("could not read replication slots in"))?;
+        let recovered = match &cluster {
+            Some((identity, _)) => recovery::recover(&dir, *identity, config.wal_write)?,
+            None => None,
+        };
+        let history = recovered.as_ref().map_or_else(TimelineHistory::first, |found| found.history.clone());
+        let end = recovered.as_ref().and_then(|found| {
+            let tli = found.history.tli();
+            found.verifier.verified_end().map(|lsn| TimelinePosition { tli, lsn })
+        });
+        let senders = Senders::new(slots.clone());
+        let store = Arc::new(Store {
+            config,
+            dir,
+            cluster: RwLock::new(cluster.map(|(identity, parameters)| (identity, Arc::new(parameters)))),
+            history: Mutex::new(Arc::new(history)),
+            written: watch::Sender::new(end),
+            flushed: watch::Sender::new(end),
+            segments: SegmentCache::default(),
+            flush_queue: FlushQueue::default(),
+            retention_bell: retention::Bell::default(),
+            slots,
+            senders,
+            lag: LagClock::new(),
+            failure: watch::Sender::new(None),
+        });
+        let background = Background {
+            flusher: Flusher::start(store.clone()),
+            retention: Retention::start(store.clone()),
+            store: store.clone(),
+        };
+        let writer = Writer::new(store.clone(), recovered);
+        Ok((store, writer, background))
+    }
+
+    /// Which cluster this is; `None` before the first contact with an upstream.
+    pub fn identity(&self) -> Option<Identity> {
+        let cluster = self.cluster.read().unwrap_or_else(PoisonError::into_inner);
+        cluster.as_ref().map(|(identity, _)| *identity)
+    }
+
+    /// What the upstream said of itself; empty before the first contact.
+    pub fn upstream_parameters(&self) -> Arc<UpstreamParameters> {
+        let cluster = self.cluster.read().unwrap_or_else(PoisonError::into_inner);
+        cluster.as_ref().map(|(_, parameters)| parameters.clone()).unwrap_or_default()
+    }
+
+    /// Checks an upstream against the data directory, or makes a new directory this cluster's, durably.
+    pub fn attach(&self, identity: Identity, parameters: UpstreamParameters) -> Result<(), StoreError> {
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((ours, known)) = cluster.as_ref() {
+            if ours.system_id != identity.system_id {
+                return Err(StoreError::OtherCluster { ours: ours.system_id, theirs: identity.system_id });
+            }
+            if ours.seg_size != identity.seg_size {
+                return Err(StoreError::OtherSegSize { ours: ours.seg_size, theirs: identity.seg_size });
+            }
+            if **known == parameters {
+                return Ok(());
+            }
+        }
+        cluster::save(&self.dir, identity, &parameters).map_err(|source| StoreError::Io {
+            action: "could not save cluster state in",
+            path: self.config.data_dir.clone(),
+            source,
+        })?;
+        *cluster = Some((identity, Arc::new(parameters)));
+        Ok(())
+    }
+
+    /// Where the WAL held here ends; `None` before the first record.
+    pub fn tip(&self) -> Option<Tip> {
+        let written = (*self.written.borrow())?;
+        let flushed = (*self.flushed.borrow()).filter(|flushed| flushed.tli == written.tli);
+        let flush_lsn = flushed.map_or_else(|| self.history().begin(), |flushed| flushed.lsn);
+        Some(Tip { tli: written.tli, write_lsn: written.lsn, flush_lsn: flush_lsn.min(written.lsn) })
+    }
+
+    /// Watches timeline and `write_lsn`.
+    pub fn written(&self) -> watch::Receiver<Option<TimelinePosition>> {
+        self.written.subscribe()
+    }
+
+    /// Watches timeline and `flush_lsn`. After a timeline switch it names the old timeline until the new
+    /// one's first bytes are durable.
+    pub fn flushed(&self) -> watch::Receiver<Option<TimelinePosition>> {
+        self.flushed.subscribe()
+    }
+
+    /// History of the timeline being received.
+    pub fn history(&self) -> Arc<TimelineHistory> {
+        lock(&self.history).clone()
+    }
+
+    /// Content of a timeline's history file; `None` if there is none here.
+    pub fn history_file(&self, tli: TimelineId) -> io::Result<Option<Vec<u8>>> {
+        dir::read_if_present(&self.dir.history(tli))
+    }
+
+    /// Stores a history file, durably, after checking that PostgreSQL could read it.
+    pub fn save_history_file(&self, tli: TimelineId, content: &[u8]) -> Result<(), SaveHistoryError> {
+        TimelineHistory::parse(tli, content)?;
+        Ok(self.dir.write_history(tli, content)?)
+    }
+
+    /// The segment that holds `segno` for a reader of timeline `tli`; chosen as PostgreSQL chooses it
+    /// (`WalSndSegmentOpen`).
+    ///
+    /// May wait for the disk a little: it opens and maps a file that is not in use.
+    pub fn segment(&self, tli: TimelineId, segno: walrelay_proto::SegNo) -> Result<Arc<Segment>, ReadError> {
+        let name = WalFileName::new(tli, segno);
+        let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
+        self.segments.open(&self.dir, identity.seg_size, &self.history(), name)
+    }
+
+    /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment.
+    pub fn oldest(&self) -> Option<Lsn> {
+        let (identity, tip) = (self.identity()?, self.tip()?);
+        let segments = self.dir.segments(identity.seg_size).ok()?;
+        let mut oldest = tip.write_lsn.seg_before(identity.seg_size);
+        let held: std::collections::BTreeSet<_> = segments.iter().map(|found| found.name.segno).collect();
+        while let Some(before) = oldest.prev().filter(|before| held.contains(before)) {
+            oldest = before;
+        }
+        Some(oldest.start(identity.seg_size))
+    }
+
+    /// The relay's own replication slots.
+    pub fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
+    /// The consumers.
+    pub fn senders(&self) -> &Arc<Senders> {
+        &self.senders
+    }
+
+    /// When WAL arrived, for lag in time.
+    pub fn lag_clock(&self) -> &LagClock {
+        &self.lag
+    }
+
+    /// Where the data is.
+    pub fn data_dir(&self) -> &Path {
+        &self.config.data_dir
+    }
+
+    /// How the store is kept.
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    /// Resolves with the reason when the store cannot go on (a failed sync); the process has to end.
+    /// Cancel-safe.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn fail(&self, reason: String) {
+        tracing::error!("{reason}");
+        self.failure.send_modify(|failure| {
+            failure.get_or_insert(reason);
+        });
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+}
+
+/// A history file cannot be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveHistoryError {
+    /// PostgreSQL could not read it.
+    #[error(transparent)]
+    Invalid(#[from] HistoryError),
+    /// The operating system refused.
+    #[error("could not store timeline history file: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The data behind the store's locks is valid after every single assignment, so a panic elsewhere spoils
+/// nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,129 @@
+//! Retention: which WAL is kept, and the thread that removes the rest.
+//!
+//! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
+//! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
+//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed.
+
+use std::fs;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use walrelay_proto::{Lsn, SegNo};
+
+use super::{Store, lock};
+
+/// Slots move without telling; this often they are looked at anyway.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Wakes the retention thread.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    state: Mutex<BellState>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct BellState {
+    rung: bool,
+    stop: bool,
+}
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        lock(&self.state).rung = true;
+        self.rung.notify_one();
+    }
+
+    /// Waits for a ring or for the interval; false when the thread shall stop.
+    fn wait(&self) -> bool {
+        let state = lock(&self.state);
+        let quiet = |state: &mut BellState| !state.rung && !state.stop;
+        let (mut state, _) =
+            self.rung.wait_timeout_while(state, INTERVAL, quiet).unwrap_or_else(PoisonError::into_inner);
+        state.rung = false;
+        !state.stop
+    }
+}
+
+/// The retention thread.
+#[derive(Debug)]
+pub(super) struct Retention {
+    thread: JoinHandle<()>,
+}
+
+impl Retention {
+    pub(super) fn start(store: Arc<Store>) -> Retention {
+        let run = move || {
+            while store.retention_bell.wait() {
+                if let Err(error) = store.remove_old_wal() {
+                    tracing::warn!("could not remove old WAL: {error}; will try again");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("retention".into()).spawn(run);
+        Retention { thread: thread.expect("threads can be started when the process starts") }
+    }
+
+    /// Ends the thread and saves the slots.
+    pub(super) fn stop(self, store: &Store) {
+        lock(&store.retention_bell.state).stop = true;
+        store.retention_bell.rung.notify_one();
+        let _ = self.thread.join();
+        if let Err(error) = store.slots.save() {
+            tracing::error!("could not save replication slots: {error}");
+        }
+    }
+}
+
+impl Store {
+    /// One pass: saves slots, marks those beyond the limit as lost, removes what nobody needs.
+    fn remove_old_wal(&self) -> io::Result<()> {
+        self.senders.refresh_horizon();
+        let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else { return self.slots.save() };
+        if let Some(limit) = self.config.max_slot_wal_keep_size {
+            let oldest_allowed = tip.write_lsn.rewind(limit).seg_start(identity.seg_size);
+            for slot in self.slots.invalidate_before(oldest_allowed) {
+                let restart = slot.restart_lsn.unwrap_or_default();
+                tracing::warn!(
+                    "invalidating slot \"{}\" because its restart_lsn {restart} exceeds max_slot_wal_keep_size",
+                    slot.name
+                );
+            }
+        }
+        self.slots.save()?;
+        let keep = self.keep_from(tip.write_lsn, tip.flush_lsn).seg_at(identity.seg_size);
+        self.remove_segments_before(keep)
+    }
+
+    /// Oldest position that has to stay.
+    fn keep_from(&self, write_lsn: Lsn, flush_lsn: Lsn) -> Lsn {
+        let by_size = write_lsn.rewind(self.config.wal_keep_size);
+        // The segment before the durable end stays in any case: recovery starts from it.
+        let by_recovery = flush_lsn.rewind(1);
+        let by_slots = self.slots.oldest_restart_lsn().unwrap_or(write_lsn);
+        by_size.min(by_recovery).min(by_slots)
+    }
+
+    fn remove_segments_before(&self, keep: SegNo) -> io::Result<()> {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        let mut removed = 0;
+        for found in self.dir.segments(identity.seg_size)? {
+            if found.name.segno >= keep {
+                continue;
+            }
+            let path = match found.partial {
+                true => self.dir.partial(found.name, identity.seg_size),
+                false => self.dir.segment(found.name, identity.seg_size),
+            };
+            fs::remove_file(path)?;
+            removed += 1;
+        }
+        if removed > 0 {
+            self.dir.sync_wal_dir()?;
+            tracing::debug!("removed {removed} WAL segments before {}", keep.start(identity.seg_size));
+        }
+        Ok(())
+    }
+}

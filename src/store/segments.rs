@@ -1,0 +1,83 @@
+//! Which file holds a segment for whom, and the maps in use.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, Weak};
+
+use walrelay_proto::{SegSize, TimelineHistory, WalFileName};
+
+use super::dir::DataDir;
+use super::mapped::Segment;
+use super::{ReadError, lock};
+
+/// The segments that are mapped at the moment. Readers of the same segment share its map; it is unmapped
+/// when the last one lets go.
+#[derive(Debug, Default)]
+pub(super) struct SegmentCache {
+    mapped: Mutex<HashMap<WalFileName, Weak<Segment>>>,
+}
+
+impl SegmentCache {
+    /// Lets readers find a segment that the writer has made.
+    pub(super) fn insert(&self, segment: &Arc<Segment>) {
+        let mut mapped = lock(&self.mapped);
+        mapped.retain(|_, known| known.strong_count() > 0);
+        mapped.insert(segment.name(), Arc::downgrade(segment));
+    }
+
+    /// The segment for a reader of `name.tli`.
+    ///
+    /// The segment in which that timeline was left is read from the *next* timeline's file, which begins
+    /// with the same bytes and is the one that survives; from its own file if only that is here.
+    pub(super) fn open(
+        &self,
+        dir: &DataDir,
+        size: SegSize,
+        history: &TimelineHistory,
+        name: WalFileName,
+    ) -> Result<Arc<Segment>, ReadError> {
+        let successor = history
+            .switch_point(name.tli)
+            .filter(|(left_at, _)| left_at.seg_at(size) == name.segno)
+            .map(|(_, next)| WalFileName::new(next, name.segno));
+        for candidate in successor.into_iter().chain([name]) {
+            if let Some(segment) = self.lookup(dir, size, history, candidate)? {
+                return Ok(segment);
+            }
+        }
+        Err(ReadError::Removed(name.format(size)))
+    }
+
+    fn lookup(
+        &self,
+        dir: &DataDir,
+        size: SegSize,
+        history: &TimelineHistory,
+        name: WalFileName,
+    ) -> Result<Option<Arc<Segment>>, ReadError> {
+        let mut mapped = lock(&self.mapped);
+        if let Some(segment) = mapped.get(&name).and_then(Weak::upgrade) {
+            return Ok(Some(segment));
+        }
+        let finished = Segment::open(&dir.segment(name, size), name, size, size.bytes());
+        let opened = match finished {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Not the writer's (that would have been in the cache): a timeline's last segment.
+                let final_bytes = history
+                    .switch_point(name.tli)
+                    .map_or(0, |(left_at, _)| left_at.since(name.segno.start(size)));
+                Segment::open(&dir.partial(name, size), name, size, final_bytes)
+            }
+            other => other,
+        };
+        match opened {
+            Ok(segment) => {
+                let segment = Arc::new(segment);
+                mapped.insert(name, Arc::downgrade(&segment));
+                Ok(Some(segment))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(ReadError::Io { file: name.format(size), source }),
+        }
+    }
+}

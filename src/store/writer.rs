@@ -1,0 +1,362 @@
+//! The writer: takes WAL as it is received, verifies it, stores it, shows it to readers.
+//!
+//! There is one, owned by whoever drives the upstream connection. For each piece of WAL it verifies the
+//! bytes in the caller's buffer, writes them, and at [`Writer::commit`] publishes up to the end of the last
+//! complete record. Bytes of an unfinished record are in the file but nobody sees them, so a record that
+//! turns out bad is fetched again and written over, without anything published ever changing.
+//!
+//! ```text
+//!   segment start        verified_end        position
+//!        |---- published ----|---- written ------|---- preallocated ----|
+//! ```
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use walrelay_proto::{
+    Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
+};
+
+use super::dir;
+use super::mapped::Segment;
+use super::recovery::Recovered;
+use super::{Identity, Store, TimelinePosition, lock};
+
+/// WAL was not taken. Nothing that was published before is affected.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The bytes are not valid WAL; fetch them again from [`Writer::position`].
+    #[error("received bad WAL: {0}")]
+    Bad(#[from] WalError),
+    /// The bytes do not follow on what is here.
+    #[error("received WAL at {at}, expected {expected}")]
+    Gap {
+        /// Start of the bytes.
+        at: Lsn,
+        /// What should have come.
+        expected: Lsn,
+    },
+    /// The upstream has other bytes where we have WAL already.
+    #[error(
+        "timeline {tli} at {lsn}: the upstream's WAL differs from what was received before; the histories of the two have diverged"
+    )]
+    Diverged {
+        /// The timeline.
+        tli: TimelineId,
+        /// First byte that differs.
+        lsn: Lsn,
+    },
+    /// No room for another segment; retry when there is.
+    #[error("could not allocate WAL segment {file} in the data directory: {source}")]
+    NoSpace {
+        /// The segment.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A segment cannot be written. The relay has to end.
+    #[error("could not write WAL segment {file}: {source}")]
+    Io {
+        /// The segment.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A new timeline does not fork off where it says.
+    #[error("timeline {tli} cannot begin at {at}: {reason}")]
+    Fork {
+        /// The new timeline.
+        tli: TimelineId,
+        /// Its switch point.
+        at: Lsn,
+        /// Why not.
+        reason: String,
+    },
+    /// The store has failed before.
+    #[error("the store has failed")]
+    Failed,
+}
+
+/// The one writer of a [`Store`].
+#[derive(Debug)]
+pub struct Writer {
+    store: Arc<Store>,
+    stream: Option<Stream>,
+}
+
+/// A timeline being received.
+#[derive(Debug)]
+struct Stream {
+    identity: Identity,
+    tli: TimelineId,
+    verifier: WalVerifier,
+    /// The segment that is being filled.
+    current: Option<Arc<Segment>>,
+    /// Segments with bytes that have not been handed to the flusher, oldest first.
+    touched: Vec<Arc<Segment>>,
+    /// What `commit` published last.
+    published: Option<Lsn>,
+}
+
+impl Writer {
+    pub(super) fn new(store: Arc<Store>, recovered: Option<Recovered>) -> Writer {
+        let stream = store.identity().zip(recovered).map(|(identity, found)| {
+            if let Some(tail) = &found.tail {
+                store.segments.insert(tail);
+            }
+            Stream {
+                identity,
+                tli: found.history.tli(),
+                published: found.verifier.verified_end(),
+                verifier: found.verifier,
+                current: found.tail,
+                touched: Vec::new(),
+            }
+        });
+        Writer { store, stream }
+    }
+
+    /// The store it writes to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Timeline and next byte to fetch; `None` while the data directory is empty.
+    pub fn position(&self) -> Option<TimelinePosition> {
+        let stream = self.stream.as_ref()?;
+        Some(TimelinePosition { tli: stream.tli, lsn: stream.verifier.position() })
+    }
+
+    /// Starts an empty data directory at the beginning of the segment that holds `at`. The store must
+    /// have been attached to a cluster.
+    pub fn begin(&mut self, identity: Identity, history: TimelineHistory, at: Lsn) {
+        assert!(self.stream.is_none(), "the data directory is not empty");
+        let tli = history.tli();
+        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
+        *lock(&self.store.history) = Arc::new(history);
+        let mut verifier = WalVerifier::at_segment_start(id, tli, at);
+        verifier.accept_any_padding();
+        self.stream =
+            Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
+    }
+
+    /// Forgets what was received beyond the last complete record. To be called before fetching again.
+    pub fn rewind(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.verifier.rewind();
+            let seg_size = stream.identity.seg_size;
+            let next = stream.verifier.position().seg_at(seg_size);
+            stream.current = stream.current.take().filter(|segment| segment.name().segno == next);
+            stream.touched.retain(|segment| segment.name().segno <= next);
+            if stream.current.is_none() {
+                stream.current = stream.touched.iter().find(|segment| segment.name().segno == next).cloned();
+            }
+        }
+    }
+
+    /// Takes the WAL that starts at `at`. Bytes from before [`position`](Self::position) are compared with
+    /// what is here. Readers see it after [`commit`](Self::commit).
+    pub fn append(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
+        if self.store.has_failed() {
+            return Err(AppendError::Failed);
+        }
+        let Some(stream) = &mut self.stream else {
+            return Err(AppendError::Gap { at, expected: Lsn::INVALID });
+        };
+        let position = stream.verifier.position();
+        if at > position {
+            return Err(AppendError::Gap { at, expected: position });
+        }
+        let known = (position.since(at)).min(bytes.len() as u64) as usize;
+        stream.compare(&self.store, at, &bytes[..known])?;
+        let mut rest = &bytes[known..];
+        while !rest.is_empty() {
+            let segment = stream.segment_for_next_byte(&self.store)?;
+            let room = segment.end().since(stream.verifier.position()) as usize;
+            let (chunk, behind) = rest.split_at(rest.len().min(room));
+            stream.take(&segment, chunk)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Shows readers everything up to the end of the last complete record, and has it synced.
+    pub fn commit(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        let Some(end) = stream.verifier.verified_end() else { return };
+        if stream.published == Some(end) {
+            return;
+        }
+        for segment in &stream.touched {
+            segment.publish(end.min(segment.end()).since(segment.start()));
+        }
+        stream.published = Some(end);
+        let target = TimelinePosition { tli: stream.tli, lsn: end };
+        self.store.flush_queue.push(stream.touched.iter().cloned(), target);
+        // Segments with bytes of an unfinished record come again with its end.
+        stream.touched.retain(|segment| segment.end() > end);
+        self.store.lag.arrived(end, Instant::now());
+        self.store.written.send_replace(Some(target));
+    }
+
+    /// Goes on along a timeline that forked off the present one at or before its end; `history` is the
+    /// new timeline's, and its file is stored already.
+    ///
+    /// The new timeline's first segment begins with the old one's bytes, in a file of its own. What was
+    /// received beyond the fork stays in the old timeline's files.
+    pub fn switch_timeline(&mut self, history: TimelineHistory) -> Result<(), AppendError> {
+        self.commit();
+        self.rewind();
+        let tli = history.tli();
+        let Some(stream) = &mut self.stream else {
+            return Err(AppendError::Gap { at: Lsn::INVALID, expected: Lsn::INVALID });
+        };
+        let fail = |at, reason: String| AppendError::Fork { tli, at, reason };
+        let Some((at, _)) = history.switch_point(stream.tli) else {
+            return Err(fail(Lsn::INVALID, format!("timeline {} is not in its history", stream.tli)));
+        };
+        let end = stream.verifier.position();
+        if at > end {
+            return Err(fail(at, format!("timeline {} is held only up to {end}", stream.tli)));
+        }
+        // Where generations were skipped, everything from the first fork on is the newer timeline's.
+        stream.fork(&self.store, tli, at)?;
+        *lock(&self.store.history) = Arc::new(history);
+        let target = TimelinePosition { tli, lsn: at };
+        self.store.flush_queue.push(stream.touched.iter().cloned(), target);
+        stream.touched.clear();
+        stream.published = Some(at);
+        self.store.written.send_replace(Some(target));
+        Ok(())
+    }
+}
+
+impl Stream {
+    /// Verifies and writes bytes that lie in one segment.
+    fn take(&mut self, segment: &Arc<Segment>, chunk: &[u8]) -> Result<(), AppendError> {
+        let before = self.verifier.clone();
+        let at = before.position();
+        let checked = self.verifier.push(chunk);
+        let good = match checked {
+            Ok(()) => chunk,
+            // The records before the bad one count.
+            Err(_) => {
+                let end = self.verifier.verified_end().unwrap_or(at);
+                &chunk[..end.since(at).min(chunk.len() as u64) as usize]
+            }
+        };
+        if let Err(source) = segment.write(at.since(segment.start()), good) {
+            self.verifier = before;
+            return Err(AppendError::Io { file: segment.name().format(self.identity.seg_size), source });
+        }
+        if !self.touched.iter().any(|known| Arc::ptr_eq(known, segment)) {
+            self.touched.push(segment.clone());
+        }
+        Ok(checked?)
+    }
+
+    /// Compares bytes with what was published; those of an unfinished record cannot come twice, because
+    /// it is fetched from its start after a `rewind`.
+    fn compare(&self, store: &Store, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
+        let (mut at, mut rest) = (at, bytes);
+        let published = self.published.unwrap_or_default();
+        while !rest.is_empty() && at < published {
+            let segno = at.seg_at(self.identity.seg_size);
+            let end = segno.end(self.identity.seg_size).min(published);
+            let (chunk, behind) = rest.split_at(rest.len().min(end.since(at) as usize));
+            // What retention has removed cannot be compared, and nobody below can ask for it.
+            if let Ok(segment) = store.segment(self.tli, segno) {
+                let offset = at.since(segment.start());
+                let readable = segment.published().saturating_sub(offset).min(chunk.len() as u64) as usize;
+                let ours = segment.bytes(offset, readable);
+                if let Some(differs) = ours.iter().zip(chunk).position(|(a, b)| a != b) {
+                    let lsn = at.advance(differs as u64);
+                    return Err(AppendError::Diverged { tli: self.tli, lsn });
+                }
+            }
+            at = at.advance(chunk.len() as u64);
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn segment_for_next_byte(&mut self, store: &Store) -> Result<Arc<Segment>, AppendError> {
+        let position = self.verifier.position();
+        if let Some(segment) = self.current.as_ref().filter(|segment| position < segment.end()) {
+            return Ok(segment.clone());
+        }
+        let segno = position.seg_at(self.identity.seg_size);
+        let segment = self.create_segment(store, self.tli, segno, &[])?;
+        self.current = Some(segment.clone());
+        Ok(segment)
+    }
+
+    /// A new segment file under its `.partial` name, at full size. A `head` is published and is durable
+    /// before the name exists: recovery relies on it.
+    fn create_segment(
+        &self,
+        store: &Store,
+        tli: TimelineId,
+        segno: SegNo,
+        head: &[u8],
+    ) -> Result<Arc<Segment>, AppendError> {
+        let size = self.identity.seg_size;
+        let name = WalFileName::new(tli, segno);
+        let file = name.format(size);
+        let io = |source| AppendError::Io { file: file.clone(), source };
+        let temporary = store.dir.new_file(&file);
+        let made = dir::preallocate(&temporary, size)
+            .map_err(|source| AppendError::NoSpace { file: file.clone(), source })?;
+        let segment = Segment::for_writer(made, name, size, 0, store.config.wal_write).map_err(io)?;
+        if !head.is_empty() {
+            segment.write(0, head).and_then(|()| segment.sync()).map_err(io)?;
+            segment.publish(head.len() as u64);
+        }
+        std::fs::rename(&temporary, store.dir.partial(name, size)).map_err(io)?;
+        let segment = Arc::new(segment);
+        store.segments.insert(&segment);
+        Ok(segment)
+    }
+
+    /// Moves to timeline `tli` at `at`, which is at or before the verified end.
+    fn fork(&mut self, store: &Store, tli: TimelineId, at: Lsn) -> Result<(), AppendError> {
+        let size = self.identity.seg_size;
+        let fail = |reason: String| AppendError::Fork { tli, at, reason };
+        let offset = at.offset_in_seg(size);
+        let head = match offset {
+            0 => Vec::new(),
+            _ => self.head_of(store, at).map_err(|error| fail(error.to_string()))?,
+        };
+        let mut verifier = self.verifier.clone();
+        if at != verifier.position() {
+            let id = WalIdentity { system_id: self.identity.system_id, seg_size: size };
+            verifier = match offset {
+                0 => WalVerifier::at_record_start(id, tli, at, None),
+                _ => WalVerifier::at_segment_start(id, tli, at),
+            };
+            verifier.push(&head).map_err(|error| fail(error.to_string()))?;
+            if verifier.verified_end() != Some(at) {
+                return Err(fail("no record ends there".to_owned()));
+            }
+            verifier.accept_any_padding();
+        }
+        verifier.switch_timeline(tli);
+        let current = match offset {
+            0 => None,
+            _ => Some(self.create_segment(store, tli, at.seg_at(size), &head)?),
+        };
+        self.touched = current.iter().cloned().collect();
+        self.current = current;
+        self.verifier = verifier;
+        self.tli = tli;
+        Ok(())
+    }
+
+    /// The bytes of `at`'s segment before `at`, on the present timeline.
+    fn head_of(&self, store: &Store, at: Lsn) -> Result<Vec<u8>, super::ReadError> {
+        let size = self.identity.seg_size;
+        let segment = store.segment(self.tli, at.seg_at(size))?;
+        Ok(segment.bytes(0, at.offset_in_seg(size) as usize).to_vec())
+    }
+}
