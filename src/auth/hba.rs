@@ -1,0 +1,250 @@
+//! Host-based authentication: `pg_hba.conf` (PostgreSQL: `hba.c`).
+//!
+//! The syntax is PostgreSQL's, quotes, lists, continuation lines and includes too. What walrelay cannot decide
+//! (host names, groups, regular expressions, methods it does not have) is an error that names the line: a line
+//! that were skipped could be the one that keeps somebody out.
+
+mod address;
+mod parse;
+mod tokens;
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use address::Address;
+
+/// The rules of a file, or the built-in ones.
+#[derive(Clone, Debug)]
+pub struct Hba {
+    rules: Vec<Rule>,
+    builtin: bool,
+}
+
+/// How a user proves who they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// Not at all.
+    Trust,
+    /// Refused.
+    Reject,
+    /// SCRAM-SHA-256.
+    ScramSha256,
+    /// SCRAM-SHA-256 if the stored secret is a verifier, else the MD5 challenge.
+    Md5,
+    /// The password itself.
+    Password,
+    /// The operating system's user has the same name.
+    Peer,
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    transport: Transport,
+    databases: Vec<Database>,
+    users: Vec<User>,
+    address: Address,
+    method: Method,
+    place: Option<Place>,
+}
+
+/// Where a line stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    path: Arc<Path>,
+    line: usize,
+}
+
+/// A connection type. There is no TLS and no GSSAPI yet, so `hostssl` and `hostgssenc` match nothing and the
+/// others match every TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Transport {
+    Local,
+    Host,
+    HostSsl,
+    HostNoSsl,
+    HostGssEnc,
+    HostNoGssEnc,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Database {
+    All,
+    SameUser,
+    /// `samerole`, `samegroup`; of its members only the role itself is known here.
+    SameRole,
+    Replication,
+    Name(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum User {
+    All,
+    Name(String),
+}
+
+/// What a connection asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target<'a> {
+    /// `replication=true`: matched by the keyword `replication` only.
+    Replication,
+    /// A database, with `replication=database` or without: `replication` does not match it.
+    Database(&'a str),
+}
+
+/// A connection to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The client's address; `None` for a Unix-domain socket.
+    pub ip: Option<IpAddr>,
+    /// Encrypted by TLS.
+    pub ssl: bool,
+    /// What for.
+    pub target: Target<'a>,
+    /// As whom.
+    pub user: &'a str,
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HbaError {
+    /// It, or a file it includes, cannot be read.
+    #[error("could not read \"{}\": {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line that PostgreSQL or walrelay does not accept.
+    #[error("{place}: {problem}")]
+    Line {
+        /// File and line.
+        place: Place,
+        /// What is wrong, and what to write instead.
+        problem: String,
+    },
+    /// Nobody could log in.
+    #[error("\"{}\" contains no entries; add a line such as: host replication all 127.0.0.1/32 scram-sha-256", .0.display())]
+    Empty(PathBuf),
+}
+
+impl Place {
+    fn error(&self, problem: impl Into<String>) -> HbaError {
+        HbaError::Line { place: self.clone(), problem: problem.into() }
+    }
+
+    /// A file named in this one: beside it, unless its path is absolute.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(name)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+impl Hba {
+    /// Without a file: the relay's own user through a Unix-domain socket, passwords from this machine, nobody
+    /// else.
+    pub fn builtin() -> Hba {
+        let text = "local all         all              peer\n\
+                    local replication all              peer\n\
+                    host  all         all 127.0.0.0/8  scram-sha-256\n\
+                    host  replication all 127.0.0.0/8  scram-sha-256\n\
+                    host  all         all ::1/128      scram-sha-256\n\
+                    host  replication all ::1/128      scram-sha-256\n";
+        let hba = Hba::parse(Path::new("built-in rules"), text).expect("the built-in rules are well-formed");
+        Hba { builtin: true, ..hba }
+    }
+
+    /// Reads a file and all it includes.
+    pub fn load(path: &Path) -> Result<Hba, HbaError> {
+        Hba::from_lines(path, tokens::read_file(path)?)
+    }
+
+    /// Reads a file's text; files that it includes are looked for beside `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Hba, HbaError> {
+        let mut lines = Vec::new();
+        tokens::read_text(path, text, 0, &mut lines)?;
+        Hba::from_lines(path, lines)
+    }
+
+    fn from_lines(path: &Path, lines: Vec<tokens::Line>) -> Result<Hba, HbaError> {
+        let rules = lines.into_iter().map(parse::rule).collect::<Result<Vec<_>, _>>()?;
+        if rules.is_empty() {
+            return Err(HbaError::Empty(path.to_owned()));
+        }
+        Ok(Hba { rules, builtin: false })
+    }
+
+    /// Whether no file was given.
+    pub fn is_builtin(&self) -> bool {
+        self.builtin
+    }
+
+    /// The first line that fits the connection; nobody gets in without one.
+    pub fn find(&self, request: &Request<'_>) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.matches(request))
+    }
+}
+
+impl Rule {
+    /// What the line demands.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Where the line stands.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    fn matches(&self, request: &Request<'_>) -> bool {
+        self.transport.matches(request)
+            && self.databases.iter().any(|database| database.matches(request))
+            && self.users.iter().any(|user| user.matches(request.user))
+            && request.ip.is_none_or(|ip| self.address.matches(ip))
+    }
+}
+
+impl Transport {
+    fn matches(self, request: &Request<'_>) -> bool {
+        match self {
+            Transport::Local => request.ip.is_none(),
+            Transport::Host | Transport::HostNoGssEnc => request.ip.is_some(),
+            Transport::HostSsl => request.ip.is_some() && request.ssl,
+            Transport::HostNoSsl => request.ip.is_some() && !request.ssl,
+            Transport::HostGssEnc => false,
+        }
+    }
+}
+
+impl Database {
+    fn matches(&self, request: &Request<'_>) -> bool {
+        match (self, request.target) {
+            (Database::Replication, target) => target == Target::Replication,
+            (_, Target::Replication) => false,
+            (Database::All, _) => true,
+            (Database::SameUser | Database::SameRole, Target::Database(name)) => name == request.user,
+            (Database::Name(wanted), Target::Database(name)) => name == wanted,
+        }
+    }
+}
+
+impl User {
+    fn matches(&self, user: &str) -> bool {
+        match self {
+            User::All => true,
+            User::Name(name) => name == user,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

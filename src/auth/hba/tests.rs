@@ -1,0 +1,177 @@
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Hba, HbaError> {
+    Hba::parse(Path::new("pg_hba.conf"), text)
+}
+
+fn request<'a>(ip: &str, target: Target<'a>, user: &'a str) -> Request<'a> {
+    Request { ip: ip.parse().ok(), ssl: false, target, user }
+}
+
+fn replication<'a>(ip: &str, user: &'a str) -> Request<'a> {
+    request(ip, Target::Replication, user)
+}
+
+#[track_caller]
+fn check(hba: &Hba, request: Request<'_>, expected: Option<Method>) {
+    assert_eq!(hba.find(&request).map(Rule::method), expected, "{request:?}");
+}
+
+#[track_caller]
+fn refused(text: &str, problem: &str) {
+    let error = parse(text).unwrap_err().to_string();
+    assert!(error.contains(problem), "{text:?}: {error}");
+    assert!(error.starts_with("pg_hba.conf:"), "{error}");
+}
+
+#[test]
+fn the_first_line_that_fits_decides() {
+    let hba = parse(
+        "# TYPE DATABASE USER ADDRESS METHOD\n\
+         local\tall,replication\tall\ttrust # comment\n\
+         host replication evil 0.0.0.0/0 reject\n\
+         host replication \"all\", b 10.0.0.0 255.0.0.0 md5\n\
+         host all all all password\n\
+         host replication all 192.168.1.77/24 scram-sha-256\n",
+    )
+    .unwrap();
+    check(&hba, replication("local", "x"), Some(Method::Trust));
+    check(&hba, replication("192.168.1.1", "evil"), Some(Method::Reject));
+    check(&hba, replication("10.200.0.1", "all"), Some(Method::Md5));
+    check(&hba, replication("10.200.0.1", "b"), Some(Method::Md5));
+    check(&hba, replication("10.200.0.1", "c"), None);
+    check(&hba, replication("192.168.1.200", "c"), Some(Method::ScramSha256));
+    check(&hba, replication("192.168.2.200", "c"), None);
+    check(&hba, request("1.2.3.4", Target::Database("x"), "c"), Some(Method::Password));
+    check(&hba, request("::1", Target::Database("x"), "c"), Some(Method::Password));
+}
+
+#[test]
+fn replication_is_a_keyword_unless_quoted() {
+    let keyword = parse("host replication all all trust").unwrap();
+    check(&keyword, replication("1.2.3.4", "u"), Some(Method::Trust));
+    check(&keyword, request("1.2.3.4", Target::Database("replication"), "u"), None);
+    let database = parse("host \"replication\" all all trust").unwrap();
+    check(&database, replication("1.2.3.4", "u"), None);
+    check(&database, request("1.2.3.4", Target::Database("replication"), "u"), Some(Method::Trust));
+    let all = parse("host all all all trust").unwrap();
+    check(&all, replication("1.2.3.4", "u"), None);
+    let same = parse("host sameuser,samerole all all trust").unwrap();
+    check(&same, replication("1.2.3.4", "u"), None);
+    check(&same, request("1.2.3.4", Target::Database("u"), "u"), Some(Method::Trust));
+    check(&same, request("1.2.3.4", Target::Database("v"), "u"), None);
+}
+
+#[test]
+fn connection_types_without_encryption() {
+    let fits = |kind: &str| {
+        let hba = parse(&format!("{kind} replication all all trust")).unwrap();
+        hba.find(&replication("1.2.3.4", "u")).is_some()
+    };
+    assert!(fits("host") && fits("hostnossl") && fits("hostnogssenc"));
+    assert!(!fits("hostssl") && !fits("hostgssenc"));
+}
+
+#[test]
+fn addresses() {
+    let fits = |address: &str, ip: &str| {
+        let hba = parse(&format!("host replication all {address} trust")).unwrap();
+        hba.find(&replication(ip, "u")).is_some()
+    };
+    assert!(fits("0.0.0.0/0", "9.9.9.9") && !fits("0.0.0.0/0", "::1"));
+    assert!(fits("::/0", "::1") && !fits("::/0", "9.9.9.9"));
+    assert!(fits("127.0.0.1/32", "127.0.0.1") && !fits("127.0.0.1/32", "127.0.0.2"));
+    assert!(fits("fe80::1 ffff::", "fe80:2::9") && !fits("fe80::1 ffff::", "fe81::1"));
+    assert!(fits("samehost", "127.0.0.1") && !fits("samehost", "127.9.9.9"));
+    assert!(fits("samenet", "127.9.9.9"));
+}
+
+#[test]
+fn lines_may_go_on() {
+    let hba = parse("host replication \\\n  a,\\\nb \\\n all trust\nhost x y all reject").unwrap();
+    check(&hba, replication("1.2.3.4", "b"), Some(Method::Trust));
+    assert_eq!(hba.rules[1].place().unwrap().to_string(), "pg_hba.conf:5");
+    assert!(parse("host replication all all trust\\").is_ok());
+}
+
+#[test]
+fn what_cannot_be_decided_is_refused_with_its_line() {
+    refused(
+        "host replication all all trust\n\nhots a b c d",
+        "pg_hba.conf:3: invalid connection type \"hots\"",
+    );
+    refused("host", "end-of-line before database specification");
+    refused("host replication", "end-of-line before role specification");
+    refused("host replication all", "end-of-line before IP address specification");
+    refused("host replication all 1.2.3.4", "end-of-line before netmask specification");
+    refused("host replication all 1.2.3.4/33 trust", "invalid netmask");
+    refused("host replication all 1.2.3.4 255.0.255.0 trust", "invalid netmask");
+    refused("host replication all ::1 255.0.0.0 trust", "invalid netmask");
+    refused("host replication all 1.2.3.4/32", "end-of-line before authentication method");
+    refused("host replication all 1.2.3.4/32,1.2.3.5/32 trust", "multiple values");
+    refused("host replication all db.example.com trust", "host names are not supported");
+    refused("host replication +dba all trust", "list the users");
+    refused("host replication /^r.*$ all trust", "regular expressions are not supported");
+    refused("host samerole all all reject", "samerole");
+    refused("host replication all all ldap", "method \"ldap\" is not supported by walrelay");
+    refused("host replication all all magic", "invalid authentication method \"magic\"");
+    refused("host replication all all peer", "only supported on local sockets");
+    refused("local replication all peer map=x", "option \"map\" is not supported");
+    refused("hostssl replication all all scram-sha-256 clientcert=verify-full", "option \"clientcert\"");
+    refused("host replication \"all all trust", "does not end on its line");
+    assert!(matches!(parse("# nothing\n"), Err(HbaError::Empty(_))));
+    assert!(matches!(Hba::load(Path::new("/nonexistent/x")), Err(HbaError::Io { .. })));
+}
+
+#[test]
+fn files_include_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    write("users", "a # one\n\"b c\", d\n@more\n");
+    write("more", "e");
+    write("d/2.conf", "host replication all all reject");
+    write("d/1.conf", "host replication second all md5");
+    write("d/.hidden.conf", "nonsense");
+    write("d/other", "nonsense");
+    write("main", "host replication @users all trust\ninclude_if_exists none\ninclude_dir d\n");
+    write("outer", "include \"main\"");
+    let hba = Hba::load(&dir.path().join("outer")).unwrap();
+    for user in ["a", "b c", "d", "e"] {
+        check(&hba, replication("1.2.3.4", user), Some(Method::Trust));
+    }
+    check(&hba, replication("1.2.3.4", "second"), Some(Method::Md5));
+    check(&hba, replication("1.2.3.4", "z"), Some(Method::Reject));
+    write("loop", "include loop");
+    let error = Hba::load(&dir.path().join("loop")).unwrap_err().to_string();
+    assert!(error.contains("nested too deeply"), "{error}");
+    write("missing", "include none");
+    assert!(matches!(Hba::load(&dir.path().join("missing")), Err(HbaError::Io { .. })));
+}
+
+#[test]
+fn without_a_file_only_this_machine_gets_in() {
+    let hba = Hba::builtin();
+    assert!(hba.is_builtin());
+    check(&hba, replication("local", "u"), Some(Method::Peer));
+    check(&hba, replication("127.0.0.1", "u"), Some(Method::ScramSha256));
+    check(&hba, replication("::1", "u"), Some(Method::ScramSha256));
+    check(&hba, replication("192.0.2.1", "u"), None);
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(?s).{0,80}") {
+        // Without '@' and includes: those open files.
+        let _ = parse(&text.replace('@', "a").replace("include", "x"));
+    }
+
+    #[test]
+    fn no_words_panic(words in proptest::collection::vec("(local|host|all|replication|\"a b\"|1\\.2\\.3\\.4(/[0-9]{1,3})?|::/0|trust|,|\\\\\n|#)", 0..9)) {
+        let _ = parse(&words.join(" "));
+    }
+}

@@ -1,0 +1,189 @@
+//! One client's connection: its socket, what was read but not cut yet, what is to be sent.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use pgwire::messages::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::error::{PgError, Severity};
+use super::frame::{self, Frame, FrameError, Phase};
+use super::socket::{Peer, Socket};
+use super::startup::{self, InvalidLength, Offers, StartupPacket};
+
+/// Bytes kept for reading between messages; a longer message borrows memory while it passes.
+const INPUT_KEPT: usize = 8 * 1024;
+/// Bytes kept for writing between answers.
+const OUTPUT_KEPT: usize = 4 * 1024;
+
+/// How long, and how much input, a client is given to read our last words.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
+const FAREWELL_INPUT: u64 = 64 * 1024;
+
+/// The socket with its two buffers. Nothing is lost when a future of it is dropped.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    peer: Peer,
+    input: BytesMut,
+    output: BytesMut,
+    phase: Phase,
+}
+
+/// Nothing more can be read from a client.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The client has gone, perhaps in the middle of a message.
+    #[error("client closed the connection")]
+    Closed,
+    /// The socket failed.
+    #[error("could not receive data from client: {0}")]
+    Io(#[from] io::Error),
+    /// The client broke the protocol.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The client does not speak the protocol at all.
+    #[error(transparent)]
+    Startup(#[from] InvalidLength),
+}
+
+impl Connection {
+    /// Takes over a socket that has just been accepted.
+    pub fn new(socket: Socket) -> io::Result<Connection> {
+        let peer = socket.peer()?;
+        Ok(Connection {
+            socket,
+            peer,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            phase: Phase::Authentication,
+        })
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The socket, for whoever writes past the buffer: [`Connection::flush`] first.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Which messages the client may send from now on.
+    pub fn set_phase(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// Waits for a start-up packet and reads not one byte more. Cancel-safe.
+    pub async fn read_startup(&mut self, encryption: Offers) -> Result<StartupPacket, ReadError> {
+        loop {
+            let missing = startup::missing(&self.input)?;
+            if missing == 0
+                && let Some(packet) = startup::cut(&mut self.input, encryption)?
+            {
+                return Ok(packet);
+            }
+            self.input.reserve(missing);
+            let mut exactly = (&mut self.socket).take(missing as u64);
+            if exactly.read_buf(&mut self.input).await? == 0 {
+                return Err(ReadError::Closed);
+            }
+        }
+    }
+
+    /// Waits for a message. Cancel-safe.
+    pub async fn read_frame(&mut self) -> Result<Frame, ReadError> {
+        loop {
+            if let Some(frame) = self.buffered_frame()? {
+                return Ok(frame);
+            }
+            self.make_room();
+            if self.socket.read_buf(&mut self.input).await? == 0 {
+                return Err(ReadError::Closed);
+            }
+        }
+    }
+
+    /// A message that has been read already.
+    pub fn buffered_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        frame::cut(&mut self.input, self.phase)
+    }
+
+    /// Reads what the socket holds without waiting; returns the number of bytes, [`ReadError::Closed`] at the
+    /// end, and 0 if there is nothing at the moment.
+    pub fn try_fill(&mut self) -> Result<usize, ReadError> {
+        self.make_room();
+        match self.socket.try_read_buf(&mut self.input) {
+            Ok(0) => Err(ReadError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => Ok(result?),
+        }
+    }
+
+    /// Room for a read, and no more memory than that when nothing is waiting to be completed.
+    fn make_room(&mut self) {
+        if self.input.is_empty() && self.input.capacity() > INPUT_KEPT {
+            self.input = BytesMut::new();
+        }
+        if self.input.len() == self.input.capacity() || self.input.is_empty() {
+            self.input.reserve(INPUT_KEPT);
+        }
+    }
+
+    /// Adds a message to the answer.
+    pub fn put(&mut self, message: &impl Message) {
+        let before = self.output.len();
+        if let Err(error) = message.encode(&mut self.output) {
+            // Only a message beyond libpq's limits gets here; half of it would desynchronise the client.
+            tracing::error!("could not encode message for client: {error}");
+            self.output.truncate(before);
+        }
+    }
+
+    /// Adds an error or notice to the answer.
+    pub fn put_error(&mut self, error: &PgError) {
+        match error.severity {
+            Severity::Notice => self.put(&error.notice_response()),
+            Severity::Error | Severity::Fatal => self.put(&error.error_response()),
+        }
+    }
+
+    /// Adds bytes to the answer.
+    pub fn put_bytes(&mut self, bytes: &[u8]) {
+        self.output.extend_from_slice(bytes);
+    }
+
+    /// Whether an answer waits to be sent.
+    pub fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Sends the answer, in one write if the socket takes it. Cancel-safe: what is unsent stays.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            let sent = self.socket.write(&self.output).await?;
+            if sent == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.output.advance(sent);
+        }
+        self.output.clear();
+        if self.output.capacity() > OUTPUT_KEPT {
+            self.output = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Says goodbye: sends what is left, closes the sending side, and reads on for a moment, because a socket
+    /// closed with unread input is reset and the client would lose our last words.
+    pub async fn close(mut self) {
+        let farewell = async {
+            self.flush().await?;
+            self.socket.shutdown().await?;
+            tokio::io::copy(&mut (&mut self.socket).take(FAREWELL_INPUT), &mut tokio::io::sink()).await
+        };
+        let _ = tokio::time::timeout(FAREWELL_TIME, farewell).await;
+    }
+}

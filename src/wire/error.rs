@@ -1,0 +1,142 @@
+//! Errors and notices as they go over the wire.
+
+use pgwire::messages::response::{ErrorResponse, NoticeResponse};
+
+/// SQLSTATE codes in use, by PostgreSQL's names (`errcodes.txt`).
+pub mod sqlstate {
+    /// `08P01`
+    pub const PROTOCOL_VIOLATION: &str = "08P01";
+    /// `0A000`
+    pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// `22023`
+    pub const INVALID_PARAMETER_VALUE: &str = "22023";
+    /// `28000`
+    pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
+    /// `28P01`
+    pub const INVALID_PASSWORD: &str = "28P01";
+    /// `42601`
+    pub const SYNTAX_ERROR: &str = "42601";
+    /// `42704`
+    pub const UNDEFINED_OBJECT: &str = "42704";
+    /// `42710`
+    pub const DUPLICATE_OBJECT: &str = "42710";
+    /// `53300`
+    pub const TOO_MANY_CONNECTIONS: &str = "53300";
+    /// `53400`
+    pub const CONFIGURATION_LIMIT_EXCEEDED: &str = "53400";
+    /// `55000`
+    pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
+    /// `55006`
+    pub const OBJECT_IN_USE: &str = "55006";
+    /// `57014`
+    pub const QUERY_CANCELED: &str = "57014";
+    /// `57P01`
+    pub const ADMIN_SHUTDOWN: &str = "57P01";
+    /// `57P03`
+    pub const CANNOT_CONNECT_NOW: &str = "57P03";
+    /// `58030`
+    pub const IO_ERROR: &str = "58030";
+    /// `58P01`
+    pub const UNDEFINED_FILE: &str = "58P01";
+    /// `XX000`
+    pub const INTERNAL_ERROR: &str = "XX000";
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Severity {
+    /// Worth knowing; the command goes on.
+    Notice,
+    /// The command has failed, the session goes on.
+    Error,
+    /// The session ends.
+    Fatal,
+}
+
+impl Severity {
+    /// The word in the message, the same in every language.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Notice => "NOTICE",
+            Severity::Error => "ERROR",
+            Severity::Fatal => "FATAL",
+        }
+    }
+}
+
+/// An error or notice for a client, with the fields PostgreSQL fills.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}: {message}", severity.as_str())]
+pub struct PgError {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Five characters.
+    pub sqlstate: &'static str,
+    /// One line, lower case, no full stop.
+    pub message: String,
+    /// Facts, as sentences.
+    pub detail: Option<String>,
+    /// What to do, as sentences.
+    pub hint: Option<String>,
+}
+
+impl PgError {
+    /// Ends the command.
+    pub fn error(sqlstate: &'static str, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Error, sqlstate, message.into())
+    }
+
+    /// Ends the session.
+    pub fn fatal(sqlstate: &'static str, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Fatal, sqlstate, message.into())
+    }
+
+    /// Ends nothing.
+    pub fn notice(sqlstate: &'static str, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Notice, sqlstate, message.into())
+    }
+
+    fn new(severity: Severity, sqlstate: &'static str, message: String) -> PgError {
+        PgError { severity, sqlstate, message, detail: None, hint: None }
+    }
+
+    /// The same with DETAIL.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> PgError {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// The same with HINT.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> PgError {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Whether the session ends.
+    pub fn is_fatal(&self) -> bool {
+        self.severity == Severity::Fatal
+    }
+
+    fn fields(&self) -> Vec<(u8, String)> {
+        let always = [
+            (b'S', Some(self.severity.as_str())),
+            (b'V', Some(self.severity.as_str())),
+            (b'C', Some(self.sqlstate)),
+            (b'M', Some(self.message.as_str())),
+        ];
+        let optional = [(b'D', self.detail.as_deref()), (b'H', self.hint.as_deref())];
+        let present =
+            always.into_iter().chain(optional).filter_map(|(code, text)| Some((code, text?.to_owned())));
+        present.collect()
+    }
+
+    pub(super) fn error_response(&self) -> ErrorResponse {
+        ErrorResponse::new(self.fields())
+    }
+
+    pub(super) fn notice_response(&self) -> NoticeResponse {
+        NoticeResponse::new(self.fields())
+    }
+}

@@ -1,0 +1,89 @@
+//! What a server sends, as pgwire's message types.
+
+use bytes::{BufMut, BytesMut};
+use pgwire::messages::copy::CopyBothResponse;
+use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
+use pgwire::messages::response::{CommandComplete, ReadyForQuery, TransactionStatus};
+use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
+
+pub use pgwire::messages::Message;
+pub use pgwire::messages::copy::CopyDone;
+pub use pgwire::messages::startup::Authentication;
+
+/// A result column; always in text format, never of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'a> {
+    name: &'a str,
+    oid: u32,
+    len: i16,
+}
+
+impl<'a> Column<'a> {
+    /// A `text` column.
+    pub const fn text(name: &'a str) -> Column<'a> {
+        Column { name, oid: 25, len: -1 }
+    }
+
+    /// An `int8` column.
+    pub const fn int8(name: &'a str) -> Column<'a> {
+        Column { name, oid: 20, len: 8 }
+    }
+
+    /// An `int4` column.
+    pub const fn int4(name: &'a str) -> Column<'a> {
+        Column { name, oid: 23, len: 4 }
+    }
+}
+
+/// `RowDescription`
+pub fn row_description(columns: &[Column<'_>]) -> RowDescription {
+    let field = |c: &Column<'_>| FieldDescription::new(c.name.to_owned(), 0, 0, c.oid, c.len, -1, 0);
+    RowDescription::new(columns.iter().map(field).collect())
+}
+
+/// `DataRow`; `None` is NULL. At most 32767 values of less than 1 GB.
+pub fn data_row(values: &[Option<&[u8]>]) -> DataRow {
+    let mut data = BytesMut::new();
+    for value in values {
+        match value {
+            None => data.put_i32(-1),
+            Some(bytes) => {
+                data.put_i32(
+                    i32::try_from(bytes.len()).expect("values are files of less than 1 GB or names"),
+                );
+                data.put_slice(bytes);
+            }
+        }
+    }
+    DataRow::new(data, i16::try_from(values.len()).expect("rows have a handful of columns"))
+}
+
+/// `CommandComplete`
+pub fn command_complete(tag: &str) -> CommandComplete {
+    CommandComplete::new(tag.to_owned())
+}
+
+/// `ReadyForQuery`, outside of any transaction.
+pub fn ready_for_query() -> ReadyForQuery {
+    ReadyForQuery::new(TransactionStatus::Idle)
+}
+
+/// `ParameterStatus`
+pub fn parameter_status(name: &str, value: &str) -> ParameterStatus {
+    ParameterStatus::new(name.to_owned(), value.to_owned())
+}
+
+/// `BackendKeyData` of protocol 3.0.
+pub fn backend_key_data(pid: u32, key: [u8; 4]) -> BackendKeyData {
+    BackendKeyData::new(pid.cast_signed(), SecretKey::I32(i32::from_be_bytes(key)))
+}
+
+/// `NegotiateProtocolVersion`: the session speaks 3.0, and these `_pq_.` options are not known.
+pub fn negotiate_protocol_version(unknown: Vec<String>) -> NegotiateProtocolVersion {
+    NegotiateProtocolVersion::new(3 << 16, unknown)
+}
+
+/// `CopyBothResponse` as START_REPLICATION gives it: text format, no columns.
+pub fn copy_both_response() -> CopyBothResponse {
+    CopyBothResponse::new(0, 0, Vec::new())
+}

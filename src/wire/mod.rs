@@ -1,0 +1,18 @@
+//! PostgreSQL's wire protocol on one socket: frames are cut here, messages are pgwire's types.
+//!
+//! pgwire's decoders trust the length word they find, so they never see the socket: [`frame`] and [`startup`]
+//! cut exactly one message out of the input, with a limit for each type, and what clients send is read here,
+//! byte by byte. What walrelay sends is encoded by pgwire ([`messages`]). A [`Connection`] keeps unread and
+//! unsent bytes, so that dropping one of its futures loses nothing.
+
+mod connection;
+mod error;
+pub mod frame;
+pub mod messages;
+mod socket;
+pub mod startup;
+
+pub use connection::{Connection, ReadError};
+pub use error::{PgError, Severity, sqlstate};
+pub use frame::{Frame, FrameError, Phase};
+pub use socket::{Peer, Socket};
