@@ -140,8 +140,8 @@ impl WalVerifier {
     ///
     /// A server that lost power just after writing such a record may have kept the old content of a
     /// recycled segment there, and sends it. A scan of our own files should not accept it.
-    pub fn accept_any_padding(&mut self) {
-        self.any_padding = true;
+    pub fn accept_any_padding(&mut self, accept: bool) {
+        self.any_padding = accept;
     }
 
     /// Takes the bytes that follow [`position`](Self::position), any number of them.
