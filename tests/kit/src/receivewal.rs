@@ -21,9 +21,7 @@ impl Receivewal {
     /// Streams from `conninfo` with this slot, syncing each burst and reporting it.
     pub fn start(server: &Server, conninfo: &str, slot: &str) -> Receivewal {
         let scratch = Scratch::new("receivewal");
-        let dir = scratch.join("wal");
-        std::fs::create_dir(&dir).expect("the directory is ours");
-        crate::account::give(&dir).expect("root may give files away");
+        let dir = scratch.dir("wal");
         let mut command = server.lasting("pg_receivewal");
         command.args(["--synchronous", "-v", "-s", "1", "-S", slot, "-d", conninfo, "-D"]).arg(&dir);
         Receivewal { process: Process::spawn("pg_receivewal", command, &scratch.join("log")), scratch }

@@ -239,21 +239,29 @@ impl Relay {
     /// # Errors
     /// With psql's message.
     pub fn try_command(&self, command: &str) -> Result<String, SqlError> {
-        self.try_commands(&[command])
+        self.psql("replication=1", &[command])
     }
 
-    /// Runs replication commands on one connection.
+    /// Runs commands on one connection with these options added to [`Relay::conninfo`].
     ///
     /// # Errors
     /// With psql's message; those after the failing one are not run.
-    pub fn try_commands(&self, commands: &[&str]) -> Result<String, SqlError> {
-        psql::run(&self.settings.server, &format!("{} replication=1", self.conninfo()), commands)
+    pub fn psql(&self, options: &str, commands: &[&str]) -> Result<String, SqlError> {
+        psql::run(&self.settings.server, &format!("{} {options}", self.conninfo()), commands)
     }
 
     /// Creates a physical slot that keeps WAL from now on.
     #[track_caller]
     pub fn create_slot(&self, name: &str) {
         self.command(&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"));
+    }
+
+    /// Creates several such slots.
+    #[track_caller]
+    pub fn create_slots(&self, names: &[&str]) {
+        for name in names {
+            self.create_slot(name);
+        }
     }
 
     /// The position a slot keeps WAL from, which is what its user reported as flushed.

@@ -44,6 +44,14 @@ impl Scratch {
         &self.path
     }
 
+    /// A new directory below it, which also belongs to the servers' account.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.join(name);
+        fs::create_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        account::give(&dir).expect("root may give files away");
+        dir
+    }
+
     /// A path below it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -75,8 +75,8 @@ impl Server {
         account::command(self.program(program))
     }
 
-    /// A command for a program that keeps running; killed with us.
-    pub(crate) fn lasting(&self, program: &str) -> Command {
+    /// A command for [`Process::spawn`](crate::Process::spawn), under the servers' account; killed with us.
+    pub fn lasting(&self, program: &str) -> Command {
         account::lasting(&self.program(program), "KILL")
     }
 }

@@ -67,6 +67,9 @@ impl Drop for Writer {
 }
 
 fn write(mut session: Session, acks: &Mutex<Vec<Ack>>, stop: &AtomicBool) {
+    if session.run("set synchronous_commit = on").is_err() {
+        return;
+    }
     for id in 1.. {
         if stop.load(Ordering::Relaxed) {
             return;
