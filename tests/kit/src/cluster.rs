@@ -21,7 +21,7 @@ use crate::psql::{self, Session, SqlError};
 use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::standby::StandbyBuilder;
-use crate::wait::{wait_for, wait_until, within};
+use crate::wait::{wait_until, within};
 
 /// What every cluster of ours is configured with. Small, quick to notice things, and keeping its WAL, so that
 /// files can be compared in the end.
@@ -222,10 +222,11 @@ impl Cluster {
         let process = self.process.insert(Process::spawn("postgres", command, log.path()));
         let mut isready = self.server.command("pg_isready");
         isready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.number().to_string()]);
-        let ready = wait_for(format_args!("start of PostgreSQL, {}", log.path().display()), || {
+        let ready = within(crate::PATIENCE, || {
             let running = process.is_running();
             (!running || output(&mut isready).is_ok()).then_some(running)
         });
+        let ready = ready.unwrap_or_else(|| panic!("PostgreSQL does not accept connections\n{}", log.tail()));
         if !ready {
             let in_the_way = ["is still in use", "lock file \"postmaster.pid\" already exists"];
             let passing = in_the_way.iter().any(|part| !log.lines_with(part, mark).is_empty());

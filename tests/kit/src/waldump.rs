@@ -20,7 +20,9 @@ pub fn last_commit(server: &Server, wal_dir: &Path) -> Option<Lsn> {
         fs::copy(path, copy.join(name)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
     let mut command = clean_command(&server.program("pg_waldump"));
-    command.args(["-r", "Transaction", "-p"]).arg(copy.path()).arg(&newest.first()?.0);
+    command.args(["-r", "Transaction", "-p"]).arg(copy.path());
+    // The first and the last segment to read.
+    command.args([&newest.first()?.0, &newest.last()?.0]);
     // It ends with an error at the end of the WAL, which is what we are after.
     let output = command.output().expect("pg_waldump is installed");
     String::from_utf8_lossy(&output.stdout).lines().filter_map(commit_in).next_back()
