@@ -221,7 +221,7 @@ impl Cluster {
         command.args(["-p", &self.port().to_string()]);
         let process = self.process.insert(Process::spawn("postgres", command, log.path()));
         let mut isready = self.server.command("pg_isready");
-        isready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.number().to_string()]);
+        isready.args(["-q", "-U", "postgres", "-h", "127.0.0.1", "-p", &self.port.number().to_string()]);
         let ready = within(crate::PATIENCE, || {
             let running = process.is_running();
             (!running || output(&mut isready).is_ok()).then_some(running)
