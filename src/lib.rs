@@ -7,4 +7,5 @@ pub mod auth;
 pub mod config;
 pub mod conninfo;
 pub mod store;
+pub mod upstream;
 pub mod wire;

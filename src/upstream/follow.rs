@@ -12,7 +12,7 @@
 //! help (a wrong password, another cluster); it ends the relay only before the first success, when an
 //! operator is looking. Later it is reported and tried again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineHistory, TimelineId};
@@ -230,7 +230,7 @@ impl Follower {
         let attempt = async {
             let mut conn = connect(info, host, deadline).await.map_err(explain)?;
             let identified = attach(&mut conn, writer.store()).await?;
-            Ok((conn, identified))
+            Ok::<_, UpstreamError>((conn, identified))
         };
         let (mut conn, identified) = tokio::select! {
             result = attempt => result?,
