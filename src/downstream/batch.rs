@@ -63,7 +63,7 @@ impl Batch {
     /// Gives the socket what it takes without waiting; whether all of it is sent.
     pub(super) fn send(&mut self, socket: &Socket) -> io::Result<bool> {
         loop {
-            let mut slices = [const { IoSlice::new(&[]) }; 2 * MESSAGES];
+            let mut slices = [IoSlice::new(&[]); 2 * MESSAGES];
             let count = self.unsent(&mut slices);
             if count == 0 {
                 return Ok(true);

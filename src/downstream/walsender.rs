@@ -18,23 +18,23 @@
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tokio::io::Interest;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use walrelay_proto::{
     ClientMessage, ClientMessageError, Keepalive, Lsn, PeerDue, PeerTimer, PgTimestamp, SegNo,
     StandbyStatusUpdate, StartReplication, TimelineId,
 };
 
+use super::answers::{canceled, slot_error};
 use super::batch::Batch;
+use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::store::{
-    FeedbackHorizon, ReadError as SegmentError, Segment, SenderGuard, SenderState, SlotError, SlotGuard,
-    Store, TimelinePosition,
+    FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
 };
-use crate::wire::messages::{Column, command_complete, copy_both_response, data_row, row_description};
+use crate::wire::messages::copy_both_response;
 use crate::wire::{Connection, Frame, FrameError, PgError, Phase, ReadError, sqlstate};
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
@@ -46,44 +46,9 @@ const COPY_DONE: &[u8] = b"c\0\0\0\x04";
 /// Batches sent in a row before other tasks get their turn.
 const TURN: u32 = 4;
 
-/// What a walsender needs of its session and of the relay.
-pub(super) struct WalsenderContext<'a> {
-    pub(super) store: &'a Arc<Store>,
-    /// The session's line in the registry.
-    pub(super) sender: &'a SenderGuard,
-    /// `None` for never.
-    pub(super) wal_sender_timeout: Option<Duration>,
-    /// The relay stops: send what there is, say goodbye.
-    pub(super) stopping: &'a CancellationToken,
-    /// Longest wait for the consumer to confirm the last WAL when the relay stops.
-    pub(super) shutdown_timeout: Duration,
-    /// Rung by a cancel request for this session.
-    pub(super) canceled: &'a Notify,
-}
-
-/// How streaming ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum StreamEnd {
-    /// By agreement: results and tags are in the output, ReadyForQuery comes next.
-    Done,
-    /// The connection is over; what is in the output may be sent before it closes.
-    Close,
-}
-
-/// Streaming failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
-    /// To be told to the client; the session goes on unless it is FATAL.
-    #[error(transparent)]
-    Pg(#[from] PgError),
-    /// The client has gone or makes no sense; the connection closes without a word.
-    #[error("{0}")]
-    Hangup(String),
-}
-
 impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> StreamError {
-        StreamError::Hangup(format!("could not send data to client: {error}"))
+        StreamError::Closed(format!("could not send data to client: {error}"))
     }
 }
 
@@ -91,14 +56,14 @@ impl From<ReadError> for StreamError {
     fn from(error: ReadError) -> StreamError {
         match error {
             ReadError::Frame(error) => error.into(),
-            other => StreamError::Hangup(other.to_string()),
+            other => StreamError::Closed(other.to_string()),
         }
     }
 }
 
 impl From<FrameError> for StreamError {
     fn from(error: FrameError) -> StreamError {
-        error.to_pg_error().map_or_else(|| StreamError::Hangup(error.to_string()), StreamError::Pg)
+        error.to_pg_error().map_or_else(|| StreamError::Closed(error.to_string()), StreamError::Pg)
     }
 }
 
@@ -106,17 +71,16 @@ impl From<FrameError> for StreamError {
 /// shutdown or an error ends it.
 pub(super) async fn stream(
     conn: &mut Connection,
-    cx: &WalsenderContext<'_>,
+    cx: &SessionContext,
     command: StartReplication,
 ) -> Result<StreamEnd, StreamError> {
     let slot = command.slot.as_deref().map(|name| acquire(cx, name)).transpose()?;
     let Some(tip) = cx.store.tip() else { return Err(not_ready().into()) };
     let tli = command.tli.unwrap_or(tip.tli);
-    if let Some((end, next)) = historic(cx.store, tip.tli, tli)? {
+    if let Some((end, next)) = historic(&cx.store, tip.tli, tli)? {
         check_start(tli, command.lsn, end)?;
         if command.lsn == end {
-            finish(conn, Some((end, next)));
-            return Ok(StreamEnd::Done);
+            return Ok(StreamEnd::Done { next: Some((next, end)) });
         }
     }
     conn.set_phase(Phase::Streaming);
@@ -129,21 +93,8 @@ pub(super) async fn stream(
     result
 }
 
-fn acquire(cx: &WalsenderContext<'_>, name: &str) -> Result<SlotGuard, PgError> {
-    cx.store.slots().acquire(name, cx.sender.identity().pid).map_err(|error| {
-        let text = error.to_string();
-        match error {
-            SlotError::Missing { .. } => PgError::error(sqlstate::UNDEFINED_OBJECT, text),
-            SlotError::Active { .. } => PgError::error(sqlstate::OBJECT_IN_USE, text),
-            SlotError::Invalidated { .. } => {
-                PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text)
-                    .with_detail("This replication slot has been invalidated due to \"wal_removed\".")
-            }
-            SlotError::Exists { .. } | SlotError::Full | SlotError::Io(_) => {
-                PgError::error(sqlstate::INTERNAL_ERROR, text)
-            }
-        }
-    })
+fn acquire(cx: &SessionContext, name: &str) -> Result<SlotGuard, PgError> {
+    cx.store.slots().acquire(name, cx.pid).map_err(slot_error)
 }
 
 fn not_ready() -> PgError {
@@ -168,21 +119,9 @@ fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
     if start <= end {
         return Ok(());
     }
-    let text =
-        format!("requested starting point {start} on timeline {tli} is not in this server's history");
+    let text = format!("requested starting point {start} on timeline {tli} is not in this server's history");
     let detail = format!("This server's history forked from timeline {tli} at {end}.");
     Err(PgError::error(sqlstate::INTERNAL_ERROR, text).with_detail(detail))
-}
-
-/// The result of a stream that ended by agreement; `next` where its timeline has been left.
-fn finish(conn: &mut Connection, next: Option<(Lsn, TimelineId)>) {
-    if let Some((start, tli)) = next {
-        conn.put(&row_description(&[Column::int8("next_tli"), Column::text("next_tli_startpos")]));
-        let (tli, start) = (tli.to_string(), start.to_string());
-        conn.put(&data_row(&[Some(tli.as_bytes()), Some(start.as_bytes())]));
-    }
-    conn.put(&command_complete("START_STREAMING"));
-    conn.put(&command_complete("START_REPLICATION"));
 }
 
 /// What may be sent at the moment.
@@ -201,7 +140,9 @@ enum Talk {
     /// The timeline is at its end and we have said so; the client's CopyDone is to come.
     TimelineEnded,
     /// The relay stops; the consumer has until then to confirm.
-    Stopping { until: Instant },
+    Stopping {
+        until: Instant,
+    },
 }
 
 /// What woke the walsender.
@@ -219,7 +160,7 @@ type Fetch = JoinHandle<Result<Arc<Segment>, SegmentError>>;
 
 struct Walsender<'a> {
     conn: &'a mut Connection,
-    cx: &'a WalsenderContext<'a>,
+    cx: &'a SessionContext,
     slot: Option<SlotGuard>,
     tli: TimelineId,
     sent: Lsn,
@@ -242,7 +183,7 @@ struct Walsender<'a> {
 impl<'a> Walsender<'a> {
     fn new(
         conn: &'a mut Connection,
-        cx: &'a WalsenderContext<'a>,
+        cx: &'a SessionContext,
         slot: Option<SlotGuard>,
         tli: TimelineId,
         start: Lsn,
@@ -272,9 +213,7 @@ impl<'a> Walsender<'a> {
             while !self.client_done
                 && let Some(frame) = self.conn.buffered_frame()?
             {
-                if let Some(end) = self.handle_frame(&frame)? {
-                    return Ok(end);
-                }
+                self.handle_frame(&frame)?;
             }
             let flowing = self.send()?;
             if let Some(end) = self.settle()? {
@@ -337,7 +276,7 @@ impl<'a> Walsender<'a> {
 
     fn limit(&self) -> Result<Limit, StreamError> {
         let Some(position) = *self.written.borrow() else { return Err(not_ready().into()) };
-        match historic(self.cx.store, position.tli, self.tli)? {
+        match historic(&self.cx.store, position.tli, self.tli)? {
             None => Ok(Limit::Live(position.lsn)),
             Some((end, next)) => Ok(Limit::Left(end, next)),
         }
@@ -410,8 +349,7 @@ impl<'a> Walsender<'a> {
     // PG: WalSndDone, but with >= and a limit in time, so that no consumer can hold up the stop
     fn part(&mut self) -> Option<StreamEnd> {
         if self.confirmed >= self.sent {
-            self.conn.put(&command_complete("COPY 0"));
-            return Some(StreamEnd::Close);
+            return Some(StreamEnd::Shutdown);
         }
         if !self.timer.is_asking() {
             self.ask();
@@ -436,8 +374,8 @@ impl<'a> Walsender<'a> {
             _ = self.written.changed(), if !sending => Event::NewWal,
             () = sleep_until(deadline) => Event::Timer,
             fetched = join(&mut self.fetch) => Event::Fetched(fetched),
-            () = self.cx.stopping.cancelled(), if stoppable => Event::Stop,
-            () = self.cx.canceled.notified() => Event::Cancel,
+            () = self.cx.shutdown.cancelled(), if stoppable => Event::Stop,
+            () = self.cx.cancel.requested() => Event::Cancel,
             () = evicted(&self.slot) => Event::Evicted,
         };
         Ok(event)
@@ -458,10 +396,7 @@ impl<'a> Walsender<'a> {
                 self.segment = Some(segment);
             }
             Event::Stop => self.stop(),
-            Event::Cancel => {
-                let text = "canceling statement due to user request";
-                self.parting = Some(PgError::error(sqlstate::QUERY_CANCELED, text));
-            }
+            Event::Cancel => self.parting = Some(canceled()),
             Event::Evicted => {
                 let text = "terminating connection due to administrator command";
                 self.parting = Some(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text));
@@ -472,7 +407,7 @@ impl<'a> Walsender<'a> {
 
     /// Orders are also looked for while there is always more to send.
     fn check_orders(&mut self) {
-        if self.cx.stopping.is_cancelled() && self.talk == Talk::Streaming {
+        if self.cx.shutdown.is_cancelled() && self.talk == Talk::Streaming {
             self.stop();
         }
     }
@@ -487,14 +422,14 @@ impl<'a> Walsender<'a> {
         if let Talk::Stopping { until } = self.talk
             && now >= until
         {
-            return Err(StreamError::Hangup("consumer did not confirm the last WAL in time".to_owned()));
+            return Err(StreamError::Closed("consumer did not confirm the last WAL in time".to_owned()));
         }
         match self.timer.due(now) {
             PeerDue::Nothing => {}
             PeerDue::Ask => self.ask(),
             PeerDue::GiveUp => {
                 let text = "terminating walsender process due to replication timeout";
-                return Err(StreamError::Hangup(text.to_owned()));
+                return Err(StreamError::Closed(text.to_owned()));
             }
         }
         Ok(())
@@ -520,15 +455,15 @@ impl<'a> Walsender<'a> {
         }
     }
 
-    fn handle_frame(&mut self, frame: &Frame) -> Result<Option<StreamEnd>, StreamError> {
+    fn handle_frame(&mut self, frame: &Frame) -> Result<(), StreamError> {
         self.timer.heard(Instant::now());
         match frame.kind {
             b'd' => self.handle_message(&frame.body)?,
             b'c' => self.client_done = true,
             // Terminate. Phase::Streaming allows nothing else.
-            _ => return Ok(Some(StreamEnd::Close)),
+            _ => return Err(StreamError::Closed("client has left".to_owned())),
         }
-        Ok(None)
+        Ok(())
     }
 
     fn handle_message(&mut self, payload: &[u8]) -> Result<(), StreamError> {
@@ -538,14 +473,13 @@ impl<'a> Walsender<'a> {
                 self.parting = Some(PgError::error(sqlstate::PROTOCOL_VIOLATION, error.to_string()));
                 return Ok(());
             }
-            Err(error) => return Err(StreamError::Hangup(error.to_string())),
+            Err(error) => return Err(StreamError::Closed(error.to_string())),
         };
         match message {
             ClientMessage::Status(status) => self.handle_status(status),
             ClientMessage::Feedback(feedback) => {
-                let horizon =
-                    FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
-                self.cx.store.senders().set_feedback(self.cx.sender, self.slot.as_ref(), horizon);
+                let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
+                self.cx.store.senders().set_feedback(&self.cx.sender, self.slot.as_ref(), horizon);
             }
         }
         Ok(())
@@ -570,16 +504,16 @@ impl<'a> Walsender<'a> {
             self.conn.put_bytes(COPY_DONE);
         }
         if matches!(self.talk, Talk::Stopping { .. }) {
-            return Ok(StreamEnd::Close);
+            self.conn.try_flush()?;
+            return Err(StreamError::Closed("client has ended the stream".to_owned()));
         }
         let next = match self.limit()? {
             Limit::Live(_) => None,
-            Limit::Left(end, next) => Some((end, next)),
+            Limit::Left(end, next) => Some((next, end)),
         };
         // The slot is free before the client can know that the stream is over.
         self.slot = None;
-        finish(self.conn, next);
-        Ok(StreamEnd::Done)
+        Ok(StreamEnd::Done { next })
     }
 }
 

@@ -323,11 +323,7 @@ impl Store {
     }
 
     /// The same segment if it is mapped already, without touching the disk.
-    pub fn mapped_segment(
-        &self,
-        tli: TimelineId,
-        segno: SegNo,
-    ) -> Option<Arc<Segment>> {
+    pub fn mapped_segment(&self, tli: TimelineId, segno: SegNo) -> Option<Arc<Segment>> {
         let identity = self.identity()?;
         self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
     }
@@ -373,9 +369,10 @@ impl Store {
     /// Cancel-safe.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 

@@ -97,7 +97,9 @@ pub enum UpstreamError {
         source: SaveHistoryError,
     },
     /// The upstream's timeline does not descend from ours.
-    #[error("upstream is on timeline {theirs}, whose history does not contain timeline {ours} that is held here up to {held}; the two have diverged")]
+    #[error(
+        "upstream is on timeline {theirs}, whose history does not contain timeline {ours} that is held here up to {held}; the two have diverged"
+    )]
     Sibling {
         /// The upstream's timeline.
         theirs: TimelineId,
@@ -194,8 +196,7 @@ impl Follower {
         let prefers = self.config.conninfo.target_session_attrs == TargetSessionAttrs::PreferStandby;
         let mut rounds = vec![self.config.conninfo.clone()];
         if prefers {
-            let strict =
-                ConnInfo { target_session_attrs: TargetSessionAttrs::Standby, ..rounds[0].clone() };
+            let strict = ConnInfo { target_session_attrs: TargetSessionAttrs::Standby, ..rounds[0].clone() };
             rounds.insert(0, strict);
         }
         let mut worst: Option<UpstreamError> = None;
@@ -293,8 +294,7 @@ impl Follower {
     ) -> Result<StreamEnd, UpstreamError> {
         let start = start_position(writer.store(), position.lsn);
         let slot = &self.config.slot;
-        let command =
-            format!("START_REPLICATION SLOT \"{slot}\" {start} TIMELINE {}", position.tli);
+        let command = format!("START_REPLICATION SLOT \"{slot}\" {start} TIMELINE {}", position.tli);
         let failed = |source| UpstreamError::Command { command: command.clone(), source };
         conn.send_query(&command).await.map_err(failed)?;
         let mut next = None;
@@ -314,8 +314,7 @@ impl Follower {
         }
         tracing::info!("started streaming WAL from {host} at {start} on timeline {}", position.tli);
         let before = writer.position();
-        let cx =
-            ReceiveContext { wal_receiver_timeout: self.config.wal_receiver_timeout, stop: &self.stop };
+        let cx = ReceiveContext { wal_receiver_timeout: self.config.wal_receiver_timeout, stop: &self.stop };
         self.connected = true;
         let result = receive::receive(conn, writer, &cx).await;
         if writer.position() != before {
@@ -335,7 +334,9 @@ impl Follower {
         if let Some(held) = held.filter(|held| held.lsn > at) {
             tracing::warn!(
                 "timeline {} was held up to {}, {} bytes beyond the switch point; they are kept in its files",
-                held.tli, held.lsn, held.lsn.since(at)
+                held.tli,
+                held.lsn,
+                held.lsn.since(at)
             );
         }
         Ok(())
@@ -400,7 +401,9 @@ impl Follower {
             if !said {
                 tracing::warn!(
                     "requested start point {} on timeline {} is ahead of the upstream's flush position {}, waiting",
-                    position.lsn, position.tli, identified.xlogpos
+                    position.lsn,
+                    position.tli,
+                    identified.xlogpos
                 );
                 said = true;
             }
@@ -503,9 +506,9 @@ async fn read_slot(
     if field(0).is_none() {
         return Ok(None);
     }
-    let reserved = field(1).and_then(|lsn| lsn.parse().ok()).zip(
-        field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new),
-    );
+    let reserved = field(1)
+        .and_then(|lsn| lsn.parse().ok())
+        .zip(field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new));
     Ok(Some(reserved))
 }
 

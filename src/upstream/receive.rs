@@ -327,8 +327,7 @@ impl<'a> Receiver<'a> {
 
     async fn report(&mut self, reply_requested: bool) -> Result<(), ReceiveError> {
         let (write, flush) = self.positions();
-        let status =
-            StandbyStatusUpdate { write, flush, apply: None, send_time: now(), reply_requested };
+        let status = StandbyStatusUpdate { write, flush, apply: None, send_time: now(), reply_requested };
         self.send(&status.frame()).await?;
         self.reported = (write, flush);
         self.reported_at = Instant::now();
