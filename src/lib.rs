@@ -5,3 +5,4 @@
 
 pub mod auth;
 pub mod conninfo;
+pub mod upstream;
