@@ -210,18 +210,16 @@ impl Login<'_> {
             Stream::Tcp(_) | Stream::Unix(_) => None,
         };
         match (offered(SCRAM_SHA_256_PLUS), end_point) {
-            (true, Some(Some(hash))) => {
-                return Ok((SCRAM_SHA_256_PLUS, ClientBinding::ServerEndPoint(hash)));
-            }
+            (true, Some(Some(hash))) => Ok((SCRAM_SHA_256_PLUS, ClientBinding::ServerEndPoint(hash))),
             (true, _) if wanted == ChannelBinding::Require => {
                 let reason = "the server's certificate has a signature that cannot be bound to";
-                return Err(ConnectError::ChannelBinding { reason });
+                Err(ConnectError::ChannelBinding { reason })
             }
             (false, _) if wanted == ChannelBinding::Require => {
                 let reason = "server did not offer an authentication method that supports channel binding";
-                return Err(ConnectError::ChannelBinding { reason });
+                Err(ConnectError::ChannelBinding { reason })
             }
-            _ if !offered(SCRAM_SHA_256) => return Err(ConnectError::NoMechanism),
+            _ if !offered(SCRAM_SHA_256) => Err(ConnectError::NoMechanism),
             // We could have bound, had the server offered it.
             (false, Some(Some(_))) => Ok((SCRAM_SHA_256, ClientBinding::NotOffered)),
             _ => Ok((SCRAM_SHA_256, ClientBinding::Unsupported)),

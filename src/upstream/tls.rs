@@ -1,8 +1,9 @@
 //! TLS as libpq does it with OpenSSL, on rustls (PG: `fe-secure-openssl.c`, `fe-secure-common.c`).
 //!
-//! Differences in what certificates are accepted, kept as small as rustls allows: chains are checked by webpki, so
-//! X.509 version 1 certificates fail a check; a self-signed server certificate is fine if the very same certificate
-//! is trusted.
+//! webpki, which checks chains for rustls, is stricter than OpenSSL. Two kinds of certificate that operators do have
+//! are therefore treated here: a self-signed one that is itself the trusted one, and those of X.509 version 1, which
+//! PostgreSQL's own manual has had people make. The latter need TLS 1.3 and, if they are to be checked, a trusted
+//! certificate that issued them directly.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,17 +19,19 @@ use tokio_rustls::rustls;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature,
+    verify_tls13_signature_with_raw_key,
 };
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer,
+    UnixTime,
 };
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
-use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate, X509Version};
 
 use super::error::ConnectError;
 use crate::conninfo::{HostAddress, HostSpec, RootCert, SslCertMode, SslMode, TlsOptions, TlsVersion};
@@ -145,6 +148,8 @@ struct ServerVerifier {
 struct Chain {
     webpki: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
+    /// Whether revocation lists are given, which only webpki reads.
+    has_crls: bool,
 }
 
 impl ServerVerifier {
@@ -175,12 +180,14 @@ impl Chain {
     ) -> Result<Chain, ConnectError> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trusted.iter().cloned());
-        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .with_crls(revocation_lists(options)?);
+        let crls = revocation_lists(options)?;
+        let has_crls = !crls.is_empty();
+        let builder =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).with_crls(crls);
         let webpki = builder.build().map_err(|error| {
             configuration(format!("could not use root certificates or revocation lists: {error}"))
         })?;
-        Ok(Chain { webpki, trusted })
+        Ok(Chain { webpki, trusted, has_crls })
     }
 
     fn check(
@@ -192,7 +199,10 @@ impl Chain {
         // webpki refuses a CA's certificate as a server's. When exactly this one is trusted, nobody else's
         // signature matters.
         if self.trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref()) {
-            return check_dates(certificate, now);
+            return check_dates(&parse(certificate)?, now);
+        }
+        if parse(certificate)?.version() == X509Version::V1 && !self.has_crls {
+            return self.check_version_1(&parse(certificate)?, now);
         }
         // The name is checked later by libpq's rules, so any will do and its mismatch is no fault.
         let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
@@ -202,6 +212,23 @@ impl Chain {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Issued by one of the trusted certificates itself, and both valid today.
+    fn check_version_1(&self, certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+        check_dates(certificate, now)?;
+        let issued = |issuer: &X509Certificate<'_>| {
+            issuer.subject().as_raw() == certificate.issuer().as_raw()
+                && (issuer.is_ca() || issuer.version() == X509Version::V1)
+                && check_dates(issuer, now).is_ok()
+                && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+        };
+        let mut trusted = self.trusted.iter().filter_map(|trusted| parse(trusted).ok());
+        if trusted.any(|issuer| issued(&issuer)) {
+            Ok(())
+        } else {
+            Err(CertificateError::UnknownIssuer.into())
         }
     }
 }
@@ -239,7 +266,10 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        // By the key alone: webpki would not even parse a certificate of version 1.
+        let certificate = parse(cert)?;
+        let key = SubjectPublicKeyInfoDer::from(certificate.public_key().raw);
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -247,9 +277,14 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-    let (_, certificate) =
-        X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, rustls::Error> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(CertificateError::BadEncoding.into()),
+    }
+}
+
+fn check_dates(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), rustls::Error> {
     let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
     let now = now.ok_or(CertificateError::BadEncoding)?;
     if now < certificate.validity().not_before {
@@ -264,8 +299,7 @@ fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), ru
 /// PG: `pgtls_verify_peer_name_matches_certificate_guts`: alternative names first, and the common name if there is
 /// none of the host's kind.
 fn check_name(certificate: &CertificateDer<'_>, host: &str) -> Result<(), rustls::Error> {
-    let (_, certificate) =
-        X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    let certificate = parse(certificate)?;
     let address = host.parse::<std::net::IpAddr>().ok();
     let alternatives = certificate.subject_alternative_name().map_err(|_| CertificateError::BadEncoding)?;
     let alternatives = alternatives.map(|extension| &extension.value.general_names[..]).unwrap_or_default();

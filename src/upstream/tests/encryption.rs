@@ -6,6 +6,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::server::TlsStream;
 
 use super::*;
@@ -60,7 +61,10 @@ impl Identity {
     fn acceptor(&self, alpn: &[&[u8]]) -> TlsAcceptor {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-        let mut config = builder.with_single_cert(vec![self.der.clone()], self.private_key()).unwrap();
+        // Not with_single_cert, which refuses certificates of version 1.
+        let key = ring::sign::any_supported_type(&self.private_key()).unwrap();
+        let certified = CertifiedKey::new(vec![self.der.clone()], key);
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
@@ -128,7 +132,8 @@ async fn a_server_without_tls_is_taken_or_left() {
         let more = format!("sslmode={mode} sslrootcert='{}'", authority.root());
         let result = try_connect(port, &more).await;
         assert_eq!(result.is_ok(), accepted, "{mode}");
-        if let Err(error) = result {
+        // A connection is dropped here, which ends the script.
+        if let Some(error) = result.err() {
             assert!(matches!(error, ConnectError::TlsRefused { .. }) && !error.is_transient(), "{error}");
         }
         assert_eq!(server.await.unwrap(), b"", "{mode}");
@@ -288,9 +293,9 @@ async fn direct_tls_needs_alpn() {
         .await;
         let more = format!("sslmode=verify-full sslnegotiation=direct sslrootcert='{}'", authority.root());
         let result = connect_named("db.test", port, &more).await;
-        match result {
-            Ok(_) => assert!(accepted),
-            Err(error) => assert!(!accepted && matches!(error, ConnectError::NoAlpn), "{error}"),
+        assert_eq!(result.is_ok(), accepted);
+        if let Some(error) = result.err() {
+            assert!(matches!(error, ConnectError::NoAlpn), "{error}");
         }
         assert_eq!(server.await.unwrap(), b"");
     }
@@ -452,4 +457,36 @@ fn pem(der: &CertificateDer<'_>) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+/// A server certificate made by the recipe of PostgreSQL's manual with OpenSSL 3.0, which comes out as version 1.
+///
+/// `openssl x509 -req -in server.csr -days 36500 -CA root.crt -CAkey root.key -CAcreateserial -out server.crt`
+#[tokio::test]
+async fn certificates_of_version_1_are_good_enough() {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    let der = CertificateDer::from_pem_slice(include_bytes!("version1/server.crt")).unwrap();
+    let key = KeyPair::from_pem(include_str!("version1/server.key")).unwrap();
+    let identity = Identity { der, key };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.crt");
+    std::fs::write(&root, include_str!("version1/root.crt")).unwrap();
+    let root = format!("sslrootcert='{}'", root.display());
+    let other_authority = Authority::new();
+    let stranger = format!("sslrootcert='{}'", other_authority.root());
+    for (host, more, accepted) in [
+        ("db.test", "sslmode=require".to_owned(), true),
+        ("db.test", format!("sslmode=verify-full {root}"), true),
+        ("other.test", format!("sslmode=verify-ca {root}"), true),
+        ("other.test", format!("sslmode=verify-full {root}"), false),
+        ("db.test", format!("sslmode=verify-ca {stranger}"), false),
+    ] {
+        let (port, server) = serve_tls(identity.acceptor(&[])).await;
+        let result = connect_named(host, port, &more).await;
+        assert_eq!(result.is_ok(), accepted, "{host} {more} {:?}", result.err());
+        if let Some(error) = result.err() {
+            assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+        }
+        assert_eq!(server.await.unwrap(), accepted);
+    }
 }
