@@ -5,5 +5,6 @@
 
 pub mod auth;
 pub mod conninfo;
+pub mod downstream;
 pub mod store;
 pub mod wire;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 use super::error::{PgError, Severity};
 use super::frame::{self, Frame, FrameError, Phase};
@@ -119,6 +119,22 @@ impl Connection {
             Ok(0) => Err(ReadError::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             result => Ok(result?),
+        }
+    }
+
+    /// Resolves when the client has gone, while nothing else is expected of it; what it sends meanwhile is kept
+    /// for later, up to a limit. Cancel-safe.
+    pub async fn gone(&mut self) -> ReadError {
+        loop {
+            if self.input.len() >= INPUT_KEPT {
+                return std::future::pending().await;
+            }
+            if let Err(error) = self.socket.ready(Interest::READABLE).await {
+                return error.into();
+            }
+            if let Err(error) = self.try_fill() {
+                return error;
+            }
         }
     }
 

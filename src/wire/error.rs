@@ -1,5 +1,7 @@
 //! Errors and notices as they go over the wire.
 
+use bytes::BytesMut;
+use pgwire::messages::Message;
 use pgwire::messages::response::{ErrorResponse, NoticeResponse};
 
 /// SQLSTATE codes in use, by PostgreSQL's names (`errcodes.txt`).
@@ -134,6 +136,13 @@ impl PgError {
 
     pub(super) fn error_response(&self) -> ErrorResponse {
         ErrorResponse::new(self.fields())
+    }
+
+    /// The whole ErrorResponse message, for a socket that has no [`Connection`](super::Connection) yet.
+    pub fn encoded(&self) -> BytesMut {
+        let mut bytes = BytesMut::new();
+        self.error_response().encode(&mut bytes).expect("an ErrorResponse may have any length");
+        bytes
     }
 
     pub(super) fn notice_response(&self) -> NoticeResponse {

@@ -1,0 +1,350 @@
+//! Replication commands that end with their answer (PostgreSQL: `walsender.c`).
+//!
+//! Column types follow the upstream's version, so that nobody can tell the relay from it.
+
+use std::borrow::Cow;
+use std::io;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+use walrelay_proto::{Command, CommandOption, CreateSlot, Lsn, SlotKind, SlotName, TimelineId};
+
+use super::Shared;
+use super::session::{Failure, SessionContext};
+use super::settings::{self, Settings};
+use crate::store::{SlotError, SlotPersistence, Slots, UpstreamParameters};
+use crate::wire::messages::{Column, command_complete, data_row, row_description};
+use crate::wire::{Connection, PgError, sqlstate};
+
+type Result<T> = std::result::Result<T, PgError>;
+
+/// What an answer is made of.
+pub(super) struct Answer<'a> {
+    pub(super) context: &'a SessionContext,
+    pub(super) settings: &'a Settings,
+    pub(super) shared: &'a Shared,
+}
+
+impl Answer<'_> {
+    /// Puts the answer to any command but START_REPLICATION into the connection, without `ReadyForQuery`.
+    pub(super) async fn command(
+        &self,
+        conn: &mut Connection,
+        command: Command,
+    ) -> std::result::Result<(), Failure> {
+        let upstream = self.context.store.upstream_parameters();
+        let version = settings::server_version_num(&upstream);
+        match command {
+            Command::IdentifySystem => self.identify_system(conn, version)?,
+            Command::Show { name } => self.show(conn, &name, &upstream)?,
+            Command::TimelineHistory(tli) => self.timeline_history(conn, tli).await?,
+            Command::CreateReplicationSlot(slot) => self.create_slot(conn, slot).await?,
+            Command::ReadReplicationSlot { slot } => {
+                since(version, 150_000)?;
+                self.read_slot(conn, &slot);
+            }
+            Command::DropReplicationSlot { slot, wait } => self.drop_slot(conn, slot, wait).await?,
+            Command::AlterReplicationSlot { slot, options } => {
+                since(version, 170_000)?;
+                self.alter_slot(&slot, &options)?;
+            }
+            Command::BaseBackup { .. } => return Err(no_base_backup("BASE_BACKUP").into()),
+            Command::UploadManifest => {
+                since(version, 170_000)?;
+                return Err(no_base_backup("UPLOAD_MANIFEST").into());
+            }
+            Command::StartLogicalReplication { .. } => return Err(no_logical().into()),
+            // The session hands this one to the walsender.
+            Command::StartReplication(_) => {}
+        }
+        Ok(())
+    }
+
+    fn identify_system(&self, conn: &mut Connection, version: u32) -> Result<()> {
+        let store = &self.context.store;
+        let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Err(nothing_yet()) };
+        let timeline = if version < 160_000 { Column::int4("timeline") } else { Column::int8("timeline") };
+        let columns = [Column::text("systemid"), timeline, Column::text("xlogpos"), Column::text("dbname")];
+        conn.put(&row_description(&columns));
+        put_row(
+            conn,
+            &[
+                Some(&identity.system_id.to_string()),
+                Some(&tip.tli.to_string()),
+                Some(&tip.flush_lsn.to_string()),
+                None,
+            ],
+        );
+        conn.put(&command_complete("IDENTIFY_SYSTEM"));
+        Ok(())
+    }
+
+    fn show(&self, conn: &mut Connection, name: &str, upstream: &UpstreamParameters) -> Result<()> {
+        if name.eq_ignore_ascii_case("all") {
+            self.show_all(conn, upstream);
+        } else {
+            let canonical = settings::canonical_name(name).unwrap_or(name);
+            let value = self.setting(canonical, upstream).ok_or_else(|| unknown_setting(name))?;
+            conn.put(&row_description(&[Column::text(canonical)]));
+            put_row(conn, &[Some(&value)]);
+        }
+        conn.put(&command_complete("SHOW"));
+        Ok(())
+    }
+
+    fn show_all(&self, conn: &mut Connection, upstream: &UpstreamParameters) {
+        let columns = [Column::text("name"), Column::text("setting"), Column::text("description")];
+        conn.put(&row_description(&columns));
+        for name in settings::all_names() {
+            if let Some(value) = self.setting(name, upstream) {
+                put_row(conn, &[Some(name), Some(&value), Some("")]);
+            }
+        }
+    }
+
+    /// The session's value, else the relay's own, else what the upstream has told.
+    fn setting<'a>(&'a self, name: &str, upstream: &'a UpstreamParameters) -> Option<Cow<'a, str>> {
+        let reported =
+            |name| upstream.settings.get(name).map(String::as_str).or_else(|| upstream.status(name));
+        self.settings
+            .get(name)
+            .map(Cow::Borrowed)
+            .or_else(|| self.own_setting(name).map(Cow::Owned))
+            .or_else(|| reported(name).map(Cow::Borrowed))
+            .or_else(|| default_setting(name, upstream))
+    }
+
+    fn own_setting(&self, name: &str) -> Option<String> {
+        let store = self.context.store.config();
+        Some(match name {
+            "application_name" => String::new(),
+            "client_encoding" => "SQL_ASCII".to_owned(),
+            "session_authorization" => self.context.user.clone(),
+            "is_superuser" => "off".to_owned(),
+            "data_directory_mode" => "0700".to_owned(),
+            "wal_segment_size" => self.context.store.identity()?.seg_size.to_show(),
+            "wal_sender_timeout" => settings::show_timeout(self.context.wal_sender_timeout),
+            "max_wal_senders" => self.shared.config.max_wal_senders.to_string(),
+            "max_replication_slots" => store.max_replication_slots.to_string(),
+            "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),
+            "max_slot_wal_keep_size" => settings::show_megabytes(store.max_slot_wal_keep_size),
+            _ => return None,
+        })
+    }
+
+    async fn timeline_history(&self, conn: &mut Connection, tli: TimelineId) -> Result<()> {
+        let name = tli.history_file_name();
+        conn.put(&row_description(&[Column::text("filename"), Column::text("content")]));
+        let store = self.context.store.clone();
+        let content = blocking(move || store.history_file(tli)).await?.map_err(|error| {
+            PgError::error(sqlstate::IO_ERROR, format!("could not read file \"pg_wal/{name}\": {error}"))
+        })?;
+        let content = content.ok_or_else(|| {
+            let text = format!("could not open file \"pg_wal/{name}\": No such file or directory");
+            PgError::error(sqlstate::UNDEFINED_FILE, text)
+        })?;
+        conn.put(&data_row(&[Some(name.as_bytes()), Some(&content)]));
+        conn.put(&command_complete("TIMELINE_HISTORY"));
+        Ok(())
+    }
+
+    async fn create_slot(&self, conn: &mut Connection, slot: CreateSlot) -> Result<()> {
+        let SlotKind::Physical { reserve_wal } = slot.kind else { return Err(no_logical()) };
+        let name = SlotName::new(&slot.name).map_err(|error| {
+            let refusal = PgError::error(error.sqlstate(), error.to_string());
+            match error.hint() {
+                Some(hint) => refusal.with_hint(hint),
+                None => refusal,
+            }
+        })?;
+        let persistence = match slot.temporary {
+            true => SlotPersistence::Temporary { owner: self.context.pid },
+            false => SlotPersistence::Persistent,
+        };
+        let store = self.context.store.clone();
+        blocking(move || {
+            let reserve = if reserve_wal { oldest_to_reserve(&store) } else { None };
+            store.slots().create(&name, persistence, reserve)
+        })
+        .await?
+        .map_err(slot_error)?;
+        let columns = ["slot_name", "consistent_point", "snapshot_name", "output_plugin"].map(Column::text);
+        conn.put(&row_description(&columns));
+        put_row(conn, &[Some(&slot.name), Some(&Lsn::INVALID.to_string()), None, None]);
+        conn.put(&command_complete("CREATE_REPLICATION_SLOT"));
+        Ok(())
+    }
+
+    fn read_slot(&self, conn: &mut Connection, name: &str) {
+        let store = &self.context.store;
+        let columns = [Column::text("slot_type"), Column::text("restart_lsn"), Column::int8("restart_tli")];
+        conn.put(&row_description(&columns));
+        let slot = store.slots().get(name);
+        let restart = slot.as_ref().and_then(|slot| slot.restart_lsn);
+        let tli = restart.map(|lsn| store.history().timeline_at(lsn).to_string());
+        let restart = restart.map(|lsn| lsn.to_string());
+        put_row(conn, &[slot.map(|_| "physical"), restart.as_deref(), tli.as_deref()]);
+        conn.put(&command_complete("READ_REPLICATION_SLOT"));
+    }
+
+    async fn drop_slot(
+        &self,
+        conn: &mut Connection,
+        name: String,
+        wait: bool,
+    ) -> std::result::Result<(), Failure> {
+        let slots = self.context.store.slots();
+        loop {
+            match try_drop(slots.clone(), name.clone(), self.context.pid).await? {
+                Ok(()) => break,
+                Err(SlotError::Active { .. }) if wait => self.wait_for_release(conn, &name).await?,
+                Err(error) => return Err(slot_error(error).into()),
+            }
+        }
+        conn.put(&command_complete("DROP_REPLICATION_SLOT"));
+        Ok(())
+    }
+
+    async fn wait_for_release(&self, conn: &mut Connection, name: &str) -> std::result::Result<(), Failure> {
+        let slots = self.context.store.slots();
+        tokio::select! {
+            () = slots.released(name) => Ok(()),
+            () = self.context.cancel.requested() => Err(canceled().into()),
+            () = self.context.shutdown.cancelled() => {
+                let text = "terminating connection due to administrator command";
+                Err(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text).into())
+            }
+            error = conn.gone() => Err(Failure::Closed(error.to_string())),
+        }
+    }
+
+    /// A physical slot has nothing to alter.
+    fn alter_slot(&self, name: &str, options: &[CommandOption]) -> Result<()> {
+        if let Some(unknown) = options.iter().find(|o| !matches!(o.name.as_str(), "failover" | "two_phase")) {
+            let text = format!("unrecognized option: {}", unknown.name);
+            return Err(PgError::error(sqlstate::INTERNAL_ERROR, text));
+        }
+        if self.context.store.slots().get(name).is_none() {
+            return Err(slot_error(SlotError::Missing { name: name.to_owned() }));
+        }
+        let text = "cannot use ALTER_REPLICATION_SLOT with a physical replication slot";
+        Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text))
+    }
+}
+
+/// The end of a stream: which timeline comes next, if the one streamed is over, and both tags.
+pub(super) fn stream_done(conn: &mut Connection, next: Option<(TimelineId, Lsn)>) {
+    if let Some((tli, begin)) = next {
+        conn.put(&row_description(&[Column::int8("next_tli"), Column::text("next_tli_startpos")]));
+        put_row(conn, &[Some(&tli.to_string()), Some(&begin.to_string())]);
+    }
+    conn.put(&command_complete("START_STREAMING"));
+    conn.put(&command_complete("START_REPLICATION"));
+}
+
+/// What a query gets that is no replication command.
+pub(super) fn no_sql() -> PgError {
+    let text = "cannot execute SQL commands in WAL sender for physical replication";
+    PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text)
+}
+
+/// A slot's refusal in PostgreSQL's words.
+pub(super) fn slot_error(error: SlotError) -> PgError {
+    let sqlstate = match &error {
+        SlotError::Exists { .. } => sqlstate::DUPLICATE_OBJECT,
+        SlotError::Missing { .. } => sqlstate::UNDEFINED_OBJECT,
+        SlotError::Active { .. } => sqlstate::OBJECT_IN_USE,
+        SlotError::Full => sqlstate::CONFIGURATION_LIMIT_EXCEEDED,
+        SlotError::Invalidated { .. } => sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SlotError::Io(_) => sqlstate::IO_ERROR,
+    };
+    let refusal = PgError::error(sqlstate, error.to_string());
+    match error {
+        SlotError::Full => refusal.with_hint("Free one or increase \"max_replication_slots\"."),
+        SlotError::Invalidated { .. } => {
+            refusal.with_detail("This replication slot has been invalidated due to \"wal_removed\".")
+        }
+        _ => refusal,
+    }
+}
+
+/// A command that the running one's cancel request has ended.
+pub(super) fn canceled() -> PgError {
+    PgError::error(sqlstate::QUERY_CANCELED, "canceling statement due to user request")
+}
+
+/// A command that the upstream's version does not have is SQL to it.
+fn since(version: u32, first: u32) -> Result<()> {
+    if version >= first { Ok(()) } else { Err(no_sql()) }
+}
+
+fn no_base_backup(command: &str) -> PgError {
+    PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{command} is not supported by walrelay"))
+        .with_hint("Take base backups from the upstream server; stream the WAL for them from here.")
+}
+
+fn no_logical() -> PgError {
+    let text = "logical decoding requires a database connection";
+    PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text)
+}
+
+fn nothing_yet() -> PgError {
+    PgError::error(sqlstate::CANNOT_CONNECT_NOW, "the database system is starting up")
+}
+
+fn unknown_setting(name: &str) -> PgError {
+    if settings::canonical_name(name).is_some() {
+        let text = format!("walrelay does not know the upstream's value of parameter \"{name}\"");
+        return PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint("Ask the upstream server.");
+    }
+    let text = format!("unrecognized configuration parameter \"{name}\"");
+    PgError::error(sqlstate::UNDEFINED_OBJECT, text)
+}
+
+/// What follows from something else the upstream has told.
+fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'static, str>> {
+    let version = settings::server_version_num(upstream);
+    match name {
+        "server_version_num" if version > 0 => Some(version.to_string().into()),
+        "transaction_read_only" => {
+            let standby = upstream.status("in_hot_standby") == Some("on");
+            let default = upstream.status("default_transaction_read_only") == Some("on");
+            Some(if standby || default { "on" } else { "off" }.into())
+        }
+        "in_hot_standby" | "default_transaction_read_only" => Some("off".into()),
+        "wal_level" => Some("replica".into()),
+        "integer_datetimes" | "standard_conforming_strings" => Some("on".into()),
+        "server_encoding" => Some("SQL_ASCII".into()),
+        "DateStyle" => Some("ISO, MDY".into()),
+        "IntervalStyle" => Some("postgres".into()),
+        "TimeZone" => Some("GMT".into()),
+        _ => None,
+    }
+}
+
+/// The oldest WAL held, as there is no checkpoint of our own to start from; no more than a slot may keep.
+fn oldest_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
+    let (oldest, tip, identity) = (store.oldest()?, store.tip()?, store.identity()?);
+    let Some(most) = store.config().max_slot_wal_keep_size else { return Some(oldest) };
+    Some(
+        oldest
+            .max(tip.write_lsn.rewind(most).advance(identity.seg_size.bytes()).seg_start(identity.seg_size)),
+    )
+    .filter(|reserve| *reserve <= tip.write_lsn)
+    .or(Some(tip.write_lsn.seg_start(identity.seg_size)))
+}
+
+async fn try_drop(slots: Arc<Slots>, name: String, pid: u32) -> Result<std::result::Result<(), SlotError>> {
+    blocking(move || slots.drop_slot(&name, pid)).await
+}
+
+/// Runs what waits for the disk beside the threads that serve others.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let failed = |error| PgError::error(sqlstate::INTERNAL_ERROR, io::Error::from(error).to_string());
+    spawn_blocking(work).await.map_err(failed)
+}
+
+fn put_row(conn: &mut Connection, values: &[Option<&str>]) {
+    let values: Vec<_> = values.iter().map(|value| value.map(str::as_bytes)).collect();
+    conn.put(&data_row(&values));
+}

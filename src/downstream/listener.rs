@@ -1,0 +1,277 @@
+//! Accepts connections and gives each its task.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::login::{self, LoggedIn, LoginError};
+use super::registry::Registry;
+use super::unix::{self, BoundUnix};
+use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
+use crate::auth::scram::server::MockSecret;
+use crate::store::Store;
+use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
+
+/// Port when nothing names one.
+const DEFAULT_PORT: u16 = 5432;
+/// Connections beyond the walsenders: logins under way, cancel requests.
+const LOGINS: usize = 128;
+/// Pause when the system has no file descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the last good-byes may take at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The relay cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// An address cannot be used.
+    #[error("could not listen on {address}: {source}")]
+    Bind {
+        /// As it was given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The operating system gave no random bytes.
+    #[error("could not generate random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Where the relay listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BoundAddr {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for BoundAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BoundAddr::Tcp(address) => address.fmt(f),
+            BoundAddr::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(BoundUnix),
+}
+
+/// The consumers' side, listening. [`Downstream::run`] serves until it is told to stop.
+pub struct Downstream {
+    listeners: Vec<Listener>,
+    shared: Arc<Shared>,
+}
+
+impl Downstream {
+    /// Binds all addresses. Clients may connect from now on; they are answered once [`Downstream::run`] runs.
+    pub async fn bind(
+        config: DownstreamConfig,
+        access: Arc<SharedAccess>,
+        store: Arc<Store>,
+        shutdown: CancellationToken,
+    ) -> Result<Downstream, ListenError> {
+        let mut listeners = Vec::new();
+        let mut first_port = None;
+        for address in &config.listen {
+            if let ListenAddr::Tcp { host, port } = address {
+                listeners.extend(bind_tcp(host, *port).await?);
+            }
+            first_port = first_port.or_else(|| listeners.first().and_then(tcp_port));
+        }
+        for address in &config.listen {
+            if let ListenAddr::Unix { dir, port } = address {
+                let port = port.or(first_port).unwrap_or(DEFAULT_PORT);
+                let bound = unix::bind(dir, port);
+                let address = dir.display().to_string();
+                listeners
+                    .push(Listener::Unix(bound.map_err(|source| ListenError::Bind { address, source })?));
+            }
+        }
+        let registry = Arc::new(Registry::new(config.max_wal_senders));
+        let mock = MockSecret::random().map_err(ListenError::Random)?;
+        Ok(Downstream {
+            listeners,
+            shared: Arc::new(Shared { config, access, store, registry, mock, shutdown }),
+        })
+    }
+
+    /// Where it listens, TCP first.
+    pub fn addresses(&self) -> Vec<BoundAddr> {
+        let address = |listener: &Listener| match listener {
+            Listener::Tcp(tcp) => tcp.local_addr().ok().map(BoundAddr::Tcp),
+            Listener::Unix(unix) => Some(BoundAddr::Unix(unix.path.clone())),
+        };
+        self.listeners.iter().filter_map(address).collect()
+    }
+
+    /// Who is connected.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.shared.registry
+    }
+
+    /// Serves connections until the shutdown token is cancelled and every session has ended; meanwhile newcomers
+    /// are told so. Dropping the future closes all connections at once.
+    pub async fn run(self) {
+        let mut tasks = JoinSet::new();
+        let mut stopped = false;
+        while !(stopped && self.shared.registry.is_empty()) {
+            tokio::select! {
+                accepted = accept(&self.listeners) => self.admit(accepted, &mut tasks).await,
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!("connection task failed: {error}");
+                    }
+                }
+                () = self.shared.shutdown.cancelled(), if !stopped => stopped = true,
+            }
+        }
+        // Sessions have given up their places; some still say good-bye. Logins that hang are not waited for.
+        let _ = tokio::time::timeout(FAREWELL, async { while tasks.join_next().await.is_some() {} }).await;
+    }
+
+    async fn admit(&self, accepted: io::Result<Socket>, tasks: &mut JoinSet<()>) {
+        match accepted {
+            Ok(socket) if tasks.len() < self.shared.config.max_wal_senders + LOGINS => {
+                tasks.spawn(serve(socket, self.shared.clone()));
+            }
+            Ok(socket) => refuse(&socket),
+            Err(error) => {
+                tracing::warn!("could not accept connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn tcp_port(listener: &Listener) -> Option<u16> {
+    match listener {
+        Listener::Tcp(tcp) => tcp.local_addr().ok().map(|address| address.port()),
+        Listener::Unix(_) => None,
+    }
+}
+
+/// One listener for each address of a host; at least one must work (PostgreSQL: `ListenServerPort`).
+async fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>, ListenError> {
+    let failed = |source| ListenError::Bind { address: format!("{host}:{port}"), source };
+    let addresses = match host {
+        "*" => vec![SocketAddr::from(([0_u16; 8], port)), SocketAddr::from(([0_u8; 4], port))],
+        _ => tokio::net::lookup_host((host, port)).await.map_err(failed)?.collect(),
+    };
+    let mut listeners = Vec::new();
+    let mut last_error = None;
+    for address in addresses {
+        match listen(address) {
+            Ok(listener) => listeners.push(Listener::Tcp(listener)),
+            Err(error) => last_error = Some(error),
+        }
+    }
+    match last_error {
+        Some(error) if listeners.is_empty() => Err(failed(error)),
+        _ => Ok(listeners),
+    }
+}
+
+/// IPv6 sockets take IPv6 only, so that `*` can have both families, as in PostgreSQL.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// The next connection of any listener. Cancel-safe.
+async fn accept(listeners: &[Listener]) -> io::Result<Socket> {
+    std::future::poll_fn(|cx| {
+        for listener in listeners {
+            let accepted = match listener {
+                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(socket, _)| Socket::Tcp(socket)),
+                Listener::Unix(unix) => {
+                    unix.listener.poll_accept(cx).map_ok(|(socket, _)| Socket::Unix(socket))
+                }
+            };
+            if accepted.is_ready() {
+                return accepted;
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+/// So many connections that this one is not even asked what it wants.
+fn refuse(socket: &Socket) {
+    let error = PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
+    // Whoever does not take these few bytes at once gets a closed connection, which says the same.
+    let _ = socket.try_write_vectored(&[io::IoSlice::new(&error.encoded())]);
+}
+
+async fn serve(socket: Socket, shared: Arc<Shared>) {
+    if let Err(error) = set_options(&socket) {
+        tracing::debug!("could not set socket options: {error}");
+    }
+    let Ok(mut conn) = Connection::new(socket) else { return };
+    let peer = conn.peer();
+    let limit = shared.config.authentication_timeout;
+    let session = match tokio::time::timeout(limit, login::log_in(&mut conn, &shared)).await {
+        Ok(Ok(LoggedIn::Session(session))) => session,
+        Ok(Ok(LoggedIn::Cancel)) => return,
+        Ok(Err(error)) => return turn_away(conn, error).await,
+        Err(_) => {
+            let text = "canceling authentication due to timeout";
+            return turn_away(conn, PgError::fatal(sqlstate::QUERY_CANCELED, text).into()).await;
+        }
+    };
+    let (pid, user) = (session.context().pid, session.context().user.clone());
+    let name = session.context().application_name.clone();
+    tracing::info!(pid, %peer, user, application_name = name, "replication connection authorized");
+    let reason = session.run(conn).await;
+    tracing::info!(pid, %peer, user, application_name = name, "disconnection: {reason}");
+}
+
+fn set_options(socket: &Socket) -> io::Result<()> {
+    let Socket::Tcp(socket) = socket else { return Ok(()) };
+    socket.set_nodelay(true)?;
+    // An idle client that vanished would keep its place for ever.
+    Ok(rustix::net::sockopt::set_socket_keepalive(socket, true)?)
+}
+
+async fn turn_away(mut conn: Connection, error: LoginError) {
+    let peer = conn.peer();
+    match error {
+        LoginError::Refused(error) => {
+            tracing::info!(%peer, sqlstate = error.sqlstate, "connection refused: {}", error.message);
+            conn.put_error(&error);
+        }
+        LoginError::Ancient(version) => {
+            tracing::info!(%peer, "connection refused: protocol {version}");
+            conn.put_bytes(&login::ancient_error(version));
+        }
+        LoginError::Unread(ReadError::Frame(frame)) => match frame.to_pg_error() {
+            Some(error) => conn.put_error(&error),
+            None => return tracing::debug!(%peer, "{frame}"),
+        },
+        // Probes of load balancers and port scanners are no news.
+        LoginError::Unread(error) => return tracing::debug!(%peer, "{error}"),
+        LoginError::Unsent(error) => return tracing::debug!(%peer, "could not send data to client: {error}"),
+    }
+    conn.close().await;
+}

@@ -1,0 +1,221 @@
+//! From the first byte of a connection to its `ReadyForQuery` (PostgreSQL: `backend_startup.c`, `postinit.c`).
+
+mod authenticate;
+mod request;
+
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use pgwire::messages::startup::Authentication;
+
+use super::Shared;
+use super::session::{Session, SessionContext};
+use super::settings::{self, Settings};
+use crate::store::{SenderIdentity, UpstreamParameters};
+use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
+use crate::wire::{Connection, PgError, Phase, ReadError, messages, sqlstate};
+use request::{Kind, StartupRequest};
+
+/// The connection ends before a session begins.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoginError {
+    /// The client is told why.
+    #[error(transparent)]
+    Refused(#[from] PgError),
+    /// The client speaks version 2 or older and is told in its way.
+    #[error("unsupported frontend protocol {0}")]
+    Ancient(crate::wire::startup::ProtocolVersion),
+    /// Nobody is there to be told, or nobody who would understand.
+    #[error(transparent)]
+    Unread(#[from] ReadError),
+    /// The socket failed.
+    #[error("could not send data to client: {0}")]
+    Unsent(#[from] io::Error),
+}
+
+/// What a connection wanted.
+pub(super) enum LoggedIn {
+    /// A walsender.
+    Session(Box<Session>),
+    /// To cancel another one; done.
+    Cancel,
+}
+
+/// Logs a client in; its answer, `ReadyForQuery` included, waits in the connection to be sent in one write.
+pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Result<LoggedIn, LoginError> {
+    let message = match read_startup(conn).await? {
+        StartupPacket::Cancel(cancel) => {
+            shared.registry.cancel(cancel.pid, &cancel.key);
+            return Ok(LoggedIn::Cancel);
+        }
+        StartupPacket::Startup(message) => message,
+        StartupPacket::SslRequest | StartupPacket::GssEncRequest => {
+            // `read_startup` answers these itself.
+            return Err(ReadError::Closed.into());
+        }
+    };
+    let request = read_request(conn, &message)?;
+    check_ready(shared)?;
+    authenticate::authenticate(conn, shared, &request).await?;
+    conn.put(&Authentication::Ok);
+    let session = begin_session(conn, shared, request)?;
+    conn.set_phase(Phase::Command);
+    Ok(LoggedIn::Session(Box::new(session)))
+}
+
+/// The first packet that is no encryption request; those are refused, each kind once.
+async fn read_startup(conn: &mut Connection) -> Result<StartupPacket, LoginError> {
+    let mut offers = Offers { ssl: true, gss_enc: true };
+    loop {
+        match conn.read_startup(offers).await? {
+            StartupPacket::SslRequest => offers.ssl = false,
+            StartupPacket::GssEncRequest => offers.gss_enc = false,
+            packet => return Ok(packet),
+        }
+        conn.put_bytes(b"N");
+        conn.flush().await?;
+    }
+}
+
+fn read_request(conn: &mut Connection, message: &StartupMessage) -> Result<StartupRequest, LoginError> {
+    if message.version.major != 3 {
+        // PG: clients older than version 3 get an error they can read, except for what is no version at all.
+        return match message.version.major {
+            1 | 2 => Err(LoginError::Ancient(message.version)),
+            _ => Err(unsupported_protocol(message).into()),
+        };
+    }
+    let request = StartupRequest::read(message)?;
+    if message.version.minor > 0 || !request.unknown_extensions.is_empty() {
+        conn.put(&messages::negotiate_protocol_version(request.unknown_extensions.clone()));
+    }
+    if request.user.is_empty() {
+        let text = "no PostgreSQL user name specified in startup packet";
+        return Err(PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text).into());
+    }
+    Ok(request)
+}
+
+fn unsupported_protocol(message: &StartupMessage) -> PgError {
+    let text = format!("unsupported frontend protocol {}: server supports 3.0 to 3.0", message.version);
+    PgError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, text)
+}
+
+/// The error of a server that speaks version 2: no length word, no fields.
+pub(super) fn ancient_error(version: crate::wire::startup::ProtocolVersion) -> Vec<u8> {
+    format!("EFATAL:  unsupported frontend protocol {version}: server supports 3.0 to 3.0\n\0").into_bytes()
+}
+
+fn check_ready(shared: &Shared) -> Result<(), PgError> {
+    let not_now = |text: &str| Err(PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text));
+    if shared.shutdown.is_cancelled() {
+        return not_now("the database system is shutting down");
+    }
+    if shared.store.identity().is_none() || shared.store.tip().is_none() {
+        return not_now("the database system is starting up");
+    }
+    Ok(())
+}
+
+fn begin_session(
+    conn: &mut Connection,
+    shared: &Arc<Shared>,
+    request: StartupRequest,
+) -> Result<Session, LoginError> {
+    if request.kind != Kind::Physical {
+        return Err(only_physical(&request).into());
+    }
+    let mut key = [0; 4];
+    getrandom::fill(&mut key).map_err(|error| {
+        PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random cancel key: {error}"))
+    })?;
+    let registration =
+        shared.registry.register(key).ok_or_else(|| too_many(shared.config.max_wal_senders))?;
+    let upstream = shared.store.upstream_parameters();
+    let settings = request.settings(&upstream)?;
+    for (name, value) in reported(&request.user, &settings, &upstream) {
+        conn.put(&messages::parameter_status(&name, &value));
+    }
+    conn.put(&messages::backend_key_data(registration.pid, registration.key));
+    conn.put(&messages::ready_for_query());
+    let application_name = settings.get("application_name").unwrap_or_default().to_owned();
+    let sender = shared.store.senders().register(SenderIdentity {
+        pid: registration.pid,
+        user: request.user.clone(),
+        application_name: application_name.clone(),
+        client_addr: conn.peer().address(),
+        backend_start: SystemTime::now(),
+    });
+    let context = SessionContext {
+        pid: registration.pid,
+        user: request.user,
+        application_name,
+        peer: conn.peer(),
+        wal_sender_timeout: settings.wal_sender_timeout().unwrap_or(shared.config.wal_sender_timeout),
+        cancel: registration.cancel.clone(),
+        shutdown: shared.shutdown.clone(),
+        store: shared.store.clone(),
+        sender,
+    };
+    Ok(Session::new(context, registration, settings, shared.clone()))
+}
+
+fn only_physical(request: &StartupRequest) -> PgError {
+    let what = match request.kind {
+        Kind::Database => "logical replication connections are",
+        _ => "SQL connections are",
+    };
+    PgError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} not supported by walrelay"))
+        .with_hint("Connect to the upstream server, or add replication=true for physical replication.")
+}
+
+fn too_many(limit: usize) -> PgError {
+    let text =
+        format!("number of requested standby connections exceeds \"max_wal_senders\" (currently {limit})");
+    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, text)
+}
+
+/// What the server reports of itself: the upstream's values, except those that belong to the session.
+fn reported(user: &str, settings: &Settings, upstream: &UpstreamParameters) -> Vec<(String, String)> {
+    /// Every client of PostgreSQL's family works with these, should the upstream not have told.
+    const DEFAULTS: &[(&str, &str)] = &[
+        ("integer_datetimes", "on"),
+        ("standard_conforming_strings", "on"),
+        ("server_encoding", "SQL_ASCII"),
+        ("DateStyle", "ISO, MDY"),
+        ("IntervalStyle", "postgres"),
+        ("TimeZone", "GMT"),
+    ];
+    let session = [
+        ("application_name", ""),
+        ("client_encoding", "SQL_ASCII"),
+        ("session_authorization", user),
+        ("is_superuser", "off"),
+    ];
+    let is_session = |name: &str| session.iter().any(|(own, _)| *own == name);
+    let mut all: Vec<(String, String)> =
+        upstream.status.iter().filter(|(name, _)| !is_session(name)).cloned().collect();
+    for (name, value) in DEFAULTS.iter().copied().chain(session) {
+        if !all.iter().any(|(known, _)| known == name) {
+            all.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    for (name, value) in &mut all {
+        if let Some(chosen) = settings.get(name) {
+            chosen.clone_into(value);
+        }
+    }
+    all
+}
+
+impl StartupRequest {
+    /// The settings of `options`, then those given by name, as the server applies them.
+    fn settings(&self, upstream: &UpstreamParameters) -> Result<Settings, PgError> {
+        let mut settings = Settings::default();
+        for (name, value) in settings::options(&self.options)?.iter().chain(&self.parameters) {
+            settings.set(name, value, upstream)?;
+        }
+        Ok(settings)
+    }
+}

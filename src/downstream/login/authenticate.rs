@@ -1,0 +1,230 @@
+//! Who it is (PostgreSQL: `auth.c`, `crypt.c`). Strangers get the same exchange as users who mistype.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pgwire::messages::startup::Authentication;
+use subtle::ConstantTimeEq;
+
+use super::LoginError;
+use super::request::{Kind, StartupRequest};
+use crate::auth::hba::{Hba, Method, Request, Target};
+use crate::auth::md5;
+use crate::auth::scram::SCRAM_SHA_256;
+use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret};
+use crate::auth::users::Secret;
+use crate::downstream::Shared;
+use crate::wire::{Connection, Peer, PgError, sqlstate};
+
+/// Succeeds when the client is who it says; the answer so far waits in the connection.
+pub(super) async fn authenticate(
+    conn: &mut Connection,
+    shared: &Arc<Shared>,
+    request: &StartupRequest,
+) -> Result<(), LoginError> {
+    let access = shared.access.current();
+    let method = method(&access.hba, conn.peer(), request)?;
+    let secret = access.users.get(&request.user).cloned();
+    let user = &request.user;
+    match (method, secret) {
+        (Method::Trust, _) => Ok(()),
+        (Method::Reject, _) => Err(rejected(conn.peer(), request).into()),
+        (Method::Peer, _) => peer(conn.peer(), user).await,
+        (Method::Password, secret) => password(conn, user, secret).await,
+        (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
+        (Method::Md5, Some(Secret::Password(password))) => {
+            md5_challenge(conn, user, &md5::stored_hash(user, password.as_bytes())).await
+        }
+        (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &shared.mock).await,
+    }
+}
+
+fn method(hba: &Hba, peer: Peer, request: &StartupRequest) -> Result<Method, PgError> {
+    let target = match request.kind {
+        Kind::Physical => Target::Replication,
+        Kind::Sql | Kind::Database => Target::Database(&request.database),
+    };
+    let judged = Request { ip: peer.ip(), ssl: false, target, user: &request.user };
+    hba.find(&judged).map(|rule| rule.method()).ok_or_else(|| {
+        let error = refusal("no pg_hba.conf entry for", peer, request);
+        if hba.is_builtin() {
+            error.with_hint(
+                "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
+            )
+        } else {
+            error
+        }
+    })
+}
+
+fn rejected(peer: Peer, request: &StartupRequest) -> PgError {
+    refusal("pg_hba.conf rejects", peer, request)
+}
+
+fn refusal(verdict: &str, peer: Peer, request: &StartupRequest) -> PgError {
+    let host = peer.ip().map_or_else(|| "[local]".to_owned(), |ip| ip.to_string());
+    let (user, database) = (&request.user, &request.database);
+    // PG's two texts differ for "rejects" and "no entry" only in their first words.
+    let connection = if verdict.ends_with("rejects") { "connection for host" } else { "host" };
+    let text = match request.kind {
+        Kind::Physical if connection == "host" => {
+            format!("{verdict} replication connection from host \"{host}\", user \"{user}\", no encryption")
+        }
+        Kind::Physical => {
+            format!("{verdict} replication connection for host \"{host}\", user \"{user}\", no encryption")
+        }
+        Kind::Sql | Kind::Database => {
+            format!(
+                "{verdict} {connection} \"{host}\", user \"{user}\", database \"{database}\", no encryption"
+            )
+        }
+    };
+    PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text)
+}
+
+fn wrong_password(user: &str) -> LoginError {
+    let text = format!("password authentication failed for user \"{user}\"");
+    PgError::fatal(sqlstate::INVALID_PASSWORD, text).into()
+}
+
+async fn peer(peer: Peer, user: &str) -> Result<(), LoginError> {
+    let Peer::Local { uid: Some(uid) } = peer else { return Err(wrong_peer(user)) };
+    // The user database may be on another machine.
+    let lookup = move || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|found| found.name);
+    let name = tokio::task::spawn_blocking(lookup).await.ok().flatten();
+    if name.as_deref() == Some(user) { Ok(()) } else { Err(wrong_peer(user)) }
+}
+
+fn wrong_peer(user: &str) -> LoginError {
+    let text = format!("Peer authentication failed for user \"{user}\"");
+    PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text).into()
+}
+
+async fn password(conn: &mut Connection, user: &str, secret: Option<Secret>) -> Result<(), LoginError> {
+    conn.put(&Authentication::CleartextPassword);
+    conn.flush().await?;
+    let frame = conn.read_frame().await?;
+    let password = frame.c_string().ok_or_else(malformed)?.to_vec();
+    if password.is_empty() {
+        return Err(empty_password());
+    }
+    let name = user.to_owned();
+    let check = move || match secret {
+        Some(Secret::Password(stored)) => stored.as_bytes().ct_eq(&password).into(),
+        Some(Secret::Md5(stored)) => md5::verify_password(&stored, &name, &password),
+        Some(Secret::Scram(verifier)) => verifier.matches_password(&password),
+        None => false,
+    };
+    let proved = tokio::task::spawn_blocking(check).await.unwrap_or(false);
+    if proved { Ok(()) } else { Err(wrong_password(user)) }
+}
+
+async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Result<(), LoginError> {
+    let mut salt = [0; 4];
+    getrandom::fill(&mut salt).map_err(no_random)?;
+    conn.put(&Authentication::MD5Password(salt.to_vec()));
+    conn.flush().await?;
+    let frame = conn.read_frame().await?;
+    let response = frame.c_string().ok_or_else(malformed)?;
+    if response.is_empty() {
+        return Err(empty_password());
+    }
+    let proved = md5::verify_response(stored, salt, response);
+    if proved { Ok(()) } else { Err(wrong_password(user)) }
+}
+
+async fn scram(
+    conn: &mut Connection,
+    user: &str,
+    secret: Option<Secret>,
+    mock: &MockSecret,
+) -> Result<(), LoginError> {
+    conn.put(&Authentication::SASL(vec![SCRAM_SHA_256.to_owned()]));
+    conn.flush().await?;
+    let frame = conn.read_frame().await?;
+    let (mechanism, initial) = initial_response(&frame.body).ok_or_else(malformed)?;
+    let server =
+        scram_server(&mechanism, user, secret, mock).await.map_err(|error| refused_scram(error, user))?;
+    let first = match initial {
+        Some(first) => first,
+        None => exchange(conn, b"").await?,
+    };
+    let challenged = server.client_first(&first).map_err(|error| refused_scram(error, user))?;
+    let last = exchange(conn, challenged.message()).await?;
+    let accepted = challenged.client_final(&last).map_err(|error| refused_scram(error, user))?;
+    conn.put(&Authentication::SASLFinal(Bytes::from(accepted.message)));
+    Ok(())
+}
+
+/// A password in clear text costs a key derivation, which is kept off the threads that serve others.
+async fn scram_server(
+    mechanism: &str,
+    user: &str,
+    secret: Option<Secret>,
+    mock: &MockSecret,
+) -> Result<ScramServer, ServerError> {
+    let secret = match secret {
+        Some(Secret::Password(password)) => {
+            let (mechanism, user, mock) = (mechanism.to_owned(), user.to_owned(), mock.clone());
+            let derive =
+                move || ScramServer::from_password(&mechanism, &user, password.as_bytes(), None, &mock);
+            return tokio::task::spawn_blocking(derive).await.unwrap_or(Err(ServerError::InvalidProof));
+        }
+        Some(Secret::Scram(verifier)) => ServerSecret::Verifier(verifier),
+        Some(Secret::Md5(_)) | None => ServerSecret::Unknown,
+    };
+    ScramServer::new(mechanism, user, secret, None, mock)
+}
+
+async fn exchange(conn: &mut Connection, challenge: &[u8]) -> Result<Vec<u8>, LoginError> {
+    conn.put(&Authentication::SASLContinue(Bytes::copy_from_slice(challenge)));
+    conn.flush().await?;
+    Ok(conn.read_frame().await?.body.to_vec())
+}
+
+/// SASLInitialResponse: a mechanism, and perhaps data behind its length.
+fn initial_response(body: &[u8]) -> Option<(String, Option<Vec<u8>>)> {
+    let end = body.iter().position(|&b| b == 0)?;
+    let mechanism = String::from_utf8_lossy(&body[..end]).into_owned();
+    let (len, data) = body[end + 1..].split_first_chunk()?;
+    match i32::from_be_bytes(*len) {
+        -1 => data.is_empty().then_some((mechanism, None)),
+        len => (usize::try_from(len).ok()? == data.len()).then(|| (mechanism, Some(data.to_vec()))),
+    }
+}
+
+fn refused_scram(error: ServerError, user: &str) -> LoginError {
+    let sqlstate = match &error {
+        ServerError::InvalidProof => return wrong_password(user),
+        ServerError::AuthorizationIdentity | ServerError::MandatoryExtension => {
+            sqlstate::FEATURE_NOT_SUPPORTED
+        }
+        ServerError::BindingDowngrade | ServerError::BindingMismatch => {
+            sqlstate::INVALID_AUTHORIZATION_SPECIFICATION
+        }
+        ServerError::Random(_) => sqlstate::INTERNAL_ERROR,
+        ServerError::InvalidMechanism
+        | ServerError::Malformed { .. }
+        | ServerError::UnsupportedBindingType { .. }
+        | ServerError::UnexpectedBinding
+        | ServerError::NonPrintableNonce
+        | ServerError::NonceMismatch => sqlstate::PROTOCOL_VIOLATION,
+    };
+    let refusal = PgError::fatal(sqlstate, error.to_string());
+    match error.detail() {
+        Some(detail) => refusal.with_detail(detail).into(),
+        None => refusal.into(),
+    }
+}
+
+fn malformed() -> LoginError {
+    PgError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid password packet size").into()
+}
+
+fn empty_password() -> LoginError {
+    PgError::fatal(sqlstate::INVALID_PASSWORD, "empty password returned by client").into()
+}
+
+fn no_random(error: getrandom::Error) -> LoginError {
+    PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random MD5 salt: {error}")).into()
+}

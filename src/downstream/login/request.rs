@@ -1,0 +1,90 @@
+//! What a start-up message asks for (PostgreSQL: `ProcessStartupPacket`).
+
+use crate::downstream::settings::parse_bool;
+use crate::wire::startup::{InvalidLayout, StartupMessage};
+use crate::wire::{PgError, sqlstate};
+
+/// The kind of session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// No `replication`, or a false one.
+    Sql,
+    /// `replication=true`
+    Physical,
+    /// `replication=database`
+    Database,
+}
+
+/// A start-up message, read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct StartupRequest {
+    /// Empty if the client named none.
+    pub(super) user: String,
+    /// The user's name unless the client named one.
+    pub(super) database: String,
+    pub(super) kind: Kind,
+    pub(super) options: Vec<u8>,
+    /// Settings, in order.
+    pub(super) parameters: Vec<(String, Vec<u8>)>,
+    /// Names that begin with `_pq_.`.
+    pub(super) unknown_extensions: Vec<String>,
+}
+
+/// Bytes in a role's or database's name (`NAMEDATALEN - 1`).
+const MAX_NAME: usize = 63;
+
+impl StartupRequest {
+    pub(super) fn read(message: &StartupMessage) -> Result<StartupRequest, PgError> {
+        let mut request = StartupRequest {
+            user: String::new(),
+            database: String::new(),
+            kind: Kind::Sql,
+            options: Vec::new(),
+            parameters: Vec::new(),
+            unknown_extensions: Vec::new(),
+        };
+        for parameter in message.parameters() {
+            let (name, value) = parameter.map_err(|InvalidLayout| {
+                PgError::fatal(sqlstate::PROTOCOL_VIOLATION, InvalidLayout.to_string())
+            })?;
+            request.take(name, value)?;
+        }
+        if request.database.is_empty() {
+            request.database = request.user.clone();
+        }
+        Ok(request)
+    }
+
+    fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), PgError> {
+        match name {
+            b"user" => self.user = truncated(value),
+            b"database" => self.database = truncated(value),
+            b"options" => self.options = value.to_vec(),
+            b"replication" => self.kind = kind(value)?,
+            _ if name.starts_with(b"_pq_.") => self.unknown_extensions.push(lossy(name)),
+            _ => self.parameters.push((lossy(name), value.to_vec())),
+        }
+        Ok(())
+    }
+}
+
+fn kind(value: &[u8]) -> Result<Kind, PgError> {
+    match parse_bool(value) {
+        _ if value == b"database" => Ok(Kind::Database),
+        Some(true) => Ok(Kind::Physical),
+        Some(false) => Ok(Kind::Sql),
+        None => {
+            let text = format!("invalid value for parameter \"replication\": \"{}\"", lossy(value));
+            Err(PgError::fatal(sqlstate::INVALID_PARAMETER_VALUE, text)
+                .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+        }
+    }
+}
+
+fn truncated(name: &[u8]) -> String {
+    lossy(name.get(..MAX_NAME).unwrap_or(name))
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,140 @@
+//! The consumers' side: a listener, and for each connection a walsender as PostgreSQL's clients know it.
+//!
+//! ```text
+//! listener ── socket ──> login ── SessionContext ──> session ── START_REPLICATION ──> walsender
+//!                          │                            │
+//!                      Access (hba, users)          answers (everything else)
+//! ```
+//!
+//! A connection is one task. It lives in the [`Registry`] from the end of its login to its own end, and is
+//! cancelled through it. Stopping: idle sessions end at once, streaming ones when their consumer has everything;
+//! who connects meanwhile is told that the server is shutting down.
+
+mod answers;
+mod listener;
+mod login;
+mod registry;
+mod session;
+mod settings;
+mod unix;
+mod walsender;
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::hba::Hba;
+use crate::auth::scram::server::MockSecret;
+use crate::auth::users::Users;
+use crate::store::Store;
+
+pub use listener::{BoundAddr, Downstream, ListenError};
+pub use registry::{Cancel, Registry};
+pub use session::{SessionContext, StreamEnd, StreamError};
+
+/// What the consumers' side needs to know; nothing of it changes while it runs.
+#[derive(Clone, Debug)]
+pub struct DownstreamConfig {
+    /// Where to listen, at least one.
+    pub listen: Vec<ListenAddr>,
+    /// Replication connections at a time (`max_wal_senders`).
+    pub max_wal_senders: usize,
+    /// How long a client may take to log in (`authentication_timeout`).
+    pub authentication_timeout: Duration,
+    /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
+    pub wal_sender_timeout: Option<Duration>,
+}
+
+/// A place to listen at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ListenAddr {
+    /// TCP: an address or host name, or `*` for every address; port 0 takes a free one.
+    Tcp {
+        /// Without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// A directory for the Unix-domain socket `.s.PGSQL.<port>`.
+    Unix {
+        /// The directory, which must exist.
+        dir: PathBuf,
+        /// Number in the socket's name; `None` takes the first TCP address's, or 5432.
+        port: Option<u16>,
+    },
+}
+
+/// A `--listen` value that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "invalid listen address \"{0}\": expected ADDRESS:PORT, [IPv6]:PORT, *:PORT or an absolute directory, perhaps with :PORT"
+)]
+pub struct ParseListenAddrError(String);
+
+impl std::str::FromStr for ListenAddr {
+    type Err = ParseListenAddrError;
+
+    fn from_str(text: &str) -> Result<ListenAddr, ParseListenAddrError> {
+        let bad = || ParseListenAddrError(text.to_owned());
+        let with_port =
+            text.rsplit_once(':').and_then(|(place, port)| Some((place, port.parse::<u16>().ok()?)));
+        if text.starts_with('/') {
+            let (dir, port) = with_port.map_or((text, None), |(dir, port)| (dir, Some(port)));
+            return Ok(ListenAddr::Unix { dir: dir.into(), port });
+        }
+        let (host, port) = with_port.ok_or_else(bad)?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').ok_or_else(bad)?,
+            None if host.contains(':') => return Err(bad()),
+            None => host,
+        };
+        if host.is_empty() {
+            return Err(bad());
+        }
+        Ok(ListenAddr::Tcp { host: host.to_owned(), port })
+    }
+}
+
+/// Who may log in, and how.
+#[derive(Debug)]
+pub struct Access {
+    /// `--hba-file`, or the built-in rules.
+    pub hba: Hba,
+    /// `--auth-file`, or nobody.
+    pub users: Users,
+}
+
+/// [`Access`] that can be replaced while connections come in (SIGHUP). Who is logged in stays.
+#[derive(Debug)]
+pub struct SharedAccess(RwLock<Arc<Access>>);
+
+impl SharedAccess {
+    /// Rules to begin with.
+    pub fn new(access: Access) -> SharedAccess {
+        SharedAccess(RwLock::new(Arc::new(access)))
+    }
+
+    /// Rules for the connections that come from now on.
+    pub fn replace(&self, access: Access) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    fn current(&self) -> Arc<Access> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    config: DownstreamConfig,
+    access: Arc<SharedAccess>,
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    mock: MockSecret,
+    shutdown: CancellationToken,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! A walsender between commands: reads queries, answers them, hands the connection to the stream
+//! (PostgreSQL: `PostgresMain`, `exec_replication_command`).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, TimelineId, Truncated};
+
+use super::answers::{self, Answer};
+use super::registry::{Cancel, Registration};
+use super::settings::Settings;
+use super::{Shared, walsender};
+use crate::store::{SenderGuard, Store};
+use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
+
+/// What a stream needs to know of its session.
+#[derive(Debug)]
+pub struct SessionContext {
+    /// Unique among live connections; owner of temporary slots.
+    pub pid: u32,
+    /// Who logged in.
+    pub user: String,
+    /// As the client gave it, cleaned.
+    pub application_name: String,
+    /// Where the client is.
+    pub peer: Peer,
+    /// How long the client may be silent while it streams; `None` for ever.
+    pub wal_sender_timeout: Option<Duration>,
+    /// Asks to end the running command with `57014`.
+    pub cancel: Cancel,
+    /// The relay is stopping.
+    pub shutdown: CancellationToken,
+    /// The WAL.
+    pub store: Arc<Store>,
+    /// The session's line among the consumers.
+    pub sender: SenderGuard,
+}
+
+/// How a stream ended well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StreamEnd {
+    /// Both sides have sent CopyDone, or there was nothing to stream; the session goes on.
+    Done {
+        /// The timeline streamed has ended: the next one, and where it begins.
+        next: Option<(TimelineId, Lsn)>,
+    },
+    /// The relay is stopping and the client has everything: `COPY 0` and good-bye.
+    Shutdown,
+}
+
+/// How a stream ended otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The client is told; a FATAL ends the connection, an ERROR does not.
+    #[error(transparent)]
+    Pg(#[from] PgError),
+    /// The connection ends without a word: the client has gone, has been silent for too long, or has sent what
+    /// nobody understands. The text is for the log.
+    #[error("{0}")]
+    Closed(String),
+}
+
+/// A logged-in connection's state.
+pub(super) struct Session {
+    context: SessionContext,
+    settings: Settings,
+    shared: Arc<Shared>,
+    /// After an error in an extended-protocol message everything up to Sync is skipped.
+    skip_to_sync: bool,
+    /// The place in the registry, given up last.
+    _registration: Registration,
+}
+
+/// A command has failed.
+pub(super) enum Failure {
+    /// The client is told.
+    Pg(PgError),
+    /// The connection ends without a word.
+    Closed(String),
+}
+
+impl From<PgError> for Failure {
+    fn from(error: PgError) -> Failure {
+        Failure::Pg(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Closed(format!("could not send data to client: {error}"))
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Failure {
+        match error {
+            StreamError::Pg(error) => Failure::Pg(error),
+            StreamError::Closed(reason) => Failure::Closed(reason),
+        }
+    }
+}
+
+/// Whether the connection goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Message,
+    Close,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.context.store.slots().drop_temporary_of(self.context.pid);
+    }
+}
+
+impl Session {
+    pub(super) fn new(
+        context: SessionContext,
+        registration: Registration,
+        settings: Settings,
+        shared: Arc<Shared>,
+    ) -> Session {
+        Session { context, settings, shared, skip_to_sync: false, _registration: registration }
+    }
+
+    pub(super) fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// Serves the client until one of both ends it; then says why, for the log.
+    pub(super) async fn run(mut self, mut conn: Connection) -> String {
+        let reason = match self.serve(&mut conn).await {
+            Ok(()) => "client has left".to_owned(),
+            Err(Failure::Closed(reason)) => return reason,
+            Err(Failure::Pg(error)) => {
+                conn.put_error(&error);
+                error.to_string()
+            }
+        };
+        // The slot and the place are free before the client learns that it is alone.
+        drop(self);
+        conn.close().await;
+        reason
+    }
+
+    async fn serve(&mut self, conn: &mut Connection) -> Result<(), Failure> {
+        loop {
+            conn.flush().await?;
+            conn.set_phase(Phase::Command);
+            let frame = tokio::select! {
+                frame = conn.read_frame() => frame,
+                () = self.context.shutdown.cancelled() => return Err(shutting_down().into()),
+            };
+            match self.message(conn, frame.map_err(read_failure)?).await {
+                Ok(Next::Message) => {}
+                Ok(Next::Close) => return Ok(()),
+                Err(Failure::Pg(error)) if !error.is_fatal() => self.recover(conn, &error),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn message(&mut self, conn: &mut Connection, frame: Frame) -> Result<Next, Failure> {
+        match frame.kind {
+            b'X' => return Ok(Next::Close),
+            b'S' => {
+                self.skip_to_sync = false;
+                conn.put(&messages::ready_for_query());
+            }
+            _ if self.skip_to_sync => {}
+            b'Q' => return self.query(conn, &frame).await,
+            b'P' | b'B' | b'E' | b'C' | b'D' => {
+                self.skip_to_sync = true;
+                let text = "extended query protocol not supported in a replication connection";
+                return Err(PgError::error(sqlstate::PROTOCOL_VIOLATION, text).into());
+            }
+            b'F' => {
+                let text = "fastpath function calls not supported in a replication connection";
+                return Err(PgError::error(sqlstate::PROTOCOL_VIOLATION, text).into());
+            }
+            // Flush has nothing to flush; what belongs to a COPY that has ended is ignored.
+            _ => {}
+        }
+        Ok(Next::Message)
+    }
+
+    /// After an ERROR: temporary slots go, as in PostgreSQL, and the client may ask for something else.
+    fn recover(&mut self, conn: &mut Connection, error: &PgError) {
+        self.context.store.slots().drop_temporary_of(self.context.pid);
+        conn.put_error(error);
+        if !self.skip_to_sync {
+            conn.put(&messages::ready_for_query());
+        }
+    }
+
+    async fn query(&mut self, conn: &mut Connection, frame: &Frame) -> Result<Next, Failure> {
+        let text = frame
+            .c_string()
+            .ok_or_else(|| PgError::error(sqlstate::PROTOCOL_VIOLATION, "invalid message format"))?;
+        let parsed = Parsed::parse(text);
+        for notice in &parsed.notices {
+            conn.put_error(&PgError::notice(Truncated::SQLSTATE, notice.to_string()));
+        }
+        let statement =
+            parsed.statement.map_err(|error| PgError::error(error.sqlstate(), error.to_string()))?;
+        let Statement::Command(command) = statement else { return Err(answers::no_sql().into()) };
+        tracing::debug!(pid = self.context.pid, "received replication command: {command}");
+        self.context.cancel.arm();
+        match command {
+            Command::StartReplication(start) => return self.stream(conn, start).await,
+            command => {
+                let answer =
+                    Answer { context: &self.context, settings: &self.settings, shared: &self.shared };
+                answer.command(conn, command).await?;
+            }
+        }
+        conn.put(&messages::ready_for_query());
+        Ok(Next::Message)
+    }
+
+    async fn stream(&mut self, conn: &mut Connection, start: StartReplication) -> Result<Next, Failure> {
+        match walsender::stream(conn, &self.context, start).await? {
+            StreamEnd::Done { next } => {
+                answers::stream_done(conn, next);
+                conn.put(&messages::ready_for_query());
+                Ok(Next::Message)
+            }
+            StreamEnd::Shutdown => {
+                conn.put(&messages::command_complete("COPY 0"));
+                Ok(Next::Close)
+            }
+        }
+    }
+}
+
+fn shutting_down() -> PgError {
+    PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
+fn read_failure(error: ReadError) -> Failure {
+    match error {
+        ReadError::Frame(frame) => match frame.to_pg_error() {
+            Some(error) => Failure::Pg(error),
+            None => Failure::Closed(frame.to_string()),
+        },
+        other => Failure::Closed(other.to_string()),
+    }
+}

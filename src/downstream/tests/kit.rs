@@ -1,0 +1,343 @@
+//! A relay's lower half with a few records in its store, and a client that speaks bytes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity};
+
+use crate::auth::hba::Hba;
+use crate::auth::users::Users;
+use crate::downstream::{
+    Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, Registry, SharedAccess,
+};
+use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
+
+pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
+const SEG: u64 = 1 << 20;
+const START: Lsn = Lsn::new(3 * SEG);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(super) struct Options {
+    pub(super) version: &'static str,
+    pub(super) hba: &'static str,
+    pub(super) users: &'static str,
+    pub(super) max_wal_senders: usize,
+    pub(super) authentication_timeout: Duration,
+    pub(super) with_wal: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            version: "17.10",
+            hba: "host all,replication all all trust\nlocal all,replication all trust",
+            users: "",
+            max_wal_senders: 10,
+            authentication_timeout: DEADLINE,
+            with_wal: true,
+        }
+    }
+}
+
+pub(super) struct Relay {
+    pub(super) address: std::net::SocketAddr,
+    pub(super) socket_path: std::path::PathBuf,
+    pub(super) store: Arc<Store>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) registry: Arc<Registry>,
+    pub(super) access: Arc<SharedAccess>,
+    pub(super) running: JoinHandle<()>,
+    _writer: Writer,
+    _background: Background,
+    pub(super) dir: tempfile::TempDir,
+}
+
+fn parameters(version: &str) -> UpstreamParameters {
+    let status = [
+        ("in_hot_standby", "off"),
+        ("integer_datetimes", "on"),
+        ("TimeZone", "Europe/Berlin"),
+        ("application_name", "walrelay"),
+        ("client_encoding", "SQL_ASCII"),
+        ("DateStyle", "ISO, DMY"),
+        ("default_transaction_read_only", "off"),
+        ("server_version", version),
+    ];
+    UpstreamParameters {
+        status: status.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        settings: [("wal_level".to_owned(), "logical".to_owned())].into(),
+    }
+}
+
+pub(super) fn access(hba: &str, users: &str) -> Access {
+    Access {
+        hba: if hba.is_empty() { Hba::builtin() } else { Hba::parse(Path::new("hba"), hba).unwrap() },
+        users: Users::parse(Path::new("users"), users).unwrap(),
+    }
+}
+
+impl Relay {
+    pub(super) async fn start() -> Relay {
+        Relay::with(Options::default()).await
+    }
+
+    pub(super) async fn with(options: Options) -> Relay {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            data_dir: dir.path().join("data"),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 1 << 30,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 4,
+        };
+        let (store, mut writer, background) = Store::open(config).unwrap();
+        if options.with_wal {
+            let identity = Identity { system_id: SystemId(SYSTEM_ID), seg_size: SegSize::new(SEG).unwrap() };
+            store.attach(identity, parameters(options.version)).unwrap();
+            writer.begin(identity, TimelineHistory::first(), START);
+            let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
+            let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
+            wal.fill(50_000);
+            let bytes = wal.take();
+            writer.append(START, &bytes).unwrap();
+            writer.commit();
+            let mut flushed = store.flushed();
+            let all = |end: &Option<_>| *end == *store.written().borrow();
+            tokio::time::timeout(DEADLINE, flushed.wait_for(all)).await.unwrap().unwrap();
+        }
+        let listen = vec![
+            ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 },
+            ListenAddr::Unix { dir: dir.path().to_owned(), port: None },
+        ];
+        let config = DownstreamConfig {
+            listen,
+            max_wal_senders: options.max_wal_senders,
+            authentication_timeout: options.authentication_timeout,
+            wal_sender_timeout: Some(Duration::from_secs(60)),
+        };
+        let access = Arc::new(SharedAccess::new(access(options.hba, options.users)));
+        let shutdown = CancellationToken::new();
+        let downstream =
+            Downstream::bind(config, access.clone(), store.clone(), shutdown.clone()).await.unwrap();
+        let addresses = downstream.addresses();
+        let [BoundAddr::Tcp(address), BoundAddr::Unix(socket_path)] = &addresses[..] else {
+            panic!("{addresses:?}")
+        };
+        let registry = downstream.registry().clone();
+        Relay {
+            address: *address,
+            socket_path: socket_path.clone(),
+            store,
+            shutdown,
+            registry,
+            access,
+            running: tokio::spawn(downstream.run()),
+            _writer: writer,
+            _background: background,
+            dir,
+        }
+    }
+
+    pub(super) async fn connect(&self) -> Client<TcpStream> {
+        let socket = TcpStream::connect(self.address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        Client { socket, buffer: Vec::new() }
+    }
+
+    /// A client that has logged in, and what it was told.
+    pub(super) async fn log_in(&self, parameters: &[(&str, &str)]) -> (Client<TcpStream>, Vec<Message>) {
+        let mut client = self.connect().await;
+        client.start_up(parameters).await;
+        let messages = client.until_ready().await;
+        (client, messages)
+    }
+
+    pub(super) async fn session(&self) -> Client<TcpStream> {
+        self.log_in(&[("user", "rep"), ("replication", "true")]).await.0
+    }
+}
+
+/// A message from the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Message {
+    pub(super) kind: u8,
+    pub(super) body: Vec<u8>,
+}
+
+impl Message {
+    /// Fields of an ErrorResponse or NoticeResponse, S V C M D H in their order.
+    pub(super) fn fields(&self) -> Vec<(char, String)> {
+        let fields = self.body.split(|&b| b == 0).filter(|field| !field.is_empty());
+        fields.map(|f| (char::from(f[0]), String::from_utf8(f[1..].to_vec()).unwrap())).collect()
+    }
+
+    pub(super) fn field(&self, code: char) -> String {
+        self.fields().into_iter().find(|(found, _)| *found == code).map(|(_, text)| text).unwrap_or_default()
+    }
+
+    /// Severity, SQLSTATE and text.
+    pub(super) fn error(&self) -> (String, String, String) {
+        assert!(matches!(self.kind, b'E' | b'N'), "{self:?}");
+        (self.field('S'), self.field('C'), self.field('M'))
+    }
+
+    /// Values of a DataRow.
+    pub(super) fn row(&self) -> Vec<Option<String>> {
+        assert_eq!(self.kind, b'D', "{self:?}");
+        let mut rest = &self.body[2..];
+        let mut values = vec![];
+        while let Some((len, after)) = rest.split_first_chunk() {
+            let len = i32::from_be_bytes(*len);
+            let (value, after) = after.split_at(len.max(0) as usize);
+            values.push((len >= 0).then(|| String::from_utf8(value.to_vec()).unwrap()));
+            rest = after;
+        }
+        values
+    }
+
+    /// Name, type and size of each column of a RowDescription; the rest is always the same.
+    pub(super) fn columns(&self) -> Vec<(String, u32, i16)> {
+        assert_eq!(self.kind, b'T', "{self:?}");
+        let mut rest = &self.body[2..];
+        let mut columns = vec![];
+        while let Some(end) = rest.iter().position(|&b| b == 0) {
+            let name = String::from_utf8(rest[..end].to_vec()).unwrap();
+            let fixed = &rest[end + 1..end + 19];
+            assert_eq!((&fixed[..6], &fixed[12..]), (&[0; 6][..], &[255, 255, 255, 255, 0, 0][..]));
+            let oid = u32::from_be_bytes(fixed[6..10].try_into().unwrap());
+            columns.push((name, oid, i16::from_be_bytes(fixed[10..12].try_into().unwrap())));
+            rest = &rest[end + 19..];
+        }
+        columns
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.body.strip_suffix(b"\0").unwrap_or(&self.body).to_vec()).unwrap()
+    }
+}
+
+pub(super) fn kinds(messages: &[Message]) -> String {
+    messages.iter().map(|message| char::from(message.kind)).collect()
+}
+
+pub(super) struct Client<S> {
+    pub(super) socket: S,
+    pub(super) buffer: Vec<u8>,
+}
+
+pub(super) fn startup_packet(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = version.to_be_bytes().to_vec();
+    for (name, value) in parameters {
+        body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
+    }
+    body.push(0);
+    [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()
+}
+
+impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
+    pub(super) fn new(socket: S) -> Client<S> {
+        Client { socket, buffer: Vec::new() }
+    }
+
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.unwrap();
+    }
+
+    pub(super) async fn start_up(&mut self, parameters: &[(&str, &str)]) {
+        self.send(&startup_packet(3 << 16, parameters)).await;
+    }
+
+    pub(super) async fn message(&mut self, kind: u8, body: &[u8]) {
+        let len = (body.len() as u32 + 4).to_be_bytes();
+        self.send(&[&[kind][..], &len, body].concat()).await;
+    }
+
+    /// One call of read, however much that gives; nothing at the end.
+    pub(super) async fn read_once(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; 64 * 1024];
+        let read = tokio::time::timeout(DEADLINE, self.socket.read(&mut bytes)).await.expect("an answer");
+        bytes.truncate(read.unwrap_or(0));
+        bytes
+    }
+
+    /// The next message; `None` when the server has closed the connection.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(word) = self.buffer.get(1..5) {
+                let len = u32::from_be_bytes(word.try_into().unwrap()) as usize;
+                if self.buffer.len() > len {
+                    let rest = self.buffer.split_off(1 + len);
+                    let whole = std::mem::replace(&mut self.buffer, rest);
+                    return Some(Message { kind: whole[0], body: whole[5..].to_vec() });
+                }
+            }
+            let bytes = self.read_once().await;
+            if bytes.is_empty() {
+                assert!(self.buffer.is_empty(), "half a message at the end: {:?}", self.buffer);
+                return None;
+            }
+            self.buffer.extend(bytes);
+        }
+    }
+
+    /// Everything up to ReadyForQuery.
+    pub(super) async fn until_ready(&mut self) -> Vec<Message> {
+        let mut messages = vec![];
+        loop {
+            let message = self.next().await.unwrap_or_else(|| panic!("closed after {messages:?}"));
+            messages.push(message);
+            if messages.last().unwrap().kind == b'Z' {
+                return messages;
+            }
+        }
+    }
+
+    /// Everything up to the end of the connection.
+    pub(super) async fn until_closed(&mut self) -> Vec<Message> {
+        let mut messages = vec![];
+        while let Some(message) = self.next().await {
+            messages.push(message);
+        }
+        messages
+    }
+
+    pub(super) async fn query(&mut self, text: &str) -> Vec<Message> {
+        self.message(b'Q', &[text.as_bytes(), b"\0"].concat()).await;
+        self.until_ready().await
+    }
+
+    /// The only row of an answer with one.
+    pub(super) async fn row(&mut self, text: &str) -> Vec<Option<String>> {
+        let answer = self.query(text).await;
+        assert_eq!(kinds(&answer), "TDCZ", "{text}: {answer:?}");
+        answer[1].row()
+    }
+
+    /// SQLSTATE and text of an answer that is one ERROR; the session goes on.
+    pub(super) async fn error(&mut self, text: &str) -> (String, String) {
+        let answer = self.query(text).await;
+        assert_eq!(kinds(&answer), "EZ", "{text}: {answer:?}");
+        let (severity, sqlstate, message) = answer[0].error();
+        assert_eq!(severity, "ERROR");
+        (sqlstate, message)
+    }
+
+    /// The FATAL error with which the server closes the connection.
+    pub(super) async fn fatal(&mut self) -> (String, String) {
+        let messages = self.until_closed().await;
+        let last = messages.last().expect("an error before the end");
+        let (severity, sqlstate, message) = last.error();
+        assert_eq!(severity, "FATAL", "{messages:?}");
+        (sqlstate, message)
+    }
+}
+
+pub(super) fn pair(sqlstate: &str, message: &str) -> (String, String) {
+    (sqlstate.to_owned(), message.to_owned())
+}
