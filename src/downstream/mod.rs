@@ -138,3 +138,6 @@ struct Shared {
     mock: MockSecret,
     shutdown: CancellationToken,
 }
+
+#[cfg(test)]
+mod tests;

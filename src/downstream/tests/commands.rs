@@ -308,7 +308,7 @@ async fn commands_may_be_pipelined_behind_a_stream() {
     let relay = Relay::start().await;
     let mut client = relay.session().await;
     let start = b"Q\0\0\0\x2aSTART_REPLICATION 0/300000 TIMELINE 1\0";
-    client.send(&[&start[..], b"c\0\0\0\x04Q\0\0\0\x19SHOW server_version\0"].concat()).await;
+    client.send(&[&start[..], b"c\0\0\0\x04Q\0\0\0\x18SHOW server_version\0"].concat()).await;
     let stream = client.until_ready().await;
     let tags: Vec<_> = stream.iter().filter(|m| m.kind == b'C').map(Message::text).collect();
     assert_eq!(tags, ["START_STREAMING", "START_REPLICATION"]);

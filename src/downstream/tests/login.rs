@@ -242,8 +242,8 @@ async fn who_has_no_line_is_told_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clear_text_and_md5_passwords() {
     let hba = "host replication plain,hash all password\nhost replication all all md5";
-    let users = "\"plain\" \"secret\"\n\"hash\" \"md57d1b5a4329b6478e976508ab9a49ee3d\"\n\"m\" \"secret\"\n";
-    assert_eq!(md5::stored_hash("hash", b"secret"), "md57d1b5a4329b6478e976508ab9a49ee3d");
+    let users = "\"plain\" \"secret\"\n\"hash\" \"md5870427799418ccdf7ef8876ebfb98cf7\"\n\"m\" \"secret\"\n";
+    assert_eq!(md5::stored_hash("hash", b"secret"), "md5870427799418ccdf7ef8876ebfb98cf7");
     let relay = Relay::with(Options { hba, users, ..Options::default() }).await;
     let attempt = async |user: &str, password: &str| {
         let mut client = relay.connect().await;
