@@ -21,7 +21,8 @@ fn hot_standby_feedback_reaches_the_primary(server: &Server) {
 
     let deleter = primary.sql("with gone as (delete from t where i = 1) select txid_current()");
     primary.sql("delete from t");
-    primary.sql("vacuum t");
+    // Without truncation, whose lock would cancel the reader in any case.
+    primary.sql("vacuum (truncate off) t");
     standby.wait_for_replay(primary.settled_lsn());
     // Without feedback the vacuum would have taken the rows, and cancelled the reader.
     assert_eq!(reader.run("select count(*) from t").as_deref(), Ok("1000"));
