@@ -4,7 +4,11 @@
 //! `docs/ARCHITECTURE.md`.
 
 pub mod auth;
+pub mod config;
 pub mod conninfo;
 pub mod downstream;
+pub mod error;
+pub mod relay;
 pub mod store;
+pub mod upstream;
 pub mod wire;

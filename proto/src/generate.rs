@@ -204,8 +204,8 @@ impl WalGenerator {
         let start = self.position;
         let record = self.assemble(info, body);
         self.write(&record, None);
-        let padding = alignment_padding(self.position.as_u64());
-        self.put(&[0; 8][..padding]);
+        let padding = [0; 8];
+        self.put(padding.split_at(alignment_padding(self.position.as_u64())).0);
         self.prev = start;
         self.starts.push(start);
         self.ends.push(self.position);
@@ -262,8 +262,8 @@ impl WalGenerator {
         if long {
             let [seg_size, block_size] = [self.id.seg_size.bytes(), PAGE_SIZE];
             self.put(&self.id.system_id.0.to_le_bytes());
-            self.put(&seg_size.to_le_bytes()[..4]);
-            self.put(&block_size.to_le_bytes()[..4]);
+            self.put(seg_size.to_le_bytes().split_at(4).0);
+            self.put(block_size.to_le_bytes().split_at(4).0);
         }
     }
 

@@ -17,6 +17,7 @@ mod record;
 mod segment;
 mod slot_name;
 mod timeline;
+mod timer;
 mod walk;
 
 pub use command::{
@@ -31,4 +32,5 @@ pub use message::{
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
+pub use timer::{PeerDue, PeerTimer};
 pub use walk::{WalError, WalIdentity, WalVerifier};

@@ -103,6 +103,10 @@ impl WalVerifier {
     /// If a record continues there, it cannot be checked and is skipped, be it several segments long:
     /// [`verified_end`](Self::verified_end) is `None` until the first record start is reached, then it
     /// is that position.
+    ///
+    /// An XLOG_SWITCH record of which only the last 8 or 16 bytes lie in the segment goes unnoticed. Its
+    /// padding then looks like the end of the WAL ([`WalError::RecordTooShort`] where the first record
+    /// should start): begin one segment earlier.
     pub fn at_segment_start(id: WalIdentity, tli: TimelineId, at: Lsn) -> WalVerifier {
         WalVerifier::new(id, tli, at.seg_start(id.seg_size), None, false)
     }
@@ -136,8 +140,8 @@ impl WalVerifier {
     ///
     /// A server that lost power just after writing such a record may have kept the old content of a
     /// recycled segment there, and sends it. A scan of our own files should not accept it.
-    pub fn accept_any_padding(&mut self) {
-        self.any_padding = true;
+    pub fn accept_any_padding(&mut self, accept: bool) {
+        self.any_padding = accept;
     }
 
     /// Takes the bytes that follow [`position`](Self::position), any number of them.

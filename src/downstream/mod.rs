@@ -11,6 +11,7 @@
 //! who connects meanwhile is told that the server is shutting down.
 
 mod answers;
+mod batch;
 mod listener;
 mod login;
 mod registry;
@@ -45,6 +46,8 @@ pub struct DownstreamConfig {
     pub authentication_timeout: Duration,
     /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
     pub wal_sender_timeout: Option<Duration>,
+    /// How long a stop waits for consumers to confirm the last WAL (`--shutdown-timeout`).
+    pub shutdown_timeout: Duration,
 }
 
 /// A place to listen at.

@@ -28,6 +28,8 @@ pub struct SessionContext {
     pub peer: Peer,
     /// How long the client may be silent while it streams; `None` for ever.
     pub wal_sender_timeout: Option<Duration>,
+    /// How long a stop of the relay waits for the client to confirm the last WAL.
+    pub shutdown_timeout: Duration,
     /// Asks to end the running command with `57014`.
     pub cancel: Cancel,
     /// The relay is stopping.

@@ -1,45 +1,549 @@
-//! Streaming: a placeholder that keeps the conversation and sends no WAL.
+//! The walsender: START_REPLICATION from its checks to its end.
+//!
+//! ```text
+//!  checks ──> CopyBoth ──> catchup ──> streaming ──> stopping (the relay stops) ──> COPY 0, close
+//!                │            │            │
+//!                │            └──── end of a historic timeline reached ──> CopyDone sent
+//!                │                                                           │ client's CopyDone
+//!                └── client's CopyDone at any time ──> CopyDone ─────────────┴──> [next timeline], tags
+//! ```
+//!
+//! One task per consumer. It holds one segment's map and a batch of headers; WAL goes from the map to the
+//! socket. It waits for the socket, new WAL, its timer and orders to end, all at once, and never for the
+//! disk: what is not in memory is brought there by a blocking thread while it goes on listening.
+//!
+//! Two departures from PostgreSQL: a start ahead of our WAL is not refused, it waits (the upstream has that WAL
+//! and we shall), and messages never cross a segment boundary.
 
-use walrelay_proto::StartReplication;
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tokio::io::Interest;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use walrelay_proto::{
+    ClientMessage, ClientMessageError, Keepalive, Lsn, PeerDue, PeerTimer, PgTimestamp, SegNo,
+    StandbyStatusUpdate, StartReplication, TimelineId,
+};
 
 use super::answers::{canceled, slot_error};
+use super::batch::Batch;
 use super::session::{SessionContext, StreamEnd, StreamError};
-use crate::wire::{Connection, Phase, ReadError, messages};
+use crate::store::{
+    FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
+};
+use crate::wire::messages::copy_both_response;
+use crate::wire::{Connection, Frame, FrameError, PgError, Phase, ReadError, sqlstate};
 
-/// Serves START_REPLICATION on a connection whose output is empty or holds notices only.
-pub(super) async fn stream(
-    conn: &mut Connection,
-    context: &SessionContext,
-    start: StartReplication,
-) -> Result<StreamEnd, StreamError> {
-    let acquire = |name: &String| context.store.slots().acquire(name, context.pid).map_err(slot_error);
-    let _slot = start.slot.as_ref().map(acquire).transpose()?;
-    conn.put(&messages::copy_both_response());
-    conn.set_phase(Phase::Streaming);
-    loop {
-        conn.flush().await.map_err(|error| StreamError::Closed(error.to_string()))?;
-        let frame = tokio::select! {
-            frame = conn.read_frame() => frame.map_err(closed)?,
-            () = context.cancel.requested() => return Err(canceled().into()),
-            () = context.shutdown.cancelled() => return Ok(StreamEnd::Shutdown),
-        };
-        match frame.kind {
-            b'c' => {
-                conn.put(&messages::CopyDone::new());
-                return Ok(StreamEnd::Done { next: None });
-            }
-            b'X' => return Err(StreamError::Closed("client has left".into())),
-            _ => {}
+/// WAL read ahead from the disk for a consumer that is far behind, bytes.
+const READ_AHEAD: usize = 4 << 20;
+/// Closer than this to the newest WAL everything was written a moment ago and is in memory, bytes.
+const RECENT: u64 = 16 << 20;
+/// CopyDone, whole.
+const COPY_DONE: &[u8] = b"c\0\0\0\x04";
+/// Batches sent in a row before other tasks get their turn.
+const TURN: u32 = 4;
+
+impl From<io::Error> for StreamError {
+    fn from(error: io::Error) -> StreamError {
+        StreamError::Closed(format!("could not send data to client: {error}"))
+    }
+}
+
+impl From<ReadError> for StreamError {
+    fn from(error: ReadError) -> StreamError {
+        match error {
+            ReadError::Frame(error) => error.into(),
+            other => StreamError::Closed(other.to_string()),
         }
     }
 }
 
-fn closed(error: ReadError) -> StreamError {
-    match error {
-        ReadError::Frame(frame) => match frame.to_pg_error() {
-            Some(error) => StreamError::Pg(error),
-            None => StreamError::Closed(frame.to_string()),
-        },
-        other => StreamError::Closed(other.to_string()),
+impl From<FrameError> for StreamError {
+    fn from(error: FrameError) -> StreamError {
+        error.to_pg_error().map_or_else(|| StreamError::Closed(error.to_string()), StreamError::Pg)
+    }
+}
+
+/// Runs START_REPLICATION on a connection. Not cancel-safe: it ends when the client, the relay's
+/// shutdown or an error ends it.
+pub(super) async fn stream(
+    conn: &mut Connection,
+    cx: &SessionContext,
+    command: StartReplication,
+) -> Result<StreamEnd, StreamError> {
+    let slot = command.slot.as_deref().map(|name| acquire(cx, name)).transpose()?;
+    let Some(tip) = cx.store.tip() else { return Err(not_ready().into()) };
+    let tli = command.tli.unwrap_or(tip.tli);
+    if let Some((end, next)) = historic(&cx.store, tip.tli, tli)? {
+        check_start(tli, command.lsn, end)?;
+        if command.lsn == end {
+            return Ok(StreamEnd::Done { next: Some((next, end)) });
+        }
+    }
+    conn.set_phase(Phase::Streaming);
+    conn.put(&copy_both_response());
+    conn.flush().await?;
+    cx.sender.set_state(SenderState::Catchup);
+    let result = Walsender::new(conn, cx, slot, tli, command.lsn).run().await;
+    conn.set_phase(Phase::Command);
+    cx.sender.set_state(SenderState::Startup);
+    result
+}
+
+fn acquire(cx: &SessionContext, name: &str) -> Result<SlotGuard, PgError> {
+    cx.store.slots().acquire(name, cx.pid).map_err(slot_error)
+}
+
+fn not_ready() -> PgError {
+    PgError::error(sqlstate::CANNOT_CONNECT_NOW, "no WAL has been received from the upstream yet")
+}
+
+/// Switch point and next timeline if `tli` has been left; an error if it is none of ours.
+fn historic(
+    store: &Store,
+    current: TimelineId,
+    tli: TimelineId,
+) -> Result<Option<(Lsn, TimelineId)>, PgError> {
+    if tli == current {
+        return Ok(None);
+    }
+    let text = || format!("requested timeline {tli} is not in this server's history");
+    let left = store.history().switch_point(tli);
+    left.map(Some).ok_or_else(|| PgError::error(sqlstate::INTERNAL_ERROR, text()))
+}
+
+fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
+    if start <= end {
+        return Ok(());
+    }
+    let text = format!("requested starting point {start} on timeline {tli} is not in this server's history");
+    let detail = format!("This server's history forked from timeline {tli} at {end}.");
+    Err(PgError::error(sqlstate::INTERNAL_ERROR, text).with_detail(detail))
+}
+
+/// What may be sent at the moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    /// The timeline is being received: up to here, more to come.
+    Live(Lsn),
+    /// The timeline was left here.
+    Left(Lsn, TimelineId),
+}
+
+/// Where the conversation stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Talk {
+    Streaming,
+    /// The timeline is at its end and we have said so; the client's CopyDone is to come.
+    TimelineEnded,
+    /// The relay stops; the consumer has until then to confirm.
+    Stopping {
+        until: Instant,
+    },
+}
+
+/// What woke the walsender.
+enum Event {
+    Socket,
+    NewWal,
+    Timer,
+    Fetched(Result<Arc<Segment>, SegmentError>),
+    Stop,
+    Cancel,
+    Evicted,
+}
+
+type Fetch = JoinHandle<Result<Arc<Segment>, SegmentError>>;
+
+struct Walsender<'a> {
+    conn: &'a mut Connection,
+    cx: &'a SessionContext,
+    slot: Option<SlotGuard>,
+    tli: TimelineId,
+    sent: Lsn,
+    talk: Talk,
+    timer: PeerTimer,
+    written: watch::Receiver<Option<TimelinePosition>>,
+    segment: Option<Arc<Segment>>,
+    batch: Option<Batch>,
+    fetch: Option<Fetch>,
+    /// The client has sent its CopyDone; what follows in the input is for the session.
+    client_done: bool,
+    /// In memory up to here, as far as this walsender has looked.
+    resident_to: Lsn,
+    /// What the client last reported: flush, or write if it reports no flush.
+    confirmed: Lsn,
+    /// Said at the next message boundary, then streaming ends.
+    parting: Option<PgError>,
+}
+
+impl<'a> Walsender<'a> {
+    fn new(
+        conn: &'a mut Connection,
+        cx: &'a SessionContext,
+        slot: Option<SlotGuard>,
+        tli: TimelineId,
+        start: Lsn,
+    ) -> Walsender<'a> {
+        Walsender {
+            conn,
+            cx,
+            slot,
+            tli,
+            sent: start,
+            talk: Talk::Streaming,
+            timer: PeerTimer::new(cx.wal_sender_timeout, Instant::now()),
+            written: cx.store.written(),
+            segment: None,
+            batch: None,
+            fetch: None,
+            client_done: false,
+            resident_to: Lsn::INVALID,
+            confirmed: Lsn::INVALID,
+            parting: None,
+        }
+    }
+
+    async fn run(mut self) -> Result<StreamEnd, StreamError> {
+        let mut turns = 0;
+        loop {
+            while !self.client_done
+                && let Some(frame) = self.conn.buffered_frame()?
+            {
+                self.handle_frame(&frame)?;
+            }
+            let flowing = self.send()?;
+            if let Some(end) = self.settle()? {
+                return Ok(end);
+            }
+            if flowing {
+                // More can be sent at once: look after the client, let others run, go on.
+                turns += 1;
+                if turns % TURN == 0 {
+                    self.conn.try_fill()?;
+                    tokio::task::yield_now().await;
+                    self.check_orders();
+                }
+                continue;
+            }
+            let event = self.wait().await?;
+            self.handle(event)?;
+        }
+    }
+
+    /// Sends what can be sent without waiting; whether there is more to send at once.
+    fn send(&mut self) -> Result<bool, StreamError> {
+        if let Some(batch) = &mut self.batch {
+            if !batch.send(self.conn.socket())? {
+                return Ok(false);
+            }
+            self.sent = batch.end();
+            self.cx.sender.set_sent(self.sent);
+            self.batch = None;
+        }
+        // Between two messages: the place for everything else we have to say.
+        if let Some(error) = self.parting.take() {
+            return Err(error.into());
+        }
+        if self.conn.has_output() && !self.conn.try_flush()? {
+            return Ok(false);
+        }
+        self.next_batch()
+    }
+
+    /// Prepares the next messages; whether there are any.
+    fn next_batch(&mut self) -> Result<bool, StreamError> {
+        if self.talk == Talk::TimelineEnded || self.client_done || self.fetch.is_some() {
+            return Ok(false);
+        }
+        // What is published from here on wakes `wait`.
+        self.written.mark_unchanged();
+        let end = match self.limit()? {
+            Limit::Live(end) => end,
+            Limit::Left(end, _) => end,
+        };
+        if self.sent >= end {
+            return Ok(false);
+        }
+        let Some(segment) = self.segment_in_memory(end)? else { return Ok(false) };
+        let now = PgTimestamp::from_system_time(SystemTime::now());
+        self.batch = Some(Batch::new(segment, self.sent, end, now));
+        Ok(true)
+    }
+
+    fn limit(&self) -> Result<Limit, StreamError> {
+        let Some(position) = *self.written.borrow() else { return Err(not_ready().into()) };
+        match historic(&self.cx.store, position.tli, self.tli)? {
+            None => Ok(Limit::Live(position.lsn)),
+            Some((end, next)) => Ok(Limit::Left(end, next)),
+        }
+    }
+
+    /// The segment to read from, if the next batch is in memory; else has it brought there.
+    fn segment_in_memory(&mut self, limit: Lsn) -> Result<Option<Arc<Segment>>, StreamError> {
+        let Some(identity) = self.cx.store.identity() else { return Err(not_ready().into()) };
+        let segno = self.sent.seg_at(identity.seg_size);
+        if self.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
+            self.segment = self.cx.store.mapped_segment(self.tli, segno);
+            self.resident_to = Lsn::INVALID;
+        }
+        let Some(segment) = &self.segment else {
+            self.fetch(segno);
+            return Ok(None);
+        };
+        let end = self.sent.advance(Batch::MAX_LEN).min(limit).min(segment.end());
+        let recent = limit.since(self.sent) <= RECENT;
+        let offset = self.sent.since(segment.start());
+        if recent || end <= self.resident_to || segment.is_resident(offset, end.since(self.sent) as usize) {
+            return Ok(Some(segment.clone()));
+        }
+        self.fetch(segno);
+        Ok(None)
+    }
+
+    /// Has a blocking thread open the segment and read it ahead.
+    fn fetch(&mut self, segno: SegNo) {
+        let (store, tli, at) = (self.cx.store.clone(), self.tli, self.sent);
+        self.fetch = Some(tokio::task::spawn_blocking(move || {
+            let segment = store.segment(tli, segno)?;
+            let offset = at.since(segment.start());
+            // What cannot be read fails again where it is sent, with an error that ends the stream.
+            if let Err(error) = segment.populate(offset, READ_AHEAD) {
+                tracing::debug!("could not read ahead in {segment:?}: {error}");
+            }
+            Ok(segment)
+        }));
+    }
+
+    /// Looks whether something has been completed: the timeline, or the last words of a stopping relay.
+    fn settle(&mut self) -> Result<Option<StreamEnd>, StreamError> {
+        if self.batch.is_some() {
+            return Ok(None);
+        }
+        if self.client_done {
+            return self.finish().map(Some);
+        }
+        let (end, left) = match self.limit()? {
+            Limit::Live(end) => (end, false),
+            Limit::Left(end, _) => (end, true),
+        };
+        match self.talk {
+            _ if self.sent < end => {}
+            Talk::Stopping { .. } => return Ok(self.part()),
+            Talk::Streaming if left => {
+                // The wait for the client's answer is subject to wal_sender_timeout like all others.
+                self.conn.put_bytes(COPY_DONE);
+                self.conn.try_flush()?;
+                self.talk = Talk::TimelineEnded;
+            }
+            Talk::Streaming => self.cx.sender.set_state(SenderState::Streaming),
+            Talk::TimelineEnded => {}
+        }
+        Ok(None)
+    }
+
+    /// The relay stops and everything is sent: wait until the client has confirmed it, then end.
+    // PG: WalSndDone, but with >= and a limit in time, so that no consumer can hold up the stop
+    fn part(&mut self) -> Option<StreamEnd> {
+        if self.confirmed >= self.sent {
+            return Some(StreamEnd::Shutdown);
+        }
+        if !self.timer.is_asking() {
+            self.ask();
+        }
+        None
+    }
+
+    async fn wait(&mut self) -> Result<Event, StreamError> {
+        let sending = self.batch.is_some() || self.conn.has_output();
+        let interest = match (sending, self.client_done) {
+            (true, false) => Interest::READABLE | Interest::WRITABLE,
+            (true, true) => Interest::WRITABLE,
+            (false, _) => Interest::READABLE,
+        };
+        let deadline = match self.talk {
+            Talk::Stopping { until } => Some(self.timer.deadline().map_or(until, |at| at.min(until))),
+            _ => self.timer.deadline(),
+        };
+        let stoppable = !matches!(self.talk, Talk::Stopping { .. });
+        let event = tokio::select! {
+            ready = self.conn.socket().ready(interest) => { ready?; Event::Socket }
+            _ = self.written.changed(), if !sending => Event::NewWal,
+            () = sleep_until(deadline) => Event::Timer,
+            fetched = join(&mut self.fetch) => Event::Fetched(fetched),
+            () = self.cx.shutdown.cancelled(), if stoppable => Event::Stop,
+            () = self.cx.cancel.requested() => Event::Cancel,
+            () = evicted(&self.slot) => Event::Evicted,
+        };
+        Ok(event)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), StreamError> {
+        match event {
+            Event::Socket if self.client_done => {}
+            Event::Socket => {
+                self.conn.try_fill()?;
+            }
+            Event::NewWal => {}
+            Event::Timer => self.handle_timer()?,
+            Event::Fetched(segment) => {
+                self.fetch = None;
+                let segment = segment.map_err(|error| self.segment_error(error))?;
+                self.resident_to = self.sent.advance(READ_AHEAD as u64).min(segment.end());
+                self.segment = Some(segment);
+            }
+            Event::Stop => self.stop(),
+            Event::Cancel => self.parting = Some(canceled()),
+            Event::Evicted => {
+                let text = "terminating connection due to administrator command";
+                self.parting = Some(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Orders are also looked for while there is always more to send.
+    fn check_orders(&mut self) {
+        if self.cx.shutdown.is_cancelled() && self.talk == Talk::Streaming {
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.talk = Talk::Stopping { until: Instant::now() + self.cx.shutdown_timeout };
+        self.cx.sender.set_state(SenderState::Stopping);
+    }
+
+    fn handle_timer(&mut self) -> Result<(), StreamError> {
+        let now = Instant::now();
+        if let Talk::Stopping { until } = self.talk
+            && now >= until
+        {
+            return Err(StreamError::Closed("consumer did not confirm the last WAL in time".to_owned()));
+        }
+        match self.timer.due(now) {
+            PeerDue::Nothing => {}
+            PeerDue::Ask => self.ask(),
+            PeerDue::GiveUp => {
+                let text = "terminating walsender process due to replication timeout";
+                return Err(StreamError::Closed(text.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the client for a sign of life.
+    fn ask(&mut self) {
+        self.timer.asked();
+        self.keepalive(true);
+    }
+
+    fn keepalive(&mut self, reply_requested: bool) {
+        let send_time = PgTimestamp::from_system_time(SystemTime::now());
+        let message = Keepalive { end: self.sent, send_time, reply_requested };
+        self.conn.put_bytes(&message.frame());
+    }
+
+    fn segment_error(&self, error: SegmentError) -> StreamError {
+        let text = error.to_string();
+        match error {
+            SegmentError::Removed(_) => PgError::error(sqlstate::UNDEFINED_FILE, text).into(),
+            SegmentError::Io { .. } => PgError::error(sqlstate::IO_ERROR, text).into(),
+        }
+    }
+
+    fn handle_frame(&mut self, frame: &Frame) -> Result<(), StreamError> {
+        self.timer.heard(Instant::now());
+        match frame.kind {
+            b'd' => self.handle_message(&frame.body)?,
+            b'c' => self.client_done = true,
+            // Terminate. Phase::Streaming allows nothing else.
+            _ => return Err(StreamError::Closed("client has left".to_owned())),
+        }
+        Ok(())
+    }
+
+    fn handle_message(&mut self, payload: &[u8]) -> Result<(), StreamError> {
+        let message = match ClientMessage::decode(payload) {
+            Ok(message) => message,
+            Err(error @ (ClientMessageError::NoData | ClientMessageError::Insufficient)) => {
+                self.parting = Some(PgError::error(sqlstate::PROTOCOL_VIOLATION, error.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(StreamError::Closed(error.to_string())),
+        };
+        match message {
+            ClientMessage::Status(status) => self.handle_status(status),
+            ClientMessage::Feedback(feedback) => {
+                let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
+                self.cx.store.senders().set_feedback(&self.cx.sender, self.slot.as_ref(), horizon);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_status(&mut self, status: StandbyStatusUpdate) {
+        let lsn = |position: Option<Lsn>| position.unwrap_or(Lsn::INVALID);
+        let (write, flush) = (lsn(status.write), lsn(status.flush));
+        self.cx.sender.set_reply(write, flush, lsn(status.apply), self.cx.store.lag_clock());
+        self.confirmed = status.flush.unwrap_or(write);
+        if let Some(slot) = &self.slot {
+            slot.confirm_flush(flush);
+        }
+        if status.reply_requested {
+            self.keepalive(false);
+        }
+    }
+
+    /// The client has ended the stream, and what was begun is sent: our CopyDone and the result.
+    fn finish(&mut self) -> Result<StreamEnd, StreamError> {
+        if self.talk != Talk::TimelineEnded {
+            self.conn.put_bytes(COPY_DONE);
+        }
+        if matches!(self.talk, Talk::Stopping { .. }) {
+            self.conn.try_flush()?;
+            return Err(StreamError::Closed("client has ended the stream".to_owned()));
+        }
+        let next = match self.limit()? {
+            Limit::Live(_) => None,
+            Limit::Left(end, next) => Some((next, end)),
+        };
+        // The slot is free before the client can know that the stream is over.
+        self.slot = None;
+        Ok(StreamEnd::Done { next })
+    }
+}
+
+impl Drop for Walsender<'_> {
+    fn drop(&mut self) {
+        if let Some(fetch) = &self.fetch {
+            fetch.abort();
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, SegmentError> {
+    match fetch {
+        Some(fetch) => fetch.await.unwrap_or_else(|error| {
+            Err(SegmentError::Io { file: "segment".to_owned(), source: io::Error::other(error) })
+        }),
+        None => pending().await,
+    }
+}
+
+async fn evicted(slot: &Option<SlotGuard>) {
+    match slot {
+        Some(slot) => slot.evicted().await,
+        None => pending().await,
     }
 }

@@ -26,6 +26,8 @@ mod retention;
 mod segments;
 mod senders;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;
@@ -33,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
-use walrelay_proto::{HistoryError, Lsn, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
+use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
 
 pub use cluster::{Identity, UpstreamParameters};
 pub use mapped::{Segment, WalWrite};
@@ -314,10 +316,16 @@ impl Store {
     /// (`WalSndSegmentOpen`).
     ///
     /// May wait for the disk a little: it opens and maps a file that is not in use.
-    pub fn segment(&self, tli: TimelineId, segno: walrelay_proto::SegNo) -> Result<Arc<Segment>, ReadError> {
+    pub fn segment(&self, tli: TimelineId, segno: SegNo) -> Result<Arc<Segment>, ReadError> {
         let name = WalFileName::new(tli, segno);
         let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
         self.segments.open(&self.dir, identity.seg_size, &self.history(), name)
+    }
+
+    /// The same segment if it is mapped already, without touching the disk.
+    pub fn mapped_segment(&self, tli: TimelineId, segno: SegNo) -> Option<Arc<Segment>> {
+        let identity = self.identity()?;
+        self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
     }
 
     /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment.
@@ -361,9 +369,10 @@ impl Store {
     /// Cancel-safe.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 

@@ -25,6 +25,17 @@ impl SegmentCache {
         mapped.insert(segment.name(), Arc::downgrade(segment));
     }
 
+    /// The segment if somebody has it mapped, for a reader of `name.tli`. Never touches the disk.
+    pub(super) fn mapped(
+        &self,
+        size: SegSize,
+        history: &TimelineHistory,
+        name: WalFileName,
+    ) -> Option<Arc<Segment>> {
+        let first_choice = successor(size, history, name).unwrap_or(name);
+        lock(&self.mapped).get(&first_choice).and_then(Weak::upgrade)
+    }
+
     /// The segment for a reader of `name.tli`.
     ///
     /// The segment in which that timeline was left is read from the *next* timeline's file, which begins
@@ -36,11 +47,7 @@ impl SegmentCache {
         history: &TimelineHistory,
         name: WalFileName,
     ) -> Result<Arc<Segment>, ReadError> {
-        let successor = history
-            .switch_point(name.tli)
-            .filter(|(left_at, _)| left_at.seg_at(size) == name.segno)
-            .map(|(_, next)| WalFileName::new(next, name.segno));
-        for candidate in successor.into_iter().chain([name]) {
+        for candidate in successor(size, history, name).into_iter().chain([name]) {
             if let Some(segment) = self.lookup(dir, size, history, candidate)? {
                 return Ok(segment);
             }
@@ -80,4 +87,10 @@ impl SegmentCache {
             Err(source) => Err(ReadError::Io { file: name.format(size), source }),
         }
     }
+}
+
+/// The file that goes on where `name`'s timeline was left, if that happened in this segment.
+fn successor(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Option<WalFileName> {
+    let (left_at, next) = history.switch_point(name.tli)?;
+    (left_at.seg_at(size) == name.segno).then(|| WalFileName::new(next, name.segno))
 }

@@ -10,25 +10,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
-use walrelay_proto::Lsn;
+use walrelay_proto::{FullXid, Lsn};
 
 use super::lock;
 use super::slots::{SlotGuard, Slots};
 
-/// What the standbys below still need the primary to keep: the oldest transaction id of each kind, with its
-/// epoch in the upper half; `None` when nobody needs any.
+/// What the standbys below still need the primary to keep: the oldest transaction id of each kind; `None`
+/// when nobody needs any.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FeedbackHorizon {
     /// Oldest transaction whose dead rows a standby's query may still see.
-    pub xmin: Option<u64>,
+    pub xmin: Option<FullXid>,
     /// The same for system catalogs, needed by logical slots on a standby.
-    pub catalog_xmin: Option<u64>,
+    pub catalog_xmin: Option<FullXid>,
 }
 
 impl FeedbackHorizon {
     /// The older of both, field by field.
     pub fn merge(self, other: FeedbackHorizon) -> FeedbackHorizon {
-        let older = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        let older = |a: Option<FullXid>, b: Option<FullXid>| match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
@@ -347,9 +347,9 @@ mod tests {
 
     #[test]
     fn the_horizon_is_the_oldest_of_each_kind() {
-        let a = FeedbackHorizon { xmin: Some(1 << 32 | 5), catalog_xmin: None };
-        let b = FeedbackHorizon { xmin: Some(700), catalog_xmin: Some(9) };
-        assert_eq!(a.merge(b), FeedbackHorizon { xmin: Some(700), catalog_xmin: Some(9) });
+        let a = FeedbackHorizon { xmin: FullXid::new(1, 5), catalog_xmin: None };
+        let b = FeedbackHorizon { xmin: FullXid::new(0, 700), catalog_xmin: FullXid::new(0, 9) };
+        assert_eq!(a.merge(b), b);
         assert_eq!(a.merge(FeedbackHorizon::default()), a);
     }
 

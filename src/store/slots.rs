@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::{Lsn, SlotName};
+use walrelay_proto::{FullXid, Lsn, SlotName};
 
 use super::dir::DataDir;
 use super::lock;
@@ -134,6 +134,7 @@ struct SavedSlot {
     restart_lsn: Option<String>,
     #[serde(default)]
     invalidated: bool,
+    /// Epoch in the upper half.
     xmin: Option<u64>,
     catalog_xmin: Option<u64>,
 }
@@ -150,7 +151,11 @@ impl Slots {
             let restart = one.restart_lsn.as_deref().map(str::parse::<Lsn>).transpose();
             let slot = Slot::new(name, None, restart.map_err(|error| bad(error.to_string()))?);
             slot.invalidated.store(one.invalidated, Ordering::Relaxed);
-            *lock(&slot.feedback) = FeedbackHorizon { xmin: one.xmin, catalog_xmin: one.catalog_xmin };
+            let full = |id: u64| FullXid::new((id >> 32) as u32, id as u32);
+            *lock(&slot.feedback) = FeedbackHorizon {
+                xmin: one.xmin.and_then(full),
+                catalog_xmin: one.catalog_xmin.and_then(full),
+            };
             slots.insert(one.name, Arc::new(slot));
         }
         let released = watch::Sender::new(0);
@@ -331,12 +336,13 @@ impl Slot {
 
     fn saved(&self) -> SavedSlot {
         let info = self.info();
+        let full = |id: FullXid| u64::from(id.epoch) << 32 | u64::from(id.xid);
         SavedSlot {
             name: info.name,
             restart_lsn: info.restart_lsn.map(|lsn| lsn.to_string()),
             invalidated: info.invalidated,
-            xmin: info.feedback.xmin,
-            catalog_xmin: info.feedback.catalog_xmin,
+            xmin: info.feedback.xmin.map(full),
+            catalog_xmin: info.feedback.catalog_xmin.map(full),
         }
     }
 

@@ -136,7 +136,7 @@ impl Writer {
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         *lock(&self.store.history) = Arc::new(history);
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
-        verifier.accept_any_padding();
+        verifier.accept_any_padding(true);
         self.stream =
             Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
     }
@@ -339,7 +339,7 @@ impl Stream {
             if verifier.verified_end() != Some(at) {
                 return Err(fail("no record ends there".to_owned()));
             }
-            verifier.accept_any_padding();
+            verifier.accept_any_padding(true);
         }
         verifier.switch_timeline(tli);
         let current = match offset {

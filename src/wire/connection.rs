@@ -192,6 +192,20 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends what fits of the answer without waiting; whether nothing is left.
+    pub fn try_flush(&mut self) -> io::Result<bool> {
+        while !self.output.is_empty() {
+            match self.socket.try_write_vectored(&[io::IoSlice::new(&self.output)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => self.output.advance(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.clear();
+        Ok(true)
+    }
+
     /// Says goodbye: sends what is left, closes the sending side, and reads on for a moment, because a socket
     /// closed with unread input is reset and the client would lose our last words.
     pub async fn close(mut self) {

@@ -1,1 +1,79 @@
 //! Real PostgreSQL clusters and relays for tests, benches and the demo.
+//!
+//! A test asks for a [`Server`] (the binaries of one major version), starts [`Cluster`]s, [`Relay`]s and
+//! [`Receivewal`]s from it and waits for conditions, never for time:
+//!
+//! ```no_run
+//! # use walrelay_testkit::{Cluster, Relay, Server};
+//! let server = Server::require(17);
+//! let primary = Cluster::builder(&server).start();
+//! let relay = Relay::builder("target/debug/walrelay", &primary).start();
+//! relay.create_slot("standby");
+//! let standby = primary.standby().follow(&relay.conninfo()).slot("standby").start();
+//! primary.sql("create table t as select 1");
+//! standby.wait_for_replay(primary.flush_lsn());
+//! ```
+//!
+//! **Invariants.** Nothing outlives its value: dropping one ends its processes by their own pids, and the
+//! kernel ends them when the test process itself is killed. Every wait has a deadline and fails with what it
+//! waited for and the end of the log. Each value has its own directory and ports, so tests run side by side,
+//! in one process or in many. As root, servers and their clients run as an unprivileged user, because
+//! PostgreSQL refuses anything else.
+
+mod account;
+mod cluster;
+pub mod compare;
+pub mod install;
+mod log;
+mod pgbench;
+mod port;
+mod process;
+mod psql;
+mod receivewal;
+mod relay;
+mod scratch;
+mod server;
+mod standby;
+mod wait;
+pub mod waldump;
+mod writer;
+
+pub use account::tied_command;
+pub use cluster::{Cluster, ClusterBuilder};
+pub use log::{Log, Mark};
+pub use pgbench::Pgbench;
+pub use port::Port;
+pub use process::Process;
+pub use psql::{Session, SqlError};
+pub use receivewal::Receivewal;
+pub use relay::{Relay, RelayBuilder};
+pub use rustix::process::Signal;
+pub use scratch::Scratch;
+pub use server::Server;
+pub use standby::StandbyBuilder;
+pub use wait::{PATIENCE, wait_for, wait_until};
+pub use writer::{Ack, Writer};
+
+/// Defines one test per supported PostgreSQL version for each story, a function taking `&Server`.
+///
+/// `on_every_version!(story)` makes the tests `story::pg15`, `story::pg17` and `story::pg18`. A missing
+/// server fails the test.
+#[macro_export]
+macro_rules! on_every_version {
+    ($($story:ident),+ $(,)?) => {$(
+        mod $story {
+            #[test]
+            fn pg15() {
+                super::$story(&$crate::Server::require(15));
+            }
+            #[test]
+            fn pg17() {
+                super::$story(&$crate::Server::require(17));
+            }
+            #[test]
+            fn pg18() {
+                super::$story(&$crate::Server::require(18));
+            }
+        }
+    )+};
+}

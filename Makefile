@@ -1,0 +1,54 @@
+# What people type. Everything needs a Rust toolchain and a C compiler (for the linker); PostgreSQL servers
+# for the tests are found or installed by `make setup`.
+
+CARGO ?= cargo
+# cargo-nextest runs each test in a process of its own and stops what hangs. Plain cargo does without it.
+RUN_TESTS = $(if $(shell command -v cargo-nextest),$(CARGO) nextest run,$(CARGO) test)
+
+.PHONY: help demo setup build fmt lint test docs check bench clean cc
+
+help:
+	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
+	@echo 'make test    all checks and all tests, with PostgreSQL 15, 17 and 18'
+	@echo 'make bench   the benchmarks'
+	@echo 'make setup   find or install the PostgreSQL servers the tests need'
+	@echo 'make clean   remove everything built, and the servers installed below target/'
+
+demo: cc
+	$(CARGO) build --package walrelay --package walrelay-testkit --bins
+	$(CARGO) run --quiet --package walrelay-testkit --bin demo
+
+setup: cc
+	@echo '== PostgreSQL servers'
+	$(CARGO) run --package walrelay-testkit --bin setup
+
+# The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
+.NOTPARALLEL:
+test: fmt lint setup check docs
+	@echo '== all is well'
+
+fmt:
+	@echo '== formatting'
+	$(CARGO) fmt --all --check
+
+lint: cc
+	@echo '== lints'
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+check: cc
+	@echo '== tests'
+	$(RUN_TESTS) --workspace
+	$(CARGO) test --workspace --doc
+
+docs: cc
+	@echo '== documentation'
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+
+bench: cc
+	$(CARGO) bench --workspace
+
+clean:
+	$(CARGO) clean
+
+cc:
+	@command -v cc >/dev/null || { echo 'a C compiler is needed to link: apt-get install gcc libc6-dev' >&2; exit 1; }

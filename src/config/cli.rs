@@ -1,0 +1,176 @@
+//! What can be typed: flags, environment variables and the configuration file, under the same names.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use serde::Deserialize;
+
+use crate::store::WalWrite;
+
+/// A cascading WAL relay for PostgreSQL: one connection and one slot on the primary, any number of standbys,
+/// pg_receivewal, Barman and further relays below.
+#[derive(Parser, Debug, Default)]
+#[command(name = "walrelay", version, max_term_width = 100)]
+pub struct Cli {
+    /// TOML file with the same names as these flags; a flag or an environment variable wins over it
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) settings: Settings,
+}
+
+/// Every setting, as text where a unit or a syntax of its own has to be understood first.
+#[derive(clap::Args, Deserialize, Debug, Default, Clone)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Settings {
+    /// Server to receive WAL from: host, host:port, a libpq connection string or a postgresql:// URI
+    #[arg(long, env = "WALRELAY_UPSTREAM", value_name = "CONNINFO", hide_env_values = true)]
+    pub(super) upstream: Option<String>,
+
+    /// Directory that keeps the WAL and the relay's state [default: $STATE_DIRECTORY, else
+    /// /var/lib/walrelay for root, ~/.local/state/walrelay for others]
+    #[arg(long, short = 'D', env = "WALRELAY_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+
+    /// Where to serve consumers: ADDR:PORT, or a directory for a Unix socket; repeatable
+    /// [default: 127.0.0.1:5432]
+    #[arg(long, env = "WALRELAY_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(super) listen: Vec<String>,
+
+    /// Replication slot on the upstream, created if missing [default: walrelay]
+    #[arg(long, env = "WALRELAY_SLOT", value_name = "NAME")]
+    pub(super) slot: Option<String>,
+
+    /// Who may connect, in pg_hba.conf's syntax [default: loopback with a password, peer on Unix sockets]
+    #[arg(long, env = "WALRELAY_HBA_FILE", value_name = "FILE")]
+    pub(super) hba_file: Option<PathBuf>,
+
+    /// Users and their secrets, in the format of PgBouncer's userlist.txt
+    #[arg(long, env = "WALRELAY_AUTH_FILE", value_name = "FILE")]
+    pub(super) auth_file: Option<PathBuf>,
+
+    /// How log lines look [default: text]
+    #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
+    pub(super) log_format: Option<LogFormat>,
+
+    /// Least severe log level: error, warn, info, debug, trace [default: info]
+    #[arg(long, env = "WALRELAY_LOG_LEVEL", value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+
+    /// How WAL is stored into its segment [default: pwrite]
+    #[arg(long, env = "WALRELAY_WAL_WRITE", value_name = "HOW", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) wal_write: Option<WalWrite>,
+
+    /// WAL kept for consumers without a slot, e.g. 512MB; a bare number is megabytes [default: 1GB]
+    #[arg(long, env = "WALRELAY_WAL_KEEP_SIZE", value_name = "SIZE")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) wal_keep_size: Option<String>,
+
+    /// Most WAL that slots may keep; a slot that needs more is lost; -1 for no limit [default: -1]
+    #[arg(long, env = "WALRELAY_MAX_SLOT_WAL_KEEP_SIZE", value_name = "SIZE", allow_hyphen_values = true)]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) max_slot_wal_keep_size: Option<String>,
+
+    /// Most consumers at a time [default: 1000]
+    #[arg(long, env = "WALRELAY_MAX_WAL_SENDERS", value_name = "N")]
+    pub(super) max_wal_senders: Option<usize>,
+
+    /// Most replication slots of the relay's own [default: 1000]
+    #[arg(long, env = "WALRELAY_MAX_REPLICATION_SLOTS", value_name = "N")]
+    pub(super) max_replication_slots: Option<usize>,
+
+    /// Silence after which a consumer is given up, e.g. 60s; 0 for never [default: 60s]
+    #[arg(long, env = "WALRELAY_WAL_SENDER_TIMEOUT", value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) wal_sender_timeout: Option<String>,
+
+    /// Silence after which the upstream is given up, e.g. 60s; 0 for never [default: 60s]
+    #[arg(long, env = "WALRELAY_WAL_RECEIVER_TIMEOUT", value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) wal_receiver_timeout: Option<String>,
+
+    /// Time a client has to authenticate [default: 1min]
+    #[arg(long, env = "WALRELAY_AUTHENTICATION_TIMEOUT", value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) authentication_timeout: Option<String>,
+
+    /// Longest wait for consumers to confirm the last WAL when the relay stops [default: 10s]
+    #[arg(long, env = "WALRELAY_SHUTDOWN_TIMEOUT", value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) shutdown_timeout: Option<String>,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Settings {
+    /// What is set here, else what is set in `other`.
+    pub(super) fn or(self, other: Settings) -> Settings {
+        Settings {
+            upstream: self.upstream.or(other.upstream),
+            data_dir: self.data_dir.or(other.data_dir),
+            listen: if self.listen.is_empty() { other.listen } else { self.listen },
+            slot: self.slot.or(other.slot),
+            hba_file: self.hba_file.or(other.hba_file),
+            auth_file: self.auth_file.or(other.auth_file),
+            log_format: self.log_format.or(other.log_format),
+            log_level: self.log_level.or(other.log_level),
+            wal_write: self.wal_write.or(other.wal_write),
+            wal_keep_size: self.wal_keep_size.or(other.wal_keep_size),
+            max_slot_wal_keep_size: self.max_slot_wal_keep_size.or(other.max_slot_wal_keep_size),
+            max_wal_senders: self.max_wal_senders.or(other.max_wal_senders),
+            max_replication_slots: self.max_replication_slots.or(other.max_replication_slots),
+            wal_sender_timeout: self.wal_sender_timeout.or(other.wal_sender_timeout),
+            wal_receiver_timeout: self.wal_receiver_timeout.or(other.wal_receiver_timeout),
+            authentication_timeout: self.authentication_timeout.or(other.authentication_timeout),
+            shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+        }
+    }
+}
+
+/// A TOML string or number, as text.
+fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Number(i64),
+        Text(String),
+    }
+    Ok(Some(match Value::deserialize(input)? {
+        Value::Number(number) => number.to_string(),
+        Value::Text(text) => text,
+    }))
+}
+
+fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Value::deserialize(input)? {
+        Value::One(one) => vec![one],
+        Value::Many(many) => many,
+    })
+}
+
+fn value_enum<'de, D, T>(input: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: clap::ValueEnum,
+{
+    let text = String::deserialize(input)?;
+    T::from_str(&text, false).map(Some).map_err(serde::de::Error::custom)
+}

@@ -1,0 +1,212 @@
+//! Configuration: what was typed becomes values that everything after can rely on.
+//!
+//! Precedence: flag, then environment variable `WALRELAY_*`, then configuration file, then default.
+
+mod cli;
+mod units;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use walrelay_proto::SlotName;
+
+use crate::conninfo::{ConnInfo, Environment};
+use crate::store::{StoreConfig, WalWrite};
+
+use cli::Settings;
+pub use cli::{Cli, LogFormat};
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `--upstream`.
+    pub upstream: ConnInfo,
+    /// `--listen`, as typed; at least one.
+    pub listen: Vec<String>,
+    /// `--slot`.
+    pub slot: SlotName,
+    /// `--hba-file`.
+    pub hba_file: Option<PathBuf>,
+    /// `--auth-file`.
+    pub auth_file: Option<PathBuf>,
+    /// `--log-format`.
+    pub log_format: LogFormat,
+    /// `--log-level`.
+    pub log_level: String,
+    /// The store's part: data directory, how WAL is written and kept.
+    pub store: StoreConfig,
+    /// `--max-wal-senders`.
+    pub max_wal_senders: usize,
+    /// `--wal-sender-timeout`; `None` for never.
+    pub wal_sender_timeout: Option<Duration>,
+    /// `--wal-receiver-timeout`; `None` for never.
+    pub wal_receiver_timeout: Option<Duration>,
+    /// `--authentication-timeout`.
+    pub authentication_timeout: Duration,
+    /// `--shutdown-timeout`.
+    pub shutdown_timeout: Duration,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("could not read configuration file \"{}\": {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The configuration file is not what it should be.
+    #[error("configuration file \"{}\": {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        reason: String,
+    },
+    /// A setting's value is wrong.
+    #[error("invalid value for --{name}: {reason}")]
+    Value {
+        /// The flag.
+        name: &'static str,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
+    /// A setting that has no default is missing.
+    #[error(
+        "no upstream given: use --upstream HOST, WALRELAY_UPSTREAM, or upstream = \"...\" in the --config file"
+    )]
+    NoUpstream,
+}
+
+impl Config {
+    /// Brings together flags (with environment variables), file and defaults.
+    pub fn resolve(cli: Cli, environment: &Environment) -> Result<Config, ConfigError> {
+        let file = cli.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let settings = cli.settings.or(file);
+        let upstream = settings.upstream.as_deref().ok_or(ConfigError::NoUpstream)?;
+        let upstream = ConnInfo::parse(upstream, environment).map_err(|error| value("upstream", &error))?;
+        let slot = settings.slot.as_deref().unwrap_or("walrelay");
+        Ok(Config {
+            upstream,
+            slot: slot.parse().map_err(|error| value("slot", &error))?,
+            store: store_config(&settings)?,
+            listen: match settings.listen.is_empty() {
+                true => vec!["127.0.0.1:5432".to_owned()],
+                false => settings.listen,
+            },
+            hba_file: settings.hba_file,
+            auth_file: settings.auth_file,
+            log_format: settings.log_format.unwrap_or_default(),
+            log_level: settings.log_level.unwrap_or_else(|| "info".to_owned()),
+            max_wal_senders: settings.max_wal_senders.unwrap_or(1000),
+            wal_sender_timeout: timeout("wal-sender-timeout", settings.wal_sender_timeout, "60s")?,
+            wal_receiver_timeout: timeout("wal-receiver-timeout", settings.wal_receiver_timeout, "60s")?,
+            authentication_timeout: time("authentication-timeout", settings.authentication_timeout, "1min")?,
+            shutdown_timeout: time("shutdown-timeout", settings.shutdown_timeout, "10s")?,
+        })
+    }
+}
+
+fn store_config(settings: &Settings) -> Result<StoreConfig, ConfigError> {
+    let keep = settings.wal_keep_size.as_deref().unwrap_or("1GB");
+    let slots = settings.max_slot_wal_keep_size.as_deref().unwrap_or("-1");
+    Ok(StoreConfig {
+        data_dir: settings.data_dir.clone().map_or_else(default_data_dir, Ok)?,
+        wal_write: settings.wal_write.unwrap_or(WalWrite::Pwrite),
+        wal_keep_size: units::size(keep).map_err(|error| value("wal-keep-size", &error))?,
+        max_slot_wal_keep_size: units::size_or_unlimited(slots)
+            .map_err(|error| value("max-slot-wal-keep-size", &error))?,
+        max_replication_slots: settings.max_replication_slots.unwrap_or(1000),
+    })
+}
+
+/// systemd's `StateDirectory=`, else where state of a service or of a user lives.
+fn default_data_dir() -> Result<PathBuf, ConfigError> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dir) = variable("STATE_DIRECTORY") {
+        return Ok(dir);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/walrelay"));
+    }
+    variable("XDG_STATE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
+        .map(|state| state.join("walrelay"))
+        .ok_or_else(|| value("data-dir", &"none given, and there is no home directory for a default"))
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        let reason = format!("{place}{}", error.message().trim().replace('\n', " "));
+        ConfigError::Syntax { path: path.to_owned(), reason }
+    })
+}
+
+fn time(name: &'static str, given: Option<String>, default: &str) -> Result<Duration, ConfigError> {
+    units::time(given.as_deref().unwrap_or(default)).map_err(|error| value(name, &error))
+}
+
+fn timeout(
+    name: &'static str,
+    given: Option<String>,
+    default: &str,
+) -> Result<Option<Duration>, ConfigError> {
+    units::timeout(given.as_deref().unwrap_or(default)).map_err(|error| value(name, &error))
+}
+
+fn value(name: &'static str, reason: &dyn std::fmt::Display) -> ConfigError {
+    ConfigError::Value { name, reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
+        let cli = Cli::try_parse_from(std::iter::once("walrelay").chain(args.iter().copied())).unwrap();
+        Config::resolve(cli, &Environment::of_user("tester"))
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walrelay.toml");
+        let text = "upstream = \"host=a user=u\"\nslot = \"from_file\"\nlisten = \"127.0.0.1:6000\"\n\
+                    wal-keep-size = 64\nwal-sender-timeout = \"5s\"\nwal-write = \"mmap\"\n";
+        std::fs::write(&path, text).unwrap();
+        let file = path.to_str().unwrap();
+        let config = resolve(&["--config", file, "--slot", "typed", "-D", "/tmp/x"]).unwrap();
+        assert_eq!(config.slot.as_str(), "typed");
+        assert_eq!(config.listen, ["127.0.0.1:6000"]);
+        assert_eq!(config.store.wal_keep_size, 64 << 20);
+        assert_eq!(config.store.wal_write, WalWrite::Mmap);
+        assert_eq!(config.wal_sender_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(config.wal_receiver_timeout, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |args: &[&str], expected: &str| {
+            let text = resolve(args).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        };
+        check(&[], "no upstream given");
+        let upstream = "host=a user=u";
+        check(&["--upstream", "host=a nosuch=1"], "nosuch");
+        check(&["--upstream", upstream, "--slot", "Bad"], "invalid value for --slot");
+        check(&["--upstream", upstream, "--wal-keep-size", "1gb"], "--wal-keep-size");
+        check(&["--config", "/nonexistent/walrelay.toml"], "could not read configuration file");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bad.toml");
+        std::fs::write(&path, "slot = \"a\"\nno-such = 1\n").unwrap();
+        check(&["--config", path.to_str().unwrap()], "line 2: unknown field `no-such`");
+    }
+}

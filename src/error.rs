@@ -1,0 +1,97 @@
+//! What ends the relay, and with which exit code.
+
+use crate::auth::hba::HbaError;
+use crate::auth::users::UsersError;
+use crate::config::ConfigError;
+use crate::downstream::{ListenError, ParseListenAddrError};
+use crate::store::StoreError;
+use crate::upstream::{ConnectError, UpstreamError};
+
+/// The relay cannot start or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A `--listen` value is wrong.
+    #[error(transparent)]
+    Listen(#[from] ParseListenAddrError),
+    /// `--hba-file` is wrong.
+    #[error(transparent)]
+    Hba(#[from] HbaError),
+    /// `--auth-file` is wrong.
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    /// An address to listen on cannot be had.
+    #[error(transparent)]
+    Bind(#[from] ListenError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The upstream will not have us.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// WAL could not be made durable.
+    #[error("{0}; the relay stops because what it holds may not be durable")]
+    Durability(String),
+    /// The operating system refused something basic.
+    #[error("{action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl RelayError {
+    /// The process's exit code; documented in docs/OPERATIONS.md.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RelayError::System { .. } => 1,
+            RelayError::Config(_) | RelayError::Listen(_) | RelayError::Hba(_) | RelayError::Users(_) => 2,
+            RelayError::Store(StoreError::InUse { .. }) => 3,
+            RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
+            | RelayError::Upstream(UpstreamError::Store(_)) => 4,
+            RelayError::Bind(_) => 5,
+            RelayError::Store(_) | RelayError::Upstream(UpstreamError::Append(_)) => 6,
+            RelayError::Durability(_) => 6,
+            RelayError::Upstream(UpstreamError::Connect(error)) if is_authentication(error) => 7,
+            RelayError::Upstream(_) => 8,
+        }
+    }
+
+    /// What to do, where the message does not say it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            RelayError::Bind(_) => {
+                Some("Is another server running there? Choose another address with --listen.")
+            }
+            RelayError::Upstream(UpstreamError::Connect(error)) if is_no_right(error) => {
+                Some("Give the role the right: ALTER ROLE ... REPLICATION on the upstream.")
+            }
+            RelayError::Upstream(UpstreamError::Connect(error)) if is_authentication(error) => Some(
+                "Check user and password in --upstream, PGPASSWORD or ~/.pgpass (database \"replication\"), and the \
+                 upstream's pg_hba.conf, which needs a line for database \"replication\".",
+            ),
+            _ => None,
+        }
+    }
+}
+
+fn is_authentication(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Server(error) => error.sqlstate.starts_with("28") || error.sqlstate == "42501",
+        ConnectError::NoPassword { .. } | ConnectError::Scram(_) => true,
+        ConnectError::Both { first, second, .. } => is_authentication(first) || is_authentication(second),
+        _ => false,
+    }
+}
+
+fn is_no_right(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Server(error) => error.sqlstate == "42501",
+        ConnectError::Both { first, second, .. } => is_no_right(first) || is_no_right(second),
+        _ => false,
+    }
+}

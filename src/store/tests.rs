@@ -1,0 +1,320 @@
+//! The store as a whole: what was appended is there, durable, and there again after a crash.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::{SegNo, SystemId, WalIdentity};
+
+use super::*;
+
+const SEG: u64 = 1 << 20;
+const START: Lsn = Lsn::new(3 * SEG);
+
+fn identity() -> Identity {
+    Identity { system_id: SystemId(77), seg_size: SegSize::new(SEG).unwrap() }
+}
+
+fn generator(seed: u64) -> WalGenerator {
+    let Identity { system_id, seg_size } = identity();
+    WalGenerator::new(WalIdentity { system_id, seg_size }, TimelineId::FIRST, START, seed)
+}
+
+fn config(dir: &Path, wal_write: WalWrite) -> StoreConfig {
+    StoreConfig {
+        data_dir: dir.to_owned(),
+        wal_write,
+        wal_keep_size: 1 << 40,
+        max_slot_wal_keep_size: None,
+        max_replication_slots: 10,
+    }
+}
+
+struct Opened {
+    store: Arc<Store>,
+    writer: Writer,
+    background: Background,
+}
+
+impl Opened {
+    fn open(dir: &Path) -> Opened {
+        Opened::with(config(dir, WalWrite::Pwrite))
+    }
+
+    fn with(config: StoreConfig) -> Opened {
+        let (store, mut writer, background) = Store::open(config).unwrap();
+        store.attach(identity(), UpstreamParameters::default()).unwrap();
+        if writer.position().is_none() {
+            writer.begin(identity(), TimelineHistory::first(), START);
+        }
+        Opened { store, writer, background }
+    }
+
+    fn append(&mut self, at: Lsn, bytes: &[u8]) {
+        self.writer.append(at, bytes).unwrap();
+        self.writer.commit();
+    }
+
+    fn wait_flushed(&self, lsn: Lsn) {
+        wait("flush", || self.store.tip().is_some_and(|tip| tip.flush_lsn >= lsn));
+    }
+
+    /// Ends it as a crash does: nothing more is synced or saved, the lock goes.
+    fn crash(self) {
+        drop(self.writer);
+        self.background.stop();
+    }
+}
+
+fn wait(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// All published bytes from START on, through the maps.
+fn read_back(store: &Store, tli: TimelineId, to: Lsn) -> Vec<u8> {
+    let mut out = Vec::new();
+    let size = identity().seg_size;
+    let mut at = START;
+    while at < to {
+        let segment = store.segment(tli, at.seg_at(size)).unwrap();
+        let len = segment.end().min(to).since(at);
+        out.extend_from_slice(segment.bytes(at.offset_in_seg(size), len as usize));
+        at = at.advance(len);
+    }
+    out
+}
+
+#[test]
+fn what_is_appended_is_visible_then_durable_then_a_finished_file() {
+    for how in [WalWrite::Pwrite, WalWrite::Mmap] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut wal = generator(1);
+        wal.fill(2_500_000);
+        let mut opened = Opened::with(config(dir.path(), how));
+        for (index, piece) in wal.bytes().chunks(100_003).enumerate() {
+            opened.append(START.advance(index as u64 * 100_003), piece);
+        }
+        let end = *wal.record_ends().last().unwrap();
+        assert_eq!(opened.store.tip().unwrap().write_lsn, end);
+        opened.wait_flushed(end);
+        let expected = &wal.bytes()[..end.since(START) as usize];
+        assert!(read_back(&opened.store, TimelineId::FIRST, end) == expected);
+        let finished = dir.path().join("pg_wal/000000010000000000000003");
+        wait("rename", || finished.exists());
+        assert!(fs::read(finished).unwrap() == wal.bytes()[..SEG as usize]);
+        assert!(dir.path().join("pg_wal/000000010000000000000005.partial").exists());
+    }
+}
+
+#[test]
+fn bad_wal_is_refused_with_its_position_and_can_be_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(2);
+    wal.fill(300_000);
+    let mut opened = Opened::open(dir.path());
+    let mut bad = wal.bytes().to_vec();
+    bad[200_000] ^= 1;
+    let error = opened.writer.append(START, &bad).unwrap_err();
+    assert!(matches!(error, AppendError::Bad(_)), "{error}");
+    opened.writer.commit();
+    opened.writer.rewind();
+    let position = opened.writer.position().unwrap().lsn;
+    assert!(position.since(START) <= 200_000 && wal.record_ends().contains(&position));
+    assert_eq!(opened.store.tip().unwrap().write_lsn, position, "what came before the bad record counts");
+    opened.append(position, &wal.bytes()[position.since(START) as usize..]);
+    assert_eq!(opened.store.tip().unwrap().write_lsn, *wal.record_ends().last().unwrap());
+}
+
+#[test]
+fn overlap_is_compared_and_a_gap_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(3);
+    wal.fill(1_300_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    let end = opened.store.tip().unwrap().write_lsn;
+    opened.writer.rewind();
+    opened.append(START.advance(900_000), &wal.bytes()[900_000..]);
+    assert_eq!(opened.store.tip().unwrap().write_lsn, end);
+    let mut other = wal.bytes()[900_000..].to_vec();
+    other[150_000] ^= 1;
+    let error = opened.writer.append(START.advance(900_000), &other).unwrap_err();
+    let AppendError::Diverged { lsn, .. } = error else { panic!("{error}") };
+    assert_eq!(lsn, START.advance(1_050_000));
+    let gap = opened.writer.append(end.advance(1 << 20), b"x").unwrap_err();
+    assert!(matches!(gap, AppendError::Gap { .. }), "{gap}");
+}
+
+#[test]
+fn recovery_finds_the_last_complete_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(4);
+    wal.fill(1_500_000);
+    wal.record(3_500_000);
+    let cut = wal.bytes().len() - 700_000;
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, &wal.bytes()[..cut]);
+    let end = opened.store.tip().unwrap().write_lsn;
+    opened.crash();
+
+    let mut opened = Opened::open(dir.path());
+    assert_eq!(opened.store.tip().unwrap().write_lsn, end);
+    assert_eq!(opened.writer.position().unwrap().lsn, end);
+    opened.append(end, &wal.bytes()[end.since(START) as usize..]);
+    let last = *wal.record_ends().last().unwrap();
+    assert_eq!(opened.store.tip().unwrap().write_lsn, last);
+    assert!(read_back(&opened.store, TimelineId::FIRST, last) == wal.bytes()[..last.since(START) as usize]);
+}
+
+#[test]
+fn recovery_drops_what_a_power_cut_tore() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(5);
+    wal.fill(2_200_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(*wal.record_ends().last().unwrap());
+    opened.crash();
+    // The first block of the last segment never reached the disk: a record that began before it is lost.
+    let tail = dir.path().join("pg_wal/000000010000000000000005.partial");
+    let mut bytes = fs::read(&tail).unwrap();
+    bytes[..4096].fill(0);
+    fs::write(&tail, bytes).unwrap();
+
+    let opened = Opened::open(dir.path());
+    let end = opened.store.tip().unwrap().write_lsn;
+    let boundary = START.advance(2 * SEG);
+    let expected = wal.record_ends().iter().copied().filter(|&end| end <= boundary).max().unwrap();
+    assert_eq!(end, expected);
+}
+
+#[test]
+fn damage_in_a_finished_segment_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(6);
+    wal.fill(1_200_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    let finished = dir.path().join("pg_wal/000000010000000000000003");
+    wait("rename", || finished.exists());
+    opened.crash();
+    let mut bytes = fs::read(&finished).unwrap();
+    bytes[500_000] ^= 1;
+    fs::write(&finished, bytes).unwrap();
+    let error = Store::open(config(dir.path(), WalWrite::Pwrite)).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn a_new_timeline_begins_with_the_old_ones_bytes_in_a_file_of_its_own() {
+    for behind in [0, 400_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut wal = generator(7);
+        wal.fill(1_400_000);
+        let fork = wal.position();
+        let old = wal.bytes().to_vec();
+        let mut longer = wal.clone();
+        longer.fill(behind);
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, longer.bytes());
+
+        let second = TimelineId::new(2).unwrap();
+        let content = format!("1\t{fork}\tno recovery target specified\n");
+        opened.store.save_history_file(second, content.as_bytes()).unwrap();
+        let history = TimelineHistory::parse(second, content.as_bytes()).unwrap();
+        opened.writer.switch_timeline(history).unwrap();
+        wal.switch_timeline(second);
+        wal.fill(900_000);
+        opened.append(fork, &wal.bytes()[old.len()..]);
+        let end = *wal.record_ends().last().unwrap();
+        opened.wait_flushed(end);
+        assert_eq!(opened.store.tip().unwrap().tli, second);
+        // Both the old timeline up to the fork and the new one from its first segment on can be read.
+        let old_read = read_back(&opened.store, TimelineId::FIRST, fork);
+        assert!(old_read == old);
+        let at = fork.seg_start(identity().seg_size);
+        let segment = opened.store.segment(second, at.seg_at(identity().seg_size)).unwrap();
+        let from = at.since(START) as usize;
+        assert!(segment.bytes(0, SEG as usize) == &wal.bytes()[from..from + SEG as usize]);
+        opened.crash();
+
+        let opened = Opened::open(dir.path());
+        let tip = opened.store.tip().unwrap();
+        assert_eq!((tip.tli, tip.write_lsn), (second, end));
+    }
+}
+
+#[test]
+fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(8);
+    wal.fill(6_100_000);
+    let mut opened = Opened::with(StoreConfig {
+        wal_keep_size: 0,
+        max_slot_wal_keep_size: Some(4 * SEG),
+        ..config(dir.path(), WalWrite::Pwrite)
+    });
+    let slot = |name: &str, segment: u64| {
+        let at = SegNo::new(segment).start(identity().seg_size);
+        opened.store.slots().create(&name.parse().unwrap(), SlotPersistence::Persistent, Some(at)).unwrap();
+    };
+    slot("old", 3);
+    slot("young", 6);
+    opened.append(START, wal.bytes());
+    let first = dir.path().join("pg_wal/000000010000000000000003");
+    let kept = dir.path().join("pg_wal/000000010000000000000006");
+    wait("removal", || opened.store.oldest() == Some(Lsn::new(6 * SEG)));
+    assert!(!first.exists() && kept.exists());
+    assert!(opened.store.slots().get("old").unwrap().invalidated);
+    assert!(!opened.store.slots().get("young").unwrap().invalidated);
+    let gone = opened.store.segment(TimelineId::FIRST, SegNo::new(3)).unwrap_err();
+    assert_eq!(gone.to_string(), "requested WAL segment 000000010000000000000003 has already been removed");
+}
+
+#[test]
+fn another_clusters_upstream_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = Opened::open(dir.path());
+    let other = Identity { system_id: SystemId(78), ..identity() };
+    let error = opened.store.attach(other, UpstreamParameters::default()).unwrap_err();
+    assert!(matches!(error, StoreError::OtherCluster { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However WAL is cut and wherever the process dies, what comes back is a prefix that ends with a
+    /// record, and receiving the rest gives the same bytes.
+    #[test]
+    fn any_cut_any_crash(seed: u64, cuts in prop::collection::vec(1usize..400_000, 1..8), crash_at in 0usize..8) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut wal = generator(seed);
+        wal.fill(2_000_000);
+        let mut opened = Opened::open(dir.path());
+        let mut at = 0;
+        for (index, cut) in cuts.iter().cycle().enumerate() {
+            let end = (at + cut).min(wal.bytes().len());
+            opened.append(START.advance(at as u64), &wal.bytes()[at..end]);
+            at = end;
+            if index == crash_at {
+                let published = opened.store.tip().map(|tip| tip.write_lsn);
+                opened.crash();
+                opened = Opened::open(dir.path());
+                prop_assert_eq!(opened.store.tip().map(|tip| tip.write_lsn), published);
+                at = opened.writer.position().unwrap().lsn.since(START) as usize;
+            }
+            if at == wal.bytes().len() {
+                break;
+            }
+        }
+        let end = *wal.record_ends().last().unwrap();
+        prop_assert_eq!(opened.store.tip().unwrap().write_lsn, end);
+        prop_assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+    }
+}

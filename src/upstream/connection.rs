@@ -1,0 +1,212 @@
+//! A connection that is logged in.
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+
+use super::error::{QueryError, ServerError};
+use super::frame::{self, FrameError, MAX_MESSAGE};
+use super::message::{self, Malformed};
+use super::stream::Stream;
+
+/// A walsender at the other end, ready for replication commands.
+///
+/// Idle after login; [`UpstreamConnection::query`] runs a command from start to end, and
+/// [`UpstreamConnection::send_query`] with [`UpstreamConnection::next_message`] leaves the reading to the caller,
+/// as START_REPLICATION needs it. To close politely call [`UpstreamConnection::close`]; dropping just hangs up.
+#[derive(Debug)]
+pub struct UpstreamConnection {
+    pub(super) stream: Stream,
+    pub(super) buffer: BytesMut,
+    pub(super) parameters: Vec<(String, String)>,
+    pub(super) notices: Vec<ServerError>,
+    pub(super) backend_pid: Option<u32>,
+    pub(super) cancel_key: Bytes,
+    /// A command was sent and its ReadyForQuery not yet seen.
+    pub(super) busy: bool,
+}
+
+/// What [`UpstreamConnection::into_parts`] takes a connection apart into.
+#[derive(Debug)]
+pub struct Parts {
+    /// The socket.
+    pub stream: Stream,
+    /// Bytes already read and not yet handed out; they come before what the socket delivers next.
+    pub buffered: BytesMut,
+    /// As of [`UpstreamConnection::parameters`].
+    pub parameters: Vec<(String, String)>,
+}
+
+/// Result of a command: its last set of rows, and its last command tag.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct QueryResult {
+    /// Column names; empty if the command returns no rows.
+    pub columns: Vec<String>,
+    /// Values in text format, `None` for NULL. Every row has as many as there are columns.
+    pub rows: Vec<Vec<Option<Bytes>>>,
+    /// Such as `IDENTIFY_SYSTEM`; empty for an empty query.
+    pub tag: String,
+}
+
+impl UpstreamConnection {
+    /// What the server reported, in the order first reported, with the newest values.
+    pub fn parameters(&self) -> &[(String, String)] {
+        &self.parameters
+    }
+
+    /// The newest value of one parameter.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Process id of the walsender.
+    pub fn backend_pid(&self) -> Option<u32> {
+        self.backend_pid
+    }
+
+    /// Key for a CancelRequest, 4 bytes in protocol 3.0.
+    pub fn cancel_key(&self) -> &[u8] {
+        &self.cancel_key
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.stream.is_encrypted()
+    }
+
+    /// Notices received since the last call.
+    pub fn take_notices(&mut self) -> Vec<ServerError> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Runs a command and collects its result. Several commands in one text: the last result counts.
+    ///
+    /// Not cancel-safe: dropped half-way, the answer is still to come, and further commands fail with
+    /// [`QueryError::Busy`].
+    ///
+    /// # Errors
+    /// After [`QueryError::Server`] with severity `ERROR` the connection is idle again; after anything else it is
+    /// of no more use.
+    pub async fn query(&mut self, sql: &str) -> Result<QueryResult, QueryError> {
+        self.send_query(sql).await?;
+        let mut result = QueryResult::default();
+        let mut failure = None;
+        loop {
+            let (kind, body) = match self.next_message().await {
+                // A FATAL error explains the end of the connection better than the end itself.
+                Err(QueryError::Closed) if failure.is_some() => (b'Z', Bytes::new()),
+                message => message?,
+            };
+            match (kind, failure) {
+                (b'Z', None) => return Ok(result),
+                (b'Z', Some(error)) => return Err(QueryError::Server(error)),
+                (b'E', earlier) => {
+                    failure = Some(earlier.unwrap_or(decode(kind, message::server_error(body))?))
+                }
+                (_, earlier) => {
+                    failure = earlier;
+                    result.take(kind, body)?;
+                }
+            }
+        }
+    }
+
+    /// Sends a command; what comes back is for [`UpstreamConnection::next_message`].
+    ///
+    /// Not cancel-safe: dropped half-way, part of the command may be sent, and the connection is of no more use.
+    ///
+    /// # Errors
+    /// [`QueryError::Busy`] if an earlier command has not seen its ReadyForQuery, else I/O errors.
+    pub async fn send_query(&mut self, sql: &str) -> Result<(), QueryError> {
+        if self.busy {
+            return Err(QueryError::Busy);
+        }
+        self.busy = true;
+        self.stream.write_all(&message::query(sql)).await.map_err(QueryError::Io)?;
+        self.stream.flush().await.map_err(QueryError::Io)
+    }
+
+    /// The next message: its type byte and its body. ParameterStatus is noted and NoticeResponse kept for
+    /// [`UpstreamConnection::take_notices`] before they are handed out too.
+    ///
+    /// Cancel-safe: no byte is lost, the next call goes on.
+    ///
+    /// # Errors
+    /// All are final for the connection. An ErrorResponse is a message here, not an error.
+    pub async fn next_message(&mut self) -> Result<(u8, Bytes), QueryError> {
+        let (kind, body) = frame::read(&mut self.stream, &mut self.buffer, MAX_MESSAGE).await?;
+        match kind {
+            b'S' => {
+                let (name, value) = decode(kind, message::parameter_status(body.clone()))?;
+                self.set_parameter(name, value);
+            }
+            b'N' => self.notices.push(decode(kind, message::server_error(body.clone()))?),
+            b'Z' => self.busy = false,
+            _ => {}
+        }
+        Ok((kind, body))
+    }
+
+    /// Says goodbye and hangs up. Errors no longer matter.
+    pub async fn close(mut self) {
+        if self.stream.write_all(&message::terminate()).await.is_ok() {
+            let _ = self.stream.shutdown().await;
+        }
+    }
+
+    /// Takes the connection apart, for whoever reads the socket with their own buffers.
+    pub fn into_parts(self) -> Parts {
+        Parts { stream: self.stream, buffered: self.buffer, parameters: self.parameters }
+    }
+
+    pub(super) fn set_parameter(&mut self, name: String, value: String) {
+        match self.parameters.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, old)) => *old = value,
+            None => self.parameters.push((name, value)),
+        }
+    }
+}
+
+impl QueryResult {
+    fn take(&mut self, kind: u8, body: Bytes) -> Result<(), QueryError> {
+        match kind {
+            b'T' => {
+                self.columns = decode(kind, message::row_description(body))?;
+                self.rows.clear();
+            }
+            b'D' => {
+                let row = decode(kind, message::data_row(body))?;
+                if row.len() != self.columns.len() {
+                    return Err(QueryError::Protocol { problem: "row of a different width".to_owned() });
+                }
+                self.rows.push(row);
+            }
+            b'C' => self.tag = decode(kind, message::command_complete(body))?,
+            // EmptyQueryResponse, NotificationResponse; the others were taken note of.
+            b'I' | b'A' | b'S' | b'N' => {}
+            other => return Err(unexpected(other)),
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(kind: u8) -> QueryError {
+    QueryError::Protocol { problem: format!("type '{}' during a simple query", kind.escape_ascii()) }
+}
+
+fn decode<T>(kind: u8, result: Result<T, Malformed>) -> Result<T, QueryError> {
+    result.map_err(|Malformed| QueryError::Protocol {
+        problem: format!("malformed message of type '{}'", kind.escape_ascii()),
+    })
+}
+
+impl From<FrameError> for QueryError {
+    fn from(error: FrameError) -> QueryError {
+        match error {
+            FrameError::Closed => QueryError::Closed,
+            FrameError::Io(error) => QueryError::Io(error),
+            FrameError::Length { kind, len } => {
+                QueryError::Protocol { problem: format!("type '{}' with length {len}", kind.escape_ascii()) }
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! What can go wrong upstream, split by whether trying again can help.
+
+use std::fmt;
+use std::io;
+
+use crate::auth::scram::client::ClientError;
+use crate::conninfo::SslMode;
+
+/// ErrorResponse or NoticeResponse of a server.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL`, `PANIC`, `WARNING` ...; not translated if the server says so.
+    pub severity: String,
+    /// Five characters.
+    pub sqlstate: String,
+    /// The primary message.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl ServerError {
+    /// Whether the server may answer differently in a while: it starts, stops, is full or out of resources.
+    pub fn is_transient(&self) -> bool {
+        // 08 connection, 40 rollback, 53 resources, 55 object not in state, 57 operator intervention, 58 system.
+        ["08", "40", "53", "55", "57", "58", "XX"].iter().any(|class| self.sqlstate.starts_with(class))
+    }
+}
+
+/// On one line: severity, message, SQLSTATE, detail, hint.
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate)?;
+        for (label, text) in [("DETAIL", &self.detail), ("HINT", &self.hint)] {
+            if let Some(text) = text {
+                write!(f, "; {label}: {}", text.replace('\n', " "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The host name has no address, or no name server answered.
+    #[error("could not translate host name \"{host}\" to address: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody listens, no route, no socket file.
+    #[error("connection to server at {target} failed: {source}")]
+    Socket {
+        /// Host, address and port, or socket file.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// `connect_timeout` or the caller's deadline passed.
+    #[error("connection to server at {target} failed: timeout expired")]
+    Timeout {
+        /// Host, address and port, or socket file.
+        target: String,
+    },
+    /// The socket broke during login.
+    #[error("could not communicate with the server during login: {0}")]
+    Io(#[source] io::Error),
+    /// The server hung up during login.
+    #[error("server closed the connection unexpectedly during login")]
+    Closed,
+    /// This is no PostgreSQL server, or it is broken.
+    #[error("unexpected answer during login: {problem}; is this a PostgreSQL server?")]
+    Protocol {
+        /// What was odd.
+        problem: String,
+    },
+    /// The server said no.
+    #[error("{0}")]
+    Server(ServerError),
+    /// An error message instead of the answer to SSLRequest. It is not shown: nobody vouches for it.
+    #[error("server sent an error response during SSL exchange")]
+    ErrorBeforeTls,
+    /// No TLS there, but it is required here.
+    #[error("server does not support SSL, but sslmode={} requires it", mode.as_str())]
+    TlsRefused {
+        /// `sslmode`.
+        mode: SslMode,
+    },
+    /// Our own certificates, keys or host names are unusable.
+    #[error("{problem}")]
+    TlsConfiguration {
+        /// Which, and why.
+        problem: String,
+    },
+    /// TLS failed, by what the server sent or is.
+    #[error("SSL error: {0}")]
+    Tls(#[source] tokio_rustls::rustls::Error),
+    /// TLS failed, for the socket broke.
+    #[error("SSL SYSCALL error: {0}")]
+    TlsIo(#[source] io::Error),
+    /// Direct TLS without the agreement that this is PostgreSQL's protocol.
+    #[error("direct SSL connection was established without ALPN protocol negotiation extension")]
+    NoAlpn,
+    /// `sslcertmode=require`.
+    #[error("server did not request an SSL certificate")]
+    CertificateNotRequested,
+    /// The socket's owner is somebody else.
+    #[error("requirepeer specifies \"{required}\", but actual peer user name is \"{actual}\"")]
+    Peer {
+        /// `requirepeer`.
+        required: String,
+        /// Who it is, a number if the user has no name.
+        actual: String,
+    },
+    /// The server wants a password and there is none.
+    #[error("no password supplied{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
+    NoPassword {
+        /// Why the password file was not used.
+        hint: Option<String>,
+    },
+    /// A method that is not spoken here.
+    #[error("server requested {method} authentication, which is not supported")]
+    UnsupportedMethod {
+        /// Its name or number.
+        method: String,
+    },
+    /// No SASL mechanism in common.
+    #[error("none of the server's SASL authentication mechanisms are supported")]
+    NoMechanism,
+    /// `require_auth` rules the server's choice out.
+    #[error("authentication method requirement \"{required}\" failed: {reason}")]
+    Requirement {
+        /// `require_auth`.
+        required: String,
+        /// What the server did.
+        reason: String,
+    },
+    /// `channel_binding=require` cannot be met.
+    #[error("channel binding required, but {reason}")]
+    ChannelBinding {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// An offer that only TLS could back, without TLS.
+    #[error("server offered SCRAM-SHA-256-PLUS authentication over a non-SSL connection")]
+    PlusWithoutTls,
+    /// The server does not know the password either, or broke the exchange.
+    #[error("{0}")]
+    Scram(#[source] ClientError),
+    /// `target_session_attrs` wants another kind of server.
+    #[error("{problem}")]
+    SessionAttrs {
+        /// What it is, or is not.
+        problem: &'static str,
+    },
+    /// Both with and without encryption.
+    #[error("{first}; then, {second_how}: {second}")]
+    Both {
+        /// What came of the first try.
+        first: Box<ConnectError>,
+        /// `with SSL` or `without SSL`.
+        second_how: &'static str,
+        /// What came of the second.
+        second: Box<ConnectError>,
+    },
+}
+
+impl ConnectError {
+    /// Whether the same connection string may work later with nobody changing a configuration.
+    ///
+    /// Name resolution counts as transient: name servers fail, and names move when a primary fails over.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ConnectError::Resolve { .. }
+            | ConnectError::Timeout { .. }
+            | ConnectError::Io(_)
+            | ConnectError::Closed
+            | ConnectError::ErrorBeforeTls
+            | ConnectError::TlsIo(_)
+            | ConnectError::SessionAttrs { .. } => true,
+            ConnectError::Socket { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            ConnectError::Server(error) => error.is_transient(),
+            ConnectError::Both { first, second, .. } => first.is_transient() || second.is_transient(),
+            ConnectError::Protocol { .. }
+            | ConnectError::TlsRefused { .. }
+            | ConnectError::TlsConfiguration { .. }
+            | ConnectError::Tls(_)
+            | ConnectError::NoAlpn
+            | ConnectError::CertificateNotRequested
+            | ConnectError::Peer { .. }
+            | ConnectError::NoPassword { .. }
+            | ConnectError::UnsupportedMethod { .. }
+            | ConnectError::NoMechanism
+            | ConnectError::Requirement { .. }
+            | ConnectError::ChannelBinding { .. }
+            | ConnectError::PlusWithoutTls
+            | ConnectError::Scram(_) => false,
+        }
+    }
+
+    /// Whether this address is the problem, so that the host's next one is worth a try.
+    pub(super) fn is_about_address(&self) -> bool {
+        matches!(self, ConnectError::Socket { .. } | ConnectError::Timeout { .. })
+    }
+}
+
+/// Why a command has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The server refused the command. After severity `ERROR` the connection stays usable.
+    #[error("{0}")]
+    Server(ServerError),
+    /// The server hung up.
+    #[error("server closed the connection unexpectedly")]
+    Closed,
+    /// The socket broke.
+    #[error("could not communicate with the server: {0}")]
+    Io(#[source] io::Error),
+    /// The server breaks the protocol.
+    #[error("unexpected message from server: {problem}")]
+    Protocol {
+        /// What was odd.
+        problem: String,
+    },
+    /// An earlier command is not finished: its future was dropped, or its messages are still to be read.
+    #[error("another command is already in progress")]
+    Busy,
+}
+
+impl QueryError {
+    /// Whether the connection can be used for another command.
+    pub fn is_recoverable(&self) -> bool {
+        matches!(self, QueryError::Server(error) if error.severity == "ERROR")
+    }
+}

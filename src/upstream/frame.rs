@@ -1,0 +1,63 @@
+//! Cuts the byte stream into frames: type, length, body.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Largest message before the server has proved to be one (PG: `pqGetErrorNotice3`'s caller, 30000).
+pub(super) const MAX_LOGIN_MESSAGE: usize = 30_000;
+/// Largest message afterwards, what PostgreSQL can build at most (PG: `MaxAllocSize`).
+pub(super) const MAX_MESSAGE: usize = 0x3fff_ffff;
+/// Type byte and length word.
+const HEADER: usize = 5;
+
+/// Why there is no frame.
+#[derive(Debug)]
+pub(super) enum FrameError {
+    /// End of stream, perhaps within a frame.
+    Closed,
+    /// The socket broke.
+    Io(io::Error),
+    /// A length below 4 or above the limit.
+    Length { kind: u8, len: u32 },
+}
+
+/// Takes a complete frame off the front of `buffer`; `None` if more bytes are needed.
+pub(super) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<(u8, Bytes)>, FrameError> {
+    let Some((kind, len)) = buffer.first_chunk::<HEADER>().map(|header| {
+        let [kind, len @ ..] = *header;
+        (kind, u32::from_be_bytes(len))
+    }) else {
+        return Ok(None);
+    };
+    let body = usize::try_from(len).ok().and_then(|len| len.checked_sub(4)).filter(|body| *body <= limit);
+    let body = body.ok_or(FrameError::Length { kind, len })?;
+    if buffer.len() < HEADER + body {
+        return Ok(None);
+    }
+    buffer.advance(HEADER);
+    Ok(Some((kind, buffer.split_to(body).freeze())))
+}
+
+/// Reads until a frame is complete. Cancel-safe: what was read so far stays in `buffer`.
+pub(super) async fn read(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    limit: usize,
+) -> Result<(u8, Bytes), FrameError> {
+    loop {
+        if let Some(frame) = cut(buffer, limit)? {
+            return Ok(frame);
+        }
+        // Room for what is on its way, not for what a length word claims.
+        buffer.reserve(8192);
+        match stream.read_buf(buffer).await {
+            Ok(0) => return Err(FrameError::Closed),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(FrameError::Closed),
+            Err(error) => return Err(FrameError::Io(error)),
+        }
+    }
+}

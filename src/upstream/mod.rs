@@ -1,0 +1,24 @@
+//! The connection to the server above: a physical replication client.
+//!
+//! [`connect`] and [`connect_any`] turn a [`ConnInfo`](crate::conninfo::ConnInfo) into an
+//! [`UpstreamConnection`] that is logged in and idle. Nothing here retries by itself beyond what libpq does within
+//! one attempt; [`ConnectError::is_transient`] tells the caller whether trying again makes sense.
+
+mod connect;
+mod connection;
+mod error;
+mod follow;
+mod frame;
+mod login;
+mod message;
+mod receive;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use connect::{connect, connect_any};
+pub use connection::{Parts, QueryResult, UpstreamConnection};
+pub use error::{ConnectError, QueryError, ServerError};
+pub use follow::{UpstreamConfig, UpstreamError, follow};
+pub use stream::Stream;

@@ -1,0 +1,425 @@
+//! The walreceiver's hot loop: bytes from the upstream's socket to the writer, positions back.
+//!
+//! One reused buffer. Frames are cut in it; the WAL in them goes to the [`Writer`] as slices of it, as far
+//! as it has arrived, and is verified there. Nothing is copied on the way, and a message may be longer than
+//! the buffer: only complete records are ever published, so half a message does no harm.
+//!
+//! Reports go up when the end of what is written or synced has moved, at once when the upstream asks, and
+//! every [`STATUS_INTERVAL`] besides: walsenders of 16 and later can sleep on WAL that is flushed already
+//! until the standby says something.
+
+use std::future::pending;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::{
+    HotStandbyFeedback, Lsn, PeerDue, PeerTimer, PgTimestamp, ServerMessage, ServerMessageError,
+    StandbyStatusUpdate, TimelineId, XLogDataHeader,
+};
+
+use super::connection::UpstreamConnection;
+use super::error::{QueryError, ServerError};
+use super::message;
+use crate::store::{AppendError, FeedbackHorizon, Store, TimelinePosition, Writer};
+
+/// Size of the receive buffer: two of the largest messages PostgreSQL sends.
+const BUFFER: usize = 256 * 1024;
+/// Silence on our side after which a status update is due.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// Largest message that is not WAL: errors, results.
+const MAX_SMALL: usize = 30_000;
+/// Pings in a row for a position that we cannot confirm, after which we end the stream: see `Receiver::ping`.
+const PATIENCE: u32 = 3;
+
+/// How a stream ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum StreamEnd {
+    /// The timeline has ended. The connection is idle again.
+    Timeline {
+        /// The next one and where it begins, if the server said.
+        next: Option<(TimelineId, Lsn)>,
+    },
+    /// The upstream is shutting down; the connection is over.
+    ServerStopped,
+    /// We were told to stop; the connection is over.
+    Stopped,
+}
+
+/// A stream failed. The connection is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReceiveError {
+    #[error("could not receive data from WAL stream: {0}")]
+    Server(ServerError),
+    #[error("could not receive data from WAL stream: {0}")]
+    Connection(#[from] QueryError),
+    #[error("could not receive data from WAL stream: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Message(#[from] ServerMessageError),
+    #[error("unexpected message of type '{0}' in WAL stream")]
+    Unexpected(String),
+    #[error("terminating walreceiver due to timeout: the upstream has been silent for too long")]
+    Timeout,
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// What a stream needs besides its connection.
+pub(super) struct ReceiveContext<'a> {
+    pub(super) wal_receiver_timeout: Option<Duration>,
+    pub(super) stop: &'a CancellationToken,
+}
+
+/// Receives until the stream ends. `conn` is in COPY BOTH. Not cancel-safe.
+pub(super) async fn receive(
+    conn: &mut UpstreamConnection,
+    writer: &mut Writer,
+    cx: &ReceiveContext<'_>,
+) -> Result<StreamEnd, ReceiveError> {
+    let store = writer.store().clone();
+    let mut receiver = Receiver::new(conn, writer, cx, &store);
+    let result = receiver.run().await;
+    // What was received before an error counts.
+    receiver.writer.commit();
+    result
+}
+
+/// A receive buffer: bytes `start..end` are unread.
+struct Input {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+/// A piece of the stream.
+enum Piece {
+    /// WAL at this position, in the buffer.
+    Wal { at: Lsn, from: usize, to: usize },
+    /// A message other than WAL.
+    Message { kind: u8, body: Bytes },
+}
+
+struct Receiver<'a> {
+    conn: &'a mut UpstreamConnection,
+    writer: &'a mut Writer,
+    cx: &'a ReceiveContext<'a>,
+    store: &'a Store,
+    input: Input,
+    /// WAL of the message being cut that has not arrived yet: its position and length.
+    pending: Option<(Lsn, usize)>,
+    timer: PeerTimer,
+    flushed: watch::Receiver<Option<TimelinePosition>>,
+    horizon: watch::Receiver<FeedbackHorizon>,
+    /// Positions in the last status update, and when it was sent.
+    reported: (Option<Lsn>, Option<Lsn>),
+    reported_at: Instant,
+    /// Whether the upstream has feedback of ours that is not "none".
+    feedback_sent: bool,
+    unanswerable_pings: u32,
+}
+
+enum Event {
+    Read(usize),
+    Flushed,
+    Feedback,
+    Timer,
+    Stop,
+}
+
+impl<'a> Receiver<'a> {
+    fn new(
+        conn: &'a mut UpstreamConnection,
+        writer: &'a mut Writer,
+        cx: &'a ReceiveContext<'a>,
+        store: &'a Store,
+    ) -> Receiver<'a> {
+        let now = Instant::now();
+        let mut horizon = store.senders().horizon();
+        horizon.mark_changed();
+        Receiver {
+            input: Input::new(&conn.buffer.split()),
+            conn,
+            writer,
+            cx,
+            store,
+            pending: None,
+            timer: PeerTimer::new(cx.wal_receiver_timeout, now),
+            flushed: store.flushed(),
+            horizon,
+            reported: (None, None),
+            reported_at: now,
+            // A slot of ours may still hold what an earlier connection sent.
+            feedback_sent: true,
+            unanswerable_pings: 0,
+        }
+    }
+
+    async fn run(&mut self) -> Result<StreamEnd, ReceiveError> {
+        self.report(false).await?;
+        loop {
+            if let Some(end) = self.take_input().await? {
+                return Ok(end);
+            }
+            self.report_progress().await?;
+            match self.wait().await? {
+                Event::Read(0) => return Err(QueryError::Closed.into()),
+                Event::Read(count) => {
+                    self.input.end += count;
+                    self.timer.heard(Instant::now());
+                }
+                Event::Flushed => {}
+                Event::Feedback => self.send_feedback().await?,
+                Event::Timer => self.handle_timer().await?,
+                Event::Stop => return self.stop().await,
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Result<Event, ReceiveError> {
+        let status_due = self.reported_at + STATUS_INTERVAL;
+        let deadline = self.timer.deadline().map_or(status_due, |at| at.min(status_due));
+        self.input.make_room();
+        Ok(tokio::select! {
+            count = self.conn.stream.read(&mut self.input.buffer[self.input.end..]) => Event::Read(count?),
+            changed = self.flushed.changed() => match changed {
+                Ok(()) => Event::Flushed,
+                Err(_) => pending().await,
+            },
+            changed = self.horizon.changed() => match changed {
+                Ok(()) => Event::Feedback,
+                Err(_) => pending().await,
+            },
+            () = tokio::time::sleep_until(deadline.into()) => Event::Timer,
+            () = self.cx.stop.cancelled() => Event::Stop,
+        })
+    }
+
+    /// Takes everything in the buffer that is complete enough, then publishes it.
+    async fn take_input(&mut self) -> Result<Option<StreamEnd>, ReceiveError> {
+        loop {
+            match self.cut()? {
+                Some(Piece::Wal { at, from, to }) => {
+                    self.unanswerable_pings = 0;
+                    self.writer.append(at, &self.input.buffer[from..to])?;
+                }
+                Some(Piece::Message { kind, body }) => {
+                    // Positions in an answer cover what came before the question.
+                    self.writer.commit();
+                    if let Some(end) = self.handle_message(kind, body).await? {
+                        return Ok(Some(end));
+                    }
+                }
+                None => break,
+            }
+        }
+        self.writer.commit();
+        Ok(None)
+    }
+
+    /// The next piece of the stream, `None` if more bytes are needed.
+    fn cut(&mut self) -> Result<Option<Piece>, ReceiveError> {
+        if let Some((at, missing)) = self.pending {
+            let len = missing.min(self.input.unread().len());
+            if len == 0 {
+                return Ok(None);
+            }
+            let left = missing - len;
+            self.pending = (left > 0).then(|| (at.advance(len as u64), left));
+            return Ok(Some(self.input.wal(at, len)));
+        }
+        let Some(&[kind, a, b, c, d]) = self.input.unread().first_chunk::<5>() else { return Ok(None) };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let Some(body_len) = length.checked_sub(4) else { return Err(unexpected(kind)) };
+        let Some(body) = self.input.unread().get(5..) else { return Ok(None) };
+        if kind == b'd' && body_len >= XLogDataHeader::LEN && body.first() == Some(&b'w') {
+            let Some(header) = body.get(..XLogDataHeader::LEN) else { return Ok(None) };
+            let ServerMessage::XLogData(header, _) = ServerMessage::decode(header)? else {
+                return Err(unexpected(kind));
+            };
+            self.input.start += 5 + XLogDataHeader::LEN;
+            let wal = body_len - XLogDataHeader::LEN;
+            self.pending = (wal > 0).then_some((header.start, wal));
+            return self.cut();
+        }
+        if body_len > MAX_SMALL {
+            return Err(unexpected(kind));
+        }
+        let Some(body) = body.get(..body_len) else { return Ok(None) };
+        let body = Bytes::copy_from_slice(body);
+        self.input.start += 5 + body_len;
+        Ok(Some(Piece::Message { kind, body }))
+    }
+
+    async fn handle_message(&mut self, kind: u8, body: Bytes) -> Result<Option<StreamEnd>, ReceiveError> {
+        match kind {
+            b'd' => match ServerMessage::decode(&body)? {
+                ServerMessage::Keepalive(keepalive) if keepalive.reply_requested => {
+                    return self.ping(keepalive.end).await;
+                }
+                ServerMessage::Keepalive(_) | ServerMessage::XLogData(..) => {}
+            },
+            b'c' => return self.end_of_timeline().await.map(Some),
+            b'C' => return Ok(Some(StreamEnd::ServerStopped)),
+            b'E' => return Err(ReceiveError::Server(server_error(body))),
+            b'N' => tracing::info!("upstream: {}", server_error(body)),
+            // ParameterStatus: read again at the next connection.
+            b'S' => {}
+            other => return Err(unexpected(other)),
+        }
+        Ok(None)
+    }
+
+    /// The upstream asks how far we are.
+    ///
+    /// A server that stops asks again and again until we have confirmed exactly what it has sent. If that
+    /// ends inside a record (a standby stops at what it had received), we never can: only complete records
+    /// are confirmed. Then we end the stream, which lets it go.
+    async fn ping(&mut self, sent: Lsn) -> Result<Option<StreamEnd>, ReceiveError> {
+        self.report(false).await?;
+        let received = self.writer.position().map(|position| position.lsn);
+        let (write, flush) = self.reported;
+        if received == Some(sent) && write < received && write == flush {
+            self.unanswerable_pings += 1;
+        }
+        if self.unanswerable_pings >= PATIENCE {
+            self.conn.stream.write_all(message::COPY_DONE).await?;
+            return Ok(Some(StreamEnd::ServerStopped));
+        }
+        Ok(None)
+    }
+
+    /// The server has sent all of this timeline: our CopyDone, then its result.
+    async fn end_of_timeline(&mut self) -> Result<StreamEnd, ReceiveError> {
+        self.conn.stream.write_all(message::COPY_DONE).await?;
+        self.conn.stream.flush().await?;
+        self.conn.buffer.extend_from_slice(self.input.unread());
+        self.input.start = self.input.end;
+        let (mut next, mut failure) = (None, None);
+        loop {
+            match self.conn.next_message().await? {
+                (b'D', body) => next = next_timeline(&body),
+                (b'E', body) => failure = Some(server_error(body)),
+                (b'Z', _) => break,
+                // Keepalives may come after CopyDone.
+                (b'd' | b'T' | b'C' | b'S' | b'N', _) => {}
+                (other, _) => return Err(unexpected(other)),
+            }
+        }
+        match failure {
+            Some(error) => Err(ReceiveError::Server(error)),
+            None => Ok(StreamEnd::Timeline { next }),
+        }
+    }
+
+    /// What can be confirmed: end of what is written and verified, end of what is synced.
+    fn positions(&self) -> (Option<Lsn>, Option<Lsn>) {
+        let tip = self.store.tip();
+        (tip.map(|tip| tip.write_lsn), tip.map(|tip| tip.flush_lsn))
+    }
+
+    async fn report_progress(&mut self) -> Result<(), ReceiveError> {
+        self.flushed.mark_unchanged();
+        if self.positions() == self.reported { Ok(()) } else { self.report(false).await }
+    }
+
+    async fn report(&mut self, reply_requested: bool) -> Result<(), ReceiveError> {
+        let (write, flush) = self.positions();
+        let status = StandbyStatusUpdate { write, flush, apply: None, send_time: now(), reply_requested };
+        self.send(&status.frame()).await?;
+        self.reported = (write, flush);
+        self.reported_at = Instant::now();
+        Ok(())
+    }
+
+    /// PG: XLogWalRcvSendHSFeedback: "none" is sent once, to clear what was sent before.
+    async fn send_feedback(&mut self) -> Result<(), ReceiveError> {
+        let FeedbackHorizon { xmin, catalog_xmin } = *self.horizon.borrow_and_update();
+        let none = xmin.is_none() && catalog_xmin.is_none();
+        if none && !self.feedback_sent {
+            return Ok(());
+        }
+        let feedback = HotStandbyFeedback { send_time: now(), xmin, catalog_xmin };
+        self.send(&feedback.frame()).await?;
+        self.feedback_sent = !none;
+        Ok(())
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), ReceiveError> {
+        self.conn.stream.write_all(bytes).await?;
+        Ok(self.conn.stream.flush().await?)
+    }
+
+    async fn handle_timer(&mut self) -> Result<(), ReceiveError> {
+        let now = Instant::now();
+        match self.timer.due(now) {
+            PeerDue::GiveUp => Err(ReceiveError::Timeout),
+            PeerDue::Ask => self.report(true).await,
+            PeerDue::Nothing if now >= self.reported_at + STATUS_INTERVAL => self.report(false).await,
+            PeerDue::Nothing => Ok(()),
+        }
+    }
+
+    /// We stop: everything written becomes durable and is confirmed before we leave.
+    async fn stop(&mut self) -> Result<StreamEnd, ReceiveError> {
+        self.writer.commit();
+        let Some(written) = self.store.tip() else { return Ok(StreamEnd::Stopped) };
+        let target = Some(TimelinePosition { tli: written.tli, lsn: written.write_lsn });
+        tokio::select! {
+            _ = self.flushed.wait_for(|flushed| *flushed == target) => {}
+            _ = self.store.failed() => return Ok(StreamEnd::Stopped),
+        }
+        self.report(false).await?;
+        self.conn.stream.write_all(&message::terminate()).await?;
+        let _ = self.conn.stream.shutdown().await;
+        Ok(StreamEnd::Stopped)
+    }
+}
+
+impl Input {
+    fn new(leftover: &[u8]) -> Input {
+        let mut buffer = vec![0; BUFFER.max(leftover.len() + BUFFER / 2)].into_boxed_slice();
+        buffer[..leftover.len()].copy_from_slice(leftover);
+        Input { buffer, start: 0, end: leftover.len() }
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Moves what is unread, part of a header or of a small message, to the front.
+    fn make_room(&mut self) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    fn wal(&mut self, at: Lsn, len: usize) -> Piece {
+        let from = self.start;
+        self.start += len;
+        Piece::Wal { at, from, to: from + len }
+    }
+}
+
+fn now() -> PgTimestamp {
+    PgTimestamp::from_system_time(SystemTime::now())
+}
+
+fn unexpected(kind: u8) -> ReceiveError {
+    ReceiveError::Unexpected(kind.escape_ascii().to_string())
+}
+
+fn server_error(body: Bytes) -> ServerError {
+    message::server_error(body).unwrap_or_default()
+}
+
+/// The row `next_tli, next_tli_startpos`.
+pub(super) fn next_timeline(body: &Bytes) -> Option<(TimelineId, Lsn)> {
+    let row = message::data_row(body.clone()).ok()?;
+    let text = |at: usize| std::str::from_utf8(row.get(at)?.as_deref()?).ok();
+    Some((TimelineId::new(text(0)?.parse().ok()?)?, text(1)?.parse().ok()?))
+}

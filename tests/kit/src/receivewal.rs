@@ -1,0 +1,53 @@
+//! `pg_receivewal`, which archives what it streams.
+
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+
+use crate::log::Log;
+use crate::process::Process;
+use crate::scratch::Scratch;
+use crate::server::Server;
+use crate::wait::within;
+
+/// A running pg_receivewal, ended when dropped.
+#[derive(Debug)]
+pub struct Receivewal {
+    process: Process,
+    scratch: Scratch,
+}
+
+impl Receivewal {
+    /// Streams from `conninfo` with this slot, syncing each burst and reporting it.
+    pub fn start(server: &Server, conninfo: &str, slot: &str) -> Receivewal {
+        let scratch = Scratch::new("receivewal");
+        let dir = scratch.dir("wal");
+        let mut command = server.lasting("pg_receivewal");
+        command.args(["--synchronous", "-v", "-s", "1", "-S", slot, "-d", conninfo, "-D"]).arg(&dir);
+        Receivewal { process: Process::spawn("pg_receivewal", command, &scratch.join("log")), scratch }
+    }
+
+    /// Where it puts segments.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.scratch.join("wal")
+    }
+
+    /// What it says.
+    pub fn log(&self) -> &Log {
+        self.process.log()
+    }
+
+    /// Waits until this segment is complete.
+    #[track_caller]
+    pub fn wait_for_segment(&self, name: &str) {
+        let path = self.wal_dir().join(name);
+        let complete = within(crate::PATIENCE, || path.exists().then_some(()));
+        assert!(complete.is_some(), "pg_receivewal does not finish {name}\n{}", self.log().tail());
+    }
+
+    /// SIGINT, on which it ends with exit code 0. (Version 15 knows no SIGTERM.)
+    #[track_caller]
+    pub fn stop(mut self) {
+        assert_eq!(self.process.end_with(Signal::INT), 0, "{}", self.process.log().tail());
+    }
+}

@@ -1,0 +1,317 @@
+//! The relay under test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use walrelay_proto::Lsn;
+
+use crate::account::tied_command;
+use crate::cluster::Cluster;
+use crate::log::Log;
+use crate::port::Port;
+use crate::process::Process;
+use crate::psql::{self, SqlError};
+use crate::scratch::Scratch;
+use crate::server::Server;
+use crate::wait::within;
+
+/// Name of the relay's upstream slot, and its `application_name`, unless set.
+const DEFAULT_NAME: &str = "walrelay";
+
+const TRUST_HBA: &str = "host all,replication all 127.0.0.1/32 trust\n";
+
+/// How to run a relay.
+#[derive(Debug, Clone)]
+pub struct RelayBuilder {
+    binary: PathBuf,
+    server: Server,
+    upstream: String,
+    name: String,
+    hba: String,
+    args: Vec<String>,
+}
+
+impl RelayBuilder {
+    /// Name of its slot upstream, of its directory, and its `application_name`; `walrelay` unless set.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = name.to_owned();
+        self
+    }
+
+    /// Another upstream than the cluster: a relay, or a connection with special options.
+    pub fn upstream(mut self, conninfo: &str) -> Self {
+        self.upstream = conninfo.to_owned();
+        self
+    }
+
+    /// Contents of its host-based authentication file; without it, everybody on this machine is trusted.
+    pub fn hba(mut self, lines: &str) -> Self {
+        self.hba = lines.to_owned();
+        self
+    }
+
+    /// One more command line argument; a flag and its value are two.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it answers `IDENTIFY_SYSTEM`.
+    #[track_caller]
+    pub fn start(self) -> Relay {
+        let mut relay = self.prepare();
+        relay.start();
+        relay
+    }
+
+    /// Everything but starting it, for those who want it to fail.
+    pub fn prepare(self) -> Relay {
+        let (scratch, port) = (Scratch::new(&self.name), Port::take());
+        fs::write(scratch.join("hba.conf"), &self.hba).expect("the directory is ours");
+        Relay { process: None, settings: self, port, scratch }
+    }
+}
+
+/// A walrelay process with its data directory, port and log. Killed, and its directory removed, when dropped.
+#[derive(Debug)]
+pub struct Relay {
+    process: Option<Process>,
+    settings: RelayBuilder,
+    port: Port,
+    scratch: Scratch,
+}
+
+impl Relay {
+    /// Starts describing a relay, run from `binary`, below this cluster.
+    pub fn builder(binary: impl AsRef<Path>, upstream: &Cluster) -> RelayBuilder {
+        let binary = std::path::absolute(binary.as_ref()).expect("the path is not empty");
+        RelayBuilder {
+            binary,
+            server: upstream.server().clone(),
+            upstream: upstream.conninfo(),
+            name: DEFAULT_NAME.to_owned(),
+            hba: TRUST_HBA.to_owned(),
+            args: Vec::new(),
+        }
+    }
+
+    /// A description of a relay below this one, with the same binary and clients.
+    pub fn builder_below(&self) -> RelayBuilder {
+        let settings = RelayBuilder { hba: TRUST_HBA.to_owned(), args: Vec::new(), ..self.settings.clone() };
+        settings.upstream(&self.conninfo())
+    }
+
+    /// Starts the process, on the same port and data directory as before, and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.spawn();
+        let ready = within(crate::PATIENCE, || {
+            let running = self.is_running();
+            (!running || self.try_command("IDENTIFY_SYSTEM").is_ok()).then_some(running)
+        });
+        match ready {
+            Some(true) => {}
+            Some(false) => panic!("the relay ended at once\n{}", self.log().tail()),
+            None => panic!("the relay does not answer\n{}", self.log().tail()),
+        }
+    }
+
+    /// Starts the process and does not wait.
+    pub fn spawn(&mut self) {
+        let command_line = self.command_line();
+        let mut command = tied_command(&self.settings.binary);
+        command.args(command_line);
+        self.process = Some(Process::spawn("walrelay", command, self.log().path()));
+    }
+
+    /// Its arguments.
+    pub fn command_line(&self) -> Vec<String> {
+        let path = |name: &str| self.scratch.join(name).display().to_string();
+        let upstream = format!("{} application_name={}", self.settings.upstream, self.settings.name);
+        let listen = format!("127.0.0.1:{}", self.port());
+        let fixed = [
+            ["--upstream", &upstream],
+            ["--data-dir", &path("data")],
+            ["--listen", &listen],
+            ["--slot", &self.settings.name],
+            ["--hba-file", &path("hba.conf")],
+        ];
+        fixed
+            .concat()
+            .into_iter()
+            .chain(self.settings.args.iter().map(String::as_str))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The TCP port it listens on, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// How to connect to it.
+    pub fn conninfo(&self) -> String {
+        format!("host=127.0.0.1 port={} user=postgres", self.port())
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.scratch.join("data")
+    }
+
+    /// Where its WAL segments are.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.data_dir().join("pg_wal")
+    }
+
+    /// What it logs.
+    pub fn log(&self) -> Log {
+        Log::at(self.scratch.join("log"))
+    }
+
+    /// Replaces the host-based authentication file; takes effect on [`Relay::reload`].
+    pub fn set_hba(&self, lines: &str) {
+        fs::write(self.scratch.join("hba.conf"), lines).expect("the directory is ours");
+    }
+
+    /// Whether the process is there.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("the relay was started")
+    }
+
+    /// Sends it a signal: SIGHUP for a reload, SIGSTOP and SIGCONT to hold it.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.as_mut().expect("the relay was started").signal(signal);
+    }
+
+    /// SIGHUP.
+    pub fn reload(&mut self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// SIGTERM; insists on exit code 0.
+    #[track_caller]
+    pub fn terminate(&mut self) {
+        let mut process = self.process.take().expect("the relay was started");
+        assert_eq!(process.end_with(Signal::TERM), 0, "exit code of the relay\n{}", self.log().tail());
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        self.process.take().expect("the relay was started").kill9();
+    }
+
+    /// Waits for the process to end by itself; its exit code.
+    #[track_caller]
+    pub fn wait_exit(&mut self) -> Option<i32> {
+        self.process.take().expect("the relay was started").wait().code()
+    }
+
+    /// SIGTERM and start.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.start();
+    }
+
+    /// Runs a replication command and returns its rows, fields separated by `|`.
+    ///
+    /// # Panics
+    /// With psql's message when it fails.
+    #[track_caller]
+    pub fn command(&self, command: &str) -> String {
+        let failed = |error: SqlError| panic!("{command}: {error}\n{}", self.log().tail());
+        self.try_command(command).unwrap_or_else(failed)
+    }
+
+    /// Runs a replication command.
+    ///
+    /// # Errors
+    /// With psql's message.
+    pub fn try_command(&self, command: &str) -> Result<String, SqlError> {
+        self.psql("replication=1", &[command])
+    }
+
+    /// Runs commands on one connection with these options added to [`Relay::conninfo`].
+    ///
+    /// # Errors
+    /// With psql's message; those after the failing one are not run.
+    pub fn psql(&self, options: &str, commands: &[&str]) -> Result<String, SqlError> {
+        psql::run(&self.settings.server, &format!("{} {options}", self.conninfo()), commands)
+    }
+
+    /// Creates a physical slot that keeps WAL from now on.
+    #[track_caller]
+    pub fn create_slot(&self, name: &str) {
+        self.command(&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"));
+    }
+
+    /// Creates several such slots.
+    #[track_caller]
+    pub fn create_slots(&self, names: &[&str]) {
+        for name in names {
+            self.create_slot(name);
+        }
+    }
+
+    /// The position a slot keeps WAL from, which is what its user reported as flushed.
+    pub fn slot_lsn(&self, name: &str) -> Option<Lsn> {
+        let row = self.command(&format!("READ_REPLICATION_SLOT {name}"));
+        row.split('|').nth(1)?.parse().ok()
+    }
+
+    /// The end of what the relay has durably, as `IDENTIFY_SYSTEM` tells.
+    #[track_caller]
+    pub fn flush_lsn(&self) -> Lsn {
+        let row = self.command("IDENTIFY_SYSTEM");
+        let position = row.split('|').nth(2).and_then(|text| text.parse().ok());
+        position.unwrap_or_else(|| panic!("IDENTIFY_SYSTEM answered {row:?}"))
+    }
+
+    /// Waits until the relay has everything up to `lsn` durably.
+    #[track_caller]
+    pub fn wait_for_flush(&self, lsn: Lsn) {
+        let reached = within(crate::PATIENCE, || (self.flush_lsn() >= lsn).then_some(()));
+        assert!(
+            reached.is_some(),
+            "the relay stays at {}, before {lsn}\n{}",
+            self.flush_lsn(),
+            self.log().tail()
+        );
+    }
+
+    /// Waits until this segment is complete.
+    #[track_caller]
+    pub fn wait_for_segment(&self, name: &str) {
+        let path = self.wal_dir().join(name);
+        let complete = within(crate::PATIENCE, || path.exists().then_some(()));
+        assert!(complete.is_some(), "the relay does not finish {name}\n{}", self.log().tail());
+    }
+
+    /// Insists that it found nothing to warn about.
+    #[track_caller]
+    pub fn assert_calm(&self) {
+        let text = self.log().text();
+        let alarming = |line: &&str| ["WARN", "ERROR", "panicked"].iter().any(|word| line.contains(word));
+        let lines: Vec<&str> = text.lines().filter(alarming).collect();
+        assert!(lines.is_empty(), "unexpected in the relay's log: {lines:#?}");
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log().tail());
+        }
+    }
+}

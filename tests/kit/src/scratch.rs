@@ -1,0 +1,69 @@
+//! Directories of their own for each cluster, relay and client.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::account;
+
+/// A new directory that belongs to the servers' account and is removed with this value, unless the test is
+/// failing: then it stays and its path is printed. The path is short enough for Unix sockets.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl Scratch {
+    /// Makes the directory; `name` ends its path, for people who look around.
+    pub fn new(name: &str) -> Scratch {
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("wr-{}-{number}-{name}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Scratch::adopt(path),
+                // Left by a killed process that had our pid.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                Err(error) => panic!("could not create {}: {error}", path.display()),
+            }
+        }
+    }
+
+    fn adopt(path: PathBuf) -> Scratch {
+        let scratch = Scratch { path };
+        fs::set_permissions(&scratch.path, fs::Permissions::from_mode(0o755)).expect("we just created it");
+        account::give(&scratch.path).expect("root may give files away");
+        scratch
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A new directory below it, which also belongs to the servers' account.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.join(name);
+        fs::create_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        account::give(&dir).expect("root may give files away");
+        dir
+    }
+
+    /// A path below it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept {}", self.path.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}

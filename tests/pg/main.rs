@@ -1,0 +1,23 @@
+//! Stories told with real PostgreSQL servers around a real relay, on every supported version.
+//!
+//! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
+//! files, never for time.
+
+mod cascade;
+mod commands;
+mod fanout;
+mod feedback;
+mod no_lost_commit;
+mod receivewal;
+mod relay_restart;
+mod segment_size;
+mod standby;
+mod synchronous;
+mod upstream_restart;
+
+use walrelay_testkit::{Cluster, Relay, RelayBuilder};
+
+/// A relay below `primary`, from the binary built for these tests.
+fn relay_below(primary: &Cluster) -> RelayBuilder {
+    Relay::builder(env!("CARGO_BIN_EXE_walrelay"), primary)
+}
