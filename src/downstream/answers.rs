@@ -163,7 +163,7 @@ impl Answer<'_> {
         };
         let store = self.context.store.clone();
         blocking(move || {
-            let reserve = if reserve_wal { oldest_to_reserve(&store) } else { None };
+            let reserve = if reserve_wal { wal_to_reserve(&store) } else { None };
             store.slots().create(&name, persistence, reserve)
         })
         .await?
@@ -322,16 +322,15 @@ fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'sta
     }
 }
 
-/// The oldest WAL held, as there is no checkpoint of our own to start from; no more than a slot may keep.
-fn oldest_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
-    let (oldest, tip, identity) = (store.oldest()?, store.tip()?, store.identity()?);
-    let Some(most) = store.config().max_slot_wal_keep_size else { return Some(oldest) };
-    Some(
-        oldest
-            .max(tip.write_lsn.rewind(most).advance(identity.seg_size.bytes()).seg_start(identity.seg_size)),
-    )
-    .filter(|reserve| *reserve <= tip.write_lsn)
-    .or(Some(tip.write_lsn.seg_start(identity.seg_size)))
+/// The oldest WAL held, as there is no checkpoint of our own to start from; but no more than a slot may keep,
+/// else it would be lost at once.
+fn wal_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
+    let (oldest, tip, size) = (store.oldest()?, store.tip()?.write_lsn, store.identity()?.seg_size);
+    let allowed = match store.config().max_slot_wal_keep_size {
+        Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
+        None => oldest,
+    };
+    Some(oldest.max(allowed).min(tip.seg_start(size)))
 }
 
 async fn try_drop(slots: Arc<Slots>, name: String, pid: u32) -> Result<std::result::Result<(), SlotError>> {

@@ -28,7 +28,7 @@ pub(super) async fn authenticate(
     let user = &request.user;
     match (method, secret) {
         (Method::Trust, _) => Ok(()),
-        (Method::Reject, _) => Err(rejected(conn.peer(), request).into()),
+        (Method::Reject, _) => Err(refusal(rejects(request, conn.peer())).into()),
         (Method::Peer, _) => peer(conn.peer(), user).await,
         (Method::Password, secret) => password(conn, user, secret).await,
         (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
@@ -45,40 +45,44 @@ fn method(hba: &Hba, peer: Peer, request: &StartupRequest) -> Result<Method, PgE
         Kind::Sql | Kind::Database => Target::Database(&request.database),
     };
     let judged = Request { ip: peer.ip(), ssl: false, target, user: &request.user };
-    hba.find(&judged).map(|rule| rule.method()).ok_or_else(|| {
-        let error = refusal("no pg_hba.conf entry for", peer, request);
-        if hba.is_builtin() {
-            error.with_hint(
-                "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
-            )
-        } else {
-            error
-        }
-    })
+    match hba.find(&judged).map(|rule| rule.method()) {
+        Some(method) => Ok(method),
+        None if hba.is_builtin() => Err(refusal(no_entry(request, peer)).with_hint(
+            "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
+        )),
+        None => Err(refusal(no_entry(request, peer))),
+    }
 }
 
-fn rejected(peer: Peer, request: &StartupRequest) -> PgError {
-    refusal("pg_hba.conf rejects", peer, request)
+fn rejects(request: &StartupRequest, peer: Peer) -> String {
+    let (host, user, database) = (host(peer), &request.user, &request.database);
+    match request.kind {
+        Kind::Physical => format!(
+            "pg_hba.conf rejects replication connection for host \"{host}\", user \"{user}\", no encryption"
+        ),
+        Kind::Sql | Kind::Database => format!(
+            "pg_hba.conf rejects connection for host \"{host}\", user \"{user}\", database \"{database}\", no encryption"
+        ),
+    }
 }
 
-fn refusal(verdict: &str, peer: Peer, request: &StartupRequest) -> PgError {
-    let host = peer.ip().map_or_else(|| "[local]".to_owned(), |ip| ip.to_string());
-    let (user, database) = (&request.user, &request.database);
-    // PG's two texts differ for "rejects" and "no entry" only in their first words.
-    let connection = if verdict.ends_with("rejects") { "connection for host" } else { "host" };
-    let text = match request.kind {
-        Kind::Physical if connection == "host" => {
-            format!("{verdict} replication connection from host \"{host}\", user \"{user}\", no encryption")
-        }
-        Kind::Physical => {
-            format!("{verdict} replication connection for host \"{host}\", user \"{user}\", no encryption")
-        }
-        Kind::Sql | Kind::Database => {
-            format!(
-                "{verdict} {connection} \"{host}\", user \"{user}\", database \"{database}\", no encryption"
-            )
-        }
-    };
+fn no_entry(request: &StartupRequest, peer: Peer) -> String {
+    let (host, user, database) = (host(peer), &request.user, &request.database);
+    match request.kind {
+        Kind::Physical => format!(
+            "no pg_hba.conf entry for replication connection from host \"{host}\", user \"{user}\", no encryption"
+        ),
+        Kind::Sql | Kind::Database => format!(
+            "no pg_hba.conf entry for host \"{host}\", user \"{user}\", database \"{database}\", no encryption"
+        ),
+    }
+}
+
+fn host(peer: Peer) -> String {
+    peer.ip().map_or_else(|| "[local]".to_owned(), |ip| ip.to_string())
+}
+
+fn refusal(text: String) -> PgError {
     PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text)
 }
 

@@ -120,6 +120,7 @@ impl Relay {
             max_wal_senders: options.max_wal_senders,
             authentication_timeout: options.authentication_timeout,
             wal_sender_timeout: Some(Duration::from_secs(60)),
+            shutdown_timeout: DEADLINE,
         };
         let access = Arc::new(SharedAccess::new(access(options.hba, options.users)));
         let shutdown = CancellationToken::new();

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
+use walrelay_proto::{PgTimestamp, StandbyStatusUpdate};
 
 use super::kit::*;
 use crate::auth::md5;
@@ -194,25 +195,38 @@ async fn places_are_limited_and_come_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_gets_in_before_there_is_wal_or_after_the_end() {
+async fn nobody_gets_in_before_there_is_wal() {
     let empty = Relay::with(Options { with_wal: false, ..Options::default() }).await;
     let mut client = empty.connect().await;
     client.start_up(REPLICATION).await;
     assert_eq!(client.fatal().await, pair("57P03", "the database system is starting up"));
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_relay_ends_idle_sessions_refuses_new_ones_and_waits_for_streams() {
     let relay = Relay::start().await;
-    let (mut streaming, _) = relay.log_in(REPLICATION).await;
-    let mut idle = relay.session().await;
-    relay
-        .store
-        .slots()
-        .create(&walrelay_proto::SlotName::new("s").unwrap(), crate::store::SlotPersistence::Persistent, None)
-        .unwrap();
-    let _blocker = relay.store.slots().acquire("s", 1).unwrap();
-    // Not idle: it waits for a slot, so that the relay is still there while it stops.
+    let (mut idle, mut streaming) = (relay.session().await, relay.session().await);
+    streaming.message(b'Q', b"START_REPLICATION 0/300000 TIMELINE 1\0").await;
+    assert_eq!(streaming.next().await.unwrap().kind, b'W');
     relay.shutdown.cancel();
     assert_eq!(idle.fatal().await, pair("57P01", "terminating connection due to administrator command"));
-    assert_eq!(streaming.fatal().await.0, "57P01");
+    let mut late = relay.connect().await;
+    late.start_up(REPLICATION).await;
+    assert_eq!(late.fatal().await, pair("57P03", "the database system is shutting down"));
+    assert!(!relay.running.is_finished(), "the stream has not been confirmed");
+
+    let end = relay.store.tip().unwrap().write_lsn;
+    let all = StandbyStatusUpdate {
+        write: Some(end),
+        flush: Some(end),
+        apply: None,
+        send_time: PgTimestamp::default(),
+        reply_requested: false,
+    };
+    streaming.send(&all.frame()).await;
+    let messages = streaming.until_closed().await;
+    let last = messages.last().unwrap();
+    assert_eq!((last.kind, last.text()), (b'C', "COPY 0".to_owned()));
     tokio::time::timeout(Duration::from_secs(20), relay.running).await.unwrap().unwrap();
 }
 
