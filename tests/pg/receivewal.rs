@@ -23,6 +23,8 @@ fn it_archives_up_to_a_position(server: &Server) {
     primary.sql("create table acc as select generate_series(1, 100000) as i");
     let last = primary.switch_wal();
     let end = primary.settled_lsn().to_string();
+    // pg_receivewal ends when it sees WAL beyond the end it was given.
+    primary.sql("insert into acc values (0)");
     let (plain, zipped) = (run.dir("plain"), run.dir("zipped"));
     let until = ["--no-loop", "-v", "--endpos", &end];
     let (code, said) = run.receivewal_into(&plain, &[&until[..], &["-S", "plain", "--synchronous"]].concat());
