@@ -7,13 +7,17 @@ mod cascade;
 mod commands;
 mod fanout;
 mod feedback;
+mod login;
 mod no_lost_commit;
 mod receivewal;
+mod refusals;
 mod relay_restart;
+mod retention;
 mod segment_size;
 mod standby;
 mod synchronous;
 mod upstream_restart;
+mod wal_write;
 
 use walrelay_testkit::{Cluster, Relay, RelayBuilder};
 

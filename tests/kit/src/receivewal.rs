@@ -45,6 +45,16 @@ impl Receivewal {
         assert!(complete.is_some(), "pg_receivewal does not finish {name}\n{}", self.log().tail());
     }
 
+    /// Stops it from running, as a hung client: it reads nothing and answers nothing.
+    pub fn hold(&mut self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&mut self) {
+        self.process.signal(Signal::CONT);
+    }
+
     /// SIGINT, on which it ends with exit code 0. (Version 15 knows no SIGTERM.)
     #[track_caller]
     pub fn stop(mut self) {
