@@ -9,7 +9,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::generate::WalGenerator;
-use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity};
+use walrelay_proto::{
+    Lsn, PgTimestamp, SegSize, ServerMessage, StandbyStatusUpdate, SystemId, TimelineHistory, TimelineId,
+    WalIdentity,
+};
 
 use crate::auth::hba::Hba;
 use crate::auth::users::Users;
@@ -19,8 +22,8 @@ use crate::downstream::{
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
 
 pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
-const SEG: u64 = 1 << 20;
-const START: Lsn = Lsn::new(3 * SEG);
+pub(super) const SEG: u64 = 1 << 20;
+pub(super) const START: Lsn = Lsn::new(3 * SEG);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) struct Options {
@@ -30,6 +33,7 @@ pub(super) struct Options {
     pub(super) max_wal_senders: usize,
     pub(super) authentication_timeout: Duration,
     pub(super) with_wal: bool,
+    pub(super) shutdown_timeout: Duration,
 }
 
 impl Default for Options {
@@ -41,6 +45,7 @@ impl Default for Options {
             max_wal_senders: 10,
             authentication_timeout: DEADLINE,
             with_wal: true,
+            shutdown_timeout: DEADLINE,
         }
     }
 }
@@ -53,7 +58,8 @@ pub(super) struct Relay {
     pub(super) registry: Arc<Registry>,
     pub(super) access: Arc<SharedAccess>,
     pub(super) running: JoinHandle<()>,
-    _writer: Writer,
+    pub(super) writer: Writer,
+    pub(super) wal: WalGenerator,
     _background: Background,
     pub(super) dir: tempfile::TempDir,
 }
@@ -97,12 +103,12 @@ impl Relay {
             max_replication_slots: 4,
         };
         let (store, mut writer, background) = Store::open(config).unwrap();
+        let identity = Identity { system_id: SystemId(SYSTEM_ID), seg_size: SegSize::new(SEG).unwrap() };
+        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
         if options.with_wal {
-            let identity = Identity { system_id: SystemId(SYSTEM_ID), seg_size: SegSize::new(SEG).unwrap() };
             store.attach(identity, parameters(options.version)).unwrap();
             writer.begin(identity, TimelineHistory::first(), START);
-            let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
-            let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
             wal.fill(50_000);
             let bytes = wal.take();
             writer.append(START, &bytes).unwrap();
@@ -120,7 +126,7 @@ impl Relay {
             max_wal_senders: options.max_wal_senders,
             authentication_timeout: options.authentication_timeout,
             wal_sender_timeout: Some(Duration::from_secs(60)),
-            shutdown_timeout: DEADLINE,
+            shutdown_timeout: options.shutdown_timeout,
         };
         let access = Arc::new(SharedAccess::new(access(options.hba, options.users)));
         let shutdown = CancellationToken::new();
@@ -139,10 +145,33 @@ impl Relay {
             registry,
             access,
             running: tokio::spawn(downstream.run()),
-            _writer: writer,
+            writer,
+            wal,
             _background: background,
             dir,
         }
+    }
+
+    /// More WAL arrives from upstream; returns its bytes. It ends with a record.
+    pub(super) fn receive(&mut self, make: impl FnOnce(&mut WalGenerator)) -> Vec<u8> {
+        let at = self.wal.position().rewind(self.wal.bytes().len() as u64);
+        make(&mut self.wal);
+        let bytes = self.wal.take();
+        self.writer.append(at, &bytes).unwrap();
+        self.writer.commit();
+        bytes
+    }
+
+    /// The upstream has switched to timeline `tli` where our WAL ends.
+    pub(super) fn switch_timeline(&mut self, tli: u32) -> Lsn {
+        let (old, tli) = (self.store.tip().unwrap(), TimelineId::new(tli).unwrap());
+        let before = self.store.history_file(old.tli).unwrap().unwrap_or_default();
+        let line = format!("{}\t{}\tno recovery target specified\n", old.tli, old.write_lsn);
+        let content = [&before[..], line.as_bytes()].concat();
+        self.store.save_history_file(tli, &content).unwrap();
+        self.writer.switch_timeline(TimelineHistory::parse(tli, &content).unwrap()).unwrap();
+        self.wal.switch_timeline(tli);
+        old.write_lsn
     }
 
     pub(super) async fn connect(&self) -> Client<TcpStream> {
@@ -285,6 +314,41 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
             }
             self.buffer.extend(bytes);
         }
+    }
+
+    /// Starts streaming; the answer must be CopyBoth.
+    pub(super) async fn start(&mut self, rest: &str) {
+        self.message(b'Q', format!("START_REPLICATION {rest}\0").as_bytes()).await;
+        let answer = self.next().await.expect("an answer");
+        assert_eq!((answer.kind, &answer.body[..]), (b'W', &[0, 0, 0][..]), "{answer:?}");
+    }
+
+    /// The next XLogData: its position and its WAL.
+    pub(super) async fn wal(&mut self) -> (Lsn, Vec<u8>) {
+        let message = self.next().await.expect("WAL");
+        assert_eq!(message.kind, b'd', "{message:?}");
+        match ServerMessage::decode(&message.body).unwrap() {
+            ServerMessage::XLogData(header, wal) => (header.start, wal.to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next keepalive: its position and whether it asks for an answer.
+    pub(super) async fn keepalive(&mut self) -> (Lsn, bool) {
+        let message = self.next().await.expect("a keepalive");
+        match ServerMessage::decode(&message.body).unwrap() {
+            ServerMessage::Keepalive(keepalive) => (keepalive.end, keepalive.reply_requested),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Reports positions.
+    pub(super) async fn status(&mut self, write: u64, flush: u64, reply_requested: bool) {
+        let lsn = |position| Lsn::new(position).valid();
+        let send_time = PgTimestamp::from_system_time(std::time::SystemTime::now());
+        let (write, flush) = (lsn(write), lsn(flush));
+        let status = StandbyStatusUpdate { write, flush, apply: None, send_time, reply_requested };
+        self.send(&status.frame()).await;
     }
 
     /// Everything up to ReadyForQuery.

@@ -4,6 +4,8 @@ mod commands;
 mod kit;
 mod login;
 mod robustness;
+mod streaming;
+mod timelines;
 
 use super::*;
 

@@ -1,0 +1,108 @@
+//! START_REPLICATION over timeline switches.
+
+use super::kit::*;
+
+/// The row `next_tli, next_tli_startpos` of an answer.
+fn next(answer: &[Message]) -> Vec<Option<String>> {
+    answer.iter().find(|message| message.kind == b'D').expect("a row").row()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_while_streaming_ends_the_timeline_and_the_session_goes_on() {
+    let mut relay = Relay::start().await;
+    let mut client = relay.session().await;
+    client.start("0/300000 TIMELINE 1").await;
+    client.wal().await;
+    let fork = relay.switch_timeline(2);
+    let more = relay.receive(|wal| wal.fill(3000));
+    assert_eq!(client.next().await.unwrap().kind, b'c');
+    client.message(b'c', b"").await;
+    let answer = client.until_ready().await;
+    assert_eq!(kinds(&answer), "TDCCZ");
+    assert_eq!(answer[0].columns()[0].0, "next_tli");
+    assert_eq!(next(&answer), [Some("2".to_owned()), Some(fork.to_string())]);
+
+    assert_eq!(client.row("IDENTIFY_SYSTEM").await[1].as_deref(), Some("2"));
+    client.start("0/300000 TIMELINE 2").await;
+    let (at, wal) = client.wal().await;
+    assert_eq!(at, START);
+    let head = fork.since(START) as usize;
+    assert_eq!(wal[head..], more, "the new timeline's segment begins with the old one's bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_timelines_are_served_up_to_their_ends_one_step_at_a_time() {
+    let mut relay = Relay::start().await;
+    relay.receive(|wal| wal.fill(1_500_000));
+    let first = relay.switch_timeline(2);
+    relay.receive(|wal| wal.fill(1_500_000));
+    let second = relay.switch_timeline(5);
+    relay.receive(|wal| wal.fill(100_000));
+    let mut client = relay.session().await;
+    for (tli, from, end, following) in [(1, START, first, "2"), (2, first, second, "5")] {
+        client.start(&format!("{from} TIMELINE {tli}")).await;
+        let mut at = from;
+        while at < end {
+            let (start, wal) = client.wal().await;
+            assert_eq!(start, at);
+            at = start.advance(wal.len() as u64);
+        }
+        assert_eq!(at, end, "not a byte beyond");
+        assert_eq!(client.next().await.unwrap().kind, b'c');
+        client.message(b'c', b"").await;
+        assert_eq!(next(&client.until_ready().await), [Some(following.to_owned()), Some(end.to_string())]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_outside_the_history_are_refused() {
+    let mut relay = Relay::start().await;
+    relay.receive(|wal| wal.fill(1_500_000));
+    let fork = relay.switch_timeline(2);
+    relay.receive(|wal| wal.fill(1000));
+    let mut client = relay.session().await;
+    let unknown = client.error("START_REPLICATION 0/300000 TIMELINE 7").await;
+    assert_eq!(unknown, pair("XX000", "requested timeline 7 is not in this server's history"));
+
+    let past = fork.advance(1);
+    let answer = client.query(&format!("START_REPLICATION {past} TIMELINE 1")).await;
+    let text = format!("requested starting point {past} on timeline 1 is not in this server's history");
+    assert_eq!(answer[0].error(), ("ERROR".into(), "XX000".into(), text));
+    assert_eq!(answer[0].field('D'), format!("This server's history forked from timeline 1 at {fork}."));
+
+    // Exactly at the end there is nothing to stream, and the next timeline comes at once.
+    let answer = client.query(&format!("START_REPLICATION {fork} TIMELINE 1")).await;
+    assert_eq!(kinds(&answer), "TDCCZ");
+    assert_eq!(next(&answer), [Some("2".to_owned()), Some(fork.to_string())]);
+
+    // An older segment does not exist on the new timeline, and its parent's is not taken instead.
+    client.start("0/300000 TIMELINE 2").await;
+    let answer = client.until_ready().await;
+    let text = "requested WAL segment 000000020000000000000003 has already been removed";
+    assert_eq!(answer[0].error(), ("ERROR".into(), "58P01".into(), text.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_ends_an_old_timeline_early_is_told_the_next_all_the_same() {
+    let mut relay = Relay::start().await;
+    relay.receive(|wal| wal.fill(2_500_000));
+    let fork = relay.switch_timeline(2);
+    let mut client = relay.session().await;
+    let start = "Q\0\0\0\x2aSTART_REPLICATION 0/300000 TIMELINE 1\0";
+    client.send(&[start.as_bytes(), b"c\0\0\0\x04"].concat()).await;
+    let answer = client.until_ready().await;
+    assert!(kinds(&answer).ends_with("cTDCCZ"), "{}", kinds(&answer));
+    assert_eq!(next(&answer), [Some("2".to_owned()), Some(fork.to_string())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_ahead_of_the_fork_is_sent_to_the_end_of_its_timeline() {
+    let mut relay = Relay::start().await;
+    let mut client = relay.session().await;
+    let ahead = relay.store.tip().unwrap().write_lsn.advance(100);
+    client.start(&format!("{ahead} TIMELINE 1")).await;
+    let fork = relay.switch_timeline(2);
+    assert_eq!(client.next().await.unwrap().kind, b'c');
+    client.message(b'c', b"").await;
+    assert_eq!(next(&client.until_ready().await), [Some("2".to_owned()), Some(fork.to_string())]);
+}
