@@ -18,6 +18,7 @@ use crate::conninfo::{ConnInfo, Environment};
 mod encryption;
 mod login;
 mod query;
+mod receiving;
 
 /// A listener and its port.
 async fn listen() -> (TcpListener, u16) {
