@@ -1,5 +1,7 @@
 //! What ends the relay, and with which exit code.
 
+use std::io::ErrorKind;
+
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
@@ -56,7 +58,7 @@ impl RelayError {
             RelayError::Bind(_) => 5,
             RelayError::Store(_) | RelayError::Upstream(UpstreamError::Append(_)) => 6,
             RelayError::Durability(_) => 6,
-            RelayError::Upstream(UpstreamError::Connect(error)) if is_authentication(error) => 7,
+            RelayError::Upstream(UpstreamError::Connect { source, .. }) if is_authentication(source) => 7,
             RelayError::Upstream(_) => 8,
         }
     }
@@ -64,13 +66,18 @@ impl RelayError {
     /// What to do, where the message does not say it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            RelayError::Bind(_) => {
+            RelayError::Bind(ListenError::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
                 Some("Is another server running there? Choose another address with --listen.")
             }
-            RelayError::Upstream(UpstreamError::Connect(error)) if is_no_right(error) => {
+            RelayError::Bind(ListenError::Bind { source, .. })
+                if source.kind() == ErrorKind::PermissionDenied =>
+            {
+                Some("Ports below 1024 need a privilege. Choose another one with --listen.")
+            }
+            RelayError::Upstream(UpstreamError::Connect { source, .. }) if is_no_right(source) => {
                 Some("Give the role the right: ALTER ROLE ... REPLICATION on the upstream.")
             }
-            RelayError::Upstream(UpstreamError::Connect(error)) if is_authentication(error) => Some(
+            RelayError::Upstream(UpstreamError::Connect { source, .. }) if is_authentication(source) => Some(
                 "Check user and password in --upstream, PGPASSWORD or ~/.pgpass (database \"replication\"), and the \
                  upstream's pg_hba.conf, which needs a line for database \"replication\".",
             ),

@@ -5,25 +5,40 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
-use walrelay::config::{Cli, Config, ConfigError, LogFormat};
+use walrelay::config::{Cli, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::RelayError;
 use walrelay::relay;
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let mut format = LogFormat::Text;
+    match run(Cli::parse(), &mut format) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let hint = error.hint().map(|hint| format!("\nHINT:  {hint}")).unwrap_or_default();
-            eprintln!("walrelay: error: {error}{hint}");
+            report(&error, format);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(cli: Cli) -> Result<(), RelayError> {
+/// The last words: a line for people, or for the log's reader if that is a program.
+fn report(error: &RelayError, format: LogFormat) {
+    match format {
+        LogFormat::Text => {
+            let hint = error.hint().map(|hint| format!("\nHINT:  {hint}")).unwrap_or_default();
+            eprintln!("walrelay: error: {error}{hint}");
+        }
+        LogFormat::Json => {
+            tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}");
+        }
+    }
+}
+
+/// `format` is set as soon as the log has begun.
+fn run(cli: Cli, format: &mut LogFormat) -> Result<(), RelayError> {
     let config = Config::resolve(cli, &Environment::of_process())?;
     start_log(&config)?;
+    *format = config.log_format;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -35,8 +50,7 @@ fn run(cli: Cli) -> Result<(), RelayError> {
 }
 
 fn start_log(config: &Config) -> Result<(), RelayError> {
-    let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|error| ConfigError::Value { name: "log-level", reason: error.to_string() })?;
+    let filter = EnvFilter::new(config.log_level.to_string());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),

@@ -8,6 +8,7 @@ mod units;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
 use walrelay_proto::SlotName;
 
 use crate::conninfo::{ConnInfo, Environment};
@@ -32,7 +33,7 @@ pub struct Config {
     /// `--log-format`.
     pub log_format: LogFormat,
     /// `--log-level`.
-    pub log_level: String,
+    pub log_level: LevelFilter,
     /// The store's part: data directory, how WAL is written and kept.
     pub store: StoreConfig,
     /// `--max-wal-senders`.
@@ -86,7 +87,8 @@ impl Config {
     pub fn resolve(cli: Cli, environment: &Environment) -> Result<Config, ConfigError> {
         let file = cli.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let settings = cli.settings.or(file);
-        let upstream = settings.upstream.as_deref().ok_or(ConfigError::NoUpstream)?;
+        let given = settings.upstream.as_deref().filter(|text| !text.trim().is_empty());
+        let upstream = given.ok_or(ConfigError::NoUpstream)?;
         let upstream = ConnInfo::parse(upstream, environment).map_err(|error| value("upstream", &error))?;
         let slot = settings.slot.as_deref().unwrap_or("walrelay");
         Ok(Config {
@@ -100,7 +102,7 @@ impl Config {
             hba_file: settings.hba_file,
             auth_file: settings.auth_file,
             log_format: settings.log_format.unwrap_or_default(),
-            log_level: settings.log_level.unwrap_or_else(|| "info".to_owned()),
+            log_level: log_level(settings.log_level.as_deref().unwrap_or("info"))?,
             max_wal_senders: settings.max_wal_senders.unwrap_or(1000),
             wal_sender_timeout: timeout("wal-sender-timeout", settings.wal_sender_timeout, "60s")?,
             wal_receiver_timeout: timeout("wal-receiver-timeout", settings.wal_receiver_timeout, "60s")?,
@@ -108,6 +110,11 @@ impl Config {
             shutdown_timeout: time("shutdown-timeout", settings.shutdown_timeout, "10s")?,
         })
     }
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, ConfigError> {
+    let expected = || format!("\"{text}\" is not one of off, error, warn, info, debug, trace");
+    text.parse().map_err(|_| value("log-level", &expected()))
 }
 
 fn store_config(settings: &Settings) -> Result<StoreConfig, ConfigError> {
@@ -203,6 +210,8 @@ mod tests {
         check(&["--upstream", "host=a nosuch=1"], "nosuch");
         check(&["--upstream", upstream, "--slot", "Bad"], "invalid value for --slot");
         check(&["--upstream", upstream, "--wal-keep-size", "1gb"], "--wal-keep-size");
+        check(&["--upstream", upstream, "--log-level", "verbose"], "invalid value for --log-level");
+        check(&["--upstream", ""], "no upstream given");
         check(&["--config", "/nonexistent/walrelay.toml"], "could not read configuration file");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bad.toml");

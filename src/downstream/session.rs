@@ -191,6 +191,8 @@ impl Session {
     /// After an ERROR: temporary slots go, as in PostgreSQL, and the client may ask for something else.
     fn recover(&mut self, conn: &mut Connection, error: &PgError) {
         self.context.store.slots().drop_temporary_of(self.context.pid);
+        let (pid, application_name) = (self.context.pid, &self.context.application_name);
+        tracing::warn!(pid, application_name, sqlstate = error.sqlstate, "command failed: {}", error.message);
         conn.put_error(error);
         if !self.skip_to_sync {
             conn.put(&messages::ready_for_query());

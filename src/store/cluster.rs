@@ -49,7 +49,8 @@ pub(super) fn load(dir: &DataDir) -> io::Result<Option<(Identity, UpstreamParame
     let Some(text) = dir.read(FILE)? else { return Ok(None) };
     let bad =
         |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
-    let saved: Saved = toml::from_str(&text).map_err(|error| bad(&error))?;
+    let saved: Saved =
+        toml::from_str(&text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
     let system_id = saved.system_identifier.parse().map_err(|error| bad(&error))?;
     let seg_size = SegSize::new(saved.wal_segment_size).map_err(|error| bad(&error))?;
     Ok(Some((Identity { system_id, seg_size }, saved.parameters)))

@@ -231,7 +231,10 @@ impl Scan<'_> {
             file.sync_all()?;
             Segment::for_writer(file, found.name, self.identity.seg_size, published, how)
         };
-        open().map(Arc::new).map_err(failed("could not open WAL segment", path.clone()))
+        open().map(Arc::new).map_err(failed(
+            "could not use unfinished WAL segment (remove it to fetch it again)",
+            path.clone(),
+        ))
     }
 
     fn path(&self, found: FoundSegment) -> PathBuf {

@@ -144,7 +144,8 @@ impl Slots {
     pub(super) fn open(dir: Arc<DataDir>, limit: usize) -> io::Result<Arc<Slots>> {
         let text = dir.read(FILE)?.unwrap_or_default();
         let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
-        let saved: Saved = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let saved: Saved = toml::from_str(&text)
+            .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))?;
         let mut slots = BTreeMap::new();
         for one in saved.slot {
             let name = one.name.parse::<SlotName>().map_err(|error| bad(error.to_string()))?;
@@ -272,7 +273,8 @@ impl Slots {
             .min()
     }
 
-    /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them
+    /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them as they
+    /// were
     /// (PostgreSQL: `InvalidateObsoleteReplicationSlots`).
     pub(super) fn invalidate_before(&self, limit: Lsn) -> Vec<SlotInfo> {
         let slots = lock(&self.slots);
@@ -282,12 +284,14 @@ impl Slots {
         };
         let lost: Vec<_> = slots.values().filter(behind).cloned().collect();
         drop(slots);
+        let before = lost.iter().map(|slot| slot.info()).collect();
         for slot in &lost {
             slot.invalidated.store(true, Ordering::Relaxed);
+            slot.restart_lsn.store(0, Ordering::Relaxed);
             lock(&slot.evict).cancel();
             self.dirty.store(true, Ordering::Relaxed);
         }
-        lost.iter().map(|slot| slot.info()).collect()
+        before
     }
 
     /// What the slots' standbys still need the primary to keep.

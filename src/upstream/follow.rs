@@ -62,8 +62,13 @@ pub struct UpstreamConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
+    #[error("{}{source}", connecting_to(host, source))]
+    Connect {
+        /// The upstream.
+        host: String,
+        /// Why.
+        source: ConnectError,
+    },
     /// A command failed.
     #[error("{command}: {source}")]
     Command {
@@ -116,6 +121,18 @@ pub enum UpstreamError {
         /// Ours.
         ours: TimelineId,
     },
+    /// The upstream has removed WAL that we need next.
+    #[error(
+        "{host} no longer has the WAL from {at} on that the relay needs next ({message}); consumers are served what is held; to go on, use an upstream that has it, or stop the relay, remove pg_wal in its data directory and the slot on the upstream, and set up its consumers anew"
+    )]
+    WalRemoved {
+        /// The upstream.
+        host: String,
+        /// What was asked for.
+        at: Lsn,
+        /// What it said.
+        message: String,
+    },
     /// The stream broke.
     #[error("{0}")]
     Stream(String),
@@ -128,7 +145,7 @@ impl UpstreamError {
     /// Whether trying again cannot help until somebody changes something.
     pub fn is_permanent(&self) -> bool {
         match self {
-            UpstreamError::Connect(error) => !error.is_transient(),
+            UpstreamError::Connect { source, .. } => !source.is_transient(),
             UpstreamError::NoWalSenders(_) => true,
             UpstreamError::Command { source: QueryError::Server(error), .. } => !error.is_transient(),
             UpstreamError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. }) => true,
@@ -138,9 +155,21 @@ impl UpstreamError {
             | UpstreamError::History { .. }
             | UpstreamError::Sibling { .. }
             | UpstreamError::OldTimeline { .. }
+            | UpstreamError::WalRemoved { .. }
             | UpstreamError::Stream(_)
             | UpstreamError::Append(_) => false,
         }
+    }
+
+    /// Whether somebody has to act: it will not pass by itself.
+    fn needs_action(&self) -> bool {
+        self.is_permanent()
+            || matches!(
+                self,
+                UpstreamError::Sibling { .. }
+                    | UpstreamError::WalRemoved { .. }
+                    | UpstreamError::Append(AppendError::Diverged { .. } | AppendError::NoSpace { .. })
+            )
     }
 
     /// Whether the relay must not go on: the store cannot be written.
@@ -166,7 +195,11 @@ pub async fn follow(
             return Err(error);
         }
         let pause = follower.next_pause();
-        tracing::warn!("{error}; trying again in {:.1} s", pause.as_secs_f32());
+        let seconds = pause.as_secs_f32();
+        match error.needs_action() {
+            true => tracing::error!("{error}; trying again in {seconds:.1} s"),
+            false => tracing::warn!("{error}; trying again in {seconds:.1} s"),
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = follower.stop.cancelled() => return Ok(()),
@@ -229,7 +262,7 @@ impl Follower {
     ) -> Result<(), UpstreamError> {
         let deadline = tokio::time::Instant::now() + CONNECT_LIMIT;
         let attempt = async {
-            let mut conn = connect(info, host, deadline).await.map_err(explain)?;
+            let mut conn = connect(info, host, deadline).await.map_err(|error| explain(host, error))?;
             let identified = attach(&mut conn, writer.store()).await?;
             Ok::<_, UpstreamError>((conn, identified))
         };
@@ -312,9 +345,14 @@ impl Follower {
                 _ => {}
             }
         }
-        tracing::info!("started streaming WAL from {host} at {start} on timeline {}", position.tli);
+        let announcement =
+            format!("started streaming WAL from {host} at {start} on timeline {}", position.tli);
         let before = writer.position();
-        let cx = ReceiveContext { wal_receiver_timeout: self.config.wal_receiver_timeout, stop: &self.stop };
+        let cx = ReceiveContext {
+            wal_receiver_timeout: self.config.wal_receiver_timeout,
+            stop: &self.stop,
+            announcement: &announcement,
+        };
         self.connected = true;
         let result = receive::receive(conn, writer, &cx).await;
         if writer.position() != before {
@@ -322,6 +360,9 @@ impl Follower {
         }
         result.map_err(|error| match error {
             ReceiveError::Append(error) => UpstreamError::Append(error),
+            ReceiveError::Server(error) if error.message.ends_with("has already been removed") => {
+                UpstreamError::WalRemoved { host: host.to_string(), at: start, message: error.message }
+            }
             other => UpstreamError::Stream(other.to_string()),
         })
     }
@@ -333,7 +374,7 @@ impl Follower {
         tracing::info!("switched to timeline {tli} at {at}");
         if let Some(held) = held.filter(|held| held.lsn > at) {
             tracing::warn!(
-                "timeline {} was held up to {}, {} bytes beyond the switch point; they are kept in its files",
+                "timeline {} was held up to {}, {} bytes beyond the switch point; its files stay for as long as WAL of that age is kept",
                 held.tli,
                 held.lsn,
                 held.lsn.since(at)
@@ -425,14 +466,25 @@ impl Follower {
     }
 }
 
-fn explain(error: ConnectError) -> UpstreamError {
+/// Errors of a socket say where they happened; what the server says does not.
+fn connecting_to(host: &str, error: &ConnectError) -> String {
+    match error {
+        ConnectError::Resolve { .. }
+        | ConnectError::Socket { .. }
+        | ConnectError::Timeout { .. }
+        | ConnectError::Both { .. } => String::new(),
+        _ => format!("connection to {host} failed: "),
+    }
+}
+
+fn explain(host: &HostSpec, error: ConnectError) -> UpstreamError {
     match &error {
         ConnectError::Server(ServerError { sqlstate, message, .. })
             if sqlstate == "53300" && message.contains("(currently 0)") =>
         {
             UpstreamError::NoWalSenders(message.clone())
         }
-        _ => UpstreamError::Connect(error),
+        _ => UpstreamError::Connect { host: host.to_string(), source: error },
     }
 }
 
@@ -601,7 +653,8 @@ mod tests {
             message: "number of requested standby connections exceeds max_wal_senders (currently 0)".into(),
             ..ServerError::default()
         };
-        let explained = explain(ConnectError::Server(error));
+        let info = ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap();
+        let explained = explain(&info.hosts[0], ConnectError::Server(error));
         assert!(explained.is_permanent() && explained.to_string().contains("wal_level = replica"));
     }
 

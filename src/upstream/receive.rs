@@ -29,6 +29,9 @@ use crate::store::{AppendError, FeedbackHorizon, Store, TimelinePosition, Writer
 const BUFFER: usize = 256 * 1024;
 /// Silence on our side after which a status update is due.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// Pause before the first status update. A server that no longer has the WAL we ask for says so right behind its
+/// CopyBoth, and an update sent before would move our slot back to WAL that is gone.
+const FIRST_STATUS: Duration = Duration::from_millis(50);
 /// Largest message that is not WAL: errors, results.
 const MAX_SMALL: usize = 30_000;
 /// Pings in a row for a position that we cannot confirm, after which we end the stream: see `Receiver::ping`.
@@ -71,6 +74,8 @@ pub(super) enum ReceiveError {
 pub(super) struct ReceiveContext<'a> {
     pub(super) wal_receiver_timeout: Option<Duration>,
     pub(super) stop: &'a CancellationToken,
+    /// Logged when the server has begun to send.
+    pub(super) announcement: &'a str,
 }
 
 /// Receives until the stream ends. `conn` is in COPY BOTH. Not cancel-safe.
@@ -113,9 +118,11 @@ struct Receiver<'a> {
     timer: PeerTimer,
     flushed: watch::Receiver<Option<TimelinePosition>>,
     horizon: watch::Receiver<FeedbackHorizon>,
-    /// Positions in the last status update, and when it was sent.
+    /// Whether the server has begun to send.
+    announced: bool,
+    /// Positions in the last status update, and when the next is due at the latest.
     reported: (Option<Lsn>, Option<Lsn>),
-    reported_at: Instant,
+    next_report: Instant,
     /// Whether the upstream has feedback of ours that is not "none".
     feedback_sent: bool,
     unanswerable_pings: u32,
@@ -149,8 +156,9 @@ impl<'a> Receiver<'a> {
             timer: PeerTimer::new(cx.wal_receiver_timeout, now),
             flushed: store.flushed(),
             horizon,
+            announced: false,
             reported: (None, None),
-            reported_at: now,
+            next_report: now + FIRST_STATUS,
             // A slot of ours may still hold what an earlier connection sent.
             feedback_sent: true,
             unanswerable_pings: 0,
@@ -158,12 +166,13 @@ impl<'a> Receiver<'a> {
     }
 
     async fn run(&mut self) -> Result<StreamEnd, ReceiveError> {
-        self.report(false).await?;
         loop {
             if let Some(end) = self.take_input().await? {
                 return Ok(end);
             }
-            self.report_progress().await?;
+            if self.announced {
+                self.report_progress().await?;
+            }
             match self.wait().await? {
                 Event::Read(0) => return Err(QueryError::Closed.into()),
                 Event::Read(count) => {
@@ -179,8 +188,7 @@ impl<'a> Receiver<'a> {
     }
 
     async fn wait(&mut self) -> Result<Event, ReceiveError> {
-        let status_due = self.reported_at + STATUS_INTERVAL;
-        let deadline = self.timer.deadline().map_or(status_due, |at| at.min(status_due));
+        let deadline = self.timer.deadline().map_or(self.next_report, |at| at.min(self.next_report));
         self.input.make_room();
         Ok(tokio::select! {
             count = self.conn.stream.read(&mut self.input.buffer[self.input.end..]) => Event::Read(count?),
@@ -202,6 +210,7 @@ impl<'a> Receiver<'a> {
         loop {
             match self.cut()? {
                 Some(Piece::Wal { at, from, to }) => {
+                    self.announce();
                     self.unanswerable_pings = 0;
                     self.writer.append(at, &self.input.buffer[from..to])?;
                 }
@@ -314,6 +323,14 @@ impl<'a> Receiver<'a> {
         }
     }
 
+    /// The server streams: it has sent something, or has had time to refuse.
+    fn announce(&mut self) {
+        if !self.announced {
+            self.announced = true;
+            tracing::info!("{}", self.cx.announcement);
+        }
+    }
+
     /// What can be confirmed: end of what is written and verified, end of what is synced.
     fn positions(&self) -> (Option<Lsn>, Option<Lsn>) {
         let tip = self.store.tip();
@@ -330,7 +347,7 @@ impl<'a> Receiver<'a> {
         let status = StandbyStatusUpdate { write, flush, apply: None, send_time: now(), reply_requested };
         self.send(&status.frame()).await?;
         self.reported = (write, flush);
-        self.reported_at = Instant::now();
+        self.next_report = Instant::now() + STATUS_INTERVAL;
         Ok(())
     }
 
@@ -357,7 +374,10 @@ impl<'a> Receiver<'a> {
         match self.timer.due(now) {
             PeerDue::GiveUp => Err(ReceiveError::Timeout),
             PeerDue::Ask => self.report(true).await,
-            PeerDue::Nothing if now >= self.reported_at + STATUS_INTERVAL => self.report(false).await,
+            PeerDue::Nothing if now >= self.next_report => {
+                self.announce();
+                self.report(false).await
+            }
             PeerDue::Nothing => Ok(()),
         }
     }

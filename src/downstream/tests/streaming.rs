@@ -22,7 +22,7 @@ async fn stored_wal_is_cut_at_pages_and_segments() {
         assert_eq!(start, at, "no gap, no overlap");
         at = start.advance(wal.len() as u64);
         assert!(wal.len() <= 128 * 1024);
-        assert!(at == end || at.as_u64() % PAGE == 0, "{at} is no place to cut");
+        assert!(at == end || at.as_u64().is_multiple_of(PAGE), "{at} is no place to cut");
         assert_eq!(start.as_u64() / SEG, (at.as_u64() - 1) / SEG, "one segment");
     }
 }

@@ -81,7 +81,11 @@ impl Setup {
         &mut self,
         script: impl AsyncFnOnce(&mut Walsender, &mut WalGenerator) -> T,
     ) -> (Result<StreamEnd, ReceiveError>, T) {
-        let cx = ReceiveContext { wal_receiver_timeout: self.timeout, stop: &self.stop };
+        let cx = ReceiveContext {
+            wal_receiver_timeout: self.timeout,
+            stop: &self.stop,
+            announcement: "started streaming",
+        };
         let receiving = receive(&mut self.conn, &mut self.writer, &cx);
         let playing = script(&mut self.server, &mut self.wal);
         tokio::time::timeout(DEADLINE, async { tokio::join!(receiving, playing) }).await.expect("an end")
@@ -341,6 +345,11 @@ async fn errors_of_the_server_are_passed_on() {
             server.send(&[b"E", &len[..], text].concat()).await;
         })
         .await;
+    let Setup { conn, mut server, .. } = setup;
+    drop(conn);
+    while let Some((kind, body)) = server.next().await {
+        assert!(kind != b'd' || body[0] != b'r', "a report would move the slot to WAL that is gone");
+    }
     let text = end.unwrap_err().to_string();
     assert!(text.contains("requested WAL segment X has already been removed"), "{text}");
 }
