@@ -5,9 +5,11 @@
 
 mod cascade;
 mod commands;
+mod failover;
 mod fanout;
 mod feedback;
 mod no_lost_commit;
+mod promotion;
 mod receivewal;
 mod relay_restart;
 mod segment_size;
