@@ -8,14 +8,18 @@ mod commands;
 mod failover;
 mod fanout;
 mod feedback;
+mod fork;
 mod no_lost_commit;
+mod pitr;
 mod promotion;
 mod receivewal;
 mod relay_restart;
 mod segment_size;
 mod standby;
+mod switchover;
 mod synchronous;
 mod upstream_restart;
+mod zombie;
 
 use walrelay_testkit::{Cluster, Relay, RelayBuilder};
 

@@ -309,6 +309,21 @@ impl Cluster {
         output(&mut command).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Copies the data directory of this stopped server, as an administrator would with `cp`.
+    #[track_caller]
+    pub fn copy_data_to(&self, dir: &Path) {
+        copy_dir(&self.data_dir(), dir);
+    }
+
+    /// Replaces the data directory of this stopped server, but not its WAL archive or its place, by a copy of
+    /// `backup`. The WAL it had is moved to `archive`.
+    #[track_caller]
+    pub fn restore(&self, backup: &Path, archive: &Path) {
+        fs::rename(self.wal_dir(), archive).expect("both are in the temporary directory");
+        fs::remove_dir_all(self.data_dir()).expect("the server is stopped");
+        copy_dir(backup, &self.data_dir());
+    }
+
     /// Stops the walsender that serves `application_name` in its tracks with SIGSTOP, so that its consumer gets
     /// nothing more until this server is killed or [`Cluster::thaw`] is called. Its pid.
     #[track_caller]
