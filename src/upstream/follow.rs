@@ -33,7 +33,7 @@ use crate::store::{
 };
 
 /// Shortest and longest pause before another attempt.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Limit for one attempt to connect to a host, where `connect_timeout` sets none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// How often an upstream that is behind us is asked how far it has come.

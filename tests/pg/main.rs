@@ -12,6 +12,7 @@ mod fork;
 mod no_lost_commit;
 mod pitr;
 mod promotion;
+mod promotions;
 mod receivewal;
 mod relay_restart;
 mod segment_size;

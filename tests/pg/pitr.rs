@@ -47,7 +47,8 @@ fn recovery_to_a_point_in_the_past(server: &Server) {
 
     // Somebody new gets the restored cluster, and nothing of the mistake.
     relay.create_slot("d");
-    let d = a.standby().name("d").follow(&relay.conninfo()).slot("d").start();
+    let d = a.standby().name("d").follow(&relay.conninfo()).slot("d");
+    let d = d.conf("recovery_target_lsn = ''").conf("restore_command = ''").start();
     d.wait_for_replay(a.settled_lsn());
     compare::assert_dumps(&a, &d);
 }

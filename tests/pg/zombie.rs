@@ -27,8 +27,8 @@ fn a_zombie_is_not_followed(server: &Server) {
     a.sql("drop table if exists pgbench_history; create table zombie as select generate_series(1, 100000)");
     b.stop();
     relay.log().wait_for("upstream is on timeline 1, behind timeline 2 that is held here");
-    relay.restart();
     let mark = relay.log().mark();
+    relay.restart();
     relay.log().wait_for_after(mark, "upstream is on timeline 1, behind timeline 2 that is held here");
     assert_eq!(a.sql("select count(*) from pg_stat_replication"), "0");
     // Refused, it is left without a slot that would keep WAL for nobody: the one it has is from before.

@@ -303,6 +303,8 @@ impl Cluster {
     /// With pg_rewind's message when it fails.
     #[track_caller]
     pub fn rewind_to(&self, source: &Cluster) {
+        // Until the checkpoint that follows a promotion, pg_rewind 15 takes the source for what it was before.
+        source.sql("checkpoint");
         let mut command = self.server.command("pg_rewind");
         command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
         command.arg("--source-server").arg(source.socket_conninfo());
