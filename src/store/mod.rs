@@ -280,8 +280,14 @@ impl Store {
     /// Where the WAL held here ends; `None` before the first record.
     pub fn tip(&self) -> Option<Tip> {
         let written = (*self.written.borrow())?;
-        let flushed = (*self.flushed.borrow()).filter(|flushed| flushed.tli == written.tli);
-        let flush_lsn = flushed.map_or_else(|| self.history().begin(), |flushed| flushed.lsn);
+        let flushed = *self.flushed.borrow();
+        let flush_lsn = flushed.map_or(Lsn::INVALID, |flushed| match flushed.tli == written.tli {
+            true => flushed.lsn,
+            // What was held beyond the switch point does not count on the new timeline.
+            false => {
+                self.history().switch_point(flushed.tli).map_or(Lsn::INVALID, |(at, _)| at.min(flushed.lsn))
+            }
+        });
         Some(Tip { tli: written.tli, write_lsn: written.lsn, flush_lsn: flush_lsn.min(written.lsn) })
     }
 

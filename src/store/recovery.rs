@@ -84,7 +84,11 @@ impl Scan<'_> {
     fn run(&self) -> Result<End, StoreError> {
         let tli = self.history.tli();
         let own = || self.segments.iter().filter(|found| found.name.tli == tli);
-        let first_partial = own().find(|found| found.partial).map(|found| found.name.segno);
+        let unnamed = self
+            .segments
+            .iter()
+            .filter(|found| found.partial && (found.name.tli == tli || self.is_whole(found)));
+        let first_partial = unnamed.map(|found| found.name.segno).min();
         let last = own().map(|found| found.name.segno).max();
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
@@ -124,6 +128,14 @@ impl Scan<'_> {
     fn on_path(&self, tli: TimelineId, segno: SegNo) -> bool {
         let start = segno.start(self.identity.seg_size);
         self.history.switch_point(tli).is_none_or(|(left_at, _)| start < left_at)
+    }
+
+    /// Whether this is a segment of an older timeline all of which lies on the way to the newest: complete,
+    /// though a crash may have come before it got its name.
+    fn is_whole(&self, found: &FoundSegment) -> bool {
+        let end = found.name.segno.end(self.identity.seg_size);
+        self.history.switch_point(found.name.tli).is_some_and(|(left_at, _)| end <= left_at)
+            && self.file_for(found.name.segno) == Some(*found)
     }
 
     /// Goes back at least one segment, and over segments that are nothing but the middle of a record, so
@@ -176,7 +188,8 @@ impl Scan<'_> {
         let later_finished = |other: &&FoundSegment| {
             other.name.tli == self.history.tli() && !other.partial && other.name.segno > found.name.segno
         };
-        if found.partial && !self.segments.iter().any(|other| later_finished(&other)) {
+        let may_end_here = found.partial && found.name.tli == self.history.tli();
+        if may_end_here && !self.segments.iter().any(|other| later_finished(&other)) {
             return Ok(());
         }
         Err(StoreError::Damaged { file: self.path(found).display().to_string(), source })
@@ -192,11 +205,13 @@ impl Scan<'_> {
         }
         let tail = lsn.seg_at(size);
         let own = self.segments.iter().filter(|found| found.name.tli == self.history.tli() && found.partial);
-        for found in own.clone().filter(|found| found.name.segno < tail) {
+        let whole = self.segments.iter().filter(|found| found.partial && self.is_whole(found));
+        for found in own.clone().filter(|found| found.name.segno < tail).chain(whole) {
             self.finish(*found)?;
         }
-        self.remove_partials_from(if lsn.offset_in_seg(size) == 0 { tail } else { tail.next() })?;
-        let result = match own.clone().find(|found| found.name.segno == tail && lsn.offset_in_seg(size) > 0) {
+        self.remove_partials_from(tail.next())?;
+        // Kept even if it is empty: it may be all there is of the newest timeline.
+        let result = match own.clone().find(|found| found.name.segno == tail) {
             Some(found) => Some(self.map_tail(*found, lsn, how)?),
             None => None,
         };

@@ -128,6 +128,12 @@ impl Writer {
         Some(TimelinePosition { tli: stream.tli, lsn: stream.verifier.position() })
     }
 
+    /// Timeline and end of the last complete record; `None` before the first.
+    pub fn verified(&self) -> Option<TimelinePosition> {
+        let stream = self.stream.as_ref()?;
+        stream.verifier.verified_end().map(|lsn| TimelinePosition { tli: stream.tli, lsn })
+    }
+
     /// Starts an empty data directory at the beginning of the segment that holds `at`. The store must
     /// have been attached to a cluster.
     pub fn begin(&mut self, identity: Identity, history: TimelineHistory, at: Lsn) {
@@ -201,7 +207,8 @@ impl Writer {
     }
 
     /// Goes on along a timeline that forked off the present one at or before its end; `history` is the
-    /// new timeline's, and its file is stored already.
+    /// new timeline's, and its file is stored already. What is held of the present one must be durable,
+    /// because recovery takes the new timeline's first file as the proof that the old one is complete.
     ///
     /// The new timeline's first segment begins with the old one's bytes, in a file of its own. What was
     /// received beyond the fork stays in the old timeline's files.
@@ -342,12 +349,12 @@ impl Stream {
             verifier.accept_any_padding(true);
         }
         verifier.switch_timeline(tli);
-        let current = match offset {
-            0 => None,
-            _ => Some(self.create_segment(store, tli, at.seg_at(size), &head)?),
-        };
-        self.touched = current.iter().cloned().collect();
-        self.current = current;
+        // Also where it has no bytes yet: the file says which timeline we are on, after a crash too.
+        let first = self.create_segment(store, tli, at.seg_at(size), &head)?;
+        let io = |source| AppendError::Io { file: first.name().format(size), source };
+        store.dir.sync_wal_dir().map_err(io)?;
+        self.touched = vec![first.clone()];
+        self.current = Some(first);
         self.verifier = verifier;
         self.tli = tli;
         Ok(())

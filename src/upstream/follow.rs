@@ -1,21 +1,27 @@
 //! Follows the cluster: finds a server to receive from, receives, and begins again when that ends.
 //!
 //! ```text
-//!             +--> connect ──> identify ──> choose ──> START_REPLICATION ──> receive
-//!             |    (each host) (attach,     (timeline,        ^                 │
-//!             |                 settings)    slot, position)  │  timeline ended │
-//!   back-off  |                                               +── switch <──────┤
-//!             +------------- any failure <──────────────────────────────────────+
+//!             +--> connect ──> attach ──> compare ──────────> ensure slot ──> START_REPLICATION ──> receive
+//!             |    (each       (system    histories, store     ^   ^                                  │
+//!             |     host)       id)       those not here      │   │ behind: wait (only host)         │
+//!             |                             │  ^   │           │   +─────────── IDENTIFY_SYSTEM       │
+//!             |                   refused:  │  │   └ ours ended at or before what we hold: switch     │
+//!   back-off  |                   sibling,  │  │                                                      │
+//!             |                   old, ...  │  +───────────────────────── timeline ended ─────────────┤
+//!             +--------- any failure <──────+──────────────────────────────────────────────────────────+
 //! ```
+//!
+//! docs/TIMELINES.md says which histories are followed.
 //!
 //! Whatever happens here, consumers are served from the store. A failure is permanent if trying again cannot
 //! help (a wrong password, another cluster); it ends the relay only before the first success, when an
 //! operator is looking. Later it is reported and tried again.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineHistory, TimelineId};
+use walrelay_proto::{HistoryEntry, Lsn, SegSize, SlotName, SystemId, TimelineHistory, TimelineId, WalError};
 
 use super::connect::connect;
 use super::connection::UpstreamConnection;
@@ -27,7 +33,7 @@ use crate::store::{
 };
 
 /// Shortest and longest pause before another attempt.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Limit for one attempt to connect to a host, where `connect_timeout` sets none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// How often an upstream that is behind us is asked how far it has come.
@@ -103,13 +109,13 @@ pub enum UpstreamError {
     },
     /// The upstream's timeline does not descend from ours.
     #[error(
-        "upstream is on timeline {theirs}, whose history does not contain timeline {ours} that is held here up to {held}; the two have diverged"
+        "upstream is on {theirs}, which does not descend from {ours} that is held here up to {held}; it is not followed"
     )]
     Sibling {
-        /// The upstream's timeline.
-        theirs: TimelineId,
+        /// The upstream's timeline and how it came about.
+        theirs: String,
         /// Ours.
-        ours: TimelineId,
+        ours: String,
         /// The end of ours.
         held: Lsn,
     },
@@ -132,6 +138,28 @@ pub enum UpstreamError {
         at: Lsn,
         /// What it said.
         message: String,
+    },
+    /// The upstream has less of our timeline than we do, and there are others to ask.
+    #[error("upstream is on timeline {tli} at {theirs}, behind {ours} that is held here")]
+    Behind {
+        /// The timeline.
+        tli: TimelineId,
+        /// The end of the upstream's WAL.
+        theirs: Lsn,
+        /// The end of ours.
+        ours: Lsn,
+    },
+    /// The first new bytes of a stream are no continuation of what is here.
+    #[error(
+        "the upstream's WAL does not continue timeline {tli} that is held here up to {held}: {source}; the histories of the two have diverged, or it sends damaged WAL"
+    )]
+    Seam {
+        /// The timeline.
+        tli: TimelineId,
+        /// The end of ours.
+        held: Lsn,
+        /// What the verifier says.
+        source: WalError,
     },
     /// The stream broke.
     #[error("{0}")]
@@ -156,6 +184,8 @@ impl UpstreamError {
             | UpstreamError::Sibling { .. }
             | UpstreamError::OldTimeline { .. }
             | UpstreamError::WalRemoved { .. }
+            | UpstreamError::Behind { .. }
+            | UpstreamError::Seam { .. }
             | UpstreamError::Stream(_)
             | UpstreamError::Append(_) => false,
         }
@@ -167,6 +197,7 @@ impl UpstreamError {
             || matches!(
                 self,
                 UpstreamError::Sibling { .. }
+                    | UpstreamError::Seam { .. }
                     | UpstreamError::WalRemoved { .. }
                     | UpstreamError::Append(AppendError::Diverged { .. } | AppendError::NoSpace { .. })
             )
@@ -185,7 +216,7 @@ pub async fn follow(
     mut writer: Writer,
     stop: CancellationToken,
 ) -> Result<(), UpstreamError> {
-    let mut follower = Follower { config, stop, connected: false, backoff: BACKOFF.0 };
+    let mut follower = Follower { config, stop, connected: false, backoff: BACKOFF.0, told: HashMap::new() };
     loop {
         let Err(error) = follower.round(&mut writer).await else { return Ok(()) };
         if follower.stop.is_cancelled() {
@@ -196,9 +227,11 @@ pub async fn follow(
         }
         let pause = follower.next_pause();
         let seconds = pause.as_secs_f32();
-        match error.needs_action() {
-            true => tracing::error!("{error}; trying again in {seconds:.1} s"),
-            false => tracing::warn!("{error}; trying again in {seconds:.1} s"),
+        match follower.config.conninfo.hosts.len() {
+            // Each host's reason has been told.
+            2.. => tracing::info!("no upstream to follow; trying again in {seconds:.1} s"),
+            _ if error.needs_action() => tracing::error!("{error}; trying again in {seconds:.1} s"),
+            _ => tracing::warn!("{error}; trying again in {seconds:.1} s"),
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -213,6 +246,8 @@ struct Follower {
     /// Whether WAL has been streamed since the process started.
     connected: bool,
     backoff: Duration,
+    /// What was last said of each host since one was streamed from, so that nothing is said twice in a row.
+    told: HashMap<String, String>,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -243,7 +278,7 @@ impl Follower {
                     return Err(error);
                 }
                 if info.hosts.len() > 1 {
-                    tracing::info!("{host}: {error}");
+                    self.tell(host, &error);
                 }
                 // As long as one host may come back, the failure is not permanent.
                 if worst.as_ref().is_none_or(UpstreamError::is_permanent) {
@@ -252,6 +287,19 @@ impl Follower {
             }
         }
         Err(worst.expect("a connection string has at least one host"))
+    }
+
+    /// Why a host of several is not followed: a warning, unless it is still the same reason.
+    fn tell(&mut self, host: &HostSpec, error: &UpstreamError) {
+        let (host, text) = (host.to_string(), error.to_string());
+        if self.told.get(&host) == Some(&text) {
+            return tracing::debug!("{host}: {text}");
+        }
+        match error.needs_action() {
+            true => tracing::error!("{host}: {text}"),
+            false => tracing::warn!("{host}: {text}"),
+        }
+        self.told.insert(host, text);
     }
 
     async fn host(
@@ -285,19 +333,29 @@ impl Follower {
         mut identified: Identified,
         host: &HostSpec,
     ) -> Result<(), UpstreamError> {
-        self.ensure_slot(conn, writer, identified).await?;
+        if writer.position().is_none() {
+            self.begin(conn, writer, identified).await?;
+        }
         loop {
             writer.rewind();
-            fetch_histories(conn, writer.store(), identified.tli).await?;
             let Some(position) = writer.position() else {
                 return Err(answer("START_REPLICATION", "nowhere to start"));
             };
-            if let Some(next) = next_timeline_for(writer.store(), position, identified.tli)? {
-                self.switch(writer, next)?;
+            let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
+            let next = next_timeline(&writer.store().history(), position.lsn, &theirs.history)?;
+            // From here on it is one that we follow: only now it may leave, and get, anything.
+            theirs.store_all(conn, writer.store()).await?;
+            if let Some(next) = next {
+                self.switch(writer, read_history(writer.store(), next)?).await?;
                 continue;
             }
-            if !self.wait_until_reached(conn, position, &mut identified).await? {
-                return Ok(());
+            self.ensure_slot(conn).await?;
+            if identified.tli == position.tli && identified.xlogpos < position.lsn {
+                match self.wait_until_reached(conn, position, identified).await? {
+                    Some(now) => identified = now,
+                    None => return Ok(()),
+                }
+                continue;
             }
             match self.stream(conn, writer, position, host).await? {
                 StreamEnd::Stopped => return Ok(()),
@@ -347,18 +405,22 @@ impl Follower {
         }
         let announcement =
             format!("started streaming WAL from {host} at {start} on timeline {}", position.tli);
-        let before = writer.position();
+        let held = writer.verified();
         let cx = ReceiveContext {
             wal_receiver_timeout: self.config.wal_receiver_timeout,
             stop: &self.stop,
             announcement: &announcement,
         };
         self.connected = true;
+        self.told.clear();
         let result = receive::receive(conn, writer, &cx).await;
-        if writer.position() != before {
+        if writer.verified() != held {
             self.backoff = BACKOFF.0;
         }
         result.map_err(|error| match error {
+            ReceiveError::Append(AppendError::Bad(source)) if writer.verified() == held => {
+                UpstreamError::Seam { tli: position.tli, held: position.lsn, source }
+            }
             ReceiveError::Append(error) => UpstreamError::Append(error),
             ReceiveError::Server(error) if error.message.ends_with("has already been removed") => {
                 UpstreamError::WalRemoved { host: host.to_string(), at: start, message: error.message }
@@ -367,8 +429,17 @@ impl Follower {
         })
     }
 
-    fn switch(&self, writer: &mut Writer, history: TimelineHistory) -> Result<(), UpstreamError> {
+    /// Goes on along `history`'s timeline, once all of the present one is durable: what a crash leaves must
+    /// never begin with the new timeline and lack the end of the old.
+    async fn switch(&self, writer: &mut Writer, history: TimelineHistory) -> Result<(), UpstreamError> {
         let (tli, at) = (history.tli(), history.begin());
+        writer.commit();
+        let written = *writer.store().written().borrow();
+        let mut flushed = writer.store().flushed();
+        tokio::select! {
+            _ = flushed.wait_for(|flushed| *flushed == written) => {}
+            _ = writer.store().failed() => return Err(AppendError::Failed.into()),
+        }
         let held = writer.position();
         writer.switch_timeline(history)?;
         tracing::info!("switched to timeline {tli} at {at}");
@@ -383,45 +454,40 @@ impl Follower {
         Ok(())
     }
 
-    /// Finds or makes our slot; on an empty data directory also decides where to begin.
+    /// Finds or makes our slot. Where its WAL begins, if the server can tell.
     async fn ensure_slot(
         &self,
         conn: &mut UpstreamConnection,
-        writer: &mut Writer,
-        identified: Identified,
-    ) -> Result<(), UpstreamError> {
+    ) -> Result<Option<(Lsn, TimelineId)>, UpstreamError> {
         let slot = &self.config.slot;
-        let mut reserved = read_slot(conn, slot).await?;
-        if reserved.is_none() {
-            let parenthesised = major_version(conn) >= 15;
-            let option = if parenthesised { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
-            let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" {option}");
-            match conn.query(&command).await {
-                Ok(_) => tracing::info!("created replication slot \"{slot}\" on the upstream"),
-                Err(QueryError::Server(error)) if error.sqlstate == "42710" => {}
-                Err(source) => return Err(UpstreamError::Command { command, source }),
-            }
-            reserved = read_slot(conn, slot).await?;
+        if let Some(reserved) = read_slot(conn, slot).await? {
+            return Ok(reserved);
         }
-        if writer.position().is_some() {
-            return Ok(());
+        let parenthesised = major_version(conn) >= 15;
+        let option = if parenthesised { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
+        let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" {option}");
+        match conn.query(&command).await {
+            Ok(_) => tracing::info!("created replication slot \"{slot}\" on the upstream"),
+            Err(QueryError::Server(error)) if error.sqlstate == "42710" => {}
+            Err(source) => return Err(UpstreamError::Command { command, source }),
         }
-        let (restart, tli) = reserved.flatten().unwrap_or((identified.xlogpos, identified.tli));
-        self.begin(conn, writer, identified, restart, tli).await
+        Ok(read_slot(conn, slot).await?.flatten())
     }
 
+    /// Decides where an empty data directory begins: where the slot's WAL does.
     async fn begin(
         &self,
         conn: &mut UpstreamConnection,
         writer: &mut Writer,
         identified: Identified,
-        at: Lsn,
-        tli: TimelineId,
     ) -> Result<(), UpstreamError> {
-        fetch_histories(conn, writer.store(), identified.tli).await?;
+        let reserved = self.ensure_slot(conn).await?;
+        let (at, tli) = reserved.unwrap_or((identified.xlogpos, identified.tli));
         let Some(identity) = writer.store().identity() else {
             return Err(answer("IDENTIFY_SYSTEM", "no identity"));
         };
+        let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
+        theirs.store_all(conn, writer.store()).await?;
         writer.begin(identity, read_history(writer.store(), tli)?, at);
         tracing::info!(
             "the data directory is empty, starting at {} on timeline {tli}",
@@ -430,31 +496,30 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits while the upstream is behind us on our timeline; false when we are to stop.
+    /// Waits while the upstream is behind us on our timeline; `None` when we are to stop. Where there are other
+    /// hosts, that is an error: one of them may have what we need.
     async fn wait_until_reached(
         &self,
         conn: &mut UpstreamConnection,
         position: TimelinePosition,
-        identified: &mut Identified,
-    ) -> Result<bool, UpstreamError> {
-        let mut said = false;
-        while identified.tli == position.tli && identified.xlogpos < position.lsn {
-            if !said {
-                tracing::warn!(
-                    "requested start point {} on timeline {} is ahead of the upstream's flush position {}, waiting",
-                    position.lsn,
-                    position.tli,
-                    identified.xlogpos
-                );
-                said = true;
-            }
+        mut identified: Identified,
+    ) -> Result<Option<Identified>, UpstreamError> {
+        let TimelinePosition { tli, lsn: ours } = position;
+        if self.config.conninfo.hosts.len() > 1 {
+            return Err(UpstreamError::Behind { tli, theirs: identified.xlogpos, ours });
+        }
+        tracing::warn!(
+            "requested start point {ours} on timeline {tli} is ahead of the upstream's flush position {}, waiting",
+            identified.xlogpos
+        );
+        while identified.tli == tli && identified.xlogpos < ours {
             tokio::select! {
                 () = tokio::time::sleep(BEHIND_INTERVAL) => {}
-                () = self.stop.cancelled() => return Ok(false),
+                () = self.stop.cancelled() => return Ok(None),
             }
-            *identified = identify(conn).await?;
+            identified = identify(conn).await?;
         }
-        Ok(true)
+        Ok(Some(identified))
     }
 
     /// The pause before the next attempt: doubling, with jitter, so that relays do not come back in step.
@@ -564,38 +629,79 @@ async fn read_slot(
     Ok(Some(reserved))
 }
 
-/// Fetches and stores the history files up to `newest` that are not here yet.
-///
-/// Standbys ask for every number, so all that the upstream has are taken; it need not have those of
-/// timelines outside its own history.
-async fn fetch_histories(
-    conn: &mut UpstreamConnection,
-    store: &Store,
-    newest: TimelineId,
-) -> Result<(), UpstreamError> {
-    for number in 2..=newest.as_u32() {
-        let Some(tli) = TimelineId::new(number) else { continue };
-        let ours = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
-        if ours.is_some() {
-            continue;
+/// The history of the upstream's timeline, and the file it was read from.
+struct UpstreamHistory {
+    history: TimelineHistory,
+    content: Vec<u8>,
+}
+
+impl UpstreamHistory {
+    async fn fetch(conn: &mut UpstreamConnection, tli: TimelineId) -> Result<Self, UpstreamError> {
+        if tli == TimelineId::FIRST {
+            return Ok(UpstreamHistory { history: TimelineHistory::first(), content: Vec::new() });
         }
-        let command = format!("TIMELINE_HISTORY {tli}");
-        let result = match conn.query(&command).await {
-            Ok(result) => result,
-            Err(QueryError::Server(error)) if error.sqlstate == "58P01" && tli != newest => continue,
-            Err(source) => return Err(UpstreamError::Command { command, source }),
-        };
-        let row = result.rows.first();
-        let name = row.and_then(|row| row.first()?.as_deref());
-        let content = row.and_then(|row| row.get(1)?.clone());
-        if name != Some(tli.history_file_name().as_bytes()) {
-            return Err(answer(&command, "unexpected file name"));
-        }
-        let content = content.ok_or_else(|| answer(&command, "no content"))?;
-        store.save_history_file(tli, &content).map_err(|source| history_error(tli, source))?;
-        tracing::info!("fetched timeline history file for timeline {tli}");
+        let content = fetch_history(conn, tli).await?;
+        let content = content.ok_or_else(|| answer("TIMELINE_HISTORY", "the current timeline has none"))?;
+        let history = parse_history(tli, &content)?;
+        Ok(UpstreamHistory { history, content })
     }
-    Ok(())
+
+    /// Stores the history files of all numbers up to this timeline's that are not here yet.
+    ///
+    /// Standbys ask for every number, so all that the upstream has are taken. It need not have those of
+    /// timelines outside its own history; one inside that is missing is a beginning of the newest.
+    async fn store_all(&self, conn: &mut UpstreamConnection, store: &Store) -> Result<(), UpstreamError> {
+        for tli in (2..=self.history.tli().as_u32()).filter_map(TimelineId::new) {
+            let ancestor = self.history.contains(tli).then(|| lines_before(&self.content, tli));
+            let expected = ancestor.as_deref().map(|lines| parse_history(tli, lines)).transpose()?;
+            let ours = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
+            let usable = |ours: &Vec<u8>| {
+                let Some(expected) = &expected else { return true };
+                TimelineHistory::parse(tli, ours).as_ref() == Ok(expected)
+            };
+            if ours.as_ref().is_some_and(usable) {
+                continue;
+            }
+            let sent = if tli == self.history.tli() { None } else { fetch_history(conn, tli).await? };
+            if let Some(content) = sent.filter(usable).or(ancestor) {
+                store.save_history_file(tli, &content).map_err(|source| history_error(tli, source))?;
+                tracing::info!("fetched timeline history file for timeline {tli}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines of a history file before the one about `tli`: what was known when `tli` began.
+fn lines_before(content: &[u8], tli: TimelineId) -> Vec<u8> {
+    let number = tli.to_string();
+    let about = |line: &[u8]| String::from_utf8_lossy(line).split_whitespace().next() == Some(&number);
+    let lines = content.split_inclusive(|&byte| byte == b'\n');
+    lines.take_while(|line| !about(line)).flatten().copied().collect()
+}
+
+/// A timeline's history file; `None` if the upstream has none.
+async fn fetch_history(
+    conn: &mut UpstreamConnection,
+    tli: TimelineId,
+) -> Result<Option<Vec<u8>>, UpstreamError> {
+    let command = format!("TIMELINE_HISTORY {tli}");
+    let result = match conn.query(&command).await {
+        Ok(result) => result,
+        Err(QueryError::Server(error)) if error.sqlstate == "58P01" => return Ok(None),
+        Err(source) => return Err(UpstreamError::Command { command, source }),
+    };
+    let row = result.rows.first();
+    let name = row.and_then(|row| row.first()?.as_deref());
+    let content = row.and_then(|row| row.get(1)?.clone());
+    if name != Some(tli.history_file_name().as_bytes()) {
+        return Err(answer(&command, "unexpected file name"));
+    }
+    content.map(|content| Some(content.to_vec())).ok_or_else(|| answer(&command, "no content"))
+}
+
+fn parse_history(tli: TimelineId, content: &[u8]) -> Result<TimelineHistory, UpstreamError> {
+    TimelineHistory::parse(tli, content).map_err(|source| history_error(tli, source.into()))
 }
 
 fn history_error(tli: TimelineId, source: SaveHistoryError) -> UpstreamError {
@@ -607,32 +713,35 @@ fn read_history(store: &Store, tli: TimelineId) -> Result<TimelineHistory, Upstr
         return Ok(TimelineHistory::first());
     }
     let content = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
-    let parsed = TimelineHistory::parse(tli, &content.unwrap_or_default());
-    parsed.map_err(|source| history_error(tli, source.into()))
+    parse_history(tli, &content.unwrap_or_default())
 }
 
-/// What to do about the timeline: `None` to stream ours on, or the one to switch to now, because ours
-/// reaches to the switch point or beyond.
-fn next_timeline_for(
-    store: &Store,
-    position: TimelinePosition,
-    theirs: TimelineId,
-) -> Result<Option<TimelineHistory>, UpstreamError> {
-    let ours = position.tli;
-    if theirs == ours {
-        return Ok(None);
+/// Whether an upstream can be followed by somebody who holds `ours` up to `held`: the timeline to switch to
+/// now, because ours was left at or before that, or `None` to stream ours on.
+fn next_timeline(
+    ours: &TimelineHistory,
+    held: Lsn,
+    theirs: &TimelineHistory,
+) -> Result<Option<TimelineId>, UpstreamError> {
+    if theirs.tli() < ours.tli() {
+        return Err(UpstreamError::OldTimeline { theirs: theirs.tli(), ours: ours.tli() });
     }
-    if theirs < ours {
-        return Err(UpstreamError::OldTimeline { theirs, ours });
+    // Numbers prove nothing: two promotions may choose the same. Both must have come the same way.
+    let way = ours.ancestors();
+    if !theirs.contains(ours.tli()) || theirs.ancestors().get(..way.len()) != Some(way) {
+        return Err(UpstreamError::Sibling { theirs: describe(theirs), ours: describe(ours), held });
     }
-    let history = read_history(store, theirs)?;
-    let Some((left_at, next)) = history.switch_point(ours) else {
-        return Err(UpstreamError::Sibling { theirs, ours, held: position.lsn });
-    };
-    if position.lsn < left_at {
-        return Ok(None);
+    Ok(theirs.switch_point(ours.tli()).filter(|&(left_at, _)| left_at <= held).map(|(_, next)| next))
+}
+
+/// `timeline 3 (1 until 0/3000060, 2 until 0/4000028)`
+fn describe(history: &TimelineHistory) -> String {
+    let ancestor = |entry: &HistoryEntry| format!("{} until {}", entry.tli, entry.end);
+    let way: Vec<_> = history.ancestors().iter().map(ancestor).collect();
+    match way.is_empty() {
+        true => format!("timeline {}", history.tli()),
+        false => format!("timeline {} ({})", history.tli(), way.join(", ")),
     }
-    read_history(store, next).map(Some)
 }
 
 /// A little of what we have is fetched again and compared, within the segment, which the upstream still has.
@@ -669,9 +778,53 @@ mod tests {
             stop: CancellationToken::new(),
             connected: false,
             backoff: BACKOFF.0,
+            told: HashMap::new(),
         };
         let pauses: Vec<_> = (0..12).map(|_| follower.next_pause()).collect();
         assert!(pauses[0] >= BACKOFF.0 / 2 && pauses[0] <= BACKOFF.0);
         assert!(pauses[11] >= BACKOFF.1 / 2 && pauses[11] <= BACKOFF.1);
+    }
+
+    fn history(tli: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
+        let lines: String =
+            ancestors.iter().map(|(tli, end)| format!("{tli}\t0/{end:X}\treason\n\n")).collect();
+        TimelineHistory::parse(TimelineId::new(tli).unwrap(), lines.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn who_is_followed() {
+        let check = |ours: &TimelineHistory, held: u64, theirs: &TimelineHistory, expected: &str| {
+            let outcome = match next_timeline(ours, Lsn::new(held), theirs) {
+                Ok(Some(next)) => format!("switch to {next}"),
+                Ok(None) => "stream".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert!(outcome.starts_with(expected), "{ours:?} {held:X} {theirs:?}: {outcome}");
+        };
+        let (one, two) = (TimelineHistory::first(), history(2, &[(1, 0x100)]));
+        check(&one, 0x100, &one, "stream");
+        check(&one, 0xF8, &two, "stream");
+        check(&one, 0x100, &two, "switch to 2");
+        check(&one, 0x200, &two, "switch to 2");
+        check(&two, 0x200, &two, "stream");
+        check(&two, 0x200, &one, "upstream is on timeline 1, behind timeline 2");
+        // Generations skipped: one step at a time.
+        let four = history(4, &[(1, 0x100), (2, 0x300)]);
+        check(&one, 0x100, &four, "switch to 2");
+        check(&two, 0x200, &four, "stream");
+        check(&two, 0x400, &four, "switch to 4");
+        // Siblings, also those of the same number, and those that hide behind a later one.
+        check(&two, 0x200, &history(3, &[(1, 0x80)]), "upstream is on timeline 3 (1 until 0/80), which");
+        check(&two, 0x200, &history(2, &[(1, 0x80)]), "upstream is on timeline 2 (1 until 0/80), which");
+        check(&two, 0x200, &history(3, &[(1, 0x80), (2, 0x300)]), "upstream is on timeline 3 (1 until");
+    }
+
+    #[test]
+    fn an_ancestors_file_is_the_beginning_of_its_descendants() {
+        let content = b"1\t0/100\tx\n\n2\t0/300\ty 4 z\n\n4\t0/400\tz\n";
+        let lines = |tli| lines_before(content, TimelineId::new(tli).unwrap());
+        assert_eq!(lines(2), b"1\t0/100\tx\n\n");
+        assert_eq!(lines(4), b"1\t0/100\tx\n\n2\t0/300\ty 4 z\n\n");
+        assert_eq!(lines(7), content);
     }
 }

@@ -5,19 +5,26 @@
 
 mod cascade;
 mod commands;
+mod failover;
 mod fanout;
 mod feedback;
+mod fork;
 mod login;
 mod no_lost_commit;
+mod pitr;
+mod promotion;
+mod promotions;
 mod receivewal;
 mod refusals;
 mod relay_restart;
 mod retention;
 mod segment_size;
 mod standby;
+mod switchover;
 mod synchronous;
 mod upstream_restart;
 mod wal_write;
+mod zombie;
 
 use walrelay_testkit::{Cluster, Relay, RelayBuilder};
 

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use walrelay_proto::Lsn;
-use walrelay_proto::TimelineId;
-use walrelay_proto::{SegSize, WalFileName};
+use walrelay_proto::{Lsn, SegSize, TimelineHistory, TimelineId, WalFileName};
 
 use crate::account;
 use crate::install::cache_dir;
@@ -21,7 +19,7 @@ use crate::psql::{self, Session, SqlError};
 use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::standby::StandbyBuilder;
-use crate::wait::{wait_until, within};
+use crate::wait::{wait_for, wait_until, within};
 
 /// What every cluster of ours is configured with. Small, quick to notice things, and keeping its WAL, so that
 /// files can be compared in the end.
@@ -288,6 +286,64 @@ impl Cluster {
         wait_until("the end of recovery", || self.sql("select pg_is_in_recovery()") == "f");
     }
 
+    /// Makes a stopped server start as a standby that streams from `upstream`.
+    #[track_caller]
+    pub fn become_standby(&self, name: &str, upstream: &str, slot: Option<&str>) {
+        let conninfo = format!("{upstream} application_name={name}").replace('\'', "''");
+        let slot = slot.unwrap_or_default();
+        self.append_conf(&format!("primary_conninfo = '{conninfo}'\nprimary_slot_name = '{slot}'"));
+        self.append_conf("synchronous_standby_names = ''");
+        fs::write(self.data_dir().join("standby.signal"), "").expect("the data directory is there");
+    }
+
+    /// Runs `pg_rewind` on this stopped server, with a running primary as the source. The configuration files
+    /// are the source's afterwards. Needs `wal_log_hints` or checksums.
+    ///
+    /// # Panics
+    /// With pg_rewind's message when it fails.
+    #[track_caller]
+    pub fn rewind_to(&self, source: &Cluster) {
+        // Until the checkpoint that follows a promotion, pg_rewind 15 takes the source for what it was before.
+        source.sql("checkpoint");
+        let mut command = self.server.command("pg_rewind");
+        command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
+        command.arg("--source-server").arg(source.socket_conninfo());
+        output(&mut command).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Copies the data directory of this stopped server, as an administrator would with `cp`.
+    #[track_caller]
+    pub fn copy_data_to(&self, dir: &Path) {
+        copy_dir(&self.data_dir(), dir);
+    }
+
+    /// Replaces the data directory of this stopped server, but not its WAL archive or its place, by a copy of
+    /// `backup`. The WAL it had is moved to `archive`.
+    #[track_caller]
+    pub fn restore(&self, backup: &Path, archive: &Path) {
+        fs::rename(self.wal_dir(), archive).expect("both are in the temporary directory");
+        fs::remove_dir_all(self.data_dir()).expect("the server is stopped");
+        copy_dir(backup, &self.data_dir());
+    }
+
+    /// Stops the walsender that serves `application_name` in its tracks with SIGSTOP, so that its consumer gets
+    /// nothing more until this server is killed or [`Cluster::thaw`] is called. Its pid.
+    #[track_caller]
+    pub fn freeze_walsender(&self, application_name: &str) -> i32 {
+        let query =
+            format!("select pid from pg_stat_replication where application_name = '{application_name}'");
+        let pid = wait_for(format_args!("a walsender for {application_name}"), || {
+            self.sql(&query).parse::<i32>().ok()
+        });
+        signal_pid(pid, Signal::STOP);
+        pid
+    }
+
+    /// Lets a frozen walsender go on.
+    pub fn thaw(&self, pid: i32) {
+        signal_pid(pid, Signal::CONT);
+    }
+
     /// Runs SQL as the superuser and returns the rows as lines, fields separated by `|`.
     ///
     /// # Panics
@@ -343,6 +399,18 @@ impl Cluster {
         self.lsn("select coalesce(pg_last_wal_replay_lsn(), '0/0')")
     }
 
+    /// The end of what the standby has received and flushed; `0/0` before it streamed anything.
+    #[track_caller]
+    pub fn receive_lsn(&self) -> Lsn {
+        self.lsn("select coalesce(pg_last_wal_receive_lsn(), '0/0')")
+    }
+
+    /// Waits until the standby has received everything up to `lsn`.
+    #[track_caller]
+    pub fn wait_for_receive(&self, lsn: Lsn) {
+        wait_until(format_args!("the standby to receive {lsn}"), || self.receive_lsn() >= lsn);
+    }
+
     /// Waits until the standby has replayed up to `lsn`.
     #[track_caller]
     pub fn wait_for_replay(&self, lsn: Lsn) {
@@ -379,17 +447,39 @@ impl Cluster {
         SegSize::from_show(&self.sql("show wal_segment_size")).expect("PostgreSQL shows it in its own form")
     }
 
-    /// Names of the segment files that are complete on timeline 1, in order.
+    /// The primary's timeline.
+    #[track_caller]
+    pub fn timeline(&self) -> TimelineId {
+        let name = self.sql("select pg_walfile_name(pg_current_wal_lsn() + 1)");
+        WalFileName::parse(&name, self.seg_size()).expect("PostgreSQL names files in its own form").tli
+    }
+
+    /// The history of the primary's timeline.
+    #[track_caller]
+    pub fn history(&self) -> TimelineHistory {
+        let tli = self.timeline();
+        if tli == TimelineId::FIRST {
+            return TimelineHistory::first();
+        }
+        let content = fs::read(self.wal_dir().join(tli.history_file_name())).expect("written at promotion");
+        TimelineHistory::parse(tli, &content).expect("PostgreSQL wrote it")
+    }
+
+    /// Names of the segment files that are complete on the primary's timeline and on those it descends from, in
+    /// order. The segment in which a timeline was left is complete on the next one only.
     pub fn finished_segments(&self) -> Vec<String> {
-        let (size, end) = (self.seg_size(), self.flush_lsn());
-        let tli = TimelineId::new(1).expect("not 0");
+        let (size, end, history) = (self.seg_size(), self.flush_lsn(), self.history());
+        let end_of = |tli: TimelineId| match history.switch_point(tli) {
+            Some((left_at, _)) => Some(left_at),
+            None => (tli == history.tli()).then_some(end),
+        };
         let names: BTreeSet<String> = fs::read_dir(self.wal_dir())
             .expect("a cluster has a pg_wal")
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| {
                 // Files made in advance lie beyond the end.
                 WalFileName::parse(name, size)
-                    .is_some_and(|file| file.tli == tli && file.segno.end(size) <= end)
+                    .is_some_and(|file| end_of(file.tli).is_some_and(|end| file.segno.end(size) <= end))
             })
             .collect();
         names.into_iter().collect()
@@ -451,6 +541,12 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("{}", self.log().tail());
         }
+    }
+}
+
+fn signal_pid(pid: i32, signal: Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        rustix::process::kill_process(pid, signal).unwrap_or_else(|error| panic!("signal: {error}"));
     }
 }
 

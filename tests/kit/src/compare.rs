@@ -46,6 +46,27 @@ pub fn assert_segments(primary: &Cluster, copy: &Path, at_least: usize) {
     }
 }
 
+/// Insists that `copy` holds every finished segment of the primary's timeline and its ancestors from the first
+/// one that it holds on, all of them on the timelines `1..=newest`, and the history files of those that have one.
+///
+/// # Panics
+/// Says what is missing or where it differs.
+#[track_caller]
+pub fn assert_timelines(primary: &Cluster, copy: &Path, newest: u32) {
+    assert_segments(primary, copy, newest as usize);
+    let names = primary.finished_segments();
+    for tli in 1..=newest {
+        let prefix = format!("{tli:08X}");
+        let held = names.iter().any(|name| name.starts_with(&prefix) && copy.join(name).exists());
+        assert!(held, "{} holds no segment of timeline {tli}", copy.display());
+    }
+    for tli in 2..=newest {
+        let name = format!("{tli:08X}.history");
+        let same = same_file(&primary.wal_dir().join(&name), &copy.join(&name));
+        assert_eq!(same, Ok(()));
+    }
+}
+
 /// Compares dumps of two clusters; the bytes of one dump.
 ///
 /// # Errors

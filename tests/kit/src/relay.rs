@@ -83,6 +83,13 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// How to connect to whichever of these clusters comes first, in libpq's way.
+    pub fn hosts(clusters: &[&Cluster]) -> String {
+        let hosts = vec!["127.0.0.1"; clusters.len()].join(",");
+        let ports: Vec<String> = clusters.iter().map(|cluster| cluster.port().to_string()).collect();
+        format!("host={hosts} port={} user=postgres", ports.join(","))
+    }
+
     /// Starts describing a relay, run from `binary`, below this cluster.
     pub fn builder(binary: impl AsRef<Path>, upstream: &Cluster) -> RelayBuilder {
         let binary = std::path::absolute(binary.as_ref()).expect("the path is not empty");
@@ -276,6 +283,21 @@ impl Relay {
         let row = self.command("IDENTIFY_SYSTEM");
         let position = row.split('|').nth(2).and_then(|text| text.parse().ok());
         position.unwrap_or_else(|| panic!("IDENTIFY_SYSTEM answered {row:?}"))
+    }
+
+    /// The timeline the relay is on, as `IDENTIFY_SYSTEM` tells.
+    #[track_caller]
+    pub fn timeline(&self) -> u32 {
+        let row = self.command("IDENTIFY_SYSTEM");
+        let timeline = row.split('|').nth(1).and_then(|text| text.parse().ok());
+        timeline.unwrap_or_else(|| panic!("IDENTIFY_SYSTEM answered {row:?}"))
+    }
+
+    /// Waits until the relay is on this timeline.
+    #[track_caller]
+    pub fn wait_for_timeline(&self, tli: u32) {
+        let reached = within(crate::PATIENCE, || (self.timeline() == tli).then_some(()));
+        assert!(reached.is_some(), "the relay stays on timeline {}\n{}", self.timeline(), self.log().tail());
     }
 
     /// Waits until the relay has everything up to `lsn` durably.

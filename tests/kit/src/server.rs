@@ -18,8 +18,17 @@ pub struct Server {
     bin: PathBuf,
 }
 
-const NEEDED: [&str; 8] =
-    ["postgres", "initdb", "psql", "pgbench", "pg_basebackup", "pg_receivewal", "pg_dump", "pg_waldump"];
+const NEEDED: [&str; 9] = [
+    "postgres",
+    "initdb",
+    "psql",
+    "pgbench",
+    "pg_basebackup",
+    "pg_receivewal",
+    "pg_rewind",
+    "pg_dump",
+    "pg_waldump",
+];
 
 impl Server {
     /// The server of this major version.

@@ -62,16 +62,9 @@ impl<'a> StandbyBuilder<'a> {
             }
             None => self.primary.base_backup_to(&standby.data_dir()),
         }
-        standby.append_conf(&self.settings());
-        std::fs::write(standby.data_dir().join("standby.signal"), "").expect("the data directory is there");
+        standby.become_standby(&self.name, &self.upstream, self.slot.as_deref());
+        standby.append_conf(&self.conf.join("\n"));
         standby.start();
         standby
-    }
-
-    fn settings(&self) -> String {
-        let conninfo = format!("{} application_name={}", self.upstream, self.name).replace('\'', "''");
-        let slot = self.slot.as_deref().unwrap_or_default();
-        let fixed = format!("primary_conninfo = '{conninfo}'\nprimary_slot_name = '{slot}'\n");
-        fixed + "synchronous_standby_names = ''\n" + &self.conf.join("\n")
     }
 }
