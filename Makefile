@@ -10,7 +10,7 @@ RUN_TESTS = $(if $(shell command -v cargo-nextest),$(CARGO) nextest run,$(CARGO)
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests, with PostgreSQL 15, 17 and 18'
-	@echo 'make bench   the benchmarks'
+	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make setup   find or install the PostgreSQL servers the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -44,8 +44,11 @@ docs: cc
 	@echo '== documentation'
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
+# BENCH_GIB=4 compares with more WAL, BENCH_ROUNDS=9 more often. As root, with a fixed TCP congestion control.
 bench: cc
-	$(CARGO) bench --workspace
+	$(CARGO) bench --package walrelay --bench verify --bench append --bench fanout
+	$(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin compare
+	$(CARGO) run --release --quiet --package walrelay-testkit --bin compare
 
 clean:
 	$(CARGO) clean

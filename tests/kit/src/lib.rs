@@ -23,6 +23,7 @@
 mod account;
 mod cluster;
 pub mod compare;
+mod consumer;
 pub mod install;
 mod log;
 mod pgbench;
@@ -40,6 +41,7 @@ mod writer;
 
 pub use account::tied_command;
 pub use cluster::{Cluster, ClusterBuilder};
+pub use consumer::Consumer;
 pub use log::{Log, Mark};
 pub use pgbench::Pgbench;
 pub use port::Port;
