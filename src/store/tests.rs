@@ -250,6 +250,75 @@ fn a_new_timeline_begins_with_the_old_ones_bytes_in_a_file_of_its_own() {
     }
 }
 
+/// Forks off at a segment's boundary, with more than that of the old timeline at hand, and dies.
+#[test]
+fn a_fork_is_remembered_before_its_first_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let mut wal = generator(9);
+    wal.fill(900_000);
+    wal.switch_segment();
+    let (fork, old) = (wal.position(), wal.bytes().to_vec());
+    assert_eq!(fork, START.advance(SEG));
+    let mut abandoned = wal.clone();
+    abandoned.fill(1_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, abandoned.bytes());
+    let second = TimelineId::new(2).unwrap();
+    let content = format!("1\t{fork}\tno recovery target specified\n");
+    opened.store.save_history_file(second, content.as_bytes()).unwrap();
+    opened.writer.switch_timeline(TimelineHistory::parse(second, content.as_bytes()).unwrap()).unwrap();
+    opened.crash();
+    let tail = "000000010000000000000005.partial";
+    let before = ["000000010000000000000004", tail].map(|name| fs::read(in_wal(name)).unwrap());
+
+    // A crash may also have come before a complete segment got its name.
+    fs::rename(in_wal("000000010000000000000003"), in_wal("000000010000000000000003.partial")).unwrap();
+    for _ in 0..2 {
+        let opened = Opened::open(dir.path());
+        let tip = opened.store.tip().unwrap();
+        assert_eq!((tip.tli, tip.write_lsn, tip.flush_lsn), (second, fork, fork));
+        assert!(fs::read(in_wal("000000010000000000000003")).unwrap() == old);
+        opened.crash();
+    }
+
+    let mut opened = Opened::open(dir.path());
+    wal.switch_timeline(second);
+    wal.fill(1_200_000);
+    opened.append(fork, &wal.bytes()[old.len()..]);
+    let end = *wal.record_ends().last().unwrap();
+    opened.wait_flushed(end);
+    assert!(read_back(&opened.store, TimelineId::FIRST, fork) == old);
+    opened.crash();
+    let after = ["000000010000000000000004", tail].map(|name| fs::read(in_wal(name)).unwrap());
+    assert!(before == after, "the abandoned branch is untouched");
+}
+
+#[test]
+fn what_is_durable_on_a_new_timeline_was_durable_on_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(10);
+    wal.fill(300_000);
+    let fork = wal.position();
+    let mut longer = wal.clone();
+    longer.fill(100_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, longer.bytes());
+    opened.wait_flushed(*longer.record_ends().last().unwrap());
+    let flushed = *opened.store.flushed.borrow();
+    let second = TimelineId::new(2).unwrap();
+    let content = format!("1\t{fork}\tno recovery target specified\n");
+    let history = TimelineHistory::parse(second, content.as_bytes()).unwrap();
+    opened.writer.switch_timeline(history).unwrap();
+    opened.wait_flushed(fork);
+    for (durable, expected) in [(flushed, fork), (None, Lsn::INVALID)] {
+        opened.store.flushed.send_replace(durable);
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, expected);
+    }
+    opened.store.flushed.send_replace(flushed.map(|at| TimelinePosition { lsn: START, ..at }));
+    assert_eq!(opened.store.tip().unwrap().flush_lsn, START);
+}
+
 #[test]
 fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
     let dir = tempfile::tempdir().unwrap();

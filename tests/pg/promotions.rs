@@ -8,7 +8,7 @@ use walrelay_testkit::{Cluster, Receivewal, Relay, Server, compare, on_every_ver
 
 use crate::relay_below;
 
-on_every_version!(twenty_promotions);
+on_every_version!(twenty_promotions, the_relay_sleeps_through_three);
 
 const PROMOTIONS: u32 = 20;
 
@@ -27,14 +27,7 @@ fn twenty_promotions(server: &Server) {
         primary.switch_wal();
         primary.pgbench(1, 20);
         let here = format!("standby{round}");
-        standby.wait_for_replay(primary.settled_lsn());
-        // A clean stop: the standby gets the last record, so the old primary can follow without a rewind.
-        primary.stop();
-        standby.promote();
-        primary.become_standby(&here, &standby.conninfo(), None);
-        primary.start();
-        primary.wait_for_sql("select status from pg_stat_wal_receiver", "streaming");
-        std::mem::swap(&mut primary, &mut standby);
+        change_roles(&mut primary, &mut standby, &here);
     }
     let relay = chaos.stop();
 
@@ -49,6 +42,45 @@ fn twenty_promotions(server: &Server) {
     c.wait_for_replay(primary.settled_lsn());
     compare::assert_dumps(&primary, &c);
     archive.stop();
+}
+
+/// The standby, named `here` from now on, and the primary change places.
+fn change_roles(primary: &mut Cluster, standby: &mut Cluster, here: &str) {
+    standby.wait_for_replay(primary.settled_lsn());
+    // A clean stop: the standby gets the last record, so the old primary can follow without a rewind.
+    primary.stop();
+    standby.promote();
+    primary.become_standby(here, &standby.conninfo(), None);
+    primary.start();
+    primary.wait_for_sql("select status from pg_stat_wal_receiver", "streaming");
+    std::mem::swap(primary, standby);
+}
+
+fn the_relay_sleeps_through_three(server: &Server) {
+    let mut primary = Cluster::builder(server).name("a").seg_mb(1).start();
+    let mut standby = primary.standby().name("b").start();
+    let mut relay = relay_below(&primary).upstream(&Relay::hosts(&[&primary, &standby])).start();
+    relay.create_slot("c");
+    let c = primary.standby().name("c").follow(&relay.conninfo()).slot("c").start();
+    primary.pgbench_init(1);
+    relay.terminate();
+    for round in 1..=3 {
+        primary.pgbench(1, 20);
+        primary.switch_wal();
+        primary.pgbench(1, 20);
+        change_roles(&mut primary, &mut standby, &format!("standby{round}"));
+    }
+    // One of the generations in between has lost its history file on the way.
+    std::fs::remove_file(primary.wal_dir().join("00000003.history")).expect("PostgreSQL keeps them");
+    std::fs::remove_file(standby.wal_dir().join("00000003.history")).expect("PostgreSQL keeps them");
+    relay.start();
+    relay.wait_for_timeline(4);
+    let last = primary.switch_wal();
+    relay.wait_for_segment(&last);
+    compare::assert_segments(&primary, &relay.wal_dir(), 4);
+    c.wait_for_replay(primary.settled_lsn());
+    compare::assert_dumps(&primary, &c);
+    c.wait_for_sql("select received_tli from pg_stat_wal_receiver", "4");
 }
 
 /// Stops and kills the relay in turn, at random moments, and starts it again at once.

@@ -282,8 +282,10 @@ impl Cluster {
     /// Makes a standby a primary and waits until it is.
     #[track_caller]
     pub fn promote(&self) {
-        self.sql("select pg_promote()");
-        wait_until("the end of recovery", || self.sql("select pg_is_in_recovery()") == "f");
+        // Without waiting: a query that waits can hold up the replay it waits for, until it is cancelled.
+        self.sql("select pg_promote(false)");
+        let promoted = || self.try_sql("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f");
+        wait_until("the end of recovery", promoted);
     }
 
     /// Makes a stopped server start as a standby that streams from `upstream`.
