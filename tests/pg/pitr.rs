@@ -83,7 +83,7 @@ fn an_old_backup_on_the_same_timeline(server: &Server) {
     }
     relay.log().wait_for("the histories of the two have diverged");
     let said = &relay.log().lines_with("have diverged", Default::default())[0];
-    assert!(said.contains("WARN") && said.contains("timeline 1"), "{said}");
+    assert!(said.contains("ERROR") && said.contains("timeline 1"), "{said}");
 
     // Nothing of it was taken or confirmed, and all there was is served, also after a restart.
     relay.restart();
