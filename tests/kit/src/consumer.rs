@@ -14,14 +14,16 @@ const PIECE: usize = 256 << 10;
 /// A server that says nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A replication connection. WAL is dropped in the kernel (`MSG_TRUNC`), so that on a shared machine the
-/// server's work is measured and not ours.
+/// A replication connection. WAL is dropped in the kernel (`MSG_TRUNC`) unless told otherwise, so that on a
+/// shared machine the server's work is measured and not ours.
 #[derive(Debug)]
 pub struct Consumer {
     socket: TcpStream,
     backend_pid: u32,
     scratch: Vec<u8>,
     received: Lsn,
+    /// How WAL is taken from the socket.
+    flags: RecvFlags,
 }
 
 /// What came before a message's WAL.
@@ -40,7 +42,13 @@ impl Consumer {
         let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let mut consumer = Consumer { socket, backend_pid: 0, scratch: Vec::new(), received: Lsn::INVALID };
+        let mut consumer = Consumer {
+            socket,
+            backend_pid: 0,
+            scratch: Vec::new(),
+            received: Lsn::INVALID,
+            flags: RecvFlags::WAITALL | RecvFlags::TRUNC,
+        };
         consumer.log_in(name)?;
         Ok(consumer)
     }
@@ -59,6 +67,13 @@ impl Consumer {
                 _ => {}
             }
         }
+    }
+
+    /// Copies the WAL into memory before it is dropped, as real consumers do; much of what is measured is then
+    /// the consumer.
+    pub fn copying(mut self) -> Consumer {
+        self.flags = RecvFlags::WAITALL;
+        self
     }
 
     /// The process that serves us, if the server is PostgreSQL.
@@ -131,7 +146,7 @@ impl Consumer {
     fn discard(&mut self, mut len: usize) -> io::Result<()> {
         while len > 0 {
             let piece = &mut self.scratch[..len.min(PIECE)];
-            match rustix::net::recv(&self.socket, piece, RecvFlags::TRUNC | RecvFlags::WAITALL) {
+            match rustix::net::recv(&self.socket, piece, self.flags) {
                 Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((_, dropped)) => len -= dropped,
                 Err(rustix::io::Errno::INTR) => {}

@@ -69,11 +69,19 @@ fn part(wal: &Range<Lsn>, consumers: usize) -> Range<Lsn> {
 }
 
 fn connect(target: &Target, consumers: usize) -> (Vec<Consumer>, Vec<u32>) {
-    let connect = |_| Consumer::connect(target.address, "bench").expect("everybody is trusted");
+    let connect = |_| {
+        let consumer = Consumer::connect(target.address, "bench").expect("everybody is trusted");
+        if copying() { consumer.copying() } else { consumer }
+    };
     let group: Vec<Consumer> = (0..consumers).map(connect).collect();
     let backends = || group.iter().map(Consumer::backend_pid).collect();
     let pids = target.pid.map_or_else(backends, |pid| vec![pid]);
     (group, pids)
+}
+
+/// Whether consumers copy the WAL into their memory.
+pub(crate) fn copying() -> bool {
+    std::env::var_os("BENCH_COPY").is_some_and(|value| value == "1")
 }
 
 fn cpu_of(pids: &[u32]) -> Duration {

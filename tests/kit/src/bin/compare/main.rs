@@ -1,7 +1,8 @@
 //! `make bench`: the relay beside a cascading standby, both serving the same stored WAL to the same consumers.
 //!
 //! `compare [PATH OF walrelay]`. `BENCH_GIB` sets how much WAL is made (default 1), `BENCH_ROUNDS` how often
-//! everything is measured (default 3; medians are shown).
+//! everything is measured (default 3; medians are shown). Consumers drop the WAL in the kernel; with
+//! `BENCH_COPY=1` they copy it into their memory first.
 //!
 //! As root it runs in a network namespace of its own, with a fixed TCP congestion control: over loopback that
 //! decides more than the servers do, and what the machine uses otherwise (bbr, say) may pace.
@@ -17,7 +18,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use walrelay_testkit::install;
 
-use drain::{drain, memory, memory_of_idle};
+use drain::{copying, drain, memory, memory_of_idle};
 use report::Report;
 use stage::Stage;
 
@@ -44,6 +45,10 @@ fn main() -> ExitCode {
         }
     };
     println!("PostgreSQL {}; {}", server.version(), network());
+    println!(
+        "consumers {}",
+        if copying() { "copy the WAL and drop it" } else { "drop the WAL in the kernel" }
+    );
     let stage = Stage::set(&server, &binary(), setting("BENCH_GIB", 1.0));
     println!("{:.2} GiB of WAL in {} and {}", stage.gib(), stage.cascade.name, stage.relay.name);
     let mut report = Report::default();
