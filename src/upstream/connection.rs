@@ -1,5 +1,7 @@
 //! A connection that is logged in.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
@@ -7,6 +9,9 @@ use super::error::{QueryError, ServerError};
 use super::frame::{self, FrameError, MAX_MESSAGE};
 use super::message::{self, Malformed};
 use super::stream::Stream;
+
+/// Time a command may take; a server that hangs must not hold us for ever.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// A walsender at the other end, ready for replication commands.
 ///
@@ -87,6 +92,11 @@ impl UpstreamConnection {
     /// After [`QueryError::Server`] with severity `ERROR` the connection is idle again; after anything else it is
     /// of no more use.
     pub async fn query(&mut self, sql: &str) -> Result<QueryResult, QueryError> {
+        let answer = tokio::time::timeout(COMMAND_LIMIT, self.query_unlimited(sql)).await;
+        answer.unwrap_or_else(|_| Err(QueryError::Io(std::io::ErrorKind::TimedOut.into())))
+    }
+
+    async fn query_unlimited(&mut self, sql: &str) -> Result<QueryResult, QueryError> {
         self.send_query(sql).await?;
         let mut result = QueryResult::default();
         let mut failure = None;

@@ -36,6 +36,8 @@ use crate::store::{
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Limit for one attempt to connect to a host, where `connect_timeout` sets none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a stop waits for the upstream to let us go.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often an upstream that is behind us is asked how far it has come.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
 /// WAL that is fetched again at each connection and compared with ours, bytes at most.
@@ -318,7 +320,16 @@ impl Follower {
             result = attempt => result?,
             () = self.stop.cancelled() => return Ok(()),
         };
-        let result = self.stream_all(&mut conn, writer, identified, host).await;
+        // Streaming ends by itself when told to stop; a server that hangs between two commands does not.
+        let stop = self.stop.clone();
+        let overdue = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_LIMIT).await;
+        };
+        let result = tokio::select! {
+            result = self.stream_all(&mut conn, writer, identified, host) => result,
+            () = overdue => return Ok(()),
+        };
         if result.is_ok() {
             conn.close().await;
         }
@@ -391,7 +402,9 @@ impl Follower {
         let mut next = None;
         let mut failure = None;
         loop {
-            match conn.next_message().await.map_err(failed)? {
+            let message = tokio::time::timeout(CONNECT_LIMIT, conn.next_message()).await;
+            let late = |_| Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()));
+            match message.unwrap_or_else(late).map_err(failed)? {
                 (b'W', _) => break,
                 // The timeline ends just where we are: its successor comes without a stream.
                 (b'D', body) => next = receive::next_timeline(&body),
