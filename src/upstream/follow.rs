@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{HistoryEntry, Lsn, SegSize, SlotName, SystemId, TimelineHistory, TimelineId, WalError};
 
@@ -56,7 +57,7 @@ const SETTINGS: [&str; 9] = [
 ];
 
 /// Where and how to receive.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct UpstreamConfig {
     /// `--upstream`.
     pub conninfo: ConnInfo,
@@ -64,6 +65,8 @@ pub struct UpstreamConfig {
     pub slot: SlotName,
     /// `--wal-receiver-timeout`; `None` for never.
     pub wal_receiver_timeout: Option<Duration>,
+    /// Told which host is followed, while one is.
+    pub followed: watch::Sender<Option<HostSpec>>,
 }
 
 /// Receiving has come to an end, or cannot begin.
@@ -330,6 +333,7 @@ impl Follower {
             result = self.stream_all(&mut conn, writer, identified, host) => result,
             () = overdue => return Ok(()),
         };
+        self.config.followed.send_replace(None);
         if result.is_ok() {
             conn.close().await;
         }
@@ -356,6 +360,7 @@ impl Follower {
             let next = next_timeline(&writer.store().history(), position.lsn, &theirs.history)?;
             // From here on it is one that we follow: only now it may leave, and get, anything.
             theirs.store_all(conn, writer.store()).await?;
+            self.config.followed.send_replace(Some(host.clone()));
             if let Some(next) = next {
                 self.switch(writer, read_history(writer.store(), next)?).await?;
                 continue;
@@ -787,6 +792,7 @@ mod tests {
                 conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
                 slot: "s".parse().unwrap(),
                 wal_receiver_timeout: None,
+                followed: watch::Sender::new(None),
             },
             stop: CancellationToken::new(),
             connected: false,
