@@ -9,6 +9,7 @@ pub mod conninfo;
 pub mod downstream;
 pub mod error;
 pub mod gateway;
+pub mod overlay;
 pub mod relay;
 pub mod store;
 pub mod upstream;

@@ -7,7 +7,9 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
-use walrelay_proto::{Command, CommandOption, CreateSlot, Lsn, SlotKind, SlotName, TimelineId};
+use walrelay_proto::{
+    Command, CommandOption, CreateSlot, Lsn, SlotKind, SlotName, SlotNameError, TimelineId,
+};
 
 use super::Shared;
 use super::session::{Failure, SessionContext};
@@ -48,14 +50,9 @@ impl Answer<'_> {
                 since(version, 170_000)?;
                 self.alter_slot(&slot, &options)?;
             }
-            Command::BaseBackup { .. } => return Err(no_base_backup("BASE_BACKUP").into()),
-            Command::UploadManifest => {
-                since(version, 170_000)?;
-                return Err(no_base_backup("UPLOAD_MANIFEST").into());
-            }
             Command::StartLogicalReplication { .. } => return Err(no_logical().into()),
-            // The session hands this one to the walsender.
-            Command::StartReplication(_) => {}
+            // The session hands these on, to the walsender and to the upstream.
+            Command::StartReplication(_) | Command::BaseBackup { .. } | Command::UploadManifest => {}
         }
         Ok(())
     }
@@ -150,13 +147,7 @@ impl Answer<'_> {
 
     async fn create_slot(&self, conn: &mut Connection, slot: CreateSlot) -> Result<()> {
         let SlotKind::Physical { reserve_wal } = slot.kind else { return Err(no_logical()) };
-        let name = SlotName::new(&slot.name).map_err(|error| {
-            let refusal = PgError::error(error.sqlstate(), error.to_string());
-            match error.hint() {
-                Some(hint) => refusal.with_hint(hint),
-                None => refusal,
-            }
-        })?;
+        let name = SlotName::new(&slot.name).map_err(slot_name_error)?;
         let persistence = match slot.temporary {
             true => SlotPersistence::Temporary { owner: self.context.pid },
             false => SlotPersistence::Persistent,
@@ -248,6 +239,15 @@ pub(super) fn no_sql() -> PgError {
     PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text)
 }
 
+/// A name that no slot can have.
+pub(super) fn slot_name_error(error: SlotNameError) -> PgError {
+    let refusal = PgError::error(error.sqlstate(), error.to_string());
+    match error.hint() {
+        Some(hint) => refusal.with_hint(hint),
+        None => refusal,
+    }
+}
+
 /// A slot's refusal in PostgreSQL's words.
 pub(super) fn slot_error(error: SlotError) -> PgError {
     let sqlstate = match &error {
@@ -276,11 +276,6 @@ pub(super) fn canceled() -> PgError {
 /// A command that the upstream's version does not have is SQL to it.
 fn since(version: u32, first: u32) -> Result<()> {
     if version >= first { Ok(()) } else { Err(no_sql()) }
-}
-
-fn no_base_backup(command: &str) -> PgError {
-    PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{command} is not supported by walrelay"))
-        .with_hint("Take base backups from the upstream server; stream the WAL for them from here.")
 }
 
 fn no_logical() -> PgError {
@@ -324,7 +319,7 @@ fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'sta
 
 /// The oldest WAL held, as there is no checkpoint of our own to start from; but no more than a slot may keep,
 /// else it would be lost at once.
-fn wal_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
+pub(super) fn wal_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
     let (oldest, tip, size) = (store.oldest()?, store.tip()?.write_lsn, store.identity()?.seg_size);
     let allowed = match store.config().max_slot_wal_keep_size {
         Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),

@@ -38,13 +38,11 @@ impl SessionState {
     }
 
     /// Whether the transaction is aborted, so that nothing is run any more.
-    #[expect(dead_code, reason = "the overlay comes next")]
     pub(super) fn has_failed(&self) -> bool {
         self.transaction.load(Ordering::Relaxed) == b'E'
     }
 
     /// Whether a backslash in a plain literal is just that.
-    #[expect(dead_code, reason = "the overlay comes next")]
     pub(super) fn standard_conforming_strings(&self) -> bool {
         self.standard_conforming_strings.load(Ordering::Relaxed)
     }

@@ -11,10 +11,12 @@
 //! who connects meanwhile is told that the server is shutting down.
 
 mod answers;
+mod backup;
 mod batch;
 mod forward;
 mod listener;
 mod login;
+mod own;
 mod registry;
 mod session;
 mod settings;

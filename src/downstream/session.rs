@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, TimelineId, Truncated};
 
 use super::answers::{self, Answer};
+use super::backup::{self, Backup};
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
 use super::{Shared, walsender};
@@ -70,8 +71,9 @@ pub(super) struct Session {
     context: SessionContext,
     settings: Settings,
     /// To log in upstream as the same role.
-    #[expect(dead_code, reason = "base backups come next")]
     credentials: Credentials,
+    /// A walsender upstream that a manifest was uploaded to.
+    backup: Option<Backup>,
     shared: Arc<Shared>,
     /// After an error in an extended-protocol message everything up to Sync is skipped.
     skip_to_sync: bool,
@@ -129,7 +131,15 @@ impl Session {
         credentials: Credentials,
         shared: Arc<Shared>,
     ) -> Session {
-        Session { context, settings, credentials, shared, skip_to_sync: false, _registration: registration }
+        Session {
+            context,
+            settings,
+            credentials,
+            backup: None,
+            shared,
+            skip_to_sync: false,
+            _registration: registration,
+        }
     }
 
     pub(super) fn context(&self) -> &SessionContext {
@@ -214,6 +224,9 @@ impl Session {
         let text = frame
             .c_string()
             .ok_or_else(|| PgError::error(sqlstate::PROTOCOL_VIOLATION, "invalid message format"))?;
+        if backup::is_backup_command(text) {
+            return self.backup(conn, text).await;
+        }
         let parsed = Parsed::parse(text);
         for notice in &parsed.notices {
             conn.put_error(&PgError::notice(Truncated::SQLSTATE, notice.to_string()));
@@ -232,6 +245,25 @@ impl Session {
             }
         }
         conn.put(&messages::ready_for_query());
+        Ok(Next::Message)
+    }
+
+    /// The upstream ends the answer itself. A connection that a backup was taken through is of no more use.
+    async fn backup(&mut self, conn: &mut Connection, text: &[u8]) -> Result<Next, Failure> {
+        tracing::debug!(pid = self.context.pid, "received replication command: {}", text.escape_ascii());
+        self.context.cancel.arm();
+        let mut backup = match self.backup.take() {
+            Some(backup) => backup,
+            None => tokio::select! {
+                opened = Backup::open(&self.context, &self.shared, &self.credentials) => opened?,
+                () = self.context.cancel.requested() => return Err(answers::canceled().into()),
+                gone = conn.gone() => return Err(Failure::Closed(gone.to_string())),
+            },
+        };
+        backup.run(conn, &self.context, &self.shared, text).await?;
+        if text.trim_ascii_start().starts_with(b"UPLOAD_MANIFEST") {
+            self.backup = Some(backup);
+        }
         Ok(Next::Message)
     }
 

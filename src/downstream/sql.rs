@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::forward::{self, SessionState, Side, Statement, Texts};
+use super::own::OwnRelay;
 use super::registry::Registration;
 use crate::conninfo::Credentials;
 use crate::gateway::Attributes;
+use crate::overlay::{self, Rewritten, SqlContext};
 use crate::upstream::UpstreamConnection;
 use crate::wire::{Connection, PgError, messages};
 
@@ -21,10 +23,8 @@ pub(super) struct SqlSession {
     pub(super) parameters: Vec<(String, Vec<u8>)>,
     pub(super) credentials: Credentials,
     /// The role's, if known.
-    #[expect(dead_code, reason = "the console comes next")]
     pub(super) attributes: Option<Attributes>,
     pub(super) shared: Arc<Shared>,
-    #[expect(dead_code, reason = "the console comes next")]
     pub(super) registration: Registration,
 }
 
@@ -32,17 +32,15 @@ impl SqlSession {
     /// Serves the client until one side ends it; then says why, for the log.
     pub(super) async fn run(mut self, mut conn: Connection) -> String {
         let gateway = self.shared.gateway.clone();
-        let host = gateway.host();
         let parameters = std::mem::take(&mut self.parameters);
         let opened = tokio::select! {
             opened = gateway.open(&self.user, &self.credentials, parameters) => opened,
             gone = conn.gone() => return gone.to_string(),
         };
-        let mut upstream = match opened {
+        let (mut upstream, _cancellable) = match opened {
             Ok(upstream) => upstream,
             Err(error) => return refuse(conn, error.client_error(&self.user, &self.credentials)).await,
         };
-        let _cancellable = host.and_then(|host| gateway.cancellable(&upstream, host));
         welcome(&mut conn, &mut upstream);
         if let Err(error) = conn.flush().await {
             return format!("could not send data to client: {error}");
@@ -50,8 +48,9 @@ impl SqlSession {
         self.forward(conn, upstream).await
     }
 
-    async fn forward(&mut self, conn: Connection, upstream: UpstreamConnection) -> String {
+    async fn forward(&self, conn: Connection, upstream: UpstreamConnection) -> String {
         let conforming = upstream.parameter("standard_conforming_strings") != Some("off");
+        let encoding = upstream.parameter("server_encoding").map(str::to_owned);
         let state = SessionState::new(conforming);
         let (socket, read_already) = conn.into_parts();
         let (reader, writer) = tokio::io::split(socket);
@@ -59,7 +58,8 @@ impl SqlSession {
         let parts = upstream.into_parts();
         let (reader, writer) = tokio::io::split(parts.stream);
         let server = Side { reader, writer, read_already: parts.buffered };
-        let mut overlay = Overlay;
+        let utf8 = encoding.is_none_or(|name| name == "UTF8");
+        let mut overlay = Overlay { session: self, utf8 };
         forward::forward(client, server, &mut overlay, &state, &self.shared.shutdown).await
     }
 }
@@ -86,10 +86,35 @@ async fn refuse(mut conn: Connection, error: PgError) -> String {
 }
 
 /// What is done to statements on their way.
-struct Overlay;
+struct Overlay<'a> {
+    session: &'a SqlSession,
+    /// The database's encoding.
+    utf8: bool,
+}
 
-impl Texts for Overlay {
-    fn rewrite(&mut self, _: Statement, _: &[u8], _: &SessionState) -> Option<Vec<u8>> {
-        None
+impl Texts for Overlay<'_> {
+    fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>> {
+        let context = SqlContext {
+            standard_conforming_strings: state.standard_conforming_strings(),
+            server_encoding_utf8: self.utf8,
+            simple_query: kind == Statement::Simple,
+            overlay: self.session.shared.config.sql_overlay,
+            transaction_failed: state.has_failed(),
+        };
+        let mut relay = OwnRelay {
+            shared: &self.session.shared,
+            pid: self.session.registration.pid,
+            attributes: self.session.attributes,
+        };
+        match overlay::rewrite(text, &context, &mut relay) {
+            Rewritten::Unchanged => None,
+            Rewritten::Text(text) => Some(text),
+        }
+    }
+}
+
+impl Drop for SqlSession {
+    fn drop(&mut self) {
+        self.shared.store.slots().drop_temporary_of(self.registration.pid);
     }
 }

@@ -33,7 +33,7 @@ pub struct Cancellable {
 
 impl Gateway {
     /// Makes the session known to [`Gateway::cancel`]. `None` if the server gave no key.
-    pub fn cancellable(&self, connection: &UpstreamConnection, host: HostSpec) -> Option<Cancellable> {
+    pub(super) fn cancellable(&self, connection: &UpstreamConnection, host: HostSpec) -> Option<Cancellable> {
         let key = CancelKey { pid: connection.backend_pid()?, key: connection.cancel_key().to_vec(), host };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.entry(key.pid).or_default().push(key.clone());

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::conninfo::{ConnInfo, Credentials, HostSpec};
+use crate::conninfo::{ConnInfo, Credentials, HostSpec, TargetSessionAttrs};
 use crate::store::Store;
 use crate::upstream::{ConnectError, UpstreamConnection, connect};
 use crate::wire::{PgError, sqlstate};
@@ -95,7 +95,8 @@ impl Gateway {
     }
 
     /// Logs in at the followed server as `user`. `parameters` are those of the start-up message, `user` not among
-    /// them.
+    /// them. As long as the second value lives, clients may have the session cancelled; there is none if the server
+    /// gave no key.
     ///
     /// # Errors
     /// [`OpenError::client_error`] says it to the client.
@@ -104,21 +105,27 @@ impl Gateway {
         user: &str,
         credentials: &Credentials,
         parameters: Vec<(String, Vec<u8>)>,
-    ) -> Result<UpstreamConnection, OpenError> {
-        let host = self.host().ok_or(OpenError::Down)?;
-        let info = self.info.in_the_name_of(user, credentials, parameters);
-        let connection = connect(&info, &host, Instant::now() + CONNECT_LIMIT).await;
-        connection.map_err(OpenError::Connect)
+    ) -> Result<(UpstreamConnection, Option<Cancellable>), OpenError> {
+        self.open_with(&self.info.in_the_name_of(user, credentials, parameters)).await
     }
 
     /// Logs in at the followed server as the relay's own role, for a physical replication connection.
     ///
     /// # Errors
     /// As [`Gateway::open`].
-    pub async fn open_own(&self) -> Result<UpstreamConnection, OpenError> {
+    pub async fn open_own(&self) -> Result<(UpstreamConnection, Option<Cancellable>), OpenError> {
+        self.open_with(&ConnInfo { target_session_attrs: TargetSessionAttrs::Any, ..self.info.clone() }).await
+    }
+
+    async fn open_with(
+        &self,
+        info: &ConnInfo,
+    ) -> Result<(UpstreamConnection, Option<Cancellable>), OpenError> {
         let host = self.host().ok_or(OpenError::Down)?;
-        let connection = connect(&self.info, &host, Instant::now() + CONNECT_LIMIT).await;
-        connection.map_err(OpenError::Connect)
+        let connection = connect(info, &host, Instant::now() + CONNECT_LIMIT).await;
+        let connection = connection.map_err(OpenError::Connect)?;
+        let cancellable = self.cancellable(&connection, host);
+        Ok((connection, cancellable))
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -86,6 +87,8 @@ pub struct SlotInfo {
     pub invalidated: bool,
     /// The standby's feedback, kept across connections.
     pub feedback: FeedbackHorizon,
+    /// Since when nobody uses it: its release, its creation, or the relay's start; `None` while it is in use.
+    pub inactive_since: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -100,6 +103,7 @@ struct Slot {
     /// Ends the connection that uses the slot when it is invalidated; one for each acquisition.
     evict: Mutex<CancellationToken>,
     feedback: Mutex<FeedbackHorizon>,
+    inactive_since: Mutex<SystemTime>,
 }
 
 /// All slots of the relay.
@@ -323,6 +327,7 @@ impl Slot {
             invalidated: AtomicBool::new(false),
             evict: Mutex::default(),
             feedback: Mutex::default(),
+            inactive_since: Mutex::new(SystemTime::now()),
         }
     }
 
@@ -335,6 +340,7 @@ impl Slot {
             temporary: self.owner.is_some(),
             invalidated: self.invalidated.load(Ordering::Relaxed),
             feedback: *lock(&self.feedback),
+            inactive_since: (pid == 0).then(|| *lock(&self.inactive_since)),
         }
     }
 
@@ -391,6 +397,7 @@ impl SlotGuard {
 impl Drop for SlotGuard {
     /// A temporary slot stays with its connection; another becomes free.
     fn drop(&mut self) {
+        *lock(&self.slot.inactive_since) = SystemTime::now();
         self.slot.active_pid.store(self.slot.owner.unwrap_or(0), Ordering::Relaxed);
         self.slots.note_release();
     }

@@ -16,6 +16,8 @@ pub mod sqlstate {
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     /// `22023`
     pub const INVALID_PARAMETER_VALUE: &str = "22023";
+    /// `22P02`
+    pub const INVALID_TEXT_REPRESENTATION: &str = "22P02";
     /// `28000`
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `28P01`

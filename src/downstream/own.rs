@@ -1,0 +1,124 @@
+//! The relay's slots and consumers as a SQL session sees them.
+
+use walrelay_proto::{Lsn, SlotName};
+
+use super::Shared;
+use super::answers::{slot_error, slot_name_error, wal_to_reserve};
+use super::settings;
+use crate::gateway::Attributes;
+use crate::overlay::{Relay, Row, sender_rows, slot_rows};
+use crate::store::{SlotInfo, SlotPersistence};
+use crate::wire::{PgError, sqlstate};
+
+/// The relay on behalf of one session.
+pub(super) struct OwnRelay<'a> {
+    pub(super) shared: &'a Shared,
+    /// The session's number among the relay's connections: owner of its temporary slots.
+    pub(super) pid: u32,
+    /// The role's, if known.
+    pub(super) attributes: Option<Attributes>,
+}
+
+impl OwnRelay<'_> {
+    /// PG: `CheckSlotPermissions`
+    fn check_permission(&self) -> Result<(), PgError> {
+        let Some(attributes) = self.attributes else {
+            let text = "walrelay could not ask the upstream whether the role may use replication slots";
+            return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text)
+                .with_hint("Let the relay's role connect to the database of --auth-dbname, or use CREATE_REPLICATION_SLOT."));
+        };
+        if attributes.may_replicate() {
+            return Ok(());
+        }
+        let version = settings::server_version_num(&self.shared.store.upstream_parameters());
+        if version < 160_000 {
+            let text = "must be superuser or replication role to use replication slots";
+            return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text));
+        }
+        let text = "permission denied to use replication slots";
+        let detail = "Only roles with the REPLICATION attribute may use replication slots.";
+        Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail))
+    }
+
+    fn slot(&self, name: &str) -> Result<SlotInfo, PgError> {
+        let missing = || slot_error(crate::store::SlotError::Missing { name: name.to_owned() });
+        self.shared.store.slots().get(name).ok_or_else(missing)
+    }
+
+    fn create(&self, name: &str, temporary: bool, from: Option<Lsn>) -> Result<(), PgError> {
+        let name = SlotName::new(name).map_err(slot_name_error)?;
+        let persistence = match temporary {
+            true => SlotPersistence::Temporary { owner: self.pid },
+            false => SlotPersistence::Persistent,
+        };
+        let slots = self.shared.store.slots();
+        // Saving waits for the disk; statements that do this are rare.
+        tokio::task::block_in_place(|| slots.create(&name, persistence, from)).map_err(slot_error)
+    }
+}
+
+impl Relay for OwnRelay<'_> {
+    fn slots(&mut self) -> Vec<Row> {
+        slot_rows(&self.shared.store)
+    }
+
+    fn senders(&mut self) -> Vec<Row> {
+        sender_rows(&self.shared.store)
+    }
+
+    fn has_slot(&mut self, name: &str) -> bool {
+        self.shared.store.slots().get(name).is_some()
+    }
+
+    fn create_slot(&mut self, name: &str, reserve: bool, temporary: bool) -> Result<Option<Lsn>, PgError> {
+        self.check_permission()?;
+        let from = if reserve { wal_to_reserve(&self.shared.store) } else { None };
+        self.create(name, temporary, from)?;
+        Ok(self.slot(name)?.restart_lsn)
+    }
+
+    fn drop_slot(&mut self, name: &str) -> Result<(), PgError> {
+        self.check_permission()?;
+        let slots = self.shared.store.slots();
+        tokio::task::block_in_place(|| slots.drop_slot(name, self.pid)).map_err(slot_error)
+    }
+
+    fn copy_slot(&mut self, from: &str, to: &str, temporary: Option<bool>) -> Result<(), PgError> {
+        self.check_permission()?;
+        let source = self.slot(from)?;
+        // PG: copy_replication_slot
+        let Some(restart) = source.restart_lsn else {
+            let text = "cannot copy a replication slot that doesn't reserve WAL";
+            return Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text));
+        };
+        if source.invalidated {
+            let text = format!("cannot copy invalidated replication slot \"{from}\"");
+            return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text));
+        }
+        self.create(to, temporary.unwrap_or(source.temporary), Some(restart))
+    }
+
+    fn advance_slot(&mut self, name: &str, upto: Lsn) -> Result<Lsn, PgError> {
+        self.check_permission()?;
+        if upto == Lsn::INVALID {
+            return Err(PgError::error(sqlstate::INVALID_PARAMETER_VALUE, "invalid target WAL LSN"));
+        }
+        let store = &self.shared.store;
+        let slot = store.slots().acquire(name, self.pid).map_err(slot_error)?;
+        let not_ready =
+            || PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, "no WAL has been received yet");
+        let upto = upto.min(store.tip().ok_or_else(not_ready)?.flush_lsn);
+        // PG: pg_replication_slot_advance
+        let Some(minimum) = self.slot(name)?.restart_lsn else {
+            let text = format!("replication slot \"{name}\" cannot be advanced");
+            let detail = "This slot has never previously reserved WAL, or it has been invalidated.";
+            return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text).with_detail(detail));
+        };
+        if upto < minimum {
+            let text = format!("cannot advance replication slot to {upto}, minimum is {minimum}");
+            return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text));
+        }
+        slot.confirm_flush(upto);
+        Ok(upto)
+    }
+}
