@@ -1,14 +1,14 @@
 //! Follows the cluster: finds a server to receive from, receives, and begins again when that ends.
 //!
 //! ```text
-//!             +--> connect ──> attach ──> compare ──────────> ensure slot ──> START_REPLICATION ──> receive
-//!             |    (each       (system    histories, store     ^   ^                                  │
-//!             |     host)       id)       those not here      │   │ behind: wait (only host)         │
-//!             |                             │  ^   │           │   +─────────── IDENTIFY_SYSTEM       │
-//!             |                   refused:  │  │   └ ours ended at or before what we hold: switch     │
-//!   back-off  |                   sibling,  │  │                                                      │
-//!             |                   old, ...  │  +───────────────────────── timeline ended ─────────────┤
-//!             +--------- any failure <──────+──────────────────────────────────────────────────────────+
+//! connect ──> introduce ──> compare ───> compare ──> accept: keep its ──> START_REPLICATION ──> receive
+//!   ^  (each  (system id)   histories    bytes       settings, history                             │
+//!   │  host)                 ^    │                  files, make slot                              │
+//!   │                        │    │ behind us,          │ ours was left at or      timeline ended │
+//!   │                        │    │ only host: wait     │ before what we hold:                    │
+//!   │                        │    │                     │ switch                                  │
+//!   │                        +────+─────────────────────+─────────────────────────────────────────+
+//!   +─ back-off ── any failure, refused: sibling, old timeline, other bytes, ...
 //! ```
 //!
 //! docs/TIMELINES.md says which histories are followed.

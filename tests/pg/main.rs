@@ -19,6 +19,7 @@ mod refusals;
 mod relay_restart;
 mod retention;
 mod segment_size;
+mod siblings;
 mod standby;
 mod switchover;
 mod synchronous;
