@@ -14,7 +14,9 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use walrelay::auth::hba::Hba;
 use walrelay::auth::users::Users;
+use walrelay::conninfo::{ConnInfo, Environment};
 use walrelay::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
+use walrelay::gateway::{Gateway, GatewayConfig};
 use walrelay::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity};
@@ -104,11 +106,19 @@ async fn listen(store: Arc<Store>) -> Downstream {
         authentication_timeout: Duration::from_secs(60),
         wal_sender_timeout: None,
         shutdown_timeout: Duration::ZERO,
+        sql_overlay: true,
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");
     let access = SharedAccess::new(Access { hba, users: Users::default() });
-    let bound = Downstream::bind(config, Arc::new(access), store, CancellationToken::new()).await;
+    let bound = Downstream::bind(
+        config,
+        Arc::new(access),
+        store.clone(),
+        no_upstream(&store),
+        CancellationToken::new(),
+    )
+    .await;
     bound.expect("a free port")
 }
 
@@ -127,3 +137,15 @@ fn benches(criterion: &mut Criterion) {
 
 criterion_group!(fan_out, benches);
 criterion_main!(fan_out);
+
+/// A gateway that knows no server.
+fn no_upstream(store: &Arc<Store>) -> Arc<Gateway> {
+    let conninfo = ConnInfo::parse("host=localhost user=nobody", &Environment::of_user("nobody"));
+    let config = GatewayConfig {
+        conninfo: conninfo.expect("the connection string is well-formed"),
+        auth_query: None,
+        auth_dbname: "postgres".to_owned(),
+        base_backup_max_rate: None,
+    };
+    Arc::new(Gateway::new(config, tokio::sync::watch::channel(None).1, store.clone()))
+}

@@ -8,6 +8,7 @@ pub mod config;
 pub mod conninfo;
 pub mod downstream;
 pub mod error;
+pub mod gateway;
 pub mod relay;
 pub mod store;
 pub mod upstream;

@@ -12,14 +12,16 @@ use std::sync::Arc;
 use std::thread;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::hba::Hba;
 use crate::auth::users::Users;
 use crate::config::Config;
+use crate::conninfo::HostSpec;
 use crate::downstream::{Access, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
+use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Store, Writer};
 use crate::upstream::{self, UpstreamConfig, UpstreamError};
 
@@ -31,14 +33,23 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let access = Arc::new(SharedAccess::new(load_access(&config)?));
     let (store, writer, background) = Store::open(config.store.clone())?;
     let shutdown = CancellationToken::new();
-    let downstream =
-        Downstream::bind(downstream_config(&config, listen), access.clone(), store.clone(), shutdown.clone())
-            .await?;
+    let (followed, host) = watch::channel(None);
+    let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
+    let downstream = Downstream::bind(
+        downstream_config(&config, listen),
+        access.clone(),
+        store.clone(),
+        gateway.clone(),
+        shutdown.clone(),
+    )
+    .await?;
     for address in downstream.addresses() {
         tracing::info!("listening on {address}");
     }
     let mut downstream = tokio::spawn(downstream.run());
-    let mut upstream = UpstreamThread::start(&config, writer)?;
+    let stop_refresh = shutdown.clone();
+    tokio::spawn(async move { gateway.roles().refresh(stop_refresh).await });
+    let mut upstream = UpstreamThread::start(&config, writer, followed)?;
     tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
 
     let outcome = loop {
@@ -67,6 +78,15 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     outcome
 }
 
+fn gateway_config(config: &Config) -> GatewayConfig {
+    GatewayConfig {
+        conninfo: config.upstream.clone(),
+        auth_query: config.auth_query.clone(),
+        auth_dbname: config.auth_dbname.clone(),
+        base_backup_max_rate: config.base_backup_max_rate,
+    }
+}
+
 fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConfig {
     DownstreamConfig {
         listen,
@@ -74,6 +94,7 @@ fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConf
         authentication_timeout: config.authentication_timeout,
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
+        sql_overlay: config.sql_overlay,
     }
 }
 
@@ -129,7 +150,11 @@ struct UpstreamThread {
 }
 
 impl UpstreamThread {
-    fn start(config: &Config, writer: Writer) -> Result<UpstreamThread, RelayError> {
+    fn start(
+        config: &Config,
+        writer: Writer,
+        followed: watch::Sender<Option<HostSpec>>,
+    ) -> Result<UpstreamThread, RelayError> {
         let system = |source| RelayError::System { action: "could not start the upstream thread", source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
         let stop = CancellationToken::new();
@@ -138,6 +163,7 @@ impl UpstreamThread {
             conninfo: config.upstream.clone(),
             slot: config.slot.clone(),
             wal_receiver_timeout: config.wal_receiver_timeout,
+            followed,
         };
         let follow = upstream::follow(upstream, writer, stop.clone());
         let run = move || {

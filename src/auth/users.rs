@@ -36,7 +36,7 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// Told apart by its looks, as PostgreSQL does (`get_password_type`).
-    fn classify(text: &str) -> Secret {
+    pub fn classify(text: &str) -> Secret {
         match text.parse() {
             Ok(verifier) => Secret::Scram(verifier),
             Err(_) if md5::is_stored_hash(text) => Secret::Md5(text.to_owned()),

@@ -51,6 +51,28 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_AUTH_FILE", value_name = "FILE")]
     pub(super) auth_file: Option<PathBuf>,
 
+    /// Ask the upstream for the secrets of roles, so that they log in here with the same password; the query may be
+    /// given, with $1 for the role's name and two result columns, name and secret
+    #[arg(long, env = "WALRELAY_AUTH_QUERY", value_name = "QUERY", num_args = 0..=1, require_equals = true,
+          default_missing_value = "")]
+    pub(super) auth_query: Option<String>,
+
+    /// Database on the upstream for the relay's own questions about roles [default: dbname of --upstream, else
+    /// postgres]
+    #[arg(long, env = "WALRELAY_AUTH_DBNAME", value_name = "DBNAME")]
+    pub(super) auth_dbname: Option<String>,
+
+    /// Whether SQL clients see the relay's slots and consumers in pg_replication_slots and pg_stat_replication
+    /// [default: on]
+    #[arg(long, env = "WALRELAY_SQL_OVERLAY", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) sql_overlay: Option<Switch>,
+
+    /// Most bytes per second of all base backups together, e.g. 100MB; a bare number is kilobytes [default: no limit]
+    #[arg(long, env = "WALRELAY_BASE_BACKUP_MAX_RATE", value_name = "RATE")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) base_backup_max_rate: Option<String>,
+
     /// How log lines look [default: text]
     #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub(super) log_format: Option<LogFormat>,
@@ -103,6 +125,15 @@ pub(super) struct Settings {
     pub(super) shutdown_timeout: Option<String>,
 }
 
+/// A setting that is on or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -124,6 +155,10 @@ impl Settings {
             slot: self.slot.or(other.slot),
             hba_file: self.hba_file.or(other.hba_file),
             auth_file: self.auth_file.or(other.auth_file),
+            auth_query: self.auth_query.or(other.auth_query),
+            auth_dbname: self.auth_dbname.or(other.auth_dbname),
+            sql_overlay: self.sql_overlay.or(other.sql_overlay),
+            base_backup_max_rate: self.base_backup_max_rate.or(other.base_backup_max_rate),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
             wal_write: self.wal_write.or(other.wal_write),

@@ -12,10 +12,11 @@ use tracing::level_filters::LevelFilter;
 use walrelay_proto::SlotName;
 
 use crate::conninfo::{ConnInfo, Environment};
+use crate::gateway::DEFAULT_AUTH_QUERY;
 use crate::store::{StoreConfig, WalWrite};
 
 use cli::Settings;
-pub use cli::{Cli, LogFormat};
+pub use cli::{Cli, LogFormat, Switch};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -30,6 +31,14 @@ pub struct Config {
     pub hba_file: Option<PathBuf>,
     /// `--auth-file`.
     pub auth_file: Option<PathBuf>,
+    /// `--auth-query`, the default query filled in; `None` if it was not given.
+    pub auth_query: Option<String>,
+    /// `--auth-dbname`.
+    pub auth_dbname: String,
+    /// `--sql-overlay`.
+    pub sql_overlay: bool,
+    /// `--base-backup-max-rate`, bytes per second.
+    pub base_backup_max_rate: Option<u64>,
     /// `--log-format`.
     pub log_format: LogFormat,
     /// `--log-level`.
@@ -91,8 +100,14 @@ impl Config {
         let upstream = given.ok_or(ConfigError::NoUpstream)?;
         let upstream = ConnInfo::parse(upstream, environment).map_err(|error| value("upstream", &error))?;
         let slot = settings.slot.as_deref().unwrap_or("walrelay");
+        let auth_dbname = settings.auth_dbname.clone().or_else(|| upstream.dbname.clone());
+        let rate = settings.base_backup_max_rate.as_deref().map(units::rate).transpose();
         Ok(Config {
             upstream,
+            auth_query: settings.auth_query.clone().map(auth_query),
+            auth_dbname: auth_dbname.unwrap_or_else(|| "postgres".to_owned()),
+            sql_overlay: settings.sql_overlay != Some(Switch::Off),
+            base_backup_max_rate: rate.map_err(|error| value("base-backup-max-rate", &error))?,
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
             listen: match settings.listen.is_empty() {
@@ -110,6 +125,11 @@ impl Config {
             shutdown_timeout: time("shutdown-timeout", settings.shutdown_timeout, "10s")?,
         })
     }
+}
+
+/// Without a text it is PgBouncer's.
+fn auth_query(given: String) -> String {
+    if given.trim().is_empty() { DEFAULT_AUTH_QUERY.to_owned() } else { given }
 }
 
 fn log_level(text: &str) -> Result<LevelFilter, ConfigError> {

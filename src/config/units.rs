@@ -17,6 +17,15 @@ pub(super) fn size_or_unlimited(text: &str) -> Result<Option<u64>, String> {
     }
 }
 
+/// Bytes per second: `100MB`; a bare number counts in kilobytes, as for `pg_basebackup --max-rate`.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let units =
+        [("GB", 1u64 << 30), ("MB", 1 << 20), ("M", 1 << 20), ("kB", 1 << 10), ("k", 1 << 10), ("B", 1)];
+    number_with_unit(text, &units, 1 << 10)
+        .filter(|rate| *rate > 0)
+        .ok_or_else(|| format!("invalid rate \"{text}\": expected a number above 0 with B, kB, MB or GB"))
+}
+
 /// `60s`, `1min`, `500ms`; a bare number counts in milliseconds, as `wal_sender_timeout` does.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1), ("min", 60_000), ("s", 1000), ("h", 3_600_000), ("d", 86_400_000)];

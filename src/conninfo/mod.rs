@@ -4,8 +4,9 @@
 //! files, password files, `PG...` variables. Besides, the short form `host[:port][,...]`. What libpq would honour
 //! and walrelay cannot is an error that names the keyword; it is never silently ignored.
 //!
-//! `dbname` and `replication` are read and have no effect, as for PostgreSQL's walreceiver: connections are
-//! physical replication connections, whose passwords are looked up under the database name `replication`.
+//! `replication` is read and has no effect, as for PostgreSQL's walreceiver: connections for WAL are physical
+//! replication connections, whose passwords are looked up under the database name `replication`. `dbname` is the
+//! database for the relay's own SQL.
 //!
 //! PG: `fe-connect.c`.
 
@@ -45,12 +46,18 @@ pub struct ConnInfo {
     pub hosts: Vec<HostSpec>,
     /// Role to log in as.
     pub user: String,
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// `dbname`, for SQL of our own.
+    pub dbname: Option<String>,
     /// Password given in the string, the service file or `PGPASSWORD`. See [`ConnInfo::password_for`].
     pub password: Option<Secret>,
     /// Password file to look in otherwise.
     pub passfile: Option<PathBuf>,
     /// Keys to log in with instead of a password (`scram_client_key`, `scram_server_key`).
     pub scram_keys: Option<Keys>,
+    /// What `pg_authid` holds instead of the password, to answer an MD5 challenge with.
+    pub stored_md5: Option<Secret>,
     /// `application_name`, then `fallback_application_name`, then [`DEFAULT_APPLICATION_NAME`].
     pub application_name: String,
     /// Switches for the server process, `-c name=value ...`.
@@ -73,6 +80,29 @@ pub struct ConnInfo {
     pub target_session_attrs: TargetSessionAttrs,
     /// Whether to try hosts and addresses in random order.
     pub load_balance_hosts: bool,
+}
+
+/// What a connection is for, as its start-up message says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Receiving WAL: database `replication`, `replication=true`.
+    Replication,
+    /// A session with these start-up parameters, `user` not among them; `database` decides which line of the
+    /// password file counts.
+    Session(Vec<(String, Vec<u8>)>),
+}
+
+/// What proves to the server that we may log in as somebody else: what that somebody has proved, or told, to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Credentials {
+    /// Nothing.
+    None,
+    /// The password: good for every method.
+    Password(Secret),
+    /// The stored MD5 hash: good for MD5 challenges.
+    Md5(Secret),
+    /// The keys of a SCRAM exchange: good where the same verifier is stored.
+    Scram(Keys),
 }
 
 /// One of the hosts to try.
@@ -284,6 +314,54 @@ impl ConnInfo {
         validate::validate(&settings, environment)
     }
 
+    /// The same servers, as another role with other start-up parameters. The password file is the relay's own and
+    /// is not looked into.
+    pub fn in_the_name_of(
+        &self,
+        user: &str,
+        credentials: &Credentials,
+        parameters: Vec<(String, Vec<u8>)>,
+    ) -> ConnInfo {
+        let mut info = self.clone();
+        info.user = user.to_owned();
+        info.purpose = Purpose::Session(parameters);
+        info.target_session_attrs = TargetSessionAttrs::Any;
+        (info.password, info.passfile, info.scram_keys, info.stored_md5) = (None, None, None, None);
+        match credentials.clone() {
+            Credentials::None => {}
+            Credentials::Password(password) => info.password = Some(password),
+            Credentials::Md5(hash) => info.stored_md5 = Some(hash),
+            Credentials::Scram(keys) => info.scram_keys = Some(keys),
+        }
+        info
+    }
+
+    /// The same servers and role, for SQL in a database.
+    pub fn for_sql(&self, database: &str) -> ConnInfo {
+        let parameter = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+        let parameters = vec![
+            parameter("database", database),
+            parameter("application_name", &self.application_name),
+            parameter("client_encoding", "UTF8"),
+        ];
+        ConnInfo {
+            purpose: Purpose::Session(parameters),
+            target_session_attrs: TargetSessionAttrs::Any,
+            ..self.clone()
+        }
+    }
+
+    /// The database's name in password files.
+    fn passfile_database(&self) -> String {
+        match &self.purpose {
+            Purpose::Replication => REPLICATION_DATABASE.to_owned(),
+            Purpose::Session(parameters) => {
+                let database = parameters.iter().find(|(name, _)| name == "database");
+                database.map_or(self.user.clone(), |(_, value)| String::from_utf8_lossy(value).into_owned())
+            }
+        }
+    }
+
     /// The password for one of the hosts: the one given, else what the password file says now.
     ///
     /// # Errors
@@ -292,13 +370,8 @@ impl ConnInfo {
         let (None, Some(passfile)) = (&self.password, &self.passfile) else {
             return Ok(self.password.clone());
         };
-        let host_name = host.passfile_name();
-        let key = passfile::Key {
-            host: &host_name,
-            port: host.port,
-            database: REPLICATION_DATABASE,
-            user: &self.user,
-        };
+        let (host_name, database) = (host.passfile_name(), self.passfile_database());
+        let key = passfile::Key { host: &host_name, port: host.port, database: &database, user: &self.user };
         passfile::look_up(passfile, &key)
     }
 }

@@ -9,9 +9,9 @@ use base64::Engine;
 use super::ConnInfoError as Error;
 use super::options::{Keyword, Settings};
 use super::{
-    ChannelBinding, ConnInfo, DEFAULT_APPLICATION_NAME, Environment, HostAddress, HostSpec, RequireAuth,
-    RootCert, Secret, SslCertMode, SslMode, SslNegotiation, TargetSessionAttrs, TcpOptions, TlsOptions,
-    TlsVersion, is_space,
+    ChannelBinding, ConnInfo, DEFAULT_APPLICATION_NAME, Environment, HostAddress, HostSpec, Purpose,
+    RequireAuth, RootCert, Secret, SslCertMode, SslMode, SslNegotiation, TargetSessionAttrs, TcpOptions,
+    TlsOptions, TlsVersion, is_space,
 };
 use crate::auth::scram::{Key, Keys};
 
@@ -30,6 +30,8 @@ pub(super) fn validate(settings: &Settings, environment: &Environment) -> Result
     Ok(ConnInfo {
         hosts: hosts(settings)?,
         user: user.ok_or(Error::NoUser)?,
+        purpose: Purpose::Replication,
+        dbname: text(Keyword::Dbname),
         password: settings.non_empty(Keyword::Password).map(Secret::new),
         passfile: passfile.or_else(|| environment.home().map(|home| home.join(".pgpass"))),
         require_auth: RequireAuth::parse(settings.get(Keyword::RequireAuth).unwrap_or_default())?,
@@ -37,6 +39,7 @@ pub(super) fn validate(settings: &Settings, environment: &Environment) -> Result
         tls: tls(settings, environment)?,
         target_session_attrs: choose(settings, Keyword::TargetSessionAttrs, &SESSION_ATTRS)?,
         scram_keys: scram_keys(settings)?,
+        stored_md5: None,
         load_balance_hosts: choose(settings, Keyword::LoadBalanceHosts, &LOAD_BALANCE)?,
         application_name: application_name.unwrap_or_else(|| DEFAULT_APPLICATION_NAME.to_owned()),
         options: text(Keyword::Options),

@@ -12,9 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::login::{self, LoggedIn, LoginError};
 use super::registry::Registry;
+use super::sql::SqlSession;
 use super::unix::{self, BoundUnix};
 use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
 use crate::auth::scram::server::MockSecret;
+use crate::gateway::Gateway;
 use crate::store::Store;
 use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
 
@@ -80,6 +82,7 @@ impl Downstream {
         config: DownstreamConfig,
         access: Arc<SharedAccess>,
         store: Arc<Store>,
+        gateway: Arc<Gateway>,
         shutdown: CancellationToken,
     ) -> Result<Downstream, ListenError> {
         let mut listeners = Vec::new();
@@ -103,7 +106,7 @@ impl Downstream {
         let mock = MockSecret::random().map_err(ListenError::Random)?;
         Ok(Downstream {
             listeners,
-            shared: Arc::new(Shared { config, access, store, registry, mock, shutdown }),
+            shared: Arc::new(Shared { config, access, store, registry, gateway, mock, shutdown }),
         })
     }
 
@@ -233,6 +236,7 @@ async fn serve(socket: Socket, shared: Arc<Shared>) {
     let limit = shared.config.authentication_timeout;
     let session = match tokio::time::timeout(limit, login::log_in(&mut conn, &shared)).await {
         Ok(Ok(LoggedIn::Session(session))) => session,
+        Ok(Ok(LoggedIn::Sql(sql))) => return serve_sql(conn, *sql).await,
         Ok(Ok(LoggedIn::Cancel)) => return,
         Ok(Err(error)) => return turn_away(conn, error).await,
         Err(_) => {
@@ -247,6 +251,13 @@ async fn serve(socket: Socket, shared: Arc<Shared>) {
     tracing::info!(pid, %peer, user, application_name = name, "disconnection: {reason}");
 }
 
+async fn serve_sql(conn: Connection, session: SqlSession) {
+    let (peer, user, database) = (conn.peer(), session.user.clone(), session.database.clone());
+    tracing::info!(%peer, user, database, "connection authorized");
+    let reason = session.run(conn).await;
+    tracing::info!(%peer, user, database, "disconnection: {reason}");
+}
+
 fn set_options(socket: &Socket) -> io::Result<()> {
     let Socket::Tcp(socket) = socket else { return Ok(()) };
     socket.set_nodelay(true)?;
@@ -258,7 +269,7 @@ async fn turn_away(mut conn: Connection, error: LoginError) {
     let peer = conn.peer();
     match error {
         LoginError::Refused(error) => {
-            tracing::info!(%peer, sqlstate = error.sqlstate, "connection refused: {}", error.message);
+            tracing::info!(%peer, sqlstate = &*error.sqlstate, "connection refused: {}", error.message);
             conn.put_error(&error);
         }
         LoginError::Ancient(version) => {

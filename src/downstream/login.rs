@@ -12,6 +12,9 @@ use pgwire::messages::startup::Authentication;
 use super::Shared;
 use super::session::{Session, SessionContext};
 use super::settings::{self, Settings};
+use super::sql::SqlSession;
+use crate::conninfo::Credentials;
+use crate::gateway::{Attributes, Role};
 use crate::store::{SenderIdentity, UpstreamParameters};
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
 use crate::wire::{Connection, PgError, Phase, ReadError, messages, sqlstate};
@@ -38,6 +41,8 @@ pub(super) enum LoginError {
 pub(super) enum LoggedIn {
     /// A walsender.
     Session(Box<Session>),
+    /// SQL, or logical replication.
+    Sql(Box<SqlSession>),
     /// To cancel another one; done.
     Cancel,
 }
@@ -47,6 +52,7 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     let message = match read_startup(conn).await? {
         StartupPacket::Cancel(cancel) => {
             shared.registry.cancel(cancel.pid, &cancel.key);
+            shared.gateway.cancel(cancel.pid, &cancel.key).await;
             return Ok(LoggedIn::Cancel);
         }
         StartupPacket::Startup(message) => message,
@@ -56,12 +62,38 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
         }
     };
     let request = read_request(conn, &message)?;
-    check_ready(shared)?;
-    authenticate::authenticate(conn, shared, &request).await?;
+    check_ready(shared, request.kind)?;
+    let role = shared.gateway.roles().look_up(&request.user).await;
+    let credentials = authenticate::authenticate(conn, shared, &request, &role).await?;
+    check_role(&request, &role, &shared.store.upstream_parameters())?;
     conn.put(&Authentication::Ok);
-    let session = begin_session(conn, shared, request)?;
     conn.set_phase(Phase::Command);
-    Ok(LoggedIn::Session(Box::new(session)))
+    Ok(match request.kind {
+        Kind::Physical => LoggedIn::Session(Box::new(begin_session(conn, shared, request, credentials)?)),
+        Kind::Sql | Kind::Database => {
+            LoggedIn::Sql(Box::new(begin_sql(shared, request, credentials, role.attributes)?))
+        }
+    })
+}
+
+/// What the upstream would check when the session begins (PostgreSQL: `InitializeSessionUserId`, `InitPostgres`).
+/// What it could never be asked about, the hba file and the user file have decided.
+fn check_role(request: &StartupRequest, role: &Role, upstream: &UpstreamParameters) -> Result<(), PgError> {
+    let Some(attributes) = role.attributes else { return Ok(()) };
+    if !attributes.can_login {
+        let text = format!("role \"{}\" is not permitted to log in", request.user);
+        return Err(PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text));
+    }
+    if request.kind == Kind::Sql || attributes.may_replicate() {
+        return Ok(());
+    }
+    if settings::server_version_num(upstream) < 160_000 {
+        let text = "must be superuser or replication role to start walsender";
+        return Err(PgError::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, text));
+    }
+    let text = "permission denied to start WAL sender";
+    let detail = "Only roles with the REPLICATION attribute may start a WAL sender process.";
+    Err(PgError::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail))
 }
 
 /// The first packet that is no encryption request; those are refused, each kind once.
@@ -107,10 +139,13 @@ pub(super) fn ancient_error(version: crate::wire::startup::ProtocolVersion) -> V
     format!("EFATAL:  unsupported frontend protocol {version}: server supports 3.0 to 3.0\n\0").into_bytes()
 }
 
-fn check_ready(shared: &Shared) -> Result<(), PgError> {
+fn check_ready(shared: &Shared, kind: Kind) -> Result<(), PgError> {
     let not_now = |text: &str| Err(PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text));
     if shared.shutdown.is_cancelled() {
         return not_now("the database system is shutting down");
+    }
+    if kind != Kind::Physical {
+        return Ok(());
     }
     if shared.store.identity().is_none() || shared.store.tip().is_none() {
         return not_now("the database system is starting up");
@@ -122,10 +157,8 @@ fn begin_session(
     conn: &mut Connection,
     shared: &Arc<Shared>,
     request: StartupRequest,
+    credentials: Credentials,
 ) -> Result<Session, LoginError> {
-    if request.kind != Kind::Physical {
-        return Err(only_physical(&request).into());
-    }
     let mut key = [0; 4];
     getrandom::fill(&mut key).map_err(|error| {
         PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random cancel key: {error}"))
@@ -159,16 +192,27 @@ fn begin_session(
         store: shared.store.clone(),
         sender,
     };
-    Ok(Session::new(context, registration, settings, shared.clone()))
+    Ok(Session::new(context, registration, settings, credentials, shared.clone()))
 }
 
-fn only_physical(request: &StartupRequest) -> PgError {
-    let what = match request.kind {
-        Kind::Database => "logical replication connections are",
-        _ => "SQL connections are",
-    };
-    PgError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} not supported by walrelay"))
-        .with_hint("Connect to the upstream server, or add replication=true for physical replication.")
+fn begin_sql(
+    shared: &Arc<Shared>,
+    request: StartupRequest,
+    credentials: Credentials,
+    attributes: Option<Attributes>,
+) -> Result<SqlSession, LoginError> {
+    let registration =
+        shared.registry.register([0; 4]).ok_or_else(|| too_many(shared.config.max_wal_senders))?;
+    Ok(SqlSession {
+        parameters: request.for_upstream(),
+        user: request.user,
+        database: request.database,
+        is_logical: request.kind == Kind::Database,
+        credentials,
+        attributes,
+        shared: shared.clone(),
+        registration,
+    })
 }
 
 fn too_many(limit: usize) -> PgError {
@@ -211,6 +255,19 @@ fn reported(user: &str, settings: &Settings, upstream: &UpstreamParameters) -> V
 }
 
 impl StartupRequest {
+    /// The same request for the upstream, without the user.
+    fn for_upstream(&self) -> Vec<(String, Vec<u8>)> {
+        let mut parameters = vec![("database".to_owned(), self.database.clone().into_bytes())];
+        if self.kind == Kind::Database {
+            parameters.push(("replication".to_owned(), b"database".to_vec()));
+        }
+        if !self.options.is_empty() {
+            parameters.push(("options".to_owned(), self.options.clone()));
+        }
+        parameters.extend(self.parameters.iter().cloned());
+        parameters
+    }
+
     /// The settings of `options`, then those given by name, as the server applies them.
     fn settings(&self, upstream: &UpstreamParameters) -> Result<Settings, PgError> {
         let mut settings = Settings::default();

@@ -12,11 +12,13 @@
 
 mod answers;
 mod batch;
+mod forward;
 mod listener;
 mod login;
 mod registry;
 mod session;
 mod settings;
+mod sql;
 mod unix;
 mod walsender;
 
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::hba::Hba;
 use crate::auth::scram::server::MockSecret;
 use crate::auth::users::Users;
+use crate::gateway::Gateway;
 use crate::store::Store;
 
 pub use listener::{BoundAddr, Downstream, ListenError};
@@ -48,6 +51,8 @@ pub struct DownstreamConfig {
     pub wal_sender_timeout: Option<Duration>,
     /// How long a stop waits for consumers to confirm the last WAL (`--shutdown-timeout`).
     pub shutdown_timeout: Duration,
+    /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).
+    pub sql_overlay: bool,
 }
 
 /// A place to listen at.
@@ -135,6 +140,7 @@ struct Shared {
     access: Arc<SharedAccess>,
     store: Arc<Store>,
     registry: Arc<Registry>,
+    gateway: Arc<Gateway>,
     mock: MockSecret,
     shutdown: CancellationToken,
 }

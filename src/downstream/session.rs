@@ -12,6 +12,7 @@ use super::answers::{self, Answer};
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
 use super::{Shared, walsender};
+use crate::conninfo::Credentials;
 use crate::store::{SenderGuard, Store};
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
 
@@ -68,6 +69,9 @@ pub enum StreamError {
 pub(super) struct Session {
     context: SessionContext,
     settings: Settings,
+    /// To log in upstream as the same role.
+    #[expect(dead_code, reason = "base backups come next")]
+    credentials: Credentials,
     shared: Arc<Shared>,
     /// After an error in an extended-protocol message everything up to Sync is skipped.
     skip_to_sync: bool,
@@ -122,9 +126,10 @@ impl Session {
         context: SessionContext,
         registration: Registration,
         settings: Settings,
+        credentials: Credentials,
         shared: Arc<Shared>,
     ) -> Session {
-        Session { context, settings, shared, skip_to_sync: false, _registration: registration }
+        Session { context, settings, credentials, shared, skip_to_sync: false, _registration: registration }
     }
 
     pub(super) fn context(&self) -> &SessionContext {
@@ -192,7 +197,13 @@ impl Session {
     fn recover(&mut self, conn: &mut Connection, error: &PgError) {
         self.context.store.slots().drop_temporary_of(self.context.pid);
         let (pid, application_name) = (self.context.pid, &self.context.application_name);
-        tracing::warn!(pid, application_name, sqlstate = error.sqlstate, "command failed: {}", error.message);
+        tracing::warn!(
+            pid,
+            application_name,
+            sqlstate = &*error.sqlstate,
+            "command failed: {}",
+            error.message
+        );
         conn.put_error(error);
         if !self.skip_to_sync {
             conn.put(&messages::ready_for_query());

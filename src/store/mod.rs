@@ -284,6 +284,16 @@ impl Store {
         Ok(())
     }
 
+    /// Reads a small file that somebody else keeps in the data directory; `None` if there is none.
+    pub fn read_state(&self, name: &str) -> io::Result<Option<String>> {
+        self.dir.read(name)
+    }
+
+    /// Replaces such a file, whole and durably; only the relay's user may read it.
+    pub fn replace_state(&self, name: &str, content: &str) -> io::Result<()> {
+        self.dir.replace(name, content)
+    }
+
     /// Where the WAL held here ends; `None` before the first record.
     pub fn tip(&self) -> Option<Tip> {
         let written = (*self.written.borrow())?;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::connection::UpstreamConnection;
 use super::error::ConnectError;
 use super::login::{Failure, log_in};
-use super::message::SSL_REQUEST;
+use super::message::{SSL_REQUEST, cancel_request};
 use super::stream::{Stream, open_tcp, open_unix};
 use super::tls::Tls;
 use crate::conninfo::{ConnInfo, HostAddress, HostSpec, SslMode, SslNegotiation, TargetSessionAttrs};
@@ -77,6 +77,51 @@ pub async fn connect(
         }
     }
     result
+}
+
+/// Asks a server to cancel what a session runs. The server does not say whether it did.
+///
+/// Encrypted as the session is by `sslmode`, since the key is a secret.
+///
+/// # Errors
+/// The server could not be reached, or not as `sslmode` wants it.
+pub async fn send_cancel(
+    info: &ConnInfo,
+    host: &HostSpec,
+    pid: u32,
+    key: &[u8],
+    deadline: Instant,
+) -> Result<(), ConnectError> {
+    let request = cancel_request(pid, key);
+    let send = async {
+        for target in resolve(info, host, deadline).await? {
+            let mut stream = match &target {
+                Target::Unix(path) => Stream::Unix(open_unix(path).await.map_err(ConnectError::Io)?),
+                Target::Tcp(address) => match open_for_cancel(info, host, *address).await {
+                    Err(failure) if failure.error.is_about_address() => continue,
+                    result => result.map_err(|failure| failure.error)?,
+                },
+            };
+            stream.write_all(&request).await.map_err(ConnectError::Io)?;
+            stream.flush().await.map_err(ConnectError::Io)?;
+            // The server closes the connection once it has acted.
+            let _ = stream.read(&mut [0; 1]).await;
+            return Ok(());
+        }
+        Err(ConnectError::Timeout { target: host.to_string() })
+    };
+    let sent = tokio::time::timeout_at(deadline, send).await;
+    sent.unwrap_or_else(|_| Err(ConnectError::Timeout { target: host.to_string() }))
+}
+
+async fn open_for_cancel(info: &ConnInfo, host: &HostSpec, address: SocketAddr) -> Result<Stream, Failure> {
+    let stream = open_tcp(address, &info.tcp)
+        .await
+        .map_err(|source| ConnectError::Socket { target: Target::Tcp(address).describe(host), source })?;
+    match info.tls.mode {
+        SslMode::Disable | SslMode::Allow => Ok(Stream::Tcp(stream)),
+        _ => encrypt(stream, info, host).await,
+    }
 }
 
 /// Where to open a socket.

@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{HistoryEntry, Lsn, SegSize, SlotName, SystemId, TimelineHistory, TimelineId, WalError};
 
@@ -55,7 +56,7 @@ const SETTINGS: [&str; 9] = [
 ];
 
 /// Where and how to receive.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct UpstreamConfig {
     /// `--upstream`.
     pub conninfo: ConnInfo,
@@ -63,6 +64,8 @@ pub struct UpstreamConfig {
     pub slot: SlotName,
     /// `--wal-receiver-timeout`; `None` for never.
     pub wal_receiver_timeout: Option<Duration>,
+    /// Told which host is followed, while one is.
+    pub followed: watch::Sender<Option<HostSpec>>,
 }
 
 /// Receiving has come to an end, or cannot begin.
@@ -341,6 +344,7 @@ impl Follower {
             result = self.stream_all(&mut conn, writer, identified, &introduced, host) => result,
             () = overdue => return Ok(()),
         };
+        self.config.followed.send_replace(None);
         if result.is_ok() {
             conn.close().await;
         }
@@ -384,6 +388,7 @@ impl Follower {
             // From here on it is one that we follow: only now it may leave, and get, anything.
             writer.store().attach(introduced.identity, introduced.parameters.clone())?;
             theirs.store_all(conn, writer.store()).await?;
+            self.config.followed.send_replace(Some(host.clone()));
             if let Some(next) = next {
                 self.switch(writer, read_history(writer.store(), next)?).await?;
                 continue;
@@ -831,6 +836,7 @@ mod tests {
             conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
             slot: "s".parse().unwrap(),
             wal_receiver_timeout: None,
+            followed: watch::Sender::new(None),
         };
         let mut follower = Follower::new(config, CancellationToken::new());
         let pauses: Vec<_> = (0..12).map(|_| follower.next_pause()).collect();

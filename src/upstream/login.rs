@@ -13,7 +13,7 @@ use crate::auth::md5;
 use crate::auth::scram::client::{ClientBinding, ClientProved, ClientSecret, ScramClient};
 use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
 use crate::conninfo::{
-    AuthMethod, ChannelBinding, ConnInfo, HostSpec, REPLICATION_DATABASE, Secret, TargetSessionAttrs,
+    AuthMethod, ChannelBinding, ConnInfo, HostSpec, Purpose, REPLICATION_DATABASE, Secret, TargetSessionAttrs,
 };
 
 /// A login that failed.
@@ -56,15 +56,19 @@ pub(super) async fn log_in(
 }
 
 /// PG: `build_startup_packet` and what libpqwalreceiver adds.
-fn startup_parameters(info: &ConnInfo) -> Vec<(&str, &str)> {
-    let mut parameters =
-        vec![("user", info.user.as_str()), ("database", REPLICATION_DATABASE), ("replication", "true")];
-    if let Some(options) = &info.options {
-        parameters.push(("options", options));
+fn startup_parameters(info: &ConnInfo) -> Vec<(&str, &[u8])> {
+    let mut parameters = vec![("user", info.user.as_bytes())];
+    if let Purpose::Session(chosen) = &info.purpose {
+        parameters.extend(chosen.iter().map(|(name, value)| (name.as_str(), &value[..])));
+        return parameters;
     }
-    parameters.push(("application_name", &info.application_name));
+    parameters.extend([("database", REPLICATION_DATABASE.as_bytes()), ("replication", b"true")]);
+    if let Some(options) = &info.options {
+        parameters.push(("options", options.as_bytes()));
+    }
+    parameters.push(("application_name", info.application_name.as_bytes()));
     if let Some(encoding) = &info.client_encoding {
-        parameters.push(("client_encoding", encoding));
+        parameters.push(("client_encoding", encoding.as_bytes()));
     }
     parameters
 }
@@ -154,8 +158,7 @@ impl Login<'_> {
             }
             (Authentication::Md5Password { salt }, Progress::Start) => {
                 self.check_method(AuthMethod::Md5, "a hashed password")?;
-                let password = self.password()?;
-                let response = md5::response_from_password(&self.info.user, password.expose(), salt);
+                let response = self.md5_response(salt)?;
                 self.send(&message::password(response.as_bytes())).await?;
                 Progress::Answered
             }
@@ -262,6 +265,15 @@ impl Login<'_> {
             return Ok(());
         }
         Err(ConnectError::Requirement { required: self.info.require_auth.to_string(), reason: reason() })
+    }
+
+    fn md5_response(&self, salt: [u8; 4]) -> Result<String, ConnectError> {
+        let stored = self.info.stored_md5.as_ref().and_then(|hash| std::str::from_utf8(hash.expose()).ok());
+        if let Some(response) = stored.and_then(|hash| md5::response_from_stored(hash, salt)) {
+            return Ok(response);
+        }
+        let password = self.password()?;
+        Ok(md5::response_from_password(&self.info.user, password.expose(), salt))
     }
 
     fn password(&self) -> Result<Secret, ConnectError> {

@@ -140,15 +140,25 @@ pub(super) fn command_complete(mut body: Bytes) -> Result<String, Malformed> {
 pub(super) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// StartupMessage of protocol 3.0.
-pub(super) fn startup(parameters: &[(&str, &str)]) -> BytesMut {
+pub(super) fn startup(parameters: &[(&str, &[u8])]) -> BytesMut {
     const VERSION: u32 = 3 << 16;
     framed(None, |body| {
         body.put_u32(VERSION);
         for (name, value) in parameters {
             put_text(body, name.as_bytes());
-            put_text(body, value.as_bytes());
+            put_text(body, value);
         }
         body.put_u8(0);
+    })
+}
+
+/// CancelRequest.
+pub(super) fn cancel_request(pid: u32, key: &[u8]) -> BytesMut {
+    const CODE: u32 = 80_877_102;
+    framed(None, |body| {
+        body.put_u32(CODE);
+        body.put_u32(pid);
+        body.put_slice(key);
     })
 }
 

@@ -18,7 +18,7 @@ mod stream;
 mod tests;
 mod tls;
 
-pub use connect::{connect, connect_any};
+pub use connect::{connect, connect_any, send_cancel};
 pub use connection::{Parts, QueryResult, UpstreamConnection};
 pub use error::{ConnectError, QueryError, ServerError};
 pub use follow::{UpstreamConfig, UpstreamError, follow};

@@ -161,7 +161,7 @@ impl Connection {
     /// Adds an error or notice to the answer.
     pub fn put_error(&mut self, error: &PgError) {
         match error.severity {
-            Severity::Notice => self.put(&error.notice_response()),
+            Severity::Notice | Severity::Warning => self.put(&error.notice_response()),
             Severity::Error | Severity::Fatal => self.put(&error.error_response()),
         }
     }
@@ -204,6 +204,12 @@ impl Connection {
         }
         self.output.clear();
         Ok(true)
+    }
+
+    /// Takes the connection apart for whoever passes bytes on: the socket, and what was read from it already.
+    /// [`Connection::flush`] first.
+    pub fn into_parts(self) -> (Socket, BytesMut) {
+        (self.socket, self.input)
     }
 
     /// Says goodbye: sends what is left, closes the sending side, and reads on for a moment, because a socket

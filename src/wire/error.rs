@@ -1,11 +1,15 @@
 //! Errors and notices as they go over the wire.
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 use pgwire::messages::Message;
 use pgwire::messages::response::{ErrorResponse, NoticeResponse};
 
 /// SQLSTATE codes in use, by PostgreSQL's names (`errcodes.txt`).
 pub mod sqlstate {
+    /// `08006`
+    pub const CONNECTION_FAILURE: &str = "08006";
     /// `08P01`
     pub const PROTOCOL_VIOLATION: &str = "08P01";
     /// `0A000`
@@ -16,6 +20,8 @@ pub mod sqlstate {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `28P01`
     pub const INVALID_PASSWORD: &str = "28P01";
+    /// `42501`
+    pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `42601`
     pub const SYNTAX_ERROR: &str = "42601";
     /// `42704`
@@ -49,6 +55,8 @@ pub mod sqlstate {
 pub enum Severity {
     /// Worth knowing; the command goes on.
     Notice,
+    /// Worth worrying about; the command goes on.
+    Warning,
     /// The command has failed, the session goes on.
     Error,
     /// The session ends.
@@ -60,6 +68,7 @@ impl Severity {
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Notice => "NOTICE",
+            Severity::Warning => "WARNING",
             Severity::Error => "ERROR",
             Severity::Fatal => "FATAL",
         }
@@ -73,7 +82,7 @@ pub struct PgError {
     /// How bad it is.
     pub severity: Severity,
     /// Five characters.
-    pub sqlstate: &'static str,
+    pub sqlstate: Cow<'static, str>,
     /// One line, lower case, no full stop.
     pub message: String,
     /// Facts, as sentences.
@@ -84,21 +93,27 @@ pub struct PgError {
 
 impl PgError {
     /// Ends the command.
-    pub fn error(sqlstate: &'static str, message: impl Into<String>) -> PgError {
-        PgError::new(Severity::Error, sqlstate, message.into())
+    pub fn error(sqlstate: impl Into<Cow<'static, str>>, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Error, sqlstate.into(), message.into())
     }
 
     /// Ends the session.
-    pub fn fatal(sqlstate: &'static str, message: impl Into<String>) -> PgError {
-        PgError::new(Severity::Fatal, sqlstate, message.into())
+    pub fn fatal(sqlstate: impl Into<Cow<'static, str>>, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Fatal, sqlstate.into(), message.into())
+    }
+
+    /// What another server has told with this severity, and ends nothing.
+    pub fn relayed_notice(severity: &str, sqlstate: String, message: String) -> PgError {
+        let severity = if severity == "WARNING" { Severity::Warning } else { Severity::Notice };
+        PgError::new(severity, sqlstate.into(), message)
     }
 
     /// Ends nothing.
-    pub fn notice(sqlstate: &'static str, message: impl Into<String>) -> PgError {
-        PgError::new(Severity::Notice, sqlstate, message.into())
+    pub fn notice(sqlstate: impl Into<Cow<'static, str>>, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Notice, sqlstate.into(), message.into())
     }
 
-    fn new(severity: Severity, sqlstate: &'static str, message: String) -> PgError {
+    fn new(severity: Severity, sqlstate: Cow<'static, str>, message: String) -> PgError {
         PgError { severity, sqlstate, message, detail: None, hint: None }
     }
 
@@ -125,7 +140,7 @@ impl PgError {
         let always = [
             (b'S', Some(self.severity.as_str())),
             (b'V', Some(self.severity.as_str())),
-            (b'C', Some(self.sqlstate)),
+            (b'C', Some(&self.sqlstate)),
             (b'M', Some(self.message.as_str())),
         ];
         let optional = [(b'D', self.detail.as_deref()), (b'H', self.hint.as_deref())];

@@ -138,7 +138,7 @@ mod tests {
     fn a_wrong_type_is_refused_before_its_length_arrives() {
         let check = |phase, kind: u8, text: &str| {
             let error = cut(&mut input(&[kind]), phase).unwrap_err().to_pg_error().unwrap();
-            assert_eq!((error.sqlstate, error.message.as_str()), ("08P01", text));
+            assert_eq!((&*error.sqlstate, error.message.as_str()), ("08P01", text));
         };
         check(Phase::Command, b'z', "invalid frontend message type 122");
         check(Phase::Command, b'p', "invalid frontend message type 112");

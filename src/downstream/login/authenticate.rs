@@ -13,27 +13,32 @@ use crate::auth::md5;
 use crate::auth::scram::SCRAM_SHA_256;
 use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret};
 use crate::auth::users::Secret;
+use crate::conninfo::Credentials;
 use crate::downstream::Shared;
+use crate::gateway::Role;
 use crate::wire::{Connection, Peer, PgError, sqlstate};
 
-/// Succeeds when the client is who it says; the answer so far waits in the connection.
+/// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name; the answer so far
+/// waits in the connection. `role` is what the upstream knows of the user; `--auth-file` goes before it.
 pub(super) async fn authenticate(
     conn: &mut Connection,
     shared: &Arc<Shared>,
     request: &StartupRequest,
-) -> Result<(), LoginError> {
+    role: &Role,
+) -> Result<Credentials, LoginError> {
     let access = shared.access.current();
     let method = method(&access.hba, conn.peer(), request)?;
-    let secret = access.users.get(&request.user).cloned();
+    let secret = access.users.get(&request.user).or(role.secret.as_ref()).cloned();
     let user = &request.user;
     match (method, secret) {
-        (Method::Trust, _) => Ok(()),
+        (Method::Trust, _) => Ok(Credentials::None),
         (Method::Reject, _) => Err(refusal(rejects(request, conn.peer())).into()),
-        (Method::Peer, _) => peer(conn.peer(), user).await,
+        (Method::Peer, _) => peer(conn.peer(), user).await.map(|()| Credentials::None),
         (Method::Password, secret) => password(conn, user, secret).await,
         (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
         (Method::Md5, Some(Secret::Password(password))) => {
-            md5_challenge(conn, user, &md5::stored_hash(user, password.as_bytes())).await
+            md5_challenge(conn, user, &md5::stored_hash(user, password.as_bytes())).await?;
+            Ok(Credentials::Password(crate::conninfo::Secret::new(password)))
         }
         (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &shared.mock).await,
     }
@@ -104,7 +109,11 @@ fn wrong_peer(user: &str) -> LoginError {
     PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text).into()
 }
 
-async fn password(conn: &mut Connection, user: &str, secret: Option<Secret>) -> Result<(), LoginError> {
+async fn password(
+    conn: &mut Connection,
+    user: &str,
+    secret: Option<Secret>,
+) -> Result<Credentials, LoginError> {
     conn.put(&Authentication::CleartextPassword);
     conn.flush().await?;
     let frame = conn.read_frame().await?;
@@ -112,7 +121,7 @@ async fn password(conn: &mut Connection, user: &str, secret: Option<Secret>) -> 
     if password.is_empty() {
         return Err(empty_password());
     }
-    let name = user.to_owned();
+    let (name, given) = (user.to_owned(), crate::conninfo::Secret::new(password.clone()));
     let check = move || match secret {
         Some(Secret::Password(stored)) => stored.as_bytes().ct_eq(&password).into(),
         Some(Secret::Md5(stored)) => md5::verify_password(&stored, &name, &password),
@@ -120,10 +129,10 @@ async fn password(conn: &mut Connection, user: &str, secret: Option<Secret>) -> 
         None => false,
     };
     let proved = tokio::task::spawn_blocking(check).await.unwrap_or(false);
-    if proved { Ok(()) } else { Err(wrong_password(user)) }
+    if proved { Ok(Credentials::Password(given)) } else { Err(wrong_password(user)) }
 }
 
-async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Result<(), LoginError> {
+async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Result<Credentials, LoginError> {
     let mut salt = [0; 4];
     getrandom::fill(&mut salt).map_err(no_random)?;
     conn.put(&Authentication::MD5Password(salt.to_vec()));
@@ -134,7 +143,11 @@ async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Resul
         return Err(empty_password());
     }
     let proved = md5::verify_response(stored, salt, response);
-    if proved { Ok(()) } else { Err(wrong_password(user)) }
+    if proved {
+        Ok(Credentials::Md5(crate::conninfo::Secret::new(stored)))
+    } else {
+        Err(wrong_password(user))
+    }
 }
 
 async fn scram(
@@ -142,7 +155,11 @@ async fn scram(
     user: &str,
     secret: Option<Secret>,
     mock: &MockSecret,
-) -> Result<(), LoginError> {
+) -> Result<Credentials, LoginError> {
+    let password = match &secret {
+        Some(Secret::Password(password)) => Some(crate::conninfo::Secret::new(password.clone())),
+        _ => None,
+    };
     conn.put(&Authentication::SASL(vec![SCRAM_SHA_256.to_owned()]));
     conn.flush().await?;
     let frame = conn.read_frame().await?;
@@ -157,7 +174,8 @@ async fn scram(
     let last = exchange(conn, challenged.message()).await?;
     let accepted = challenged.client_final(&last).map_err(|error| refused_scram(error, user))?;
     conn.put(&Authentication::SASLFinal(Bytes::from(accepted.message)));
-    Ok(())
+    // The password itself is good for whatever the upstream asks for.
+    Ok(password.map_or(Credentials::Scram(accepted.keys), Credentials::Password))
 }
 
 /// A password in clear text costs a key derivation, which is kept off the threads that serve others.

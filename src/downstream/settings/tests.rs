@@ -20,7 +20,7 @@ fn shown(name: &str, value: &str) -> String {
 #[track_caller]
 fn refused(name: &str, value: &str, sqlstate: &str, message: &str) {
     let error = set(name, value.as_bytes()).unwrap_err();
-    assert_eq!((error.sqlstate, error.message.as_str(), error.is_fatal()), (sqlstate, message, true));
+    assert_eq!((&*error.sqlstate, error.message.as_str(), error.is_fatal()), (sqlstate, message, true));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn options_are_switches() {
         ("--a", "--a requires a value"),
     ] {
         let error = options(bad.as_bytes()).unwrap_err();
-        assert_eq!((error.sqlstate, error.message.as_str()), ("42601", message));
+        assert_eq!((&*error.sqlstate, error.message.as_str()), ("42601", message));
     }
 }
 

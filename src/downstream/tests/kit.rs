@@ -16,9 +16,11 @@ use walrelay_proto::{
 
 use crate::auth::hba::Hba;
 use crate::auth::users::Users;
+use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::{
     Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, Registry, SharedAccess,
 };
+use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
 
 pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
@@ -127,11 +129,14 @@ impl Relay {
             authentication_timeout: options.authentication_timeout,
             wal_sender_timeout: Some(Duration::from_secs(60)),
             shutdown_timeout: options.shutdown_timeout,
+            sql_overlay: true,
         };
         let access = Arc::new(SharedAccess::new(access(options.hba, options.users)));
         let shutdown = CancellationToken::new();
         let downstream =
-            Downstream::bind(config, access.clone(), store.clone(), shutdown.clone()).await.unwrap();
+            Downstream::bind(config, access.clone(), store.clone(), no_upstream(&store), shutdown.clone())
+                .await
+                .unwrap();
         let addresses = downstream.addresses();
         let [BoundAddr::Tcp(address), BoundAddr::Unix(socket_path)] = &addresses[..] else {
             panic!("{addresses:?}")
@@ -405,4 +410,16 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
 
 pub(super) fn pair(sqlstate: &str, message: &str) -> (String, String) {
     (sqlstate.to_owned(), message.to_owned())
+}
+
+/// A gateway that knows no server.
+fn no_upstream(store: &Arc<Store>) -> Arc<Gateway> {
+    let conninfo = ConnInfo::parse("host=localhost user=nobody", &Environment::of_user("nobody"));
+    let config = GatewayConfig {
+        conninfo: conninfo.expect("the connection string is well-formed"),
+        auth_query: None,
+        auth_dbname: "postgres".to_owned(),
+        base_backup_max_rate: None,
+    };
+    Arc::new(Gateway::new(config, tokio::sync::watch::channel(None).1, store.clone()))
 }

@@ -168,6 +168,8 @@ fn data(row: &[&str]) -> Vec<u8> {
 struct Setup {
     store: Arc<Store>,
     writer: Writer,
+    /// Whether the last server was shown as the one that is followed.
+    was_followed: bool,
     _background: Background,
     dir: tempfile::TempDir,
 }
@@ -187,7 +189,7 @@ impl Setup {
         writer.begin(identity(), TimelineHistory::first(), START);
         writer.append(START, wal).unwrap();
         writer.commit();
-        Setup { store, writer, _background: background, dir }
+        Setup { store, writer, was_followed: false, _background: background, dir }
     }
 
     /// One round with this server as the `hosts`-fold only one; what came of it.
@@ -204,10 +206,15 @@ impl Setup {
         });
         let mut conninfo = info(port, "sslmode=disable");
         conninfo.hosts = vec![conninfo.hosts[0].clone(); hosts];
-        let config = UpstreamConfig { conninfo, slot: "s".parse().unwrap(), wal_receiver_timeout: None };
+        let (followed, mut shown) = tokio::sync::watch::channel(None);
+        let watching = tokio::spawn(async move { shown.wait_for(Option::is_some).await.is_ok() });
+        let slot = "s".parse().unwrap();
+        let config = UpstreamConfig { conninfo, slot, wal_receiver_timeout: None, followed };
         let mut follower = Follower::new(config, CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(30), follower.round(&mut self.writer));
         let error = round.await.expect("an end").unwrap_err();
+        drop(follower);
+        self.was_followed = watching.await.unwrap();
         (error, server.await.unwrap())
     }
 
@@ -223,6 +230,7 @@ impl Setup {
         assert!(!kept.contains("4711"), "{kept}");
         assert_eq!(self.store.history_file(TimelineId::new(2).unwrap()).unwrap(), None);
         assert!(!script.asked_for("SLOT"), "{:?}", script.asked);
+        assert!(!self.was_followed);
     }
 }
 
@@ -246,7 +254,7 @@ async fn the_same_server_is_followed_and_then_known() {
     wal.record(5000);
     let script = Script::of(wal.bytes());
     let (error, confirmed) = setup.round(&script, 1).await;
-    assert!(follows(&error), "{error}");
+    assert!(follows(&error) && setup.was_followed, "{error}");
     assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
     assert_eq!(setup.store.upstream_parameters().settings["max_connections"], "4711");
     assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
