@@ -3,6 +3,7 @@
 //! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
 //! files, never for time.
 
+mod basebackup;
 mod cascade;
 mod commands;
 mod failover;
@@ -20,6 +21,8 @@ mod refusals;
 mod relay_restart;
 mod retention;
 mod segment_size;
+mod siblings;
+mod sql;
 mod standby;
 mod switchover;
 mod synchronous;
