@@ -11,6 +11,8 @@ mod places;
 
 use std::ops::Range;
 
+use walrelay_proto::{Lsn, SlotName};
+
 use crate::wire::{PgError, sqlstate};
 
 use self::arguments::{Argument, Call};
@@ -143,7 +145,8 @@ fn guarded(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Option<E
         return None;
     }
     // No slot can have such a name, and none is made: the error that follows is the right one.
-    let nobody = format!("{} (logical, of the upstream)", cut(&name.value, 63 - 29));
+    const BEHIND: &str = " (logical, of the upstream)";
+    let nobody = format!("{}{BEHIND}", cut(&name.value, SlotName::MAX_LEN - BEHIND.len()));
     let [wanted, nobody] = [&name.value, &nobody].map(|name| literal::string(name, session));
     let guard = format!(
         "(SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots AS s \
@@ -156,7 +159,7 @@ fn guarded(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Option<E
 
 fn execute(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Result<Outcome, PgError> {
     let name = |name: &str| format!("{}::pg_catalog.name", literal::string(name, session));
-    let lsn = |lsn: Option<walrelay_proto::Lsn>| match lsn {
+    let lsn = |lsn: Option<Lsn>| match lsn {
         Some(lsn) => format!("'{lsn}'::pg_catalog.pg_lsn"),
         None => "NULL::pg_catalog.pg_lsn".to_owned(),
     };
@@ -185,7 +188,8 @@ fn execute(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Result<O
 
 /// The first bytes of a text, cut between characters.
 fn cut(text: &str, bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes)]
+    let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or_default()]
 }
 
 /// The bytes from one token to another, both included.

@@ -11,6 +11,7 @@ mod feedback;
 mod fork;
 mod login;
 mod no_lost_commit;
+mod overlay;
 mod pitr;
 mod promotion;
 mod promotions;
