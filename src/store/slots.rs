@@ -444,6 +444,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_knows_since_when_nobody_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        let before = SystemTime::now();
+        slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
+        let created = slots.get("a").unwrap().inactive_since.unwrap();
+        assert!(created >= before);
+        let guard = slots.acquire("a", 5).unwrap();
+        assert_eq!(slots.get("a").unwrap().inactive_since, None);
+        let released_after = SystemTime::now();
+        drop(guard);
+        assert!(slots.get("a").unwrap().inactive_since.unwrap() >= released_after);
+    }
+
+    #[test]
     fn one_user_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let slots = open(dir.path());
