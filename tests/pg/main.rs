@@ -22,6 +22,7 @@ mod segment_size;
 mod standby;
 mod switchover;
 mod synchronous;
+mod tls;
 mod upstream_restart;
 mod wal_write;
 mod zombie;
