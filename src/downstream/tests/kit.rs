@@ -396,6 +396,18 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
         messages
     }
 
+    /// Whether the login succeeds; the FATAL error if it does not.
+    pub(super) async fn until_closed_or_ready(&mut self) -> Result<(), (String, String)> {
+        while let Some(message) = self.next().await {
+            match message.kind {
+                b'Z' => return Ok(()),
+                b'E' => return Err((message.field('C'), message.field('M'))),
+                _ => {}
+            }
+        }
+        panic!("closed without a word");
+    }
+
     pub(super) async fn query(&mut self, text: &str) -> Vec<Message> {
         self.message(b'Q', &[text.as_bytes(), b"\0"].concat()).await;
         self.until_ready().await

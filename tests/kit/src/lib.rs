@@ -21,6 +21,7 @@
 //! PostgreSQL refuses anything else.
 
 mod account;
+mod certificates;
 mod cluster;
 pub mod compare;
 mod consumer;
@@ -40,6 +41,7 @@ pub mod waldump;
 mod writer;
 
 pub use account::tied_command;
+pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;
 pub use log::{Log, Mark};
