@@ -1,10 +1,10 @@
 //! PostgreSQL's own clients over TLS.
 
-use walrelay_testkit::{Certificates, Cluster, Receivewal, Relay, Scratch, Server, on_every_version};
+use walrelay_testkit::{Certificates, Cluster, Receivewal, Relay, Scratch, Server, on_versions_with_tls};
 
 use crate::relay_below;
 
-on_every_version!(clients_prove_who_they_are, wal_is_encrypted);
+on_versions_with_tls!(clients_prove_who_they_are, wal_is_encrypted);
 
 const HBA: &str = "hostssl all,replication copied 127.0.0.1/32 scram-sha-256\n\
                    hostssl replication certified,other 127.0.0.1/32 cert\n\

@@ -81,3 +81,20 @@ macro_rules! on_every_version {
         }
     )+};
 }
+
+/// Like [`on_every_version!`] for stories in which PostgreSQL's clients use TLS: the build of 18 has none.
+#[macro_export]
+macro_rules! on_versions_with_tls {
+    ($($story:ident),+ $(,)?) => {$(
+        mod $story {
+            #[test]
+            fn pg15() {
+                super::$story(&$crate::Server::require(15));
+            }
+            #[test]
+            fn pg17() {
+                super::$story(&$crate::Server::require(17));
+            }
+        }
+    )+};
+}
