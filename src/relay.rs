@@ -97,6 +97,7 @@ fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConf
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
+        recall: None,
     }
 }
 

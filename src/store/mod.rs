@@ -351,6 +351,13 @@ impl Store {
         self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
     }
 
+    /// Whether [`Store::segment`] would find the segment here. Looks at the disk.
+    pub fn holds_segment(&self, tli: TimelineId, segno: SegNo) -> bool {
+        let name = WalFileName::new(tli, segno);
+        self.identity()
+            .is_some_and(|identity| segments::is_held(&self.dir, identity.seg_size, &self.history(), name))
+    }
+
     /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment.
     pub fn oldest(&self) -> Option<Lsn> {
         let (identity, tip) = (self.identity()?, self.tip()?);

@@ -89,6 +89,12 @@ impl SegmentCache {
     }
 }
 
+/// Whether there is a file for a reader of `name.tli`.
+pub(super) fn is_held(dir: &DataDir, size: SegSize, history: &TimelineHistory, name: WalFileName) -> bool {
+    let files = |name| [dir.segment(name, size), dir.partial(name, size)];
+    successor(size, history, name).into_iter().chain([name]).flat_map(files).any(|path| path.exists())
+}
+
 /// The file that goes on where `name`'s timeline was left, if that happened in this segment.
 fn successor(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Option<WalFileName> {
     let (left_at, next) = history.switch_point(name.tli)?;

@@ -1,0 +1,13 @@
+//! WAL that is elsewhere: archived, and got back.
+//!
+//! Getting it back: [`Recall`] brings segments that have left the relay's disk back for consumers that still want
+//! them. It knows places only as [`Source`]s.
+
+pub mod check;
+#[cfg(test)]
+pub(crate) mod memory;
+pub mod recall;
+pub mod source;
+
+pub use recall::{Recall, RecallError};
+pub use source::{FetchError, Source};
