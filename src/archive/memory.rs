@@ -69,11 +69,11 @@ impl Source for Memory {
         self.name
     }
 
-    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a> {
+    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file))
     }
 
-    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a> {
-        Box::pin(async move { self.get(&format!("{segment}.partial")).await })
+    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
+        Box::pin(async move { Ok(self.get(&format!("{segment}.partial")).await?.into_iter().collect()) })
     }
 }

@@ -4,10 +4,16 @@
 //! them. It knows places only as [`Source`]s.
 
 pub mod check;
+pub mod directory;
+pub mod fetch;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod recall;
+pub mod restore;
 pub mod source;
+pub mod spool;
+pub mod streaming;
+mod temp;
 
 pub use recall::{Recall, RecallError};
 pub use source::{FetchError, Source};

@@ -6,8 +6,8 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 
-/// What a [`Source`] answers, in time: `None` if what was asked for is certainly not there.
-pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<Option<Bytes>, FetchError>> + Send + 'a>>;
+/// What a [`Source`] answers, in time.
+pub type Fetching<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + Send + 'a>>;
 
 /// A place that holds copies of WAL files: a target of the archive, a relay's directory, a running relay.
 ///
@@ -18,18 +18,16 @@ pub trait Source: Send + Sync + Debug {
     /// For messages.
     fn name(&self) -> &str;
 
-    /// A file, whole: a finished segment, a `.partial` one, or a `.history` file.
-    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a>;
+    /// A file, whole: a finished segment, a `.partial` one, or a `.history` file; `None` if it is certainly not
+    /// there.
+    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>>;
 
-    /// What there is of a segment that is not finished, from its first byte on, as far as it goes. It may end with
-    /// bytes that mean nothing.
-    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a>;
+    /// What there is of a segment that is not finished: beginnings of it, each from its first byte on as far as it
+    /// goes. They may end with bytes that mean nothing.
+    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>>;
 
     /// Whether a file is there, without fetching it. The default fetches it.
-    fn has<'a>(
-        &'a self,
-        file: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Result<bool, FetchError>> + Send + 'a>> {
+    fn has<'a>(&'a self, file: &'a str) -> Fetching<'a, bool> {
         Box::pin(async move { Ok(self.read(file).await?.is_some()) })
     }
 }
