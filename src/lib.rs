@@ -3,6 +3,7 @@
 //! One process between a primary and everything that wants its WAL. Start reading at
 //! `docs/ARCHITECTURE.md`.
 
+pub mod archive;
 pub mod auth;
 pub mod config;
 pub mod conninfo;

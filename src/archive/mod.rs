@@ -1,0 +1,26 @@
+//! The archive: WAL in any number of targets, each at its own pace.
+//!
+//! ```text
+//! store ── finished segments, histories ──> Archiver ── one queue each ──> Repository ──> Storage
+//!                                                                     └──> command
+//! ```
+//!
+//! A [`Target`] is what was configured; a [`Repository`] its objects, whatever their layout, compression and
+//! encryption.
+
+mod codec;
+mod layout;
+mod name;
+mod profile;
+mod repository;
+mod sidecar;
+mod storage;
+mod target;
+
+pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use layout::{Aside, Item, Layout};
+pub use name::{ChunkName, FileKind, FileName};
+pub use repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
+pub use sidecar::{Sha256, Sidecar};
+pub use storage::{OptionError, Storage, StorageError, Stored};
+pub use target::{ObjectPlace, OnQuota, Place, Target, TargetError};
