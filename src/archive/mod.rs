@@ -1,19 +1,46 @@
-//! WAL that is elsewhere: archived, and got back.
+//! The archive: WAL in any number of targets, each at its own pace, and how it comes back.
 //!
-//! Getting it back: [`Recall`] brings segments that have left the relay's disk back for consumers that still want
-//! them. It knows places only as [`Source`]s.
+//! ```text
+//! store ── finished segments, histories ──> Archiver ── one queue each ──> Repository ──> Storage
+//!                                                                     └──> command
+//! consumers <── Recall <──┐
+//! PostgreSQL <── Restore <┴── Source: Repository, a relay's directory, a running relay
+//! ```
+//!
+//! A [`Target`] is what was configured; a [`Repository`] its objects, whatever their layout, compression and
+//! encryption. Getting WAL back knows places only as [`Source`]s: [`Recall`] brings segments that have left the
+//! relay's disk back for consumers that still want them, [`restore`] is PostgreSQL's `restore_command`.
 
 pub mod check;
-pub mod directory;
+mod codec;
+mod directory;
 pub mod fetch;
+mod layout;
 #[cfg(test)]
 pub(crate) mod memory;
-pub mod recall;
+mod name;
+mod profile;
+mod recall;
+mod repository;
 pub mod restore;
-pub mod source;
+mod sidecar;
+mod source;
 pub mod spool;
-pub mod streaming;
+mod storage;
+mod streaming;
+mod target;
+mod target_source;
 mod temp;
 
+pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use directory::RelayDirectory;
+pub use layout::{Aside, Item, Layout};
+pub use name::{ChunkName, FileKind, FileName};
 pub use recall::{Recall, RecallError};
-pub use source::{FetchError, Source};
+pub use repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
+pub use sidecar::{Sha256, Sidecar};
+pub use source::{FetchError, Fetching, Source};
+pub use storage::{OptionError, Storage, StorageError, Stored};
+pub use streaming::Server;
+pub use target::{ObjectPlace, OnQuota, Place, Target, TargetError};
+pub use target_source::TargetSource;
