@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 
+use crate::archive::ArchiveError;
+use crate::archive::restore::{BROKEN, RestoreError};
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
@@ -37,6 +39,12 @@ pub enum RelayError {
     /// The upstream will not have us.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// An archive cannot be used as it is configured.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A WAL file could not be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// WAL could not be made durable.
     #[error("{0}; the relay stops because what it holds may not be durable")]
     Durability(String),
@@ -55,7 +63,9 @@ impl RelayError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RelayError::System { .. } => 1,
+            RelayError::Restore(_) => BROKEN,
             RelayError::Config(_)
+            | RelayError::Archive(_)
             | RelayError::Listen(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)

@@ -14,5 +14,6 @@ pub mod gateway;
 pub mod overlay;
 pub mod relay;
 pub mod store;
+pub mod tools;
 pub mod upstream;
 pub mod wire;

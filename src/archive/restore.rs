@@ -148,7 +148,7 @@ impl Restore {
 
 /// The cluster whose data directory this is: PostgreSQL runs `restore_command` there. The identifier is the first
 /// word of `pg_control`, as the machine writes it.
-fn system_id_here() -> Option<SystemId> {
+pub fn system_id_here() -> Option<SystemId> {
     system_id_of(Path::new("."))
 }
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde::Deserialize;
 
+use super::commands::Command;
 use crate::store::WalWrite;
 
 /// A cascading WAL relay for PostgreSQL: one connection and one slot on the primary, any number of standbys,
 /// pg_receivewal, Barman and further relays below.
 #[derive(Parser, Debug, Default)]
-#[command(name = "walrelay", version, max_term_width = 100)]
+#[command(name = "walrelay", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// TOML file with the same names as these flags; a flag or an environment variable wins over it
     #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
@@ -18,6 +19,10 @@ pub struct Cli {
 
     #[command(flatten)]
     pub(super) settings: Settings,
+
+    /// What to do instead of running a relay.
+    #[command(subcommand)]
+    pub command: Option<Command>,
 }
 
 /// Every setting, as text where a unit or a syntax of its own has to be understood first.

@@ -3,6 +3,7 @@
 //! Precedence: flag, then environment variable `WALRELAY_*`, then configuration file, then default.
 
 mod cli;
+mod commands;
 mod tls;
 mod units;
 
@@ -20,6 +21,9 @@ use crate::wire::TlsFiles;
 
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
+pub use commands::{
+    ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
+};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
