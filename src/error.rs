@@ -2,8 +2,9 @@
 
 use std::io::ErrorKind;
 
-use crate::archive::ArchiveError;
+use crate::archive::cleanup::CleanupError;
 use crate::archive::restore::{BROKEN, RestoreError};
+use crate::archive::{ArchiveError, ReadError, WriteError};
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
@@ -42,6 +43,15 @@ pub enum RelayError {
     /// An archive cannot be used as it is configured.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// An archive cannot be read.
+    #[error(transparent)]
+    ArchiveRead(#[from] ReadError),
+    /// An archive cannot be written.
+    #[error(transparent)]
+    ArchiveWrite(#[from] WriteError),
+    /// WAL could not be removed from an archive.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
     /// A WAL file could not be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -63,6 +73,8 @@ impl RelayError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RelayError::System { .. } => 1,
+            RelayError::Cleanup(CleanupError::Name(_)) => 2,
+            RelayError::ArchiveRead(_) | RelayError::ArchiveWrite(_) | RelayError::Cleanup(_) => 8,
             RelayError::Restore(_) => BROKEN,
             RelayError::Config(_)
             | RelayError::Archive(_)

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::{ArchiveError, Place, Recall, Source, TargetSource};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
@@ -37,7 +38,7 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let (followed, host) = watch::channel(None);
     let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
     let downstream = Downstream::bind(
-        downstream_config(&config, listen),
+        downstream_config(&config, listen, start_recall(&config, &store)?),
         access.clone(),
         store.clone(),
         gateway.clone(),
@@ -88,7 +89,25 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     }
 }
 
-fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConfig {
+/// For WAL that consumers want and that is only in the archive; `None` if nothing can be read there.
+fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Option<Arc<Recall>>, RelayError> {
+    let readable = config.archive.iter().filter(|target| matches!(target.place, Place::Objects(_)));
+    let sources = readable.map(|target| Ok(Arc::new(TargetSource::open(target)?) as Arc<dyn Source>));
+    let sources = sources.collect::<Result<Vec<_>, ArchiveError>>()?;
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    store.expect_archive();
+    let action = "could not prepare the directory for archived WAL";
+    let recall = Recall::start(store.clone(), sources, config.recall_size);
+    recall.map(Some).map_err(|source| RelayError::System { action, source })
+}
+
+fn downstream_config(
+    config: &Config,
+    listen: Vec<ListenAddr>,
+    recall: Option<Arc<Recall>>,
+) -> DownstreamConfig {
     DownstreamConfig {
         listen,
         limits: config.limits,
@@ -97,7 +116,7 @@ fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConf
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
-        recall: None,
+        recall,
     }
 }
 

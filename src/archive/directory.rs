@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use walrelay_proto::{SegSize, WalIdentity};
 
 use super::source::{FetchError, Fetching, Source};
 
@@ -21,9 +22,13 @@ impl RelayDirectory {
         RelayDirectory { name: format!("\"{}\"", data_dir.display()), wal: data_dir.join("pg_wal") }
     }
 
-    /// Whether there is anything of a relay.
-    pub fn exists(&self) -> bool {
-        self.wal.is_dir()
+    /// The cluster whose WAL it is; `None` if that cannot be read.
+    pub fn identity(data_dir: &Path) -> Option<WalIdentity> {
+        let text = fs::read_to_string(data_dir.join("cluster.toml")).ok()?;
+        let state: toml::Table = text.parse().ok()?;
+        let system_id = state.get("system_identifier")?.as_str()?.parse().ok()?;
+        let size = u64::try_from(state.get("wal_segment_size")?.as_integer()?).ok()?;
+        Some(WalIdentity { system_id, seg_size: SegSize::new(size).ok()? })
     }
 
     async fn get(&self, file: String) -> Result<Option<Bytes>, FetchError> {
@@ -66,8 +71,11 @@ mod tests {
     async fn files_are_read_and_a_missing_directory_is_no_answer() {
         let dir = tempfile::tempdir().unwrap();
         let source = RelayDirectory::new(dir.path());
-        assert!(!source.exists());
         assert!(matches!(source.read("00000002.history").await, Err(FetchError::Unreachable { .. })));
+        let state = "system_identifier = \"77\"\nwal_segment_size = 1048576\n[parameters]\n";
+        assert_eq!(RelayDirectory::identity(dir.path()), None);
+        fs::write(dir.path().join("cluster.toml"), state).unwrap();
+        assert_eq!(RelayDirectory::identity(dir.path()).unwrap().system_id.0, 77);
         fs::create_dir(dir.path().join("pg_wal")).unwrap();
         assert_eq!(source.read("00000002.history").await, Ok(None));
         fs::write(dir.path().join("pg_wal/00000002.history"), "x").unwrap();

@@ -12,10 +12,14 @@
 //! relay's disk back for consumers that still want them, [`restore`] is PostgreSQL's `restore_command`.
 
 pub mod check;
+pub mod cleanup;
 mod codec;
+mod command;
+mod commits;
 mod directory;
 pub mod fetch;
 mod layout;
+pub mod list;
 #[cfg(test)]
 pub(crate) mod memory;
 mod name;
@@ -31,8 +35,10 @@ mod streaming;
 mod target;
 mod target_source;
 mod temp;
+pub mod verify;
 
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use command::command_placeholders;
 pub use directory::RelayDirectory;
 pub use layout::{Aside, Item, Layout};
 pub use name::{ChunkName, FileKind, FileName};

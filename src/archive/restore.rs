@@ -28,12 +28,11 @@ pub const MISSING: u8 = 1;
 /// Exit code for "nobody can say" and "it is broken": recovery stops, as for any code above 125.
 pub const BROKEN: u8 = 200;
 
-/// How long a source that cannot be reached is tried again.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a file that should be there is waited for: uploads need not arrive in order.
-const HOLE_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two attempts.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a source that cannot be reached is tried again, and how long a file that should be there is waited for:
+/// uploads need not arrive in order.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Attempts in that time.
+const ATTEMPTS: u32 = 10;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -46,6 +45,8 @@ pub struct Restore {
     pub target: PathBuf,
     /// Where segments fetched ahead are; `None` to fetch nothing ahead.
     pub spool: Option<Spool>,
+    /// How long to wait for what may still come; [`PATIENCE`] but for tests.
+    pub patience: Duration,
 }
 
 /// How it went, if nothing failed.
@@ -99,23 +100,20 @@ impl Restore {
     async fn fetch(&self, fetcher: &Fetcher) -> Result<Fetched, Failure> {
         let begun = Instant::now();
         loop {
-            let pause = match fetcher.fetch(&self.file).await {
+            match fetcher.fetch(&self.file).await {
                 Ok(Fetched::Whole(content)) => return Ok(Fetched::Whole(content)),
                 Ok(other) if !self.must_not_end_here() => return Ok(other),
                 Ok(other) => match fetcher.check_hole(&self.file).await {
                     Ok(()) => return Ok(other),
-                    Err(hole @ Failure::Hole { .. }) if begun.elapsed() > HOLE_PATIENCE => return Err(hole),
-                    Err(Failure::Hole { .. }) => PAUSE,
+                    Err(hole @ Failure::Hole { .. }) if begun.elapsed() > self.patience => return Err(hole),
+                    Err(Failure::Hole { .. }) => {}
                     Err(error) => return Err(error),
                 },
                 Err(Failure::Source { source: FetchError::Unreachable { .. }, .. })
-                    if begun.elapsed() < PATIENCE =>
-                {
-                    PAUSE
-                }
+                    if begun.elapsed() < self.patience => {}
                 Err(error) => return Err(error),
-            };
-            tokio::time::sleep(pause).await;
+            }
+            tokio::time::sleep(self.patience / ATTEMPTS).await;
         }
     }
 
@@ -157,3 +155,6 @@ fn system_id_of(data_dir: &Path) -> Option<SystemId> {
     let id = u64::from_ne_bytes(*control.first_chunk()?);
     (id != 0).then_some(SystemId(id))
 }
+
+#[cfg(test)]
+mod tests;

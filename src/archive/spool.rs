@@ -29,8 +29,8 @@ use super::check;
 use super::fetch::{self, Fetcher};
 use super::temp::TempFile;
 
-/// How long the worker waits for the next segment to be wanted.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long a worker waits for the next segment to be wanted.
+pub const LINGER: Duration = Duration::from_secs(60);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// Suffix of a segment on its way.
@@ -110,8 +110,8 @@ impl Spool {
     }
 }
 
-/// The worker: fetches ahead until nobody wants anything any more. Returns at once if there is another.
-pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize) -> io::Result<()> {
+/// The worker: fetches ahead until nobody has wanted anything for `linger`. Returns at once if there is another.
+pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
     let Some(_lock) = try_lock(dir)? else { return Ok(()) };
     TempFile::remove_leftovers(dir);
     let mut worker = Worker {
@@ -124,7 +124,7 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize) -> io::Result<()> 
         end: None,
     };
     let mut last_change = Instant::now();
-    while last_change.elapsed() < LINGER {
+    while last_change.elapsed() < linger {
         if worker.look() {
             last_change = Instant::now();
         }

@@ -30,6 +30,11 @@ impl TargetSource {
         Ok(TargetSource { repository: Repository::open(target)?, root })
     }
 
+    /// Over a repository that is open already.
+    pub fn over(repository: Repository) -> TargetSource {
+        TargetSource { repository, root: None }
+    }
+
     async fn get(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
         let Some(name) = FileName::parse(file) else { return Ok(None) };
         let content = self.repository.read(&name).await.map_err(|error| self.error(file, error))?;

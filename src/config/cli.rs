@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde::Deserialize;
 
+use super::archive::ArchiveSetting;
 use super::commands::Command;
 use crate::store::WalWrite;
 
@@ -118,6 +119,18 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "text")]
     pub(super) base_backup_max_rate: Option<String>,
 
+    /// Where to archive WAL: file:///directory, s3://bucket/prefix, gs:// or az://; repeatable; options of each
+    /// in [archive.NAME] of the --config file
+    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ')]
+    #[serde(default, deserialize_with = "super::archive::settings")]
+    pub(super) archive: Vec<ArchiveSetting>,
+
+    /// Most archived WAL fetched back ahead of consumers that is kept on disk, e.g. 1GB; a bare number is megabytes;
+    /// at least five segments [default: 256MB]
+    #[arg(long, env = "WALRELAY_RECALL_SIZE", value_name = "SIZE")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) recall_size: Option<String>,
+
     /// How log lines look [default: text]
     #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub(super) log_format: Option<LogFormat>,
@@ -214,6 +227,8 @@ impl Settings {
             auth_dbname: self.auth_dbname.or(other.auth_dbname),
             sql_overlay: self.sql_overlay.or(other.sql_overlay),
             base_backup_max_rate: self.base_backup_max_rate.or(other.base_backup_max_rate),
+            archive: if self.archive.is_empty() { other.archive } else { self.archive },
+            recall_size: self.recall_size.or(other.recall_size),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
             wal_write: self.wal_write.or(other.wal_write),
@@ -230,7 +245,7 @@ impl Settings {
 }
 
 /// A TOML string or number, as text.
-fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+pub(super) fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Value {

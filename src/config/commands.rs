@@ -111,6 +111,10 @@ pub struct CleanupArgs {
     #[arg(long, short = 'n')]
     pub dry_run: bool,
 
+    /// Remove the labels of older base backups too; else the WAL that they need is kept
+    #[arg(long, short = 'b')]
+    pub clean_backup_history: bool,
+
     /// Oldest WAL file to keep: a segment, a .partial segment or a .backup label (%r in archive_cleanup_command)
     pub oldest: String,
 }
@@ -166,7 +170,8 @@ fn origin(text: &str, known: &[Target], environment: &Environment) -> Result<Ori
     if text.contains('/') {
         return Ok(Origin::Directory(text.into()));
     }
-    let expected = "expected a URL, the name of an archive in the --config file, a connection string or a directory";
+    let expected =
+        "expected a URL, the name of an archive in the --config file, a connection string or a directory";
     Err(value("from", &format!("\"{text}\" is no place to look in: {expected}")))
 }
 
