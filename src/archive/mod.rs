@@ -8,16 +8,20 @@
 //! A [`Target`] is what was configured; a [`Repository`] its objects, whatever their layout, compression and
 //! encryption.
 
+mod backoff;
 mod codec;
+mod command;
 mod layout;
 mod name;
 mod profile;
+mod progress;
 mod repository;
 mod sidecar;
 mod storage;
 mod target;
 
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use command::command_placeholders;
 pub use layout::{Aside, Item, Layout};
 pub use name::{ChunkName, FileKind, FileName};
 pub use repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};

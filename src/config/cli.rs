@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde::Deserialize;
 
+use super::archive::ArchiveSetting;
 use crate::store::WalWrite;
 
 /// A cascading WAL relay for PostgreSQL: one connection and one slot on the primary, any number of standbys,
@@ -113,6 +114,12 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "text")]
     pub(super) base_backup_max_rate: Option<String>,
 
+    /// Where to archive WAL: file:///directory, s3://bucket/prefix, gs:// or az://; repeatable; options of each
+    /// in [archive.NAME] of the --config file
+    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ')]
+    #[serde(default, deserialize_with = "super::archive::settings")]
+    pub(super) archive: Vec<ArchiveSetting>,
+
     /// How log lines look [default: text]
     #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub(super) log_format: Option<LogFormat>,
@@ -209,6 +216,7 @@ impl Settings {
             auth_dbname: self.auth_dbname.or(other.auth_dbname),
             sql_overlay: self.sql_overlay.or(other.sql_overlay),
             base_backup_max_rate: self.base_backup_max_rate.or(other.base_backup_max_rate),
+            archive: if self.archive.is_empty() { other.archive } else { self.archive },
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
             wal_write: self.wal_write.or(other.wal_write),
@@ -225,7 +233,7 @@ impl Settings {
 }
 
 /// A TOML string or number, as text.
-fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+pub(super) fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Value {

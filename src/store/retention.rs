@@ -2,7 +2,8 @@
 //!
 //! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
 //! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
-//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed.
+//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed. What the archive has not
+//! got yet is kept as well, as far as its targets ask for it.
 
 use std::fs;
 use std::io;
@@ -45,6 +46,27 @@ impl Bell {
         state.rung = false;
         !state.stop
     }
+}
+
+/// What the archive has, and what it still needs.
+#[derive(Debug, Default)]
+pub(super) struct ArchiveFloor {
+    state: Mutex<FloorState>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct FloorState {
+    hold: Option<Lsn>,
+    archived: Option<ArchivedWal>,
+}
+
+/// WAL that at least one target which can be read has without a gap, on the way to the newest timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArchivedWal {
+    /// Its first byte.
+    pub from: Lsn,
+    /// The first byte after it.
+    pub to: Lsn,
 }
 
 /// The retention thread.
@@ -98,6 +120,28 @@ impl Store {
         self.remove_segments_before(keep)
     }
 
+    /// Keeps all WAL from `from` on for the archive; `None` for none. Takes effect at once.
+    pub fn hold_for_archive(&self, from: Option<Lsn>) {
+        lock(&self.archive.state).hold = from;
+        self.retention_bell.ring();
+    }
+
+    /// Says what the archive has.
+    pub fn set_archived(&self, archived: Option<ArchivedWal>) {
+        lock(&self.archive.state).archived = archived;
+    }
+
+    /// What the archive has; `None` for nothing, or without an archive.
+    pub fn archived(&self) -> Option<ArchivedWal> {
+        lock(&self.archive.state).archived
+    }
+
+    /// The position below which the archive has everything that was here when it began, or when it had its last
+    /// gap.
+    pub fn archived_to(&self) -> Option<Lsn> {
+        self.archived().map(|archived| archived.to)
+    }
+
     /// Makes a slot that keeps all WAL held here, as there is no checkpoint of our own to start from; but no more
     /// than a slot may keep, else it would be lost at once. What it keeps is there when this returns.
     ///
@@ -126,7 +170,8 @@ impl Store {
         // The segment before the durable end stays in any case: recovery starts from it.
         let by_recovery = flush_lsn.rewind(1);
         let by_slots = self.slots.oldest_restart_lsn().unwrap_or(write_lsn);
-        by_size.min(by_recovery).min(by_slots)
+        let by_archive = lock(&self.archive.state).hold.unwrap_or(write_lsn);
+        by_size.min(by_recovery).min(by_slots).min(by_archive)
     }
 
     fn remove_segments_before(&self, keep: SegNo) -> io::Result<()> {

@@ -55,6 +55,17 @@ impl SegmentCache {
         Err(ReadError::Removed(name.format(size)))
     }
 
+    /// The segment of just this name, if it is finished; `None` if it is not here.
+    pub(super) fn exact(
+        &self,
+        dir: &DataDir,
+        size: SegSize,
+        history: &TimelineHistory,
+        name: WalFileName,
+    ) -> Result<Option<Arc<Segment>>, ReadError> {
+        Ok(self.lookup(dir, size, history, name)?.filter(|segment| segment.is_complete()))
+    }
+
     fn lookup(
         &self,
         dir: &DataDir,
