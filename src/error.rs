@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use crate::archive::ArchiveError;
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
@@ -28,6 +29,9 @@ pub enum RelayError {
     /// `--ssl-cert-file` or one of its kin is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An archive target is wrong.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
@@ -59,6 +63,7 @@ impl RelayError {
             | RelayError::Listen(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)
+            | RelayError::Archive(_)
             | RelayError::Tls(_) => 2,
             RelayError::Store(StoreError::InUse { .. }) => 3,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })

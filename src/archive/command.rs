@@ -66,11 +66,13 @@ fn judge(status: ExitStatus, said: &[u8]) -> Result<(), CommandFailure> {
     }
     let said = String::from_utf8_lossy(said);
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
-    let said = last.map(|line| format!(": {}", line.chars().take(200).collect::<String>())).unwrap_or_default();
+    let said =
+        last.map(|line| format!(": {}", line.chars().take(200).collect::<String>())).unwrap_or_default();
     match (status.signal(), status.code()) {
-        (Some(signal), _) => {
-            Err(CommandFailure { reason: format!("the command was ended by signal {signal}{said}"), fatal: true })
-        }
+        (Some(signal), _) => Err(CommandFailure {
+            reason: format!("the command was ended by signal {signal}{said}"),
+            fatal: true,
+        }),
         (None, code) => {
             let code = code.unwrap_or_default();
             let reason = format!("the command failed with exit code {code}{said}");

@@ -8,18 +8,25 @@
 //! A [`Target`] is what was configured; a [`Repository`] its objects, whatever their layout, compression and
 //! encryption.
 
+mod archiver;
 mod backoff;
 mod codec;
 mod command;
 mod layout;
+mod listing;
 mod name;
+mod outlook;
 mod profile;
 mod progress;
+mod queue;
 mod repository;
 mod sidecar;
 mod storage;
+mod tail;
 mod target;
+mod worker;
 
+pub use archiver::Archiver;
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
 pub use command::command_placeholders;
 pub use layout::{Aside, Item, Layout};

@@ -298,7 +298,9 @@ mod tests {
 
     #[test]
     fn barmans_layout_depends_on_the_place() {
-        let layout = |url: &str| read(&format!("[archive.a]\nurl = \"{url}\"\nlayout = \"barman\"\n")).unwrap()[0].layout;
+        let layout = |url: &str| {
+            read(&format!("[archive.a]\nurl = \"{url}\"\nlayout = \"barman\"\n")).unwrap()[0].layout
+        };
         assert_eq!(layout("file:///var/lib/barman/main"), Layout::Barman);
         assert_eq!(layout("s3://bucket/main"), Layout::BarmanCloud);
     }
