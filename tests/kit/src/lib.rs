@@ -21,6 +21,7 @@
 //! PostgreSQL refuses anything else.
 
 mod account;
+mod barman;
 mod cluster;
 pub mod compare;
 mod consumer;
@@ -30,6 +31,7 @@ mod pgbench;
 mod port;
 mod process;
 mod psql;
+pub mod python;
 mod receivewal;
 mod relay;
 mod scratch;
@@ -40,6 +42,7 @@ pub mod waldump;
 mod writer;
 
 pub use account::tied_command;
+pub use barman::{Answer, Barman};
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;
 pub use log::{Log, Mark};
@@ -47,6 +50,7 @@ pub use pgbench::Pgbench;
 pub use port::Port;
 pub use process::Process;
 pub use psql::{Session, SqlError};
+pub use python::Python;
 pub use receivewal::Receivewal;
 pub use relay::{Relay, RelayBuilder};
 pub use rustix::process::Signal;
