@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod config;
 pub mod conninfo;
+pub mod console;
 pub mod downstream;
 pub mod error;
 pub mod gateway;

@@ -153,9 +153,9 @@ impl Answer<'_> {
             false => SlotPersistence::Persistent,
         };
         let store = self.context.store.clone();
-        blocking(move || {
-            let reserve = if reserve_wal { wal_to_reserve(&store) } else { None };
-            store.slots().create(&name, persistence, reserve)
+        blocking(move || match reserve_wal {
+            true => store.create_reserving_slot(&name, persistence),
+            false => store.slots().create(&name, persistence, None),
         })
         .await?
         .map_err(slot_error)?;
@@ -315,17 +315,6 @@ fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'sta
         "TimeZone" => Some("GMT".into()),
         _ => None,
     }
-}
-
-/// The oldest WAL held, as there is no checkpoint of our own to start from; but no more than a slot may keep,
-/// else it would be lost at once.
-pub(super) fn wal_to_reserve(store: &crate::store::Store) -> Option<Lsn> {
-    let (oldest, tip, size) = (store.oldest()?, store.tip()?.write_lsn, store.identity()?.seg_size);
-    let allowed = match store.config().max_slot_wal_keep_size {
-        Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
-        None => oldest,
-    };
-    Some(oldest.max(allowed).min(tip.seg_start(size)))
 }
 
 async fn try_drop(slots: Arc<Slots>, name: String, pid: u32) -> Result<std::result::Result<(), SlotError>> {

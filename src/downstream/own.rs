@@ -3,7 +3,7 @@
 use walrelay_proto::{Lsn, SlotName};
 
 use super::Shared;
-use super::answers::{slot_error, slot_name_error, wal_to_reserve};
+use super::answers::{slot_error, slot_name_error};
 use super::settings;
 use crate::gateway::Attributes;
 use crate::overlay::{Relay, Row, sender_rows, slot_rows};
@@ -45,15 +45,29 @@ impl OwnRelay<'_> {
         self.shared.store.slots().get(name).ok_or_else(missing)
     }
 
-    fn create(&self, name: &str, temporary: bool, from: Option<Lsn>) -> Result<(), PgError> {
-        let name = SlotName::new(name).map_err(slot_name_error)?;
+    fn name_and_persistence(
+        &self,
+        name: &str,
+        temporary: bool,
+    ) -> Result<(SlotName, SlotPersistence), PgError> {
         let persistence = match temporary {
             true => SlotPersistence::Temporary { owner: self.pid },
             false => SlotPersistence::Persistent,
         };
+        Ok((SlotName::new(name).map_err(slot_name_error)?, persistence))
+    }
+
+    /// Saving waits for the disk; statements that do this are rare.
+    fn create(&self, name: &str, temporary: bool, from: Option<Lsn>) -> Result<(), PgError> {
+        let (name, persistence) = self.name_and_persistence(name, temporary)?;
         let slots = self.shared.store.slots();
-        // Saving waits for the disk; statements that do this are rare.
         tokio::task::block_in_place(|| slots.create(&name, persistence, from)).map_err(slot_error)
+    }
+
+    fn create_reserving(&self, name: &str, temporary: bool) -> Result<(), PgError> {
+        let (name, persistence) = self.name_and_persistence(name, temporary)?;
+        let store = &self.shared.store;
+        tokio::task::block_in_place(|| store.create_reserving_slot(&name, persistence)).map_err(slot_error)
     }
 }
 
@@ -72,8 +86,10 @@ impl Relay for OwnRelay<'_> {
 
     fn create_slot(&mut self, name: &str, reserve: bool, temporary: bool) -> Result<Option<Lsn>, PgError> {
         self.check_permission()?;
-        let from = if reserve { wal_to_reserve(&self.shared.store) } else { None };
-        self.create(name, temporary, from)?;
+        match reserve {
+            true => self.create_reserving(name, temporary)?,
+            false => self.create(name, temporary, None)?,
+        }
         Ok(self.slot(name)?.restart_lsn)
     }
 

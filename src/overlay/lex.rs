@@ -137,7 +137,7 @@ impl Lexer<'_> {
         kind
     }
 
-    fn to_end(&mut self, kind: Kind) -> Kind {
+    fn skip_all(&mut self, kind: Kind) -> Kind {
         self.at = self.text.len();
         kind
     }
@@ -217,7 +217,7 @@ impl Lexer<'_> {
         let (delimiter, body) = rest.split_at(tag + 2);
         match find(body, delimiter) {
             Some(end) => self.take(2 * delimiter.len() + end, Kind::String(StringKind::Dollar)),
-            None => self.to_end(Kind::String(StringKind::Dollar)),
+            None => self.skip_all(Kind::String(StringKind::Dollar)),
         }
     }
 

@@ -215,7 +215,7 @@ fn interval(lag: Duration) -> String {
 }
 
 /// A point in time in UTC, in ISO format. What is before 1970 is 1970.
-pub(crate) fn timestamptz(time: SystemTime) -> String {
+pub(super) fn timestamptz(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);

@@ -118,8 +118,8 @@ fn calls(text: &[u8], tokens: &[Token]) -> Vec<Call> {
 
 /// Statements about functions, which execute none.
 fn only_names_functions(text: &[u8], tokens: &[Token]) -> bool {
-    let is_first = |word: &&str| tokens.first().is_some_and(|first| lex::is_word(text, first, word));
-    ["grant", "revoke", "comment"].iter().any(|word| is_first(&word))
+    let is_first = |word: &str| tokens.first().is_some_and(|first| lex::is_word(text, first, word));
+    ["grant", "revoke", "comment"].iter().any(|word| is_first(word))
 }
 
 /// Where the call stands, if it can be executed.

@@ -9,6 +9,7 @@ mod functions;
 mod lexing;
 mod properties;
 mod reading;
+mod rows;
 
 /// A relay with a slot `mine` and whatever is made, which notes what it is asked for.
 #[derive(Default)]

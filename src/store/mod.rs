@@ -254,19 +254,26 @@ impl Store {
         cluster.as_ref().map(|(_, parameters)| parameters.clone()).unwrap_or_default()
     }
 
-    /// Checks an upstream against the data directory, or makes a new directory this cluster's, durably.
+    /// Checks an upstream against the data directory. An empty directory takes any.
+    pub fn check(&self, identity: Identity) -> Result<(), StoreError> {
+        match self.identity() {
+            Some(ours) if ours.system_id != identity.system_id => {
+                Err(StoreError::OtherCluster { ours: ours.system_id, theirs: identity.system_id })
+            }
+            Some(ours) if ours.seg_size != identity.seg_size => {
+                Err(StoreError::OtherSegSize { ours: ours.seg_size, theirs: identity.seg_size })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an upstream that is followed: makes a new directory its cluster's, and keeps what it says of itself,
+    /// durably. Fails as [`Store::check`] does, and when the file cannot be written.
     pub fn attach(&self, identity: Identity, parameters: UpstreamParameters) -> Result<(), StoreError> {
+        self.check(identity)?;
         let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((ours, known)) = cluster.as_ref() {
-            if ours.system_id != identity.system_id {
-                return Err(StoreError::OtherCluster { ours: ours.system_id, theirs: identity.system_id });
-            }
-            if ours.seg_size != identity.seg_size {
-                return Err(StoreError::OtherSegSize { ours: ours.seg_size, theirs: identity.seg_size });
-            }
-            if **known == parameters {
-                return Ok(());
-            }
+        if cluster.as_ref().is_some_and(|(_, known)| **known == parameters) {
+            return Ok(());
         }
         cluster::save(&self.dir, identity, &parameters).map_err(|source| StoreError::Io {
             action: "could not save cluster state in",

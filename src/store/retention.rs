@@ -10,9 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use walrelay_proto::{Lsn, SegNo};
+use walrelay_proto::{Lsn, SegNo, SlotName};
 
-use super::{Store, lock};
+use super::{SlotError, SlotPersistence, Store, lock};
 
 /// Slots move without telling; this often they are looked at anyway.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -79,7 +79,7 @@ impl Retention {
 
 impl Store {
     /// One pass: saves slots, marks those beyond the limit as lost, removes what nobody needs.
-    fn remove_old_wal(&self) -> io::Result<()> {
+    pub(super) fn remove_old_wal(&self) -> io::Result<()> {
         self.senders.refresh_horizon();
         let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else { return self.slots.save() };
         if let Some(limit) = self.config.max_slot_wal_keep_size {
@@ -93,8 +93,31 @@ impl Store {
             }
         }
         self.slots.save()?;
+        let _choosing = self.slots.choose_wal();
         let keep = self.keep_from(tip.write_lsn, tip.flush_lsn).seg_at(identity.seg_size);
         self.remove_segments_before(keep)
+    }
+
+    /// Makes a slot that keeps all WAL held here, as there is no checkpoint of our own to start from; but no more
+    /// than a slot may keep, else it would be lost at once. What it keeps is there when this returns.
+    ///
+    /// Waits for the disk. Fails as [`Slots::create`](super::Slots::create) does.
+    pub fn create_reserving_slot(
+        &self,
+        name: &SlotName,
+        persistence: SlotPersistence,
+    ) -> Result<(), SlotError> {
+        let _choosing = self.slots.choose_wal();
+        self.slots.create(name, persistence, self.wal_to_reserve())
+    }
+
+    fn wal_to_reserve(&self) -> Option<Lsn> {
+        let (oldest, tip, size) = (self.oldest()?, self.tip()?.write_lsn, self.identity()?.seg_size);
+        let allowed = match self.config.max_slot_wal_keep_size {
+            Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
+            None => oldest,
+        };
+        Some(oldest.max(allowed).min(tip.seg_start(size)))
     }
 
     /// Oldest position that has to stay.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,8 @@ struct Slot {
 pub struct Slots {
     limit: usize,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    /// Held while WAL is chosen to be kept by a new slot, or to be removed. Taken before `slots`.
+    choosing: Mutex<()>,
     dir: Arc<DataDir>,
     /// Something moved since the last save.
     dirty: AtomicBool,
@@ -164,7 +166,19 @@ impl Slots {
             slots.insert(one.name, Arc::new(slot));
         }
         let released = watch::Sender::new(0);
-        Ok(Arc::new(Slots { limit, slots: Mutex::new(slots), dir, dirty: AtomicBool::new(false), released }))
+        Ok(Arc::new(Slots {
+            limit,
+            slots: Mutex::new(slots),
+            choosing: Mutex::default(),
+            dir,
+            dirty: AtomicBool::new(false),
+            released,
+        }))
+    }
+
+    /// As long as this is held, nobody else removes WAL or makes a slot that reserves some.
+    pub(super) fn choose_wal(&self) -> MutexGuard<'_, ()> {
+        lock(&self.choosing)
     }
 
     /// Makes a slot that keeps WAL from `reserve` on, durably if it is persistent. A temporary one is
@@ -427,6 +441,21 @@ mod tests {
         let slots = open(dir.path());
         assert_eq!(slots.list().len(), 1);
         assert_eq!(slots.get("a").unwrap().restart_lsn, Some(Lsn::new(0x200_0000)));
+    }
+
+    #[test]
+    fn a_slot_knows_since_when_nobody_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        let before = SystemTime::now();
+        slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
+        let created = slots.get("a").unwrap().inactive_since.unwrap();
+        assert!(created >= before);
+        let guard = slots.acquire("a", 5).unwrap();
+        assert_eq!(slots.get("a").unwrap().inactive_since, None);
+        let released_after = SystemTime::now();
+        drop(guard);
+        assert!(slots.get("a").unwrap().inactive_since.unwrap() >= released_after);
     }
 
     #[test]

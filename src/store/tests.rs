@@ -346,6 +346,55 @@ fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
     assert_eq!(gone.to_string(), "requested WAL segment 000000010000000000000003 has already been removed");
 }
 
+/// Each round the two meet anew: one removes two segments, the other reserves the oldest there is.
+#[test]
+fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(9);
+    let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
+    let (store, name) = (opened.store.clone(), "s".parse().unwrap());
+    for round in 0..60 {
+        // Keeps the retention thread off the new segments until both are at the start.
+        store.slots().create(&name, SlotPersistence::Persistent, Some(START)).unwrap();
+        for _ in 0..2 {
+            let at = wal.position();
+            wal.record(1000);
+            wal.switch_segment();
+            opened.append(at, &wal.take());
+        }
+        opened.wait_flushed(wal.position());
+        store.slots().drop_slot("s", 1).unwrap();
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                start.wait();
+                store.remove_old_wal().unwrap();
+            });
+            start.wait();
+            store.create_reserving_slot(&name, SlotPersistence::Persistent).unwrap();
+        });
+        let reserved = store.slots().get("s").unwrap().restart_lsn.unwrap();
+        let oldest = store.oldest().unwrap();
+        assert!(oldest <= reserved, "round {round}: the slot keeps {reserved}, the oldest is {oldest}");
+        store.slots().drop_slot("s", 1).unwrap();
+    }
+}
+
+#[test]
+fn an_upstream_changes_nothing_until_it_is_attached() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = Opened::open(dir.path());
+    let status = vec![("server_version".to_owned(), "18.1".to_owned())];
+    let parameters = UpstreamParameters { status, ..UpstreamParameters::default() };
+    let kept = || fs::read_to_string(dir.path().join("cluster.toml")).unwrap();
+    let before = kept();
+    opened.store.check(identity()).unwrap();
+    assert_eq!((kept(), opened.store.upstream_parameters().status.len()), (before, 0));
+    opened.store.attach(identity(), parameters).unwrap();
+    assert!(kept().contains("18.1"));
+    assert_eq!(opened.store.upstream_parameters().status("server_version"), Some("18.1"));
+}
+
 #[test]
 fn another_clusters_upstream_is_refused() {
     let dir = tempfile::tempdir().unwrap();

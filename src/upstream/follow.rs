@@ -1,14 +1,14 @@
 //! Follows the cluster: finds a server to receive from, receives, and begins again when that ends.
 //!
 //! ```text
-//!             +--> connect ──> attach ──> compare ──────────> ensure slot ──> START_REPLICATION ──> receive
-//!             |    (each       (system    histories, store     ^   ^                                  │
-//!             |     host)       id)       those not here      │   │ behind: wait (only host)         │
-//!             |                             │  ^   │           │   +─────────── IDENTIFY_SYSTEM       │
-//!             |                   refused:  │  │   └ ours ended at or before what we hold: switch     │
-//!   back-off  |                   sibling,  │  │                                                      │
-//!             |                   old, ...  │  +───────────────────────── timeline ended ─────────────┤
-//!             +--------- any failure <──────+──────────────────────────────────────────────────────────+
+//! connect ──> introduce ──> compare ───> compare ──> accept: keep its ──> START_REPLICATION ──> receive
+//!   ^  (each  (system id)   histories    bytes       settings, history                             │
+//!   │  host)                 ^    │                  files, make slot                              │
+//!   │                        │    │ behind us,          │ ours was left at or      timeline ended │
+//!   │                        │    │ only host: wait     │ before what we hold:                    │
+//!   │                        │    │                     │ switch                                  │
+//!   │                        +────+─────────────────────+─────────────────────────────────────────+
+//!   +─ back-off ── any failure, refused: sibling, old timeline, other bytes, ...
 //! ```
 //!
 //! docs/TIMELINES.md says which histories are followed.
@@ -28,6 +28,7 @@ use super::connect::connect;
 use super::connection::UpstreamConnection;
 use super::error::{ConnectError, QueryError, ServerError};
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
+use super::seam::{self, CompareError, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
 use crate::store::{
     AppendError, Identity, SaveHistoryError, Store, StoreError, TimelinePosition, UpstreamParameters, Writer,
@@ -41,8 +42,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often an upstream that is behind us is asked how far it has come.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
-/// WAL that is fetched again at each connection and compared with ours, bytes at most.
-const OVERLAP: u64 = 1 << 20;
 /// What is asked of the server with SHOW, for consumers that ask us.
 const SETTINGS: [&str; 9] = [
     "server_version_num",
@@ -204,7 +203,9 @@ impl UpstreamError {
                 UpstreamError::Sibling { .. }
                     | UpstreamError::Seam { .. }
                     | UpstreamError::WalRemoved { .. }
-                    | UpstreamError::Append(AppendError::Diverged { .. } | AppendError::NoSpace { .. })
+                    | UpstreamError::Append(
+                        AppendError::Diverged { .. } | AppendError::Fork { .. } | AppendError::NoSpace { .. }
+                    )
             )
     }
 
@@ -221,7 +222,7 @@ pub async fn follow(
     mut writer: Writer,
     stop: CancellationToken,
 ) -> Result<(), UpstreamError> {
-    let mut follower = Follower { config, stop, connected: false, backoff: BACKOFF.0, told: HashMap::new() };
+    let mut follower = Follower::new(config, stop);
     loop {
         let Err(error) = follower.round(&mut writer).await else { return Ok(()) };
         if follower.stop.is_cancelled() {
@@ -245,7 +246,7 @@ pub async fn follow(
     }
 }
 
-struct Follower {
+pub(super) struct Follower {
     config: UpstreamConfig,
     stop: CancellationToken,
     /// Whether WAL has been streamed since the process started.
@@ -263,9 +264,19 @@ struct Identified {
     xlogpos: Lsn,
 }
 
+/// Who a server says that it is. Kept once it has turned out to be one that we follow.
+struct Introduced {
+    identity: Identity,
+    parameters: UpstreamParameters,
+}
+
 impl Follower {
+    pub(super) fn new(config: UpstreamConfig, stop: CancellationToken) -> Follower {
+        Follower { config, stop, connected: false, backoff: BACKOFF.0, told: HashMap::new() }
+    }
+
     /// Tries the hosts in turn until one has been streamed from, or all have failed.
-    async fn round(&mut self, writer: &mut Writer) -> Result<(), UpstreamError> {
+    pub(super) async fn round(&mut self, writer: &mut Writer) -> Result<(), UpstreamError> {
         let prefers = self.config.conninfo.target_session_attrs == TargetSessionAttrs::PreferStandby;
         let mut rounds = vec![self.config.conninfo.clone()];
         if prefers {
@@ -316,10 +327,10 @@ impl Follower {
         let deadline = tokio::time::Instant::now() + CONNECT_LIMIT;
         let attempt = async {
             let mut conn = connect(info, host, deadline).await.map_err(|error| explain(host, error))?;
-            let identified = attach(&mut conn, writer.store()).await?;
-            Ok::<_, UpstreamError>((conn, identified))
+            let (identified, introduced) = introduce(&mut conn, writer.store()).await?;
+            Ok::<_, UpstreamError>((conn, identified, introduced))
         };
-        let (mut conn, identified) = tokio::select! {
+        let (mut conn, identified, introduced) = tokio::select! {
             result = attempt => result?,
             () = self.stop.cancelled() => return Ok(()),
         };
@@ -330,7 +341,7 @@ impl Follower {
             tokio::time::sleep(STOP_LIMIT).await;
         };
         let result = tokio::select! {
-            result = self.stream_all(&mut conn, writer, identified, host) => result,
+            result = self.stream_all(&mut conn, writer, identified, &introduced, host) => result,
             () = overdue => return Ok(()),
         };
         self.config.followed.send_replace(None);
@@ -346,11 +357,14 @@ impl Follower {
         conn: &mut UpstreamConnection,
         writer: &mut Writer,
         mut identified: Identified,
+        introduced: &Introduced,
         host: &HostSpec,
     ) -> Result<(), UpstreamError> {
         if writer.position().is_none() {
-            self.begin(conn, writer, identified).await?;
+            self.begin(conn, writer, identified, introduced).await?;
         }
+        // Up to here our WAL is known to be this server's.
+        let mut same = Lsn::INVALID;
         loop {
             writer.rewind();
             let Some(position) = writer.position() else {
@@ -358,14 +372,6 @@ impl Follower {
             };
             let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
             let next = next_timeline(&writer.store().history(), position.lsn, &theirs.history)?;
-            // From here on it is one that we follow: only now it may leave, and get, anything.
-            theirs.store_all(conn, writer.store()).await?;
-            self.config.followed.send_replace(Some(host.clone()));
-            if let Some(next) = next {
-                self.switch(writer, read_history(writer.store(), next)?).await?;
-                continue;
-            }
-            self.ensure_slot(conn).await?;
             if identified.tli == position.tli && identified.xlogpos < position.lsn {
                 match self.wait_until_reached(conn, position, identified).await? {
                     Some(now) => identified = now,
@@ -373,6 +379,21 @@ impl Follower {
                 }
                 continue;
             }
+            let left_at = theirs.history.switch_point(position.tli).map(|(left_at, _)| left_at);
+            let at = left_at.map_or(position.lsn, |left_at| left_at.min(position.lsn));
+            if at > same {
+                compare(conn, writer, &theirs.history, at).await?;
+                same = at;
+            }
+            // From here on it is one that we follow: only now it may leave, and get, anything.
+            writer.store().attach(introduced.identity, introduced.parameters.clone())?;
+            theirs.store_all(conn, writer.store()).await?;
+            self.config.followed.send_replace(Some(host.clone()));
+            if let Some(next) = next {
+                self.switch(writer, read_history(writer.store(), next)?).await?;
+                continue;
+            }
+            self.ensure_slot(conn).await?;
             match self.stream(conn, writer, position, host).await? {
                 StreamEnd::Stopped => return Ok(()),
                 StreamEnd::ServerStopped => {
@@ -382,6 +403,7 @@ impl Follower {
                     let shown = next.map_or("unknown".to_owned(), |(tli, at)| format!("{tli} from {at}"));
                     tracing::info!("upstream has ended timeline {}, next is {shown}", position.tli);
                     identified = identify(conn).await?;
+                    same = writer.verified().map_or(same, |verified| verified.lsn);
                     if identified.tli == position.tli {
                         // Not an end of timeline at all: the other side has just stopped.
                         return Err(UpstreamError::Stream("upstream ended the stream".into()));
@@ -399,7 +421,7 @@ impl Follower {
         position: TimelinePosition,
         host: &HostSpec,
     ) -> Result<StreamEnd, UpstreamError> {
-        let start = start_position(writer.store(), position.lsn);
+        let start = position.lsn.page_start();
         let slot = &self.config.slot;
         let command = format!("START_REPLICATION SLOT \"{slot}\" {start} TIMELINE {}", position.tli);
         let failed = |source| UpstreamError::Command { command: command.clone(), source };
@@ -498,12 +520,12 @@ impl Follower {
         conn: &mut UpstreamConnection,
         writer: &mut Writer,
         identified: Identified,
+        introduced: &Introduced,
     ) -> Result<(), UpstreamError> {
+        let identity = introduced.identity;
         let reserved = self.ensure_slot(conn).await?;
         let (at, tli) = reserved.unwrap_or((identified.xlogpos, identified.tli));
-        let Some(identity) = writer.store().identity() else {
-            return Err(answer("IDENTIFY_SYSTEM", "no identity"));
-        };
+        writer.store().attach(identity, introduced.parameters.clone())?;
         let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
         theirs.store_all(conn, writer.store()).await?;
         writer.begin(identity, read_history(writer.store(), tli)?, at);
@@ -599,11 +621,16 @@ async fn identify(conn: &mut UpstreamConnection) -> Result<Identified, UpstreamE
 }
 
 /// Learns who the upstream is, and makes sure that the data directory is this cluster's.
-async fn attach(conn: &mut UpstreamConnection, store: &Store) -> Result<Identified, UpstreamError> {
+async fn introduce(
+    conn: &mut UpstreamConnection,
+    store: &Store,
+) -> Result<(Identified, Introduced), UpstreamError> {
     let identified = identify(conn).await?;
     let command = "SHOW wal_segment_size";
     let shown = row(conn, command).await?.into_iter().next().flatten().unwrap_or_default();
     let seg_size = SegSize::from_show(&shown).map_err(|error| answer(command, error.to_string()))?;
+    let identity = Identity { system_id: identified.system_id, seg_size };
+    store.check(identity)?;
     let mut parameters =
         UpstreamParameters { status: conn.parameters().to_vec(), ..UpstreamParameters::default() };
     for name in SETTINGS {
@@ -617,8 +644,7 @@ async fn attach(conn: &mut UpstreamConnection, store: &Store) -> Result<Identifi
             Err(error) => return Err(error),
         }
     }
-    store.attach(Identity { system_id: identified.system_id, seg_size }, parameters)?;
-    Ok(identified)
+    Ok((identified, Introduced { identity, parameters }))
 }
 
 fn major_version(conn: &UpstreamConnection) -> u32 {
@@ -762,11 +788,30 @@ fn describe(history: &TimelineHistory) -> String {
     }
 }
 
-/// A little of what we have is fetched again and compared, within the segment, which the upstream still has.
-fn start_position(store: &Store, position: Lsn) -> Lsn {
-    let Some(identity) = store.identity() else { return position };
-    let oldest = position.seg_start(identity.seg_size);
-    position.rewind(OVERLAP).page_start().max(oldest)
+/// Compares what is held right before `at` with the WAL of an upstream that we are to continue with there.
+async fn compare(
+    conn: &mut UpstreamConnection,
+    writer: &Writer,
+    theirs: &TimelineHistory,
+    at: Lsn,
+) -> Result<(), UpstreamError> {
+    let store = writer.store();
+    let held = match Held::before(store, at) {
+        Ok(held) => held,
+        // Nothing that we hold would be WAL of both: its history may be ours, but nothing here shows it.
+        Err(error) if writer.position().is_some_and(|position| at < position.lsn) => {
+            let (tli, reason) = (theirs.timeline_at(at), error.to_string());
+            return Err(AppendError::Fork { tli, at, reason }.into());
+        }
+        // We hold nothing yet.
+        Err(_) => return Ok(()),
+    };
+    let at_boundary = store.identity().is_some_and(|identity| at.offset_in_seg(identity.seg_size) == 0);
+    let tli = seam::timeline_before(theirs, at, at_boundary);
+    held.compare(conn, tli).await.map_err(|error| match error {
+        CompareError::Command { command, source } => UpstreamError::Command { command, source },
+        CompareError::Diverged(error) => UpstreamError::Append(error),
+    })
 }
 
 #[cfg(test)]
@@ -787,18 +832,13 @@ mod tests {
 
     #[test]
     fn a_pause_grows_to_its_limit_and_never_beyond() {
-        let mut follower = Follower {
-            config: UpstreamConfig {
-                conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
-                slot: "s".parse().unwrap(),
-                wal_receiver_timeout: None,
-                followed: watch::Sender::new(None),
-            },
-            stop: CancellationToken::new(),
-            connected: false,
-            backoff: BACKOFF.0,
-            told: HashMap::new(),
+        let config = UpstreamConfig {
+            conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
+            slot: "s".parse().unwrap(),
+            wal_receiver_timeout: None,
+            followed: watch::Sender::new(None),
         };
+        let mut follower = Follower::new(config, CancellationToken::new());
         let pauses: Vec<_> = (0..12).map(|_| follower.next_pause()).collect();
         assert!(pauses[0] >= BACKOFF.0 / 2 && pauses[0] <= BACKOFF.0);
         assert!(pauses[11] >= BACKOFF.1 / 2 && pauses[11] <= BACKOFF.1);

@@ -12,6 +12,7 @@ mod frame;
 mod login;
 mod message;
 mod receive;
+mod seam;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -26,10 +26,14 @@ pub mod sqlstate {
     pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `42601`
     pub const SYNTAX_ERROR: &str = "42601";
+    /// `42703`
+    pub const UNDEFINED_COLUMN: &str = "42703";
     /// `42704`
     pub const UNDEFINED_OBJECT: &str = "42704";
     /// `42710`
     pub const DUPLICATE_OBJECT: &str = "42710";
+    /// `42803`
+    pub const GROUPING_ERROR: &str = "42803";
     /// `53300`
     pub const TOO_MANY_CONNECTIONS: &str = "53300";
     /// `53400`

@@ -14,30 +14,95 @@ pub use pgwire::messages::startup::Authentication;
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     name: &'a str,
-    oid: u32,
-    len: i16,
+    column_type: ColumnType,
+}
+
+/// Types of result columns (PostgreSQL: `pg_type.dat`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ColumnType {
+    /// `bool`
+    Bool,
+    /// `name`
+    Name,
+    /// `int8`
+    Int8,
+    /// `int4`
+    Int4,
+    /// `text`
+    Text,
+    /// `oid`
+    Oid,
+    /// `xid`
+    Xid,
+    /// `inet`
+    Inet,
+    /// `timestamptz`
+    Timestamptz,
+    /// `interval`
+    Interval,
+    /// `pg_lsn`
+    PgLsn,
+}
+
+impl ColumnType {
+    /// Its number in `pg_type`.
+    pub const fn oid(self) -> u32 {
+        match self {
+            ColumnType::Bool => 16,
+            ColumnType::Name => 19,
+            ColumnType::Int8 => 20,
+            ColumnType::Int4 => 23,
+            ColumnType::Text => 25,
+            ColumnType::Oid => 26,
+            ColumnType::Xid => 28,
+            ColumnType::Inet => 869,
+            ColumnType::Timestamptz => 1184,
+            ColumnType::Interval => 1186,
+            ColumnType::PgLsn => 3220,
+        }
+    }
+
+    /// `pg_type.typlen`: bytes of a value; -1 where they vary.
+    const fn len(self) -> i16 {
+        match self {
+            ColumnType::Bool => 1,
+            ColumnType::Int4 | ColumnType::Oid | ColumnType::Xid => 4,
+            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::PgLsn => 8,
+            ColumnType::Interval => 16,
+            ColumnType::Name => 64,
+            ColumnType::Text | ColumnType::Inet => -1,
+        }
+    }
 }
 
 impl<'a> Column<'a> {
+    /// A column of any of the types.
+    pub const fn new(name: &'a str, column_type: ColumnType) -> Column<'a> {
+        Column { name, column_type }
+    }
+
     /// A `text` column.
     pub const fn text(name: &'a str) -> Column<'a> {
-        Column { name, oid: 25, len: -1 }
+        Column::new(name, ColumnType::Text)
     }
 
     /// An `int8` column.
     pub const fn int8(name: &'a str) -> Column<'a> {
-        Column { name, oid: 20, len: 8 }
+        Column::new(name, ColumnType::Int8)
     }
 
     /// An `int4` column.
     pub const fn int4(name: &'a str) -> Column<'a> {
-        Column { name, oid: 23, len: 4 }
+        Column::new(name, ColumnType::Int4)
     }
 }
 
 /// `RowDescription`
 pub fn row_description(columns: &[Column<'_>]) -> RowDescription {
-    let field = |c: &Column<'_>| FieldDescription::new(c.name.to_owned(), 0, 0, c.oid, c.len, -1, 0);
+    let field = |c: &Column<'_>| {
+        let (oid, len) = (c.column_type.oid(), c.column_type.len());
+        FieldDescription::new(c.name.to_owned(), 0, 0, oid, len, -1, 0)
+    };
     RowDescription::new(columns.iter().map(field).collect())
 }
 

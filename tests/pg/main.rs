@@ -4,6 +4,7 @@
 //! files, never for time.
 
 mod barman;
+mod basebackup;
 mod cascade;
 mod commands;
 mod failover;
@@ -21,6 +22,8 @@ mod refusals;
 mod relay_restart;
 mod retention;
 mod segment_size;
+mod siblings;
+mod sql;
 mod standby;
 mod switchover;
 mod synchronous;

@@ -113,8 +113,8 @@ fn bind(
     for (position, argument) in arguments.iter().enumerate() {
         let (at, value) = match tokens[argument.clone()] {
             [ref name, ref arrow, _, ..] if is_arrow(text, arrow) => {
-                let named = |parameter: &&str| lex::is_identifier(text, name, parameter);
-                (parameters.iter().position(|parameter| named(&parameter))?, argument.start + 2..argument.end)
+                let named = |parameter: &str| lex::is_identifier(text, name, parameter);
+                (parameters.iter().position(|parameter| named(parameter))?, argument.start + 2..argument.end)
             }
             [] => return None,
             _ => (position, argument.clone()),

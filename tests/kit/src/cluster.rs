@@ -313,6 +313,26 @@ impl Cluster {
         output(&mut command).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Runs `pg_rewind` with any server as the source, see [`Cluster::rewind_to`].
+    ///
+    /// # Errors
+    /// With pg_rewind's message.
+    pub fn rewind_from(&self, conninfo: &str) -> Result<(), String> {
+        let mut command = self.server.command("pg_rewind");
+        command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
+        command.arg("--source-server").arg(conninfo);
+        output(&mut command).map(drop)
+    }
+
+    /// A server of its own on a data directory that somebody made, a backup for example; used up. Starts it.
+    #[track_caller]
+    pub fn from_data_dir(server: &Server, name: &str, dir: &Path) -> Cluster {
+        let mut cluster = Cluster::prepare(server, name);
+        fs::rename(dir, cluster.data_dir()).expect("both are in the temporary directory");
+        cluster.start();
+        cluster
+    }
+
     /// Copies the data directory of this stopped server, as an administrator would with `cp`.
     #[track_caller]
     pub fn copy_data_to(&self, dir: &Path) {

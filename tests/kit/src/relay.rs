@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::log::Log;
 use crate::port::Port;
 use crate::process::Process;
-use crate::psql::{self, SqlError};
+use crate::psql::{self, Session, SqlError};
 use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::wait::within;
@@ -255,6 +255,35 @@ impl Relay {
     /// With psql's message; those after the failing one are not run.
     pub fn psql(&self, options: &str, commands: &[&str]) -> Result<String, SqlError> {
         psql::run(&self.settings.server, &format!("{} {options}", self.conninfo()), commands)
+    }
+
+    /// A psql that stays connected, with these options added to [`Relay::conninfo`].
+    pub fn session(&self, options: &str) -> Session {
+        Session::open(&self.settings.server, &format!("{} {options}", self.conninfo()))
+    }
+
+    /// Runs SQL in the database `postgres` through the relay.
+    ///
+    /// # Panics
+    /// With psql's message when it fails.
+    #[track_caller]
+    pub fn sql(&self, sql: &str) -> String {
+        let failed = |error: SqlError| panic!("{sql}: {error}\n{}", self.log().tail());
+        self.psql("dbname=postgres", &[sql]).unwrap_or_else(failed)
+    }
+
+    /// Waits until SQL through the relay answers this.
+    #[track_caller]
+    pub fn wait_for_sql(&self, sql: &str, expected: &str) {
+        let reached = within(crate::PATIENCE, || {
+            (self.psql("dbname=postgres", &[sql]).as_deref() == Ok(expected)).then_some(())
+        });
+        assert!(
+            reached.is_some(),
+            "{sql} never gives {expected}, but {}\n{}",
+            self.sql(sql),
+            self.log().tail()
+        );
     }
 
     /// Creates a physical slot that keeps WAL from now on.

@@ -84,6 +84,14 @@ impl Server {
         account::command(self.program(program))
     }
 
+    /// Runs one of the programs to its end and returns what it printed; `Err` holds what it said when it failed.
+    ///
+    /// # Errors
+    /// The program could not be run, or its exit code is not 0.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String, String> {
+        output(self.command(program).args(args))
+    }
+
     /// A command for [`Process::spawn`](crate::Process::spawn), under the servers' account; killed with us.
     pub fn lasting(&self, program: &str) -> Command {
         account::lasting(&self.program(program), "KILL")

@@ -1,0 +1,317 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A relay that knows what a relay of PostgreSQL 17 knows.
+struct Known {
+    instead: Instead,
+    superuser: Option<bool>,
+    contact: bool,
+}
+
+const KNOWN: Known = Known { instead: Instead::Upstream, superuser: Some(true), contact: true };
+const OWN: Known = Known { instead: Instead::OwnDatabase, ..KNOWN };
+
+impl Facts for Known {
+    fn instead(&self) -> Instead {
+        self.instead
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        self.settings().into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        let all = [
+            ("TimeZone", "UTC"),
+            ("archive_timeout", "1min"),
+            ("checkpoint_timeout", "5min"),
+            ("server_version", "17.10"),
+            ("wal_keep_size", "64MB"),
+            ("wal_level", "replica"),
+            ("wal_segment_size", "16MB"),
+        ];
+        let known = all.into_iter().filter(|_| self.contact);
+        known.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn system_identifier(&self) -> Option<String> {
+        self.contact.then(|| "7012345678901234567".to_owned())
+    }
+
+    fn is_in_recovery(&self) -> Option<bool> {
+        self.contact.then_some(false)
+    }
+
+    fn user(&self) -> String {
+        "barman".to_owned()
+    }
+
+    fn is_superuser(&self) -> Option<bool> {
+        self.superuser
+    }
+
+    fn may_monitor(&self) -> Option<bool> {
+        self.superuser.map(|_| true)
+    }
+
+    fn slots(&self) -> Vec<Row> {
+        let slot = |name: &str, restart: Option<&str>, pid: Option<u32>| {
+            Row::default()
+                .with("slot_name", name.to_owned())
+                .with("slot_type", "physical".to_owned())
+                .with("temporary", flag(false))
+                .with("active", flag(pid.is_some()))
+                .with("active_pid", pid.map(|pid| pid.to_string()))
+                .with("restart_lsn", restart.map(str::to_owned))
+        };
+        vec![
+            slot("a", None, Some(10)),
+            slot("barman", Some("0/A000000"), Some(9)),
+            slot("c", Some("1/0"), None),
+        ]
+    }
+
+    fn senders(&self) -> Vec<Row> {
+        vec![Row::default().with("pid", "9".to_owned()).with("usename", "barman".to_owned())]
+    }
+}
+
+/// The last answer as psql would show it: the columns, then each row; or its tag.
+#[track_caller]
+fn shown(text: &str, facts: &Known) -> String {
+    let answers = answer(text.as_bytes(), facts).unwrap_or_else(|error| panic!("{text}: {error}"));
+    match answers.into_iter().next_back() {
+        Some(Answer::Rows { columns, rows, tag }) => {
+            let line = |values: Vec<String>| values.join("|");
+            let header = line(columns.iter().map(|field| field.name.clone()).collect());
+            assert!(tag == "SHOW" || tag == format!("SELECT {}", rows.len()), "{tag}");
+            assert!(rows.iter().all(|row| row.len() == columns.len()));
+            let rows =
+                rows.into_iter().map(|row| line(row.into_iter().map(Option::unwrap_or_default).collect()));
+            [header].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+        }
+        Some(Answer::Done { tag, change }) => match change {
+            Some(change) => format!("{tag} {change:?}"),
+            None => tag.to_owned(),
+        },
+        Some(Answer::Empty) => "empty".to_owned(),
+        None => panic!("{text} has no answer"),
+    }
+}
+
+#[track_caller]
+fn check(text: &str, expected: &str) {
+    for facts in [&KNOWN, &OWN] {
+        assert_eq!(shown(text, facts), expected, "{text}");
+    }
+}
+
+#[track_caller]
+fn fails(text: &str, facts: &Known, sqlstate: &str) {
+    let error = answer(text.as_bytes(), facts).expect_err(text);
+    assert_eq!(error.sqlstate, sqlstate, "{text}: {error}");
+}
+
+#[test]
+fn all_that_barman_needs_to_start_receiving() {
+    check("SET application_name TO barman_receive_wal", "SET ApplicationName(\"barman_receive_wal\")");
+    check("SELECT 1", "?column?\n1");
+    check("SELECT usesuper FROM pg_user WHERE usename = CURRENT_USER", "usesuper\nt");
+    check("SELECT pg_is_in_recovery()", "pg_is_in_recovery\nf");
+    let version = format!("version\nPostgreSQL 17.10 (through walrelay {})", env!("CARGO_PKG_VERSION"));
+    check("SELECT version()", &version);
+    check("SELECT setting FROM pg_settings WHERE name='archive_timeout'", "setting\n60");
+    check("SELECT setting FROM pg_settings WHERE name='checkpoint_timeout'", "setting\n300");
+    check("SELECT setting FROM pg_settings WHERE name='wal_segment_size'", "setting\n16777216");
+    check(
+        "SELECT slot_name, active, restart_lsn FROM pg_replication_slots WHERE slot_type = 'physical' \
+         AND slot_name = 'barman'",
+        "slot_name|active|restart_lsn\nbarman|t|0/A000000",
+    );
+    check(
+        "SELECT system_identifier::text FROM pg_control_system()",
+        "system_identifier\n7012345678901234567",
+    );
+    check(r#"SHOW "wal_level""#, "wal_level\nreplica");
+    let monitor = "SELECT\n(\n pg_has_role(CURRENT_USER, 'pg_monitor', 'USAGE')\n OR\n (\n \
+                   pg_has_role(CURRENT_USER, 'pg_read_all_settings', 'USAGE')\n AND \
+                   pg_has_role(CURRENT_USER, 'pg_read_all_stats', 'USAGE')\n )\n)\n";
+    let plain = Known { superuser: Some(false), ..KNOWN };
+    assert_eq!(shown("SELECT usesuper FROM pg_user WHERE usename = CURRENT_USER", &plain), "usesuper\nf");
+    assert_eq!(shown(monitor, &plain), "?column?\nt");
+}
+
+#[test]
+fn writing_does_not_count() {
+    check(
+        "select\tSETTING from pg_catalog.pg_settings -- c\nwhere \"name\" = 'wal_level' ;",
+        "setting\nreplica",
+    );
+    check(
+        "select setting from pg_settings where name OPERATOR(pg_catalog.=) 'wal_level'",
+        "setting\nreplica",
+    );
+    check("Select Pg_Catalog.Pg_Is_In_Recovery() as R", "r\nf");
+    check(
+        "table PG_CATALOG.\"pg_stat_replication\" ;",
+        &shown("select * from pg_stat_replication r", &KNOWN),
+    );
+}
+
+#[test]
+fn several_statements_have_several_answers() {
+    let answers = answer(b"set a = 1; ; show wal_level; select 1;", &KNOWN).unwrap();
+    assert_eq!(answers.len(), 3);
+    check("", "empty");
+    check(" ; -- nothing", "empty");
+    fails("select 1; nonsense", &KNOWN, sqlstate::CANNOT_CONNECT_NOW);
+}
+
+#[test]
+fn views_are_filtered_and_ordered() {
+    let check = |rest: &str, expected: &str| {
+        let text = format!("select slot_name from pg_replication_slots {rest}");
+        let rows = shown(&text, &KNOWN).lines().skip(1).collect::<Vec<_>>().join(" ");
+        assert_eq!(rows, expected, "{rest}");
+    };
+    check("", "a barman c");
+    check("s where s.restart_lsn is null", "a");
+    check("where restart_lsn is not null and active", "barman");
+    check("where not active", "c");
+    check("where active = false", "c");
+    check("where active = 'on' and temporary != true", "a barman");
+    check("where active_pid = 9", "barman");
+    check("where active_pid <> 9", "a");
+    check("where restart_lsn = '0/0A000000'", "barman");
+    check("where slot_name = 'it''s'", "");
+    check("order by active_pid", "barman a c");
+    check("order by active_pid desc", "c a barman");
+    check("as s order by active asc, restart_lsn desc", "c a barman");
+}
+
+#[test]
+fn columns_are_picked_named_and_counted() {
+    check("select count(*) from pg_stat_replication", "count\n1");
+    check("select count(*) as n, 'x' from pg_replication_slots where active", "n|?column?\n2|x");
+    check("select pid AS p, usename u, state from pg_stat_replication", "p|u|state\n9|barman|");
+    check("select current_user, 7 as seven", "current_user|seven\nbarman|7");
+    let all = shown("select * from pg_replication_slots", &KNOWN);
+    let header = "slot_name|plugin|slot_type|datoid|database|temporary|active|active_pid|xmin|catalog_xmin|\
+                  restart_lsn|confirmed_flush_lsn|wal_status|safe_wal_size|two_phase|inactive_since|conflicting|\
+                  invalidation_reason|failover|synced";
+    assert_eq!(all.lines().next(), Some(header), "as in version 17");
+}
+
+#[test]
+fn settings_are_shown_and_set() {
+    check("show TIME zone", "TimeZone\nUTC");
+    assert!(shown("show all", &KNOWN).starts_with("name|setting|description\nTimeZone|UTC|\n"));
+    check("set session application_name = 'a b'", "SET ApplicationName(\"a b\")");
+    check("SET application_name TO DEFAULT", "SET ResetApplicationName");
+    check("set local application_name to x", "SET");
+    check("set datestyle to iso, mdy", "SET");
+    check("reset application_name", "RESET ResetApplicationName");
+    check("reset all", "RESET ResetApplicationName");
+    check("reset statement_timeout", "RESET");
+}
+
+#[test]
+fn transactions_are_pretended() {
+    check("begin isolation level serializable, read only", "BEGIN");
+    check("START TRANSACTION", "START TRANSACTION");
+    check("commit", "COMMIT");
+    check("end", "COMMIT");
+    check("rollback", "ROLLBACK");
+    check("discard all", "DISCARD ALL");
+}
+
+#[test]
+fn what_is_not_known_is_the_upstreams() {
+    for text in [
+        "select 2 + 2",
+        "select * from pg_class",
+        "select slot_name from pg_replication_slots limit 1",
+        "select slot_name from pg_replication_slots where active or temporary",
+        "select slot_name from pg_replication_slots where slot_name like 'a'",
+        "select slot_name from pg_replication_slots where slot_name",
+        "select slot_name from other.pg_replication_slots",
+        "select (select 1)",
+        "select",
+        "insert into t values (1)",
+        "checkpoint",
+        "show",
+        "show a b",
+        "U&\"x\"",
+        "(",
+    ] {
+        fails(text, &KNOWN, sqlstate::CANNOT_CONNECT_NOW);
+        fails(text, &OWN, sqlstate::FEATURE_NOT_SUPPORTED);
+    }
+    fails("show no_such", &KNOWN, sqlstate::CANNOT_CONNECT_NOW);
+    fails("show no_such", &OWN, sqlstate::UNDEFINED_OBJECT);
+    fails("select setting from pg_settings where name = 'no_such'", &KNOWN, sqlstate::CANNOT_CONNECT_NOW);
+    fails(
+        "select setting from pg_settings where name = 'wal_keep_size'",
+        &KNOWN,
+        sqlstate::CANNOT_CONNECT_NOW,
+    );
+    assert_eq!(shown("select setting from pg_settings where name = 'no_such'", &OWN), "setting");
+    let strange = Known { superuser: None, contact: false, ..OWN };
+    for text in [
+        "select version()",
+        "select pg_is_in_recovery()",
+        "select system_identifier from pg_control_system()",
+        "select usesuper from pg_user where usename = current_user",
+    ] {
+        fails(text, &strange, sqlstate::CANNOT_CONNECT_NOW);
+    }
+    assert_eq!(shown("select count(*) from pg_replication_slots", &strange), "count\n3");
+}
+
+#[test]
+fn mistakes_are_told_as_postgresql_tells_them() {
+    fails("select nope from pg_replication_slots", &KNOWN, sqlstate::UNDEFINED_COLUMN);
+    fails("select 1 from pg_replication_slots where nope is null", &KNOWN, sqlstate::UNDEFINED_COLUMN);
+    fails("select nope", &KNOWN, sqlstate::UNDEFINED_COLUMN);
+    fails("select *", &KNOWN, sqlstate::SYNTAX_ERROR);
+    fails("select slot_name, count(*) from pg_replication_slots", &KNOWN, sqlstate::GROUPING_ERROR);
+}
+
+#[test]
+fn values_have_the_types_of_the_views() {
+    let answers =
+        answer(b"select active, restart_lsn, slot_name, 1 from pg_replication_slots", &KNOWN).unwrap();
+    let [Answer::Rows { columns, .. }] = answers.as_slice() else { panic!("one result") };
+    let oids: Vec<_> = columns.iter().map(|field| field.column_type.oid()).collect();
+    assert_eq!(oids, [16, 3220, 19, 23]);
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_strange(text in prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..60),
+        "(select|table|show|set|from|where|order by|pg_replication_slots|as|=|'a'|\\*|,|\\.|count\\(|\\)|is|not|null|active| )*"
+            .prop_map(String::into_bytes),
+    ]) {
+        for facts in [&KNOWN, &OWN] {
+            if let Ok(answers) = answer(&text, facts) {
+                prop_assert!(!answers.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn fuzz_console() {
+    bolero::check!().with_type::<Vec<u8>>().for_each(|text| {
+        let select = [b"select slot_name from pg_replication_slots where ".as_slice(), text].concat();
+        for text in [text, &select] {
+            // Whatever it is, it is an answer or an error.
+            assert!(answer(text, &OWN).map_or_else(
+                |error| error.hint.is_some() || error.message.contains('"'),
+                |all| !all.is_empty()
+            ));
+        }
+    });
+}

@@ -1,0 +1,413 @@
+//! Whom the relay follows, against a scripted server: what real ones show only at rare moments.
+
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::{
+    ClientMessage, Lsn, PgTimestamp, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity,
+    XLogDataHeader,
+};
+
+use super::*;
+use crate::store::{
+    AppendError, Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer,
+};
+use crate::upstream::follow::Follower;
+
+const SEG: u64 = 1 << 20;
+const START: Lsn = Lsn::new(3 * SEG);
+
+fn identity() -> Identity {
+    Identity { system_id: SystemId(9), seg_size: SegSize::new(SEG).unwrap() }
+}
+
+fn generator(seed: u64) -> WalGenerator {
+    let Identity { system_id, seg_size } = identity();
+    WalGenerator::new(WalIdentity { system_id, seg_size }, TimelineId::FIRST, START, seed)
+}
+
+/// A server that has `wal` from `START` on.
+#[derive(Clone)]
+struct Script {
+    /// Its timeline, and that one's history file.
+    tli: u32,
+    history: &'static str,
+    wal: Vec<u8>,
+    /// What is before has been removed.
+    oldest: Lsn,
+    /// Commands it got.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Script {
+    fn of(wal: &[u8]) -> Script {
+        Script { tli: 1, history: "", wal: wal.to_vec(), oldest: START, asked: Arc::default() }
+    }
+
+    fn end(&self) -> Lsn {
+        START.advance(self.wal.len() as u64)
+    }
+
+    fn asked_for(&self, part: &str) -> bool {
+        self.asked.lock().unwrap().iter().any(|command| command.contains(part))
+    }
+
+    /// Serves one connection; returns the last position confirmed to it.
+    async fn play(self, mut stream: TcpStream) -> Option<Lsn> {
+        read_startup(&mut stream).await;
+        stream.write_all(&welcome()).await.unwrap();
+        let mut confirmed = None;
+        while let Ok(kind) = stream.read_u8().await {
+            let len = stream.read_u32().await.unwrap();
+            let mut body = vec![0; usize::try_from(len).unwrap() - 4];
+            stream.read_exact(&mut body).await.unwrap();
+            if kind != b'Q' {
+                break;
+            }
+            let command = String::from_utf8(body).unwrap().trim_end_matches('\0').to_owned();
+            self.asked.lock().unwrap().push(command.clone());
+            let words: Vec<&str> = command.split(' ').collect();
+            match words[..] {
+                ["START_REPLICATION", from, "TIMELINE", _] => {
+                    self.stream(&mut stream, from.parse().unwrap(), false).await;
+                }
+                ["START_REPLICATION", "SLOT", _, from, "TIMELINE", _] => {
+                    let said = self.stream(&mut stream, from.parse().unwrap(), true).await;
+                    confirmed = said.or(confirmed);
+                }
+                _ => stream.write_all(&self.answer(&words)).await.unwrap(),
+            }
+        }
+        confirmed
+    }
+
+    fn answer(&self, words: &[&str]) -> Vec<u8> {
+        let name = format!("{:08X}.history", self.tli);
+        let (tli, end) = (self.tli.to_string(), self.end().to_string());
+        let row = match words {
+            ["IDENTIFY_SYSTEM"] => vec!["9", &tli, &end, ""],
+            ["SHOW", "wal_segment_size"] => vec!["1MB"],
+            ["SHOW", "max_connections"] => vec!["4711"],
+            ["SHOW", _] => vec!["on"],
+            ["TIMELINE_HISTORY", _] => vec![&name, self.history],
+            ["READ_REPLICATION_SLOT", _] => vec!["physical", "0/300000", "1"],
+            other => panic!("{other:?}"),
+        };
+        [columns(row.len()), data(&row), frame(b'C', b"OK\0"), frame(b'Z', b"I")].concat()
+    }
+
+    /// All there is from `from` on. Where it `ends`, the server stops when the last byte is confirmed, or the
+    /// relay has gone, and the last confirmed position is returned; else it waits for the relay's CopyDone.
+    async fn stream(&self, stream: &mut TcpStream, from: Lsn, ends: bool) -> Option<Lsn> {
+        stream.write_all(&frame(b'W', &[0, 0, 0])).await.unwrap();
+        if from < self.oldest {
+            let gone = error("ERROR", "58P01", "requested WAL segment X has already been removed");
+            stream.write_all(&[gone, frame(b'Z', b"I")].concat()).await.unwrap();
+            return None;
+        }
+        let (mut reader, mut writer) = stream.split();
+        let sending = async {
+            let mut at = from;
+            for piece in self.wal[from.since(START) as usize..].chunks(100_000) {
+                let send_time = PgTimestamp::from_system_time(std::time::SystemTime::UNIX_EPOCH);
+                let header = XLogDataHeader { start: at, end: self.end(), send_time };
+                let message = [&header.frame(piece.len() as u32)[..], piece].concat();
+                if writer.write_all(&message).await.is_err() {
+                    return;
+                }
+                at = at.advance(piece.len() as u64);
+            }
+        };
+        let mut confirmed = None;
+        let listening = async {
+            while let Ok(kind) = reader.read_u8().await {
+                let len = reader.read_u32().await.unwrap();
+                let mut body = vec![0; usize::try_from(len).unwrap() - 4];
+                reader.read_exact(&mut body).await.unwrap();
+                match (kind, ClientMessage::decode(&body)) {
+                    (b'd', Ok(ClientMessage::Status(status))) => confirmed = status.flush.or(confirmed),
+                    (b'c', _) => return,
+                    _ => {}
+                }
+                if ends && confirmed == Some(self.end()) {
+                    return;
+                }
+            }
+        };
+        tokio::join!(sending, listening);
+        let last = match ends {
+            true => frame(b'C', b"COPY 0\0"),
+            false => [frame(b'c', b""), frame(b'C', b"START_STREAMING\0"), frame(b'Z', b"I")].concat(),
+        };
+        // The relay may have gone.
+        let _ = stream.write_all(&last).await;
+        confirmed
+    }
+}
+
+fn columns(count: usize) -> Vec<u8> {
+    let mut body = u16::try_from(count).unwrap().to_be_bytes().to_vec();
+    for _ in 0..count {
+        body.extend_from_slice(b"c\0");
+        body.extend_from_slice(&[0; 18]);
+    }
+    frame(b'T', &body)
+}
+
+fn data(row: &[&str]) -> Vec<u8> {
+    let mut body = u16::try_from(row.len()).unwrap().to_be_bytes().to_vec();
+    for value in row {
+        body.extend_from_slice(&u32::try_from(value.len()).unwrap().to_be_bytes());
+        body.extend_from_slice(value.as_bytes());
+    }
+    frame(b'D', &body)
+}
+
+/// A relay that holds some WAL.
+struct Setup {
+    store: Arc<Store>,
+    writer: Writer,
+    /// Whether the last server was shown as the one that is followed.
+    was_followed: bool,
+    _background: Background,
+    dir: tempfile::TempDir,
+}
+
+impl Setup {
+    fn holding(wal: &[u8]) -> Setup {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            data_dir: dir.path().to_owned(),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 1 << 30,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 4,
+        };
+        let (store, mut writer, background) = Store::open(config).unwrap();
+        store.attach(identity(), UpstreamParameters::default()).unwrap();
+        writer.begin(identity(), TimelineHistory::first(), START);
+        writer.append(START, wal).unwrap();
+        writer.commit();
+        Setup { store, writer, was_followed: false, _background: background, dir }
+    }
+
+    /// One round with this server as the `hosts`-fold only one; what came of it.
+    async fn round(&mut self, script: &Script, hosts: usize) -> (UpstreamError, Option<Lsn>) {
+        let (listener, port) = listen().await;
+        let script = script.clone();
+        let server = tokio::spawn(async move {
+            let mut confirmed = None;
+            for _ in 0..hosts {
+                let (stream, _) = listener.accept().await.unwrap();
+                confirmed = script.clone().play(stream).await;
+            }
+            confirmed
+        });
+        let mut conninfo = info(port, "sslmode=disable");
+        conninfo.hosts = vec![conninfo.hosts[0].clone(); hosts];
+        let (followed, mut shown) = tokio::sync::watch::channel(None);
+        let watching = tokio::spawn(async move { shown.wait_for(Option::is_some).await.is_ok() });
+        let slot = "s".parse().unwrap();
+        let config = UpstreamConfig { conninfo, slot, wal_receiver_timeout: None, followed };
+        let mut follower = Follower::new(config, CancellationToken::new());
+        let round = tokio::time::timeout(Duration::from_secs(30), follower.round(&mut self.writer));
+        let error = round.await.expect("an end").unwrap_err();
+        drop(follower);
+        self.was_followed = watching.await.unwrap();
+        (error, server.await.unwrap())
+    }
+
+    fn end(&self) -> Lsn {
+        self.store.tip().unwrap().write_lsn
+    }
+
+    /// Nothing of a server has come to be here, nor anything of ours there.
+    #[track_caller]
+    fn is_untouched_by(&self, script: &Script) {
+        assert!(!self.store.upstream_parameters().settings.contains_key("max_connections"));
+        let kept = std::fs::read_to_string(self.dir.path().join("cluster.toml")).unwrap();
+        assert!(!kept.contains("4711"), "{kept}");
+        assert_eq!(self.store.history_file(TimelineId::new(2).unwrap()).unwrap(), None);
+        assert!(!script.asked_for("SLOT"), "{:?}", script.asked);
+        assert!(!self.was_followed);
+    }
+}
+
+/// Ends at the end of a segment, with the zeros behind an XLOG_SWITCH; half of the last MB is records.
+fn up_to_a_boundary(seed: u64) -> WalGenerator {
+    let mut wal = generator(seed);
+    wal.fill(SEG as usize + 500_000);
+    wal.switch_segment();
+    assert_eq!(wal.position().offset_in_seg(identity().seg_size), 0);
+    wal
+}
+
+fn follows(error: &UpstreamError) -> bool {
+    error.to_string().contains("replication terminated by upstream server")
+}
+
+#[tokio::test]
+async fn the_same_server_is_followed_and_then_known() {
+    let mut wal = up_to_a_boundary(1);
+    let mut setup = Setup::holding(wal.bytes());
+    wal.record(5000);
+    let script = Script::of(wal.bytes());
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error) && setup.was_followed, "{error}");
+    assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
+    assert_eq!(setup.store.upstream_parameters().settings["max_connections"], "4711");
+    assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
+}
+
+#[tokio::test]
+async fn other_bytes_before_a_segment_boundary_are_found() {
+    let mut wal = up_to_a_boundary(1);
+    let mut setup = Setup::holding(wal.bytes());
+    let held = setup.end();
+    wal.record(5000);
+    let mut script = Script::of(wal.bytes());
+    script.wal[SEG as usize + 300_000] ^= 1;
+    let (error, _) = setup.round(&script, 1).await;
+    let UpstreamError::Append(AppendError::Diverged { tli, lsn }) = error else { panic!("{error}") };
+    assert_eq!((tli, lsn), (TimelineId::FIRST, START.advance(SEG + 300_000)));
+    assert_eq!(setup.end(), held);
+    setup.is_untouched_by(&script);
+}
+
+#[tokio::test]
+async fn other_bytes_within_a_segment_are_found_before_anything_is_left_there() {
+    let mut wal = generator(2);
+    wal.fill(400_000);
+    let mut setup = Setup::holding(wal.bytes());
+    wal.fill(900_000);
+    let mut script = Script::of(wal.bytes());
+    script.wal[70_000] ^= 1;
+    let (error, _) = setup.round(&script, 1).await;
+    assert!(matches!(error, UpstreamError::Append(AppendError::Diverged { .. })), "{error}");
+    setup.is_untouched_by(&script);
+}
+
+/// A server that got only half of the zeros behind an XLOG_SWITCH has old bytes there.
+#[tokio::test]
+async fn what_lies_behind_a_switch_record_does_not_count() {
+    let mut wal = up_to_a_boundary(1);
+    let mut setup = Setup::holding(wal.bytes());
+    let boundary = wal.bytes().len();
+    wal.record(5000);
+    let mut script = Script::of(wal.bytes());
+    script.wal[boundary - 8192..boundary].fill(0xA5);
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error), "{error}");
+    assert_eq!(confirmed, Some(wal.position()));
+}
+
+#[tokio::test]
+async fn where_the_server_has_removed_the_segment_before_the_next_record_decides() {
+    let mut wal = up_to_a_boundary(1);
+    let mut setup = Setup::holding(wal.bytes());
+    let held = setup.end();
+
+    // Another cluster's first record there names another predecessor.
+    let mut other = generator(5);
+    other.fill(SEG as usize + 300_000);
+    other.switch_segment();
+    assert_eq!(other.position(), held);
+    other.record(5000);
+    let script = Script { oldest: held, ..Script::of(other.bytes()) };
+    let (error, confirmed) = setup.round(&script, 1).await;
+    let UpstreamError::Seam { tli, held: at, .. } = &error else { panic!("{error}") };
+    assert_eq!((*tli, *at, setup.end()), (TimelineId::FIRST, held, held));
+    assert!(confirmed <= Some(held), "{confirmed:?}");
+    let said = error.to_string();
+    let expected = format!("does not continue timeline 1 that is held here up to {held}");
+    assert!(said.contains(&expected), "{said}");
+
+    wal.record(5000);
+    let script = Script { oldest: held, ..Script::of(wal.bytes()) };
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error), "{error}");
+    assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
+}
+
+#[tokio::test]
+async fn damage_in_the_first_new_record_is_no_continuation() {
+    let mut wal = generator(3);
+    wal.fill(200_000);
+    let good = *wal.record_ends().last().unwrap();
+    let mut setup = Setup::holding(&wal.bytes()[..good.since(START) as usize]);
+    wal.record(5000);
+    let mut script = Script::of(wal.bytes());
+    *script.wal.last_mut().unwrap() ^= 1;
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(matches!(error, UpstreamError::Seam { held, .. } if held == good), "{error}");
+    assert!(setup.end() == good && confirmed <= Some(good));
+}
+
+#[tokio::test]
+async fn a_server_behind_is_passed_over_where_there_are_others() {
+    let mut wal = generator(4);
+    wal.fill(300_000);
+    let behind = wal.bytes().to_vec();
+    wal.fill(300_000);
+    let mut setup = Setup::holding(wal.bytes());
+    let held = setup.writer.position().unwrap().lsn;
+    let script = Script::of(&behind);
+    let (error, _) = setup.round(&script, 2).await;
+    let UpstreamError::Behind { tli, theirs, ours } = error else { panic!("{error}") };
+    assert_eq!((tli, theirs, ours), (TimelineId::FIRST, script.end(), held));
+    setup.is_untouched_by(&script);
+}
+
+#[tokio::test]
+async fn an_older_fork_of_which_nothing_is_held_is_refused() {
+    let mut wal = generator(6);
+    wal.fill(300_000);
+    let mut setup = Setup::holding(wal.bytes());
+    for history in ["1\t0/280000\tx\n", "1\t0/300000\tx\n"] {
+        let script = Script { tli: 2, history, ..Script::of(wal.bytes()) };
+        let (error, _) = setup.round(&script, 1).await;
+        let said = error.to_string();
+        assert!(said.contains("timeline 2 cannot begin at 0/"), "{said}");
+        assert_eq!(setup.store.history().tli(), TimelineId::FIRST);
+        setup.is_untouched_by(&script);
+    }
+}
+
+#[tokio::test]
+async fn a_fork_at_a_segment_boundary_is_compared_too() {
+    let mut wal = up_to_a_boundary(7);
+    let boundary = wal.position();
+    wal.fill(100_000);
+    let mut setup = Setup::holding(wal.bytes());
+    let mut script = Script::of(&wal.bytes()[..boundary.since(START) as usize]);
+    (script.tli, script.history) = (2, "1\t0/500000\tx\n");
+    assert_eq!(boundary, Lsn::new(5 * SEG));
+    script.wal[SEG as usize + 1000] ^= 1;
+    let (error, _) = setup.round(&script, 1).await;
+    assert!(matches!(error, UpstreamError::Append(AppendError::Diverged { .. })), "{error}");
+    assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
+    setup.is_untouched_by(&script);
+}
+
+#[tokio::test]
+async fn a_sibling_leaves_no_trace() {
+    let mut wal = generator(8);
+    wal.fill(300_000);
+    let mut setup = Setup::holding(wal.bytes());
+    let second = TimelineId::new(2).unwrap();
+    let end = setup.end();
+    let ours = format!("1\t{end}\tx\n");
+    setup.writer.switch_timeline(TimelineHistory::parse(second, ours.as_bytes()).unwrap()).unwrap();
+    let script = Script { tli: 2, history: "1\t0/340000\tx\n", ..Script::of(wal.bytes()) };
+    let (error, _) = setup.round(&script, 1).await;
+    let said = error.to_string();
+    let theirs =
+        "upstream is on timeline 2 (1 until 0/340000), which does not descend from timeline 2 (1 until";
+    assert!(said.starts_with(theirs), "{said}");
+    setup.is_untouched_by(&script);
+    let script = Script::of(wal.bytes());
+    let (error, _) = setup.round(&script, 1).await;
+    assert!(matches!(error, UpstreamError::OldTimeline { .. }), "{error}");
+    setup.is_untouched_by(&script);
+}
