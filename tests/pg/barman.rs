@@ -111,16 +111,13 @@ impl Stage {
     /// this one.
     #[track_caller]
     fn restore(&self, server: &Server, backup: &str, rows: u64) {
-        let mut restored = Cluster::builder(server).name("restored").start();
-        restored.stop();
-        std::fs::remove_dir_all(restored.data_dir()).expect("the server is stopped");
-        let target = restored.data_dir().display().to_string();
-        let staging = self.barman.home().display().to_string();
-        let staging = ["--local-staging-path", &staging];
-        let words = [&["restore"][..], if server.major() >= 17 { &staging } else { &[] }];
-        let said = self.barman.ok(&[&words.concat()[..], &["acc", backup, &target]].concat());
+        let target = self.barman.home().join("restored");
+        let (home, to) = (self.barman.home().display().to_string(), target.display().to_string());
+        let words = ["restore", "acc", backup, &to, "--local-staging-path", &home];
+        let words = if server.major() >= 17 { &words[..] } else { &words[..4] };
+        let said = self.barman.ok(words);
         assert!(said.contains("Your PostgreSQL server has been successfully prepared"), "{said}");
-        restored.start();
+        let restored = Cluster::from_data_dir(server, "restored", &target);
         restored.wait_for_sql("select pg_is_in_recovery()", "f");
         let found = restored.sql("select count(*), count(distinct i), min(i) from acc where i > 0");
         let found: Vec<u64> = found.split('|').map(|field| field.parse().expect("a number")).collect();

@@ -146,7 +146,10 @@ fn a_standby_is_made_through_the_relay(server: &Server) {
     standby.wait_for_replay(primary.settled_lsn());
     compare::assert_dumps(&primary, &standby);
     primary.stop();
-    let refused = server.run("pg_basebackup", &["-d", &relay.conninfo(), "-D", &scratch.join("refused").display().to_string()]);
+    let refused = server.run(
+        "pg_basebackup",
+        &["-d", &relay.conninfo(), "-D", &scratch.join("refused").display().to_string()],
+    );
     assert!(refused.expect_err("there is no upstream").contains("the upstream server cannot be reached"));
 }
 

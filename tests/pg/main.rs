@@ -7,6 +7,7 @@ mod barman;
 mod basebackup;
 mod cascade;
 mod commands;
+mod drivers;
 mod failover;
 mod fanout;
 mod feedback;
