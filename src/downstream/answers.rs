@@ -2,7 +2,6 @@
 //!
 //! Column types follow the upstream's version, so that nobody can tell the relay from it.
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use walrelay_proto::{
 use super::Shared;
 use super::session::{Failure, SessionContext};
 use super::settings::{self, Settings};
+use super::shown::Shown;
 use crate::store::{SlotError, SlotPersistence, Slots, UpstreamParameters};
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
@@ -76,12 +76,22 @@ impl Answer<'_> {
         Ok(())
     }
 
+    fn shown(&self) -> Shown<'_> {
+        Shown {
+            settings: self.settings,
+            shared: self.shared,
+            user: &self.context.user,
+            wal_sender_timeout: self.context.wal_sender_timeout,
+        }
+    }
+
     fn show(&self, conn: &mut Connection, name: &str, upstream: &UpstreamParameters) -> Result<()> {
         if name.eq_ignore_ascii_case("all") {
             self.show_all(conn, upstream);
         } else {
             let canonical = settings::canonical_name(name).unwrap_or(name);
-            let value = self.setting(canonical, upstream).ok_or_else(|| unknown_setting(name))?;
+            let shown = self.shown();
+            let value = shown.setting(canonical, upstream).ok_or_else(|| unknown_setting(name))?;
             conn.put(&row_description(&[Column::text(canonical)]));
             put_row(conn, &[Some(&value)]);
         }
@@ -92,41 +102,12 @@ impl Answer<'_> {
     fn show_all(&self, conn: &mut Connection, upstream: &UpstreamParameters) {
         let columns = [Column::text("name"), Column::text("setting"), Column::text("description")];
         conn.put(&row_description(&columns));
+        let shown = self.shown();
         for name in settings::all_names() {
-            if let Some(value) = self.setting(name, upstream) {
+            if let Some(value) = shown.setting(name, upstream) {
                 put_row(conn, &[Some(name), Some(&value), Some("")]);
             }
         }
-    }
-
-    /// The session's value, else the relay's own, else what the upstream has told.
-    fn setting<'a>(&'a self, name: &str, upstream: &'a UpstreamParameters) -> Option<Cow<'a, str>> {
-        let reported =
-            |name| upstream.settings.get(name).map(String::as_str).or_else(|| upstream.status(name));
-        self.settings
-            .get(name)
-            .map(Cow::Borrowed)
-            .or_else(|| self.own_setting(name).map(Cow::Owned))
-            .or_else(|| reported(name).map(Cow::Borrowed))
-            .or_else(|| default_setting(name, upstream))
-    }
-
-    fn own_setting(&self, name: &str) -> Option<String> {
-        let store = self.context.store.config();
-        Some(match name {
-            "application_name" => String::new(),
-            "client_encoding" => "SQL_ASCII".to_owned(),
-            "session_authorization" => self.context.user.clone(),
-            "is_superuser" => "off".to_owned(),
-            "data_directory_mode" => "0700".to_owned(),
-            "wal_segment_size" => self.context.store.identity()?.seg_size.to_show(),
-            "wal_sender_timeout" => settings::show_timeout(self.context.wal_sender_timeout),
-            "max_wal_senders" => self.shared.config.max_wal_senders.to_string(),
-            "max_replication_slots" => store.max_replication_slots.to_string(),
-            "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),
-            "max_slot_wal_keep_size" => settings::show_megabytes(store.max_slot_wal_keep_size),
-            _ => return None,
-        })
     }
 
     async fn timeline_history(&self, conn: &mut Connection, tli: TimelineId) -> Result<()> {
@@ -294,27 +275,6 @@ fn unknown_setting(name: &str) -> PgError {
     }
     let text = format!("unrecognized configuration parameter \"{name}\"");
     PgError::error(sqlstate::UNDEFINED_OBJECT, text)
-}
-
-/// What follows from something else the upstream has told.
-fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'static, str>> {
-    let version = settings::server_version_num(upstream);
-    match name {
-        "server_version_num" if version > 0 => Some(version.to_string().into()),
-        "transaction_read_only" => {
-            let standby = upstream.status("in_hot_standby") == Some("on");
-            let default = upstream.status("default_transaction_read_only") == Some("on");
-            Some(if standby || default { "on" } else { "off" }.into())
-        }
-        "in_hot_standby" | "default_transaction_read_only" => Some("off".into()),
-        "wal_level" => Some("replica".into()),
-        "integer_datetimes" | "standard_conforming_strings" => Some("on".into()),
-        "server_encoding" => Some("SQL_ASCII".into()),
-        "DateStyle" => Some("ISO, MDY".into()),
-        "IntervalStyle" => Some("postgres".into()),
-        "TimeZone" => Some("GMT".into()),
-        _ => None,
-    }
 }
 
 async fn try_drop(slots: Arc<Slots>, name: String, pid: u32) -> Result<std::result::Result<(), SlotError>> {

@@ -203,7 +203,11 @@ fn begin_sql(
 ) -> Result<SqlSession, LoginError> {
     let registration =
         shared.registry.register([0; 4]).ok_or_else(|| too_many(shared.config.max_wal_senders))?;
+    let upstream = shared.store.upstream_parameters();
+    let settings = request.settings(&upstream);
     Ok(SqlSession {
+        reported: reported(&request.user, settings.as_ref().unwrap_or(&Settings::default()), &upstream),
+        settings,
         parameters: request.for_upstream(),
         user: request.user,
         database: request.database,

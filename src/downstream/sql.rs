@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::forward::{self, SessionState, Side, Statement, Texts};
+use super::local::{LocalSession, OWN_DATABASE};
 use super::own::OwnRelay;
 use super::registry::Registration;
+use super::settings::Settings;
 use crate::conninfo::Credentials;
+use crate::console::Instead;
 use crate::gateway::Attributes;
 use crate::overlay::{self, Rewritten, SqlContext};
 use crate::upstream::UpstreamConnection;
@@ -17,10 +20,13 @@ pub(super) struct SqlSession {
     pub(super) user: String,
     pub(super) database: String,
     /// `replication=database`
-    #[expect(dead_code, reason = "the console comes next")]
     pub(super) is_logical: bool,
     /// The start-up message's parameters, `user` not among them.
     pub(super) parameters: Vec<(String, Vec<u8>)>,
+    /// What the parameters set, for sessions served here; forwarded ones are the upstream's to judge.
+    pub(super) settings: Result<Settings, PgError>,
+    /// What such a session is told of the server.
+    pub(super) reported: Vec<(String, String)>,
     pub(super) credentials: Credentials,
     /// The role's, if known.
     pub(super) attributes: Option<Attributes>,
@@ -31,6 +37,9 @@ pub(super) struct SqlSession {
 impl SqlSession {
     /// Serves the client until one side ends it; then says why, for the log.
     pub(super) async fn run(mut self, mut conn: Connection) -> String {
+        if self.database == OWN_DATABASE && !self.is_logical {
+            return self.serve_here(conn, Instead::OwnDatabase).await;
+        }
         let gateway = self.shared.gateway.clone();
         let parameters = std::mem::take(&mut self.parameters);
         let opened = tokio::select! {
@@ -39,6 +48,9 @@ impl SqlSession {
         };
         let (mut upstream, _cancellable) = match opened {
             Ok(upstream) => upstream,
+            Err(error) if error.is_outage() && !self.is_logical => {
+                return self.serve_here(conn, Instead::Upstream).await;
+            }
             Err(error) => return refuse(conn, error.client_error(&self.user, &self.credentials)).await,
         };
         welcome(&mut conn, &mut upstream);
@@ -46,6 +58,34 @@ impl SqlSession {
             return format!("could not send data to client: {error}");
         }
         self.forward(conn, upstream).await
+    }
+
+    /// A session that needs no upstream. Without one, it can do little.
+    async fn serve_here(&self, mut conn: Connection, instead: Instead) -> String {
+        let settings = match (&self.settings, instead) {
+            (Ok(settings), _) => settings.clone(),
+            (Err(error), Instead::OwnDatabase) => return refuse(conn, error.clone()).await,
+            (Err(_), Instead::Upstream) => Settings::default(),
+        };
+        let mut key = [0; 4];
+        if let Err(error) = getrandom::fill(&mut key) {
+            return format!("could not generate random cancel key: {error}");
+        }
+        for (name, value) in &self.reported {
+            conn.put(&messages::parameter_status(name, value));
+        }
+        conn.put(&messages::backend_key_data(self.registration.pid, key));
+        conn.put(&messages::ready_for_query());
+        let first_name = settings.get("application_name").unwrap_or_default().to_owned();
+        let session = LocalSession {
+            shared: &self.shared,
+            user: &self.user,
+            settings,
+            attributes: self.attributes,
+            instead,
+            first_name,
+        };
+        session.run(conn, &self.shared.shutdown).await
     }
 
     async fn forward(&self, conn: Connection, upstream: UpstreamConnection) -> String {

@@ -43,7 +43,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often an upstream that is behind us is asked how far it has come.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
 /// What is asked of the server with SHOW, for consumers that ask us.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 15] = [
     "server_version_num",
     "wal_level",
     "block_size",
@@ -53,6 +53,13 @@ const SETTINGS: [&str; 9] = [
     "max_connections",
     "hot_standby",
     "wal_log_hints",
+    // What backup tools ask in SQL before they start a receiver.
+    "archive_timeout",
+    "checkpoint_timeout",
+    "synchronous_standby_names",
+    "archive_mode",
+    "wal_compression",
+    "summarize_wal",
 ];
 
 /// Where and how to receive.

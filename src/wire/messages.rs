@@ -8,6 +8,7 @@ use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, Parame
 
 pub use pgwire::messages::Message;
 pub use pgwire::messages::copy::CopyDone;
+pub use pgwire::messages::response::EmptyQueryResponse;
 pub use pgwire::messages::startup::Authentication;
 
 /// A result column; always in text format, never of a table.

@@ -4,7 +4,12 @@ use walrelay_testkit::{Cluster, Receivewal, Relay, Server, on_every_version};
 
 use crate::relay_below;
 
-on_every_version!(statements_go_through, slots_and_consumers_are_the_relays, roles_are_the_upstreams);
+on_every_version!(
+    statements_go_through,
+    slots_and_consumers_are_the_relays,
+    roles_are_the_upstreams,
+    the_relay_tells_of_itself,
+);
 
 fn statements_go_through(server: &Server) {
     let primary = Cluster::builder(server).start();
@@ -101,7 +106,7 @@ fn roles_are_the_upstreams(server: &Server) {
         ("user=nobody password=x dbname=postgres", "password authentication failed for user \"nobody\""),
         ("user=old password=o dbname=postgres", "password authentication failed for user \"old\""),
         ("user=nologin password=n dbname=postgres", "role \"nologin\" is not permitted to log in"),
-        ("user=plain password=p replication=1", "WAL sender"),
+        ("user=plain password=p replication=1", "start"),
     ] {
         let error = attempt(who).expect_err(who);
         assert!(error.0.contains(text), "{who}: {error}");
@@ -123,4 +128,30 @@ fn roles_are_the_upstreams(server: &Server) {
     });
     let error = relay.psql("user=plain password=p dbname=postgres", &["create table t ()"]);
     assert!(error.expect_err("there is no server").0.contains("the upstream server cannot be reached"));
+}
+
+fn the_relay_tells_of_itself(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    let system = primary.sql("select system_identifier from pg_control_system()");
+    let relay = relay_below(&primary).start();
+    relay.create_slot("archive");
+    let archive = Receivewal::start(server, &relay.conninfo(), "archive");
+    let ask = |database: &str, sql: &str| {
+        relay.psql(&format!("dbname={database}"), &[sql]).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    };
+    let slots = "select slot_name, active from pg_replication_slots";
+    let senders = "select application_name, state from pg_stat_replication";
+    relay.wait_for_sql(senders, "pg_receivewal|streaming");
+    assert_eq!(ask("walrelay", slots), "archive|t");
+    assert_eq!(ask("walrelay", senders), "pg_receivewal|streaming");
+    assert_eq!(ask("walrelay", "show wal_segment_size"), "16MB");
+    let refused = relay.psql("dbname=walrelay", &["create table t ()"]);
+    assert!(refused.expect_err("it is no database").0.contains("walrelay"));
+
+    primary.stop();
+    relay.wait_for_sql(senders, "pg_receivewal|streaming");
+    assert_eq!(ask("postgres", slots), "archive|t");
+    assert_eq!(ask("postgres", "select system_identifier::text from pg_control_system()"), system);
+    assert_eq!(ask("postgres", "select setting from pg_settings where name='wal_segment_size'"), "16777216");
+    archive.stop();
 }

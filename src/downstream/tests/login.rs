@@ -134,11 +134,13 @@ async fn replication_may_be_spelled_in_many_ways_and_the_database_does_not_matte
         let (mut client, _) = relay.log_in(&parameters).await;
         assert_eq!(client.row("IDENTIFY_SYSTEM").await[3], None);
     }
-    for value in ["false", "database"] {
-        let mut client = relay.connect().await;
-        client.start_up(&[("user", "rep"), ("replication", value)]).await;
-        assert_eq!(client.fatal().await, pair("57P03", "the upstream server cannot be reached"));
-    }
+    // SQL without an upstream: only what the relay knows.
+    let (mut client, _) = relay.log_in(&[("user", "rep"), ("replication", "false")]).await;
+    assert_eq!(client.row("SHOW wal_segment_size").await, [Some("1MB".into())]);
+    assert_eq!(client.error("VACUUM").await.0, "57P03");
+    let mut client = relay.connect().await;
+    client.start_up(&[("user", "rep"), ("replication", "database")]).await;
+    assert_eq!(client.fatal().await, pair("57P03", "the upstream server cannot be reached"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

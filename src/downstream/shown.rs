@@ -1,0 +1,73 @@
+//! What SHOW shows: the session's settings, the relay's own, and those of the upstream.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use super::Shared;
+use super::settings::{self, Settings};
+use crate::store::UpstreamParameters;
+
+/// Everything a setting's value may come from.
+pub(super) struct Shown<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) shared: &'a Shared,
+    pub(super) user: &'a str,
+    pub(super) wal_sender_timeout: Option<Duration>,
+}
+
+impl Shown<'_> {
+    /// The session's value, else the relay's own, else what the upstream has told. `name` as PostgreSQL spells it.
+    pub(super) fn setting<'a>(
+        &'a self,
+        name: &str,
+        upstream: &'a UpstreamParameters,
+    ) -> Option<Cow<'a, str>> {
+        let reported =
+            |name| upstream.settings.get(name).map(String::as_str).or_else(|| upstream.status(name));
+        self.settings
+            .get(name)
+            .map(Cow::Borrowed)
+            .or_else(|| self.own_setting(name).map(Cow::Owned))
+            .or_else(|| reported(name).map(Cow::Borrowed))
+            .or_else(|| default_setting(name, upstream))
+    }
+
+    fn own_setting(&self, name: &str) -> Option<String> {
+        let store = self.shared.store.config();
+        Some(match name {
+            "application_name" => String::new(),
+            "client_encoding" => "SQL_ASCII".to_owned(),
+            "session_authorization" => self.user.to_owned(),
+            "is_superuser" => "off".to_owned(),
+            "data_directory_mode" => "0700".to_owned(),
+            "wal_segment_size" => self.shared.store.identity()?.seg_size.to_show(),
+            "wal_sender_timeout" => settings::show_timeout(self.wal_sender_timeout),
+            "max_wal_senders" => self.shared.config.max_wal_senders.to_string(),
+            "max_replication_slots" => store.max_replication_slots.to_string(),
+            "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),
+            "max_slot_wal_keep_size" => settings::show_megabytes(store.max_slot_wal_keep_size),
+            _ => return None,
+        })
+    }
+}
+
+/// What follows from something else the upstream has told.
+fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'static, str>> {
+    let version = settings::server_version_num(upstream);
+    match name {
+        "server_version_num" if version > 0 => Some(version.to_string().into()),
+        "transaction_read_only" => {
+            let standby = upstream.status("in_hot_standby") == Some("on");
+            let default = upstream.status("default_transaction_read_only") == Some("on");
+            Some(if standby || default { "on" } else { "off" }.into())
+        }
+        "in_hot_standby" | "default_transaction_read_only" => Some("off".into()),
+        "wal_level" => Some("replica".into()),
+        "integer_datetimes" | "standard_conforming_strings" => Some("on".into()),
+        "server_encoding" => Some("SQL_ASCII".into()),
+        "DateStyle" => Some("ISO, MDY".into()),
+        "IntervalStyle" => Some("postgres".into()),
+        "TimeZone" => Some("GMT".into()),
+        _ => None,
+    }
+}
