@@ -9,6 +9,7 @@ use crate::relay_below;
 on_every_version!(
     everything_through_the_relay,
     an_archive_without_gaps,
+    receiving_starts_while_the_primary_is_down,
     wal_alone_through_the_relay,
     a_slot_barman_cannot_see
 );
@@ -21,6 +22,13 @@ const HBA: &str = "host replication postgres 127.0.0.1/32 trust\n\
                    host all,replication barman,streaming_barman 127.0.0.1/32 scram-sha-256\n";
 
 const COMMON: &str = "backup_method = postgres\nstreaming_archiver = on\nslot_name = barman\n";
+
+/// What docs/BARMAN.md grants, for a Barman that is no superuser.
+const GRANTS: &str = "grant pg_monitor, pg_checkpoint to barman; \
+                      grant execute on function pg_backup_start(text, boolean), pg_backup_stop(boolean), \
+                      pg_switch_wal(), pg_create_restore_point(text) to barman; \
+                      create role walrelay login replication password 'r3lay'; \
+                      grant select on pg_authid to walrelay";
 
 /// A primary that wants passwords, a relay that gets them from there, and Barman with the relay's port as `$L` and the
 /// primary's as `$P` in its settings.
@@ -40,16 +48,28 @@ fn conninfos(port: &str, prefix: &str) -> String {
 }
 
 impl Stage {
+    /// With a superuser for Barman.
     fn new(server: &Server, settings: &str) -> Stage {
+        Stage::with_roles(server, settings, "alter role barman superuser", None)
+    }
+
+    /// With roles that have what docs/BARMAN.md grants and no more.
+    fn modest(server: &Server, settings: &str) -> Stage {
+        Stage::with_roles(server, settings, GRANTS, Some("user=walrelay password=r3lay"))
+    }
+
+    fn with_roles(server: &Server, settings: &str, grants: &str, relay_role: Option<&str>) -> Stage {
         let mut primary = Cluster::builder(server).password("s3cret");
         if server.major() >= 17 {
             primary = primary.conf("summarize_wal = on");
         }
         let primary = primary.start();
-        primary.sql("create role barman superuser login password 'bar man:1'");
+        primary.sql("create role barman login password 'bar man:1'");
         primary.sql("create role streaming_barman replication login password 'str3am'");
+        primary.sql(grants);
         primary.sql("create table acc (i bigint)");
-        let relay = relay_below(&primary).hba(HBA).arg("--auth-query").start();
+        let upstream = format!("{} {}", primary.conninfo(), relay_role.unwrap_or_default());
+        let relay = relay_below(&primary).upstream(&upstream).hba(HBA).arg("--auth-query").start();
         let settings = settings.replace("$L", &relay.port().to_string());
         let settings = settings.replace("$P", &primary.port().to_string());
         let barman = Barman::new(server, &settings, PASSWORDS);
@@ -232,10 +252,43 @@ fn an_archive_without_gaps(server: &Server) {
     stage.restore(server, "latest", committed);
 }
 
+/// What the relay has and Barman has not is archived in an outage; backups wait for the primary.
+fn receiving_starts_while_the_primary_is_down(server: &Server) {
+    let settings = conninfos("$L", "") + COMMON + BOTH_AT_THE_RELAY;
+    let mut stage = Stage::new(server, &settings);
+    stage.cron();
+    stage.switch_and_archive();
+    stage.stop_receiving();
+    stage.insert();
+    let missed = stage.primary.switch_wal();
+    stage.insert();
+    stage.relay.wait_for_flush(stage.primary.settled_lsn());
+    stage.primary.stop();
+
+    stage.cron();
+    let archived = stage.barman.wals(&missed[..16]).join(&missed);
+    wait_until(format_args!("{missed} in the archive"), || {
+        stage.barman.ok(&["archive-wal", "acc"]);
+        archived.exists()
+    });
+    let backup = stage.barman.run(&["backup", "acc"]);
+    assert_ne!(backup.code, Some(0), "{}", backup.text);
+    eprintln!("CHECK {} BACKUP {}", stage.barman.run(&["check", "acc"]).text, backup.text);
+    // A relay that comes back alone knows enough as well.
+    stage.relay.restart();
+    wait_until("the end of receive-wal", || !stage.barman.is_receiving());
+    stage.cron();
+
+    stage.primary.start();
+    stage.switch_and_archive();
+    stage.check(&["replication slot", "receive-wal running"]);
+    compare::assert_segments(&stage.primary, &stage.barman.wals(&missed[..16]), 3);
+}
+
 /// Case (d): only the WAL goes through the relay; backups are taken from the primary.
 fn wal_alone_through_the_relay(server: &Server) {
     let settings = conninfos("$P", "") + &conninfos("$L", "wal_") + COMMON + BOTH_AT_THE_RELAY;
-    let stage = Stage::new(server, &settings);
+    let stage = Stage::modest(server, &settings);
     stage.cron();
     stage.switch_and_archive();
     stage.check(&[

@@ -112,7 +112,7 @@ async fn transactions(client: &mut Client) {
     client.batch_execute("create table rs (i int8, t text)").await.expect("app may");
     let mut outer = client.transaction().await.expect("none is open");
     outer.execute("insert into rs values ($1, 'stays')", &[&1_i64]).await.expect("the table is there");
-    let inner = outer.savepoint("inner").await.expect("it is new");
+    let inner = outer.savepoint("within").await.expect("it is new");
     inner.execute("insert into rs values (2, 'goes')", &[]).await.expect("the table is there");
     inner.query("select 1/0", &[]).await.expect_err("that cannot be");
     let error = inner.query("select 1", &[]).await.expect_err("it has failed");
