@@ -184,7 +184,9 @@ async fn large_results(client: &Client, relay: &Relay, primary: &Cluster) {
 
 async fn cancellation(client: &Client, primary: &Cluster) {
     let token: CancelToken = client.cancel_token();
-    let sleep = client.query("select pg_sleep(600)", &[]);
+    let sleep = client.prepare("select pg_sleep(600)").await.expect("it is right");
+    // On its way at the first poll.
+    let sleep = client.query(&sleep, &[]);
     let cancel = async {
         let asleep = "select count(*) from pg_stat_activity where usename = 'app' and wait_event = 'PgSleep'";
         tokio::task::block_in_place(|| wait_until("the sleep", || primary.sql(asleep) == "1"));
