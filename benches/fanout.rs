@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
-use walrelay::auth::hba::Hba;
+use walrelay::auth::hba::{Hba, Idents};
 use walrelay::auth::users::Users;
 use walrelay::conninfo::{ConnInfo, Environment};
-use walrelay::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
+use walrelay::downstream::{
+    Access, BoundAddr, Downstream, DownstreamConfig, Limits, ListenAddr, SharedAccess,
+};
 use walrelay::gateway::{Gateway, GatewayConfig};
 use walrelay::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
 use walrelay_proto::generate::WalGenerator;
@@ -102,7 +104,8 @@ fn filled_store(dir: &Path) -> (Arc<Store>, Writer, Background) {
 async fn listen(store: Arc<Store>) -> Downstream {
     let config = DownstreamConfig {
         listen: vec![ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 0 }],
-        max_wal_senders: 100,
+        limits: Limits { connections: 100, user_connections: 0, wal_senders: 100 },
+        max_failed_logins: 0,
         authentication_timeout: Duration::from_secs(60),
         wal_sender_timeout: None,
         shutdown_timeout: Duration::ZERO,
@@ -110,7 +113,8 @@ async fn listen(store: Arc<Store>) -> Downstream {
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");
-    let access = SharedAccess::new(Access { hba, users: Users::default() });
+    let access =
+        SharedAccess::new(Access { hba, users: Users::default(), idents: Idents::default(), tls: None });
     let bound = Downstream::bind(
         config,
         Arc::new(access),

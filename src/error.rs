@@ -8,6 +8,7 @@ use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
 use crate::store::StoreError;
 use crate::upstream::{ConnectError, UpstreamError};
+use crate::wire::TlsError;
 
 /// The relay cannot start or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum RelayError {
     /// `--auth-file` is wrong.
     #[error(transparent)]
     Users(#[from] UsersError),
+    /// `--ssl-cert-file` or one of its kin is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
@@ -51,7 +55,11 @@ impl RelayError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RelayError::System { .. } => 1,
-            RelayError::Config(_) | RelayError::Listen(_) | RelayError::Hba(_) | RelayError::Users(_) => 2,
+            RelayError::Config(_)
+            | RelayError::Listen(_)
+            | RelayError::Hba(_)
+            | RelayError::Users(_)
+            | RelayError::Tls(_) => 2,
             RelayError::Store(StoreError::InUse { .. }) => 3,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
             | RelayError::Upstream(UpstreamError::Store(_)) => 4,

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::hba::Hba;
+use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
 use crate::conninfo::HostSpec;
@@ -24,6 +24,7 @@ use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Store, Writer};
 use crate::upstream::{self, UpstreamConfig, UpstreamError};
+use crate::wire::ServerTls;
 
 /// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
 pub async fn run(config: Config) -> Result<(), RelayError> {
@@ -90,7 +91,8 @@ fn gateway_config(config: &Config) -> GatewayConfig {
 fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConfig {
     DownstreamConfig {
         listen,
-        max_wal_senders: config.max_wal_senders,
+        limits: config.limits,
+        max_failed_logins: config.max_failed_logins,
         authentication_timeout: config.authentication_timeout,
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
@@ -101,7 +103,12 @@ fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConf
 fn load_access(config: &Config) -> Result<Access, RelayError> {
     let hba = config.hba_file.as_deref().map_or_else(|| Ok(Hba::builtin()), Hba::load)?;
     let users = config.auth_file.as_deref().map_or_else(|| Ok(Users::default()), Users::load)?;
-    Ok(Access { hba, users })
+    let idents = config.ident_file.as_deref().map_or_else(|| Ok(Idents::default()), Idents::load)?;
+    let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+    for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {
+        tracing::warn!("{warning}");
+    }
+    Ok(Access { hba, users, idents, tls })
 }
 
 /// SIGHUP: files that cannot be used leave everything as it was.

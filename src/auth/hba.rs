@@ -1,11 +1,13 @@
 //! Host-based authentication: `pg_hba.conf` (PostgreSQL: `hba.c`).
 //!
-//! The syntax is PostgreSQL's, quotes, lists, continuation lines and includes too. What walrelay cannot decide
-//! (host names, groups, regular expressions, methods it does not have) is an error that names the line: a line
-//! that were skipped could be the one that keeps somebody out.
+//! The syntax is PostgreSQL's, quotes, lists, regular expressions, continuation lines and includes too. What
+//! walrelay cannot decide (host names, groups, methods it does not have) is an error that names the line: a line that
+//! were skipped could be the one that keeps somebody out.
 
 mod address;
+mod ident;
 mod parse;
+mod pattern;
 mod tokens;
 
 use std::fmt;
@@ -15,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use address::Address;
+use pattern::Pattern;
+
+pub use ident::Idents;
 
 /// The rules of a file, or the built-in ones.
 #[derive(Clone, Debug)]
@@ -36,8 +41,29 @@ pub enum Method {
     Md5,
     /// The password itself.
     Password,
-    /// The operating system's user has the same name.
+    /// The operating system's user has the same name, or one that a map says.
     Peer,
+    /// The certificate has the user's name, or one that a map says.
+    Cert,
+}
+
+/// What a line wants of the client's certificate besides its method (`clientcert`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClientCert {
+    /// One from an authority that we trust.
+    VerifyCa,
+    /// Its name must be the user's too.
+    VerifyFull,
+}
+
+/// Which of a certificate's names counts (`clientname`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ClientName {
+    /// The common name.
+    #[default]
+    CommonName,
+    /// The whole distinguished name.
+    DistinguishedName,
 }
 
 /// One line.
@@ -48,7 +74,16 @@ pub struct Rule {
     users: Vec<User>,
     address: Address,
     method: Method,
-    place: Option<Place>,
+    options: Options,
+    place: Place,
+}
+
+/// What stands behind the method.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Options {
+    client_cert: Option<ClientCert>,
+    client_name: ClientName,
+    map: Option<String>,
 }
 
 /// Where a line stands.
@@ -58,8 +93,7 @@ pub struct Place {
     line: usize,
 }
 
-/// A connection type. There is no TLS and no GSSAPI yet, so `hostssl` and `hostgssenc` match nothing and the
-/// others match every TCP connection.
+/// A connection type. There is no GSSAPI, so `hostgssenc` matches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Transport {
     Local,
@@ -78,12 +112,14 @@ enum Database {
     SameRole,
     Replication,
     Name(String),
+    Pattern(Pattern),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum User {
     All,
     Name(String),
+    Pattern(Pattern),
 }
 
 /// What a connection asks for.
@@ -188,6 +224,26 @@ impl Hba {
         self.builtin
     }
 
+    /// Looks whether the lines can do what they say with TLS off (`None`) or on; `Some(true)` means that clients'
+    /// certificates are checked. Returns the lines that match nobody, as warnings.
+    ///
+    /// # Errors
+    /// A line wants certificates and there is nothing to check them against.
+    pub fn check_tls(&self, verifies_clients: Option<bool>) -> Result<Vec<String>, HbaError> {
+        let mut warnings = Vec::new();
+        for rule in self.rules.iter().filter(|rule| rule.transport == Transport::HostSsl) {
+            if rule.client_cert().is_some() && verifies_clients != Some(true) {
+                return Err(rule.place.error(
+                    "client certificates can only be checked if a root certificate store is available; give the relay --ssl-ca-file, --ssl-cert-file and --ssl-key-file",
+                ));
+            }
+            if verifies_clients.is_none() {
+                warnings.push(format!("{}: hostssl record cannot match because SSL is disabled", rule.place));
+            }
+        }
+        Ok(warnings)
+    }
+
     /// The first line that fits the connection; nobody gets in without one.
     pub fn find(&self, request: &Request<'_>) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.matches(request))
@@ -200,9 +256,24 @@ impl Rule {
         self.method
     }
 
+    /// What it demands of the client's certificate; with [`Method::Cert`] everything.
+    pub fn client_cert(&self) -> Option<ClientCert> {
+        if self.method == Method::Cert { Some(ClientCert::VerifyFull) } else { self.options.client_cert }
+    }
+
+    /// Which of the certificate's names counts.
+    pub fn client_name(&self) -> ClientName {
+        self.options.client_name
+    }
+
+    /// The map for [`Idents::permit`].
+    pub fn map(&self) -> Option<&str> {
+        self.options.map.as_deref()
+    }
+
     /// Where the line stands.
-    pub fn place(&self) -> Option<&Place> {
-        self.place.as_ref()
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     fn matches(&self, request: &Request<'_>) -> bool {
@@ -233,6 +304,7 @@ impl Database {
             (Database::All, _) => true,
             (Database::SameUser | Database::SameRole, Target::Database(name)) => name == request.user,
             (Database::Name(wanted), Target::Database(name)) => name == wanted,
+            (Database::Pattern(pattern), Target::Database(name)) => pattern.matches(name),
         }
     }
 }
@@ -242,6 +314,7 @@ impl User {
         match self {
             User::All => true,
             User::Name(name) => name == user,
+            User::Pattern(pattern) => pattern.matches(user),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Everything here is computation: messages and secrets in, messages and verdicts out. Sockets belong to
 //! [`upstream`](crate::upstream) and the listener.
 
+pub mod certificate;
 pub mod hba;
 pub mod md5;
 pub mod scram;

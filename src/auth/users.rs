@@ -102,6 +102,11 @@ impl Users {
         Ok(Users { secrets })
     }
 
+    /// Whether there are passwords in clear text.
+    pub fn has_passwords(&self) -> bool {
+        self.secrets.values().any(|secret| matches!(secret, Secret::Password(_)))
+    }
+
     /// What `user` must know; `None` for strangers and for users without a password.
     pub fn get(&self, user: &str) -> Option<&Secret> {
         self.secrets.get(user).filter(|secret| !matches!(secret, Secret::Password(text) if text.is_empty()))

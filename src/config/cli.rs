@@ -51,6 +51,46 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_AUTH_FILE", value_name = "FILE")]
     pub(super) auth_file: Option<PathBuf>,
 
+    /// Maps of system users and certificates to roles, in pg_ident.conf's syntax [default: none]
+    #[arg(long, env = "WALRELAY_IDENT_FILE", value_name = "FILE")]
+    pub(super) ident_file: Option<PathBuf>,
+
+    /// Certificate to show to clients, in PEM, with those between it and the root; turns TLS on
+    #[arg(long, env = "WALRELAY_SSL_CERT_FILE", value_name = "FILE")]
+    pub(super) ssl_cert_file: Option<PathBuf>,
+
+    /// Private key of --ssl-cert-file, without a passphrase
+    #[arg(long, env = "WALRELAY_SSL_KEY_FILE", value_name = "FILE")]
+    pub(super) ssl_key_file: Option<PathBuf>,
+
+    /// Authorities whose certificates clients may show, in PEM [default: clients are not asked for one]
+    #[arg(long, env = "WALRELAY_SSL_CA_FILE", value_name = "FILE")]
+    pub(super) ssl_ca_file: Option<PathBuf>,
+
+    /// Revocation lists for clients' certificates, in PEM
+    #[arg(long, env = "WALRELAY_SSL_CRL_FILE", value_name = "FILE")]
+    pub(super) ssl_crl_file: Option<PathBuf>,
+
+    /// Oldest TLS that clients may speak: TLSv1.2 or TLSv1.3 [default: TLSv1.2]
+    #[arg(long, env = "WALRELAY_SSL_MIN_PROTOCOL_VERSION", value_name = "VERSION")]
+    pub(super) ssl_min_protocol_version: Option<String>,
+
+    /// Newest TLS that clients may speak: TLSv1.2 or TLSv1.3 [default: TLSv1.3]
+    #[arg(long, env = "WALRELAY_SSL_MAX_PROTOCOL_VERSION", value_name = "VERSION")]
+    pub(super) ssl_max_protocol_version: Option<String>,
+
+    /// Most sessions of all kinds at a time [default: 1000]
+    #[arg(long, env = "WALRELAY_MAX_CONNECTIONS", value_name = "N")]
+    pub(super) max_connections: Option<usize>,
+
+    /// Most sessions of one role at a time; 0 for no limit [default: 0]
+    #[arg(long, env = "WALRELAY_MAX_USER_CONNECTIONS", value_name = "N")]
+    pub(super) max_user_connections: Option<usize>,
+
+    /// Failed logins that an address may have at once, and again each 10 seconds; 0 for no limit [default: 100]
+    #[arg(long, env = "WALRELAY_MAX_FAILED_LOGINS", value_name = "N")]
+    pub(super) max_failed_logins: Option<u32>,
+
     /// Ask the upstream for the secrets of roles, so that they log in here with the same password; the query may be
     /// given, with $1 for the role's name and two result columns, name and secret
     #[arg(long, env = "WALRELAY_AUTH_QUERY", value_name = "QUERY", num_args = 0..=1, require_equals = true,
@@ -155,6 +195,16 @@ impl Settings {
             slot: self.slot.or(other.slot),
             hba_file: self.hba_file.or(other.hba_file),
             auth_file: self.auth_file.or(other.auth_file),
+            ident_file: self.ident_file.or(other.ident_file),
+            ssl_cert_file: self.ssl_cert_file.or(other.ssl_cert_file),
+            ssl_key_file: self.ssl_key_file.or(other.ssl_key_file),
+            ssl_ca_file: self.ssl_ca_file.or(other.ssl_ca_file),
+            ssl_crl_file: self.ssl_crl_file.or(other.ssl_crl_file),
+            ssl_min_protocol_version: self.ssl_min_protocol_version.or(other.ssl_min_protocol_version),
+            ssl_max_protocol_version: self.ssl_max_protocol_version.or(other.ssl_max_protocol_version),
+            max_connections: self.max_connections.or(other.max_connections),
+            max_user_connections: self.max_user_connections.or(other.max_user_connections),
+            max_failed_logins: self.max_failed_logins.or(other.max_failed_logins),
             auth_query: self.auth_query.or(other.auth_query),
             auth_dbname: self.auth_dbname.or(other.auth_dbname),
             sql_overlay: self.sql_overlay.or(other.sql_overlay),

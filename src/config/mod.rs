@@ -3,6 +3,7 @@
 //! Precedence: flag, then environment variable `WALRELAY_*`, then configuration file, then default.
 
 mod cli;
+mod tls;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +13,10 @@ use tracing::level_filters::LevelFilter;
 use walrelay_proto::SlotName;
 
 use crate::conninfo::{ConnInfo, Environment};
+use crate::downstream::Limits;
 use crate::gateway::DEFAULT_AUTH_QUERY;
 use crate::store::{StoreConfig, WalWrite};
+use crate::wire::TlsFiles;
 
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
@@ -31,6 +34,14 @@ pub struct Config {
     pub hba_file: Option<PathBuf>,
     /// `--auth-file`.
     pub auth_file: Option<PathBuf>,
+    /// `--ident-file`.
+    pub ident_file: Option<PathBuf>,
+    /// `--ssl-cert-file` and its kin; `None` if TLS is off.
+    pub tls: Option<TlsFiles>,
+    /// `--max-connections`, `--max-user-connections`, `--max-wal-senders`.
+    pub limits: Limits,
+    /// `--max-failed-logins`.
+    pub max_failed_logins: u32,
     /// `--auth-query`, the default query filled in; `None` if it was not given.
     pub auth_query: Option<String>,
     /// `--auth-dbname`.
@@ -45,8 +56,6 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The store's part: data directory, how WAL is written and kept.
     pub store: StoreConfig,
-    /// `--max-wal-senders`.
-    pub max_wal_senders: usize,
     /// `--wal-sender-timeout`; `None` for never.
     pub wal_sender_timeout: Option<Duration>,
     /// `--wal-receiver-timeout`; `None` for never.
@@ -110,6 +119,7 @@ impl Config {
             base_backup_max_rate: rate.map_err(|error| value("base-backup-max-rate", &error))?,
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
+            tls: tls::files(&settings)?,
             listen: match settings.listen.is_empty() {
                 true => vec!["127.0.0.1:5432".to_owned()],
                 false => settings.listen,
@@ -118,7 +128,13 @@ impl Config {
             auth_file: settings.auth_file,
             log_format: settings.log_format.unwrap_or_default(),
             log_level: log_level(settings.log_level.as_deref().unwrap_or("info"))?,
-            max_wal_senders: settings.max_wal_senders.unwrap_or(1000),
+            ident_file: settings.ident_file,
+            limits: Limits {
+                connections: settings.max_connections.unwrap_or(1000),
+                user_connections: settings.max_user_connections.unwrap_or(0),
+                wal_senders: settings.max_wal_senders.unwrap_or(1000),
+            },
+            max_failed_logins: settings.max_failed_logins.unwrap_or(100),
             wal_sender_timeout: timeout("wal-sender-timeout", settings.wal_sender_timeout, "60s")?,
             wal_receiver_timeout: timeout("wal-receiver-timeout", settings.wal_receiver_timeout, "60s")?,
             authentication_timeout: time("authentication-timeout", settings.authentication_timeout, "1min")?,
@@ -232,6 +248,17 @@ mod tests {
         check(&["--upstream", upstream, "--wal-keep-size", "1gb"], "--wal-keep-size");
         check(&["--upstream", upstream, "--log-level", "verbose"], "invalid value for --log-level");
         check(&["--upstream", ""], "no upstream given");
+        let tls =
+            |args: &[&str], expected: &str| check(&[&["--upstream", upstream], args].concat(), expected);
+        tls(&["--ssl-cert-file", "c"], "invalid value for --ssl-cert-file: needs --ssl-key-file");
+        tls(&["--ssl-key-file", "k"], "invalid value for --ssl-key-file: needs --ssl-cert-file");
+        tls(&["--ssl-ca-file", "a"], "invalid value for --ssl-ca-file: needs --ssl-cert-file");
+        let on = ["--ssl-cert-file", "c", "--ssl-key-file", "k"];
+        let tls = |args: &[&str], expected: &str| tls(&[&on[..], args].concat(), expected);
+        tls(&["--ssl-crl-file", "a"], "invalid value for --ssl-crl-file: needs --ssl-ca-file");
+        tls(&["--ssl-min-protocol-version", "TLSv1"], "expected TLSv1.2 or TLSv1.3");
+        let range = ["--ssl-min-protocol-version", "TLSv1.3", "--ssl-max-protocol-version", "TLSv1.2"];
+        tls(&range, "older than --ssl-min-protocol-version");
         check(&["--config", "/nonexistent/walrelay.toml"], "could not read configuration file");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bad.toml");

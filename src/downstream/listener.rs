@@ -10,7 +10,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::login::{self, LoggedIn, LoginError};
+use super::login::{self, Failures, LoggedIn, LoginError, Source};
+use super::pending::{Pending, Place};
 use super::registry::Registry;
 use super::sql::SqlSession;
 use super::unix::{self, BoundUnix};
@@ -22,8 +23,8 @@ use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
 
 /// Port when nothing names one.
 const DEFAULT_PORT: u16 = 5432;
-/// Connections beyond the walsenders: logins under way, cancel requests.
-const LOGINS: usize = 128;
+/// Connections that are not logged in: logins under way, cancel requests, those turned away.
+const LOGINS: usize = 256;
 /// Pause when the system has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,6 +74,7 @@ enum Listener {
 /// The consumers' side, listening. [`Downstream::run`] serves until it is told to stop.
 pub struct Downstream {
     listeners: Vec<Listener>,
+    pending: Arc<Pending>,
     shared: Arc<Shared>,
 }
 
@@ -102,12 +104,11 @@ impl Downstream {
                     .push(Listener::Unix(bound.map_err(|source| ListenError::Bind { address, source })?));
             }
         }
-        let registry = Arc::new(Registry::new(config.max_wal_senders));
+        let registry = Arc::new(Registry::new(config.limits));
         let mock = MockSecret::random().map_err(ListenError::Random)?;
-        Ok(Downstream {
-            listeners,
-            shared: Arc::new(Shared { config, access, store, registry, gateway, mock, shutdown }),
-        })
+        let failures = Failures::new(config.max_failed_logins);
+        let shared = Shared { config, access, store, registry, gateway, mock, failures, shutdown };
+        Ok(Downstream { listeners, pending: Arc::new(Pending::new(LOGINS)), shared: Arc::new(shared) })
     }
 
     /// Where it listens, TCP first.
@@ -128,10 +129,13 @@ impl Downstream {
     /// are told so. Dropping the future closes all connections at once.
     pub async fn run(self) {
         let mut tasks = JoinSet::new();
-        let mut stopped = false;
+        let (mut stopped, mut turn) = (false, 0_usize);
         while !(stopped && self.shared.registry.is_empty()) {
             tokio::select! {
-                accepted = accept(&self.listeners) => self.admit(accepted, &mut tasks).await,
+                accepted = accept(&self.listeners, turn) => {
+                    turn = turn.wrapping_add(1);
+                    self.admit(accepted, &mut tasks).await;
+                }
                 Some(ended) = tasks.join_next() => {
                     if let Err(error) = ended {
                         tracing::error!("connection task failed: {error}");
@@ -146,10 +150,11 @@ impl Downstream {
 
     async fn admit(&self, accepted: io::Result<Socket>, tasks: &mut JoinSet<()>) {
         match accepted {
-            Ok(socket) if tasks.len() < self.shared.config.max_wal_senders + LOGINS => {
-                tasks.spawn(serve(socket, self.shared.clone()));
+            Ok(socket) => {
+                let Ok(conn) = Connection::new(socket) else { return };
+                let place = self.pending.admit(conn.peer().ip().map(Source::from));
+                tasks.spawn(serve(conn, place, self.shared.clone()));
             }
-            Ok(socket) => refuse(&socket),
             Err(error) => {
                 tracing::warn!("could not accept connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -201,14 +206,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The next connection of any listener. Cancel-safe.
-async fn accept(listeners: &[Listener]) -> io::Result<Socket> {
+/// The next connection of any listener, beginning with the one at `first`, so that a flood at one does not hide the
+/// others. Cancel-safe.
+async fn accept(listeners: &[Listener], first: usize) -> io::Result<Socket> {
     std::future::poll_fn(|cx| {
-        for listener in listeners {
+        for listener in listeners.iter().cycle().skip(first % listeners.len()).take(listeners.len()) {
             let accepted = match listener {
-                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(socket, _)| Socket::Tcp(socket)),
+                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(socket, _)| Socket::from(socket)),
                 Listener::Unix(unix) => {
-                    unix.listener.poll_accept(cx).map_ok(|(socket, _)| Socket::Unix(socket))
+                    unix.listener.poll_accept(cx).map_ok(|(socket, _)| Socket::from(socket))
                 }
             };
             if accepted.is_ready() {
@@ -220,35 +226,49 @@ async fn accept(listeners: &[Listener]) -> io::Result<Socket> {
     .await
 }
 
-/// So many connections that this one is not even asked what it wants.
-fn refuse(socket: &Socket) {
-    let error = PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
-    // Whoever does not take these few bytes at once gets a closed connection, which says the same.
-    let _ = socket.try_write_vectored(&[io::IoSlice::new(&error.encoded())]);
-}
-
-async fn serve(socket: Socket, shared: Arc<Shared>) {
-    if let Err(error) = set_options(&socket) {
-        tracing::debug!("could not set socket options: {error}");
-    }
-    let Ok(mut conn) = Connection::new(socket) else { return };
+async fn serve(conn: Connection, place: Place, shared: Arc<Shared>) {
     let peer = conn.peer();
-    let limit = shared.config.authentication_timeout;
-    let session = match tokio::time::timeout(limit, login::log_in(&mut conn, &shared)).await {
-        Ok(Ok(LoggedIn::Session(session))) => session,
-        Ok(Ok(LoggedIn::Sql(sql))) => return serve_sql(conn, *sql).await,
-        Ok(Ok(LoggedIn::Cancel)) => return,
-        Ok(Err(error)) => return turn_away(conn, error).await,
-        Err(_) => {
-            let text = "canceling authentication due to timeout";
-            return turn_away(conn, PgError::fatal(sqlstate::QUERY_CANCELED, text).into()).await;
+    let logged_in = tokio::select! {
+        logged_in = authenticate(conn, &shared) => logged_in,
+        () = place.dropped.cancelled() => return tracing::debug!(%peer, "connection dropped"),
+    };
+    let (conn, session) = match logged_in {
+        None | Some((_, LoggedIn::Cancel)) => return,
+        Some((conn, LoggedIn::Session(session))) => (conn, session),
+        Some((conn, LoggedIn::Sql(sql))) => {
+            drop(place);
+            return serve_sql(conn, *sql).await;
         }
     };
+    drop(place);
     let (pid, user) = (session.context().pid, session.context().user.clone());
     let name = session.context().application_name.clone();
     tracing::info!(pid, %peer, user, application_name = name, "replication connection authorized");
     let reason = session.run(conn).await;
     tracing::info!(pid, %peer, user, application_name = name, "disconnection: {reason}");
+}
+
+/// Logs in; `None` if the client was turned away.
+async fn authenticate(mut conn: Connection, shared: &Arc<Shared>) -> Option<(Connection, LoggedIn)> {
+    if let Err(error) = set_options(conn.socket()) {
+        tracing::debug!("could not set socket options: {error}");
+    }
+    match log_in(&mut conn, shared).await {
+        Ok(logged_in) => Some((conn, logged_in)),
+        Err(error) => {
+            turn_away(conn, error).await;
+            None
+        }
+    }
+}
+
+async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Result<LoggedIn, LoginError> {
+    let limit = shared.config.authentication_timeout;
+    let timely = tokio::time::timeout(limit, login::log_in(conn, shared)).await;
+    timely.unwrap_or_else(|_| {
+        let text = "canceling authentication due to timeout";
+        Err(PgError::fatal(sqlstate::QUERY_CANCELED, text).into())
+    })
 }
 
 async fn serve_sql(conn: Connection, session: SqlSession) {
@@ -259,7 +279,7 @@ async fn serve_sql(conn: Connection, session: SqlSession) {
 }
 
 fn set_options(socket: &Socket) -> io::Result<()> {
-    let Socket::Tcp(socket) = socket else { return Ok(()) };
+    let Some(socket) = socket.tcp() else { return Ok(()) };
     socket.set_nodelay(true)?;
     // An idle client that vanished would keep its place for ever.
     Ok(rustix::net::sockopt::set_socket_keepalive(socket, true)?)
@@ -280,6 +300,9 @@ async fn turn_away(mut conn: Connection, error: LoginError) {
             Some(error) => conn.put_error(&error),
             None => return tracing::debug!(%peer, "{frame}"),
         },
+        error @ (LoginError::Handshake(_) | LoginError::NoAlpn) => {
+            return tracing::info!(%peer, "connection refused: {error}");
+        }
         // Probes of load balancers and port scanners are no news.
         LoginError::Unread(error) => return tracing::debug!(%peer, "{error}"),
         LoginError::Unsent(error) => return tracing::debug!(%peer, "could not send data to client: {error}"),

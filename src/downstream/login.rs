@@ -1,15 +1,17 @@
 //! From the first byte of a connection to its `ReadyForQuery` (PostgreSQL: `backend_startup.c`, `postinit.c`).
 
 mod authenticate;
+mod failures;
 mod request;
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use pgwire::messages::startup::Authentication;
 
 use super::Shared;
+use super::registry::{Full, SessionKind};
 use super::session::{Session, SessionContext};
 use super::settings::{self, Settings};
 use super::sql::SqlSession;
@@ -17,8 +19,13 @@ use crate::conninfo::Credentials;
 use crate::gateway::{Attributes, Role};
 use crate::store::{SenderIdentity, UpstreamParameters};
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
-use crate::wire::{Connection, PgError, Phase, ReadError, messages, sqlstate};
+use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, TlsSession, messages, sqlstate};
 use request::{Kind, StartupRequest};
+
+pub(super) use failures::{Failures, Source};
+
+/// First byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The connection ends before a session begins.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +39,12 @@ pub(super) enum LoginError {
     /// Nobody is there to be told, or nobody who would understand.
     #[error(transparent)]
     Unread(#[from] ReadError),
+    /// TLS was not agreed upon.
+    #[error("could not accept SSL connection: {0}")]
+    Handshake(io::Error),
+    /// TLS was, but not what is spoken over it.
+    #[error("received direct SSL connection request without ALPN protocol negotiation extension")]
+    NoAlpn,
     /// The socket failed.
     #[error("could not send data to client: {0}")]
     Unsent(#[from] io::Error),
@@ -49,7 +62,7 @@ pub(super) enum LoggedIn {
 
 /// Logs a client in; its answer, `ReadyForQuery` included, waits in the connection to be sent in one write.
 pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Result<LoggedIn, LoginError> {
-    let message = match read_startup(conn).await? {
+    let message = match read_startup(conn, shared).await? {
         StartupPacket::Cancel(cancel) => {
             shared.registry.cancel(cancel.pid, &cancel.key);
             shared.gateway.cancel(cancel.pid, &cancel.key).await;
@@ -63,8 +76,14 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     };
     let request = read_request(conn, &message)?;
     check_ready(shared, request.kind)?;
+    let source = conn.peer().ip().map(Source::from);
+    check_failures(shared, source)?;
     let role = shared.gateway.roles().look_up(&request.user).await;
-    let credentials = authenticate::authenticate(conn, shared, &request, &role).await?;
+    let credentials = authenticate::authenticate(conn, shared, &request, &role).await;
+    if let (Err(LoginError::Refused(_)), Some(source)) = (&credentials, source) {
+        shared.failures.note(source, Instant::now());
+    }
+    let credentials = credentials?;
     check_role(&request, &role, &shared.store.upstream_parameters())?;
     conn.put(&Authentication::Ok);
     conn.set_phase(Phase::Command);
@@ -96,18 +115,59 @@ fn check_role(request: &StartupRequest, role: &Role, upstream: &UpstreamParamete
     Err(PgError::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail))
 }
 
-/// The first packet that is no encryption request; those are refused, each kind once.
-async fn read_startup(conn: &mut Connection) -> Result<StartupPacket, LoginError> {
+/// The first packet that is no encryption request; each kind of those may be made once (PostgreSQL:
+/// `ProcessSSLStartup`, `ProcessStartupPacket`).
+async fn read_startup(conn: &mut Connection, shared: &Shared) -> Result<StartupPacket, LoginError> {
+    let tls = shared.access.current().tls.clone().filter(|_| conn.peer().ip().is_some());
     let mut offers = Offers { ssl: true, gss_enc: true };
+    if let Some(tls) = &tls
+        && conn.socket().peek().await.map_err(ReadError::Io)? == Some(TLS_HANDSHAKE)
+    {
+        direct_tls(conn, tls).await?;
+        offers = Offers { ssl: false, gss_enc: false };
+    }
     loop {
-        match conn.read_startup(offers).await? {
-            StartupPacket::SslRequest => offers.ssl = false,
-            StartupPacket::GssEncRequest => offers.gss_enc = false,
-            packet => return Ok(packet),
+        match (conn.read_startup(offers).await?, &tls) {
+            (StartupPacket::SslRequest, Some(tls)) => {
+                requested_tls(conn, tls).await?;
+                offers = Offers { ssl: false, gss_enc: false };
+                continue;
+            }
+            (StartupPacket::SslRequest, None) => offers.ssl = false,
+            (StartupPacket::GssEncRequest, _) => offers.gss_enc = false,
+            (packet, _) => return Ok(packet),
         }
         conn.put_bytes(b"N");
         conn.flush().await?;
     }
+}
+
+/// The client begins with its handshake. Without ALPN it might be talking to anybody.
+async fn direct_tls(conn: &mut Connection, tls: &ServerTls) -> Result<(), LoginError> {
+    conn.accept_tls(tls).await.map_err(LoginError::Handshake)?;
+    if conn.tls().is_some_and(TlsSession::has_alpn) { Ok(()) } else { Err(LoginError::NoAlpn) }
+}
+
+/// What came before the client knew that it may begin was not encrypted, and somebody on the way may have put it
+/// there (CVE-2021-23222).
+async fn requested_tls(conn: &mut Connection, tls: &ServerTls) -> Result<(), LoginError> {
+    if conn.socket().has_unread() {
+        let text = "received unencrypted data after SSL request";
+        let detail = "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
+        return Err(PgError::fatal(sqlstate::PROTOCOL_VIOLATION, text).with_detail(detail).into());
+    }
+    conn.put_bytes(b"S");
+    conn.flush().await?;
+    conn.accept_tls(tls).await.map_err(LoginError::Handshake)
+}
+
+/// Who has failed too often is not even asked.
+fn check_failures(shared: &Shared, source: Option<Source>) -> Result<(), PgError> {
+    if source.is_none_or(|source| shared.failures.permit(source, Instant::now())) {
+        return Ok(());
+    }
+    let text = "too many failed logins from this address";
+    Err(PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, text).with_hint("Try again in a few seconds."))
 }
 
 fn read_request(conn: &mut Connection, message: &StartupMessage) -> Result<StartupRequest, LoginError> {
@@ -164,7 +224,7 @@ fn begin_session(
         PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random cancel key: {error}"))
     })?;
     let registration =
-        shared.registry.register(key).ok_or_else(|| too_many(shared.config.max_wal_senders))?;
+        shared.registry.register(SessionKind::Walsender, &request.user, key).map_err(too_many)?;
     let upstream = shared.store.upstream_parameters();
     let settings = request.settings(&upstream)?;
     for (name, value) in reported(&request.user, &settings, &upstream) {
@@ -201,8 +261,7 @@ fn begin_sql(
     credentials: Credentials,
     attributes: Option<Attributes>,
 ) -> Result<SqlSession, LoginError> {
-    let registration =
-        shared.registry.register([0; 4]).ok_or_else(|| too_many(shared.config.max_wal_senders))?;
+    let registration = shared.registry.register(SessionKind::Sql, &request.user, [0; 4]).map_err(too_many)?;
     let upstream = shared.store.upstream_parameters();
     let settings = request.settings(&upstream);
     Ok(SqlSession {
@@ -219,10 +278,8 @@ fn begin_sql(
     })
 }
 
-fn too_many(limit: usize) -> PgError {
-    let text =
-        format!("number of requested standby connections exceeds \"max_wal_senders\" (currently {limit})");
-    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, text)
+fn too_many(full: Full) -> PgError {
+    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, full.to_string())
 }
 
 /// What the server reports of itself: the upstream's values, except those that belong to the session.

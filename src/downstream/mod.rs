@@ -18,6 +18,7 @@ mod listener;
 mod local;
 mod login;
 mod own;
+mod pending;
 mod registry;
 mod session;
 mod settings;
@@ -32,14 +33,16 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::hba::Hba;
+use crate::auth::hba::{Hba, Idents};
 use crate::auth::scram::server::MockSecret;
 use crate::auth::users::Users;
 use crate::gateway::Gateway;
 use crate::store::Store;
+use crate::wire::ServerTls;
+use login::Failures;
 
 pub use listener::{BoundAddr, Downstream, ListenError};
-pub use registry::{Cancel, Registry};
+pub use registry::{Cancel, Limits, Registry};
 pub use session::{SessionContext, StreamEnd, StreamError};
 
 /// What the consumers' side needs to know; nothing of it changes while it runs.
@@ -47,8 +50,10 @@ pub use session::{SessionContext, StreamEnd, StreamError};
 pub struct DownstreamConfig {
     /// Where to listen, at least one.
     pub listen: Vec<ListenAddr>,
-    /// Replication connections at a time (`max_wal_senders`).
-    pub max_wal_senders: usize,
+    /// Sessions at a time.
+    pub limits: Limits,
+    /// Failed logins from one address at once, and again each 10 seconds; 0 for no limit (`--max-failed-logins`).
+    pub max_failed_logins: u32,
     /// How long a client may take to log in (`authentication_timeout`).
     pub authentication_timeout: Duration,
     /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
@@ -116,6 +121,10 @@ pub struct Access {
     pub hba: Hba,
     /// `--auth-file`, or nobody.
     pub users: Users,
+    /// `--ident-file`, or no maps.
+    pub idents: Idents,
+    /// TLS for clients; `None` if it is off.
+    pub tls: Option<ServerTls>,
 }
 
 /// [`Access`] that can be replaced while connections come in (SIGHUP). Who is logged in stays.
@@ -146,6 +155,7 @@ struct Shared {
     registry: Arc<Registry>,
     gateway: Arc<Gateway>,
     mock: MockSecret,
+    failures: Failures,
     shutdown: CancellationToken,
 }
 

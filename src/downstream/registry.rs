@@ -31,10 +31,41 @@ impl Cancel {
     }
 }
 
-/// All replication connections.
+/// How many may be logged in at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// All sessions (`max_connections`).
+    pub connections: usize,
+    /// Sessions of one role; 0 for no limit.
+    pub user_connections: usize,
+    /// Physical replication connections (`max_wal_senders`).
+    pub wal_senders: usize,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SessionKind {
+    /// Physical replication.
+    Walsender,
+    /// SQL or logical replication, passed on to the upstream.
+    Sql,
+}
+
+/// There is no place left. The texts are PostgreSQL's.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum Full {
+    #[error("sorry, too many clients already")]
+    Connections,
+    #[error("too many connections for role \"{user}\"")]
+    User { user: String },
+    #[error("number of requested standby connections exceeds \"max_wal_senders\" (currently {limit})")]
+    WalSenders { limit: usize },
+}
+
+/// All sessions.
 #[derive(Debug)]
 pub struct Registry {
-    limit: usize,
+    limits: Limits,
     state: Mutex<State>,
 }
 
@@ -46,6 +77,8 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
+    kind: SessionKind,
+    user: String,
     key: [u8; 4],
     cancel: Cancel,
 }
@@ -60,23 +93,27 @@ pub(super) struct Registration {
 }
 
 impl Registry {
-    pub(super) fn new(limit: usize) -> Registry {
+    pub(super) fn new(limits: Limits) -> Registry {
         // PIDs look like those of a server's processes, and do not start over when the relay does: clients
         // make names of temporary slots out of them.
         let state = State { live: BTreeMap::new(), last_pid: std::process::id() };
-        Registry { limit, state: Mutex::new(state) }
+        Registry { limits, state: Mutex::new(state) }
     }
 
-    /// A place for a new connection, with a PID that no other has; `None` if all are taken.
-    pub(super) fn register(self: &Arc<Self>, key: [u8; 4]) -> Option<Registration> {
+    /// A place for a new session, with a PID that no other has.
+    pub(super) fn register(
+        self: &Arc<Self>,
+        kind: SessionKind,
+        user: &str,
+        key: [u8; 4],
+    ) -> Result<Registration, Full> {
         let mut state = self.lock();
-        if state.live.len() >= self.limit {
-            return None;
-        }
+        state.check(&self.limits, kind, user)?;
         let pid = state.next_pid();
         let cancel = Cancel::new();
-        state.live.insert(pid, Entry { key, cancel: cancel.clone() });
-        Some(Registration { pid, key, cancel, registry: self.clone() })
+        let entry = Entry { kind, user: user.to_owned(), key, cancel: cancel.clone() };
+        state.live.insert(pid, entry);
+        Ok(Registration { pid, key, cancel, registry: self.clone() })
     }
 
     /// Cancels what the connection with this PID does, if the key is right. Says nothing either way.
@@ -99,8 +136,8 @@ impl Registry {
     }
 
     /// How many may be connected.
-    pub fn limit(&self) -> usize {
-        self.limit
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,6 +146,21 @@ impl Registry {
 }
 
 impl State {
+    fn check(&self, limits: &Limits, kind: SessionKind, user: &str) -> Result<(), Full> {
+        let count =
+            |wanted: &dyn Fn(&Entry) -> bool| self.live.values().filter(|entry| wanted(entry)).count();
+        if kind == SessionKind::Walsender && count(&|entry| entry.kind == kind) >= limits.wal_senders {
+            return Err(Full::WalSenders { limit: limits.wal_senders });
+        }
+        if self.live.len() >= limits.connections {
+            return Err(Full::Connections);
+        }
+        if limits.user_connections > 0 && count(&|entry| entry.user == user) >= limits.user_connections {
+            return Err(Full::User { user: user.to_owned() });
+        }
+        Ok(())
+    }
+
     fn next_pid(&mut self) -> u32 {
         loop {
             // Positive as an int4, which is how clients read it.
@@ -130,25 +182,44 @@ impl Drop for Registration {
 mod tests {
     use super::*;
 
+    fn registry(connections: usize, user_connections: usize, wal_senders: usize) -> Arc<Registry> {
+        Arc::new(Registry::new(Limits { connections, user_connections, wal_senders }))
+    }
+
+    fn walsender(registry: &Arc<Registry>) -> Result<Registration, Full> {
+        registry.register(SessionKind::Walsender, "rep", [0; 4])
+    }
+
     #[test]
     fn pids_are_unique_and_positive() {
-        let registry = Arc::new(Registry::new(3));
+        let registry = registry(10, 0, 3);
         registry.lock().last_pid = i32::MAX.cast_unsigned() - 1;
-        let first = registry.register([0; 4]).unwrap();
-        let second = registry.register([0; 4]).unwrap();
+        let first = walsender(&registry).unwrap();
+        let second = walsender(&registry).unwrap();
         assert_eq!((first.pid, second.pid), (i32::MAX.cast_unsigned(), 1));
         registry.lock().last_pid = 0;
-        assert_eq!(registry.register([0; 4]).unwrap().pid, 2);
-        let third = registry.register([0; 4]).unwrap();
-        assert!(registry.register([0; 4]).is_none());
-        drop(third);
-        assert!(registry.register([0; 4]).is_some());
+        assert_eq!(walsender(&registry).unwrap().pid, 2);
+    }
+
+    #[test]
+    fn each_kind_of_place_has_its_limit() {
+        let full = |registry: &Arc<Registry>, kind, user| registry.register(kind, user, [0; 4]).unwrap_err();
+        let registry = registry(4, 2, 2);
+        let first = walsender(&registry).unwrap();
+        let _second = walsender(&registry).unwrap();
+        assert_eq!(full(&registry, SessionKind::Walsender, "other"), Full::WalSenders { limit: 2 });
+        assert_eq!(full(&registry, SessionKind::Sql, "rep"), Full::User { user: "rep".into() });
+        let _sql = ["a", "b"].map(|user| registry.register(SessionKind::Sql, user, [0; 4]).unwrap());
+        assert_eq!(full(&registry, SessionKind::Sql, "c"), Full::Connections);
+        assert_eq!(registry.len(), 4);
+        drop(first);
+        registry.register(SessionKind::Sql, "rep", [0; 4]).unwrap();
     }
 
     #[test]
     fn a_cancel_needs_the_key() {
-        let registry = Arc::new(Registry::new(3));
-        let one = registry.register([1, 2, 3, 4]).unwrap();
+        let registry = registry(3, 0, 3);
+        let one = registry.register(SessionKind::Walsender, "rep", [1, 2, 3, 4]).unwrap();
         let requested = || *one.cancel.0.borrow();
         for (pid, key) in [
             (one.pid, &[1, 2, 3, 5][..]),

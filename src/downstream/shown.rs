@@ -42,7 +42,7 @@ impl Shown<'_> {
             "data_directory_mode" => "0700".to_owned(),
             "wal_segment_size" => self.shared.store.identity()?.seg_size.to_show(),
             "wal_sender_timeout" => settings::show_timeout(self.wal_sender_timeout),
-            "max_wal_senders" => self.shared.config.max_wal_senders.to_string(),
+            "max_wal_senders" => self.shared.config.limits.wal_senders.to_string(),
             "max_replication_slots" => store.max_replication_slots.to_string(),
             "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),
             "max_slot_wal_keep_size" => settings::show_megabytes(store.max_slot_wal_keep_size),

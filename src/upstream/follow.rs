@@ -42,24 +42,24 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often an upstream that is behind us is asked how far it has come.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
-/// What is asked of the server with SHOW, for consumers that ask us.
-const SETTINGS: [&str; 15] = [
-    "server_version_num",
-    "wal_level",
-    "block_size",
-    "wal_block_size",
-    "segment_size",
-    "data_checksums",
-    "max_connections",
-    "hot_standby",
-    "wal_log_hints",
+/// What is asked of the server with SHOW, for consumers that ask us, and the first major version that has it.
+const SETTINGS: [(&str, u32); 15] = [
+    ("server_version_num", 0),
+    ("wal_level", 0),
+    ("block_size", 0),
+    ("wal_block_size", 0),
+    ("segment_size", 0),
+    ("data_checksums", 0),
+    ("max_connections", 0),
+    ("hot_standby", 0),
+    ("wal_log_hints", 0),
     // What backup tools ask in SQL before they start a receiver.
-    "archive_timeout",
-    "checkpoint_timeout",
-    "synchronous_standby_names",
-    "archive_mode",
-    "wal_compression",
-    "summarize_wal",
+    ("archive_timeout", 0),
+    ("checkpoint_timeout", 0),
+    ("synchronous_standby_names", 0),
+    ("archive_mode", 0),
+    ("wal_compression", 0),
+    ("summarize_wal", 17),
 ];
 
 /// Where and how to receive.
@@ -640,7 +640,8 @@ async fn introduce(
     store.check(identity)?;
     let mut parameters =
         UpstreamParameters { status: conn.parameters().to_vec(), ..UpstreamParameters::default() };
-    for name in SETTINGS {
+    let version = major_version(conn);
+    for (name, _) in SETTINGS.into_iter().filter(|(_, first)| version >= *first) {
         match row(conn, &format!("SHOW {name}")).await {
             Ok(mut values) => {
                 let value = values.pop().flatten().unwrap_or_default();

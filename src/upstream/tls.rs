@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -34,6 +33,7 @@ use tokio_rustls::rustls::{
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate, X509Version};
 
 use super::error::ConnectError;
+use crate::auth::certificate::end_point_hash;
 use crate::conninfo::{HostAddress, HostSpec, RootCert, SslCertMode, SslMode, TlsOptions, TlsVersion};
 
 /// The protocol name both sides agree on, mandatory for direct TLS.
@@ -92,25 +92,9 @@ impl Tls {
     }
 }
 
-/// The `tls-server-end-point` hash of the server's certificate (RFC 5929): by the hash of its signature, SHA-256
-/// instead of weaker ones. `None` for signatures without a hash of their own, such as Ed25519.
+/// See [`end_point_hash`].
 pub(super) fn server_end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
     end_point_hash(stream.get_ref().1.peer_certificates()?.first()?)
-}
-
-pub(super) fn end_point_hash(der: &[u8]) -> Option<Vec<u8>> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    match certificate.signature_algorithm.algorithm.to_id_string().as_str() {
-        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256.
-        "1.2.840.113549.1.1.4"
-        | "1.2.840.113549.1.1.5"
-        | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.1"
-        | "1.2.840.10045.4.3.2" => Some(Sha256::digest(der).to_vec()),
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Sha384::digest(der).to_vec()),
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Sha512::digest(der).to_vec()),
-        _ => None,
-    }
 }
 
 fn handshake_error(error: io::Error) -> ConnectError {

@@ -11,6 +11,7 @@ use super::error::{PgError, Severity};
 use super::frame::{self, Frame, FrameError, Phase};
 use super::socket::{Peer, Socket};
 use super::startup::{self, InvalidLength, Offers, StartupPacket};
+use super::tls::{ServerTls, TlsSession};
 
 /// Bytes kept for reading between messages; a longer message borrows memory while it passes.
 const INPUT_KEPT: usize = 8 * 1024;
@@ -69,6 +70,17 @@ impl Connection {
     /// The socket, for whoever writes past the buffer: [`Connection::flush`] first.
     pub fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Encrypts the connection. Nothing may have been read that is not dealt with; see [`Socket::accept_tls`].
+    pub async fn accept_tls(&mut self, tls: &ServerTls) -> io::Result<()> {
+        debug_assert!(self.input.is_empty() && self.output.is_empty(), "TLS begins between two messages");
+        self.socket.accept_tls(tls).await
+    }
+
+    /// How the connection is encrypted; `None` if it is not.
+    pub fn tls(&self) -> Option<&TlsSession> {
+        self.socket.tls()
     }
 
     /// Which messages the client may send from now on.
@@ -185,6 +197,7 @@ impl Connection {
             }
             self.output.advance(sent);
         }
+        self.socket.flush().await?;
         self.output.clear();
         if self.output.capacity() > OUTPUT_KEPT {
             self.output = BytesMut::new();

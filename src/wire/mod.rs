@@ -11,8 +11,10 @@ pub mod frame;
 pub mod messages;
 mod socket;
 pub mod startup;
+mod tls;
 
 pub use connection::{Connection, ReadError};
 pub use error::{PgError, Severity, sqlstate};
 pub use frame::{Frame, FrameError, Phase};
 pub use socket::{Peer, Socket};
+pub use tls::{ServerTls, TlsError, TlsFiles, TlsSession};

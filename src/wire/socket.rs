@@ -4,17 +4,23 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A connected socket. Plain ones give direct access for the hot path; an encrypted one will not.
+use super::tls::{ServerTls, TlsSession};
+
+/// A connected socket, perhaps encrypted.
 #[derive(Debug)]
-pub enum Socket {
-    /// TCP.
+pub struct Socket {
+    stream: Stream,
+    tls: Option<Box<TlsSession>>,
+}
+
+#[derive(Debug)]
+enum Stream {
     Tcp(TcpStream),
-    /// A Unix-domain socket.
     Unix(UnixStream),
 }
 
@@ -58,68 +64,146 @@ impl fmt::Display for Peer {
     }
 }
 
+impl From<TcpStream> for Socket {
+    fn from(socket: TcpStream) -> Socket {
+        Socket { stream: Stream::Tcp(socket), tls: None }
+    }
+}
+
+impl From<UnixStream> for Socket {
+    fn from(socket: UnixStream) -> Socket {
+        Socket { stream: Stream::Unix(socket), tls: None }
+    }
+}
+
+/// What to talk to: TLS goes over TCP only.
+enum Route<'a> {
+    Tcp(&'a TcpStream),
+    Unix(&'a UnixStream),
+    Tls(&'a TlsSession, &'a TcpStream),
+}
+
 impl Socket {
-    /// Who is at the other end.
-    pub fn peer(&self) -> io::Result<Peer> {
-        match self {
-            Socket::Tcp(socket) => socket.peer_addr().map(Peer::Tcp),
-            Socket::Unix(socket) => Ok(Peer::Local { uid: socket.peer_cred().ok().map(|cred| cred.uid()) }),
+    fn route(&self) -> Route<'_> {
+        match (&self.stream, &self.tls) {
+            (Stream::Tcp(socket), Some(tls)) => Route::Tls(tls, socket),
+            (Stream::Tcp(socket), None) => Route::Tcp(socket),
+            (Stream::Unix(socket), _) => Route::Unix(socket),
         }
     }
 
-    /// Waits until the socket may be read or written. Cancel-safe.
+    /// The TCP socket below everything, for its options.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Tcp(socket) => Some(socket),
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// How it is encrypted; `None` if it is not.
+    pub fn tls(&self) -> Option<&TlsSession> {
+        self.tls.as_deref()
+    }
+
+    /// Encrypts a TCP socket. After an error, or if the future is dropped, the socket is of no more use.
+    ///
+    /// # Errors
+    /// The handshake has failed; the client has been told in TLS's way.
+    pub async fn accept_tls(&mut self, tls: &ServerTls) -> io::Result<()> {
+        let Route::Tcp(socket) = self.route() else { return Err(io::ErrorKind::Unsupported.into()) };
+        self.tls = Some(Box::new(tls.accept(socket).await?));
+        Ok(())
+    }
+
+    /// The first byte that waits in a TCP socket, without taking it; `None` at the end. Cancel-safe.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        match &self.stream {
+            Stream::Tcp(socket) => Ok((socket.peek(&mut byte).await? > 0).then_some(byte[0])),
+            Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Whether something has come on a TCP socket that nobody has read yet. Looks without waiting.
+    pub fn has_unread(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        self.tcp().is_some_and(|socket| recv(socket, &mut [0; 1], flags).is_ok_and(|(read, _)| read > 0))
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> io::Result<Peer> {
+        match &self.stream {
+            Stream::Tcp(socket) => socket.peer_addr().map(Peer::Tcp),
+            Stream::Unix(socket) => Ok(Peer::Local { uid: socket.peer_cred().ok().map(|cred| cred.uid()) }),
+        }
+    }
+
+    /// Waits until the socket may be read or written; encrypted bytes that wait to be sent go out meanwhile.
+    /// Cancel-safe.
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        match self {
-            Socket::Tcp(socket) => socket.ready(interest).await,
-            Socket::Unix(socket) => socket.ready(interest).await,
+        match self.route() {
+            Route::Tcp(socket) => socket.ready(interest).await,
+            Route::Unix(socket) => socket.ready(interest).await,
+            Route::Tls(tls, socket) => tls.ready(socket, interest).await,
         }
     }
 
     /// Writes what fits without waiting; [`io::ErrorKind::WouldBlock`] if nothing does.
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(socket) => socket.try_write_vectored(slices),
-            Socket::Unix(socket) => socket.try_write_vectored(slices),
+        match self.route() {
+            Route::Tcp(socket) => socket.try_write_vectored(slices),
+            Route::Unix(socket) => socket.try_write_vectored(slices),
+            Route::Tls(tls, socket) => tls.try_write_vectored(socket, slices),
         }
     }
 
     /// Reads what is there without waiting; 0 at the end, [`io::ErrorKind::WouldBlock`] if nothing is.
     pub fn try_read_buf(&self, buffer: &mut impl bytes::BufMut) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(socket) => socket.try_read_buf(buffer),
-            Socket::Unix(socket) => socket.try_read_buf(buffer),
+        match self.route() {
+            Route::Tcp(socket) => socket.try_read_buf(buffer),
+            Route::Unix(socket) => socket.try_read_buf(buffer),
+            Route::Tls(tls, socket) => tls.try_read_buf(socket, buffer),
         }
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+        let Socket { stream, tls } = self.get_mut();
+        match (stream, tls) {
+            (Stream::Tcp(socket), Some(tls)) => tls.poll_read(socket, cx, buf),
+            (Stream::Tcp(socket), None) => Pin::new(socket).poll_read(cx, buf),
+            (Stream::Unix(socket), _) => Pin::new(socket).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
-            Socket::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
+        let Socket { stream, tls } = self.get_mut();
+        match (stream, tls) {
+            (Stream::Tcp(socket), Some(tls)) => tls.poll_write(socket, cx, buf),
+            (Stream::Tcp(socket), None) => Pin::new(socket).poll_write(cx, buf),
+            (Stream::Unix(socket), _) => Pin::new(socket).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            Socket::Unix(socket) => Pin::new(socket).poll_flush(cx),
+        match self.route() {
+            Route::Tls(tls, socket) => tls.poll_flush(socket, cx),
+            // What they take is gone.
+            Route::Tcp(_) | Route::Unix(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        if let Route::Tls(tls, socket) = self.route() {
+            ready!(tls.poll_goodbye(socket, cx))?;
+        }
+        match &mut self.get_mut().stream {
+            Stream::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Stream::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

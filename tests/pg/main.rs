@@ -28,6 +28,7 @@ mod sql;
 mod standby;
 mod switchover;
 mod synchronous;
+mod tls;
 mod upstream_restart;
 mod wal_write;
 mod zombie;

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::vec;
 
 use super::address::{Address, Network, interface_addresses};
+use super::pattern::Pattern;
 use super::tokens::{Line, Token};
-use super::{Database, HbaError, Method, Place, Rule, Transport, User};
+use super::{ClientCert, ClientName, Database, HbaError, Method, Options, Place, Rule, Transport, User};
 
 type Result<T> = std::result::Result<T, HbaError>;
 
@@ -24,12 +25,14 @@ pub(super) fn rule(line: Line) -> Result<Rule> {
             "walrelay does not know who belongs to a role, so \"samerole\" cannot keep anybody out; name the databases",
         ));
     }
-    fields.refuse_options()?;
-    Ok(Rule { transport, databases, users, address, method, place: Some(fields.place) })
+    let options = fields.options(transport, method)?;
+    Ok(Rule { transport, databases, users, address, method, options, place: fields.place })
 }
 
 fn database(token: Token, place: &Place) -> Result<Database> {
-    refuse_regex(&token, place)?;
+    if let Some(pattern) = pattern(&token, place)? {
+        return Ok(Database::Pattern(pattern));
+    }
     Ok(match token.text.as_str() {
         "all" if !token.quoted => Database::All,
         "sameuser" if !token.quoted => Database::SameUser,
@@ -40,7 +43,9 @@ fn database(token: Token, place: &Place) -> Result<Database> {
 }
 
 fn user(token: Token, place: &Place) -> Result<User> {
-    refuse_regex(&token, place)?;
+    if let Some(pattern) = pattern(&token, place)? {
+        return Ok(User::Pattern(pattern));
+    }
     if !token.quoted && token.text.starts_with('+') {
         return Err(place.error(format!(
             "walrelay does not know who belongs to role \"{}\"; list the users, or put them into a file and write @file",
@@ -50,14 +55,10 @@ fn user(token: Token, place: &Place) -> Result<User> {
     Ok(if token.is_keyword("all") { User::All } else { User::Name(token.text) })
 }
 
-fn refuse_regex(token: &Token, place: &Place) -> Result<()> {
-    if !token.quoted && token.text.starts_with('/') {
-        return Err(place.error(format!(
-            "regular expressions are not supported: \"{}\"; list the names instead",
-            token.text
-        )));
-    }
-    Ok(())
+/// What begins with a slash, in quotes or not (PostgreSQL 16).
+fn pattern(token: &Token, place: &Place) -> Result<Option<Pattern>> {
+    let pattern = token.text.strip_prefix('/').map(Pattern::new).transpose();
+    pattern.map_err(|problem| place.error(problem))
 }
 
 struct Fields {
@@ -141,27 +142,67 @@ impl Fields {
             "scram-sha-256" => Ok(Method::ScramSha256),
             "md5" => Ok(Method::Md5),
             "password" => Ok(Method::Password),
-            "peer" if transport == Transport::Local => Ok(Method::Peer),
+            // PG: "ident" is an old name of "peer" there.
+            "peer" | "ident" if transport == Transport::Local => Ok(Method::Peer),
             "peer" => Err(self.place.error("peer authentication is only supported on local sockets")),
-            other @ ("gss" | "sspi" | "ident" | "pam" | "bsd" | "ldap" | "radius" | "cert" | "oauth") => {
+            "cert" if transport == Transport::HostSsl => Ok(Method::Cert),
+            "cert" => Err(self.place.error("cert authentication is only supported on hostssl connections")),
+            other @ ("gss" | "sspi" | "ident" | "pam" | "bsd" | "ldap" | "radius" | "oauth") => {
                 Err(self.place.error(format!(
-                    "authentication method \"{other}\" is not supported by walrelay; use scram-sha-256, md5, password, peer, trust or reject"
+                    "authentication method \"{other}\" is not supported by walrelay; use scram-sha-256, cert, md5, password, peer, trust or reject"
                 )))
             }
             other => Err(self.place.error(format!("invalid authentication method \"{other}\""))),
         }
     }
 
-    /// None of the methods supported has an option that walrelay can honour.
-    fn refuse_options(&mut self) -> Result<()> {
-        match self.rest.next().and_then(|tokens| tokens.into_iter().next()) {
-            None => Ok(()),
-            Some(option) => Err(self.place.error(match option.text.split_once('=') {
-                Some((name, _)) => {
-                    format!("authentication option \"{name}\" is not supported by walrelay; remove it")
-                }
-                None => format!("authentication option not in name=value format: {}", option.text),
-            })),
+    fn options(&mut self, transport: Transport, method: Method) -> Result<Options> {
+        let mut options = Options::default();
+        for token in self.rest.by_ref().flatten() {
+            let (name, value) = token.text.split_once('=').ok_or_else(|| {
+                self.place.error(format!("authentication option not in name=value format: {}", token.text))
+            })?;
+            options.set(name, value, transport, method).map_err(|problem| self.place.error(problem))?;
         }
+        Ok(options)
+    }
+}
+
+impl Options {
+    /// PG: `parse_hba_auth_opt`.
+    fn set(
+        &mut self,
+        name: &str,
+        value: &str,
+        transport: Transport,
+        method: Method,
+    ) -> std::result::Result<(), String> {
+        let of_certificate = ["clientcert", "clientname"].contains(&name);
+        if of_certificate && transport != Transport::HostSsl {
+            return Err(format!("{name} can only be configured for \"hostssl\" rows"));
+        }
+        match (name, value) {
+            ("map", _) if matches!(method, Method::Peer | Method::Cert) => self.map = Some(value.to_owned()),
+            ("map", _) => {
+                let text =
+                    "authentication option \"map\" is only valid for authentication methods peer and cert";
+                return Err(text.to_owned());
+            }
+            ("clientcert", "verify-full") => self.client_cert = Some(ClientCert::VerifyFull),
+            ("clientcert", "verify-ca") if method == Method::Cert => {
+                let text = "clientcert only accepts \"verify-full\" when using \"cert\" authentication";
+                return Err(text.to_owned());
+            }
+            ("clientcert", "verify-ca") => self.client_cert = Some(ClientCert::VerifyCa),
+            ("clientname", "CN") => self.client_name = ClientName::CommonName,
+            ("clientname", "DN") => self.client_name = ClientName::DistinguishedName,
+            ("clientcert" | "clientname", _) => return Err(format!("invalid value for {name}: \"{value}\"")),
+            _ => {
+                return Err(format!(
+                    "authentication option \"{name}\" is not supported by walrelay; remove it"
+                ));
+            }
+        }
+        Ok(())
     }
 }

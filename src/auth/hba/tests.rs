@@ -77,6 +77,69 @@ fn connection_types_without_encryption() {
 }
 
 #[test]
+fn encryption_decides_between_hostssl_and_hostnossl() {
+    let hba = parse("hostssl replication all all cert\nhostnossl replication all all reject").unwrap();
+    check(&hba, replication("1.2.3.4", "u"), Some(Method::Reject));
+    check(&hba, Request { ssl: true, ..replication("1.2.3.4", "u") }, Some(Method::Cert));
+    check(&hba, replication("local", "u"), None);
+}
+
+#[test]
+fn options_say_what_a_certificate_is_for() {
+    let hba = parse(
+        "hostssl a all all cert map=m clientname=DN\n\
+         hostssl b all all scram-sha-256 clientcert=verify-ca\n\
+         hostssl c all all trust clientcert=verify-full\n\
+         local a all ident map=m\n\
+         host a all all trust\n",
+    )
+    .unwrap();
+    let demands: Vec<_> = hba.rules.iter().map(|r| (r.client_cert(), r.client_name(), r.map())).collect();
+    let (full, cn, dn) =
+        (Some(ClientCert::VerifyFull), ClientName::CommonName, ClientName::DistinguishedName);
+    assert_eq!(
+        demands,
+        [
+            (full, dn, Some("m")),
+            (Some(ClientCert::VerifyCa), cn, None),
+            (full, cn, None),
+            (None, cn, Some("m")),
+            (None, cn, None)
+        ]
+    );
+    assert_eq!(hba.rules[3].method(), Method::Peer);
+}
+
+#[test]
+fn lines_for_tls_need_tls() {
+    let plain = parse("hostssl all all all trust\nhost all all all trust").unwrap();
+    let warnings = plain.check_tls(None).unwrap();
+    assert_eq!(warnings, ["pg_hba.conf:1: hostssl record cannot match because SSL is disabled"]);
+    assert!(plain.check_tls(Some(false)).unwrap().is_empty());
+    for line in ["hostssl all all all cert", "hostssl all all all trust clientcert=verify-ca"] {
+        let hba = parse(line).unwrap();
+        assert!(hba.check_tls(Some(true)).unwrap().is_empty());
+        for state in [None, Some(false)] {
+            let error = hba.check_tls(state).unwrap_err().to_string();
+            assert!(error.starts_with("pg_hba.conf:1: client certificates can only be checked"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn names_may_be_regular_expressions() {
+    let hba = parse("host replication /^rep[0-9]+$,joe all trust\nhost \"/^a,b\" /x all trust").unwrap();
+    check(&hba, replication("1.2.3.4", "rep12"), Some(Method::Trust));
+    check(&hba, replication("1.2.3.4", "joe"), Some(Method::Trust));
+    check(&hba, replication("1.2.3.4", "rep"), None);
+    check(&hba, request("1.2.3.4", Target::Database("a,bc"), "axb"), Some(Method::Trust));
+    check(&hba, request("1.2.3.4", Target::Database("a"), "axb"), None);
+    // A physical connection has no database that could match.
+    let any = parse("host /. all all trust").unwrap();
+    check(&any, replication("1.2.3.4", "u"), None);
+}
+
+#[test]
 fn addresses() {
     let fits = |address: &str, ip: &str| {
         let hba = parse(&format!("host replication all {address} trust")).unwrap();
@@ -94,7 +157,7 @@ fn addresses() {
 fn lines_may_go_on() {
     let hba = parse("host replication \\\n  a,\\\nb \\\n all trust\nhost x y all reject").unwrap();
     check(&hba, replication("1.2.3.4", "b"), Some(Method::Trust));
-    assert_eq!(hba.rules[1].place().unwrap().to_string(), "pg_hba.conf:5");
+    assert_eq!(hba.rules[1].place().to_string(), "pg_hba.conf:5");
     assert!(parse("host replication all all trust\\").is_ok());
 }
 
@@ -115,13 +178,28 @@ fn what_cannot_be_decided_is_refused_with_its_line() {
     refused("host replication all 1.2.3.4/32,1.2.3.5/32 trust", "multiple values");
     refused("host replication all db.example.com trust", "host names are not supported");
     refused("host replication +dba all trust", "list the users");
-    refused("host replication /^r.*$ all trust", "regular expressions are not supported");
+    refused("host replication /^r(.*$ all trust", "invalid regular expression \"^r(.*$\"");
+    refused("host /\\bx all all trust", "does not read as PostgreSQL does");
     refused("host samerole all all reject", "samerole");
     refused("host replication all all ldap", "method \"ldap\" is not supported by walrelay");
     refused("host replication all all magic", "invalid authentication method \"magic\"");
     refused("host replication all all peer", "only supported on local sockets");
-    refused("local replication all peer map=x", "option \"map\" is not supported");
-    refused("hostssl replication all all scram-sha-256 clientcert=verify-full", "option \"clientcert\"");
+    refused("host replication all all cert", "cert authentication is only supported on hostssl connections");
+    refused("host replication all all ident", "method \"ident\" is not supported by walrelay");
+    refused(
+        "hostssl replication all all scram-sha-256 map=x",
+        "only valid for authentication methods peer and cert",
+    );
+    refused(
+        "host replication all all trust clientcert=verify-ca",
+        "can only be configured for \"hostssl\" rows",
+    );
+    refused("host replication all all trust clientname=CN", "clientname can only be configured for");
+    refused("hostssl replication all all cert clientcert=verify-ca", "only accepts \"verify-full\"");
+    refused("hostssl replication all all trust clientcert=1", "invalid value for clientcert: \"1\"");
+    refused("hostssl replication all all trust clientname=cn", "invalid value for clientname: \"cn\"");
+    refused("hostssl replication all all trust ldapserver=x", "option \"ldapserver\" is not supported");
+    refused("hostssl replication all all trust verify", "not in name=value format: verify");
     refused("host replication \"all all trust", "does not end on its line");
     assert!(matches!(parse("# nothing\n"), Err(HbaError::Empty(_))));
     assert!(matches!(Hba::load(Path::new("/nonexistent/x")), Err(HbaError::Io { .. })));

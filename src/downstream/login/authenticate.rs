@@ -8,15 +8,15 @@ use subtle::ConstantTimeEq;
 
 use super::LoginError;
 use super::request::{Kind, StartupRequest};
-use crate::auth::hba::{Hba, Method, Request, Target};
+use crate::auth::certificate::ClientCertificate;
+use crate::auth::hba::{ClientCert, ClientName, Hba, Idents, Method, Request, Rule, Target};
 use crate::auth::md5;
-use crate::auth::scram::SCRAM_SHA_256;
-use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret};
+use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret, mechanisms};
 use crate::auth::users::Secret;
 use crate::conninfo::Credentials;
-use crate::downstream::Shared;
+use crate::downstream::{Access, Shared};
 use crate::gateway::Role;
-use crate::wire::{Connection, Peer, PgError, sqlstate};
+use crate::wire::{Connection, Peer, PgError, TlsSession, sqlstate};
 
 /// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name; the answer so far
 /// waits in the connection. `role` is what the upstream knows of the user; `--auth-file` goes before it.
@@ -27,60 +27,119 @@ pub(super) async fn authenticate(
     role: &Role,
 ) -> Result<Credentials, LoginError> {
     let access = shared.access.current();
-    let method = method(&access.hba, conn.peer(), request)?;
+    let rule = rule(&access.hba, conn, request)?;
+    if rule.client_cert().is_some() && certificate(conn).is_none() {
+        return Err(refusal("connection requires a valid client certificate".to_owned()).into());
+    }
+    let credentials = by_method(conn, shared, &access, rule, request, role).await?;
+    if rule.client_cert() == Some(ClientCert::VerifyFull) {
+        check_certificate(conn, &access.idents, rule, &request.user)?;
+    }
+    Ok(credentials)
+}
+
+async fn by_method(
+    conn: &mut Connection,
+    shared: &Arc<Shared>,
+    access: &Access,
+    rule: &Rule,
+    request: &StartupRequest,
+    role: &Role,
+) -> Result<Credentials, LoginError> {
     let secret = access.users.get(&request.user).or(role.secret.as_ref()).cloned();
     let user = &request.user;
-    match (method, secret) {
-        (Method::Trust, _) => Ok(Credentials::None),
-        (Method::Reject, _) => Err(refusal(rejects(request, conn.peer())).into()),
-        (Method::Peer, _) => peer(conn.peer(), user).await.map(|()| Credentials::None),
-        (Method::Password, secret) => password(conn, user, secret).await,
+    let stranger = Stranger { mock: &shared.mock, derives: access.users.has_passwords() };
+    match (rule.method(), secret) {
+        // PG: a certificate is checked like trust with clientcert=verify-full.
+        (Method::Trust | Method::Cert, _) => Ok(Credentials::None),
+        (Method::Reject, _) => Err(refusal(rejects(request, conn)).into()),
+        (Method::Peer, _) => peer(conn.peer(), access, rule, user).await.map(|()| Credentials::None),
+        (Method::Password, secret) => password(conn, user, secret, &stranger).await,
         (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
         (Method::Md5, Some(Secret::Password(password))) => {
             md5_challenge(conn, user, &md5::stored_hash(user, password.as_bytes())).await?;
             Ok(Credentials::Password(crate::conninfo::Secret::new(password)))
         }
-        (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &shared.mock).await,
+        (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &stranger).await,
     }
 }
 
-fn method(hba: &Hba, peer: Peer, request: &StartupRequest) -> Result<Method, PgError> {
+/// How to spend on a user who does not exist what a login of one who does would cost.
+struct Stranger<'a> {
+    mock: &'a MockSecret,
+    /// Some users' keys are derived at each login, from a password in clear text.
+    derives: bool,
+}
+
+fn certificate(conn: &Connection) -> Option<&ClientCertificate> {
+    conn.tls().and_then(TlsSession::client_certificate)
+}
+
+fn rule<'a>(hba: &'a Hba, conn: &Connection, request: &StartupRequest) -> Result<&'a Rule, PgError> {
     let target = match request.kind {
         Kind::Physical => Target::Replication,
         Kind::Sql | Kind::Database => Target::Database(&request.database),
     };
-    let judged = Request { ip: peer.ip(), ssl: false, target, user: &request.user };
-    match hba.find(&judged).map(|rule| rule.method()) {
-        Some(method) => Ok(method),
-        None if hba.is_builtin() => Err(refusal(no_entry(request, peer)).with_hint(
+    let ssl = conn.tls().is_some();
+    let judged = Request { ip: conn.peer().ip(), ssl, target, user: &request.user };
+    match hba.find(&judged) {
+        Some(rule) => Ok(rule),
+        None if hba.is_builtin() => Err(refusal(no_entry(request, conn)).with_hint(
             "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
         )),
-        None => Err(refusal(no_entry(request, peer))),
+        None => Err(refusal(no_entry(request, conn))),
     }
 }
 
-fn rejects(request: &StartupRequest, peer: Peer) -> String {
-    let (host, user, database) = (host(peer), &request.user, &request.database);
+/// PG: `CheckCertAuth`. What does not fit is told in the log only; the client learns what it would for a wrong
+/// password.
+fn check_certificate(conn: &Connection, idents: &Idents, rule: &Rule, user: &str) -> Result<(), LoginError> {
+    let name = certificate(conn).and_then(|certificate| match rule.client_name() {
+        ClientName::CommonName => certificate.common_name.as_deref(),
+        ClientName::DistinguishedName => Some(certificate.distinguished_name.as_str()),
+    });
+    let name = name.filter(|name| !name.is_empty());
+    if name.is_some_and(|name| idents.permit(rule.map(), user, name)) {
+        return Ok(());
+    }
+    tracing::info!(peer = %conn.peer(), user, certificate = name, "client certificate is not one of this user's");
+    let refused = |text: String| refusal(text).into();
+    Err(match rule.method() {
+        Method::Cert => refused(format!("certificate authentication failed for user \"{user}\"")),
+        Method::Trust => refused(format!("\"trust\" authentication failed for user \"{user}\"")),
+        Method::Password | Method::Md5 | Method::ScramSha256 => wrong_password(user),
+        Method::Reject | Method::Peer => refused(format!("authentication failed for user \"{user}\"")),
+    })
+}
+
+fn rejects(request: &StartupRequest, conn: &Connection) -> String {
+    let (host, user, database) = (host(conn.peer()), &request.user, &request.database);
+    let encryption = encryption(conn);
     match request.kind {
         Kind::Physical => format!(
-            "pg_hba.conf rejects replication connection for host \"{host}\", user \"{user}\", no encryption"
+            "pg_hba.conf rejects replication connection for host \"{host}\", user \"{user}\", {encryption}"
         ),
         Kind::Sql | Kind::Database => format!(
-            "pg_hba.conf rejects connection for host \"{host}\", user \"{user}\", database \"{database}\", no encryption"
+            "pg_hba.conf rejects connection for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"
         ),
     }
 }
 
-fn no_entry(request: &StartupRequest, peer: Peer) -> String {
-    let (host, user, database) = (host(peer), &request.user, &request.database);
+fn no_entry(request: &StartupRequest, conn: &Connection) -> String {
+    let (host, user, database) = (host(conn.peer()), &request.user, &request.database);
+    let encryption = encryption(conn);
     match request.kind {
         Kind::Physical => format!(
-            "no pg_hba.conf entry for replication connection from host \"{host}\", user \"{user}\", no encryption"
+            "no pg_hba.conf entry for replication connection from host \"{host}\", user \"{user}\", {encryption}"
         ),
         Kind::Sql | Kind::Database => format!(
-            "no pg_hba.conf entry for host \"{host}\", user \"{user}\", database \"{database}\", no encryption"
+            "no pg_hba.conf entry for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"
         ),
     }
+}
+
+fn encryption(conn: &Connection) -> &'static str {
+    if conn.tls().is_some() { "SSL encryption" } else { "no encryption" }
 }
 
 fn host(peer: Peer) -> String {
@@ -96,12 +155,13 @@ fn wrong_password(user: &str) -> LoginError {
     PgError::fatal(sqlstate::INVALID_PASSWORD, text).into()
 }
 
-async fn peer(peer: Peer, user: &str) -> Result<(), LoginError> {
+async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str) -> Result<(), LoginError> {
     let Peer::Local { uid: Some(uid) } = peer else { return Err(wrong_peer(user)) };
     // The user database may be on another machine.
     let lookup = move || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|found| found.name);
     let name = tokio::task::spawn_blocking(lookup).await.ok().flatten();
-    if name.as_deref() == Some(user) { Ok(()) } else { Err(wrong_peer(user)) }
+    let permitted = name.is_some_and(|name| access.idents.permit(rule.map(), user, &name));
+    if permitted { Ok(()) } else { Err(wrong_peer(user)) }
 }
 
 fn wrong_peer(user: &str) -> LoginError {
@@ -113,6 +173,7 @@ async fn password(
     conn: &mut Connection,
     user: &str,
     secret: Option<Secret>,
+    stranger: &Stranger<'_>,
 ) -> Result<Credentials, LoginError> {
     conn.put(&Authentication::CleartextPassword);
     conn.flush().await?;
@@ -121,12 +182,13 @@ async fn password(
     if password.is_empty() {
         return Err(empty_password());
     }
+    let mock = stranger.mock.clone();
     let (name, given) = (user.to_owned(), crate::conninfo::Secret::new(password.clone()));
     let check = move || match secret {
         Some(Secret::Password(stored)) => stored.as_bytes().ct_eq(&password).into(),
         Some(Secret::Md5(stored)) => md5::verify_password(&stored, &name, &password),
         Some(Secret::Scram(verifier)) => verifier.matches_password(&password),
-        None => false,
+        None => mock.check_password(&name, &password),
     };
     let proved = tokio::task::spawn_blocking(check).await.unwrap_or(false);
     if proved { Ok(Credentials::Password(given)) } else { Err(wrong_password(user)) }
@@ -154,18 +216,20 @@ async fn scram(
     conn: &mut Connection,
     user: &str,
     secret: Option<Secret>,
-    mock: &MockSecret,
+    stranger: &Stranger<'_>,
 ) -> Result<Credentials, LoginError> {
     let password = match &secret {
         Some(Secret::Password(password)) => Some(crate::conninfo::Secret::new(password.clone())),
         _ => None,
     };
-    conn.put(&Authentication::SASL(vec![SCRAM_SHA_256.to_owned()]));
+    let end_point = conn.tls().and_then(TlsSession::end_point).map(<[u8]>::to_vec);
+    let offered = mechanisms(end_point.is_some()).iter().map(|&name| name.to_owned()).collect();
+    conn.put(&Authentication::SASL(offered));
     conn.flush().await?;
     let frame = conn.read_frame().await?;
     let (mechanism, initial) = initial_response(&frame.body).ok_or_else(malformed)?;
-    let server =
-        scram_server(&mechanism, user, secret, mock).await.map_err(|error| refused_scram(error, user))?;
+    let server = scram_server(mechanism, user, secret, end_point, stranger).await;
+    let server = server.map_err(|error| refused_scram(error, user))?;
     let first = match initial {
         Some(first) => first,
         None => exchange(conn, b"").await?,
@@ -178,24 +242,30 @@ async fn scram(
     Ok(password.map_or(Credentials::Scram(accepted.keys), Credentials::Password))
 }
 
-/// A password in clear text costs a key derivation, which is kept off the threads that serve others.
+/// A password in clear text costs a key derivation, which is kept off the threads that serve others. Where some
+/// users' do, everybody's does, or the time would tell who exists.
 async fn scram_server(
-    mechanism: &str,
+    mechanism: String,
     user: &str,
     secret: Option<Secret>,
-    mock: &MockSecret,
+    end_point: Option<Vec<u8>>,
+    stranger: &Stranger<'_>,
 ) -> Result<ScramServer, ServerError> {
-    let secret = match secret {
-        Some(Secret::Password(password)) => {
-            let (mechanism, user, mock) = (mechanism.to_owned(), user.to_owned(), mock.clone());
-            let derive =
-                move || ScramServer::from_password(&mechanism, &user, password.as_bytes(), None, &mock);
-            return tokio::task::spawn_blocking(derive).await.unwrap_or(Err(ServerError::InvalidProof));
+    let (user, mock, derives) = (user.to_owned(), stranger.mock.clone(), stranger.derives);
+    let begin = move || {
+        let secret = match secret {
+            Some(Secret::Password(password)) => {
+                return ScramServer::from_password(&mechanism, &user, password.as_bytes(), end_point, &mock);
+            }
+            Some(Secret::Scram(verifier)) => ServerSecret::Verifier(verifier),
+            Some(Secret::Md5(_)) | None => ServerSecret::Unknown,
+        };
+        if derives {
+            mock.check_password(&user, b"");
         }
-        Some(Secret::Scram(verifier)) => ServerSecret::Verifier(verifier),
-        Some(Secret::Md5(_)) | None => ServerSecret::Unknown,
+        ScramServer::new(&mechanism, &user, secret, end_point, &mock)
     };
-    ScramServer::new(mechanism, user, secret, None, mock)
+    tokio::task::spawn_blocking(begin).await.unwrap_or(Err(ServerError::InvalidProof))
 }
 
 async fn exchange(conn: &mut Connection, challenge: &[u8]) -> Result<Vec<u8>, LoginError> {

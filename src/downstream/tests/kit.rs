@@ -14,14 +14,15 @@ use walrelay_proto::{
     WalIdentity,
 };
 
-use crate::auth::hba::Hba;
+use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::{
-    Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, Registry, SharedAccess,
+    Access, BoundAddr, Downstream, DownstreamConfig, Limits, ListenAddr, Registry, SharedAccess,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
+use crate::wire::{ServerTls, TlsFiles};
 
 pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
 pub(super) const SEG: u64 = 1 << 20;
@@ -33,6 +34,10 @@ pub(super) struct Options {
     pub(super) hba: &'static str,
     pub(super) users: &'static str,
     pub(super) max_wal_senders: usize,
+    pub(super) max_connections: usize,
+    pub(super) max_user_connections: usize,
+    pub(super) max_failed_logins: u32,
+    pub(super) tls: Option<TlsFiles>,
     pub(super) authentication_timeout: Duration,
     pub(super) with_wal: bool,
     pub(super) shutdown_timeout: Duration,
@@ -45,6 +50,10 @@ impl Default for Options {
             hba: "host all,replication all all trust\nlocal all,replication all trust",
             users: "",
             max_wal_senders: 10,
+            max_connections: 20,
+            max_user_connections: 0,
+            max_failed_logins: 100,
+            tls: None,
             authentication_timeout: DEADLINE,
             with_wal: true,
             shutdown_timeout: DEADLINE,
@@ -87,6 +96,8 @@ pub(super) fn access(hba: &str, users: &str) -> Access {
     Access {
         hba: if hba.is_empty() { Hba::builtin() } else { Hba::parse(Path::new("hba"), hba).unwrap() },
         users: Users::parse(Path::new("users"), users).unwrap(),
+        idents: Idents::default(),
+        tls: None,
     }
 }
 
@@ -125,13 +136,21 @@ impl Relay {
         ];
         let config = DownstreamConfig {
             listen,
-            max_wal_senders: options.max_wal_senders,
+            limits: Limits {
+                connections: options.max_connections,
+                user_connections: options.max_user_connections,
+                wal_senders: options.max_wal_senders,
+            },
+            max_failed_logins: options.max_failed_logins,
             authentication_timeout: options.authentication_timeout,
             wal_sender_timeout: Some(Duration::from_secs(60)),
             shutdown_timeout: options.shutdown_timeout,
             sql_overlay: true,
         };
-        let access = Arc::new(SharedAccess::new(access(options.hba, options.users)));
+        let access = Arc::new(SharedAccess::new(Access {
+            tls: options.tls.as_ref().map(|files| ServerTls::load(files).unwrap()),
+            ..access(options.hba, options.users)
+        }));
         let shutdown = CancellationToken::new();
         let downstream =
             Downstream::bind(config, access.clone(), store.clone(), no_upstream(&store), shutdown.clone())
@@ -375,6 +394,18 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
             messages.push(message);
         }
         messages
+    }
+
+    /// Whether the login succeeds; the FATAL error if it does not.
+    pub(super) async fn until_closed_or_ready(&mut self) -> Result<(), (String, String)> {
+        while let Some(message) = self.next().await {
+            match message.kind {
+                b'Z' => return Ok(()),
+                b'E' => return Err((message.field('C'), message.field('M'))),
+                _ => {}
+            }
+        }
+        panic!("closed without a word");
     }
 
     pub(super) async fn query(&mut self, text: &str) -> Vec<Message> {

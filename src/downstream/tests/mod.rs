@@ -1,11 +1,15 @@
 //! Scripted clients against the consumers' side, over loopback.
 
+mod authority;
 mod commands;
+mod fuzz;
 mod kit;
+mod limits;
 mod login;
 mod robustness;
 mod streaming;
 mod timelines;
+mod tls;
 
 use super::*;
 

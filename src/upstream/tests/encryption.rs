@@ -10,7 +10,7 @@ use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::server::TlsStream;
 
 use super::*;
-use crate::upstream::tls::end_point_hash;
+use crate::auth::certificate::end_point_hash;
 
 /// A certificate authority of our own, with its certificate in a file.
 struct Authority {

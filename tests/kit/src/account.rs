@@ -78,8 +78,9 @@ pub(crate) fn clean_command(program: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    // The present directory may be closed to the servers' account, and initdb insists on reading it.
-    command.env("LC_ALL", "C").env("PGCONNECT_TIMEOUT", "20").current_dir("/");
+    // The present directory may be closed to the servers' account, and initdb insists on reading it. A home may hold
+    // passwords and certificates, and libpq fails on those it may not read.
+    command.env("LC_ALL", "C").env("PGCONNECT_TIMEOUT", "20").env("HOME", "/nonexistent").current_dir("/");
     command
 }
 

@@ -22,6 +22,7 @@
 
 mod account;
 mod barman;
+mod certificates;
 mod cluster;
 pub mod compare;
 mod consumer;
@@ -43,6 +44,7 @@ mod writer;
 
 pub use account::tied_command;
 pub use barman::{Answer, Barman};
+pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;
 pub use log::{Log, Mark};
@@ -79,6 +81,23 @@ macro_rules! on_every_version {
             #[test]
             fn pg18() {
                 super::$story(&$crate::Server::require(18));
+            }
+        }
+    )+};
+}
+
+/// Like [`on_every_version!`] for stories in which PostgreSQL's clients use TLS: the build of 18 has none.
+#[macro_export]
+macro_rules! on_versions_with_tls {
+    ($($story:ident),+ $(,)?) => {$(
+        mod $story {
+            #[test]
+            fn pg15() {
+                super::$story(&$crate::Server::require(15));
+            }
+            #[test]
+            fn pg17() {
+                super::$story(&$crate::Server::require(17));
             }
         }
     )+};

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use walrelay_proto::Lsn;
 
 use crate::account::tied_command;
+use crate::certificates::Certificates;
 use crate::cluster::Cluster;
 use crate::log::Log;
 use crate::port::Port;
@@ -55,6 +56,14 @@ impl RelayBuilder {
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
+    }
+
+    /// Encryption with these certificates, and client certificates of their authority.
+    pub fn tls(self, certificates: &Certificates) -> Self {
+        let files = [("cert", "server.crt"), ("key", "server.key"), ("ca", "root.crt")];
+        files.iter().fold(self, |builder, (flag, name)| {
+            builder.arg(&format!("--ssl-{flag}-file")).arg(&certificates.file(name))
+        })
     }
 
     /// Starts it and waits until it answers `IDENTIFY_SYSTEM`.

@@ -1,0 +1,133 @@
+//! Failed logins use up a source's credit, so that passwords cannot be guessed in bulk.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Time in which all of the credit comes back.
+const REFILL: Duration = Duration::from_secs(10);
+/// Sources remembered at most, some hundred kilobytes.
+const MOST: usize = 10_000;
+
+/// Who has failed lately, by address.
+///
+/// A token bucket for each source: full for those not in the map. It is kept as the time at which it will be full
+/// again, which is all there is to know.
+#[derive(Debug)]
+pub(in crate::downstream) struct Failures {
+    /// Failures at once and within [`REFILL`]; 0 for no limit.
+    limit: u32,
+    full_at: Mutex<HashMap<Source, Instant>>,
+}
+
+/// An IPv4 address, or the network that one IPv6 customer has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(in crate::downstream) struct Source(IpAddr);
+
+impl From<IpAddr> for Source {
+    fn from(ip: IpAddr) -> Source {
+        Source(match ip.to_canonical() {
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+impl Failures {
+    pub(in crate::downstream) fn new(limit: u32) -> Failures {
+        Failures { limit, full_at: Mutex::new(HashMap::new()) }
+    }
+
+    /// Whether a login from there may be tried.
+    pub(super) fn permit(&self, source: Source, now: Instant) -> bool {
+        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = full_at.get(&source).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        self.limit == 0 || missing + self.cost() <= REFILL
+    }
+
+    /// A login from there has failed.
+    pub(super) fn note(&self, source: Source, now: Instant) {
+        if self.limit == 0 {
+            return;
+        }
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if full_at.len() >= MOST && !full_at.contains_key(&source) {
+            full_at.retain(|_, at| *at > now);
+            // All have failed within seconds: any may go.
+            if full_at.len() >= MOST
+                && let Some(any) = full_at.keys().next().copied()
+            {
+                full_at.remove(&any);
+            }
+        }
+        let at = full_at.entry(source).or_insert(now);
+        // Logins under way when the credit ended do not add to the debt.
+        *at = ((*at).max(now) + self.cost()).min(now + REFILL);
+    }
+
+    fn cost(&self) -> Duration {
+        REFILL / self.limit.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn credit_is_used_up_and_comes_back() {
+        let (failures, start) = (Failures::new(10), Instant::now());
+        let evil = source("192.0.2.1");
+        for _ in 0..10 {
+            assert!(failures.permit(evil, start));
+            failures.note(evil, start);
+        }
+        assert!(!failures.permit(evil, start));
+        assert!(failures.permit(source("192.0.2.2"), start));
+        assert!(!failures.permit(evil, start + Duration::from_millis(999)));
+        assert!(failures.permit(evil, start + Duration::from_secs(1)));
+        failures.note(evil, start + Duration::from_secs(1));
+        assert!(!failures.permit(evil, start + Duration::from_secs(1)));
+        assert!(failures.permit(evil, start + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn many_failures_at_once_are_forgiven_in_time() {
+        let (failures, start) = (Failures::new(1), Instant::now());
+        (0..1000).for_each(|_| failures.note(source("192.0.2.1"), start));
+        assert!(failures.permit(source("192.0.2.1"), start + REFILL));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let (failures, now) = (Failures::new(1), Instant::now());
+        failures.note(source("2001:db8:0:1::1"), now);
+        assert!(!failures.permit(source("2001:db8:0:1:ffff::2"), now));
+        assert!(failures.permit(source("2001:db8:0:2::1"), now));
+        assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let (failures, now) = (Failures::new(0), Instant::now());
+        (0..1000).for_each(|_| failures.note(source("192.0.2.1"), now));
+        assert!(failures.permit(source("192.0.2.1"), now));
+        assert!(failures.full_at.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (failures, now) = (Failures::new(5), Instant::now());
+        for n in 0..2 * MOST as u32 {
+            failures.note(IpAddr::from(n.to_be_bytes()).into(), now);
+        }
+        assert_eq!(failures.full_at.lock().unwrap().len(), MOST);
+        failures.note(source("2001:db8::"), now + REFILL);
+        assert_eq!(failures.full_at.lock().unwrap().len(), 1);
+    }
+}
