@@ -24,6 +24,7 @@ mod relay_restart;
 mod retention;
 mod segment_size;
 mod siblings;
+mod slotsync;
 mod sql;
 mod standby;
 mod switchover;

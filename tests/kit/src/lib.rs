@@ -68,37 +68,21 @@ pub use writer::{Ack, Writer};
 /// server fails the test.
 #[macro_export]
 macro_rules! on_every_version {
-    ($($story:ident),+ $(,)?) => {$(
-        mod $story {
-            #[test]
-            fn pg15() {
-                super::$story(&$crate::Server::require(15));
-            }
-            #[test]
-            fn pg17() {
-                super::$story(&$crate::Server::require(17));
-            }
-            #[test]
-            fn pg18() {
-                super::$story(&$crate::Server::require(18));
-            }
-        }
-    )+};
+    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg15 = 15, pg17 = 17, pg18 = 18] $($story),+); };
 }
 
-/// Like [`on_every_version!`] for stories in which PostgreSQL's clients use TLS: the build of 18 has none.
+/// Like [`on_every_version!`], on some only: `on_versions!([pg17 = 17, pg18 = 18] story)`. Say why beside it.
 #[macro_export]
-macro_rules! on_versions_with_tls {
-    ($($story:ident),+ $(,)?) => {$(
+macro_rules! on_versions {
+    ($versions:tt $($story:ident),+) => { $($crate::on_versions!(@ $story $versions);)+ };
+    (@ $story:ident [$($name:ident = $major:literal),+]) => {
         mod $story {
-            #[test]
-            fn pg15() {
-                super::$story(&$crate::Server::require(15));
-            }
-            #[test]
-            fn pg17() {
-                super::$story(&$crate::Server::require(17));
-            }
+            $(
+                #[test]
+                fn $name() {
+                    super::$story(&$crate::Server::require($major));
+                }
+            )+
         }
-    )+};
+    };
 }
