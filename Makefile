@@ -1,5 +1,5 @@
 # What people type. Everything needs a Rust toolchain and a C compiler (for the linker); PostgreSQL servers
-# for the tests are found or installed by `make setup`.
+# and Barman for the tests are found or installed by `make setup`.
 
 CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own and stops what hangs. Plain cargo does without it.
@@ -11,7 +11,7 @@ help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests, with PostgreSQL 15, 17 and 18'
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
-	@echo 'make setup   find or install the PostgreSQL servers the tests need'
+	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
 demo: cc
@@ -19,7 +19,7 @@ demo: cc
 	$(CARGO) run --quiet --package walrelay-testkit --bin demo
 
 setup: cc
-	@echo '== PostgreSQL servers'
+	@echo '== PostgreSQL servers and Barman'
 	$(CARGO) run --package walrelay-testkit --bin setup
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)

@@ -31,6 +31,9 @@ pub enum RelayError {
     /// `--ssl-cert-file` or one of its kin is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An archive target is wrong.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
@@ -40,9 +43,6 @@ pub enum RelayError {
     /// The upstream will not have us.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// An archive cannot be used as it is configured.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
     /// An archive cannot be read.
     #[error(transparent)]
     ArchiveRead(#[from] ReadError),
@@ -81,6 +81,7 @@ impl RelayError {
             | RelayError::Listen(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)
+            | RelayError::Archive(_)
             | RelayError::Tls(_) => 2,
             RelayError::Store(StoreError::InUse { .. }) => 3,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{ArchiveError, Place, Recall, Source, TargetSource};
+use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, TargetSource};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
@@ -34,6 +34,7 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
     let access = Arc::new(SharedAccess::new(load_access(&config)?));
     let (store, writer, background) = Store::open(config.store.clone())?;
+    let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
     let shutdown = CancellationToken::new();
     let (followed, host) = watch::channel(None);
     let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
@@ -72,6 +73,10 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     tokio::select! {
         _ = &mut downstream => {}
         _ = signals.recv() => tracing::warn!("told again to stop: consumers are not waited for"),
+    }
+    tokio::select! {
+        () = archiver.stop() => {}
+        _ = signals.recv() => tracing::warn!("told again to stop: the archive is not waited for"),
     }
     let _ = tokio::task::spawn_blocking(move || background.stop()).await;
     if outcome.is_ok() {

@@ -11,6 +11,8 @@
 //! encryption. Getting WAL back knows places only as [`Source`]s: [`Recall`] brings segments that have left the
 //! relay's disk back for consumers that still want them, [`restore`] is PostgreSQL's `restore_command`.
 
+mod archiver;
+mod backoff;
 pub mod check;
 pub mod cleanup;
 mod codec;
@@ -20,10 +22,14 @@ mod directory;
 pub mod fetch;
 mod layout;
 pub mod list;
+mod listing;
 #[cfg(test)]
 pub(crate) mod memory;
 mod name;
+mod outlook;
 mod profile;
+mod progress;
+mod queue;
 mod recall;
 mod repository;
 pub mod restore;
@@ -32,11 +38,14 @@ mod source;
 pub mod spool;
 mod storage;
 mod streaming;
+mod tail;
 mod target;
 mod target_source;
 mod temp;
 pub mod verify;
+mod worker;
 
+pub use archiver::Archiver;
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
 pub use command::command_placeholders;
 pub use directory::RelayDirectory;

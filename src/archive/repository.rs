@@ -498,7 +498,7 @@ struct Prepared {
     sidecar: Sidecar,
 }
 
-fn from_read(error: ReadError) -> WriteError {
+pub(super) fn from_read(error: ReadError) -> WriteError {
     match error {
         ReadError::Unreachable { target, source } => WriteError::Unreachable { target, source },
         ReadError::Damaged { target, path, reason } => {

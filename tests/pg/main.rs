@@ -3,9 +3,11 @@
 //! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
 //! files, never for time.
 
+mod barman;
 mod basebackup;
 mod cascade;
 mod commands;
+mod drivers;
 mod failover;
 mod fanout;
 mod feedback;
@@ -24,6 +26,7 @@ mod restore;
 mod retention;
 mod segment_size;
 mod siblings;
+mod slotsync;
 mod sql;
 mod standby;
 mod switchover;

@@ -1,5 +1,6 @@
 //! `pg_receivewal` with all its options.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use walrelay_testkit::{Cluster, Process, Receivewal, Relay, Scratch, Server, compare, on_every_version};
@@ -64,11 +65,12 @@ struct Runner<'a> {
     server: &'a Server,
     conninfo: String,
     scratch: Scratch,
+    runs: Cell<u32>,
 }
 
 impl<'a> Runner<'a> {
     fn new(relay: &Relay, server: &'a Server) -> Self {
-        Runner { server, conninfo: relay.conninfo(), scratch: Scratch::new("runs") }
+        Runner { server, conninfo: relay.conninfo(), scratch: Scratch::new("runs"), runs: Cell::new(0) }
     }
 
     fn dir(&self, name: &str) -> PathBuf {
@@ -83,9 +85,10 @@ impl<'a> Runner<'a> {
     fn receivewal(&self, args: &[&str]) -> (Option<i32>, String) {
         let mut command = self.server.lasting("pg_receivewal");
         command.args(["-d", &self.conninfo]).args(args);
-        let mut process = Process::spawn("pg_receivewal", command, &self.scratch.join("log"));
-        let before = process.log().mark();
+        self.runs.set(self.runs.get() + 1);
+        let log = self.scratch.join(&format!("log-{}", self.runs.get()));
+        let mut process = Process::spawn("pg_receivewal", command, &log);
         let code = process.wait().code();
-        (code, process.log().lines_with("", before).join("\n"))
+        (code, process.log().text())
     }
 }

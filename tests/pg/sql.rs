@@ -9,6 +9,7 @@ on_every_version!(
     slots_and_consumers_are_the_relays,
     roles_are_the_upstreams,
     the_relay_tells_of_itself,
+    through_a_chain_of_relays,
 );
 
 fn statements_go_through(server: &Server) {
@@ -154,4 +155,31 @@ fn the_relay_tells_of_itself(server: &Server) {
     assert_eq!(ask("postgres", "select system_identifier::text from pg_control_system()"), system);
     assert_eq!(ask("postgres", "select setting from pg_settings where name='wal_segment_size'"), "16777216");
     archive.stop();
+}
+
+fn through_a_chain_of_relays(server: &Server) {
+    let hba = "local all all trust\nhost all,replication postgres 127.0.0.1/32 trust\n\
+               host all app 127.0.0.1/32 scram-sha-256\n";
+    let primary = Cluster::builder(server).hba(hba).conf("password_encryption = 'scram-sha-256'").start();
+    primary.sql("create role app login password 'let me in'; grant pg_monitor to app");
+    primary.sql("select pg_create_physical_replication_slot('at_the_primary')");
+    let upper = relay_below(&primary).name("upper").hba(hba).arg("--auth-query").start();
+    let lower = upper.builder_below().name("lower").hba(hba).arg("--auth-query").start();
+    upper.create_slot("at_upper");
+    lower.create_slot("at_lower");
+    let app = |relay: &Relay, sql: &str| {
+        let conninfo =
+            format!("host=127.0.0.1 port={} user=app password='let me in' dbname=postgres", relay.port());
+        relay.psql(&conninfo, &[sql]).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    };
+    assert_eq!(app(&lower, "select current_user"), "app");
+    // Each relay tells of itself, in the statements of others too.
+    let slots = "select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots";
+    assert_eq!(app(&lower, slots), "at_lower");
+    assert_eq!(app(&upper, slots), "at_upper,lower");
+    let consumers = "select string_agg(application_name, ',') from pg_stat_replication";
+    assert_eq!(app(&lower, consumers), "");
+    assert_eq!(app(&upper, consumers), "lower");
+    assert_eq!(lower.sql("select pg_drop_replication_slot('at_lower')"), "");
+    assert_eq!((app(&lower, slots), app(&upper, slots)), ("".to_owned(), "at_upper,lower".to_owned()));
 }

@@ -19,7 +19,7 @@ pub const TESTED: [u32; 3] = [15, 17, 18];
 /// Versions the demo is content with, best first.
 const WELCOME: [u32; 6] = [18, 17, 16, 15, 14, 13];
 
-/// Why a server could not be installed.
+/// Why something could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// There is no recipe, or it takes rights we lack.
@@ -38,6 +38,14 @@ pub enum InstallError {
         /// The wanted major version.
         major: u32,
         /// What the failing step said.
+        message: String,
+    },
+    /// Something other than a server.
+    #[error("could not install {name}: {message}")]
+    Tool {
+        /// What was wanted.
+        name: &'static str,
+        /// What the failing step said, or what to do.
         message: String,
     },
 }
@@ -133,7 +141,7 @@ fn install_package(major: u32) -> Result<(), InstallError> {
     apt_install(&format!("postgresql-{major}")).map_err(|message| InstallError::Failed { major, message })
 }
 
-fn apt_install(package: &str) -> Result<(), String> {
+pub(crate) fn apt_install(package: &str) -> Result<(), String> {
     println!("installing {package} with apt-get");
     apt(&["update", "-q"])?;
     apt(&["install", "-q", "-y", "--no-install-recommends", package])
@@ -183,7 +191,7 @@ fn only_wheel_in(dir: &Path) -> Result<PathBuf, String> {
 
 /// A Python interpreter that has pip: the system's, or one in a virtual environment of ours, or, as root, the
 /// system's after installing pip.
-fn python_with_pip() -> Result<PathBuf, String> {
+pub(crate) fn python_with_pip() -> Result<PathBuf, String> {
     let has_pip = |python: &Path| output(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
     let system = PathBuf::from("python3");
     if has_pip(&system) {

@@ -21,6 +21,7 @@
 //! PostgreSQL refuses anything else.
 
 mod account;
+mod barman;
 mod certificates;
 mod cluster;
 pub mod compare;
@@ -31,6 +32,7 @@ mod pgbench;
 mod port;
 mod process;
 mod psql;
+pub mod python;
 mod receivewal;
 mod relay;
 mod scratch;
@@ -41,6 +43,7 @@ pub mod waldump;
 mod writer;
 
 pub use account::tied_command;
+pub use barman::{Answer, Barman};
 pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;
@@ -49,6 +52,7 @@ pub use pgbench::Pgbench;
 pub use port::Port;
 pub use process::Process;
 pub use psql::{Session, SqlError};
+pub use python::Python;
 pub use receivewal::Receivewal;
 pub use relay::{Relay, RelayBuilder};
 pub use rustix::process::Signal;
@@ -64,37 +68,21 @@ pub use writer::{Ack, Writer};
 /// server fails the test.
 #[macro_export]
 macro_rules! on_every_version {
-    ($($story:ident),+ $(,)?) => {$(
-        mod $story {
-            #[test]
-            fn pg15() {
-                super::$story(&$crate::Server::require(15));
-            }
-            #[test]
-            fn pg17() {
-                super::$story(&$crate::Server::require(17));
-            }
-            #[test]
-            fn pg18() {
-                super::$story(&$crate::Server::require(18));
-            }
-        }
-    )+};
+    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg15 = 15, pg17 = 17, pg18 = 18] $($story),+); };
 }
 
-/// Like [`on_every_version!`] for stories in which PostgreSQL's clients use TLS: the build of 18 has none.
+/// Like [`on_every_version!`], on some only: `on_versions!([pg17 = 17, pg18 = 18] story)`. Say why beside it.
 #[macro_export]
-macro_rules! on_versions_with_tls {
-    ($($story:ident),+ $(,)?) => {$(
+macro_rules! on_versions {
+    ($versions:tt $($story:ident),+) => { $($crate::on_versions!(@ $story $versions);)+ };
+    (@ $story:ident [$($name:ident = $major:literal),+]) => {
         mod $story {
-            #[test]
-            fn pg15() {
-                super::$story(&$crate::Server::require(15));
-            }
-            #[test]
-            fn pg17() {
-                super::$story(&$crate::Server::require(17));
-            }
+            $(
+                #[test]
+                fn $name() {
+                    super::$story(&$crate::Server::require($major));
+                }
+            )+
         }
-    )+};
+    };
 }

@@ -1,10 +1,11 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, and prints where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, and Barman, and prints where they are.
 //!
-//! `setup` does so for all tested versions, `setup 17 18` for these.
+//! `setup` does so for all tested versions, `setup 17 18` for these servers alone.
 
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
+use walrelay_testkit::python;
 
 fn main() -> ExitCode {
     let wanted: Result<Vec<u32>, _> = std::env::args().skip(1).map(|arg| arg.parse()).collect();
@@ -12,13 +13,23 @@ fn main() -> ExitCode {
         eprintln!("usage: setup [MAJOR VERSION]...");
         return ExitCode::FAILURE;
     };
-    if wanted.is_empty() {
+    let all = wanted.is_empty();
+    if all {
         wanted.extend(install::TESTED);
     }
     // All of them, so that one run tells everything that is missing.
-    let missing =
-        wanted.into_iter().filter_map(|major| report(major).err()).inspect(|error| eprintln!("{error}"));
-    if missing.count() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let servers = wanted.into_iter().map(report);
+    let missing = servers.chain(all.then(report_barman)).filter_map(Result::err);
+    match missing.inspect(|error| eprintln!("{error}")).count() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn report_barman() -> Result<(), InstallError> {
+    let python = python::ensure()?;
+    println!("Barman     {:<7} {}", python.barman_version(), python.packages().display());
+    Ok(())
 }
 
 fn report(major: u32) -> Result<(), InstallError> {

@@ -1,0 +1,195 @@
+//! Why nothing is received, and whether it will pass.
+
+use walrelay_proto::{Lsn, TimelineId, WalError};
+
+use super::error::{ConnectError, QueryError, ServerError};
+use crate::conninfo::HostSpec;
+use crate::store::{AppendError, SaveHistoryError, StoreError};
+
+/// Receiving has come to an end, or cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection.
+    #[error("{}{source}", connecting_to(host, source))]
+    Connect {
+        /// The upstream.
+        host: String,
+        /// Why.
+        source: ConnectError,
+    },
+    /// A command failed.
+    #[error("{command}: {source}")]
+    Command {
+        /// The command.
+        command: String,
+        /// Why.
+        source: QueryError,
+    },
+    /// The server takes no walsender at all.
+    #[error(
+        "the upstream accepts no replication connections ({0}); set wal_level = replica and max_wal_senders > 0 there"
+    )]
+    NoWalSenders(String),
+    /// An answer makes no sense.
+    #[error("unexpected answer to {command}: {problem}")]
+    Answer {
+        /// The command.
+        command: String,
+        /// What is odd.
+        problem: String,
+    },
+    /// The data directory and the upstream do not belong together, or the directory fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A history file is no good.
+    #[error("timeline {tli}: {source}")]
+    History {
+        /// The timeline.
+        tli: TimelineId,
+        /// Why.
+        source: SaveHistoryError,
+    },
+    /// The upstream's timeline does not descend from ours.
+    #[error(
+        "upstream is on {theirs}, which does not descend from {ours} that is held here up to {held}; it is not followed"
+    )]
+    Sibling {
+        /// The upstream's timeline and how it came about.
+        theirs: String,
+        /// Ours.
+        ours: String,
+        /// The end of ours.
+        held: Lsn,
+    },
+    /// The upstream has not seen a switch that we have.
+    #[error("upstream is on timeline {theirs}, behind timeline {ours} that is held here; it is not followed")]
+    OldTimeline {
+        /// The upstream's timeline.
+        theirs: TimelineId,
+        /// Ours.
+        ours: TimelineId,
+    },
+    /// The upstream has removed WAL that we need next.
+    #[error(
+        "{host} no longer has the WAL from {at} on that the relay needs next ({message}); consumers are served what is held; to go on, use an upstream that has it, or stop the relay, remove pg_wal in its data directory and the slot on the upstream, and set up its consumers anew"
+    )]
+    WalRemoved {
+        /// The upstream.
+        host: String,
+        /// What was asked for.
+        at: Lsn,
+        /// What it said.
+        message: String,
+    },
+    /// The upstream has less of our timeline than we do, and there are others to ask.
+    #[error("upstream is on timeline {tli} at {theirs}, behind {ours} that is held here")]
+    Behind {
+        /// The timeline.
+        tli: TimelineId,
+        /// The end of the upstream's WAL.
+        theirs: Lsn,
+        /// The end of ours.
+        ours: Lsn,
+    },
+    /// The first new bytes of a stream are no continuation of what is here.
+    #[error(
+        "the upstream's WAL does not continue timeline {tli} that is held here up to {held}: {source}; the histories of the two have diverged, or it sends damaged WAL"
+    )]
+    Seam {
+        /// The timeline.
+        tli: TimelineId,
+        /// The end of ours.
+        held: Lsn,
+        /// What the verifier says.
+        source: WalError,
+    },
+    /// The stream broke.
+    #[error("{0}")]
+    Stream(String),
+    /// WAL could not be taken.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+impl UpstreamError {
+    /// Whether trying again cannot help until somebody changes something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            UpstreamError::Connect { source, .. } => !source.is_transient(),
+            UpstreamError::NoWalSenders(_) => true,
+            UpstreamError::Command { source: QueryError::Server(error), .. } => !error.is_transient(),
+            UpstreamError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. }) => true,
+            UpstreamError::Command { .. }
+            | UpstreamError::Answer { .. }
+            | UpstreamError::Store(_)
+            | UpstreamError::History { .. }
+            | UpstreamError::Sibling { .. }
+            | UpstreamError::OldTimeline { .. }
+            | UpstreamError::WalRemoved { .. }
+            | UpstreamError::Behind { .. }
+            | UpstreamError::Seam { .. }
+            | UpstreamError::Stream(_)
+            | UpstreamError::Append(_) => false,
+        }
+    }
+
+    /// Whether somebody has to act: it will not pass by itself.
+    pub(super) fn needs_action(&self) -> bool {
+        self.is_permanent()
+            || matches!(
+                self,
+                UpstreamError::Sibling { .. }
+                    | UpstreamError::Seam { .. }
+                    | UpstreamError::WalRemoved { .. }
+                    | UpstreamError::Append(
+                        AppendError::Diverged { .. } | AppendError::Fork { .. } | AppendError::NoSpace { .. }
+                    )
+            )
+    }
+
+    /// Whether the relay must not go on: the store cannot be written.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, UpstreamError::Append(AppendError::Io { .. } | AppendError::Failed))
+    }
+}
+
+/// Errors of a socket say where they happened; what the server says does not.
+fn connecting_to(host: &str, error: &ConnectError) -> String {
+    match error {
+        ConnectError::Resolve { .. }
+        | ConnectError::Socket { .. }
+        | ConnectError::Timeout { .. }
+        | ConnectError::Both { .. } => String::new(),
+        _ => format!("connection to {host} failed: "),
+    }
+}
+
+/// What the server says in words of ours, where there is more to say.
+pub(super) fn explain(host: &HostSpec, error: ConnectError) -> UpstreamError {
+    match &error {
+        ConnectError::Server(ServerError { sqlstate, message, .. })
+            if sqlstate == "53300" && message.contains("(currently 0)") =>
+        {
+            UpstreamError::NoWalSenders(message.clone())
+        }
+        _ => UpstreamError::Connect { host: host.to_string(), source: error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conninfo::{ConnInfo, Environment};
+
+    #[test]
+    fn a_server_without_walsenders_is_explained() {
+        let error = ServerError {
+            sqlstate: "53300".into(),
+            message: "number of requested standby connections exceeds max_wal_senders (currently 0)".into(),
+            ..ServerError::default()
+        };
+        let info = ConnInfo::parse("host=a", &Environment::of_user("x")).unwrap();
+        let explained = explain(&info.hosts[0], ConnectError::Server(error));
+        assert!(explained.is_permanent() && explained.to_string().contains("wal_level = replica"));
+    }
+}

@@ -1,0 +1,178 @@
+//! Timeline histories of an upstream, and which of them is a continuation of ours.
+
+use walrelay_proto::{HistoryEntry, Lsn, TimelineHistory, TimelineId};
+
+use super::connection::UpstreamConnection;
+use super::error::QueryError;
+use super::failure::UpstreamError;
+use super::introduce::answer;
+use crate::store::{SaveHistoryError, Store};
+
+/// The history of the upstream's timeline, and the file it was read from.
+pub(super) struct UpstreamHistory {
+    pub(super) history: TimelineHistory,
+    content: Vec<u8>,
+}
+
+impl UpstreamHistory {
+    /// Asks for it.
+    pub(super) async fn fetch(conn: &mut UpstreamConnection, tli: TimelineId) -> Result<Self, UpstreamError> {
+        if tli == TimelineId::FIRST {
+            return Ok(UpstreamHistory { history: TimelineHistory::first(), content: Vec::new() });
+        }
+        let content = fetch_history(conn, tli).await?;
+        let content = content.ok_or_else(|| answer("TIMELINE_HISTORY", "the current timeline has none"))?;
+        let history = parse_history(tli, &content)?;
+        Ok(UpstreamHistory { history, content })
+    }
+
+    /// Stores the history files of all numbers up to this timeline's that are not here yet.
+    ///
+    /// Standbys ask for every number, so all that the upstream has are taken. It need not have those of
+    /// timelines outside its own history; one inside that is missing is a beginning of the newest.
+    pub(super) async fn store_all(
+        &self,
+        conn: &mut UpstreamConnection,
+        store: &Store,
+    ) -> Result<(), UpstreamError> {
+        for tli in (2..=self.history.tli().as_u32()).filter_map(TimelineId::new) {
+            let ancestor = self.history.contains(tli).then(|| lines_before(&self.content, tli));
+            let expected = ancestor.as_deref().map(|lines| parse_history(tli, lines)).transpose()?;
+            let ours = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
+            let usable = |ours: &Vec<u8>| {
+                let Some(expected) = &expected else { return true };
+                TimelineHistory::parse(tli, ours).as_ref() == Ok(expected)
+            };
+            if ours.as_ref().is_some_and(usable) {
+                continue;
+            }
+            let sent = if tli == self.history.tli() { None } else { fetch_history(conn, tli).await? };
+            if let Some(content) = sent.filter(usable).or(ancestor) {
+                store.save_history_file(tli, &content).map_err(|source| history_error(tli, source))?;
+                tracing::info!("fetched timeline history file for timeline {tli}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines of a history file before the one about `tli`: what was known when `tli` began.
+fn lines_before(content: &[u8], tli: TimelineId) -> Vec<u8> {
+    let number = tli.to_string();
+    let about = |line: &[u8]| String::from_utf8_lossy(line).split_whitespace().next() == Some(&number);
+    let lines = content.split_inclusive(|&byte| byte == b'\n');
+    lines.take_while(|line| !about(line)).flatten().copied().collect()
+}
+
+/// A timeline's history file; `None` if the upstream has none.
+async fn fetch_history(
+    conn: &mut UpstreamConnection,
+    tli: TimelineId,
+) -> Result<Option<Vec<u8>>, UpstreamError> {
+    let command = format!("TIMELINE_HISTORY {tli}");
+    let result = match conn.query(&command).await {
+        Ok(result) => result,
+        Err(QueryError::Server(error)) if error.sqlstate == "58P01" => return Ok(None),
+        Err(source) => return Err(UpstreamError::Command { command, source }),
+    };
+    let row = result.rows.first();
+    let name = row.and_then(|row| row.first()?.as_deref());
+    let content = row.and_then(|row| row.get(1)?.clone());
+    if name != Some(tli.history_file_name().as_bytes()) {
+        return Err(answer(&command, "unexpected file name"));
+    }
+    content.map(|content| Some(content.to_vec())).ok_or_else(|| answer(&command, "no content"))
+}
+
+fn parse_history(tli: TimelineId, content: &[u8]) -> Result<TimelineHistory, UpstreamError> {
+    TimelineHistory::parse(tli, content).map_err(|source| history_error(tli, source.into()))
+}
+
+fn history_error(tli: TimelineId, source: SaveHistoryError) -> UpstreamError {
+    UpstreamError::History { tli, source }
+}
+
+/// The history of a timeline whose file is here.
+pub(super) fn read_history(store: &Store, tli: TimelineId) -> Result<TimelineHistory, UpstreamError> {
+    if tli == TimelineId::FIRST {
+        return Ok(TimelineHistory::first());
+    }
+    let content = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
+    parse_history(tli, &content.unwrap_or_default())
+}
+
+/// Whether an upstream can be followed by somebody who holds `ours` up to `held`: the timeline to switch to
+/// now, because ours was left at or before that, or `None` to stream ours on.
+pub(super) fn next_timeline(
+    ours: &TimelineHistory,
+    held: Lsn,
+    theirs: &TimelineHistory,
+) -> Result<Option<TimelineId>, UpstreamError> {
+    if theirs.tli() < ours.tli() {
+        return Err(UpstreamError::OldTimeline { theirs: theirs.tli(), ours: ours.tli() });
+    }
+    // Numbers prove nothing: two promotions may choose the same. Both must have come the same way.
+    let way = ours.ancestors();
+    if !theirs.contains(ours.tli()) || theirs.ancestors().get(..way.len()) != Some(way) {
+        return Err(UpstreamError::Sibling { theirs: describe(theirs), ours: describe(ours), held });
+    }
+    Ok(theirs.switch_point(ours.tli()).filter(|&(left_at, _)| left_at <= held).map(|(_, next)| next))
+}
+
+/// `timeline 3 (1 until 0/3000060, 2 until 0/4000028)`
+fn describe(history: &TimelineHistory) -> String {
+    let ancestor = |entry: &HistoryEntry| format!("{} until {}", entry.tli, entry.end);
+    let way: Vec<_> = history.ancestors().iter().map(ancestor).collect();
+    match way.is_empty() {
+        true => format!("timeline {}", history.tli()),
+        false => format!("timeline {} ({})", history.tli(), way.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(tli: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
+        let lines: String =
+            ancestors.iter().map(|(tli, end)| format!("{tli}\t0/{end:X}\treason\n\n")).collect();
+        TimelineHistory::parse(TimelineId::new(tli).unwrap(), lines.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn who_is_followed() {
+        let check = |ours: &TimelineHistory, held: u64, theirs: &TimelineHistory, expected: &str| {
+            let outcome = match next_timeline(ours, Lsn::new(held), theirs) {
+                Ok(Some(next)) => format!("switch to {next}"),
+                Ok(None) => "stream".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert!(outcome.starts_with(expected), "{ours:?} {held:X} {theirs:?}: {outcome}");
+        };
+        let (one, two) = (TimelineHistory::first(), history(2, &[(1, 0x100)]));
+        check(&one, 0x100, &one, "stream");
+        check(&one, 0xF8, &two, "stream");
+        check(&one, 0x100, &two, "switch to 2");
+        check(&one, 0x200, &two, "switch to 2");
+        check(&two, 0x200, &two, "stream");
+        check(&two, 0x200, &one, "upstream is on timeline 1, behind timeline 2");
+        // Generations skipped: one step at a time.
+        let four = history(4, &[(1, 0x100), (2, 0x300)]);
+        check(&one, 0x100, &four, "switch to 2");
+        check(&two, 0x200, &four, "stream");
+        check(&two, 0x400, &four, "switch to 4");
+        // Siblings, also those of the same number, and those that hide behind a later one.
+        check(&two, 0x200, &history(3, &[(1, 0x80)]), "upstream is on timeline 3 (1 until 0/80), which");
+        check(&two, 0x200, &history(2, &[(1, 0x80)]), "upstream is on timeline 2 (1 until 0/80), which");
+        check(&two, 0x200, &history(3, &[(1, 0x80), (2, 0x300)]), "upstream is on timeline 3 (1 until");
+    }
+
+    #[test]
+    fn an_ancestors_file_is_the_beginning_of_its_descendants() {
+        let content = b"1\t0/100\tx\n\n2\t0/300\ty 4 z\n\n4\t0/400\tz\n";
+        let lines = |tli| lines_before(content, TimelineId::new(tli).unwrap());
+        assert_eq!(lines(2), b"1\t0/100\tx\n\n");
+        assert_eq!(lines(4), b"1\t0/100\tx\n\n2\t0/300\ty 4 z\n\n");
+        assert_eq!(lines(7), content);
+    }
+}
