@@ -81,7 +81,6 @@ impl RelayError {
             | RelayError::Listen(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)
-            | RelayError::Archive(_)
             | RelayError::Tls(_) => 2,
             RelayError::Store(StoreError::InUse { .. }) => 3,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })

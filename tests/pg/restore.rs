@@ -14,6 +14,8 @@ on_every_version!(
     recovery_to_every_kind_of_target_from_every_kind_of_place,
     missing_and_broken_are_told_apart,
     a_broken_archive_stops_recovery,
+    the_last_commit_before_a_disaster,
+    verify_heal_list_and_cleanup,
 );
 
 /// A base backup of a cluster, what was written after it, and places that have the WAL.
@@ -29,10 +31,12 @@ impl Setting {
     fn new(server: &Server) -> Setting {
         let scratch = Scratch::new("archive");
         let archive = scratch.dir("wal");
-        let copy = format!("cp \"%p\" \"{0}/.%f\" && mv \"{0}/.%f\" \"{0}/%f\"", archive.display());
-        let primary = Cluster::builder(server).name("a").seg_mb(1).conf("archive_mode = on");
-        let primary = primary.conf(&format!("archive_command = '{copy}'")).start();
-        let relay = relay_below(&primary).start();
+        let primary = Cluster::builder(server).name("a").seg_mb(1).start();
+        let conf = scratch.join("walrelay.toml");
+        let url = format!("file://{}", archive.display());
+        fs::write(&conf, format!("[archive.main]\nurl = \"{url}\"\npartial-interval = \"200ms\"\n"))
+            .expect("ours");
+        let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
         relay.create_slot("keep");
         let binary = readable_binary(&scratch);
         Setting { primary, relay, archive, scratch, binary }
@@ -56,9 +60,7 @@ impl Setting {
         let conf = dir.join("postgresql.conf");
         let old = fs::read_to_string(&conf).expect("a backup has one");
         let command = format!("\"{}\" restore {place} %f %p", self.binary.display());
-        let new = format!(
-            "archive_mode = off\nrestore_command = '{command}'\n{target}\nrecovery_target_action = promote\n"
-        );
+        let new = format!("restore_command = '{command}'\n{target}\nrecovery_target_action = promote\n");
         fs::write(&conf, old + "\n" + &new).expect("it was readable");
         fs::write(dir.join("recovery.signal"), "").expect("the directory is ours");
         Cluster::from_data_dir(self.primary.server(), name, &dir)
@@ -176,7 +178,7 @@ fn missing_and_broken_are_told_apart(server: &Server) {
         "cannot be reached",
     );
     check(&["--from", "nonsense"], &last, 200, "is no place to look in");
-    check(&["--no-such-option"], &last, 200, "");
+    assert_eq!(it.restore(&["--no-such-option"], &last, &target).status.code(), Some(200));
     let spoiled = it.archive.join(&last);
     let mut bytes = fs::read(&spoiled).expect("it is there");
     bytes[5000] ^= 1;
@@ -204,14 +206,90 @@ fn a_broken_archive_stops_recovery(server: &Server) {
     copy_dir(&backup, &dir);
     let command = format!("\"{}\" restore --from {} %f %p", it.binary.display(), it.archive_url());
     let conf = fs::read_to_string(dir.join("postgresql.conf")).expect("a backup has one");
-    fs::write(
-        dir.join("postgresql.conf"),
-        format!("{conf}\narchive_mode = off\nrestore_command = '{command}'\n"),
-    )
-    .expect("it was readable");
+    fs::write(dir.join("postgresql.conf"), format!("{conf}\nrestore_command = '{command}'\n"))
+        .expect("it was readable");
     fs::write(dir.join("recovery.signal"), "").expect("the directory is ours");
     let log = Cluster::fails_to_start(server, "stopped", &dir);
     assert!(log.contains("is missing in the archive although"), "{log}");
     assert!(log.contains("FATAL") && log.contains("200"), "{log}");
     fs::rename(&away, &hole).expect("both are ours");
+}
+
+fn the_last_commit_before_a_disaster(server: &Server) {
+    let mut it = Setting::new(server);
+    let backup = it.scratch.join("backup");
+    it.primary.base_backup_to(&backup);
+    it.primary.sql("create table t as select generate_series(1, 1000) as i");
+    it.finish_segment();
+    it.primary.sql("insert into t values (1001)");
+    let committed = it.primary.flush_lsn();
+    let size = it.primary.seg_size();
+    let segment = WalFileName::new(TimelineId::FIRST, committed.seg_before(size)).format(size);
+    let pieces = it.archive.join(format!("{segment}.chunks"));
+    let offset = committed.since(committed.seg_before(size).start(size));
+    let archived = |name: &str| {
+        let end = name.split('-').nth(1).and_then(|end| u64::from_str_radix(end, 16).ok());
+        end.is_some_and(|end| end >= offset)
+    };
+    wait_until("the tail to be archived", || {
+        let names = fs::read_dir(&pieces).into_iter().flatten().flatten();
+        names.into_iter().any(|entry| archived(&entry.file_name().to_string_lossy()))
+    });
+    it.primary.kill9();
+    it.relay.kill9();
+
+    let place = format!("--from {}", it.archive_url());
+    let recovered = it.recover(&backup, "last", &place, "recovery_target_timeline = latest");
+    recovered.wait_for_sql("select pg_is_in_recovery()", "f");
+    assert_eq!(recovered.sql("select max(i) from t"), "1001");
+}
+
+fn verify_heal_list_and_cleanup(server: &Server) {
+    let it = Setting::new(server);
+    it.primary.pgbench_init(1);
+    let last = it.finish_segment();
+    let url = it.archive_url();
+    let run = |args: &[&str]| {
+        let output = tied_command(&it.binary).args(args).output().expect("the program is there");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, said) = run(&["archive", "verify", "--from", &url]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, listed) = run(&["archive", "list", "--json", "--from", &url]);
+    assert!(
+        code == Some(0) && listed.contains("\"timeline\": 1") && listed.contains("\"last_commit\": \"20"),
+        "{listed}"
+    );
+
+    let size = it.primary.seg_size();
+    let end = WalFileName::parse(&last, size).expect("a segment's name").segno;
+    let back = |n: u64| {
+        WalFileName::new(TimelineId::FIRST, walrelay_proto::SegNo::new(end.as_u64() - n)).format(size)
+    };
+    let bad = it.archive.join(back(2));
+    let mut bytes = fs::read(&bad).expect("it is there");
+    bytes[100_000] ^= 1;
+    fs::write(&bad, bytes).expect("ours");
+    fs::remove_file(it.archive.join(back(3))).expect("ours");
+    fs::remove_file(it.archive.join(back(3) + ".sha256")).expect("ours");
+    let (code, said) = run(&["archive", "verify", "--from", &url]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("damaged: {}", back(2))), "{said}");
+    assert!(said.contains(&format!("missing: {}", back(3))), "{said}");
+    let data = it.relay.data_dir().display().to_string();
+    let (code, said) = run(&["archive", "verify", "--heal", "--json", "--data-dir", &data, "--from", &url]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("healed_from") && said.contains(&back(2)), "{said}");
+    let (code, said) = run(&["archive", "verify", "--from", &url]);
+    assert_eq!(code, Some(0), "{said}");
+
+    let (code, would) = run(&["archive-cleanup", "-n", "--from", &url, &back(2)]);
+    assert!(code == Some(0) && would.contains(&back(3)) && !would.contains(&back(2)), "{would}");
+    assert!(it.archive.join(back(3)).exists());
+    let (code, said) = run(&["archive-cleanup", "--from", &url, &back(2)]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!it.archive.join(back(3)).exists() && it.archive.join(back(2)).exists());
+    assert_eq!(run(&["archive", "verify", "--from", &url]).0, Some(0));
+    assert_eq!(run(&["archive-cleanup", "--from", &url, "nonsense"]).0, Some(2));
 }
