@@ -20,7 +20,7 @@ use super::queue::{Queue, needed_from};
 use super::repository::{Repository, Written};
 use super::tail::Tail;
 use super::target::{OnQuota, Target};
-use super::{backoff, command};
+use super::{backoff, cleanup, command};
 use crate::gateway::RateLimit;
 use crate::store::{ArchivedWal, ReadError, Segment, Store};
 
@@ -349,13 +349,20 @@ impl Worker {
         });
     }
 
-    /// House-keeping in the target; its retention belongs here.
+    /// House-keeping in the target: remains of uploads, and its retention.
     fn tidy(&self, work: &mut JoinSet<Event>) {
         let Sink::Objects(repository) = &self.sink else { return };
         let repository = repository.clone();
+        let (keep_age, keep_size) = (self.target.keep_age, self.target.keep_size);
         work.spawn(async move {
             if let Err(error) = repository.storage().tidy().await {
                 tracing::debug!("could not look for remains of uploads: {error}");
+            }
+            let name = repository.name();
+            match cleanup::retain(&repository, keep_age, keep_size).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!("removed {removed} old objects from archive target \"{name}\""),
+                Err(error) => tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}"),
             }
             Event::Aside
         });
