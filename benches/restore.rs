@@ -19,9 +19,7 @@ use tokio::runtime::Runtime;
 use walrelay::archive::{FileName, Recall, Repository, Source, Target, TargetSource};
 use walrelay::store::{Identity, Store, StoreConfig, UpstreamParameters, WalWrite};
 use walrelay_proto::generate::WalGenerator;
-use walrelay_proto::{
-    Lsn, SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity,
-};
+use walrelay_proto::{Lsn, SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 const SEG: u64 = 16 << 20;
 const FIRST: u64 = 1;
@@ -31,7 +29,8 @@ fn id() -> WalIdentity {
 }
 
 fn main() {
-    let megabytes: u64 = std::env::var("WALRELAY_BENCH_MB").ok().and_then(|text| text.parse().ok()).unwrap_or(256);
+    let megabytes: u64 =
+        std::env::var("WALRELAY_BENCH_MB").ok().and_then(|text| text.parse().ok()).unwrap_or(256);
     let segments = (megabytes << 20) / SEG;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let bench = Bench { segments, dir: dir.path().to_owned(), runtime: Runtime::new().expect("threads") };
@@ -78,7 +77,9 @@ impl Bench {
             rest.extend(wal.take());
             let segment: Vec<u8> = rest.drain(..SEG as usize).collect();
             let name = FileName::parse(&name).expect("a segment's name");
-            self.runtime.block_on(repository.write(&name, Bytes::from(segment))).expect("the target takes it");
+            self.runtime
+                .block_on(repository.write(&name, Bytes::from(segment)))
+                .expect("the target takes it");
         }
         if say {
             println!("{} segments of 16 MB", self.segments);
@@ -143,7 +144,8 @@ impl Bench {
             self.runtime.block_on(async {
                 let recall = Recall::start(store.clone(), vec![source.clone()], 256 << 20).expect("ours");
                 for segno in FIRST..FIRST + self.segments {
-                    let segment = recall.segment(TimelineId::FIRST, SegNo::new(segno)).await.expect("it is there");
+                    let segment =
+                        recall.segment(TimelineId::FIRST, SegNo::new(segno)).await.expect("it is there");
                     assert!(segment.is_complete());
                 }
             });

@@ -362,7 +362,9 @@ impl Worker {
             match cleanup::retain(&repository, keep_age, keep_size).await {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!("removed {removed} old objects from archive target \"{name}\""),
-                Err(error) => tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}"),
+                Err(error) => {
+                    tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}")
+                }
             }
             Event::Aside
         });

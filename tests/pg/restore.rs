@@ -53,8 +53,17 @@ impl Setting {
         last
     }
 
+    /// Lets the servers' account read the archive, which belongs to the relay's.
+    fn open_archive(&self) {
+        let mut command = tied_command("chmod");
+        assert!(
+            command.args(["-R", "a+rX"]).arg(&self.archive).status().expect("there is a chmod").success()
+        );
+    }
+
     /// Recovers a copy of the backup with WAL from `place`; returns it when it is up.
     fn recover(&self, backup: &Path, name: &str, place: &str, target: &str) -> Cluster {
+        self.open_archive();
         let dir = self.scratch.join(&format!("recovered-{name}"));
         copy_dir(backup, &dir);
         let conf = dir.join("postgresql.conf");
@@ -202,6 +211,7 @@ fn a_broken_archive_stops_recovery(server: &Server) {
     let away = it.scratch.join("away");
     fs::rename(&hole, &away).expect("both are ours");
 
+    it.open_archive();
     let dir = it.scratch.join("stopped");
     copy_dir(&backup, &dir);
     let command = format!("\"{}\" restore --from {} %f %p", it.binary.display(), it.archive_url());
