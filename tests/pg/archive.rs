@@ -7,7 +7,8 @@ use walrelay::archive::{FileName, Repository};
 use walrelay::config::archive_targets;
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
-    Cluster, Moto, Relay, RelayBuilder, Scratch, Server, compare, on_every_version, wait_for, wait_until,
+    Cluster, Moto, Process, Python, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
+    wait_for, wait_until,
 };
 
 use crate::relay_below;
@@ -19,6 +20,7 @@ on_every_version!(
     a_promotion_is_archived,
     a_target_that_takes_nothing_and_may_be_dropped,
     other_content_is_kept_aside,
+    barman_cloud_restores_what_is_archived,
 );
 
 /// Directories, and a configuration file that names them.
@@ -273,8 +275,10 @@ fn a_target_that_takes_nothing_and_may_be_dropped(server: &Server) {
     wait_for_file(&targets.dir("good"), &last, &relay);
     relay.log().wait_for("its quota is 4 MB: the oldest is let go");
     relay.log().wait_for("archive target \"never\" will never get WAL from");
-    let state = fs::read_to_string(relay.data_dir().join("archive-never.toml")).expect("progress is saved");
-    assert!(state.contains("[[gap]]"), "{state}");
+    let state = relay.data_dir().join("archive-never.toml");
+    wait_until("the gap to be recorded", || {
+        fs::read_to_string(&state).is_ok_and(|state| state.contains("[[gap]]"))
+    });
     compare::assert_segments(&primary, &targets.dir("good"), 5);
 }
 
@@ -297,4 +301,32 @@ fn other_content_is_kept_aside(server: &Server) {
     let ours = fs::read(aside.expect("the log says so")).expect("it is ours");
     assert!(ours == fs::read(primary.wal_dir().join(&next)).expect("the primary keeps it"));
     assert_eq!(fs::read(targets.dir("plain").join(&next)).expect("it stays"), b"another cluster's");
+}
+
+fn barman_cloud_restores_what_is_archived(server: &Server) {
+    let primary = primary(server);
+    let moto = Moto::start("wal");
+    let python = Python::require();
+    let mut targets = Targets::new();
+    let place = "url = \"s3://wal/backups/main\"\nlayout = \"barman\"\ncompression = \"gzip\"";
+    targets.config += &format!("[archive.barman]\n{place}\n{}", moto.options());
+    let relay = targets.archiving(relay_below(&primary)).start();
+    primary.pgbench_init(1);
+    let last = primary.switch_wal();
+    wait_for_object(&targets.repository("barman"), &last);
+
+    let restored = targets.scratch.dir("restored");
+    let finished = primary.finished_segments();
+    for name in &finished[finished.len() - 3..] {
+        let (endpoint, path) = (moto.endpoint(), restored.join(name).display().to_string());
+        let place = ["--cloud-provider", "aws-s3", "--endpoint-url", &endpoint, "s3://wal/backups", "main"];
+        let args = [&place[..], &[name.as_str(), &path]].concat();
+        let mut command = python.lasting("from barman.clients.cloud_walrestore import main\nmain()", &args);
+        let packages = format!("{}:{}", python.packages().display(), moto.packages().display());
+        command.env("PYTHONPATH", packages).env("AWS_DEFAULT_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        Process::spawn("barman-cloud-wal-restore", command, &targets.scratch.join("log")).wait_success();
+    }
+    compare::assert_segments(&primary, &restored, 3);
+    relay.assert_calm();
 }

@@ -54,6 +54,7 @@ const PROGRAM: &str = "import sys\nfrom moto.server import main\nmain(sys.argv[1
 pub struct Moto {
     process: Process,
     port: Port,
+    packages: PathBuf,
     _scratch: Scratch,
 }
 
@@ -72,7 +73,7 @@ impl Moto {
         command.env("PYTHONPATH", &home.packages).env("PYTHONNOUSERSITE", "1");
         command.args(["-c", PROGRAM, "-H", "127.0.0.1", "-p", &port.number().to_string()]);
         let process = Process::spawn("moto", command, &scratch.join("log"));
-        let moto = Moto { process, port, _scratch: scratch };
+        let moto = Moto { process, port, packages: home.packages, _scratch: scratch };
         let ready = within(crate::PATIENCE, || moto.request("PUT", bucket).filter(|code| *code == 200));
         assert!(ready.is_some(), "moto does not answer\n{}", moto.process.log().tail());
         moto
@@ -81,6 +82,11 @@ impl Moto {
     /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port.number())
+    }
+
+    /// Directory of its Python packages, boto3 among them.
+    pub fn packages(&self) -> &Path {
+        &self.packages
     }
 
     /// Lines of a `[archive.NAME]` table that lead to it.
