@@ -106,11 +106,23 @@ async fn scan(store: Arc<Store>, listings: watch::Sender<Option<Arc<Listing>>>, 
         changed.borrow_and_update();
         let from = store.clone();
         let found = tokio::task::spawn_blocking(move || look(&from)).await;
-        match found {
-            Ok(Ok(Some(listing))) => drop(listings.send_replace(Some(Arc::new(listing)))),
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => tracing::error!("could not list the relay's pg_wal for the archive: {error}"),
-            Err(error) => tracing::error!("could not list the relay's pg_wal for the archive: {error}"),
+        let again = match found.map_err(std::io::Error::other).flatten() {
+            Ok(Look::Listing(listing)) => {
+                listings.send_replace(Some(Arc::new(listing)));
+                LOOK_AGAIN
+            }
+            Ok(Look::Nothing) => LOOK_AGAIN,
+            Ok(Look::Between) => Duration::from_millis(20),
+            Err(error) => {
+                tracing::error!("could not list the relay's pg_wal for the archive: {error}");
+                Duration::from_secs(5)
+            }
+        };
+        if again < LOOK_AGAIN {
+            tokio::select! {
+                () = tokio::time::sleep(again) => continue,
+                () = stop.cancelled() => return,
+            }
         }
         let known = listings.borrow().as_ref().map(|listing| listing.history.tli());
         tokio::select! {
@@ -123,13 +135,21 @@ async fn scan(store: Arc<Store>, listings: watch::Sender<Option<Arc<Listing>>>, 
     }
 }
 
-fn look(store: &Store) -> std::io::Result<Option<Listing>> {
-    let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Ok(None) };
+/// What a look at `pg_wal` gives.
+enum Look {
+    /// No WAL yet.
+    Nothing,
+    /// A timeline switch is half done.
+    Between,
+    Listing(Listing),
+}
+
+fn look(store: &Store) -> std::io::Result<Look> {
+    let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Ok(Look::Nothing) };
     let history = store.history();
-    // Between the two of a switch: the next look is not far.
     if history.tli() != tip.tli {
-        return Ok(None);
+        return Ok(Look::Between);
     }
     let names = store.wal_files()?;
-    Ok(Some(Listing::new(&names, identity.seg_size, history, tip.write_lsn)))
+    Ok(Look::Listing(Listing::new(&names, identity.seg_size, history, tip.write_lsn)))
 }

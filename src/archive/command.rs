@@ -4,12 +4,18 @@
 //! pause, because then something is wrong that another attempt will not cure (PostgreSQL: `pgarch.c` ends the
 //! archiver, which comes back later). `%p` is the path, `%f` the name, `%%` a percent sign, and nothing is quoted.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
-use std::os::unix::process::ExitStatusExt;
+use tokio::io::AsyncReadExt;
+use tokio::process::ChildStderr;
 
 use super::name::FileName;
+
+/// How long after its end a command's last words may come.
+const WORDS_LATE: Duration = Duration::from_secs(1);
 
 /// How a command failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,9 +61,26 @@ pub(super) async fn run(
     child.arg("-c").arg(&line).current_dir(data_dir).stdin(Stdio::null()).kill_on_drop(true);
     // A group of its own: a Ctrl-C for the relay must not cut off the copy it waits for.
     child.process_group(0);
-    let output = child.stdout(Stdio::null()).stderr(Stdio::piped()).output().await;
-    let output = output.map_err(|error| fatal(format!("could not start a shell: {error}")))?;
-    judge(output.status, &output.stderr)
+    child.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = child.spawn().map_err(|error| fatal(format!("could not start a shell: {error}")))?;
+    let said = tokio::spawn(last_words(child.stderr.take()));
+    let status = child.wait().await;
+    let status = status.map_err(|error| fatal(format!("could not wait for the shell: {error}")))?;
+    // What it left running in the background may keep its standard error for ever.
+    let said = tokio::time::timeout(WORDS_LATE, said).await;
+    judge(status, &said.ok().and_then(Result::ok).unwrap_or_default())
+}
+
+/// The end of what a command says on its standard error.
+async fn last_words(from: Option<ChildStderr>) -> Vec<u8> {
+    let mut said = Vec::new();
+    let Some(mut from) = from else { return said };
+    let mut buffer = [0u8; 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        said.extend_from_slice(&buffer[..length]);
+        said.drain(..said.len().saturating_sub(4096));
+    }
+    said
 }
 
 fn judge(status: ExitStatus, said: &[u8]) -> Result<(), CommandFailure> {
@@ -113,5 +136,7 @@ mod tests {
         assert!(outcome("exit 126").await.unwrap_err().0);
         assert!(outcome("/nonexistent/command").await.unwrap_err().0);
         assert!(outcome("kill -9 $$").await.unwrap_err().0);
+        // Something that stays behind is not waited for.
+        assert_eq!(outcome("tail -f /dev/null --pid=$$ & exit 0").await, Ok(()));
     }
 }

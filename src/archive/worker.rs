@@ -191,6 +191,7 @@ impl Worker {
         let exists = |wal: WalFileName| {
             let name = wal.format(listing.size);
             let at = |name: &str| self.store.wal_path(name).exists();
+            // It may get its final name between the first two looks.
             at(&name) || at(&format!("{name}.partial")) || at(&name)
         };
         let mut queue = lock(queue);

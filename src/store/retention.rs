@@ -145,8 +145,10 @@ impl Store {
 
     /// Keeps all WAL from `from` on for the archive; `None` for none. Takes effect at once.
     pub fn hold_for_archive(&self, from: Option<Lsn>) {
-        lock(&self.archive.state).hold = from;
-        self.retention_bell.ring();
+        let before = std::mem::replace(&mut lock(&self.archive.state).hold, from);
+        if before != from {
+            self.retention_bell.ring();
+        }
     }
 
     /// Says what the archive has.

@@ -377,6 +377,36 @@ fn slots_whose_wal_is_archived_hold_nothing_and_are_not_lost() {
     assert!(lost("archived"));
 }
 
+#[test]
+fn retention_keeps_what_the_archive_has_not_got() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(8);
+    wal.fill(6_100_000);
+    let config = StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) };
+    let mut opened = Opened::with(config);
+    opened.store.hold_for_archive(Some(Lsn::INVALID));
+    let mut named = opened.store.wal_files_changed();
+    opened.append(START, wal.bytes());
+    let finished = |segment: u64| {
+        let name = format!("0000000100000000000000{segment:02X}");
+        opened.store.wal_files().unwrap().contains(&name)
+    };
+    wait("names", || finished(7));
+    assert!(named.has_changed().unwrap());
+    named.mark_unchanged();
+    opened.store.remove_old_wal().unwrap();
+    assert!(finished(3));
+    opened.store.hold_for_archive(Some(Lsn::new(5 * SEG + 1)));
+    opened.store.remove_old_wal().unwrap();
+    assert!(!finished(4) && finished(5));
+    let exact = |segment| WalFileName::new(TimelineId::FIRST, SegNo::new(segment));
+    assert_eq!(opened.store.finished_segment(exact(5)).unwrap().published(), SEG);
+    assert!(matches!(opened.store.finished_segment(exact(4)), Err(ReadError::Removed(_))));
+    opened.store.hold_for_archive(None);
+    opened.store.remove_old_wal().unwrap();
+    assert!(!finished(5));
+}
+
 /// Each round the two meet anew: one removes two segments, the other reserves the oldest there is.
 #[test]
 fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {

@@ -3,6 +3,7 @@
 //! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
 //! files, never for time.
 
+mod archive;
 mod barman;
 mod basebackup;
 mod cascade;

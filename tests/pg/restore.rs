@@ -1,4 +1,4 @@
-//! `walrelay restore` as `restore_command`: point-in-time recovery, and what must stop recovery.
+//! `walrelay restore` as `restore_command`: point-in-time recovery, and what must stop recovery; and `archive verify`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
-use walrelay_testkit::{Cluster, Relay, Scratch, Server, on_every_version, tied_command, wait_until};
+use walrelay_testkit::{Cluster, Moto, Relay, Scratch, Server, on_every_version, tied_command, wait_until};
 
 use crate::relay_below;
 
@@ -25,6 +25,9 @@ struct Setting {
     archive: PathBuf,
     scratch: Scratch,
     binary: PathBuf,
+    /// The relay's configuration: the archives `main`, a directory, and `s3`.
+    conf: PathBuf,
+    _moto: Moto,
 }
 
 impl Setting {
@@ -33,17 +36,33 @@ impl Setting {
         let archive = scratch.dir("wal");
         let primary = Cluster::builder(server).name("a").seg_mb(1).start();
         let conf = scratch.join("walrelay.toml");
-        let url = format!("file://{}", archive.display());
-        fs::write(&conf, format!("[archive.main]\nurl = \"{url}\"\npartial-interval = \"200ms\"\n"))
-            .expect("ours");
+        let moto = Moto::start("wal");
+        let text = format!(
+            "[archive.main]\nurl = \"file://{}\"\n[archive.s3]\nurl = \"s3://wal/main\"\n\
+             compression = \"zstd\"\npartial-interval = \"500ms\"\n{}",
+            archive.display(),
+            moto.options()
+        );
+        fs::write(&conf, text).expect("ours");
         let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
         relay.create_slot("keep");
         let binary = readable_binary(&scratch);
-        Setting { primary, relay, archive, scratch, binary }
+        Setting { primary, relay, archive, scratch, binary, conf, _moto: moto }
     }
 
     fn archive_url(&self) -> String {
         format!("file://{}", self.archive.display())
+    }
+
+    /// What `walrelay archive list` says that `s3` reaches to.
+    fn archived_on_s3(&self) -> Lsn {
+        let mut command = tied_command(&self.binary);
+        command.args(["archive", "list", "--json", "--from", "s3", "--config"]).arg(&self.conf);
+        let output = command.output().expect("the program is there");
+        let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let stretches = listed[0]["stretches"].as_array().cloned().unwrap_or_default();
+        let to = stretches.last().and_then(|stretch| stretch["to"].as_str()?.parse().ok());
+        to.unwrap_or(Lsn::INVALID)
     }
 
     fn finish_segment(&self) -> String {
@@ -122,12 +141,16 @@ fn recovery_to_every_kind_of_target_from_every_kind_of_place(server: &Server) {
     let xid = it.primary.sql("begin; insert into steps values ('xid'); select pg_current_xact_id(); commit");
     let xid = xid.lines().find(|line| line.parse::<u64>().is_ok()).expect("an id").to_owned();
     step("mistake");
-    it.finish_segment();
+    let last = it.finish_segment();
+    let last = WalFileName::parse(&last, it.primary.seg_size()).expect("a segment's name");
+    let end = last.segno.end(it.primary.seg_size());
+    wait_until("the last segment on S3", || it.archived_on_s3() >= end);
 
     let directory = it.scratch.join("relay-directory");
     readable_copy(&it.relay.data_dir(), &directory);
     let places = [
         format!("--from {} --prefetch 3", it.archive_url()),
+        format!("--config {} --from s3 --prefetch 2", it.conf.display()),
         format!("--data-dir {}", directory.display()),
         format!("--from \"{}\"", it.relay.conninfo()),
     ];
@@ -207,9 +230,10 @@ fn a_broken_archive_stops_recovery(server: &Server) {
     let size = it.primary.seg_size();
     let before =
         |bytes: u64| WalFileName::new(TimelineId::FIRST, Lsn::seg_at(end.rewind(bytes), size)).format(size);
-    let hole = it.archive.join(before(3 * size.bytes()));
-    let away = it.scratch.join("away");
-    fs::rename(&hole, &away).expect("both are ours");
+    let hole = before(3 * size.bytes());
+    for file in [hole.clone(), hole.clone() + ".sha256"] {
+        fs::rename(it.archive.join(&file), it.scratch.join(&file)).expect("both are ours");
+    }
 
     it.open_archive();
     let dir = it.scratch.join("stopped");
@@ -220,9 +244,8 @@ fn a_broken_archive_stops_recovery(server: &Server) {
         .expect("it was readable");
     fs::write(dir.join("recovery.signal"), "").expect("the directory is ours");
     let log = Cluster::fails_to_start(server, "stopped", &dir);
-    assert!(log.contains("is missing in the archive although"), "{log}");
+    assert!(log.contains(&format!("\"{hole}\" is missing in the archive although")), "{log}");
     assert!(log.contains("FATAL") && log.contains("200"), "{log}");
-    fs::rename(&away, &hole).expect("both are ours");
 }
 
 fn the_last_commit_before_a_disaster(server: &Server) {
@@ -233,22 +256,11 @@ fn the_last_commit_before_a_disaster(server: &Server) {
     it.finish_segment();
     it.primary.sql("insert into t values (1001)");
     let committed = it.primary.flush_lsn();
-    let size = it.primary.seg_size();
-    let segment = WalFileName::new(TimelineId::FIRST, committed.seg_before(size)).format(size);
-    let pieces = it.archive.join(format!("{segment}.chunks"));
-    let offset = committed.since(committed.seg_before(size).start(size));
-    let archived = |name: &str| {
-        let end = name.split('-').nth(1).and_then(|end| u64::from_str_radix(end, 16).ok());
-        end.is_some_and(|end| end >= offset)
-    };
-    wait_until("the tail to be archived", || {
-        let names = fs::read_dir(&pieces).into_iter().flatten().flatten();
-        names.into_iter().any(|entry| archived(&entry.file_name().to_string_lossy()))
-    });
+    wait_until("the tail on S3", || it.archived_on_s3() >= committed);
     it.primary.kill9();
     it.relay.kill9();
 
-    let place = format!("--from {}", it.archive_url());
+    let place = format!("--config {} --from s3", it.conf.display());
     let recovered = it.recover(&backup, "last", &place, "recovery_target_timeline = latest");
     recovered.wait_for_sql("select pg_is_in_recovery()", "f");
     assert_eq!(recovered.sql("select max(i) from t"), "1001");
