@@ -110,6 +110,7 @@ async fn listen(store: Arc<Store>) -> Downstream {
         wal_sender_timeout: None,
         shutdown_timeout: Duration::ZERO,
         sql_overlay: true,
+        recall: None,
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");

@@ -2,6 +2,9 @@
 
 use std::io::ErrorKind;
 
+use crate::archive::cleanup::CleanupError;
+use crate::archive::restore::{BROKEN, RestoreError};
+use crate::archive::{ArchiveError, ReadError, WriteError};
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
@@ -28,6 +31,9 @@ pub enum RelayError {
     /// `--ssl-cert-file` or one of its kin is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An archive target is wrong.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
@@ -37,6 +43,18 @@ pub enum RelayError {
     /// The upstream will not have us.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// An archive cannot be read.
+    #[error(transparent)]
+    ArchiveRead(#[from] ReadError),
+    /// An archive cannot be written.
+    #[error(transparent)]
+    ArchiveWrite(#[from] WriteError),
+    /// WAL could not be removed from an archive.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    /// A WAL file could not be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// WAL could not be made durable.
     #[error("{0}; the relay stops because what it holds may not be durable")]
     Durability(String),
@@ -55,7 +73,11 @@ impl RelayError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RelayError::System { .. } => 1,
+            RelayError::Cleanup(CleanupError::Name(_)) => 2,
+            RelayError::ArchiveRead(_) | RelayError::ArchiveWrite(_) | RelayError::Cleanup(_) => 8,
+            RelayError::Restore(_) => BROKEN,
             RelayError::Config(_)
+            | RelayError::Archive(_)
             | RelayError::Listen(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)

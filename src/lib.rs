@@ -3,6 +3,7 @@
 //! One process between a primary and everything that wants its WAL. Start reading at
 //! `docs/ARCHITECTURE.md`.
 
+pub mod archive;
 pub mod auth;
 pub mod config;
 pub mod conninfo;
@@ -13,5 +14,6 @@ pub mod gateway;
 pub mod overlay;
 pub mod relay;
 pub mod store;
+pub mod tools;
 pub mod upstream;
 pub mod wire;

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, TargetSource};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
@@ -33,11 +34,12 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
     let access = Arc::new(SharedAccess::new(load_access(&config)?));
     let (store, writer, background) = Store::open(config.store.clone())?;
+    let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
     let shutdown = CancellationToken::new();
     let (followed, host) = watch::channel(None);
     let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
     let downstream = Downstream::bind(
-        downstream_config(&config, listen),
+        downstream_config(&config, listen, start_recall(&config, &store)?),
         access.clone(),
         store.clone(),
         gateway.clone(),
@@ -72,6 +74,10 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
         _ = &mut downstream => {}
         _ = signals.recv() => tracing::warn!("told again to stop: consumers are not waited for"),
     }
+    tokio::select! {
+        () = archiver.stop() => {}
+        _ = signals.recv() => tracing::warn!("told again to stop: the archive is not waited for"),
+    }
     let _ = tokio::task::spawn_blocking(move || background.stop()).await;
     if outcome.is_ok() {
         tracing::info!("stopped");
@@ -88,7 +94,25 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     }
 }
 
-fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConfig {
+/// For WAL that consumers want and that is only in the archive; `None` if nothing can be read there.
+fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Option<Arc<Recall>>, RelayError> {
+    let readable = config.archive.iter().filter(|target| matches!(target.place, Place::Objects(_)));
+    let sources = readable.map(|target| Ok(Arc::new(TargetSource::open(target)?) as Arc<dyn Source>));
+    let sources = sources.collect::<Result<Vec<_>, ArchiveError>>()?;
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    store.expect_archive();
+    let action = "could not prepare the directory for archived WAL";
+    let recall = Recall::start(store.clone(), sources, config.recall_size);
+    recall.map(Some).map_err(|source| RelayError::System { action, source })
+}
+
+fn downstream_config(
+    config: &Config,
+    listen: Vec<ListenAddr>,
+    recall: Option<Arc<Recall>>,
+) -> DownstreamConfig {
     DownstreamConfig {
         listen,
         limits: config.limits,
@@ -97,6 +121,7 @@ fn downstream_config(config: &Config, listen: Vec<ListenAddr>) -> DownstreamConf
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
+        recall,
     }
 }
 

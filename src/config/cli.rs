@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde::Deserialize;
 
+use super::archive::ArchiveSetting;
+use super::commands::Command;
 use crate::store::WalWrite;
 
 /// A cascading WAL relay for PostgreSQL: one connection and one slot on the primary, any number of standbys,
 /// pg_receivewal, Barman and further relays below.
 #[derive(Parser, Debug, Default)]
-#[command(name = "walrelay", version, max_term_width = 100)]
+#[command(name = "walrelay", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// TOML file with the same names as these flags; a flag or an environment variable wins over it
     #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
@@ -18,6 +20,10 @@ pub struct Cli {
 
     #[command(flatten)]
     pub(super) settings: Settings,
+
+    /// What to do instead of running a relay.
+    #[command(subcommand)]
+    pub command: Option<Command>,
 }
 
 /// Every setting, as text where a unit or a syntax of its own has to be understood first.
@@ -112,6 +118,18 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_BASE_BACKUP_MAX_RATE", value_name = "RATE")]
     #[serde(default, deserialize_with = "text")]
     pub(super) base_backup_max_rate: Option<String>,
+
+    /// Where to archive WAL: file:///directory, s3://bucket/prefix, gs:// or az://; repeatable; options of each
+    /// in [archive.NAME] of the --config file
+    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ')]
+    #[serde(default, deserialize_with = "super::archive::settings")]
+    pub(super) archive: Vec<ArchiveSetting>,
+
+    /// Most archived WAL fetched back ahead of consumers that is kept on disk, e.g. 1GB; a bare number is megabytes;
+    /// at least five segments [default: 256MB]
+    #[arg(long, env = "WALRELAY_RECALL_SIZE", value_name = "SIZE")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) recall_size: Option<String>,
 
     /// How log lines look [default: text]
     #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
@@ -209,6 +227,8 @@ impl Settings {
             auth_dbname: self.auth_dbname.or(other.auth_dbname),
             sql_overlay: self.sql_overlay.or(other.sql_overlay),
             base_backup_max_rate: self.base_backup_max_rate.or(other.base_backup_max_rate),
+            archive: if self.archive.is_empty() { other.archive } else { self.archive },
+            recall_size: self.recall_size.or(other.recall_size),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
             wal_write: self.wal_write.or(other.wal_write),
@@ -225,7 +245,7 @@ impl Settings {
 }
 
 /// A TOML string or number, as text.
-fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+pub(super) fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Value {

@@ -2,7 +2,9 @@
 //!
 //! Precedence: flag, then environment variable `WALRELAY_*`, then configuration file, then default.
 
+mod archive;
 mod cli;
+mod commands;
 mod tls;
 mod units;
 
@@ -12,14 +14,19 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 use walrelay_proto::SlotName;
 
+use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::Limits;
 use crate::gateway::DEFAULT_AUTH_QUERY;
 use crate::store::{StoreConfig, WalWrite};
 use crate::wire::TlsFiles;
 
+pub use archive::archive_targets;
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
+pub use commands::{
+    ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
+};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -50,6 +57,10 @@ pub struct Config {
     pub sql_overlay: bool,
     /// `--base-backup-max-rate`, bytes per second.
     pub base_backup_max_rate: Option<u64>,
+    /// `--archive` and `[archive.NAME]`.
+    pub archive: Vec<Target>,
+    /// `--recall-size`, bytes.
+    pub recall_size: u64,
     /// `--log-format`.
     pub log_format: LogFormat,
     /// `--log-level`.
@@ -93,6 +104,14 @@ pub enum ConfigError {
         /// What is wrong and what was expected.
         reason: String,
     },
+    /// An archive target is wrong.
+    #[error("archive target \"{target}\": {reason}")]
+    Archive {
+        /// Its name or URL.
+        target: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
     /// A setting that has no default is missing.
     #[error(
         "no upstream given: use --upstream HOST, WALRELAY_UPSTREAM, or upstream = \"...\" in the --config file"
@@ -117,6 +136,9 @@ impl Config {
             auth_dbname: auth_dbname.unwrap_or_else(|| "postgres".to_owned()),
             sql_overlay: settings.sql_overlay != Some(Switch::Off),
             base_backup_max_rate: rate.map_err(|error| value("base-backup-max-rate", &error))?,
+            archive: archive::targets(&settings.archive)?,
+            recall_size: units::size(settings.recall_size.as_deref().unwrap_or("256MB"))
+                .map_err(|error| value("recall-size", &error))?,
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
             tls: tls::files(&settings)?,

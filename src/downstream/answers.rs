@@ -14,6 +14,7 @@ use super::Shared;
 use super::session::{Failure, SessionContext};
 use super::settings::{self, Settings};
 use super::shown::Shown;
+use crate::archive::Recall;
 use crate::store::{SlotError, SlotPersistence, Slots, UpstreamParameters};
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
@@ -117,6 +118,10 @@ impl Answer<'_> {
         let content = blocking(move || store.history_file(tli)).await?.map_err(|error| {
             PgError::error(sqlstate::IO_ERROR, format!("could not read file \"pg_wal/{name}\": {error}"))
         })?;
+        let content = match (content, &self.context.recall) {
+            (None, Some(recall)) => recalled_history(recall, tli).await?,
+            (content, _) => content,
+        };
         let content = content.ok_or_else(|| {
             let text = format!("could not open file \"pg_wal/{name}\": No such file or directory");
             PgError::error(sqlstate::UNDEFINED_FILE, text)
@@ -202,6 +207,15 @@ impl Answer<'_> {
         let text = "cannot use ALTER_REPLICATION_SLOT with a physical replication slot";
         Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text))
     }
+}
+
+async fn recalled_history(recall: &Recall, tli: TimelineId) -> Result<Option<Vec<u8>>> {
+    let content = recall.history_file(tli).await;
+    let content = content.map_err(|error| {
+        let text = format!("could not fetch file \"{}\": {error}", tli.history_file_name());
+        PgError::error(sqlstate::IO_ERROR, text)
+    })?;
+    Ok(content.map(|content| content.to_vec()))
 }
 
 /// The end of a stream: which timeline comes next, if the one streamed is over, and both tags.

@@ -250,6 +250,7 @@ fn begin_session(
         cancel: registration.cancel.clone(),
         shutdown: shared.shutdown.clone(),
         store: shared.store.clone(),
+        recall: shared.config.recall.clone(),
         sender,
     };
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))

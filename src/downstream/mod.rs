@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::Recall;
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::scram::server::MockSecret;
 use crate::auth::users::Users;
@@ -62,6 +63,8 @@ pub struct DownstreamConfig {
     pub shutdown_timeout: Duration,
     /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).
     pub sql_overlay: bool,
+    /// Where WAL comes from that is not in the store any more; `None` without an archive.
+    pub recall: Option<Arc<Recall>>,
 }
 
 /// A place to listen at.

@@ -13,6 +13,7 @@ use super::backup::{self, Backup};
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
 use super::{Shared, walsender};
+use crate::archive::Recall;
 use crate::conninfo::Credentials;
 use crate::store::{SenderGuard, Store};
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
@@ -38,6 +39,8 @@ pub struct SessionContext {
     pub shutdown: CancellationToken,
     /// The WAL.
     pub store: Arc<Store>,
+    /// WAL that is not in the store any more; `None` without an archive.
+    pub recall: Option<Arc<Recall>>,
     /// The session's line among the consumers.
     pub sender: SenderGuard,
 }

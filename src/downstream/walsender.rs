@@ -10,7 +10,8 @@
 //!
 //! One task per consumer. It holds one segment's map and a batch of headers; WAL goes from the map to the
 //! socket. It waits for the socket, new WAL, its timer and orders to end, all at once, and never for the
-//! disk: what is not in memory is brought there by a blocking thread while it goes on listening.
+//! disk: what is not in memory is brought there by a blocking thread while it goes on listening, and what is not on
+//! disk any more by [`Recall`].
 //!
 //! Two departures from PostgreSQL: a start ahead of our WAL is not refused, it waits (the upstream has that WAL
 //! and we shall), and messages never cross a segment boundary.
@@ -22,7 +23,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::io::Interest;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use walrelay_proto::{
     ClientMessage, ClientMessageError, Keepalive, Lsn, PeerDue, PeerTimer, PgTimestamp, SegNo,
     StandbyStatusUpdate, StartReplication, TimelineId,
@@ -31,6 +32,7 @@ use walrelay_proto::{
 use super::answers::{canceled, slot_error};
 use super::batch::Batch;
 use super::session::{SessionContext, StreamEnd, StreamError};
+use crate::archive::{Recall, RecallError};
 use crate::store::{
     FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
 };
@@ -124,6 +126,32 @@ fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
     Err(PgError::error(sqlstate::INTERNAL_ERROR, text).with_detail(detail))
 }
 
+/// A segment cannot be had.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Here(#[from] SegmentError),
+    #[error(transparent)]
+    Elsewhere(#[from] RecallError),
+}
+
+impl OpenError {
+    fn lost(error: JoinError) -> OpenError {
+        SegmentError::Io { file: "segment".to_owned(), source: error.into() }.into()
+    }
+}
+
+impl From<OpenError> for PgError {
+    fn from(error: OpenError) -> PgError {
+        let sqlstate = match &error {
+            OpenError::Here(SegmentError::Removed(_)) => sqlstate::UNDEFINED_FILE,
+            OpenError::Elsewhere(RecallError::Nowhere(_)) => sqlstate::UNDEFINED_FILE,
+            OpenError::Here(_) | OpenError::Elsewhere(_) => sqlstate::IO_ERROR,
+        };
+        PgError::error(sqlstate, error.to_string())
+    }
+}
+
 /// What may be sent at the moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Limit {
@@ -150,13 +178,13 @@ enum Event {
     Socket,
     NewWal,
     Timer,
-    Fetched(Result<Arc<Segment>, SegmentError>),
+    Fetched(Result<Arc<Segment>, OpenError>),
     Stop,
     Cancel,
     Evicted,
 }
 
-type Fetch = JoinHandle<Result<Arc<Segment>, SegmentError>>;
+type Fetch = JoinHandle<Result<Arc<Segment>, OpenError>>;
 
 struct Walsender<'a> {
     conn: &'a mut Connection,
@@ -290,31 +318,37 @@ impl<'a> Walsender<'a> {
             self.segment = self.cx.store.mapped_segment(self.tli, segno);
             self.resident_to = Lsn::INVALID;
         }
-        let Some(segment) = &self.segment else {
-            self.fetch(segno);
+        let Some(segment) = self.segment.clone() else {
+            self.fetch(segno, None);
             return Ok(None);
         };
         let end = self.sent.advance(Batch::MAX_LEN).min(limit).min(segment.end());
         let recent = limit.since(self.sent) <= RECENT;
         let offset = self.sent.since(segment.start());
         if recent || end <= self.resident_to || segment.is_resident(offset, end.since(self.sent) as usize) {
-            return Ok(Some(segment.clone()));
+            return Ok(Some(segment));
         }
-        self.fetch(segno);
+        self.fetch(segno, Some(segment));
         Ok(None)
     }
 
-    /// Has a blocking thread open the segment and read it ahead.
-    fn fetch(&mut self, segno: SegNo) {
-        let (store, tli, at) = (self.cx.store.clone(), self.tli, self.sent);
-        self.fetch = Some(tokio::task::spawn_blocking(move || {
-            let segment = store.segment(tli, segno)?;
-            let offset = at.since(segment.start());
-            // What cannot be read fails again where it is sent, with an error that ends the stream.
-            if let Err(error) = segment.populate(offset, READ_AHEAD) {
-                tracing::debug!("could not read ahead in {segment:?}: {error}");
-            }
-            Ok(segment)
+    /// Has a segment opened, or fetched back if it is not here any more, and read ahead.
+    fn fetch(&mut self, segno: SegNo, open: Option<Arc<Segment>>) {
+        let (store, recall, tli, at) = (self.cx.store.clone(), self.cx.recall.clone(), self.tli, self.sent);
+        self.fetch = Some(tokio::spawn(async move {
+            let segment = match open {
+                Some(segment) => segment,
+                None => open_segment(store, recall, tli, segno).await?,
+            };
+            blocking(move || {
+                let offset = at.since(segment.start());
+                // What cannot be read fails again where it is sent, with an error that ends the stream.
+                if let Err(error) = segment.populate(offset, READ_AHEAD) {
+                    tracing::debug!("could not read ahead in {segment:?}: {error}");
+                }
+                Ok(segment)
+            })
+            .await
         }));
     }
 
@@ -391,7 +425,7 @@ impl<'a> Walsender<'a> {
             Event::Timer => self.handle_timer()?,
             Event::Fetched(segment) => {
                 self.fetch = None;
-                let segment = segment.map_err(|error| self.segment_error(error))?;
+                let segment = segment.map_err(PgError::from)?;
                 self.resident_to = self.sent.advance(READ_AHEAD as u64).min(segment.end());
                 self.segment = Some(segment);
             }
@@ -445,14 +479,6 @@ impl<'a> Walsender<'a> {
         let send_time = PgTimestamp::from_system_time(SystemTime::now());
         let message = Keepalive { end: self.sent, send_time, reply_requested };
         self.conn.put_bytes(&message.frame());
-    }
-
-    fn segment_error(&self, error: SegmentError) -> StreamError {
-        let text = error.to_string();
-        match error {
-            SegmentError::Removed(_) => PgError::error(sqlstate::UNDEFINED_FILE, text).into(),
-            SegmentError::Io { .. } => PgError::error(sqlstate::IO_ERROR, text).into(),
-        }
     }
 
     fn handle_frame(&mut self, frame: &Frame) -> Result<(), StreamError> {
@@ -532,13 +558,33 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, SegmentError> {
+async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, OpenError> {
     match fetch {
-        Some(fetch) => fetch.await.unwrap_or_else(|error| {
-            Err(SegmentError::Io { file: "segment".to_owned(), source: io::Error::other(error) })
-        }),
+        Some(fetch) => fetch.await.unwrap_or_else(|error| Err(OpenError::lost(error))),
         None => pending().await,
     }
+}
+
+/// From the relay's disk, or if it has been removed there, from wherever else it is.
+async fn open_segment(
+    store: Arc<Store>,
+    recall: Option<Arc<Recall>>,
+    tli: TimelineId,
+    segno: SegNo,
+) -> Result<Arc<Segment>, OpenError> {
+    let opened = blocking(move || Ok(store.segment(tli, segno)?)).await;
+    match (opened, recall) {
+        (Err(OpenError::Here(SegmentError::Removed(_))), Some(recall)) => {
+            Ok(recall.segment(tli, segno).await?)
+        }
+        (opened, _) => opened,
+    }
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<Arc<Segment>, OpenError> + Send + 'static,
+) -> Result<Arc<Segment>, OpenError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(OpenError::lost(error)))
 }
 
 async fn evicted(slot: &Option<SlotGuard>) {

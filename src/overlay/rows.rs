@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 use walrelay_proto::{FullXid, Lsn, SegSize};
 
-use crate::store::{SenderStatus, SlotInfo, Store};
+use crate::store::{ArchivedWal, SenderStatus, SlotInfo, Store};
 
 /// Columns of `pg_replication_slots` that the relay has values for.
 pub const SLOT_COLUMNS: [&str; 17] = [
@@ -91,6 +91,8 @@ pub struct Holdings {
     pub wal_keep_size: u64,
     /// Bytes slots may keep; `None` for no limit.
     pub max_slot_wal_keep_size: Option<u64>,
+    /// What the archive can bring back.
+    pub archived: Option<ArchivedWal>,
 }
 
 impl Holdings {
@@ -102,6 +104,7 @@ impl Holdings {
             seg_size: store.identity()?.seg_size,
             wal_keep_size: store.config().wal_keep_size,
             max_slot_wal_keep_size: store.config().max_slot_wal_keep_size,
+            archived: store.archived(),
         })
     }
 
@@ -109,20 +112,25 @@ impl Holdings {
     fn wal_status(&self, restart_lsn: Lsn) -> &'static str {
         let within = |bytes: u64| restart_lsn >= self.write_lsn.rewind(bytes).seg_start(self.seg_size);
         if restart_lsn < self.oldest {
-            "lost"
+            if self.is_archived(restart_lsn) { "extended" } else { "lost" }
         } else if within(self.wal_keep_size.max(self.seg_size.bytes())) {
             "reserved"
-        } else if self.max_slot_wal_keep_size.is_none_or(within) {
+        } else if self.max_slot_wal_keep_size.is_none_or(within) || self.is_archived(restart_lsn) {
             "extended"
         } else {
             "unreserved"
         }
     }
 
+    /// Whether the archive has all that is not here.
+    fn is_archived(&self, restart_lsn: Lsn) -> bool {
+        self.archived.is_some_and(|wal| wal.from <= restart_lsn && self.oldest <= wal.to)
+    }
+
     /// Bytes of WAL that can come until the slot may lose what it needs; `None` if that cannot happen
     /// (PostgreSQL: `safe_wal_size`). Below zero when it may happen any moment.
     fn safe_wal_size(&self, restart_lsn: Lsn) -> Option<i64> {
-        let limit = self.max_slot_wal_keep_size?;
+        let limit = self.max_slot_wal_keep_size.filter(|_| !self.is_archived(restart_lsn))?;
         let fails = restart_lsn.seg_at(self.seg_size).end(self.seg_size).advance(limit);
         // Consumers may report any position; the column is an int8.
         let bytes = i128::from(fails.as_u64()) - i128::from(self.write_lsn.as_u64());

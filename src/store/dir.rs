@@ -121,6 +121,13 @@ impl DataDir {
         Ok(found)
     }
 
+    /// Names of all files of `pg_wal` but those in the making.
+    pub(super) fn wal_files(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.wal)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        let finished = |name: &String| !name.starts_with(NEW_FILE_PREFIX);
+        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().filter(finished).collect())
+    }
+
     /// Reads a small file of the data directory; `None` if it does not exist.
     pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
         read_if_present(&self.root.join(name))?

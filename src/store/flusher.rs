@@ -114,6 +114,7 @@ impl Store {
         }
         self.dir.sync_wal_dir()?;
         self.retention_bell.ring();
+        self.files.send_modify(|step| *step += 1);
         Ok(())
     }
 }

@@ -53,7 +53,7 @@ impl Segment {
     /// Maps a file of full size for reading; its first `published` bytes are final.
     ///
     /// Fails with `InvalidData` if the file is not exactly one segment long.
-    pub(super) fn open(path: &Path, name: WalFileName, size: SegSize, published: u64) -> io::Result<Segment> {
+    pub(crate) fn open(path: &Path, name: WalFileName, size: SegSize, published: u64) -> io::Result<Segment> {
         let file = File::open(path)?;
         Segment::map(file, name, size, published, false)
     }

@@ -39,6 +39,7 @@ use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, Timelin
 
 pub use cluster::{Identity, UpstreamParameters};
 pub use mapped::{Segment, WalWrite};
+pub use retention::ArchivedWal;
 pub use senders::{
     FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
 };
@@ -175,6 +176,9 @@ pub struct Store {
     segments: SegmentCache,
     flush_queue: FlushQueue,
     retention_bell: retention::Bell,
+    archive: retention::ArchiveFloor,
+    /// Steps when a file of `pg_wal` gets its final name.
+    files: watch::Sender<u64>,
     slots: Arc<Slots>,
     senders: Arc<Senders>,
     lag: LagClock,
@@ -228,6 +232,8 @@ impl Store {
             segments: SegmentCache::default(),
             flush_queue: FlushQueue::default(),
             retention_bell: retention::Bell::default(),
+            archive: retention::ArchiveFloor::default(),
+            files: watch::Sender::new(0),
             slots,
             senders,
             lag: LagClock::new(),
@@ -332,7 +338,9 @@ impl Store {
     /// Stores a history file, durably, after checking that PostgreSQL could read it.
     pub fn save_history_file(&self, tli: TimelineId, content: &[u8]) -> Result<(), SaveHistoryError> {
         TimelineHistory::parse(tli, content)?;
-        Ok(self.dir.write_history(tli, content)?)
+        self.dir.write_history(tli, content)?;
+        self.files.send_modify(|step| *step += 1);
+        Ok(())
     }
 
     /// The segment that holds `segno` for a reader of timeline `tli`; chosen as PostgreSQL chooses it
@@ -349,6 +357,38 @@ impl Store {
     pub fn mapped_segment(&self, tli: TimelineId, segno: SegNo) -> Option<Arc<Segment>> {
         let identity = self.identity()?;
         self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
+    }
+
+    /// Whether [`Store::segment`] would find the segment here. Looks at the disk.
+    pub fn holds_segment(&self, tli: TimelineId, segno: SegNo) -> bool {
+        let name = WalFileName::new(tli, segno);
+        self.identity()
+            .is_some_and(|identity| segments::is_held(&self.dir, identity.seg_size, &self.history(), name))
+    }
+
+    /// The finished segment of just this name, whatever its timeline's history says.
+    ///
+    /// May wait for the disk a little, as [`segment`](Self::segment) does.
+    pub fn finished_segment(&self, name: WalFileName) -> Result<Arc<Segment>, ReadError> {
+        let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
+        let found = self.segments.exact(&self.dir, identity.seg_size, &self.history(), name)?;
+        found.ok_or_else(|| ReadError::Removed(name.format(identity.seg_size)))
+    }
+
+    /// Names of all files of `pg_wal`, in no order; those in the making have no final name and are left out.
+    /// Waits for the disk.
+    pub fn wal_files(&self) -> io::Result<Vec<String>> {
+        self.dir.wal_files()
+    }
+
+    /// Path of a file of `pg_wal`.
+    pub fn wal_path(&self, name: &str) -> PathBuf {
+        self.dir.wal().join(name)
+    }
+
+    /// Steps whenever [`wal_files`](Self::wal_files) has more to show.
+    pub fn wal_files_changed(&self) -> watch::Receiver<u64> {
+        self.files.subscribe()
     }
 
     /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment.

@@ -2,7 +2,8 @@
 //!
 //! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
 //! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
-//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed.
+//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed. What the archive has not
+//! got yet is kept as well, as far as its targets ask for it.
 
 use std::fs;
 use std::io;
@@ -10,9 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use walrelay_proto::{Lsn, SegNo, SlotName};
+use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
-use super::{SlotError, SlotPersistence, Store, lock};
+use super::{SlotError, SlotPersistence, Store, Tip, lock};
 
 /// Slots move without telling; this often they are looked at anyway.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -45,6 +46,39 @@ impl Bell {
         state.rung = false;
         !state.stop
     }
+}
+
+/// What the archive has, and what it still needs.
+#[derive(Debug, Default)]
+pub(super) struct ArchiveFloor {
+    state: Mutex<FloorState>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct FloorState {
+    hold: Option<Lsn>,
+    archived: Option<ArchivedWal>,
+    /// There is an archive that WAL can be fetched back from.
+    readable: bool,
+    /// It has not said yet what it has.
+    pending: bool,
+}
+
+impl FloorState {
+    /// Whether WAL from `restart` on can be had, if here only that from `kept` on stays.
+    fn covers(&self, restart: Lsn, kept: Lsn) -> bool {
+        let archived = |wal: ArchivedWal| wal.from <= restart && kept <= wal.to;
+        self.pending || (self.readable && (kept <= restart || self.archived.is_some_and(archived)))
+    }
+}
+
+/// WAL that at least one target which can be read has without a gap, on the way to the newest timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArchivedWal {
+    /// Its first byte.
+    pub from: Lsn,
+    /// The first byte after it.
+    pub to: Lsn,
 }
 
 /// The retention thread.
@@ -82,20 +116,56 @@ impl Store {
     pub(super) fn remove_old_wal(&self) -> io::Result<()> {
         self.senders.refresh_horizon();
         let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else { return self.slots.save() };
-        if let Some(limit) = self.config.max_slot_wal_keep_size {
-            let oldest_allowed = tip.write_lsn.rewind(limit).seg_start(identity.seg_size);
-            for slot in self.slots.invalidate_before(oldest_allowed) {
-                let restart = slot.restart_lsn.unwrap_or_default();
-                tracing::warn!(
-                    "invalidating slot \"{}\" because its restart_lsn {restart} exceeds max_slot_wal_keep_size",
-                    slot.name
-                );
-            }
-        }
+        self.give_up_slots(tip, identity.seg_size);
         self.slots.save()?;
         let _choosing = self.slots.choose_wal();
-        let keep = self.keep_from(tip.write_lsn, tip.flush_lsn).seg_at(identity.seg_size);
-        self.remove_segments_before(keep)
+        self.remove_segments_before(self.keep_from(tip, identity.seg_size).seg_at(identity.seg_size))
+    }
+
+    /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here.
+    fn give_up_slots(&self, tip: Tip, size: SegSize) {
+        let kept = self.keep_from(tip, size).seg_start(size);
+        let archive = *lock(&self.archive.state);
+        let covered = |restart| archive.covers(restart, kept);
+        for slot in self.slots.invalidate_before(self.slots_keep_from(tip, size), covered) {
+            let restart = slot.restart_lsn.unwrap_or_default();
+            tracing::warn!(
+                "invalidating slot \"{}\" because its restart_lsn {restart} exceeds max_slot_wal_keep_size",
+                slot.name
+            );
+        }
+    }
+
+    /// Says that there is an archive that WAL can be fetched back from: until [`Store::set_archived`] is called, no
+    /// slot is lost.
+    pub fn expect_archive(&self) {
+        let mut state = lock(&self.archive.state);
+        (state.readable, state.pending) = (true, true);
+    }
+
+    /// Keeps all WAL from `from` on for the archive; `None` for none. Takes effect at once.
+    pub fn hold_for_archive(&self, from: Option<Lsn>) {
+        let before = std::mem::replace(&mut lock(&self.archive.state).hold, from);
+        if before != from {
+            self.retention_bell.ring();
+        }
+    }
+
+    /// Says what the archive has.
+    pub fn set_archived(&self, archived: Option<ArchivedWal>) {
+        let mut state = lock(&self.archive.state);
+        (state.archived, state.pending) = (archived, false);
+    }
+
+    /// What the archive has; `None` for nothing, or without an archive.
+    pub fn archived(&self) -> Option<ArchivedWal> {
+        lock(&self.archive.state).archived
+    }
+
+    /// The position below which the archive has everything that was here when it began, or when it had its last
+    /// gap.
+    pub fn archived_to(&self) -> Option<Lsn> {
+        self.archived().map(|archived| archived.to)
     }
 
     /// Makes a slot that keeps all WAL held here, as there is no checkpoint of our own to start from; but no more
@@ -121,12 +191,20 @@ impl Store {
     }
 
     /// Oldest position that has to stay.
-    fn keep_from(&self, write_lsn: Lsn, flush_lsn: Lsn) -> Lsn {
+    fn keep_from(&self, tip: Tip, size: SegSize) -> Lsn {
+        let Tip { write_lsn, flush_lsn, .. } = tip;
         let by_size = write_lsn.rewind(self.config.wal_keep_size);
         // The segment before the durable end stays in any case: recovery starts from it.
         let by_recovery = flush_lsn.rewind(1);
-        let by_slots = self.slots.oldest_restart_lsn().unwrap_or(write_lsn);
-        by_size.min(by_recovery).min(by_slots)
+        let by_slots = self.slots.oldest_restart_lsn(self.slots_keep_from(tip, size)).unwrap_or(write_lsn);
+        let by_archive = lock(&self.archive.state).hold.unwrap_or(write_lsn);
+        by_size.min(by_recovery).min(by_slots).min(by_archive)
+    }
+
+    /// Slots keep nothing before this.
+    fn slots_keep_from(&self, tip: Tip, size: SegSize) -> Lsn {
+        let limit = self.config.max_slot_wal_keep_size;
+        limit.map_or(Lsn::INVALID, |limit| tip.write_lsn.rewind(limit).seg_start(size))
     }
 
     fn remove_segments_before(&self, keep: SegNo) -> io::Result<()> {

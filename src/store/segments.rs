@@ -55,6 +55,17 @@ impl SegmentCache {
         Err(ReadError::Removed(name.format(size)))
     }
 
+    /// The segment of just this name, if it is finished; `None` if it is not here.
+    pub(super) fn exact(
+        &self,
+        dir: &DataDir,
+        size: SegSize,
+        history: &TimelineHistory,
+        name: WalFileName,
+    ) -> Result<Option<Arc<Segment>>, ReadError> {
+        Ok(self.lookup(dir, size, history, name)?.filter(|segment| segment.is_complete()))
+    }
+
     fn lookup(
         &self,
         dir: &DataDir,
@@ -87,6 +98,12 @@ impl SegmentCache {
             Err(source) => Err(ReadError::Io { file: name.format(size), source }),
         }
     }
+}
+
+/// Whether there is a file for a reader of `name.tli`.
+pub(super) fn is_held(dir: &DataDir, size: SegSize, history: &TimelineHistory, name: WalFileName) -> bool {
+    let files = |name| [dir.segment(name, size), dir.partial(name, size)];
+    successor(size, history, name).into_iter().chain([name]).flat_map(files).any(|path| path.exists())
 }
 
 /// The file that goes on where `name`'s timeline was left, if that happened in this segment.

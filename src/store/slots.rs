@@ -281,24 +281,25 @@ impl Slots {
         self.save_locked(&slots).inspect_err(|_| self.dirty.store(true, Ordering::Relaxed))
     }
 
-    /// Oldest WAL that a valid slot keeps.
-    pub(super) fn oldest_restart_lsn(&self) -> Option<Lsn> {
+    /// Oldest WAL that a valid slot keeps, of those that need none before `from`.
+    pub(super) fn oldest_restart_lsn(&self, from: Lsn) -> Option<Lsn> {
         let slots = lock(&self.slots);
         slots
             .values()
             .filter(|slot| !slot.info().invalidated)
             .filter_map(|slot| slot.info().restart_lsn)
+            .filter(|restart| *restart >= from)
             .min()
     }
 
     /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them as they
-    /// were
-    /// (PostgreSQL: `InvalidateObsoleteReplicationSlots`).
-    pub(super) fn invalidate_before(&self, limit: Lsn) -> Vec<SlotInfo> {
+    /// were (PostgreSQL: `InvalidateObsoleteReplicationSlots`). Those whose position is `covered` are served
+    /// otherwise, and stay.
+    pub(super) fn invalidate_before(&self, limit: Lsn, covered: impl Fn(Lsn) -> bool) -> Vec<SlotInfo> {
         let slots = lock(&self.slots);
         let behind = |slot: &&Arc<Slot>| {
             let info = slot.info();
-            !info.invalidated && info.restart_lsn.is_some_and(|restart| restart < limit)
+            !info.invalidated && info.restart_lsn.is_some_and(|restart| restart < limit && !covered(restart))
         };
         let lost: Vec<_> = slots.values().filter(behind).cloned().collect();
         drop(slots);
@@ -517,13 +518,26 @@ mod tests {
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
         slots.create(&name("b"), SlotPersistence::Persistent, Some(Lsn::new(200))).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
-        let lost = slots.invalidate_before(Lsn::new(200));
+        let lost = slots.invalidate_before(Lsn::new(200), |_| false);
         assert_eq!(lost.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>(), ["a"]);
         guard.evicted().await;
         drop(guard);
         assert!(matches!(slots.acquire("a", 5), Err(SlotError::Invalidated { .. })));
-        assert_eq!(slots.oldest_restart_lsn(), Some(Lsn::new(200)));
+        assert_eq!(slots.oldest_restart_lsn(Lsn::INVALID), Some(Lsn::new(200)));
         slots.acquire("b", 5).unwrap();
+    }
+
+    #[test]
+    fn a_slot_that_is_served_otherwise_stays_and_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        for (text, at) in [("a", 100), ("b", 150), ("c", 200)] {
+            slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(at))).unwrap();
+        }
+        let lost = slots.invalidate_before(Lsn::new(200), |restart| restart >= Lsn::new(150));
+        assert_eq!(lost.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(slots.oldest_restart_lsn(Lsn::new(200)), Some(Lsn::new(200)));
+        assert_eq!(slots.oldest_restart_lsn(Lsn::INVALID), Some(Lsn::new(150)));
     }
 
     #[tokio::test]

@@ -346,6 +346,67 @@ fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
     assert_eq!(gone.to_string(), "requested WAL segment 000000010000000000000003 has already been removed");
 }
 
+#[test]
+fn slots_whose_wal_is_archived_hold_nothing_and_are_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(9);
+    let mut opened = Opened::with(StoreConfig {
+        wal_keep_size: 0,
+        max_slot_wal_keep_size: Some(SEG),
+        ..config(dir.path(), WalWrite::Pwrite)
+    });
+    let slot = |name: &str, segment: u64| {
+        let at = SegNo::new(segment).start(identity().seg_size);
+        opened.store.slots().create(&name.parse().unwrap(), SlotPersistence::Persistent, Some(at)).unwrap();
+    };
+    slot("before", 3);
+    slot("archived", 4);
+    opened.store.expect_archive();
+    wal.fill(5 * SEG as usize);
+    opened.append(START, &wal.take());
+    opened.wait_flushed(wal.position());
+    wait("removal", || opened.store.oldest() >= Some(Lsn::new(6 * SEG)));
+    let lost = |name: &str| opened.store.slots().get(name).unwrap().invalidated;
+    assert!(!lost("before") && !lost("archived"), "the archive has not said yet what it has");
+    let archived = ArchivedWal { from: Lsn::new(4 * SEG), to: Lsn::new(9 * SEG) };
+    opened.store.set_archived(Some(archived));
+    opened.store.remove_old_wal().unwrap();
+    assert!(lost("before") && !lost("archived"));
+    opened.store.set_archived(None);
+    opened.store.remove_old_wal().unwrap();
+    assert!(lost("archived"));
+}
+
+#[test]
+fn retention_keeps_what_the_archive_has_not_got() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(8);
+    wal.fill(6_100_000);
+    let config = StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) };
+    let mut opened = Opened::with(config);
+    opened.store.hold_for_archive(Some(Lsn::INVALID));
+    let mut named = opened.store.wal_files_changed();
+    opened.append(START, wal.bytes());
+    let finished = |segment: u64| {
+        let name = format!("0000000100000000000000{segment:02X}");
+        opened.store.wal_files().unwrap().contains(&name)
+    };
+    wait("names", || finished(7));
+    assert!(named.has_changed().unwrap());
+    named.mark_unchanged();
+    opened.store.remove_old_wal().unwrap();
+    assert!(finished(3));
+    opened.store.hold_for_archive(Some(Lsn::new(5 * SEG + 1)));
+    opened.store.remove_old_wal().unwrap();
+    assert!(!finished(4) && finished(5));
+    let exact = |segment| WalFileName::new(TimelineId::FIRST, SegNo::new(segment));
+    assert_eq!(opened.store.finished_segment(exact(5)).unwrap().published(), SEG);
+    assert!(matches!(opened.store.finished_segment(exact(4)), Err(ReadError::Removed(_))));
+    opened.store.hold_for_archive(None);
+    opened.store.remove_old_wal().unwrap();
+    assert!(!finished(5));
+}
+
 /// Each round the two meet anew: one removes two segments, the other reserves the oldest there is.
 #[test]
 fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {

@@ -22,6 +22,11 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// Reads the body of an ErrorResponse; of one that cannot be read nothing is known.
+    pub fn of_message(body: bytes::Bytes) -> ServerError {
+        super::message::server_error(body).unwrap_or_default()
+    }
+
     /// Whether the server may answer differently in a while: it starts, stops, is full or out of resources.
     pub fn is_transient(&self) -> bool {
         // 08 connection, 40 rollback, 53 resources, 55 object not in state, 57 operator intervention, 58 system.

@@ -3,6 +3,7 @@
 //! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
 //! files, never for time.
 
+mod archive;
 mod barman;
 mod basebackup;
 mod cascade;
@@ -18,9 +19,11 @@ mod overlay;
 mod pitr;
 mod promotion;
 mod promotions;
+mod recall;
 mod receivewal;
 mod refusals;
 mod relay_restart;
+mod restore;
 mod retention;
 mod segment_size;
 mod siblings;

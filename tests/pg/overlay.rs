@@ -90,6 +90,7 @@ impl Relay for Made {
             seg_size: SegSize::new(16 << 20).expect("the default"),
             wal_keep_size: 64 << 20,
             max_slot_wal_keep_size: Some(1 << 30),
+            archived: None,
         };
         self.slots.values().map(|slot| slot_row(slot, Some(&holdings))).collect()
     }

@@ -14,6 +14,7 @@ use walrelay_proto::{
     WalIdentity,
 };
 
+use crate::archive::{Recall, Source};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::conninfo::{ConnInfo, Environment};
@@ -41,6 +42,9 @@ pub(super) struct Options {
     pub(super) authentication_timeout: Duration,
     pub(super) with_wal: bool,
     pub(super) shutdown_timeout: Duration,
+    /// Copies of WAL elsewhere.
+    pub(super) sources: Vec<Arc<dyn Source>>,
+    pub(super) wal_keep_size: u64,
 }
 
 impl Default for Options {
@@ -57,6 +61,8 @@ impl Default for Options {
             authentication_timeout: DEADLINE,
             with_wal: true,
             shutdown_timeout: DEADLINE,
+            sources: Vec::new(),
+            wal_keep_size: 1 << 30,
         }
     }
 }
@@ -111,7 +117,7 @@ impl Relay {
         let config = StoreConfig {
             data_dir: dir.path().join("data"),
             wal_write: WalWrite::Pwrite,
-            wal_keep_size: 1 << 30,
+            wal_keep_size: options.wal_keep_size,
             max_slot_wal_keep_size: None,
             max_replication_slots: 4,
         };
@@ -130,6 +136,8 @@ impl Relay {
             let all = |end: &Option<_>| *end == *store.written().borrow();
             tokio::time::timeout(DEADLINE, flushed.wait_for(all)).await.unwrap().unwrap();
         }
+        let sources = options.sources;
+        let recall = (!sources.is_empty()).then(|| Recall::start(store.clone(), sources, 0).unwrap());
         let listen = vec![
             ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 },
             ListenAddr::Unix { dir: dir.path().to_owned(), port: None },
@@ -146,6 +154,7 @@ impl Relay {
             wal_sender_timeout: Some(Duration::from_secs(60)),
             shutdown_timeout: options.shutdown_timeout,
             sql_overlay: true,
+            recall,
         };
         let access = Arc::new(SharedAccess::new(Access {
             tls: options.tls.as_ref().map(|files| ServerTls::load(files).unwrap()),

@@ -6,6 +6,7 @@ mod fuzz;
 mod kit;
 mod limits;
 mod login;
+mod recall;
 mod robustness;
 mod streaming;
 mod timelines;

@@ -6,7 +6,7 @@ use walrelay_proto::{FullXid, SegSize};
 
 use super::*;
 use crate::overlay::rows::timestamptz;
-use crate::store::{FeedbackHorizon, SenderIdentity, SenderState, SenderStatus, SlotInfo};
+use crate::store::{ArchivedWal, FeedbackHorizon, SenderIdentity, SenderState, SenderStatus, SlotInfo};
 
 const MB: u64 = 1 << 20;
 
@@ -18,6 +18,7 @@ fn holdings() -> Holdings {
         seg_size: SegSize::new(MB).unwrap(),
         wal_keep_size: 10 * MB,
         max_slot_wal_keep_size: Some(50 * MB),
+        archived: None,
     }
 }
 
@@ -54,6 +55,19 @@ fn a_slots_status_tells_how_safe_its_wal_is() {
     assert_eq!(status(&slot_at(Some(110 * MB)), &unlimited), "extended -");
     assert_eq!(status(&slot_at(None), &holdings()), "- -");
     assert_eq!(slot_row(&slot_at(Some(MB)), None).get("wal_status"), None, "before there is any WAL");
+}
+
+#[test]
+fn what_the_archive_can_bring_back_is_not_lost() {
+    let wal = |from, to| Some(ArchivedWal { from: Lsn::new(from), to: Lsn::new(to) });
+    let check = |restart: u64, archived, expected: &str| {
+        let holdings = Holdings { archived, ..holdings() };
+        assert_eq!(status(&slot_at(Some(restart)), &holdings), expected, "{restart}");
+    };
+    check(20 * MB, wal(10 * MB, 150 * MB), "extended -");
+    check(20 * MB, wal(30 * MB, 150 * MB), "lost -");
+    check(20 * MB, wal(10 * MB, 90 * MB), "lost -");
+    check(120 * MB, wal(10 * MB, 150 * MB), "extended -");
 }
 
 #[test]

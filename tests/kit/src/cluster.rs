@@ -333,6 +333,20 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a server on a data directory that somebody made, and waits until it has ended by itself; what it
+    /// logged.
+    #[track_caller]
+    pub fn fails_to_start(server: &Server, name: &str, dir: &Path) -> String {
+        let cluster = Cluster::prepare(server, name);
+        fs::rename(dir, cluster.data_dir()).expect("both are in the temporary directory");
+        let mut command = account::lasting(&server.program("postgres"), "QUIT");
+        command.arg("-D").arg(cluster.data_dir()).arg("-k").arg(cluster.socket_dir());
+        command.args(["-p", &cluster.port().to_string()]);
+        let mut process = Process::spawn("postgres", command, cluster.log().path());
+        assert_ne!(process.wait().code(), Some(0), "it ended well\n{}", cluster.log().tail());
+        cluster.log().text()
+    }
+
     /// Copies the data directory of this stopped server, as an administrator would with `cp`.
     #[track_caller]
     pub fn copy_data_to(&self, dir: &Path) {

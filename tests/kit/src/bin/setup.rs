@@ -1,11 +1,11 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, and Barman, and prints where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, Barman and moto, and prints where they are.
 //!
 //! `setup` does so for all tested versions, `setup 17 18` for these servers alone.
 
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
-use walrelay_testkit::python;
+use walrelay_testkit::{moto, python};
 
 fn main() -> ExitCode {
     let wanted: Result<Vec<u32>, _> = std::env::args().skip(1).map(|arg| arg.parse()).collect();
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     }
     // All of them, so that one run tells everything that is missing.
     let servers = wanted.into_iter().map(report);
-    let missing = servers.chain(all.then(report_barman)).filter_map(Result::err);
+    let missing = servers.chain(all.then(report_barman)).chain(all.then(report_moto)).filter_map(Result::err);
     match missing.inspect(|error| eprintln!("{error}")).count() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -29,6 +29,12 @@ fn main() -> ExitCode {
 fn report_barman() -> Result<(), InstallError> {
     let python = python::ensure()?;
     println!("Barman     {:<7} {}", python.barman_version(), python.packages().display());
+    Ok(())
+}
+
+fn report_moto() -> Result<(), InstallError> {
+    let packages = moto::ensure()?;
+    println!("moto       {:<7} {}", moto::version(), packages.display());
     Ok(())
 }
 

@@ -1,0 +1,394 @@
+//! What is stored for what is archived: compression, then encryption; both optional, both of formats that
+//! common tools undo (`zstd`, `lz4`, `gzip`; `age`).
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use age::x25519::{Identity, Recipient};
+use bytes::Bytes;
+
+/// No content is longer than the largest segment.
+const MAX_PLAIN: u64 = 1 << 30;
+
+/// How a target compresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// LZ4 frames.
+    Lz4,
+    /// Zstandard, level 1 to 22.
+    Zstd(i32),
+    /// Gzip, level 1 to 9.
+    Gzip(u32),
+}
+
+impl Compression {
+    /// The kind, without the level.
+    pub fn kind(self) -> Packing {
+        match self {
+            Compression::None => Packing::None,
+            Compression::Lz4 => Packing::Lz4,
+            Compression::Zstd(_) => Packing::Zstd,
+            Compression::Gzip(_) => Packing::Gzip,
+        }
+    }
+}
+
+/// A compression's format.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Packing {
+    /// Not compressed.
+    None,
+    /// LZ4 frames.
+    Lz4,
+    /// Zstandard frames.
+    Zstd,
+    /// Gzip members.
+    Gzip,
+}
+
+impl Packing {
+    const ALL: [Packing; 4] = [Packing::None, Packing::Zstd, Packing::Lz4, Packing::Gzip];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Packing::None => "",
+            Packing::Lz4 => ".lz4",
+            Packing::Zstd => ".zst",
+            Packing::Gzip => ".gz",
+        }
+    }
+
+    /// What a file's first bytes say; WAL, histories and labels begin with none of these.
+    fn detect(bytes: &[u8]) -> Packing {
+        match bytes {
+            [0x28, 0xB5, 0x2F, 0xFD, ..] => Packing::Zstd,
+            [0x04, 0x22, 0x4D, 0x18, ..] => Packing::Lz4,
+            [0x1F, 0x8B, 0x08, ..] => Packing::Gzip,
+            _ => Packing::None,
+        }
+    }
+}
+
+/// How an object is stored, as its name says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Format {
+    /// Its compression.
+    pub packing: Packing,
+    /// Whether it is encrypted, outermost.
+    pub encrypted: bool,
+}
+
+impl Format {
+    /// Neither compressed nor encrypted.
+    pub const PLAIN: Format = Format { packing: Packing::None, encrypted: false };
+
+    /// All there are.
+    pub fn all() -> impl Iterator<Item = Format> {
+        let with = |encrypted| move |packing| Format { packing, encrypted };
+        Packing::ALL.into_iter().map(with(false)).chain(Packing::ALL.into_iter().map(with(true)))
+    }
+
+    /// What it adds to a name: `.zst`, `.lz4`, `.gz`, then `.age`.
+    pub fn suffix(self) -> String {
+        let age = if self.encrypted { ".age" } else { "" };
+        format!("{}{age}", self.packing.suffix())
+    }
+
+    /// Splits a name from its suffix.
+    pub fn split(name: &str) -> (&str, Format) {
+        let (rest, encrypted) = name.strip_suffix(".age").map_or((name, false), |rest| (rest, true));
+        let known = [Packing::Zstd, Packing::Lz4, Packing::Gzip];
+        let found = known.into_iter().find_map(|it| rest.strip_suffix(it.suffix()).map(|stem| (stem, it)));
+        let (stem, packing) = found.unwrap_or((rest, Packing::None));
+        (stem, Format { packing, encrypted })
+    }
+}
+
+/// A key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The system refused it.
+    #[error("could not read key file \"{}\": {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line is not a key.
+    #[error(
+        "key file \"{}\", line {line}: expected AGE-SECRET-KEY-1... or age1..., as age-keygen writes them", path.display()
+    )]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// It holds no key.
+    #[error("key file \"{}\" holds no key; make one with age-keygen", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Keys of a target: whom to encrypt for, and with what to decrypt.
+#[derive(Clone, Default)]
+pub struct Keys {
+    recipients: Vec<Recipient>,
+    identities: Vec<Identity>,
+}
+
+impl Keys {
+    /// Reads a file of age identities (`AGE-SECRET-KEY-1...`) or recipients (`age1...`). With recipients
+    /// alone, what is archived cannot be read back with this file.
+    pub fn load(path: &Path) -> Result<Keys, KeyError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| KeyError::Unreadable { path: path.to_owned(), source })?;
+        let mut keys = Keys::default();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if let Ok(identity) = Identity::from_str(line) {
+                keys.recipients.push(identity.to_public());
+                keys.identities.push(identity);
+            } else if let Ok(recipient) = Recipient::from_str(line) {
+                keys.recipients.push(recipient);
+            } else {
+                return Err(KeyError::Syntax { path: path.to_owned(), line: number + 1 });
+            }
+        }
+        match keys.recipients.is_empty() {
+            true => Err(KeyError::Empty { path: path.to_owned() }),
+            false => Ok(keys),
+        }
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({} recipients, {} identities)", self.recipients.len(), self.identities.len())
+    }
+}
+
+/// Stored bytes are not what they should be, or cannot be read with the keys at hand.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// There is no key that opens it.
+    #[error("it is encrypted, and no key at hand opens it: {0}")]
+    Key(String),
+    /// Decompression or decryption failed.
+    #[error("its content is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Turns plain bytes into stored ones and back. Everything here takes processor time or more.
+#[derive(Clone, Debug, Default)]
+pub struct Codec {
+    compression: Compression,
+    keys: Option<Keys>,
+    /// Names carry no suffix for the compression; it is found by content.
+    nameless: bool,
+}
+
+impl Codec {
+    /// Compresses so, and encrypts if there are keys. With `nameless`, the compression is not in the name.
+    pub fn new(compression: Compression, keys: Option<Keys>, nameless: bool) -> Codec {
+        Codec { compression, keys, nameless }
+    }
+
+    /// How new objects are stored, as far as their names show it.
+    pub fn format(&self) -> Format {
+        let packing = if self.nameless { Packing::None } else { self.compression.kind() };
+        Format { packing, encrypted: self.keys.is_some() }
+    }
+
+    /// What to store for `plain`; the same bytes, not copied, if it is stored as it is.
+    pub fn encode(&self, plain: &Bytes) -> io::Result<Bytes> {
+        let packed = match self.compression {
+            Compression::None => plain.clone(),
+            Compression::Lz4 => {
+                let info = lz4_flex::frame::FrameInfo::new().content_checksum(true);
+                let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+                encoder.write_all(plain)?;
+                encoder.finish().map_err(io::Error::other)?.into()
+            }
+            Compression::Zstd(level) => {
+                let mut encoder = zstd::Encoder::new(Vec::new(), level)?;
+                encoder.include_checksum(true)?;
+                encoder.write_all(plain)?;
+                encoder.finish()?.into()
+            }
+            Compression::Gzip(level) => {
+                let level = flate2::Compression::new(level);
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+                encoder.write_all(plain)?;
+                encoder.finish()?.into()
+            }
+        };
+        match &self.keys {
+            Some(keys) => encrypt(keys, &packed),
+            None => Ok(packed),
+        }
+    }
+
+    /// The plain bytes of an object that was stored in this format.
+    pub fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
+        let packed = match (format.encrypted, &self.keys) {
+            (false, _) => stored,
+            (true, Some(keys)) => decrypt(keys, &stored)?,
+            (true, None) => return Err(DecodeError::Key("no key file is given".to_owned())),
+        };
+        let packing = match self.nameless && format.packing == Packing::None {
+            true => Packing::detect(&packed),
+            false => format.packing,
+        };
+        match packing {
+            Packing::None => Ok(packed),
+            Packing::Lz4 => limited(lz4_flex::frame::FrameDecoder::new(&*packed)),
+            Packing::Zstd => limited(zstd::Decoder::new(&*packed).map_err(damaged)?),
+            Packing::Gzip => limited(flate2::read::MultiGzDecoder::new(&*packed)),
+        }
+    }
+}
+
+fn damaged(error: io::Error) -> DecodeError {
+    DecodeError::Damaged(error.to_string())
+}
+
+fn limited(from: impl Read) -> Result<Bytes, DecodeError> {
+    let mut plain = Vec::new();
+    from.take(MAX_PLAIN + 1).read_to_end(&mut plain).map_err(damaged)?;
+    match plain.len() as u64 > MAX_PLAIN {
+        true => Err(DecodeError::Damaged("it is longer than any WAL segment".to_owned())),
+        false => Ok(plain.into()),
+    }
+}
+
+fn encrypt(keys: &Keys, packed: &[u8]) -> io::Result<Bytes> {
+    let recipients = keys.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
+    let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
+    let mut stored = Vec::with_capacity(packed.len() + packed.len() / 1024 + 1024);
+    let mut writer = encryptor.wrap_output(&mut stored)?;
+    writer.write_all(packed)?;
+    writer.finish()?;
+    Ok(stored.into())
+}
+
+fn decrypt(keys: &Keys, stored: &[u8]) -> Result<Bytes, DecodeError> {
+    if keys.identities.is_empty() {
+        return Err(DecodeError::Key("the key file holds recipients only".to_owned()));
+    }
+    let fail = |error: age::DecryptError| match error {
+        age::DecryptError::NoMatchingKeys => DecodeError::Key(error.to_string()),
+        other => DecodeError::Damaged(other.to_string()),
+    };
+    let decryptor = age::Decryptor::new_buffered(stored).map_err(fail)?;
+    let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
+    limited(decryptor.decrypt(identities).map_err(fail)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn codecs() -> Vec<Codec> {
+        let identity = Identity::generate();
+        let keys = Keys { recipients: vec![identity.to_public()], identities: vec![identity] };
+        let compressions = [Compression::None, Compression::Lz4, Compression::Zstd(3), Compression::Gzip(6)];
+        let with = |keys: Option<Keys>| {
+            compressions.into_iter().map(move |one| Codec::new(one, keys.clone(), false))
+        };
+        with(None).chain(with(Some(keys))).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn what_is_stored_is_read_back(plain in prop::collection::vec(0u8..4, 0..20_000)) {
+            for codec in codecs() {
+                let plain = Bytes::from(plain.clone());
+                let stored = codec.encode(&plain).unwrap();
+                prop_assert_eq!(codec.decode(stored, codec.format()).unwrap(), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_shows() {
+        // Nothing that repeats: a wrong distance back would find the same bytes.
+        let plain: Bytes = (0u32..10_000).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for codec in codecs().into_iter().filter(|codec| codec.format() != Format::PLAIN) {
+            let stored = codec.encode(&plain).unwrap();
+            let at = stored.len() * 2 / 3;
+            let mut changed = stored.to_vec();
+            changed[at] ^= 0x10;
+            let read = codec.decode(changed.into(), codec.format());
+            assert!(read.is_err(), "{:?}", codec.format());
+            let cut = stored.slice(..stored.len() - 1);
+            // The last bytes of LZ4's frame are its end mark and checksum.
+            assert!(codec.decode(cut, codec.format()).is_err(), "{:?}", codec.format());
+        }
+    }
+
+    #[test]
+    fn suffixes_name_the_format() {
+        for format in Format::all() {
+            let name = format!("000000010000000000000001{}", format.suffix());
+            assert_eq!(Format::split(&name), ("000000010000000000000001", format));
+        }
+        assert_eq!(Format::all().count(), 8);
+    }
+
+    #[test]
+    fn compression_without_a_suffix_is_found_by_content() {
+        let plain = Bytes::from_static(&[0x18, 0xD1, 5, 0, 1, 0, 0, 0]);
+        for codec in codecs().into_iter().filter(|codec| codec.keys.is_none()) {
+            let nameless = Codec { nameless: true, ..codec };
+            assert_eq!(nameless.format(), Format::PLAIN);
+            let stored = nameless.encode(&plain).unwrap();
+            assert_eq!(nameless.decode(stored, Format::PLAIN).unwrap(), plain);
+        }
+    }
+
+    #[test]
+    fn key_files_are_ages() {
+        use age::secrecy::ExposeSecret;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let identity = Identity::generate();
+        let secret = identity.to_string().expose_secret().to_owned();
+        fs::write(&path, format!("# created: today\n\n{secret}\n")).unwrap();
+        let both = Codec::new(Compression::Lz4, Some(Keys::load(&path).unwrap()), false);
+        fs::write(&path, identity.to_public().to_string()).unwrap();
+        let only_write = Codec::new(Compression::Lz4, Some(Keys::load(&path).unwrap()), false);
+        let plain = Bytes::from_static(b"WAL");
+        let stored = only_write.encode(&plain).unwrap();
+        assert!(stored.starts_with(b"age-encryption.org/v1"));
+        assert_eq!(both.decode(stored.clone(), both.format()).unwrap(), plain);
+        assert!(matches!(only_write.decode(stored, both.format()), Err(DecodeError::Key(_))));
+        fs::write(&path, "secret\n").unwrap();
+        assert!(matches!(Keys::load(&path), Err(KeyError::Syntax { line: 1, .. })));
+        fs::write(&path, "\n").unwrap();
+        assert!(matches!(Keys::load(&path), Err(KeyError::Empty { .. })));
+    }
+
+    #[test]
+    fn no_object_is_trusted() {
+        let codecs = codecs();
+        bolero::check!().for_each(|bytes: &[u8]| {
+            for codec in &codecs {
+                let _ = codec.decode(Bytes::copy_from_slice(bytes), codec.format());
+            }
+        });
+    }
+}

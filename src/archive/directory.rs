@@ -1,0 +1,90 @@
+//! A relay's data directory as a source: read as it lies there, whether a relay runs on it or not.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use walrelay_proto::{SegSize, WalIdentity};
+
+use super::source::{FetchError, Fetching, Source};
+
+/// The WAL in a relay's data directory.
+#[derive(Debug)]
+pub struct RelayDirectory {
+    name: String,
+    wal: PathBuf,
+}
+
+impl RelayDirectory {
+    /// Of the directory that is a relay's `--data-dir`.
+    pub fn new(data_dir: &Path) -> RelayDirectory {
+        RelayDirectory { name: format!("\"{}\"", data_dir.display()), wal: data_dir.join("pg_wal") }
+    }
+
+    /// The cluster whose WAL it is; `None` if that cannot be read.
+    pub fn identity(data_dir: &Path) -> Option<WalIdentity> {
+        let text = fs::read_to_string(data_dir.join("cluster.toml")).ok()?;
+        let state: toml::Table = text.parse().ok()?;
+        let system_id = state.get("system_identifier")?.as_str()?.parse().ok()?;
+        let size = u64::try_from(state.get("wal_segment_size")?.as_integer()?).ok()?;
+        Some(WalIdentity { system_id, seg_size: SegSize::new(size).ok()? })
+    }
+
+    async fn get(&self, file: String) -> Result<Option<Bytes>, FetchError> {
+        let (wal, place) = (self.wal.clone(), self.name.clone());
+        let work = move || match fs::read(wal.join(file)) {
+            Ok(content) => Ok(Some(content.into())),
+            // A directory that is not mounted proves nothing about what is in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && wal.is_dir() => Ok(None),
+            Err(error) => Err(FetchError::Unreachable { place, reason: error.to_string() }),
+        };
+        let place = self.name.clone();
+        let lost = |error| FetchError::Unreachable { place, reason: io::Error::from(error).to_string() };
+        tokio::task::spawn_blocking(work).await.map_err(lost)?
+    }
+}
+
+impl Source for RelayDirectory {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(self.get(file.to_owned()))
+    }
+
+    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
+        Box::pin(async move { Ok(self.get(format!("{segment}.partial")).await?.into_iter().collect()) })
+    }
+
+    fn has<'a>(&'a self, file: &'a str) -> Fetching<'a, bool> {
+        Box::pin(async move { Ok(self.wal.join(file).exists()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_are_read_and_a_missing_directory_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = RelayDirectory::new(dir.path());
+        assert!(matches!(source.read("00000002.history").await, Err(FetchError::Unreachable { .. })));
+        let state = "system_identifier = \"77\"\nwal_segment_size = 1048576\n[parameters]\n";
+        assert_eq!(RelayDirectory::identity(dir.path()), None);
+        fs::write(dir.path().join("cluster.toml"), state).unwrap();
+        assert_eq!(RelayDirectory::identity(dir.path()).unwrap().system_id.0, 77);
+        fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        assert_eq!(source.read("00000002.history").await, Ok(None));
+        fs::write(dir.path().join("pg_wal/00000002.history"), "x").unwrap();
+        fs::write(dir.path().join("pg_wal/000000010000000000000001.partial"), "y").unwrap();
+        assert_eq!(source.read("00000002.history").await, Ok(Some(Bytes::from("x"))));
+        let segment = "000000010000000000000001";
+        assert_eq!(source.read(segment).await, Ok(None));
+        assert_eq!(source.read_unfinished(segment).await, Ok(vec![Bytes::from("y")]));
+        assert_eq!(source.has(segment).await, Ok(false));
+        assert_eq!(source.has("00000002.history").await, Ok(true));
+    }
+}

@@ -1,0 +1,390 @@
+//! One WAL file from whichever source has it, checked: what `walrelay restore` hands to PostgreSQL.
+//!
+//! Recovery takes "no such file" for the end of the archive, and ends. So [`Fetched::Missing`] is said only if every
+//! source has said it, and if nothing says that the file should be there: everything else is an error.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use walrelay_proto::{SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
+
+use super::check;
+use super::source::{FetchError, Source};
+
+/// What became of a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fetched {
+    /// A file, whole and checked.
+    Whole(Bytes),
+    /// A segment that nobody has finished, with zeros behind its last complete record.
+    Unfinished {
+        /// The segment at its full size.
+        segment: Bytes,
+        /// Bytes before the zeros.
+        good: u64,
+    },
+    /// No source has it.
+    Missing,
+}
+
+/// The question has no answer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failure {
+    /// A source that may have the file did not give it, and no other has it.
+    #[error("could not get \"{file}\": {source}")]
+    Source {
+        /// The file.
+        file: String,
+        /// What happened; the first such error.
+        source: FetchError,
+    },
+    /// WAL after it is there.
+    #[error("\"{file}\" is missing in the archive although \"{next}\", which follows it, is there")]
+    Hole {
+        /// The file.
+        file: String,
+        /// The one after it.
+        next: String,
+    },
+}
+
+/// Asks sources in turn.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    sources: Vec<Arc<dyn Source>>,
+    system_id: Option<SystemId>,
+}
+
+/// A finished file, or the first reason why there is none.
+enum Found {
+    File(Bytes),
+    Nothing,
+    Failed(FetchError),
+}
+
+impl Fetcher {
+    /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
+    pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
+        Fetcher { sources, system_id }
+    }
+
+    /// Fetches a file by the name that PostgreSQL asks for.
+    ///
+    /// Cancel-safe.
+    pub async fn fetch(&self, file: &str) -> Result<Fetched, Failure> {
+        let failed = |source| Failure::Source { file: file.to_owned(), source };
+        match self.finished(file).await {
+            Found::File(bytes) => Ok(Fetched::Whole(bytes)),
+            Found::Failed(error) => Err(failed(error)),
+            Found::Nothing if !is_segment(file) => Ok(Fetched::Missing),
+            Found::Nothing => self.unfinished(file).await,
+        }
+    }
+
+    /// Fetches a file only if it is whole; anything else is none.
+    pub async fn fetch_finished(&self, file: &str) -> Option<Bytes> {
+        match self.finished(file).await {
+            Found::File(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether WAL that follows this segment is there: then it is no end that nobody has the segment.
+    ///
+    /// # Errors
+    /// [`Failure::Hole`], and [`Failure::Source`] if nobody can say.
+    pub async fn check_hole(&self, file: &str) -> Result<(), Failure> {
+        for next in successors(file) {
+            for source in &self.sources {
+                let there = source.has(&next).await;
+                if there.map_err(|source| Failure::Source { file: next.clone(), source })? {
+                    return Err(Failure::Hole { file: file.to_owned(), next });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn finished(&self, file: &str) -> Found {
+        let mut failure = None;
+        for source in &self.sources {
+            match source.read(file).await {
+                Ok(None) => {}
+                Ok(Some(bytes)) => match self.check(file, source.name(), bytes).await {
+                    Ok(bytes) => return Found::File(bytes),
+                    Err(error) => failure = failure.or(Some(error)),
+                },
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Found::Nothing, Found::Failed)
+    }
+
+    /// Checks a file as far as its name says what it should be.
+    async fn check(&self, file: &str, place: &str, bytes: Bytes) -> Result<Bytes, FetchError> {
+        let (name, system_id) = (file.to_owned(), self.system_id);
+        let work = move || {
+            let checked = check_file(&name, system_id, &bytes);
+            checked.map(|()| bytes)
+        };
+        let checked = tokio::task::spawn_blocking(work).await;
+        let checked = checked.unwrap_or_else(|error| Err(error.to_string()));
+        checked.map_err(|reason| FetchError::Damaged {
+            place: place.to_owned(),
+            file: file.to_owned(),
+            reason,
+        })
+    }
+
+    /// The longest beginning that anybody has.
+    async fn unfinished(&self, file: &str) -> Result<Fetched, Failure> {
+        let failed = |source| Failure::Source { file: file.to_owned(), source };
+        let mut longest: Option<(Bytes, WalIdentity, u64)> = None;
+        for source in &self.sources {
+            for bytes in source.read_unfinished(file).await.map_err(failed)? {
+                let Some((id, good)) = self.good_length(file, &bytes) else { continue };
+                if longest.as_ref().is_none_or(|(_, _, best)| good > *best) {
+                    longest = Some((bytes, id, good));
+                }
+            }
+        }
+        let Some((bytes, id, good)) = longest.filter(|(_, _, good)| *good > 0) else {
+            return Ok(Fetched::Missing);
+        };
+        let good = self.before_the_fork(file, id, good).await?;
+        if good == 0 {
+            return Ok(Fetched::Missing);
+        }
+        let mut segment = bytes[..good as usize].to_vec();
+        segment.resize(id.seg_size.bytes() as usize, 0);
+        Ok(Fetched::Unfinished { segment: segment.into(), good })
+    }
+
+    fn good_length(&self, file: &str, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
+        let id = check::identity_of(bytes).ok()?;
+        let name = WalFileName::parse(file, id.seg_size)?;
+        let ours = self.system_id.is_none_or(|ours| ours == id.system_id);
+        ours.then(|| (id, check::good_length(id, name, bytes)))
+    }
+
+    /// How much of a segment lies before the place where its timeline was left, if the archive knows a newer one:
+    /// recovery would replay what the old primary wrote after that, on the way to the newer timeline.
+    async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Failure> {
+        let Some(name) = WalFileName::parse(file, id.seg_size) else { return Ok(0) };
+        let left_at = match self.newest_history(name.tli).await? {
+            Some(history) => history.switch_point(name.tli),
+            None => None,
+        };
+        let start = name.segno.start(id.seg_size);
+        Ok(left_at.map_or(good, |(left_at, _)| good.min(left_at.since(start))))
+    }
+
+    /// History of the newest timeline after `tli`, found as PostgreSQL does: one after the other, until one is
+    /// missing.
+    async fn newest_history(&self, tli: TimelineId) -> Result<Option<TimelineHistory>, Failure> {
+        let (mut newest, mut next) = (None, tli);
+        while let Some(tli) = next.as_u32().checked_add(1).and_then(TimelineId::new) {
+            let file = tli.history_file_name();
+            match self.finished(&file).await {
+                Found::Nothing => break,
+                Found::Failed(source) => return Err(Failure::Source { file, source }),
+                Found::File(content) => newest = TimelineHistory::parse(tli, &content).ok(),
+            }
+            next = tli;
+        }
+        Ok(newest)
+    }
+}
+
+/// Checks a file as far as its name says what it should be.
+pub(super) fn check_file(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> Result<(), String> {
+    if let Some(tli) = TimelineId::from_history_file_name(file) {
+        return TimelineHistory::parse(tli, bytes).map(drop).map_err(|error| error.to_string());
+    }
+    if !is_segment(file) {
+        return Ok(());
+    }
+    let id = check::identity_of(bytes).map_err(|error| error.to_string())?;
+    if let Some(ours) = system_id.filter(|ours| *ours != id.system_id) {
+        return Err(format!(
+            "it belongs to another cluster: its system identifier is {}, ours is {ours}",
+            id.system_id
+        ));
+    }
+    let name = WalFileName::parse(file, id.seg_size);
+    let name = name.ok_or_else(|| format!("its segments are {} long", id.seg_size.to_show()))?;
+    check::whole_segment(id, name, None, bytes).map_err(|fault| fault.to_string())
+}
+
+/// Whether this is a segment's name, of whatever size.
+pub(super) fn is_segment(file: &str) -> bool {
+    let smallest = SegSize::new(1 << 20).expect("PostgreSQL's smallest segment size");
+    WalFileName::parse(file, smallest).is_some()
+}
+
+/// The names of the next segment. Without its size there may be two: the number may end here or go on.
+pub(super) fn successors(file: &str) -> Vec<String> {
+    let sizes = (20..=30).filter_map(|shift| SegSize::new(1 << shift).ok());
+    let mut names: Vec<_> = sizes.filter_map(|size| successor(file, size)).collect();
+    names.dedup();
+    names
+}
+
+/// The name of the next segment.
+pub(super) fn successor(file: &str, size: SegSize) -> Option<String> {
+    let name = WalFileName::parse(file, size)?;
+    let next = SegNo::new(name.segno.as_u64().checked_add(1)?);
+    Some(WalFileName::new(name.tli, next).format(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::memory::Memory;
+    use proptest::prelude::*;
+    use walrelay_proto::Lsn;
+    use walrelay_proto::generate::WalGenerator;
+
+    const SEG: usize = 1 << 20;
+    const THIRD: &str = "000000010000000000000003";
+    const FOURTH: &str = "000000010000000000000004";
+
+    fn id(system: u64) -> WalIdentity {
+        WalIdentity { system_id: SystemId(system), seg_size: SegSize::new(SEG as u64).unwrap() }
+    }
+
+    /// Segment 3 and the beginning of segment 4, which ends with a record.
+    fn wal(system: u64) -> Vec<u8> {
+        let start = Lsn::new(3 * SEG as u64);
+        let mut wal = WalGenerator::new(id(system), TimelineId::FIRST, start, 5);
+        wal.fill(SEG + 300_000);
+        wal.take()
+    }
+
+    fn fetcher(sources: &[&Arc<Memory>]) -> Fetcher {
+        let sources = sources.iter().map(|source| Arc::clone(source) as Arc<dyn Source>).collect();
+        Fetcher::new(sources, Some(SystemId(77)))
+    }
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(Memory::new("memory"))
+    }
+
+    #[tokio::test]
+    async fn the_first_good_copy_is_taken() {
+        let wal = wal(77);
+        let (empty, bad, foreign, good) = (memory(), memory(), memory(), memory());
+        bad.put(THIRD, wal[..SEG - 1].to_vec());
+        foreign.put(THIRD, self::wal(78)[..SEG].to_vec());
+        good.put(THIRD, wal[..SEG].to_vec());
+        let found = fetcher(&[&empty, &bad, &foreign, &good]).fetch(THIRD).await;
+        assert!(found == Ok(Fetched::Whole(wal[..SEG].to_vec().into())));
+        let error = fetcher(&[&foreign]).fetch(THIRD).await.unwrap_err().to_string();
+        assert!(error.contains("its system identifier is 78, ours is 77"), "{error}");
+        fetcher(&[&bad, &empty]).fetch(THIRD).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn missing_is_said_only_if_every_source_says_it() {
+        let (one, other) = (memory(), memory());
+        for file in [THIRD, "00000002.history", "000000010000000000000003.00000028.backup"] {
+            assert_eq!(fetcher(&[&one, &other]).fetch(file).await, Ok(Fetched::Missing), "{file}");
+        }
+        other.set_down(true);
+        for file in [THIRD, "00000002.history"] {
+            let error = fetcher(&[&one, &other]).fetch(file).await.unwrap_err();
+            assert!(error.to_string().contains("cannot be reached"), "{error}");
+        }
+        one.put("00000002.history", "rubbish");
+        fetcher(&[&one]).fetch("00000002.history").await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn of_an_unfinished_segment_the_longest_beginning_counts() {
+        let wal = wal(77);
+        let (short, long) = (memory(), memory());
+        short.put(&format!("{FOURTH}.partial"), wal[SEG..SEG + 100_000].to_vec());
+        // The preallocated rest of a relay's own file may hold anything.
+        long.put(&format!("{FOURTH}.partial"), [&wal[SEG..], &[0xEE; 50_000][..]].concat());
+        let found = fetcher(&[&short, &long]).fetch(FOURTH).await.unwrap();
+        let Fetched::Unfinished { segment, good } = found else { panic!("{found:?}") };
+        assert_eq!((segment.len(), good as usize), (SEG, wal.len() - SEG));
+        assert!(segment[..good as usize] == wal[SEG..]);
+        assert!(segment[good as usize..].iter().all(|&byte| byte == 0));
+        long.set_down(true);
+        fetcher(&[&short, &long]).fetch(FOURTH).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_finished_segment_comes_before_any_beginning() {
+        let wal = wal(77);
+        let (beginning, finished) = (memory(), memory());
+        beginning.put(&format!("{THIRD}.partial"), wal[..SEG].to_vec());
+        finished.put(THIRD, wal[..SEG].to_vec());
+        let found = fetcher(&[&beginning, &finished]).fetch(THIRD).await;
+        assert!(matches!(found, Ok(Fetched::Whole(_))));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_that_was_left_is_given_up_to_there() {
+        let wal = wal(77);
+        let source = memory();
+        source.put(&format!("{FOURTH}.partial"), wal[SEG..].to_vec());
+        source.put("00000002.history", "1\t0/420000\tx\n");
+        let found = fetcher(&[&source]).fetch(FOURTH).await.unwrap();
+        let Fetched::Unfinished { segment, good } = found else { panic!("{found:?}") };
+        assert_eq!(good, 0x20000);
+        assert!(segment[0x20000..].iter().all(|&byte| byte == 0));
+        source.put("00000002.history", "1\t0/400000\tx\n");
+        assert_eq!(fetcher(&[&source]).fetch(FOURTH).await, Ok(Fetched::Missing));
+        // The newest history counts, and it may have come another way.
+        source.put("00000003.history", "2\t0/500000\tx\n");
+        let found = fetcher(&[&source]).fetch(FOURTH).await;
+        assert!(matches!(found, Ok(Fetched::Unfinished { good, .. }) if good as usize == wal.len() - SEG));
+    }
+
+    #[tokio::test]
+    async fn a_hole_is_no_end() {
+        let source = memory();
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
+        source.put(FOURTH, "whatever");
+        let hole = fetcher(&[&source]).check_hole(THIRD).await.unwrap_err();
+        assert_eq!(hole, Failure::Hole { file: THIRD.to_owned(), next: FOURTH.to_owned() });
+        source.set_down(true);
+        assert!(matches!(fetcher(&[&source]).check_hole(THIRD).await, Err(Failure::Source { .. })));
+    }
+
+    #[test]
+    fn the_number_goes_on_or_begins_anew() {
+        assert_eq!(successors(THIRD), ["000000010000000000000004", "000000010000000100000000"]);
+        assert_eq!(successors("0000000100000000000000FE"), ["0000000100000000000000FF"]);
+        assert_eq!(
+            successors("0000000100000000000000FF"),
+            ["000000010000000000000100", "000000010000000100000000"]
+        );
+        assert_eq!(successors("00000002.history"), Vec::<String>::new());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn the_real_successor_is_among_the_names(segno in 0u64..1 << 33, shift in 20u32..=30) {
+            let size = SegSize::new(1 << shift).unwrap();
+            let name = |segno| WalFileName::new(TimelineId::FIRST, SegNo::new(segno)).format(size);
+            prop_assert!(successors(&name(segno)).contains(&name(segno + 1)));
+        }
+
+        /// Whatever a source gives, the answer is a file, none or an error.
+        #[test]
+        fn nothing_a_source_gives_does_harm(bytes in prop::collection::vec(any::<u8>(), 0..20_000), flip in 0usize..SEG) {
+            let mut damaged = wal(77)[..SEG].to_vec();
+            damaged[flip] ^= 0x10;
+            for content in [bytes, damaged] {
+                let _ = check_file(THIRD, Some(SystemId(77)), &content);
+                let _ = check_file("00000002.history", None, &content);
+                let _ = fetcher(&[]).good_length(THIRD, &content);
+            }
+        }
+    }
+}

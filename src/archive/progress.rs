@@ -1,0 +1,262 @@
+//! What a target has got: kept in the data directory as `archive-<target>.toml`, replaced whole.
+//!
+//! A file is counted only after the target has taken it, and WAL is let go only after that was saved. So a
+//! crash makes the archiver offer some files again, which the target answers with "the same", and nothing is
+//! ever skipped.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName};
+
+use super::name::{FileKind, FileName};
+
+/// WAL that will never reach a target from here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Gap {
+    pub(super) tli: TimelineId,
+    /// First missing segment.
+    pub(super) from: SegNo,
+    /// First segment after the gap.
+    pub(super) to: SegNo,
+}
+
+/// Segments of one timeline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Line {
+    /// Everything before it is settled.
+    next: SegNo,
+    /// What is done beyond it.
+    beyond: BTreeSet<SegNo>,
+}
+
+/// What a target has got.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Progress {
+    size: SegSize,
+    identity: String,
+    /// Where the WAL begins that is there without a gap up to the present.
+    since: Option<Lsn>,
+    lines: BTreeMap<TimelineId, Line>,
+    files: BTreeSet<FileName>,
+    gaps: Vec<Gap>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Saved {
+    target: String,
+    since: Option<String>,
+    #[serde(default)]
+    files: Vec<String>,
+    #[serde(default)]
+    timeline: Vec<SavedLine>,
+    #[serde(default)]
+    gap: Vec<SavedGap>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedLine {
+    next: String,
+    #[serde(default)]
+    beyond: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedGap {
+    from: String,
+    to: String,
+}
+
+impl Progress {
+    /// Nothing yet, for a target with this identity.
+    pub(super) fn new(size: SegSize, identity: String) -> Progress {
+        let (lines, files) = (BTreeMap::new(), BTreeSet::new());
+        Progress { size, identity, since: None, lines, files, gaps: Vec::new() }
+    }
+
+    /// Reads what was saved. Another place than then has got nothing yet; `None` if the text cannot be used.
+    pub(super) fn parse(text: &str, size: SegSize, identity: &str) -> Option<Progress> {
+        let saved: Saved = toml::from_str(text).ok()?;
+        let mut progress = Progress::new(size, identity.to_owned());
+        if saved.target != identity {
+            return Some(progress);
+        }
+        let segment = |text: &String| WalFileName::parse(text, size);
+        progress.since = saved.since.map(|text| text.parse()).transpose().ok()?;
+        progress.files = saved.files.iter().map(|text| FileName::parse(text)).collect::<Option<_>>()?;
+        for line in &saved.timeline {
+            let next = segment(&line.next)?;
+            let beyond = line.beyond.iter().map(|text| Some(segment(text)?.segno)).collect::<Option<_>>()?;
+            progress.lines.insert(next.tli, Line { next: next.segno, beyond });
+        }
+        for gap in &saved.gap {
+            let (from, to) = (segment(&gap.from)?, segment(&gap.to)?);
+            progress.gaps.push(Gap { tli: from.tli, from: from.segno, to: to.segno });
+        }
+        Some(progress)
+    }
+
+    /// The text to save.
+    pub(super) fn format(&self) -> String {
+        let name = |tli: TimelineId, segno: SegNo| WalFileName::new(tli, segno).format(self.size);
+        let line = |(tli, line): (&TimelineId, &Line)| SavedLine {
+            next: name(*tli, line.next),
+            beyond: line.beyond.iter().map(|segno| name(*tli, *segno)).collect(),
+        };
+        let gap = |gap: &Gap| SavedGap { from: name(gap.tli, gap.from), to: name(gap.tli, gap.to) };
+        let saved = Saved {
+            target: self.identity.clone(),
+            since: self.since.map(|lsn| lsn.to_string()),
+            files: self.files.iter().map(FileName::to_string).collect(),
+            timeline: self.lines.iter().map(line).collect(),
+            gap: self.gaps.iter().map(gap).collect(),
+        };
+        toml::to_string(&saved).expect("strings and lists can be written")
+    }
+
+    /// Whether a file is settled.
+    pub(super) fn is_done(&self, name: &FileName) -> bool {
+        let Some(wal) = name.wal(self.size).filter(|_| name.kind() == FileKind::Segment) else {
+            return self.files.contains(name);
+        };
+        let done = |line: &Line| wal.segno < line.next || line.beyond.contains(&wal.segno);
+        self.lines.get(&wal.tli).is_some_and(done)
+    }
+
+    /// Counts a file as settled.
+    pub(super) fn mark(&mut self, name: &FileName) {
+        match name.wal(self.size).filter(|_| name.kind() == FileKind::Segment) {
+            None => drop(self.files.insert(name.clone())),
+            Some(wal) => {
+                let line = self.line(wal);
+                if wal.segno >= line.next {
+                    line.beyond.insert(wal.segno);
+                    line.advance();
+                }
+            }
+        }
+    }
+
+    /// The first segment of a timeline that is not settled; `None` for a timeline not seen yet.
+    pub(super) fn next(&self, tli: TimelineId) -> Option<SegNo> {
+        self.lines.get(&tli).map(|line| line.next)
+    }
+
+    /// Begins with a timeline at a segment, unless it has begun.
+    pub(super) fn begin(&mut self, first: WalFileName) {
+        self.line(first);
+    }
+
+    fn line(&mut self, first: WalFileName) -> &mut Line {
+        let start = first.segno.start(self.size);
+        self.since.get_or_insert(start);
+        self.lines.entry(first.tli).or_insert_with(|| Line { next: first.segno, beyond: BTreeSet::new() })
+    }
+
+    /// Gives up what is missing of a timeline before `to`; tells the gaps, which are recorded. Between them
+    /// may be what is done.
+    pub(super) fn give_up(&mut self, tli: TimelineId, to: SegNo) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        let Some(line) = self.lines.get_mut(&tli) else { return gaps };
+        while line.next < to {
+            let until = line.beyond.first().copied().filter(|done| *done < to).unwrap_or(to);
+            gaps.push(Gap { tli, from: line.next, to: until });
+            line.next = until;
+            line.advance();
+        }
+        if let Some(last) = gaps.last() {
+            self.since = Some(last.to.start(self.size));
+        }
+        self.gaps.extend(gaps.iter().cloned());
+        gaps
+    }
+
+    /// Where the WAL begins that is there without a gap up to the present.
+    pub(super) fn since(&self) -> Option<Lsn> {
+        self.since
+    }
+}
+
+impl Line {
+    fn advance(&mut self) {
+        while self.beyond.remove(&self.next) {
+            self.next = self.next.next();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn size() -> SegSize {
+        SegSize::new(1 << 20).unwrap()
+    }
+
+    fn wal(segno: u64) -> WalFileName {
+        WalFileName::new(TimelineId::FIRST, SegNo::new(segno))
+    }
+
+    fn name(segno: u64) -> FileName {
+        FileName::segment(wal(segno), size())
+    }
+
+    fn began_at(segno: u64) -> Progress {
+        let mut progress = Progress::new(size(), "plain s3://b".to_owned());
+        progress.begin(wal(segno));
+        progress
+    }
+
+    #[test]
+    fn what_is_done_out_of_order_counts_when_the_rest_is() {
+        let mut progress = began_at(3);
+        progress.mark(&name(5));
+        assert_eq!(progress.next(TimelineId::FIRST), Some(SegNo::new(3)));
+        assert!(progress.is_done(&name(2)) && progress.is_done(&name(5)) && !progress.is_done(&name(4)));
+        progress.mark(&name(3));
+        progress.mark(&name(4));
+        assert_eq!(progress.next(TimelineId::FIRST), Some(SegNo::new(6)));
+        let history = FileName::parse("00000002.history").unwrap();
+        assert!(!progress.is_done(&history));
+        progress.mark(&history);
+        assert!(progress.is_done(&history));
+    }
+
+    #[test]
+    fn gaps_leave_out_what_is_done() {
+        let mut progress = began_at(3);
+        progress.mark(&name(5));
+        let gaps = progress.give_up(TimelineId::FIRST, SegNo::new(8));
+        let ranges: Vec<_> = gaps.iter().map(|gap| (gap.from.as_u64(), gap.to.as_u64())).collect();
+        assert_eq!(ranges, [(3, 5), (6, 8)]);
+        assert_eq!(progress.next(TimelineId::FIRST), Some(SegNo::new(8)));
+        assert_eq!(progress.since(), Some(SegNo::new(8).start(size())));
+    }
+
+    #[test]
+    fn another_place_has_got_nothing() {
+        let text = began_at(3).format();
+        assert_eq!(Progress::parse(&text, size(), "plain s3://b"), Some(began_at(3)));
+        let other = Progress::parse(&text, size(), "plain s3://c").unwrap();
+        assert_eq!(other, Progress::new(size(), "plain s3://c".to_owned()));
+        assert_eq!(Progress::parse("next = 3", size(), "x"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_saved_is_read(done in prop::collection::vec(3u64..40, 0..40), up_to in 0u64..40) {
+            let mut progress = began_at(3);
+            done.iter().for_each(|segno| progress.mark(&name(*segno)));
+            progress.give_up(TimelineId::FIRST, SegNo::new(up_to));
+            progress.mark(&FileName::parse("00000002.history").unwrap());
+            let read = Progress::parse(&progress.format(), size(), "plain s3://b");
+            prop_assert_eq!(read, Some(progress.clone()));
+            for segno in 3..40 {
+                let known = done.contains(&segno) || segno < up_to;
+                prop_assert_eq!(progress.is_done(&name(segno)), known);
+            }
+        }
+    }
+}

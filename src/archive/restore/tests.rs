@@ -1,0 +1,200 @@
+use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName, WalIdentity};
+
+use super::*;
+use crate::archive::memory::Memory;
+use crate::archive::spool;
+
+const SEG: usize = 1 << 20;
+/// A segment in the middle of what there is, and the one that is not finished.
+const MIDDLE: &str = "000000010000000000000005";
+const LAST: &str = "000000010000000000000009";
+
+fn wal() -> Vec<u8> {
+    let id = WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(SEG as u64).unwrap() };
+    let mut wal = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(3 * SEG as u64), 5);
+    wal.fill(6 * SEG + 300_000);
+    wal.take()
+}
+
+fn name(segno: u64) -> String {
+    let name = WalFileName::new(TimelineId::FIRST, SegNo::new(segno));
+    name.format(SegSize::new(SEG as u64).unwrap())
+}
+
+/// Finished segments 3 to 8, and the beginning of 9.
+fn source(wal: &[u8]) -> Arc<Memory> {
+    let source = Arc::new(Memory::new("memory"));
+    for (segno, segment) in (3..).zip(wal.chunks_exact(SEG)) {
+        source.put(&name(segno), segment.to_vec());
+    }
+    source.put(&format!("{LAST}.partial"), wal[6 * SEG..].to_vec());
+    source
+}
+
+struct Setting {
+    dir: tempfile::TempDir,
+    wal: Vec<u8>,
+    source: Arc<Memory>,
+}
+
+impl Setting {
+    fn new() -> Setting {
+        let wal = wal();
+        Setting { dir: tempfile::tempdir().unwrap(), source: source(&wal), wal }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.dir.path().join("RECOVERYXLOG")
+    }
+
+    fn restore(&self, file: &str) -> Restore {
+        let sources = vec![self.source.clone() as Arc<dyn Source>];
+        Restore {
+            sources,
+            file: file.to_owned(),
+            target: self.target(),
+            spool: None,
+            patience: Duration::from_millis(50),
+        }
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.dir.path()).unwrap().count()
+    }
+}
+
+#[tokio::test]
+async fn a_segment_appears_whole() {
+    let setting = Setting::new();
+    assert_eq!(setting.restore(MIDDLE).run().await.unwrap(), Restored::Done);
+    assert!(fs::read(setting.target()).unwrap() == setting.wal[2 * SEG..3 * SEG]);
+    assert_eq!(setting.files(), 1);
+}
+
+#[tokio::test]
+async fn what_is_missing_leaves_no_trace() {
+    let setting = Setting::new();
+    for file in ["00000002.history", "00000001000000000000000A"] {
+        assert_eq!(setting.restore(file).run().await.unwrap(), Restored::Missing, "{file}");
+    }
+    assert_eq!(setting.files(), 0);
+}
+
+#[tokio::test]
+async fn the_unfinished_segment_is_filled_up_with_zeros() {
+    let setting = Setting::new();
+    assert_eq!(setting.restore(LAST).run().await.unwrap(), Restored::Done);
+    let restored = fs::read(setting.target()).unwrap();
+    let good = setting.wal.len() - 6 * SEG;
+    assert_eq!(restored.len(), SEG);
+    assert!(restored[..good] == setting.wal[6 * SEG..]);
+    assert!(restored[good..].iter().all(|&byte| byte == 0));
+}
+
+#[tokio::test]
+async fn what_a_standby_has_is_not_replaced_by_less() {
+    let setting = Setting::new();
+    let own = setting.dir.path().join(LAST);
+    let mut more = setting.wal[6 * SEG..].to_vec();
+    more.resize(SEG, 0);
+    fs::write(&own, &more).unwrap();
+    assert_eq!(setting.restore(LAST).run().await.unwrap(), Restored::Missing);
+    more[100_000..].fill(0);
+    fs::write(&own, &more).unwrap();
+    assert_eq!(setting.restore(LAST).run().await.unwrap(), Restored::Done);
+}
+
+#[tokio::test]
+async fn a_hole_and_a_source_that_is_down_stop_recovery() {
+    let setting = Setting::new();
+    setting.source.remove(MIDDLE);
+    let error = setting.restore(MIDDLE).run().await.unwrap_err();
+    assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
+    assert!(setting.source.asked(MIDDLE) > 1, "it may still be on its way");
+    // What pg_wal has is used from there.
+    fs::write(setting.dir.path().join(MIDDLE), "").unwrap();
+    assert_eq!(setting.restore(MIDDLE).run().await.unwrap(), Restored::Missing);
+    setting.source.set_down(true);
+    let error = setting.restore("00000002.history").run().await.unwrap_err();
+    assert!(error.to_string().contains("memory cannot be reached"), "{error}");
+    assert_eq!(setting.files(), 1);
+}
+
+#[test]
+fn the_cluster_is_known_by_its_control_file() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(system_id_of(dir.path()), None);
+    fs::create_dir(dir.path().join("global")).unwrap();
+    fs::write(dir.path().join("global/pg_control"), [&77u64.to_ne_bytes()[..], &[0; 100]].concat()).unwrap();
+    assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
+}
+
+/// A spool whose worker runs in this process, once.
+fn with_spool(setting: &Setting, ahead: usize) -> (Spool, PathBuf) {
+    let dir = setting.dir.path().join("spool");
+    let (source, path) = (setting.source.clone(), dir.clone());
+    let start = move || {
+        let (dir, fetcher) = (path.clone(), Fetcher::new(vec![source.clone() as Arc<dyn Source>], None));
+        tokio::spawn(async move { spool::work(&dir, fetcher, ahead, spool::LINGER).await.unwrap() });
+        Ok(())
+    };
+    (Spool::new(dir.clone(), Arc::new(start)), dir)
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn segments_are_fetched_ahead_once_and_in_bounds() {
+    let setting = Setting::new();
+    let (spool, dir) = with_spool(&setting, 2);
+    for segno in 3..=8 {
+        let restore = Restore { spool: Some(spool.clone()), ..setting.restore(&name(segno)) };
+        assert_eq!(restore.run().await.unwrap(), Restored::Done);
+        let at = (segno as usize - 3) * SEG;
+        assert!(fs::read(setting.target()).unwrap() == setting.wal[at..at + SEG], "segment {segno}");
+        for ahead in (segno + 1..=segno + 2).filter(|ahead| *ahead <= 8) {
+            until("fetched ahead", || dir.join(name(ahead)).exists()).await;
+        }
+        let held = fs::read_dir(&dir).unwrap().flatten();
+        let held = held.filter(|entry| fetch::is_segment(&entry.file_name().to_string_lossy())).count();
+        assert!(held <= 2, "{held} segments");
+    }
+    assert!((3..=8).all(|segno| setting.source.asked(&name(segno)) == 1), "each is fetched once");
+}
+
+#[tokio::test]
+async fn a_spoiled_segment_in_the_spool_is_fetched_again() {
+    let setting = Setting::new();
+    let spool = Spool::new(setting.dir.path().join("spool"), Arc::new(|| Ok(())));
+    fs::create_dir(setting.dir.path().join("spool")).unwrap();
+    let mut spoiled = setting.wal[2 * SEG..3 * SEG].to_vec();
+    spoiled[400_000] ^= 1;
+    fs::write(setting.dir.path().join("spool").join(MIDDLE), spoiled).unwrap();
+    let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+    assert!(fs::read(setting.target()).unwrap() == setting.wal[2 * SEG..3 * SEG]);
+}
+
+#[tokio::test]
+async fn an_idle_worker_leaves_no_segments() {
+    let setting = Setting::new();
+    let dir = setting.dir.path().join("spool");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("wanted"), format!("{} {SEG}\n", name(3))).unwrap();
+    fs::write(dir.join(name(2)), "old").unwrap();
+    fs::write(dir.join(format!("{}.fetching", name(4))), "left over").unwrap();
+    let fetcher = Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
+    spool::work(&dir, fetcher, 3, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(setting.source.asked(&name(6)), 1);
+    let left = fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["wanted", "worker.lock"]);
+}

@@ -1,0 +1,258 @@
+//! Segments fetched ahead of recovery.
+//!
+//! ```text
+//! <spool>/
+//!   wanted                              the segment asked for last, and the segment size
+//!   worker.lock                         locked by the worker while there is one
+//!   000000010000000000000005            fetched, checked, synced
+//!   000000010000000000000006.fetching   on its way, locked by the worker
+//! ```
+//!
+//! PostgreSQL waits for each `walrelay restore` to end, so a process of its own goes on fetching: the worker. There is
+//! one per spool. It keeps the `ahead` segments behind the one wanted last, removes all others, and ends, leaving
+//! nothing, when nobody has wanted anything for a minute. Whoever takes a segment checks it again: the files may
+//! have lain there over a crash.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use walrelay_proto::{SegSize, SystemId};
+
+use super::check;
+use super::fetch::{self, Fetcher};
+use super::temp::TempFile;
+
+/// How long a worker waits for the next segment to be wanted.
+pub const LINGER: Duration = Duration::from_secs(60);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Suffix of a segment on its way.
+const FETCHING: &str = ".fetching";
+/// The file that says what is wanted.
+const WANTED: &str = "wanted";
+
+/// Starts the worker; called by whoever has taken a segment.
+pub type StartWorker = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// A directory of segments fetched ahead.
+#[derive(Clone)]
+pub struct Spool {
+    dir: PathBuf,
+    start_worker: StartWorker,
+}
+
+impl std::fmt::Debug for Spool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spool").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Spool {
+    /// The spool in `dir`, which need not exist yet. One cluster's only.
+    pub fn new(dir: PathBuf, start_worker: StartWorker) -> Spool {
+        Spool { dir, start_worker }
+    }
+
+    /// Moves a segment that was fetched ahead to its place; waits for one that is on its way. `None` if it has to be
+    /// fetched, else the segment size.
+    pub(super) async fn take(
+        &self,
+        file: &str,
+        target: &Path,
+        system_id: Option<SystemId>,
+    ) -> Option<SegSize> {
+        if !fetch::is_segment(file) {
+            return None;
+        }
+        let (dir, file, target) = (self.dir.clone(), file.to_owned(), target.to_owned());
+        let work = move || {
+            wait_for(&dir.join(format!("{file}{FETCHING}")));
+            let path = dir.join(&file);
+            let bytes = fs::read(&path).ok()?;
+            let size = check::identity_of(&bytes).ok()?.seg_size;
+            let good = fetch::check_file(&file, system_id, &bytes).is_ok();
+            let moved = good && (fs::rename(&path, &target).is_ok() || copy(&bytes, &target).is_ok());
+            if !moved {
+                let _ = fs::remove_file(&path);
+            }
+            moved.then_some(size)
+        };
+        tokio::task::spawn_blocking(work).await.ok().flatten()
+    }
+
+    /// Says what was wanted, and sees to it that there is a worker. Without one, nothing is fetched ahead.
+    pub(super) fn go_on(&self, file: &str, size: SegSize) {
+        if !fetch::is_segment(file) {
+            return;
+        }
+        let gone_on = make_dir(&self.dir)
+            .and_then(|()| TempFile::create(&self.dir))
+            .and_then(|temp| {
+                temp.finish(format!("{file} {}\n", size.bytes()).as_bytes(), &self.dir.join(WANTED))
+            })
+            .and_then(|()| match try_lock(&self.dir)? {
+                None => Ok(()),
+                Some(lock) => {
+                    drop(lock);
+                    (self.start_worker)()
+                }
+            });
+        if let Err(error) = gone_on {
+            tracing::warn!("could not fetch segments ahead into \"{}\": {error}", self.dir.display());
+        }
+    }
+}
+
+/// The worker: fetches ahead until nobody has wanted anything for `linger`. Returns at once if there is another.
+pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
+    let Some(_lock) = try_lock(dir)? else { return Ok(()) };
+    TempFile::remove_leftovers(dir);
+    let mut worker = Worker {
+        dir: dir.to_owned(),
+        fetcher,
+        ahead,
+        wanted: String::new(),
+        on_the_way: BTreeSet::new(),
+        tasks: JoinSet::new(),
+        end: None,
+    };
+    let mut last_change = Instant::now();
+    while last_change.elapsed() < linger {
+        if worker.look() {
+            last_change = Instant::now();
+        }
+        tokio::select! {
+            done = worker.tasks.join_next(), if !worker.tasks.is_empty() => worker.note(done),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    worker.tasks.shutdown().await;
+    worker.remove_others(&BTreeSet::new());
+    Ok(())
+}
+
+struct Worker {
+    dir: PathBuf,
+    fetcher: Fetcher,
+    ahead: usize,
+    wanted: String,
+    on_the_way: BTreeSet<String>,
+    tasks: JoinSet<(String, bool)>,
+    /// The first segment that could not be had; those after it are not asked for until something else is wanted.
+    end: Option<String>,
+}
+
+impl Worker {
+    /// Looks what is wanted; whether that has changed. Starts fetching what is not here.
+    fn look(&mut self) -> bool {
+        let text = fs::read_to_string(self.dir.join(WANTED)).unwrap_or_default();
+        let changed = text != self.wanted;
+        if changed {
+            self.wanted = text;
+            self.end = None;
+            let window = self.window().into_iter().collect();
+            self.remove_others(&window);
+        }
+        for file in self.window() {
+            if self.end.as_ref() == Some(&file) {
+                break;
+            }
+            if !self.on_the_way.contains(&file) && !self.dir.join(&file).exists() {
+                self.start(file);
+            }
+        }
+        changed
+    }
+
+    fn window(&self) -> Vec<String> {
+        let Some((file, size)) = self.wanted.trim_end().split_once(' ') else { return Vec::new() };
+        let size = size.parse().ok().and_then(|bytes| SegSize::new(bytes).ok());
+        let Some(size) = size else { return Vec::new() };
+        let next = |file: &String| fetch::successor(file, size);
+        std::iter::successors(next(&file.to_owned()), next).take(self.ahead).collect()
+    }
+
+    fn start(&mut self, file: String) {
+        let (dir, fetcher) = (self.dir.clone(), self.fetcher.clone());
+        self.on_the_way.insert(file.clone());
+        self.tasks.spawn(async move {
+            let fetched = fetch_into(&dir, &fetcher, &file).await;
+            if let Err(error) = &fetched {
+                tracing::warn!("could not store \"{file}\" in \"{}\": {error}", dir.display());
+            }
+            (file, fetched.unwrap_or(false))
+        });
+    }
+
+    fn note(&mut self, done: Option<Result<(String, bool), tokio::task::JoinError>>) {
+        let Some(Ok((file, fetched))) = done else { return };
+        self.on_the_way.remove(&file);
+        if !fetched && self.end.as_ref().is_none_or(|end| file < *end) {
+            self.end = Some(file);
+        }
+    }
+
+    /// Removes segments that are not in the window. Those on their way end in vain.
+    fn remove_others(&mut self, window: &BTreeSet<String>) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let segment = name.strip_suffix(FETCHING).unwrap_or(&name);
+            let busy = self.on_the_way.contains(segment);
+            if fetch::is_segment(segment) && !window.contains(segment) && !busy {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// Whether the segment is there now.
+async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<bool> {
+    let marker = dir.join(format!("{file}{FETCHING}"));
+    let lock = File::options().write(true).create(true).truncate(true).open(&marker)?;
+    lock.lock()?;
+    let stored = match fetcher.fetch_finished(file).await {
+        None => Ok(false),
+        Some(bytes) => {
+            let (dir, path) = (dir.to_owned(), dir.join(file));
+            let store = move || TempFile::create(&dir)?.finish(&bytes, &path);
+            tokio::task::spawn_blocking(store).await.unwrap_or_else(|error| Err(error.into())).map(|()| true)
+        }
+    };
+    let _ = fs::remove_file(&marker);
+    stored
+}
+
+/// Waits until nobody is fetching any more.
+fn wait_for(marker: &Path) {
+    if let Ok(file) = File::open(marker) {
+        let _ = file.lock_shared();
+    }
+}
+
+fn copy(bytes: &[u8], target: &Path) -> io::Result<()> {
+    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    TempFile::create(dir)?.finish(bytes, target)
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The worker's lock; `None` if somebody has it.
+fn try_lock(dir: &Path) -> io::Result<Option<File>> {
+    let path = dir.join("worker.lock");
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}

@@ -1,0 +1,198 @@
+//! What an archive target is, as configured.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::codec::Compression;
+use super::layout::Layout;
+use super::sidecar::Sha256;
+
+/// One target of the archive.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Target {
+    /// Its name in logs, state files and commands: letters, digits, `_` and `-`.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// How it arranges its objects.
+    pub layout: Layout,
+    /// How it compresses.
+    pub compression: Compression,
+    /// Keys to encrypt with; `None` for no encryption.
+    pub key_file: Option<PathBuf>,
+    /// Most bytes per second that are sent to it, on average; `None` for no limit.
+    pub rate: Option<u64>,
+    /// Most files that are sent at a time.
+    pub concurrency: usize,
+    /// How late the tail of the unfinished segment may be; `None` to send finished segments only.
+    pub partial_interval: Option<Duration>,
+    /// Most WAL that the relay keeps for this target without asking [`OnQuota`], in bytes.
+    pub quota: Option<u64>,
+    /// What happens when it needs more than that.
+    pub on_quota: OnQuota,
+    /// Age at which WAL in the target may be removed.
+    pub keep_age: Option<Duration>,
+    /// Size of the WAL in the target, bytes, beyond which the oldest may be removed.
+    pub keep_size: Option<u64>,
+}
+
+/// Where a target is.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Place {
+    /// A directory or an object store.
+    Objects(ObjectPlace),
+    /// A command with the contract of `archive_command`.
+    Command(String),
+}
+
+/// A directory or a prefix in a bucket.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ObjectPlace {
+    /// `file:`, `s3:`, `gs:` or `az:`.
+    pub url: Url,
+    /// Options of the object store, by the names of its configuration keys (`endpoint`, `region`, ...).
+    pub options: BTreeMap<String, String>,
+}
+
+/// What happens when a target needs more WAL kept than its quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnQuota {
+    /// It is kept nevertheless.
+    #[default]
+    Hold,
+    /// It is let go, and the gap recorded.
+    Drop,
+}
+
+/// A target cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Not a URL at all.
+    #[error("\"{url}\" is not a URL: {reason}; use file:///directory, s3://bucket/prefix, gs:// or az://")]
+    Syntax {
+        /// The text.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A URL for something else.
+    #[error("\"{url}\" is not an archive: use file:///directory, s3://bucket/prefix, gs:// or az://")]
+    Scheme {
+        /// The text.
+        url: String,
+    },
+    /// The URL lacks a part or has one too many.
+    #[error("\"{url}\": {reason}")]
+    Part {
+        /// The text.
+        url: String,
+        /// Which.
+        reason: &'static str,
+    },
+}
+
+impl Target {
+    /// A target with all defaults; `memory:` is for tests. The name comes from the URL and stays the same.
+    pub fn from_url(url: &str) -> Result<Target, TargetError> {
+        let place = ObjectPlace::parse(url)?;
+        Ok(Target::new(name_of(&place.url), Place::Objects(place)))
+    }
+
+    /// A target with all defaults.
+    pub fn new(name: String, place: Place) -> Target {
+        let concurrency = match place {
+            Place::Objects(_) => 4,
+            Place::Command(_) => 1,
+        };
+        Target {
+            name,
+            place,
+            layout: Layout::default(),
+            compression: Compression::default(),
+            key_file: None,
+            rate: None,
+            concurrency,
+            partial_interval: None,
+            quota: None,
+            on_quota: OnQuota::default(),
+            keep_age: None,
+            keep_size: None,
+        }
+    }
+
+    /// What tells whether progress made earlier still counts: the place and its layout.
+    pub fn identity(&self) -> String {
+        match &self.place {
+            Place::Objects(place) => format!("{} {}", self.layout.as_str(), place.url),
+            Place::Command(_) => "command".to_owned(),
+        }
+    }
+}
+
+impl ObjectPlace {
+    /// Reads a URL without options.
+    pub fn parse(text: &str) -> Result<ObjectPlace, TargetError> {
+        let owned = || text.to_owned();
+        let part = |reason| Err(TargetError::Part { url: owned(), reason });
+        let url = Url::parse(text)
+            .map_err(|error| TargetError::Syntax { url: owned(), reason: error.to_string() })?;
+        if url.query().is_some() || url.fragment().is_some() {
+            return part(
+                "options do not belong in the URL; write them in [archive.NAME] of the --config file",
+            );
+        }
+        if url.password().is_some() || (url.scheme() != "az" && !url.username().is_empty()) {
+            return part("credentials do not belong in the URL; give them by environment or profile");
+        }
+        match url.scheme() {
+            "file" if url.host_str().is_some() => part("use three slashes: file:///directory"),
+            "file" if url.to_file_path().is_err() || url.path() == "/" => part("names no directory"),
+            "s3" | "gs" | "az" if url.host_str().is_none_or(str::is_empty) => part("names no bucket"),
+            "file" | "s3" | "gs" | "az" | "memory" => Ok(ObjectPlace { url, options: BTreeMap::new() }),
+            _ => Err(TargetError::Scheme { url: owned() }),
+        }
+    }
+}
+
+/// Readable, and different for different URLs.
+fn name_of(url: &Url) -> String {
+    let text = format!("{}-{}{}", url.scheme(), url.host_str().unwrap_or(""), url.path());
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let words: String = text.trim_end_matches('/').chars().map(plain).collect();
+    let parts: Vec<&str> = words.split('-').filter(|part| !part.is_empty()).collect();
+    let readable: String = parts.join("-").chars().take(40).collect();
+    format!("{readable}-{}", &Sha256::of(url.as_str().as_bytes()).short()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_become_targets_with_lasting_names() {
+        let target = Target::from_url("s3://bucket/some/prefix").unwrap();
+        assert!(target.name.starts_with("s3-bucket-some-prefix-"), "{}", target.name);
+        assert_eq!(target, Target::from_url("s3://bucket/some/prefix").unwrap());
+        assert_ne!(target.name, Target::from_url("s3://bucket/some-prefix").unwrap().name);
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        let odd = Target::from_url("file:///var/lib/ä b/%41").unwrap();
+        assert!(odd.name.chars().all(legal), "{}", odd.name);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |url: &str, expected: &str| {
+            let text = Target::from_url(url).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        };
+        check("/var/archive", "is not a URL");
+        check("ftp://host/x", "is not an archive");
+        check("file://var/archive", "three slashes");
+        check("file:///", "names no directory");
+        check("s3:///x", "names no bucket");
+        check("s3://bucket/x?region=a", "do not belong in the URL");
+    }
+}

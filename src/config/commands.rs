@@ -1,0 +1,224 @@
+//! The commands besides running a relay, and the places they look for WAL in.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{ConfigError, archive_targets, read_file, value};
+use crate::archive::{Place, Target};
+use crate::conninfo::{ConnInfo, Environment};
+
+/// What to do instead of running a relay.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Fetch a WAL file, for PostgreSQL's restore_command: restore_command = 'walrelay restore --config FILE %f %p'
+    Restore(RestoreArgs),
+    /// Check what the archive holds, or list it
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
+    /// Remove archived WAL before a file, as pg_archivecleanup does
+    ArchiveCleanup(CleanupArgs),
+}
+
+/// `walrelay archive ...`.
+#[derive(Subcommand, Debug)]
+pub enum ArchiveCommand {
+    /// Check every file, every record and the chain of segments over all timelines; exit code 1 if anything is wrong
+    Verify(VerifyArgs),
+    /// Show what can be restored: from where to where, on which timelines, with commit times
+    List(ListArgs),
+}
+
+/// Where to look for WAL.
+#[derive(Args, Debug, Default, Clone)]
+pub struct PlacesArgs {
+    /// Where to look, in this order: URL of an archive, name of one in the --config file, connection string of a
+    /// running relay, or a relay's data directory; repeatable [default: all that the --config file names]
+    #[arg(long, value_name = "PLACE")]
+    pub from: Vec<String>,
+
+    /// The relay's configuration file: its data directory and its archives
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// A relay's data directory to look in first; it may be running
+    #[arg(long, short = 'D', env = "WALRELAY_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `walrelay restore`.
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub places: PlacesArgs,
+
+    /// Segments to fetch ahead of the one asked for; 0 for none
+    #[arg(long, env = "WALRELAY_PREFETCH", value_name = "N", default_value_t = 0)]
+    pub prefetch: usize,
+
+    /// Directory for segments fetched ahead, for one cluster only [default: walrelay-spool beside the target]
+    #[arg(long, value_name = "DIR")]
+    pub spool_dir: Option<PathBuf>,
+
+    /// Fetch ahead until nobody asks any more.
+    #[arg(long, hide = true)]
+    pub spool_worker: bool,
+
+    /// Name of the WAL file (%f)
+    pub file: String,
+
+    /// Path to put it at (%p)
+    pub target: PathBuf,
+}
+
+/// `walrelay archive verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub places: PlacesArgs,
+
+    /// Fill holes and replace what is damaged from the other places; what is replaced is kept aside
+    #[arg(long)]
+    pub heal: bool,
+
+    /// Write the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `walrelay archive list`.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub places: PlacesArgs,
+
+    /// Write JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `walrelay archive-cleanup`.
+#[derive(Args, Debug)]
+pub struct CleanupArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub places: PlacesArgs,
+
+    /// Say what would be removed, and remove nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// Remove the labels of older base backups too; else the WAL that they need is kept
+    #[arg(long, short = 'b')]
+    pub clean_backup_history: bool,
+
+    /// Oldest WAL file to keep: a segment, a .partial segment or a .backup label (%r in archive_cleanup_command)
+    pub oldest: String,
+}
+
+/// A place to look for WAL in.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A relay's data directory.
+    Directory(PathBuf),
+    /// A running relay, or another server.
+    Server(Box<ConnInfo>),
+    /// An archive.
+    Target(Box<Target>),
+}
+
+impl PlacesArgs {
+    /// The places in the order in which to look: the data directory if one is given, then those typed, or those of
+    /// the configuration file. Targets that are commands cannot be read and are left out.
+    pub fn origins(&self, environment: &Environment) -> Result<Vec<Origin>, ConfigError> {
+        let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let mut origins: Vec<_> = self.data_dir.iter().cloned().map(Origin::Directory).collect();
+        for text in &self.from {
+            origins.push(origin(text, &targets, environment)?);
+        }
+        if self.from.is_empty() {
+            let dir = file.data_dir.filter(|dir| self.data_dir.is_none() && dir.join("pg_wal").is_dir());
+            origins.extend(dir.map(Origin::Directory));
+            let readable = targets.into_iter().filter(|target| matches!(target.place, Place::Objects(_)));
+            origins.extend(readable.map(|target| Origin::Target(Box::new(target))));
+        }
+        match origins.is_empty() {
+            true => Err(value("from", &"no place given; use --from PLACE, --data-dir DIR or --config FILE")),
+            false => Ok(origins),
+        }
+    }
+}
+
+fn origin(text: &str, known: &[Target], environment: &Environment) -> Result<Origin, ConfigError> {
+    let is_uri = ["postgresql://", "postgres://"].iter().any(|scheme| text.starts_with(scheme));
+    if is_uri || (text.contains('=') && !text.contains("://")) {
+        let info = ConnInfo::parse(text, environment).map_err(|error| value("from", &error))?;
+        return Ok(Origin::Server(Box::new(info)));
+    }
+    if let Some(target) = known.iter().find(|target| target.name == text) {
+        return Ok(Origin::Target(Box::new(target.clone())));
+    }
+    if text.contains("://") {
+        let target = known.iter().find(|target| has_url(target, text)).cloned();
+        let target = target.map_or_else(|| Target::from_url(text), Ok);
+        return target.map(Box::new).map(Origin::Target).map_err(|error| value("from", &error));
+    }
+    if text.contains('/') {
+        return Ok(Origin::Directory(text.into()));
+    }
+    let expected =
+        "expected a URL, the name of an archive in the --config file, a connection string or a directory";
+    Err(value("from", &format!("\"{text}\" is no place to look in: {expected}")))
+}
+
+/// The configuration knows more of an archive than its URL.
+fn has_url(target: &Target, text: &str) -> bool {
+    matches!(&target.place, Place::Objects(place) if place.url.as_str().trim_end_matches('/') == text.trim_end_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origins(from: &[&str], config: Option<&str>) -> Result<Vec<Origin>, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walrelay.toml");
+        std::fs::write(&path, config.unwrap_or_default()).unwrap();
+        let places = PlacesArgs {
+            from: from.iter().map(|text| text.to_string()).collect(),
+            config: config.map(|_| path),
+            data_dir: None,
+        };
+        places.origins(&Environment::of_user("tester"))
+    }
+
+    fn kinds(origins: &[Origin]) -> String {
+        let kind = |origin: &Origin| match origin {
+            Origin::Directory(dir) => format!("directory {}", dir.display()),
+            Origin::Server(info) => format!("server {}", info.hosts[0]),
+            Origin::Target(target) => format!("target {}", target.name),
+        };
+        origins.iter().map(kind).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn places_are_told_apart() {
+        let config = "[archive.main]\nurl = \"s3://wal/main\"\n[archive.own]\ncommand = \"cp %p /x/%f\"\n";
+        let typed =
+            ["postgresql://u@relay:5433", "host=other user=u", "main", "s3://wal/main", "/var/lib/walrelay"];
+        let found = origins(&typed, Some(config)).unwrap();
+        let hosts = "server relay:5433, server other:5432";
+        let text = kinds(&found);
+        assert!(text.ends_with("target main, target main, directory /var/lib/walrelay"), "{text}");
+        assert_eq!(text.matches("server").count(), hosts.matches("server").count());
+        assert_eq!(kinds(&origins(&[], Some(config)).unwrap()), "target main");
+        for bad in ["mian", "ftp://x/y"] {
+            assert!(origins(&[bad], Some(config)).unwrap_err().to_string().contains("--from"), "{bad}");
+        }
+        assert!(origins(&[], None).unwrap_err().to_string().contains("no place given"));
+    }
+}

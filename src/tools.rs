@@ -1,0 +1,192 @@
+//! `walrelay restore`, `archive` and `archive-cleanup`: short runs beside the relay.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::archive::cleanup::{self, Limit};
+use crate::archive::fetch::Fetcher;
+use crate::archive::list::{self, Listing};
+use crate::archive::restore::{BROKEN, MISSING, PATIENCE, Restore, Restored, system_id_here};
+use crate::archive::spool::{self, Spool};
+use crate::archive::verify::{self, Report};
+use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
+use crate::config::{
+    ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
+};
+use crate::conninfo::Environment;
+use crate::error::RelayError;
+
+/// Runs a command; its exit code, if nothing else went wrong. Needs a runtime.
+pub async fn run(command: &Command, environment: &Environment) -> Result<u8, RelayError> {
+    match command {
+        Command::Restore(args) => restore(args, environment).await,
+        Command::Archive(ArchiveCommand::Verify(args)) => verify(args, environment).await,
+        Command::Archive(ArchiveCommand::List(args)) => list(args, environment).await,
+        Command::ArchiveCleanup(args) => cleanup(args, environment).await,
+    }
+}
+
+/// The exit code for an error of a command: PostgreSQL must never take one of `restore` for "no such file".
+pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
+    match command {
+        Command::Restore(_) => BROKEN,
+        _ => error.exit_code(),
+    }
+}
+
+async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let sources = sources(&args.places, environment)?;
+    let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
+    if args.spool_worker {
+        let fetcher = Fetcher::new(sources, system_id_here());
+        let worked = spool::work(&spool_dir, fetcher, args.prefetch, spool::LINGER).await;
+        let action = "could not fetch segments ahead";
+        return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
+    }
+    let spool = (args.prefetch > 0).then(|| Spool::new(spool_dir.clone(), worker(spool_dir)));
+    let restore =
+        Restore { sources, file: args.file.clone(), target: args.target.clone(), spool, patience: PATIENCE };
+    match restore.run().await? {
+        Restored::Done => Ok(0),
+        Restored::Missing => Ok(MISSING),
+    }
+}
+
+/// Exit code 1 if something is wrong and stays so.
+async fn verify(args: &VerifyArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let origins = args.places.origins(environment)?;
+    let id = origins.iter().find_map(|origin| match origin {
+        Origin::Directory(dir) => RelayDirectory::identity(dir),
+        _ => None,
+    });
+    let mut reports = Vec::new();
+    for (number, target) in targets(&origins) {
+        let repository = Repository::open(target)?;
+        let mut report = verify::verify(&repository, id).await?;
+        if args.heal && !report.is_good() {
+            let others = origins.iter().enumerate().filter(|(other, _)| *other != number);
+            let others = others.map(|(_, origin)| Ok(source(origin.clone())?));
+            let others = others.collect::<Result<Vec<_>, RelayError>>()?;
+            verify::heal(&repository, &mut report, id, &others).await?;
+        }
+        reports.push(report);
+    }
+    show(args.json, &reports, show_report)?;
+    Ok(u8::from(!reports.iter().all(Report::is_good)))
+}
+
+fn show_report(report: &Report) {
+    for it in &report.findings {
+        let problem = if it.problem == verify::Problem::Missing { "missing" } else { "damaged" };
+        let wal = it.from.as_ref().zip(it.to.as_ref()).map(|(from, to)| format!(" (WAL {from} to {to})"));
+        let healed = it.healed_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
+        let (wal, healed) = (wal.unwrap_or_default(), healed.unwrap_or_default());
+        println!("{}: {problem}: {}{wal}: {}{healed}", report.target, it.file, it.reason);
+    }
+    let bad = report.findings.iter().filter(|it| it.healed_from.is_none()).count();
+    let healed = report.findings.len() - bad;
+    println!("{}: {} segments checked, {bad} problems, {healed} healed", report.target, report.segments);
+}
+
+async fn list(args: &ListArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let origins = args.places.origins(environment)?;
+    let mut listings = Vec::new();
+    for (_, target) in targets(&origins) {
+        listings.push(list::list(&Repository::open(target)?).await?);
+    }
+    show(args.json, &listings, show_listing)?;
+    Ok(0)
+}
+
+fn show_listing(listing: &Listing) {
+    let system = listing.system_identifier.as_deref().unwrap_or("unknown");
+    println!("{}: cluster {system}", listing.target);
+    for it in &listing.stretches {
+        let commit = |time: &Option<String>| time.clone().unwrap_or_else(|| "?".to_owned());
+        let history = if it.history { "" } else { ", history file missing" };
+        println!(
+            "  timeline {}: {} to {}, {} segments, {} bytes, commits {} to {}{history}",
+            it.timeline,
+            it.from,
+            it.to,
+            it.segments,
+            it.stored_bytes,
+            commit(&it.first_commit),
+            commit(&it.last_commit)
+        );
+    }
+    listing.backups.iter().for_each(|label| println!("  base backup {label}"));
+}
+
+fn show<T: Serialize>(json: bool, all: &[T], line: impl Fn(&T)) -> Result<(), RelayError> {
+    if !json {
+        all.iter().for_each(line);
+        return Ok(());
+    }
+    let failed = |error: serde_json::Error| RelayError::System {
+        action: "could not write JSON",
+        source: error.into(),
+    };
+    println!("{}", serde_json::to_string_pretty(all).map_err(failed)?);
+    Ok(())
+}
+
+async fn cleanup(args: &CleanupArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let origins = args.places.origins(environment)?;
+    let limit = Limit::before(&args.oldest)?;
+    for (_, target) in targets(&origins) {
+        let repository = Repository::open(target)?;
+        let plan = cleanup::plan(&repository, &limit, args.clean_backup_history, SystemTime::now()).await?;
+        if let Some(label) = &plan.kept_for {
+            eprintln!("{}: WAL from {label} on is kept for that base backup", target.name);
+        }
+        if args.dry_run {
+            plan.remove.iter().for_each(|entry| println!("{}", entry.path));
+        } else {
+            cleanup::remove(&repository, &plan).await?;
+        }
+    }
+    Ok(0)
+}
+
+/// Those of the places that are archives, with their number among all.
+fn targets(origins: &[Origin]) -> impl Iterator<Item = (usize, &Target)> {
+    origins.iter().enumerate().filter_map(|(number, origin)| match origin {
+        Origin::Target(target) => Some((number, &**target)),
+        _ => None,
+    })
+}
+
+fn beside(target: &Path) -> PathBuf {
+    target.with_file_name("walrelay-spool")
+}
+
+/// Starts this very command as a worker, which outlives us: in a process group of its own, with nothing open that
+/// anybody could wait for.
+fn worker(spool_dir: PathBuf) -> spool::StartWorker {
+    Arc::new(move || {
+        let mut process = Process::new(std::env::current_exe()?);
+        process.args(std::env::args_os().skip(1)).arg("--spool-worker");
+        process.arg("--spool-dir").arg(&spool_dir);
+        process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        process.spawn().map(drop)
+    })
+}
+
+fn sources(places: &PlacesArgs, environment: &Environment) -> Result<Vec<Arc<dyn Source>>, RelayError> {
+    let open = |origin| Ok(source(origin)?);
+    places.origins(environment)?.into_iter().map(open).collect()
+}
+
+fn source(origin: Origin) -> Result<Arc<dyn Source>, ArchiveError> {
+    Ok(match origin {
+        Origin::Directory(dir) => Arc::new(RelayDirectory::new(&dir)),
+        Origin::Server(info) => Arc::new(Server::new(*info)),
+        Origin::Target(target) => Arc::new(TargetSource::open(&target)?),
+    })
+}

@@ -1,0 +1,182 @@
+//! WAL that has left the relay's disk comes back from the archive, by streaming alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use walrelay_proto::{Lsn, TimelineId, WalFileName};
+use walrelay_testkit::{
+    Cluster, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version, wait_until,
+};
+
+use crate::relay_below;
+
+on_every_version!(
+    consumers_catch_up_over_ten_times_the_quota,
+    a_target_that_is_down_is_waited_for,
+    what_is_nowhere_has_been_removed,
+    a_timeline_switch_in_archived_wal
+);
+
+/// What the relay keeps for slots.
+const QUOTA: &str = "4MB";
+const QUOTA_BYTES: u64 = 4 << 20;
+
+struct Setting {
+    primary: Cluster,
+    relay: Relay,
+    archive: PathBuf,
+    scratch: Scratch,
+}
+
+impl Setting {
+    fn new(server: &Server) -> Setting {
+        let scratch = Scratch::new("archive");
+        let primary = Setting::primary(server, &scratch);
+        let relay = Setting::relay(&primary, &scratch).start();
+        Setting { archive: scratch.join("wal"), primary, relay, scratch }
+    }
+
+    fn primary(server: &Server, scratch: &Scratch) -> Cluster {
+        scratch.dir("wal");
+        Cluster::builder(server).name("a").seg_mb(1).start()
+    }
+
+    fn relay(primary: &Cluster, scratch: &Scratch) -> RelayBuilder {
+        let url = format!("file://{}", scratch.join("wal").display());
+        let args = ["--wal-keep-size", "0", "--max-slot-wal-keep-size", QUOTA, "--archive", &url];
+        args.into_iter().fold(relay_below(primary), |builder, arg| builder.arg(arg))
+    }
+
+    /// Writes much more than the relay keeps, and waits until what came before is in the archive only.
+    fn write_beyond(&self, quotas: u64) {
+        self.write_with(&self.primary, quotas);
+    }
+
+    fn write_with(&self, primary: &Cluster, quotas: u64) {
+        let begin = primary.flush_lsn();
+        while primary.flush_lsn().since(begin) < quotas * QUOTA_BYTES {
+            primary.sql("create table filler as select generate_series(1, 40000) i; drop table filler");
+        }
+        primary.sql("create table if not exists t (i int); insert into t select generate_series(1, 1000)");
+        let last = primary.switch_wal();
+        self.relay.wait_for_segment(&last);
+        self.wait_until_archived(&last);
+        let first = WalFileName::new(primary.timeline(), begin.seg_at(primary.seg_size()));
+        let first = self.relay.wal_dir().join(first.format(primary.seg_size()));
+        wait_until("old WAL to be removed", || !first.exists());
+    }
+
+    fn wait_until_archived(&self, name: &str) {
+        wait_until(format_args!("{name} in the archive"), || self.archive.join(name).exists());
+    }
+
+    fn name_at(&self, lsn: Lsn) -> String {
+        let size = self.primary.seg_size();
+        WalFileName::new(TimelineId::FIRST, lsn.seg_at(size)).format(size)
+    }
+}
+
+fn consumers_catch_up_over_ten_times_the_quota(server: &Server) {
+    let mut it = Setting::new(server);
+    it.relay.create_slots(&["b", "receivewal"]);
+    let mut b = it.primary.standby().name("b").follow(&it.relay.conninfo()).slot("b").start();
+    let mut c = it.primary.standby().name("c").follow(&it.relay.conninfo()).start();
+    let begin = it.relay.slot_lsn("receivewal").expect("WAL is reserved");
+    b.stop();
+    c.stop();
+    it.write_beyond(10);
+    it.relay.restart();
+
+    // Slots hold nothing here and are not lost for it.
+    let status = it.relay.psql("dbname=walrelay", &["select wal_status from pg_replication_slots"]);
+    assert_eq!(status.map_err(|error| error.0), Ok("extended\nextended".to_owned()));
+    assert_eq!(it.relay.slot_lsn("receivewal"), Some(begin));
+    b.start();
+    c.start();
+    for standby in [&b, &c] {
+        standby.wait_for_replay(it.primary.settled_lsn());
+        compare::assert_dumps(&it.primary, standby);
+    }
+    let receivewal = Receivewal::start(server, &it.relay.conninfo(), "receivewal");
+    receivewal.wait_for_segment(&it.primary.switch_wal());
+    compare::assert_segments(&it.primary, &receivewal.wal_dir(), 40);
+    assert!(receivewal.wal_dir().join(it.name_at(begin)).exists());
+    assert!(it.relay.log().lines_with("invalidating", Default::default()).is_empty());
+    let recalled = it.relay.data_dir().join("recalled");
+    let files = fs::read_dir(recalled).expect("made at the start").count();
+    assert_eq!(files, 0, "segments fetched back have no names");
+}
+
+fn a_target_that_is_down_is_waited_for(server: &Server) {
+    let it = Setting::new(server);
+    it.relay.create_slots(&["b", "live"]);
+    let mut b = it.primary.standby().name("b").follow(&it.relay.conninfo()).slot("b").start();
+    let live = it.primary.standby().name("live").follow(&it.relay.conninfo()).slot("live").start();
+    b.stop();
+    it.write_beyond(5);
+    let away = it.scratch.join("away");
+    fs::rename(&it.archive, &away).expect("both are ours");
+    let mark = it.relay.log().mark();
+    b.start();
+    it.relay.log().wait_for_after(mark, "will try again");
+
+    // It holds up nobody, and is not given up itself.
+    it.primary.sql("create table meanwhile as select 1");
+    live.wait_for_replay(it.primary.flush_lsn());
+    b.wait_for_sql("select status from pg_stat_wal_receiver", "streaming");
+    fs::rename(&away, &it.archive).expect("both are ours");
+    b.wait_for_replay(it.primary.settled_lsn());
+    compare::assert_dumps(&it.primary, &b);
+    assert!(b.log().lines_with("has already been removed", Default::default()).is_empty());
+}
+
+fn what_is_nowhere_has_been_removed(server: &Server) {
+    let it = Setting::new(server);
+    let mut b = it.primary.standby().name("b").follow(&it.relay.conninfo()).start();
+    b.stop();
+    let begin = it.primary.flush_lsn();
+    it.write_beyond(5);
+    let missing = it.name_at(begin.advance(3 * it.primary.seg_size().bytes()));
+    let kept = remove(&it.archive, &missing, &it.scratch);
+    b.start();
+    b.log().wait_for(&format!("requested WAL segment {missing} has already been removed"));
+    put_back(&it.archive, kept);
+    b.wait_for_replay(it.primary.settled_lsn());
+}
+
+/// Takes a segment and its checksum away.
+fn remove(archive: &Path, name: &str, scratch: &Scratch) -> Vec<(PathBuf, String)> {
+    let files = [name.to_owned(), format!("{name}.sha256")];
+    let there = files.into_iter().filter(|file| archive.join(file).exists());
+    let taken = there.map(|file| (scratch.join(&file), file));
+    taken.inspect(|(to, file)| fs::rename(archive.join(file), to).expect("both are ours")).collect()
+}
+
+fn put_back(archive: &Path, files: Vec<(PathBuf, String)>) {
+    // The checksum last, as the archiver does it.
+    for (from, file) in files {
+        fs::rename(from, archive.join(file)).expect("both are ours");
+    }
+}
+
+fn a_timeline_switch_in_archived_wal(server: &Server) {
+    let scratch = Scratch::new("archive");
+    let mut a = Setting::primary(server, &scratch);
+    let b = a.standby().name("b").start();
+    let relay = Setting::relay(&a, &scratch).upstream(&Relay::hosts(&[&a, &b])).start();
+    relay.create_slot("c");
+    let mut c = a.standby().name("c").follow(&relay.conninfo()).slot("c").start();
+    c.stop();
+    let mut it = Setting { archive: scratch.join("wal"), primary: b, relay, scratch };
+    it.write_with(&a, 2);
+    it.primary.wait_for_replay(a.settled_lsn());
+    a.stop();
+    it.primary.promote();
+    it.relay.wait_for_timeline(2);
+    it.write_beyond(5);
+    c.start();
+    c.wait_for_replay(it.primary.settled_lsn());
+    compare::assert_dumps(&it.primary, &c);
+    assert_eq!(c.sql("select received_tli from pg_stat_wal_receiver"), "2");
+    it.primary.stop();
+}
