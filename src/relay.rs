@@ -34,12 +34,14 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
     let access = Arc::new(SharedAccess::new(load_access(&config)?));
     let (store, writer, background) = Store::open(config.store.clone())?;
+    // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
+    let recall = start_recall(&config, &store)?;
     let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
     let shutdown = CancellationToken::new();
     let (followed, host) = watch::channel(None);
     let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
     let downstream = Downstream::bind(
-        downstream_config(&config, listen, start_recall(&config, &store)?),
+        downstream_config(&config, listen, recall),
         access.clone(),
         store.clone(),
         gateway.clone(),

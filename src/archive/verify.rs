@@ -4,6 +4,7 @@
 //! segments is checked over all of them. Missing is what lies between the first and the last segment on the way to a
 //! timeline, a history file, and a file of which only the checksum is left.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -126,10 +127,9 @@ async fn is_good_copy(
             let Some(wal) = name.wal(found.seg_size).filter(|_| id.is_none_or(|id| id == found)) else {
                 return false;
             };
-            if !histories.contains_key(&wal.tli) {
+            if let Entry::Vacant(vacant) = histories.entry(wal.tli) {
                 let text = repository.read(&FileName::history(wal.tli)).await.ok().flatten();
-                let history = text.and_then(|text| TimelineHistory::parse(wal.tli, &text).ok());
-                histories.insert(wal.tli, history);
+                vacant.insert(text.and_then(|text| TimelineHistory::parse(wal.tli, &text).ok()));
             }
             let history = histories.get(&wal.tli).and_then(Option::as_ref);
             check::whole_segment(found, wal, history, content).is_ok()

@@ -104,7 +104,7 @@ impl Holdings {
             seg_size: store.identity()?.seg_size,
             wal_keep_size: store.config().wal_keep_size,
             max_slot_wal_keep_size: store.config().max_slot_wal_keep_size,
-            archived: store.archived(),
+            archived: store.recallable(),
         })
     }
 

@@ -162,6 +162,13 @@ impl Store {
         lock(&self.archive.state).archived
     }
 
+    /// What can be fetched back; everything, as long as the archive has not said what it has.
+    pub fn recallable(&self) -> Option<ArchivedWal> {
+        let state = *lock(&self.archive.state);
+        let anything = ArchivedWal { from: Lsn::INVALID, to: Lsn::new(u64::MAX) };
+        state.archived.filter(|_| state.readable).or(state.pending.then_some(anything))
+    }
+
     /// The position below which the archive has everything that was here when it began, or when it had its last
     /// gap.
     pub fn archived_to(&self) -> Option<Lsn> {

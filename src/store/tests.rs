@@ -368,6 +368,7 @@ fn slots_whose_wal_is_archived_hold_nothing_and_are_not_lost() {
     wait("removal", || opened.store.oldest() >= Some(Lsn::new(6 * SEG)));
     let lost = |name: &str| opened.store.slots().get(name).unwrap().invalidated;
     assert!(!lost("before") && !lost("archived"), "the archive has not said yet what it has");
+    assert!(opened.store.recallable().is_some_and(|wal| wal.from == Lsn::INVALID));
     let archived = ArchivedWal { from: Lsn::new(4 * SEG), to: Lsn::new(9 * SEG) };
     opened.store.set_archived(Some(archived));
     opened.store.remove_old_wal().unwrap();

@@ -155,7 +155,7 @@ fn recovery_to_every_kind_of_target_from_every_kind_of_place(server: &Server) {
         format!("--from \"{}\"", it.relay.conninfo()),
     ];
     let targets = [
-        ("named", format!("recovery_target_name = 'here'"), 1),
+        ("named", "recovery_target_name = 'here'".to_owned(), 1),
         ("lsn", format!("recovery_target_lsn = '{lsn}'"), 2),
         ("time", format!("recovery_target_time = '{time}'"), 3),
         ("xid", format!("recovery_target_xid = '{xid}'"), 4),

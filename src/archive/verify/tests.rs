@@ -193,7 +193,7 @@ async fn chains_go_over_timelines() {
     assert_eq!(without(&[name(1, 6), name(1, 7)]).await, missing(&[name(1, 6), name(1, 7)]));
     assert_eq!(without(&[name(2, 8)]).await, missing(&[name(2, 8)]));
     let history = FileName::history(tli(2));
-    assert_eq!(without(&[history.clone()]).await, missing(&[history]));
+    assert_eq!(without(std::slice::from_ref(&history)).await, missing(std::slice::from_ref(&history)));
     // What was removed from the beginning, and what has not come yet, is not missing.
     assert_eq!(without(&[name(1, 3), name(1, 4), name(2, 14)]).await, []);
     let old: Vec<_> = (3..8).map(|segno| name(1, segno)).collect();
