@@ -46,7 +46,7 @@ docs: cc
 
 # BENCH_GIB=4 compares with more WAL, BENCH_ROUNDS=9 more often. As root, with a fixed TCP congestion control.
 bench: cc
-	$(CARGO) bench --package walrelay --bench verify --bench append --bench fanout
+	$(CARGO) bench --package walrelay --bench verify --bench append --bench fanout --bench restore
 	$(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin compare
 	$(CARGO) run --release --quiet --package walrelay-testkit --bin compare
 
