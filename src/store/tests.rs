@@ -393,7 +393,7 @@ fn retention_keeps_what_the_archive_has_not_got() {
         opened.store.wal_files().unwrap().contains(&name)
     };
     wait("names", || finished(7));
-    assert!(named.has_changed().unwrap());
+    wait("word of them", || named.has_changed().unwrap());
     named.mark_unchanged();
     opened.store.remove_old_wal().unwrap();
     assert!(finished(3));

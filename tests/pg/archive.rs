@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use walrelay::archive::{FileName, Repository};
 use walrelay::config::archive_targets;
@@ -98,6 +99,15 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made")
 }
 
+/// A line of a target whose objects are encrypted with a new key.
+fn encrypted(scratch: &Scratch) -> String {
+    use age::secrecy::ExposeSecret;
+    let path = scratch.join("archive.key");
+    let secret = age::x25519::Identity::generate().to_string();
+    fs::write(&path, secret.expose_secret()).expect("the directory is ours");
+    format!("encryption-key-file = \"{}\"", path.display())
+}
+
 fn wait_for_file(dir: &Path, name: &str, relay: &Relay) {
     let arrived = || dir.join(name).exists().then_some(());
     wait_for(format_args!("{name} in {}\n{}", dir.display(), relay.log().tail()), arrived);
@@ -124,7 +134,7 @@ fn bad_targets_hold_up_nobody(server: &Server) {
     let repaired = flag.join("repaired");
     let targets = Targets::new()
         .directory("good", "")
-        .directory("slow", "rate = \"1MB\"\ncompression = \"lz4\"")
+        .directory("slow", &format!("rate = \"1MB\"\ncompression = \"lz4\"\n{}", encrypted(&flag)))
         .s3(&moto, "compression = \"zstd\"")
         .command(&format!("test -e {} || exit 1; ", repaired.display()));
     let relay = targets.archiving(relay_below(&primary)).arg("--wal-keep-size").arg("0").start();
@@ -219,11 +229,14 @@ fn the_tail_arrives_within_the_interval(server: &Server) {
         held >= there || runtime.block_on(repository.read(&segment)).is_ok_and(|read| read.is_some())
     };
     primary.sql("create table t (n int)");
-    for round in 0..3 {
+    // A machine that has other things to do may be late now and then, but not always.
+    let in_time = (0..20).any(|round| {
         primary.sql(&format!("insert into t values ({round})"));
-        let committed = primary.flush_lsn();
+        let (committed, begin) = (primary.flush_lsn(), Instant::now());
         wait_until(format_args!("{committed} in the archive\n{}", relay.log().tail()), || reach(committed));
-    }
+        begin.elapsed() <= Duration::from_secs(1)
+    });
+    assert!(in_time, "none of twenty commits was in the archive within a second");
     // Killed with a part of a segment sent, it goes on where it was.
     relay.kill9();
     relay.start();
