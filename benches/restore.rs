@@ -160,7 +160,7 @@ impl Bench {
     }
 
     fn say(&self, what: &str, took: Duration) {
-        let megabytes = (self.segments * SEG >> 20) as f64;
+        let megabytes = ((self.segments * SEG) >> 20) as f64;
         let (seconds, rate) = (took.as_secs_f64(), megabytes / took.as_secs_f64());
         let each = took.as_secs_f64() * 1000.0 / self.segments as f64;
         println!("{what:<60} {seconds:>8.2} s  {rate:>8.0} MB/s  {each:>7.1} ms each");
