@@ -7,6 +7,7 @@ mod directory;
 mod options;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -32,7 +33,40 @@ pub struct Storage {
 #[derive(Clone, Debug)]
 enum Kind {
     Directory(Arc<Directory>),
-    Objects { store: Arc<dyn ObjectStore>, prefix: ObjectPath },
+    Objects(Objects),
+}
+
+#[derive(Clone, Debug)]
+struct Objects {
+    store: Arc<dyn ObjectStore>,
+    prefix: ObjectPath,
+    /// The bucket has answered once.
+    is_there: Arc<AtomicBool>,
+}
+
+impl Objects {
+    fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath) -> Objects {
+        Objects { store, prefix, is_there: Arc::default() }
+    }
+
+    fn location(&self, path: &str) -> ObjectPath {
+        location(&self.prefix, path)
+    }
+
+    /// Makes sure that an object is missing, and not the bucket: both are "not found", but only one means that there
+    /// is no such file.
+    async fn confirm_missing(&self, action: &'static str, path: &str) -> Result<(), StorageError> {
+        if self.is_there.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Nothing is below an object that is not there.
+        let below = self.location(path);
+        let mut listing = self.store.list(Some(&below));
+        let listed = in_time(0, action, path, listing.try_next()).await?;
+        listed.map_err(|error| failed(action, path, &error))?;
+        self.is_there.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// An object, as a listing shows it.
@@ -82,12 +116,12 @@ impl Storage {
             return Ok(Storage { kind: Kind::Directory(Arc::new(Directory::new(root))) });
         }
         let (store, prefix) = options::store(place)?;
-        Ok(Storage { kind: Kind::Objects { store, prefix } })
+        Ok(Storage { kind: Kind::Objects(Objects::new(store, prefix)) })
     }
 
     /// Objects below `prefix` of any store.
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Storage {
-        Storage { kind: Kind::Objects { store, prefix: ObjectPath::from(prefix) } }
+        Storage { kind: Kind::Objects(Objects::new(store, ObjectPath::from(prefix))) }
     }
 
     /// Stores an object whole and durably; one that is there already is replaced.
@@ -109,7 +143,7 @@ impl Storage {
                 let write = move |dir: &Directory, path: &str| dir.write(path, &content, replace);
                 return blocking(dir, action, path, write).await;
             }
-            Kind::Objects { store, prefix } => (store, location(prefix, path)),
+            Kind::Objects(objects) => (&objects.store, objects.location(path)),
         };
         let size = content.len() as u64;
         let create = mode == PutMode::Create;
@@ -145,19 +179,22 @@ impl Storage {
 
     async fn read(&self, path: &str, range: Option<(u64, u64)>) -> Result<Option<Bytes>, StorageError> {
         let action = "could not read";
-        let (store, location) = match &self.kind {
+        let objects = match &self.kind {
             Kind::Directory(dir) => {
                 return blocking(dir, action, path, move |dir, path| dir.read(path, range)).await;
             }
-            Kind::Objects { store, prefix } => (store, location(prefix, path)),
+            Kind::Objects(objects) => objects,
         };
         let options = GetOptions {
             range: range.map(|(start, end)| GetRange::Bounded(start..end)),
             ..GetOptions::default()
         };
-        let found = match in_time(0, action, path, store.get_opts(&location, options)).await? {
+        let location = objects.location(path);
+        let found = match in_time(0, action, path, objects.store.get_opts(&location, options)).await? {
             Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(object_store::Error::NotFound { .. }) => {
+                return objects.confirm_missing(action, path).await.map(|()| None);
+            }
             Err(error) => return Err(failed(action, path, &error)),
         };
         let size = found.range.end - found.range.start;
@@ -170,10 +207,12 @@ impl Storage {
         let action = "could not look for";
         match &self.kind {
             Kind::Directory(dir) => blocking(dir, action, path, Directory::head).await,
-            Kind::Objects { store, prefix } => {
-                match in_time(0, action, path, store.head(&location(prefix, path))).await? {
+            Kind::Objects(objects) => {
+                match in_time(0, action, path, objects.store.head(&objects.location(path))).await? {
                     Ok(meta) => Ok(Some(stored(path.to_owned(), &meta))),
-                    Err(object_store::Error::NotFound { .. }) => Ok(None),
+                    Err(object_store::Error::NotFound { .. }) => {
+                        objects.confirm_missing(action, path).await.map(|()| None)
+                    }
                     Err(error) => Err(failed(action, path, &error)),
                 }
             }
@@ -185,7 +224,7 @@ impl Storage {
         let action = "could not list";
         let (store, prefix) = match &self.kind {
             Kind::Directory(root) => return blocking(root, action, dir, Directory::list).await,
-            Kind::Objects { store, prefix } => (store, prefix),
+            Kind::Objects(objects) => (&objects.store, &objects.prefix),
         };
         let below = location(prefix, dir);
         let skip = if prefix.as_ref().is_empty() { 0 } else { prefix.as_ref().len() + 1 };
@@ -209,8 +248,8 @@ impl Storage {
         let action = "could not remove";
         match &self.kind {
             Kind::Directory(dir) => blocking(dir, action, path, Directory::remove).await,
-            Kind::Objects { store, prefix } => {
-                match in_time(0, action, path, store.delete(&location(prefix, path))).await? {
+            Kind::Objects(objects) => {
+                match in_time(0, action, path, objects.store.delete(&objects.location(path))).await? {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
                     Err(error) => Err(failed(action, path, &error)),
                 }
@@ -223,7 +262,7 @@ impl Storage {
         match &self.kind {
             Kind::Directory(dir) => blocking(dir, "could not tidy", "", Directory::tidy).await,
             // A store shows no part of an upload, and removes parts by rules of the bucket.
-            Kind::Objects { .. } => Ok(()),
+            Kind::Objects(_) => Ok(()),
         }
     }
 }

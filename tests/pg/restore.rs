@@ -210,6 +210,14 @@ fn missing_and_broken_are_told_apart(server: &Server) {
         "cannot be reached",
     );
     check(&["--from", "nonsense"], &last, 200, "is no place to look in");
+    // A bucket that does not exist is no archive that ends here.
+    let (conf, mistyped) = (it.conf.display().to_string(), it.scratch.join("mistyped.toml"));
+    let text = fs::read_to_string(&conf).expect("it was written").replace("s3://wal/main", "s3://wall/main");
+    fs::write(&mistyped, text).expect("ours");
+    let mistyped = mistyped.display().to_string();
+    check(&["--config", &conf, "--from", "s3"], "0000000100000000000000EE", 1, "");
+    check(&["--config", &mistyped, "--from", "s3"], "0000000100000000000000EE", 200, "NoSuchBucket");
+    check(&["--config", &mistyped, "--from", "s3"], "00000002.history", 200, "NoSuchBucket");
     assert_eq!(it.restore(&["--no-such-option"], &last, &target).status.code(), Some(200));
     let spoiled = it.archive.join(&last);
     let mut bytes = fs::read(&spoiled).expect("it is there");
