@@ -120,6 +120,7 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) 
         ahead,
         wanted: String::new(),
         on_the_way: BTreeSet::new(),
+        fetched: BTreeSet::new(),
         tasks: JoinSet::new(),
         end: None,
     };
@@ -144,6 +145,8 @@ struct Worker {
     ahead: usize,
     wanted: String,
     on_the_way: BTreeSet<String>,
+    /// Of those wanted next, what has been fetched: if it is not here, somebody has taken it and has not said so yet.
+    fetched: BTreeSet<String>,
     tasks: JoinSet<(String, bool)>,
     /// The first segment that could not be had; those after it are not asked for until something else is wanted.
     end: Option<String>,
@@ -159,12 +162,14 @@ impl Worker {
             self.end = None;
             let window = self.window().into_iter().collect();
             self.remove_others(&window);
+            self.fetched.retain(|file| window.contains(file));
         }
         for file in self.window() {
             if self.end.as_ref() == Some(&file) {
                 break;
             }
-            if !self.on_the_way.contains(&file) && !self.dir.join(&file).exists() {
+            let is_new = !self.on_the_way.contains(&file) && !self.fetched.contains(&file);
+            if is_new && !self.dir.join(&file).exists() {
                 self.start(file);
             }
         }
@@ -194,7 +199,9 @@ impl Worker {
     fn note(&mut self, done: Option<Result<(String, bool), tokio::task::JoinError>>) {
         let Some(Ok((file, fetched))) = done else { return };
         self.on_the_way.remove(&file);
-        if !fetched && self.end.as_ref().is_none_or(|end| file < *end) {
+        if fetched {
+            self.fetched.insert(file);
+        } else if self.end.as_ref().is_none_or(|end| file < *end) {
             self.end = Some(file);
         }
     }

@@ -29,6 +29,7 @@ mod consumer;
 pub mod install;
 mod log;
 pub mod moto;
+mod packages;
 mod pgbench;
 mod port;
 mod process;

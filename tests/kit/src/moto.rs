@@ -1,18 +1,16 @@
 //! An S3 server: moto's, from Python wheels, in a directory of our own.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::account;
-use crate::install::{InstallError, cache_dir, python_with_pip};
+use crate::install::InstallError;
+use crate::packages::Packages;
 use crate::port::Port;
-use crate::process::{Process, output};
+use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::wait::within;
 
@@ -54,7 +52,7 @@ const PROGRAM: &str = "import sys\nfrom moto.server import main\nmain(sys.argv[1
 pub struct Moto {
     process: Process,
     port: Port,
-    packages: PathBuf,
+    packages: Packages,
     _scratch: Scratch,
 }
 
@@ -65,15 +63,14 @@ impl Moto {
     /// When moto is not installed: a test that cannot run has failed.
     #[track_caller]
     pub fn start(bucket: &str) -> Moto {
-        let home = locate().filter(Home::is_complete);
-        let home = home
+        let packages = locate().filter(Packages::are_complete);
+        let packages = packages
             .unwrap_or_else(|| panic!("moto is missing: run `cargo run -p walrelay-testkit --bin setup`"));
         let (scratch, port) = (Scratch::new("moto"), Port::take());
-        let mut command = account::lasting(&home.interpreter, "KILL");
-        command.env("PYTHONPATH", &home.packages).env("PYTHONNOUSERSITE", "1");
+        let mut command = packages.interpreter();
         command.args(["-c", PROGRAM, "-H", "127.0.0.1", "-p", &port.number().to_string()]);
         let process = Process::spawn("moto", command, &scratch.join("log"));
-        let moto = Moto { process, port, packages: home.packages, _scratch: scratch };
+        let moto = Moto { process, port, packages, _scratch: scratch };
         let ready = within(crate::PATIENCE, || moto.request("PUT", bucket).filter(|code| *code == 200));
         assert!(ready.is_some(), "moto does not answer\n{}", moto.process.log().tail());
         moto
@@ -86,7 +83,7 @@ impl Moto {
 
     /// Directory of its Python packages, boto3 among them.
     pub fn packages(&self) -> &Path {
-        &self.packages
+        self.packages.dir()
     }
 
     /// Lines of a `[archive.NAME]` table that lead to it.
@@ -121,35 +118,19 @@ impl Moto {
     }
 }
 
-/// Where moto is.
-struct Home {
-    interpreter: PathBuf,
-    packages: PathBuf,
-}
-
-impl Home {
-    fn is_complete(&self) -> bool {
-        let installed = |(name, version): (&str, &str)| {
-            self.packages.join(format!("{}-{version}.dist-info", name.replace('-', "_"))).is_dir()
-        };
-        PACKAGES.into_iter().all(installed)
-    }
-}
-
 /// Finds moto, or installs it; tells where it is.
 ///
 /// # Errors
 /// When it is neither there nor can be installed; the message says what to do.
 pub fn ensure() -> Result<PathBuf, InstallError> {
     let failed = |message| InstallError::Tool { name: "moto", message };
-    let home = locate().ok_or_else(|| failed("no Python that the servers' account can run".to_owned()))?;
-    if !home.is_complete() {
-        install(&home).map_err(failed)?;
+    let packages =
+        locate().ok_or_else(|| failed("no Python that the servers' account can run".to_owned()))?;
+    if !packages.are_complete() {
+        println!("installing moto {}", version());
+        packages.ensure().map_err(failed)?;
     }
-    match home.is_complete() {
-        true => Ok(home.packages),
-        false => Err(failed("installed, but parts of it are missing".to_owned())),
-    }
+    Ok(packages.dir().to_owned())
 }
 
 /// Version of moto.
@@ -157,36 +138,6 @@ pub fn version() -> &'static str {
     PACKAGES.iter().find(|(name, _)| *name == "moto").map_or("", |(_, version)| version)
 }
 
-/// The interpreter and where its packages belong: compiled ones fit one minor version only.
-fn locate() -> Option<Home> {
-    let version = |interpreter: &str| {
-        let ask = "import sys; print('%d.%d' % sys.version_info[:2])";
-        output(account::command(interpreter).args(["-c", ask])).ok()
-    };
-    ["/usr/bin/python3", "python3"].into_iter().find_map(|interpreter| {
-        let packages = cache_dir().join(format!("moto-{}", version(interpreter)?.trim()));
-        Some(Home { interpreter: interpreter.into(), packages })
-    })
-}
-
-fn install(home: &Home) -> Result<(), String> {
-    println!("installing moto {}", version());
-    let aside = home.packages.with_file_name(format!("moto.new-{}", std::process::id()));
-    let installed = install_into(home, &aside).and_then(|()| {
-        let _ = fs::remove_dir_all(&home.packages);
-        fs::rename(&aside, &home.packages).map_err(|error| format!("{}: {error}", aside.display()))
-    });
-    let _ = fs::remove_dir_all(&aside);
-    installed
-}
-
-fn install_into(home: &Home, dir: &Path) -> Result<(), String> {
-    let name = home.packages.file_name().unwrap_or_default().to_string_lossy();
-    let mut pip = Command::new(python_with_pip()?);
-    pip.args(["-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--retries", "5"]);
-    pip.args(["--implementation", "cp", "--python-version", name.trim_start_matches("moto-")]);
-    pip.arg("--target").arg(dir);
-    pip.args(PACKAGES.map(|(name, version)| format!("{name}=={version}")));
-    output(&mut pip)?;
-    output(Command::new("chmod").args(["-R", "a+rX"]).arg(dir)).map(drop)
+fn locate() -> Option<Packages> {
+    Packages::locate("moto", &PACKAGES)
 }

@@ -1,14 +1,13 @@
 //! Barman and PostgreSQL drivers in Python, in a directory of our own.
 //!
-//! Everything is pinned and comes as wheels, without their dependencies: what is needed is named here, and so
-//! psycopg2 can be the one that needs no compiler. The interpreter is one that the servers' account can run.
+//! psycopg2 is the one that needs no compiler.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::account;
-use crate::install::{InstallError, apt_install, cache_dir, python_with_pip};
+use crate::install::{InstallError, apt_install};
+use crate::packages::Packages;
 use crate::process::output;
 
 /// Distribution and version.
@@ -28,8 +27,7 @@ const RSYNC: &str = "rsync";
 /// A Python interpreter with [Barman](https://pgbarman.org) and psycopg.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Python {
-    interpreter: PathBuf,
-    packages: PathBuf,
+    packages: Packages,
 }
 
 impl Python {
@@ -51,34 +49,25 @@ impl Python {
 
     /// Directory of the packages.
     pub fn packages(&self) -> &Path {
-        &self.packages
+        self.packages.dir()
     }
 
     /// A command that runs a program text with these arguments, under the servers' account; killed with us.
     pub fn lasting(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = self.interpreter();
+        let mut command = self.packages.interpreter();
         command.arg("-c").arg(program).args(args);
         command
     }
 
     /// A command for Barman, which runs further ones of itself.
     pub(crate) fn barman(&self) -> Command {
-        let mut command = self.interpreter();
-        command.arg(self.packages.join("bin/barman"));
-        command
-    }
-
-    fn interpreter(&self) -> Command {
-        let mut command = account::lasting(&self.interpreter, "KILL");
-        command.env("PYTHONPATH", &self.packages).env("PYTHONNOUSERSITE", "1");
+        let mut command = self.packages.interpreter();
+        command.arg(self.packages.dir().join("bin/barman"));
         command
     }
 
     fn is_complete(&self) -> bool {
-        let installed = |(name, version): (&str, &str)| {
-            self.packages.join(format!("{}-{version}.dist-info", name.replace('-', "_"))).is_dir()
-        };
-        PACKAGES.into_iter().all(installed) && self.packages.join("bin/barman").is_file()
+        self.packages.are_complete() && self.packages.dir().join("bin/barman").is_file()
     }
 }
 
@@ -101,7 +90,8 @@ pub fn ensure() -> Result<Python, InstallError> {
     }
     let python = locate().ok_or_else(|| failed("no Python that the servers' account can run".to_owned()))?;
     if !python.is_complete() {
-        install(&python).map_err(failed)?;
+        println!("installing Barman {} and psycopg", python.barman_version());
+        python.packages.ensure().map_err(failed)?;
     }
     match python.is_complete() {
         true => Ok(python),
@@ -120,38 +110,6 @@ fn has_rsync() -> bool {
     output(account::command(RSYNC).arg("--version")).is_ok()
 }
 
-/// The interpreter and where its packages belong: compiled ones fit one minor version only.
 fn locate() -> Option<Python> {
-    let version = |interpreter: &str| {
-        let ask = "import sys; print('%d.%d' % sys.version_info[:2])";
-        output(account::command(interpreter).args(["-c", ask])).ok()
-    };
-    // One on the path may be in somebody's home.
-    ["/usr/bin/python3", "python3"].into_iter().find_map(|interpreter| {
-        let packages = cache_dir().join(format!("python{}", version(interpreter)?.trim()));
-        Some(Python { interpreter: interpreter.into(), packages })
-    })
-}
-
-fn install(python: &Python) -> Result<(), String> {
-    println!("installing Barman {} and psycopg", python.barman_version());
-    let aside = python.packages.with_extension(format!("new-{}", std::process::id()));
-    let installed = install_into(python, &aside).and_then(|()| {
-        let _ = fs::remove_dir_all(&python.packages);
-        fs::rename(&aside, &python.packages).map_err(|error| format!("{}: {error}", aside.display()))
-    });
-    let _ = fs::remove_dir_all(&aside);
-    installed
-}
-
-fn install_into(python: &Python, dir: &Path) -> Result<(), String> {
-    let name = python.packages.file_name().unwrap_or_default().to_string_lossy();
-    let mut pip = Command::new(python_with_pip()?);
-    pip.args(["-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--retries", "5"]);
-    // pip may belong to another interpreter than the one that is to run this.
-    pip.args(["--implementation", "cp", "--python-version", name.trim_start_matches("python")]);
-    pip.arg("--target").arg(dir);
-    pip.args(PACKAGES.map(|(name, version)| format!("{name}=={version}")));
-    output(&mut pip)?;
-    output(Command::new("chmod").args(["-R", "a+rX"]).arg(dir)).map(drop)
+    Packages::locate("python", &PACKAGES).map(|packages| Python { packages })
 }
