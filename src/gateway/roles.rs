@@ -132,7 +132,7 @@ impl Roles {
         Roles { info, auth_query, followed, store, cache: Mutex::new(cache), asker: Default::default() }
     }
 
-    /// What is known of a role, asking the upstream if it can be reached. Takes [`ANSWER_LIMIT`] at most.
+    /// What is known of a role, asking the upstream if it can be reached. Takes 5 s at most.
     pub async fn look_up(&self, name: &str) -> Role {
         let fresh = self.lock().asked.get(name).is_some_and(|at| at.elapsed() < FRESH);
         if !fresh && self.followed.borrow().is_some() {
