@@ -8,7 +8,7 @@ use walrelay::archive::{FileName, Repository};
 use walrelay::config::archive_targets;
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
-    Cluster, Moto, Process, Python, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
+    Barman, Cluster, Moto, Process, Python, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
     wait_for, wait_until,
 };
 
@@ -22,6 +22,7 @@ on_every_version!(
     a_target_that_takes_nothing_and_may_be_dropped,
     other_content_is_kept_aside,
     barman_cloud_restores_what_is_archived,
+    a_barman_servers_directory_is_a_target,
 );
 
 /// Directories, and a configuration file that names them.
@@ -341,5 +342,37 @@ fn barman_cloud_restores_what_is_archived(server: &Server) {
         Process::spawn("barman-cloud-wal-restore", command, &targets.scratch.join("log")).wait_success();
     }
     compare::assert_segments(&primary, &restored, 3);
+    relay.assert_calm();
+}
+
+fn a_barman_servers_directory_is_a_target(server: &Server) {
+    let primary = primary(server);
+    let settings = format!("conninfo = {}\nbackup_method = postgres\narchiver = on\n", primary.conninfo());
+    let barman = Barman::new(server, &settings, "");
+    let home = barman.home().join("acc");
+    fs::create_dir(&home).expect("Barman's home is ours");
+    let mut targets = Targets::new();
+    let place = format!("url = \"file://{}\"\nlayout = \"barman\"\ncompression = \"gzip\"", home.display());
+    targets.config += &format!("[archive.barman]\n{place}\n");
+    let relay = targets.archiving(relay_below(&primary)).start();
+    primary.pgbench_init(1);
+    let last = primary.switch_wal();
+    wait_for_object(&targets.repository("barman"), &last);
+
+    // Barman runs under another account than the relay, and takes what is its own.
+    let mut give = walrelay_testkit::tied_command("chmod");
+    assert!(give.args(["-R", "a+rwX"]).arg(&home).status().expect("there is a chmod").success());
+    let restored = targets.scratch.dir("restored");
+    let finished = primary.finished_segments();
+    for name in &finished[finished.len() - 3..] {
+        barman.ok(&["get-wal", "acc", name, "-o", &restored.display().to_string()]);
+    }
+    compare::assert_segments(&primary, &restored, 3);
+    barman.ok(&["rebuild-xlogdb", "acc"]);
+    let wals = fs::read_dir(home.join("wals")).expect("it is there").filter_map(Result::ok);
+    let database =
+        wals.map(|entry| entry.path()).find(|path| path.display().to_string().ends_with("xlog.db"));
+    let listed = fs::read_to_string(database.expect("Barman has made it")).expect("it is a text");
+    assert!(listed.contains(&last) && !listed.contains("sha256"), "{listed}");
     relay.assert_calm();
 }
