@@ -4,7 +4,7 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `WALRELAY_BENCH_MB` | 256 | megabytes of WAL; 4096 for the figures in docs/PERFORMANCE.md |
-//! | `WALRELAY_BENCH_S3` | none | `s3://bucket/prefix` to measure as well, which is filled first; credentials and `AWS_ENDPOINT` as for any client |
+//! | `WALRELAY_BENCH_S3` | none | `s3://bucket/prefix` to measure as well, which is filled first; credentials and `AWS_ENDPOINT_URL` as for any client |
 //! | `WALRELAY_BENCH_COMMAND` | none | another `restore_command` to measure, with %f and %p |
 //!
 //! Beside it `cp`, which checks nothing. Not criterion's: a run takes long, and one figure each is enough.
