@@ -12,6 +12,7 @@ pub mod downstream;
 pub mod error;
 pub mod gateway;
 pub mod overlay;
+pub mod rate;
 pub mod relay;
 pub mod store;
 pub mod tools;

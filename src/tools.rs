@@ -72,7 +72,7 @@ async fn verify(args: &VerifyArgs, environment: &Environment) -> Result<u8, Rela
             let others = origins.iter().enumerate().filter(|(other, _)| *other != number);
             let others = others.map(|(_, origin)| Ok(source(origin.clone())?));
             let others = others.collect::<Result<Vec<_>, RelayError>>()?;
-            verify::heal(&repository, &mut report, id, &others).await?;
+            verify::heal(&repository, &mut report, &others).await?;
         }
         reports.push(report);
     }

@@ -74,18 +74,18 @@ pub async fn remove(repository: &Repository, plan: &Plan) -> Result<(), CleanupE
     Ok(())
 }
 
-/// `keep-age` and `keep-size` of a target, applied; how many objects were removed.
+/// `keep-age` and `keep-size` of a target, applied; what was removed.
 pub async fn retain(
     repository: &Repository,
     keep_age: Option<Duration>,
     keep_size: Option<u64>,
-) -> Result<usize, CleanupError> {
+) -> Result<Vec<Entry>, CleanupError> {
     if keep_age.is_none() && keep_size.is_none() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     let plan = plan(repository, &Limit::Retention { keep_age, keep_size }, false, SystemTime::now()).await?;
     remove(repository, &plan).await?;
-    Ok(plan.remove.len())
+    Ok(plan.remove)
 }
 
 /// A segment's number as its file name shows it, which sorts as the positions do.

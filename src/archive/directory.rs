@@ -1,12 +1,13 @@
 //! A relay's data directory as a source: read as it lies there, whether a relay runs on it or not.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use walrelay_proto::{SegSize, WalIdentity};
 
+use super::buffer;
 use super::source::{FetchError, Fetching, Source};
 
 /// The WAL in a relay's data directory.
@@ -33,8 +34,8 @@ impl RelayDirectory {
 
     async fn get(&self, file: String) -> Result<Option<Bytes>, FetchError> {
         let (wal, place) = (self.wal.clone(), self.name.clone());
-        let work = move || match fs::read(wal.join(file)) {
-            Ok(content) => Ok(Some(content.into())),
+        let work = move || match File::open(wal.join(file)).and_then(buffer::read_to_end) {
+            Ok(content) => Ok(Some(content)),
             // A directory that is not mounted proves nothing about what is in it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && wal.is_dir() => Ok(None),
             Err(error) => Err(FetchError::Unreachable { place, reason: error.to_string() }),

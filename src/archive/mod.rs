@@ -13,6 +13,7 @@
 
 mod archiver;
 mod backoff;
+mod buffer;
 pub mod check;
 pub mod cleanup;
 mod codec;

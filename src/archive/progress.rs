@@ -172,6 +172,11 @@ impl Progress {
         gaps
     }
 
+    /// Notes that the target keeps nothing before this position any more.
+    pub(super) fn removed_before(&mut self, lsn: Lsn) {
+        self.since = self.since.map(|since| since.max(lsn));
+    }
+
     /// Where the WAL begins that is there without a gap up to the present.
     pub(super) fn since(&self) -> Option<Lsn> {
         self.since
@@ -197,6 +202,17 @@ mod tests {
 
     fn wal(segno: u64) -> WalFileName {
         WalFileName::new(TimelineId::FIRST, SegNo::new(segno))
+    }
+
+    #[test]
+    fn what_retention_removes_is_not_there_any_more() {
+        let mut progress = Progress::new(size(), "x".to_owned());
+        progress.removed_before(Lsn::new(9 << 20));
+        assert_eq!(progress.since(), None);
+        progress.begin(wal(3));
+        progress.removed_before(Lsn::new(5 << 20));
+        progress.removed_before(Lsn::new(4 << 20));
+        assert_eq!(progress.since(), Some(Lsn::new(5 << 20)));
     }
 
     fn name(segno: u64) -> FileName {

@@ -40,6 +40,11 @@ impl Queue {
         &self.progress
     }
 
+    /// Notes that the target keeps nothing before this position any more.
+    pub(super) fn removed_before(&mut self, lsn: Lsn) {
+        self.progress.removed_before(lsn);
+    }
+
     /// Takes over what is in `pg_wal`. What should be there and is not is given up, and told; `exists` looks
     /// again at the place itself, because a file that gets another name while a directory is read can be
     /// missed.

@@ -240,17 +240,14 @@ impl Repository {
     ///
     /// Safe to drop or to be killed at any moment, and to be done again: what was stored stays.
     pub async fn write(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
-        let sha256 = {
-            let plain = plain.clone();
-            blocking(move || Sha256::of(&plain)).await
-        };
+        let sha256 = digest(&plain).await;
         for _ in 0..2 {
             match self.look(name).await.map_err(from_read)? {
                 Found::Content(there) if there == sha256 => return Ok(Written::Same),
                 Found::Content(_) | Found::Unreadable => return self.keep_aside(name, plain, sha256).await,
                 Found::Nothing => {}
             }
-            let prepared = self.prepare(name, plain.clone()).await?;
+            let prepared = self.prepare(name, plain.clone(), sha256).await?;
             let path = self.layout.file(name, self.codec.format());
             if self.storage.put_new(&path, prepared.stored).await.map_err(|error| self.not_written(error))? {
                 self.put_sidecar(name, &prepared.sidecar).await?;
@@ -279,7 +276,8 @@ impl Repository {
         let Some(stored) = self.get(&path).await? else { return Ok(Found::Nothing) };
         let Ok(plain) = self.decode(stored.clone(), format).await else { return Ok(Found::Unreadable) };
         let object = path.rsplit('/').next().unwrap_or(&path).to_owned();
-        let sidecar = blocking(move || Sidecar::describe(&object, &stored, &plain)).await;
+        let describe = move || Sidecar::describe(&object, &stored, &plain, Sha256::of(&plain));
+        let sidecar = blocking(describe).await;
         let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
         put.map_err(|source| self.unreachable(source))?;
         Ok(Found::Content(sidecar.plain_sha256))
@@ -287,7 +285,7 @@ impl Repository {
 
     async fn keep_aside(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Written, WriteError> {
         let path = self.layout.aside(name, Aside::Conflict, &sha256.short(), self.codec.format());
-        let prepared = self.prepare(name, plain).await?;
+        let prepared = self.prepare(name, plain, sha256).await?;
         self.storage.put(&path, prepared.stored).await.map_err(|error| self.not_written(error))?;
         Ok(Written::Conflict { kept_aside: path })
     }
@@ -303,7 +301,8 @@ impl Repository {
         if let Some((path, format)) = &old {
             self.copy_aside(name, path, *format).await?;
         }
-        let prepared = self.prepare(name, plain).await?;
+        let sha256 = digest(&plain).await;
+        let prepared = self.prepare(name, plain, sha256).await?;
         let path = self.layout.file(name, self.codec.format());
         self.storage.put(&path, prepared.stored).await.map_err(|error| self.not_written(error))?;
         self.put_sidecar(name, &prepared.sidecar).await?;
@@ -315,10 +314,7 @@ impl Repository {
 
     async fn copy_aside(&self, name: &FileName, path: &str, format: Format) -> Result<(), WriteError> {
         let Some(stored) = self.get(path).await.map_err(from_read)? else { return Ok(()) };
-        let sum = {
-            let stored = stored.clone();
-            blocking(move || Sha256::of(&stored).short()).await
-        };
+        let sum = digest(&stored).await.short();
         let aside = self.layout.aside(name, Aside::Damaged, &sum, format);
         self.storage.put(&aside, stored).await.map_err(|error| self.not_written(error))
     }
@@ -451,12 +447,12 @@ impl Repository {
         self.codec.format()
     }
 
-    async fn prepare(&self, name: &FileName, plain: Bytes) -> Result<Prepared, WriteError> {
+    async fn prepare(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Prepared, WriteError> {
         let codec = self.codec.clone();
         let object = format!("{name}{}", codec.format().suffix());
         let prepared = blocking(move || {
             let stored = codec.encode(&plain)?;
-            let sidecar = Sidecar::describe(&object, &stored, &plain);
+            let sidecar = Sidecar::describe(&object, &stored, &plain, sha256);
             Ok(Prepared { stored, sidecar })
         });
         prepared.await.map_err(|error: std::io::Error| self.not_prepared(name.as_str(), &error))
@@ -506,6 +502,11 @@ pub(super) fn from_read(error: ReadError) -> WriteError {
             WriteError::Unreachable { target, source }
         }
     }
+}
+
+async fn digest(bytes: &Bytes) -> Sha256 {
+    let bytes = bytes.clone();
+    blocking(move || Sha256::of(&bytes)).await
 }
 
 /// Hashing, compression and encryption are not for the runtime's workers.

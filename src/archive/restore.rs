@@ -4,8 +4,8 @@
 //! without it, which may be its end; more than 125, recovery stops. [`BROKEN`] is used for everything but
 //! certainty.
 //!
-//! The file appears under its name whole, checked and synced, or not at all. What a killed run leaves is removed by
-//! the next one.
+//! The file appears under its name whole, checked and synced, or not at all; what recovery asks for it syncs itself.
+//! What a killed run leaves is removed by the next one.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use super::check;
 use super::fetch::{self, Failure, Fetched, Fetcher};
 use super::source::{FetchError, Source};
 use super::spool::Spool;
-use super::temp::TempFile;
+use super::temp::{TempFile, dir_of, put};
 
 /// Exit code for "there is no such file".
 pub const MISSING: u8 = 1;
@@ -78,7 +78,7 @@ impl Restore {
     /// Runs in PostgreSQL's data directory, as `restore_command` does. Can be killed at any time.
     pub async fn run(&self) -> Result<Restored, RestoreError> {
         let fetcher = Fetcher::new(self.sources.clone(), system_id_here());
-        TempFile::remove_leftovers(self.dir());
+        TempFile::remove_leftovers(dir_of(&self.target));
         if let Some(spool) = &self.spool
             && let Some(size) = spool.take(&self.file, &self.target, system_id_here()).await
         {
@@ -122,25 +122,21 @@ impl Restore {
     fn must_not_end_here(&self) -> bool {
         fetch::is_segment(&self.file)
             && !Path::new("standby.signal").exists()
-            && !self.dir().join(&self.file).exists()
+            && !dir_of(&self.target).join(&self.file).exists()
     }
 
     /// Whether `pg_wal` has this much of the segment, and perhaps more: what a standby has confirmed must not be
     /// replaced by less.
     fn has_more(&self, good: u64) -> bool {
-        let Ok(bytes) = fs::read(self.dir().join(&self.file)) else { return false };
+        let Ok(bytes) = fs::read(dir_of(&self.target).join(&self.file)) else { return false };
         let Ok(id) = check::identity_of(&bytes) else { return false };
         let name = walrelay_proto::WalFileName::parse(&self.file, id.seg_size);
         name.is_some_and(|name| check::good_length(id, name, &bytes) >= good)
     }
 
-    fn dir(&self) -> &Path {
-        self.target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-    }
-
     fn put(&self, content: Bytes) -> Result<(), RestoreError> {
         let failed = |source| RestoreError::Write { path: self.target.clone(), source };
-        TempFile::create(self.dir()).and_then(|file| file.finish(&content, &self.target)).map_err(failed)
+        put(&content, &self.target).map_err(failed)
     }
 }
 

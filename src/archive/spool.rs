@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use walrelay_proto::{SegSize, SystemId};
 
-use super::check;
 use super::fetch::{self, Fetcher};
-use super::temp::TempFile;
+use super::temp::{TempFile, put};
+use super::{buffer, check};
 
 /// How long a worker waits for the next segment to be wanted.
 pub const LINGER: Duration = Duration::from_secs(60);
@@ -75,10 +75,10 @@ impl Spool {
         let work = move || {
             wait_for(&dir.join(format!("{file}{FETCHING}")));
             let path = dir.join(&file);
-            let bytes = fs::read(&path).ok()?;
+            let bytes = File::open(&path).and_then(buffer::read_to_end).ok()?;
             let size = check::identity_of(&bytes).ok()?.seg_size;
             let good = fetch::check_file(&file, system_id, &bytes).is_ok();
-            let moved = good && (fs::rename(&path, &target).is_ok() || copy(&bytes, &target).is_ok());
+            let moved = good && (fs::rename(&path, &target).is_ok() || put(&bytes, &target).is_ok());
             if !moved {
                 let _ = fs::remove_file(&path);
             }
@@ -229,7 +229,7 @@ async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<boo
         None => Ok(false),
         Some(bytes) => {
             let (dir, path) = (dir.to_owned(), dir.join(file));
-            let store = move || TempFile::create(&dir)?.finish(&bytes, &path);
+            let store = move || TempFile::create(&dir)?.finish_synced(&bytes, &path);
             tokio::task::spawn_blocking(store).await.unwrap_or_else(|error| Err(error.into())).map(|()| true)
         }
     };
@@ -242,11 +242,6 @@ fn wait_for(marker: &Path) {
     if let Ok(file) = File::open(marker) {
         let _ = file.lock_shared();
     }
-}
-
-fn copy(bytes: &[u8], target: &Path) -> io::Result<()> {
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    TempFile::create(dir)?.finish(bytes, target)
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::target::ObjectPlace;
 use directory::Directory;
@@ -169,28 +169,15 @@ impl Storage {
 
     /// Reads an object; `None` if there is certainly none.
     pub async fn get(&self, path: &str) -> Result<Option<Bytes>, StorageError> {
-        self.read(path, None).await
-    }
-
-    /// Reads bytes `start..end` of an object, or what there is of them; `None` if there is certainly no object.
-    pub async fn get_range(&self, path: &str, start: u64, end: u64) -> Result<Option<Bytes>, StorageError> {
-        self.read(path, Some((start, end))).await
-    }
-
-    async fn read(&self, path: &str, range: Option<(u64, u64)>) -> Result<Option<Bytes>, StorageError> {
         let action = "could not read";
         let objects = match &self.kind {
             Kind::Directory(dir) => {
-                return blocking(dir, action, path, move |dir, path| dir.read(path, range)).await;
+                return blocking(dir, action, path, Directory::read).await;
             }
             Kind::Objects(objects) => objects,
         };
-        let options = GetOptions {
-            range: range.map(|(start, end)| GetRange::Bounded(start..end)),
-            ..GetOptions::default()
-        };
         let location = objects.location(path);
-        let found = match in_time(0, action, path, objects.store.get_opts(&location, options)).await? {
+        let found = match in_time(0, action, path, objects.store.get(&location)).await? {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => {
                 return objects.confirm_missing(action, path).await.map(|()| None);
@@ -324,8 +311,6 @@ mod tests {
         storage.put("a/b", bytes(b"third")).await.unwrap();
         storage.put("a/c/d", bytes(b"x")).await.unwrap();
         storage.put("ab", bytes(b"y")).await.unwrap();
-        assert_eq!(storage.get_range("a/b", 1, 3).await.unwrap(), Some(bytes(b"hi")));
-        assert_eq!(storage.get_range("a/b", 1, 30).await.unwrap(), Some(bytes(b"hird")));
         assert_eq!(storage.head("a/b").await.unwrap().unwrap().size, 5);
         let paths = async |dir: &str| {
             let found = storage.list(dir).await.unwrap();

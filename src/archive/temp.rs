@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 /// What names of files in the making begin with.
 const PREFIX: &str = ".walrelay-restore.";
 
+/// Names that recovery gives to what it asks for. It removes what it finds under them, and syncs what it takes over from
+/// them (`KeepFileRestoredFromArchive` in PostgreSQL's `xlogarchive.c`); syncing here would only make it wait.
+const OF_RECOVERY: [&str; 2] = ["RECOVERYXLOG", "RECOVERYHISTORY"];
+
 /// A file in the making; removed if it is dropped before it is finished.
 #[derive(Debug)]
 pub(super) struct TempFile {
@@ -33,10 +37,21 @@ impl TempFile {
         }
     }
 
-    /// Writes it, makes it durable and gives it its name, in place of whatever has that name.
+    /// Writes it and gives it its name, in place of whatever has that name. Not durable: after a crash of the
+    /// machine anything may be there.
     pub(super) fn finish(mut self, content: &[u8], name: &Path) -> io::Result<()> {
         self.file.write_all(content)?;
+        self.name(name)
+    }
+
+    /// Like [`TempFile::finish`], and its content is durable before it has its name.
+    pub(super) fn finish_synced(mut self, content: &[u8], name: &Path) -> io::Result<()> {
+        self.file.write_all(content)?;
         self.file.sync_data()?;
+        self.name(name)
+    }
+
+    fn name(&mut self, name: &Path) -> io::Result<()> {
         fs::rename(&self.path, name)?;
         self.finished = true;
         Ok(())
@@ -61,6 +76,20 @@ impl Drop for TempFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Puts a file in its place, whole or not at all.
+pub(super) fn put(content: &[u8], target: &Path) -> io::Result<()> {
+    let file = TempFile::create(dir_of(target))?;
+    match OF_RECOVERY.iter().any(|name| target.file_name() == Some(name.as_ref())) {
+        true => file.finish(content, target),
+        false => file.finish_synced(content, target),
+    }
+}
+
+/// The directory a file is in.
+pub(super) fn dir_of(target: &Path) -> &Path {
+    target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn is_at(file: &File, path: &Path) -> bool {

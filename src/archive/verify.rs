@@ -56,6 +56,9 @@ pub enum Problem {
 pub struct Report {
     /// The target's name.
     pub target: String,
+    /// The cluster whose WAL it holds; `None` if nothing tells.
+    #[serde(skip)]
+    pub id: Option<WalIdentity>,
     /// Segments that were read.
     pub segments: usize,
     /// All that is wrong, by file.
@@ -82,17 +85,16 @@ pub async fn verify(repository: &Repository, id: Option<WalIdentity>) -> Result<
     Ok(check.report())
 }
 
-/// Replaces what is wrong by good copies from elsewhere. What was there is kept aside.
+/// Replaces what is wrong by good copies from elsewhere, of the same cluster. What was there is kept aside.
 ///
 /// # Errors
 /// The target cannot be written.
 pub async fn heal(
     repository: &Repository,
     report: &mut Report,
-    id: Option<WalIdentity>,
     sources: &[Arc<dyn Source>],
 ) -> Result<(), WriteError> {
-    let mut histories = HashMap::new();
+    let (mut histories, id) = (HashMap::new(), report.id);
     // Histories sort first, and segments are checked with them.
     report.findings.sort_by_key(|finding| (!finding.file.ends_with(".history"), finding.file.clone()));
     for finding in &mut report.findings {
@@ -349,6 +351,7 @@ impl<'a> Check<'a> {
     fn report(self) -> Report {
         Report {
             target: self.repository.name().to_owned(),
+            id: self.id,
             segments: self.segments,
             findings: self.findings.into_values().collect(),
         }

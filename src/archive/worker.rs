@@ -1,10 +1,12 @@
 //! One target's worker: its queue, its failures, its pace.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -12,16 +14,17 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
 use super::archiver::{Floor, Floors};
+use super::layout::Item;
 use super::listing::Listing;
 use super::name::{FileKind, FileName};
 use super::outlook::{Pace, bytes, outlook};
 use super::progress::Progress;
 use super::queue::{Queue, needed_from};
-use super::repository::{Repository, Written};
+use super::repository::{Entry, Repository, Written};
 use super::tail::Tail;
 use super::target::{OnQuota, Target};
 use super::{backoff, cleanup, command};
-use crate::gateway::RateLimit;
+use crate::rate::RateLimit;
 use crate::store::{ArchivedWal, ReadError, Segment, Store};
 
 /// Progress is saved at most this often, for all files that arrived meanwhile together.
@@ -88,6 +91,8 @@ enum Outcome {
 
 enum Event {
     Sent(FileName, Outcome),
+    /// The target's retention has removed these.
+    Removed(Vec<FileName>),
     /// Work on the side is done.
     Aside,
     Listing,
@@ -149,6 +154,7 @@ impl Worker {
                     // More has come; what was saved may have to be let go.
                     self.publish(&saved, &listing);
                 }
+                Event::Removed(names) => self.removed(&queue, &names, &listing),
                 Event::Time | Event::Aside => {}
                 Event::Stop => break,
             }
@@ -158,8 +164,10 @@ impl Worker {
         }
         let deadline = Instant::now() + grace;
         while let Ok(Some(done)) = timeout_at(deadline, work.join_next()).await {
-            if let Ok(Event::Sent(name, outcome)) = done {
-                self.sent(&queue, &mut JoinSet::new(), name, outcome);
+            match done {
+                Ok(Event::Sent(name, outcome)) => self.sent(&queue, &mut JoinSet::new(), name, outcome),
+                Ok(Event::Removed(names)) => self.removed(&queue, &names, &listing),
+                _ => {}
             }
         }
         let _ = timeout_at(deadline, tail.join_next()).await;
@@ -220,7 +228,10 @@ impl Worker {
             let Some(name) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
             work.spawn(async move {
-                let outcome = send(&sink, &store, &name, size).await;
+                // Not even a fault of ours may lose sight of the file: its WAL would be held for ever, silently.
+                let sent = AssertUnwindSafe(send(&sink, &store, &name, size)).catch_unwind().await;
+                let fault = |_| Outcome::Unreadable("a fault of walrelay, see standard error".to_owned());
+                let outcome = sent.unwrap_or_else(fault);
                 Event::Sent(name, outcome)
             });
         }
@@ -361,14 +372,28 @@ impl Worker {
             }
             let name = repository.name();
             match cleanup::retain(&repository, keep_age, keep_size).await {
-                Ok(0) => {}
-                Ok(removed) => tracing::info!("removed {removed} old objects from archive target \"{name}\""),
+                Ok(removed) if removed.is_empty() => Event::Aside,
+                Ok(removed) => {
+                    let count = removed.len();
+                    tracing::info!("removed {count} old objects from archive target \"{name}\"");
+                    Event::Removed(removed.into_iter().filter_map(wal_file).collect())
+                }
                 Err(error) => {
-                    tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}")
+                    tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}");
+                    Event::Aside
                 }
             }
-            Event::Aside
         });
+    }
+
+    /// Slots cannot count on what retention has removed.
+    fn removed(&mut self, queue: &SharedQueue, names: &[FileName], listing: &Listing) {
+        let segments = names.iter().filter(|name| name.kind() == FileKind::Segment);
+        let ends = segments.filter_map(|name| Some(name.wal(listing.size)?.segno.end(listing.size)));
+        if let Some(end) = ends.max() {
+            lock(queue).removed_before(end);
+            self.unsaved_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Saves what the target has got, and lets go of what it needs no more.
@@ -407,6 +432,13 @@ impl Worker {
 fn behind(saved: &Progress, listing: &Listing) -> u64 {
     let needed = needed_from(saved, listing);
     if needed == Lsn::INVALID || needed > listing.end { 0 } else { listing.end.since(needed) }
+}
+
+fn wal_file(entry: Entry) -> Option<FileName> {
+    match entry.item {
+        Item::File(name, _) => Some(name),
+        _ => None,
+    }
 }
 
 /// Sends one file.

@@ -78,12 +78,11 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     check_ready(shared, request.kind)?;
     let source = conn.peer().ip().map(Source::from);
     check_failures(shared, source)?;
-    let role = shared.gateway.roles().look_up(&request.user).await;
-    let credentials = authenticate::authenticate(conn, shared, &request, &role).await;
-    if let (Err(LoginError::Refused(_)), Some(source)) = (&credentials, source) {
+    let authenticated = authenticate::authenticate(conn, shared, &request).await;
+    if let (Err(LoginError::Refused(_)), Some(source)) = (&authenticated, source) {
         shared.failures.note(source, Instant::now());
     }
-    let credentials = credentials?;
+    let (credentials, role) = authenticated?;
     check_role(&request, &role, &shared.store.upstream_parameters())?;
     conn.put(&Authentication::Ok);
     conn.set_phase(Phase::Command);

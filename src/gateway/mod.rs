@@ -5,7 +5,6 @@
 //! has an upstream connection of its own, which ends with it.
 
 mod cancel;
-mod rate;
 mod roles;
 mod scan;
 
@@ -16,12 +15,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::conninfo::{ConnInfo, Credentials, HostSpec, TargetSessionAttrs};
+use crate::rate::RateLimit;
 use crate::store::Store;
 use crate::upstream::{ConnectError, UpstreamConnection, connect};
 use crate::wire::{PgError, sqlstate};
 
 pub use cancel::{CancelKey, Cancellable};
-pub use rate::RateLimit;
 pub use roles::{Attributes, DEFAULT_AUTH_QUERY, Role, Roles};
 pub use scan::{Scan, Scanner};
 

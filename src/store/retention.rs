@@ -169,12 +169,6 @@ impl Store {
         state.archived.filter(|_| state.readable).or(state.pending.then_some(anything))
     }
 
-    /// The position below which the archive has everything that was here when it began, or when it had its last
-    /// gap.
-    pub fn archived_to(&self) -> Option<Lsn> {
-        self.archived().map(|archived| archived.to)
-    }
-
     /// Makes a slot that keeps all WAL held here, as there is no checkpoint of our own to start from; but no more
     /// than a slot may keep, else it would be lost at once. What it keeps is there when this returns.
     ///

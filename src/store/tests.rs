@@ -470,7 +470,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// However WAL is cut and wherever the process dies, what comes back is a prefix that ends with a
-    /// record, and receiving the rest gives the same bytes.
+    /// record, and receiving the rest gives the same bytes. It may be a record more than was published:
+    /// one of which only zeros had not come yet, which the file has already, mostly its alignment padding.
     #[test]
     fn any_cut_any_crash(seed: u64, cuts in prop::collection::vec(1usize..400_000, 1..8), crash_at in 0usize..8) {
         let dir = tempfile::tempdir().unwrap();
@@ -486,8 +487,11 @@ proptest! {
                 let published = opened.store.tip().map(|tip| tip.write_lsn);
                 opened.crash();
                 opened = Opened::open(dir.path());
-                prop_assert_eq!(opened.store.tip().map(|tip| tip.write_lsn), published);
+                prop_assert!(opened.store.tip().map(|tip| tip.write_lsn) >= published);
+                let received = at;
                 at = opened.writer.position().unwrap().lsn.since(START) as usize;
+                let not_received = &wal.bytes()[received.min(at)..at];
+                prop_assert!(not_received.iter().all(|byte| *byte == 0));
             }
             if at == wal.bytes().len() {
                 break;

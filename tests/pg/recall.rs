@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
-    Cluster, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version, wait_until,
+    Cluster, Moto, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version, wait_until,
 };
 
 use crate::relay_below;
 
 on_every_version!(
     consumers_catch_up_over_ten_times_the_quota,
+    a_standby_catches_up_from_s3,
     a_target_that_is_down_is_waited_for,
     what_is_nowhere_has_been_removed,
+    slots_do_not_count_on_what_retention_removes,
     a_timeline_switch_in_archived_wal
 );
 
@@ -32,7 +34,7 @@ impl Setting {
     fn new(server: &Server) -> Setting {
         let scratch = Scratch::new("archive");
         let primary = Setting::primary(server, &scratch);
-        let relay = Setting::relay(&primary, &scratch).start();
+        let relay = Setting::relay(&primary, "--archive", &Setting::url(&scratch)).start();
         Setting { archive: scratch.join("wal"), primary, relay, scratch }
     }
 
@@ -41,9 +43,13 @@ impl Setting {
         Cluster::builder(server).name("a").seg_mb(1).start()
     }
 
-    fn relay(primary: &Cluster, scratch: &Scratch) -> RelayBuilder {
-        let url = format!("file://{}", scratch.join("wal").display());
-        let args = ["--wal-keep-size", "0", "--max-slot-wal-keep-size", QUOTA, "--archive", &url];
+    fn url(scratch: &Scratch) -> String {
+        format!("file://{}", scratch.join("wal").display())
+    }
+
+    /// `option` and `value` lead to the archive.
+    fn relay(primary: &Cluster, option: &str, value: &str) -> RelayBuilder {
+        let args = ["--wal-keep-size", "0", "--max-slot-wal-keep-size", QUOTA, option, value];
         args.into_iter().fold(relay_below(primary), |builder, arg| builder.arg(arg))
     }
 
@@ -53,17 +59,8 @@ impl Setting {
     }
 
     fn write_with(&self, primary: &Cluster, quotas: u64) {
-        let begin = primary.flush_lsn();
-        while primary.flush_lsn().since(begin) < quotas * QUOTA_BYTES {
-            primary.sql("create table filler as select generate_series(1, 40000) i; drop table filler");
-        }
-        primary.sql("create table if not exists t (i int); insert into t select generate_series(1, 1000)");
-        let last = primary.switch_wal();
-        self.relay.wait_for_segment(&last);
+        let last = write_beyond(&self.relay, primary, quotas);
         self.wait_until_archived(&last);
-        let first = WalFileName::new(primary.timeline(), begin.seg_at(primary.seg_size()));
-        let first = self.relay.wal_dir().join(first.format(primary.seg_size()));
-        wait_until("old WAL to be removed", || !first.exists());
     }
 
     fn wait_until_archived(&self, name: &str) {
@@ -74,6 +71,21 @@ impl Setting {
         let size = self.primary.seg_size();
         WalFileName::new(TimelineId::FIRST, lsn.seg_at(size)).format(size)
     }
+}
+
+/// Writes this many times what the relay keeps, and waits until it has let go of the oldest; the last segment.
+fn write_beyond(relay: &Relay, primary: &Cluster, quotas: u64) -> String {
+    let begin = primary.flush_lsn();
+    while primary.flush_lsn().since(begin) < quotas * QUOTA_BYTES {
+        primary.sql("create table filler as select generate_series(1, 40000) i; drop table filler");
+    }
+    primary.sql("create table if not exists t (i int); insert into t select generate_series(1, 1000)");
+    let last = primary.switch_wal();
+    relay.wait_for_segment(&last);
+    let first = WalFileName::new(primary.timeline(), begin.seg_at(primary.seg_size()));
+    let first = relay.wal_dir().join(first.format(primary.seg_size()));
+    wait_until("old WAL to be removed", || !first.exists());
+    last
 }
 
 fn consumers_catch_up_over_ten_times_the_quota(server: &Server) {
@@ -105,6 +117,24 @@ fn consumers_catch_up_over_ten_times_the_quota(server: &Server) {
     let recalled = it.relay.data_dir().join("recalled");
     let files = fs::read_dir(recalled).expect("made at the start").count();
     assert_eq!(files, 0, "segments fetched back have no names");
+}
+
+fn a_standby_catches_up_from_s3(server: &Server) {
+    let (scratch, moto) = (Scratch::new("archive"), Moto::start("wal"));
+    let conf = scratch.join("walrelay.toml");
+    let target = "[archive.s3]\nurl = \"s3://wal/main\"\ncompression = \"zstd\"\n";
+    fs::write(&conf, target.to_owned() + &moto.options()).expect("the directory is ours");
+    let primary = Setting::primary(server, &scratch);
+    let relay = Setting::relay(&primary, "--config", &conf.display().to_string()).start();
+    relay.create_slot("b");
+    let mut b = primary.standby().name("b").follow(&relay.conninfo()).slot("b").start();
+    b.stop();
+    write_beyond(&relay, &primary, 10);
+    b.start();
+    b.wait_for_replay(primary.settled_lsn());
+    compare::assert_dumps(&primary, &b);
+    assert_eq!(b.sql("show restore_command"), "");
+    assert!(b.log().lines_with("has already been removed", Default::default()).is_empty());
 }
 
 fn a_target_that_is_down_is_waited_for(server: &Server) {
@@ -144,6 +174,31 @@ fn what_is_nowhere_has_been_removed(server: &Server) {
     b.wait_for_replay(it.primary.settled_lsn());
 }
 
+fn slots_do_not_count_on_what_retention_removes(server: &Server) {
+    let scratch = Scratch::new("archive");
+    let conf = scratch.join("walrelay.toml");
+    let primary = Setting::primary(server, &scratch);
+    let target = format!("[archive.main]\nurl = \"{}\"\nkeep-size = \"6MB\"\n", Setting::url(&scratch));
+    fs::write(&conf, target).expect("the directory is ours");
+    let mut relay = Setting::relay(&primary, "--config", &conf.display().to_string()).start();
+    relay.create_slot("b");
+    let mut b = primary.standby().name("b").follow(&relay.conninfo()).slot("b").start();
+    b.stop();
+    let status = |relay: &Relay| {
+        let status = relay.psql("dbname=walrelay", &["select wal_status from pg_replication_slots"]);
+        status.map_err(|error| error.0)
+    };
+    write_beyond(&relay, &primary, 5);
+    assert_eq!(status(&relay), Ok("extended".to_owned()));
+
+    // Retention is applied at the start, and then once an hour.
+    relay.restart();
+    relay.log().wait_for("old objects from archive target \"main\"");
+    wait_until("the slot to be lost", || status(&relay) == Ok("lost".to_owned()));
+    b.start();
+    b.log().wait_for("can no longer access replication slot \"b\"");
+}
+
 /// Takes a segment and its checksum away.
 fn remove(archive: &Path, name: &str, scratch: &Scratch) -> Vec<(PathBuf, String)> {
     let files = [name.to_owned(), format!("{name}.sha256")];
@@ -163,7 +218,8 @@ fn a_timeline_switch_in_archived_wal(server: &Server) {
     let scratch = Scratch::new("archive");
     let mut a = Setting::primary(server, &scratch);
     let b = a.standby().name("b").start();
-    let relay = Setting::relay(&a, &scratch).upstream(&Relay::hosts(&[&a, &b])).start();
+    let relay =
+        Setting::relay(&a, "--archive", &Setting::url(&scratch)).upstream(&Relay::hosts(&[&a, &b])).start();
     relay.create_slot("c");
     let mut c = a.standby().name("c").follow(&relay.conninfo()).slot("c").start();
     c.stop();

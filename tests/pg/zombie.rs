@@ -47,7 +47,8 @@ fn a_zombie_is_not_followed(server: &Server) {
     let mark = relay.log().mark();
     relay.restart();
     relay.log().wait_for_after(mark, "upstream is on timeline 1, behind timeline 2 that is held here");
-    assert_eq!(a.sql("select count(*) from pg_stat_replication"), "0");
+    // Connections that have just been refused may still be seen.
+    assert_eq!(a.sql("select count(*) from pg_stat_replication where state <> 'startup'"), "0");
     // Refused, it is left without a slot that would keep WAL for nobody: the one it has is from before.
     assert_eq!(a.sql("select active from pg_replication_slots"), "f");
 

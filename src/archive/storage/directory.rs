@@ -1,7 +1,7 @@
 //! A target that is a directory of this machine, or mounted on it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
+use super::super::buffer;
 use super::Stored;
 
 /// Begins the names of files that are being written.
@@ -69,21 +70,13 @@ impl Directory {
         Ok(())
     }
 
-    /// Reads a file, or a range of it.
-    pub(super) fn read(&self, path: &str, range: Option<(u64, u64)>) -> io::Result<Option<Bytes>> {
-        let Some(mut file) = self.if_found(File::open(self.root.join(path)))? else { return Ok(None) };
-        if file.metadata()?.is_dir() {
-            return Ok(None);
+    /// Reads a file.
+    pub(super) fn read(&self, path: &str) -> io::Result<Option<Bytes>> {
+        let Some(file) = self.if_found(File::open(self.root.join(path)))? else { return Ok(None) };
+        match file.metadata()?.is_dir() {
+            true => Ok(None),
+            false => buffer::read_to_end(file).map(Some),
         }
-        let mut content = Vec::new();
-        match range {
-            None => file.read_to_end(&mut content)?,
-            Some((start, end)) => {
-                file.seek(SeekFrom::Start(start))?;
-                file.take(end.saturating_sub(start)).read_to_end(&mut content)?
-            }
-        };
-        Ok(Some(content.into()))
     }
 
     pub(super) fn head(&self, path: &str) -> io::Result<Option<Stored>> {

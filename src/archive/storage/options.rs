@@ -100,8 +100,10 @@ fn fold<B>(
 
 /// Requests have deadlines of their own, by size. HTTP without TLS is used only where the URL says so.
 fn client(place: &ObjectPlace) -> Result<ClientOptions, OptionError> {
-    let plain = place.options.get("endpoint").is_some_and(|url| url.starts_with("http://"))
-        || std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://"));
+    let in_environment = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+    let in_environment = in_environment.iter().find_map(|name| std::env::var(name).ok());
+    let endpoint = place.options.get("endpoint").cloned().or(in_environment);
+    let plain = endpoint.is_some_and(|url| url.starts_with("http://"));
     let mut options = ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(Duration::from_secs(10))

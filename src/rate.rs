@@ -1,4 +1,4 @@
-//! `--base-backup-max-rate`: bytes per second over all backups together.
+//! Limits in bytes per second: of all base backups together, of an archive target.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
