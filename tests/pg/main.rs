@@ -11,6 +11,7 @@ mod commands;
 mod drivers;
 mod failover;
 mod fanout;
+mod faults;
 mod feedback;
 mod fork;
 mod login;

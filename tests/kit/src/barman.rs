@@ -72,7 +72,7 @@ impl Barman {
     /// Starts a command and does not wait.
     pub fn spawn(&self, args: &[&str]) -> Process {
         let mut command = self.python.barman();
-        command.arg("-c").arg(self.scratch.join("barman.conf")).args(args);
+        command.arg("-c").arg(self.conf()).args(args);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = [self.server.bin().as_os_str(), &path].join(":".as_ref());
         command.env("PATH", path).env("HOME", self.scratch.path());
@@ -113,6 +113,11 @@ impl Barman {
     /// `barman_home`.
     pub fn home(&self) -> PathBuf {
         self.scratch.join("home")
+    }
+
+    /// Its `barman.conf`, which only the servers' account can read.
+    pub fn conf(&self) -> PathBuf {
+        self.scratch.join("barman.conf")
     }
 
     /// The file with the passwords.
