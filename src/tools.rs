@@ -48,7 +48,8 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
         let action = "could not fetch segments ahead";
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
     }
-    let spool = (args.prefetch > 0).then(|| Spool::new(spool_dir.clone(), worker(spool_dir)));
+    let named = args.spool_dir.is_some();
+    let spool = (args.prefetch > 0).then(|| Spool::new(spool_dir.clone(), worker(spool_dir, named)));
     let restore =
         Restore { sources, file: args.file.clone(), target: args.target.clone(), spool, patience: PATIENCE };
     match restore.run().await? {
@@ -167,12 +168,14 @@ fn beside(target: &Path) -> PathBuf {
 }
 
 /// Starts this very command as a worker, which outlives us: in a process group of its own, with nothing open that
-/// anybody could wait for.
-fn worker(spool_dir: PathBuf) -> spool::StartWorker {
+/// anybody could wait for. `named`: the command says already where the spool is, and must not say it twice.
+fn worker(spool_dir: PathBuf, named: bool) -> spool::StartWorker {
     Arc::new(move || {
         let mut process = Process::new(std::env::current_exe()?);
         process.args(std::env::args_os().skip(1)).arg("--spool-worker");
-        process.arg("--spool-dir").arg(&spool_dir);
+        if !named {
+            process.arg("--spool-dir").arg(&spool_dir);
+        }
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         process.spawn().map(drop)
     })

@@ -125,7 +125,8 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) 
         end: None,
     };
     let mut last_change = Instant::now();
-    while last_change.elapsed() < linger {
+    // Whoever removes the spool wants no worker either.
+    while last_change.elapsed() < linger && dir.is_dir() {
         if worker.look() {
             last_change = Instant::now();
         }

@@ -15,6 +15,7 @@ on_every_version!(
     missing_and_broken_are_told_apart,
     a_broken_archive_stops_recovery,
     the_last_commit_before_a_disaster,
+    segments_are_fetched_ahead,
     verify_heal_list_and_cleanup,
 );
 
@@ -226,6 +227,32 @@ fn missing_and_broken_are_told_apart(server: &Server) {
     check(&["--from", &url], &last, 200, "is damaged");
     check(&["--from", &url, "--from", &relay], &last, 0, "");
     fs::remove_file(spoiled).expect("ours");
+}
+
+fn segments_are_fetched_ahead(server: &Server) {
+    let it = Setting::new(server);
+    it.primary.pgbench_init(1);
+    it.finish_segment();
+    let names: Vec<String> = it.primary.finished_segments();
+    let names: Vec<&String> = names.iter().filter(|name| it.archive.join(name).exists()).collect();
+    let (url, own) = (it.archive_url(), it.scratch.join("spool"));
+    let beside = it.scratch.join("walrelay-spool");
+    let target = it.scratch.join("RECOVERYXLOG");
+    let own_text = own.display().to_string();
+    for (spool, options) in [(&beside, vec![]), (&own, vec!["--spool-dir", own_text.as_str()])] {
+        let place = [&["--from", url.as_str(), "--prefetch", "2"], &options[..]].concat();
+        for asked in 0..4 {
+            let output = it.restore(&place, names[asked], &target);
+            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+            let original = fs::read(it.primary.wal_dir().join(names[asked])).expect("the primary keeps it");
+            assert!(fs::read(&target).expect("it was restored") == original, "{}", names[asked]);
+            for ahead in &names[asked + 1..asked + 3] {
+                wait_until(format_args!("{ahead} in {}", spool.display()), || spool.join(ahead).exists());
+            }
+        }
+        // Nobody can look, and the worker ends.
+        fs::remove_dir_all(spool).expect("ours");
+    }
 }
 
 fn a_broken_archive_stops_recovery(server: &Server) {
