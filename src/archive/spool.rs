@@ -4,6 +4,7 @@
 //! <spool>/
 //!   wanted                              the segment asked for last, and the segment size
 //!   worker.lock                         locked by the worker while there is one
+//!   worker.log                          what it complains about
 //!   000000010000000000000005            fetched, checked, synced
 //!   000000010000000000000006.fetching   on its way, locked by the worker
 //! ```
@@ -35,6 +36,8 @@ pub const LINGER: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// Suffix of a segment on its way.
 const FETCHING: &str = ".fetching";
+/// What the worker says on standard error.
+pub const LOG: &str = "worker.log";
 /// The file that says what is wanted.
 const WANTED: &str = "wanted";
 

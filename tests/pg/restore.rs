@@ -250,6 +250,7 @@ fn segments_are_fetched_ahead(server: &Server) {
                 wait_until(format_args!("{ahead} in {}", spool.display()), || spool.join(ahead).exists());
             }
         }
+        assert_eq!(fs::read_to_string(spool.join("worker.log")).expect("it was started"), "");
         // Nobody can look, and the worker ends.
         fs::remove_dir_all(spool).expect("ours");
     }
