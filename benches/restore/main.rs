@@ -9,9 +9,9 @@
 //! | `WALRELAY_BENCH_MB` | 256 | megabytes of WAL, at least 16; 4096 for the figures in docs/PERFORMANCE.md |
 //! | `WALRELAY_BENCH_COMMAND` | none | another `restore_command` to measure, with %f and %p |
 //!
-//! S3 is moto's server on this machine, in Python. What others there are is found: Barman (`make setup` installs it and
-//! moto), and pgBackRest, if it is on the path and PostgreSQL 15 is there, whose `pg_control` it wants to see. Not
-//! criterion's: a run takes long, and one figure each is enough.
+//! S3 is moto's server on this machine, in Python. It and Barman are what `make setup` installs; pgBackRest is measured if
+//! it is on the path and PostgreSQL 15 is there, whose `pg_control` it wants to see. Not criterion's: a run takes long,
+//! and one figure each is enough.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -57,9 +57,9 @@ fn main() {
     bench.commands("cp, which checks nothing", copy);
     bench.restore("directory");
     bench.commands("barman-wal-restore, a shell for ssh", |name, to| barman.wal_restore(&[], name, to));
-    let parallel = barman.parallel();
-    let parallel = ["--parallel", "4", "--spool-dir", &parallel];
-    bench.commands("... --parallel 4", |name, to| barman.wal_restore(&parallel, name, to));
+    let spool_dir = barman.spool_dir();
+    let ahead = ["--parallel", "4", "--spool-dir", &spool_dir];
+    bench.commands("... --parallel 4", |name, to| barman.wal_restore(&ahead, name, to));
     match &pgbackrest {
         Some(it) => {
             it.fill(&wal);

@@ -56,7 +56,7 @@ impl BarmanServer {
     }
 
     /// A directory for segments fetched ahead.
-    pub(crate) fn parallel(&self) -> String {
+    pub(crate) fn spool_dir(&self) -> String {
         self.scratch.join("spool").display().to_string()
     }
 
