@@ -26,6 +26,7 @@ mod certificates;
 mod cluster;
 pub mod compare;
 mod consumer;
+mod disk;
 pub mod install;
 mod log;
 pub mod moto;
@@ -40,6 +41,7 @@ mod relay;
 mod scratch;
 mod server;
 mod standby;
+mod trace;
 mod wait;
 pub mod waldump;
 mod writer;
@@ -49,6 +51,7 @@ pub use barman::{Answer, Barman};
 pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;
+pub use disk::Disk;
 pub use log::{Log, Mark};
 pub use moto::Moto;
 pub use pgbench::Pgbench;
@@ -62,6 +65,7 @@ pub use rustix::process::Signal;
 pub use scratch::Scratch;
 pub use server::Server;
 pub use standby::StandbyBuilder;
+pub use trace::Trace;
 pub use wait::{PATIENCE, wait_for, wait_until};
 pub use writer::{Ack, Writer};
 
@@ -72,6 +76,12 @@ pub use writer::{Ack, Writer};
 #[macro_export]
 macro_rules! on_every_version {
     ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg15 = 15, pg17 = 17, pg18 = 18] $($story),+); };
+}
+
+/// One test for each story whose subject does not depend on the server's version: on the newest tested.
+#[macro_export]
+macro_rules! on_one_version {
+    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg18 = 18] $($story),+); };
 }
 
 /// Like [`on_every_version!`], on some only: `on_versions!([pg17 = 17, pg18 = 18] story)`. Say why beside it.

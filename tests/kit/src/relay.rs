@@ -15,6 +15,7 @@ use crate::process::Process;
 use crate::psql::{self, Session, SqlError};
 use crate::scratch::Scratch;
 use crate::server::Server;
+use crate::trace::Trace;
 use crate::wait::within;
 
 /// Name of the relay's upstream slot, and its `application_name`, unless set.
@@ -31,6 +32,9 @@ pub struct RelayBuilder {
     name: String,
     hba: String,
     args: Vec<String>,
+    /// Set for its process only, such as `--nofile=128`: options of prlimit.
+    limits: Vec<String>,
+    data_dir: Option<PathBuf>,
 }
 
 impl RelayBuilder {
@@ -55,6 +59,18 @@ impl RelayBuilder {
     /// One more command line argument; a flag and its value are two.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// A limit of its process, as an option of `prlimit`: `--nofile=128`.
+    pub fn limit(mut self, option: &str) -> Self {
+        self.limits.push(option.to_owned());
+        self
+    }
+
+    /// A data directory of the test's choice, on a disk of its own.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
         self
     }
 
@@ -109,12 +125,20 @@ impl Relay {
             name: DEFAULT_NAME.to_owned(),
             hba: TRUST_HBA.to_owned(),
             args: Vec::new(),
+            limits: Vec::new(),
+            data_dir: None,
         }
     }
 
     /// A description of a relay below this one, with the same binary and clients.
     pub fn builder_below(&self) -> RelayBuilder {
-        let settings = RelayBuilder { hba: TRUST_HBA.to_owned(), args: Vec::new(), ..self.settings.clone() };
+        let settings = RelayBuilder {
+            hba: TRUST_HBA.to_owned(),
+            args: Vec::new(),
+            limits: Vec::new(),
+            data_dir: None,
+            ..self.settings.clone()
+        };
         settings.upstream(&self.conninfo())
     }
 
@@ -136,7 +160,14 @@ impl Relay {
     /// Starts the process and does not wait.
     pub fn spawn(&mut self) {
         let command_line = self.command_line();
-        let mut command = tied_command(&self.settings.binary);
+        let mut command = match self.settings.limits.as_slice() {
+            [] => tied_command(&self.settings.binary),
+            limits => {
+                let mut command = tied_command("prlimit");
+                command.args(limits).arg("--").arg(&self.settings.binary);
+                command
+            }
+        };
         command.args(command_line);
         self.process = Some(Process::spawn("walrelay", command, self.log().path()));
     }
@@ -148,7 +179,7 @@ impl Relay {
         let listen = format!("127.0.0.1:{}", self.port());
         let fixed = [
             ["--upstream", &upstream],
-            ["--data-dir", &path("data")],
+            ["--data-dir", &self.data_dir().display().to_string()],
             ["--listen", &listen],
             ["--slot", &self.settings.name],
             ["--hba-file", &path("hba.conf")],
@@ -173,7 +204,7 @@ impl Relay {
 
     /// Its data directory.
     pub fn data_dir(&self) -> PathBuf {
-        self.scratch.join("data")
+        self.settings.data_dir.clone().unwrap_or_else(|| self.scratch.join("data"))
     }
 
     /// Where its WAL segments are.
@@ -199,6 +230,12 @@ impl Relay {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process().pid()
+    }
+
+    /// Has strace interfere with its system calls, such as `inject=fdatasync:error=EIO`, until the value is dropped.
+    #[track_caller]
+    pub fn trace(&self, expressions: &[&str]) -> Trace {
+        Trace::attach(self.pid(), expressions, &self.scratch.join("strace"))
     }
 
     fn process(&self) -> &Process {
