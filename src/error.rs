@@ -9,9 +9,15 @@ use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
+use crate::parts::PartEnded;
 use crate::store::StoreError;
 use crate::upstream::{ConnectError, UpstreamError};
 use crate::wire::TlsError;
+
+/// A fault of walrelay itself (`EX_SOFTWARE` of sysexits.h).
+pub const FAULT: u8 = 70;
+/// Stopped when told to, but not in order (`EX_TEMPFAIL`).
+pub const LATE: u8 = 75;
 
 /// The relay cannot start or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +64,12 @@ pub enum RelayError {
     /// WAL could not be made durable.
     #[error("{0}; the relay stops because what it holds may not be durable")]
     Durability(String),
+    /// A part of the relay has ended although nobody told it to.
+    #[error("{0}")]
+    Part(#[from] PartEnded),
+    /// Told to stop, something did not end within the limit.
+    #[error("stopped, but these did not end within --shutdown-timeout and were left behind: {0}")]
+    Late(String),
     /// The operating system refused something basic.
     #[error("{action}: {source}")]
     System {
@@ -88,6 +100,8 @@ impl RelayError {
             RelayError::Bind(_) => 5,
             RelayError::Store(_) | RelayError::Upstream(UpstreamError::Append(_)) => 6,
             RelayError::Durability(_) => 6,
+            RelayError::Part(_) => FAULT,
+            RelayError::Late(_) => LATE,
             RelayError::Upstream(UpstreamError::Connect { source, .. }) if is_authentication(source) => 7,
             RelayError::Upstream(_) => 8,
         }
@@ -96,6 +110,9 @@ impl RelayError {
     /// What to do, where the message does not say it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            RelayError::Part(_) => {
+                Some("This is a fault of walrelay: please report it with the log. It can be started again.")
+            }
             RelayError::Bind(ListenError::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
                 Some("Is another server running there? Choose another address with --listen.")
             }

@@ -1,7 +1,9 @@
 //! The `walrelay` command.
 
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime::Runtime;
@@ -10,7 +12,12 @@ use walrelay::archive::restore::BROKEN;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::RelayError;
+use walrelay::log::Log;
+use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::{relay, tools};
+
+/// How long the end waits for the log's reader.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match Cli::try_parse() {
@@ -33,19 +40,34 @@ fn usage_exit_code(code: i32) -> u8 {
 }
 
 fn relay(cli: Cli) -> ExitCode {
-    let mut format = LogFormat::Text;
-    match run(cli, &mut format) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error, format);
-            ExitCode::from(error.exit_code())
+    let log = match Log::to_stderr() {
+        Ok(log) => log,
+        Err(source) => {
+            let error = RelayError::System { action: "could not start the log", source };
+            eprintln!("walrelay: error: {error}");
+            return ExitCode::from(error.exit_code());
         }
-    }
+    };
+    log.take_panics();
+    let mut format = LogFormat::Text;
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &log, &mut format)));
+    let ended = ended.unwrap_or_else(|payload| {
+        Err(PartEnded { part: "relay".to_owned(), how: HowEnded::panicked(&*payload) }.into())
+    });
+    let code = ended.map_or_else(
+        |error| {
+            report(&error, &log, format);
+            error.exit_code()
+        },
+        |()| 0,
+    );
+    log.drain(LAST_WORDS);
+    ExitCode::from(code)
 }
 
 fn tool(command: Command) -> ExitCode {
     let code = run_tool(&command).unwrap_or_else(|error| {
-        report(&error, LogFormat::Text);
+        eprintln!("{}", last_words(&error));
         tools::exit_code(&command, &error)
     });
     ExitCode::from(code)
@@ -61,22 +83,24 @@ fn run_tool(command: &Command) -> Result<u8, RelayError> {
 }
 
 /// The last words: a line for people, or for the log's reader if that is a program.
-fn report(error: &RelayError, format: LogFormat) {
+fn report(error: &RelayError, log: &Log, format: LogFormat) {
     match format {
-        LogFormat::Text => {
-            let hint = error.hint().map(|hint| format!("\nHINT:  {hint}")).unwrap_or_default();
-            eprintln!("walrelay: error: {error}{hint}");
-        }
+        LogFormat::Text => log.put(format!("{}\n", last_words(error)).as_bytes()),
         LogFormat::Json => {
             tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}");
         }
     }
 }
 
+fn last_words(error: &RelayError) -> String {
+    let hint = error.hint().map(|hint| format!("\nHINT:  {hint}")).unwrap_or_default();
+    format!("walrelay: error: {error}{hint}")
+}
+
 /// `format` is set as soon as the log has begun.
-fn run(cli: Cli, format: &mut LogFormat) -> Result<(), RelayError> {
+fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
     let config = Config::resolve(cli, &Environment::of_process())?;
-    start_log(&config)?;
+    start_log(&config, log);
     *format = config.log_format;
     let runtime = start_runtime()?;
     let result = runtime.block_on(relay::run(config));
@@ -92,12 +116,11 @@ fn start_runtime() -> Result<Runtime, RelayError> {
         .map_err(|source| RelayError::System { action: "could not start the runtime", source })
 }
 
-fn start_log(config: &Config) -> Result<(), RelayError> {
+fn start_log(config: &Config, log: &Log) {
     let filter = EnvFilter::new(config.log_level.to_string());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     match config.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
     }
-    Ok(())
 }

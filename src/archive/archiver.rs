@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
@@ -20,6 +19,7 @@ use super::listing::Listing;
 use super::repository::{ArchiveError, Repository};
 use super::target::{Place, Target};
 use super::worker::{Sink, Worker};
+use crate::parts::{PartEnded, Tasks};
 use crate::store::{ArchivedWal, Store};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// All targets' workers.
 #[derive(Debug)]
 pub struct Archiver {
-    tasks: JoinSet<()>,
+    tasks: Tasks,
     stop: CancellationToken,
 }
 
@@ -71,7 +71,7 @@ impl Archiver {
     /// Must be called before WAL arrives, because it makes retention wait for the archive.
     pub fn start(store: &Arc<Store>, targets: &[Target], grace: Duration) -> Result<Archiver, ArchiveError> {
         let stop = CancellationToken::new();
-        let mut archiver = Archiver { tasks: JoinSet::new(), stop: stop.clone() };
+        let mut archiver = Archiver { tasks: Tasks::default(), stop: stop.clone() };
         if targets.is_empty() {
             return Ok(archiver);
         }
@@ -85,16 +85,33 @@ impl Archiver {
         let (listings, listing) = watch::channel(None);
         for (target, sink) in targets.iter().zip(sinks) {
             let worker = Worker::new(target.clone(), sink, store.clone(), floors.clone(), listing.clone());
-            archiver.tasks.spawn(worker.run(stop.clone(), grace));
+            let name = format!("worker of archive target \"{}\"", target.name);
+            archiver.tasks.spawn(name, worker.run(stop.clone(), grace));
         }
-        archiver.tasks.spawn(scan(store.clone(), listings, stop));
+        archiver.tasks.spawn("scanner of pg_wal for the archive", scan(store.clone(), listings, stop));
         Ok(archiver)
     }
 
-    /// Lets uploads end within the grace time and saves how far the targets have got.
-    pub async fn stop(mut self) {
+    /// Resolves when a worker has ended by itself; never, if there are none. Cancel-safe.
+    pub async fn lost(&mut self) -> PartEnded {
+        self.tasks.lost().await
+    }
+
+    /// Lets uploads end within the grace time and saves how far the targets have got. A worker that panicked instead.
+    /// Cancel-safe.
+    pub async fn stop(&mut self) -> Result<(), PartEnded> {
         self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        self.tasks.finish().await
+    }
+
+    /// Tells the workers to stop and does not wait.
+    pub fn abandon(&self) {
+        self.stop.cancel();
+    }
+
+    /// The names of workers that have not ended.
+    pub fn running(&self) -> Vec<&str> {
+        self.tasks.running()
     }
 }
 

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 use super::check;
@@ -142,8 +143,14 @@ impl Recall {
         let places = sources.into_iter().map(|source| Place { source, failed: Mutex::default() }).collect();
         let (cache, files) = (Mutex::default(), AtomicU64::new(0));
         let recall = Arc::new(Recall { store, places, dir, budget, cache, files, pauses });
-        tokio::spawn(clean_now_and_then(Arc::downgrade(&recall)));
         Ok(recall)
+    }
+
+    /// Forgets now and then what nobody reads any more, until told to stop. Whoever has started it runs this too.
+    pub async fn keep_clean(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(KEEP_READ / 3)).await.is_some() {
+            self.clean();
+        }
     }
 
     /// The segment that holds `segno` for a reader of `tli`, from whatever source has it; the file is chosen as
@@ -479,14 +486,6 @@ fn map(path: &Path, name: WalFileName, id: WalIdentity, published: u64, bytes: &
 fn make_empty(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     fs::read_dir(dir)?.try_for_each(|entry| fs::remove_file(entry?.path()))
-}
-
-async fn clean_now_and_then(recall: Weak<Recall>) {
-    loop {
-        tokio::time::sleep(KEEP_READ / 3).await;
-        let Some(recall) = recall.upgrade() else { return };
-        recall.clean();
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
@@ -140,6 +140,8 @@ impl Worker {
             let wake = self.wake(&queue).min(tidy_at);
             let event = tokio::select! {
                 Some(done) = work.join_next() => done.unwrap_or(Event::Aside),
+                // It ends before it is told to only by a panic, which is ours then: somebody watches us.
+                Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
                 changed = self.listings.changed() => changed.map_or(Event::Stop, |()| Event::Listing),
                 () = sleep_until(wake) => Event::Time,
                 () = stop.cancelled() => Event::Stop,
@@ -426,6 +428,14 @@ impl Worker {
         let archived = saved.since().filter(|since| readable && *since < needed);
         let archived = archived.map(|from| ArchivedWal { from, to: needed });
         self.floors.set(&self.target.name, Floor { hold: needed.max(dropped), archived });
+    }
+}
+
+/// The end of a task becomes ours.
+fn resume(error: JoinError) -> Event {
+    match error.try_into_panic() {
+        Ok(payload) => std::panic::resume_unwind(payload),
+        Err(_) => Event::Aside,
     }
 }
 

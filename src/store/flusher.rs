@@ -7,10 +7,13 @@
 use std::fs;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use super::mapped::Segment;
 use super::{Store, TimelinePosition, lock};
+use crate::parts::{PartEnded, Thread};
+
+/// What the flusher's thread is called.
+pub(crate) const FLUSHER: &str = "flusher";
 
 /// What the writer has left for the flusher.
 #[derive(Debug, Default)]
@@ -59,7 +62,7 @@ impl FlushQueue {
 /// The flusher's thread.
 #[derive(Debug)]
 pub(super) struct Flusher {
-    thread: JoinHandle<()>,
+    thread: Thread<()>,
 }
 
 impl Flusher {
@@ -72,15 +75,20 @@ impl Flusher {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("flusher".into()).spawn(run);
+        let thread = Thread::start(FLUSHER, run);
         Flusher { thread: thread.expect("threads can be started when the process starts") }
     }
 
+    /// Resolves when the thread has ended by itself. Cancel-safe.
+    pub(super) async fn lost(&mut self) -> PartEnded {
+        self.thread.lost().await
+    }
+
     /// Syncs what is left and ends the thread.
-    pub(super) fn stop(self, store: &Store) {
+    pub(super) fn stop(self, store: &Store) -> Result<(), PartEnded> {
         lock(&store.flush_queue.work).stop = true;
         store.flush_queue.changed.notify_one();
-        let _ = self.thread.join();
+        self.thread.join()
     }
 }
 

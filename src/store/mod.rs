@@ -46,6 +46,9 @@ pub use senders::{
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
 pub use writer::{AppendError, Writer};
 
+pub(crate) use flusher::FLUSHER;
+
+use crate::parts::PartEnded;
 use dir::DataDir;
 use flusher::{FlushQueue, Flusher};
 use retention::Retention;
@@ -194,10 +197,22 @@ pub struct Background {
 }
 
 impl Background {
-    /// Syncs what is written, saves the slots, ends the threads. The writer must be gone or idle.
-    pub fn stop(self) {
-        self.flusher.stop(&self.store);
-        self.retention.stop(&self.store);
+    /// Resolves when one of the threads has ended by itself, which it does only by a fault or after
+    /// [`Store::failed`] has told why. Cancel-safe.
+    pub async fn lost(&mut self) -> PartEnded {
+        tokio::select! {
+            lost = self.flusher.lost() => lost,
+            lost = self.retention.lost() => lost,
+        }
+    }
+
+    /// Saves the slots, syncs what is written, ends the threads. The writer must be gone or idle. A thread that had
+    /// panicked, if nobody has been told of it.
+    pub fn stop(self) -> Option<PartEnded> {
+        // The slots first: a sync of WAL that hangs must not keep them from being saved.
+        let retention = self.retention.stop(&self.store);
+        let flusher = self.flusher.stop(&self.store);
+        flusher.and(retention).err()
     }
 }
 

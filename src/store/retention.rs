@@ -8,12 +8,12 @@
 use std::fs;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
 use super::{SlotError, SlotPersistence, Store, Tip, lock};
+use crate::parts::{PartEnded, Thread};
 
 /// Slots move without telling; this often they are looked at anyway.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ pub struct ArchivedWal {
 /// The retention thread.
 #[derive(Debug)]
 pub(super) struct Retention {
-    thread: JoinHandle<()>,
+    thread: Thread<()>,
 }
 
 impl Retention {
@@ -96,18 +96,24 @@ impl Retention {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("retention".into()).spawn(run);
+        let thread = Thread::start("retention", run);
         Retention { thread: thread.expect("threads can be started when the process starts") }
     }
 
+    /// Resolves when the thread has ended by itself. Cancel-safe.
+    pub(super) async fn lost(&mut self) -> PartEnded {
+        self.thread.lost().await
+    }
+
     /// Ends the thread and saves the slots.
-    pub(super) fn stop(self, store: &Store) {
+    pub(super) fn stop(self, store: &Store) -> Result<(), PartEnded> {
         lock(&store.retention_bell.state).stop = true;
         store.retention_bell.rung.notify_one();
-        let _ = self.thread.join();
+        let ended = self.thread.join();
         if let Err(error) = store.slots.save() {
             tracing::error!("could not save replication slots: {error}");
         }
+        ended
     }
 }
 

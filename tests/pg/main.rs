@@ -18,6 +18,7 @@ mod login;
 mod no_lost_commit;
 mod overlay;
 mod pitr;
+mod process;
 mod promotion;
 mod promotions;
 mod recall;

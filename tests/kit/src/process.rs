@@ -31,6 +31,17 @@ impl Process {
         Process::start(name, command, log, false)
     }
 
+    /// Like [`Process::spawn`], but standard error goes elsewhere.
+    pub(crate) fn spawn_saying(
+        name: &str,
+        mut command: Command,
+        said: impl Into<Stdio>,
+        log: &Path,
+    ) -> Process {
+        command.process_group(0).stdin(Stdio::null()).stdout(open_log(log)).stderr(said);
+        Process::of(name, command, log)
+    }
+
     /// Like [`Process::spawn`], but standard input and output are pipes, see [`Process::pipes`].
     pub(crate) fn spawn_piped(name: &str, command: Command, log: &Path) -> Process {
         Process::start(name, command, log, true)
@@ -45,6 +56,10 @@ impl Process {
         } else {
             command.stdin(Stdio::null()).stdout(file);
         }
+        Process::of(name, command, log)
+    }
+
+    fn of(name: &str, command: Command, log: &Path) -> Process {
         let child = spawn_for_good(command).unwrap_or_else(|error| panic!("could not start {name}: {error}"));
         Process { name: name.to_owned(), child, log: Log::at(log.to_owned()), status: None }
     }

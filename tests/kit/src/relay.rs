@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use walrelay_proto::Lsn;
@@ -146,6 +147,12 @@ impl Relay {
     #[track_caller]
     pub fn start(&mut self) {
         self.spawn();
+        self.wait_until_it_answers();
+    }
+
+    /// Waits until it answers `IDENTIFY_SYSTEM`.
+    #[track_caller]
+    pub fn wait_until_it_answers(&mut self) {
         let ready = within(crate::PATIENCE, || {
             let running = self.is_running();
             (!running || self.try_command("IDENTIFY_SYSTEM").is_ok()).then_some(running)
@@ -159,6 +166,17 @@ impl Relay {
 
     /// Starts the process and does not wait.
     pub fn spawn(&mut self) {
+        let command = self.command_to_start();
+        self.process = Some(Process::spawn("walrelay", command, self.log().path()));
+    }
+
+    /// The same with standard error, where it logs, going elsewhere.
+    pub fn spawn_saying(&mut self, said: impl Into<Stdio>) {
+        let command = self.command_to_start();
+        self.process = Some(Process::spawn_saying("walrelay", command, said, self.log().path()));
+    }
+
+    fn command_to_start(&self) -> Command {
         let command_line = self.command_line();
         let mut command = match self.settings.limits.as_slice() {
             [] => tied_command(&self.settings.binary),
@@ -169,7 +187,13 @@ impl Relay {
             }
         };
         command.args(command_line);
-        self.process = Some(Process::spawn("walrelay", command, self.log().path()));
+        command
+    }
+
+    /// SIGTERM or another signal; the exit code, or 128 + the number of the signal that ended it.
+    #[track_caller]
+    pub fn end_with(&mut self, signal: Signal) -> i32 {
+        self.process.take().expect("the relay was started").end_with(signal)
     }
 
     /// Its arguments.

@@ -1,0 +1,265 @@
+//! The log's way to standard error: through a queue and a thread of its own, so that a reader who does not read (a
+//! full pipe, a stopped terminal) holds up nobody.
+//!
+//! The queue is bounded in bytes. Lines that find no room are counted, and the count is a line of its own as soon as
+//! one could be written again. A line is written with one call, so that lines of other processes on the same file
+//! stay apart.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::parts;
+
+/// Most bytes that wait to be written; some thousand lines.
+const CAPACITY: usize = 1 << 20;
+
+/// Takes lines and never waits. Clones write to the same file.
+#[derive(Clone, Debug)]
+pub struct Log {
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    /// What they take, that being written included.
+    bytes: usize,
+    /// Lines that were lost since the last time that was told.
+    dropped: u64,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what comes, for ever. A line that cannot be written is lost; it is counted.
+    fn write_all(&self, out: &mut impl Write, tell: &impl Fn(u64)) {
+        loop {
+            let line = self.next();
+            let written = out.write_all(&line).and_then(|()| out.flush());
+            let mut state = self.lock();
+            state.bytes = state.bytes.saturating_sub(line.len());
+            let dropped = match written {
+                Ok(()) => std::mem::take(&mut state.dropped),
+                Err(_) => {
+                    state.dropped += 1;
+                    0
+                }
+            };
+            drop(state);
+            self.changed.notify_all();
+            if dropped > 0 {
+                tell(dropped);
+            }
+        }
+    }
+
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.lock();
+        loop {
+            if let Some(line) = state.lines.pop_front() {
+                return line;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Log {
+    /// Begins to write to standard error.
+    ///
+    /// # Errors
+    /// The system gives no descriptor or thread.
+    pub fn to_stderr() -> io::Result<Log> {
+        // Our own descriptor: nobody who uses `std::io::stderr` may wait for the lock of a writer that hangs.
+        let out = File::from(rustix::io::dup(io::stderr())?);
+        Log::start(out, CAPACITY, |dropped| {
+            // An error, so that it is told at every level.
+            tracing::error!("{dropped} log lines were lost, because standard error could not be written");
+        })
+    }
+
+    fn start(
+        mut out: impl Write + Send + 'static,
+        capacity: usize,
+        tell: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Log> {
+        let queue = Arc::new(Queue { state: Mutex::default(), changed: Condvar::new(), capacity });
+        let from = queue.clone();
+        let write = move || {
+            // Nobody could be told of its end.
+            while catch_unwind(AssertUnwindSafe(|| from.write_all(&mut out, &tell))).is_err() {}
+        };
+        std::thread::Builder::new().name("log".to_owned()).spawn(write)?;
+        Ok(Log { queue })
+    }
+
+    /// Leaves a line, its newline included, to be written.
+    pub fn put(&self, line: &[u8]) {
+        let mut state = self.queue.lock();
+        if state.bytes + line.len() > self.queue.capacity {
+            state.dropped += 1;
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line.to_vec());
+        drop(state);
+        self.queue.changed.notify_all();
+    }
+
+    /// Waits until all is written, but not longer than `limit`.
+    pub fn drain(&self, limit: Duration) {
+        let pending = |state: &mut State| state.bytes > 0;
+        let waited = self.queue.changed.wait_timeout_while(self.queue.lock(), limit, pending);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Has panics told in the log, where they cannot hold up anybody either.
+    pub fn take_panics(&self) {
+        std::panic::set_hook(Box::new(tell_panic));
+    }
+}
+
+/// As the standard library tells it, on one line; the backtrace, if RUST_BACKTRACE asks for one, behind it.
+fn tell_panic(info: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let words = parts::words(info.payload()).replace('\n', " ");
+    let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+    let backtrace = std::backtrace::Backtrace::capture();
+    match backtrace.status() {
+        std::backtrace::BacktraceStatus::Captured => {
+            tracing::error!("thread '{name}' panicked{place}: {words}\n{backtrace}");
+        }
+        _ => tracing::error!("thread '{name}' panicked{place}: {words}"),
+    }
+}
+
+/// One event's line, on its way.
+#[derive(Debug)]
+pub struct Line<'a> {
+    log: &'a Log,
+    text: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.text.is_empty() {
+            self.log.put(&self.text);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { log: self, text: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// A file whose every write waits for a permit, and can be made to fail.
+    struct Gate {
+        permits: Receiver<io::Result<()>>,
+        written: Sender<Vec<u8>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.permits.recv().unwrap()?;
+            self.written.send(bytes.to_vec()).unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        log: Log,
+        permits: Sender<io::Result<()>>,
+        written: Receiver<Vec<u8>>,
+        told: Receiver<u64>,
+    }
+
+    fn rig(capacity: usize) -> Rig {
+        let (permits, gate) = channel();
+        let (written_to, written) = channel();
+        let (tell, told) = channel();
+        let out = Gate { permits: gate, written: written_to };
+        let log = Log::start(out, capacity, move |dropped| tell.send(dropped).unwrap()).unwrap();
+        Rig { log, permits, written, told }
+    }
+
+    #[test]
+    fn lines_come_out_in_order() {
+        let rig = rig(100);
+        for line in ["one\n", "two\n"] {
+            rig.log.put(line.as_bytes());
+            rig.permits.send(Ok(())).unwrap();
+        }
+        rig.log.drain(Duration::from_secs(10));
+        assert_eq!(rig.written.recv().unwrap(), b"one\n");
+        assert_eq!(rig.written.recv().unwrap(), b"two\n");
+    }
+
+    #[test]
+    fn a_reader_who_does_not_read_costs_lines_and_no_time_and_is_told_how_many() {
+        let rig = rig(100);
+        for _ in 0..30 {
+            rig.log.put(b"0123456789");
+        }
+        rig.log.drain(Duration::from_millis(1));
+        for _ in 0..10 {
+            rig.permits.send(Ok(())).unwrap();
+        }
+        assert_eq!(rig.told.recv().unwrap(), 20, "all beyond the capacity");
+        rig.log.drain(Duration::from_secs(10));
+        assert_eq!(rig.written.try_iter().count(), 10);
+        assert!(rig.told.try_recv().is_err(), "told once");
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_like_those_without_room() {
+        let rig = rig(100);
+        rig.log.put(b"lost\n");
+        rig.permits.send(Err(io::ErrorKind::BrokenPipe.into())).unwrap();
+        rig.log.drain(Duration::from_secs(10));
+        rig.log.put(b"seen\n");
+        rig.permits.send(Ok(())).unwrap();
+        assert_eq!(rig.told.recv().unwrap(), 1);
+        assert_eq!(rig.written.recv().unwrap(), b"seen\n");
+    }
+}

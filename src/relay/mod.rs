@@ -1,0 +1,306 @@
+//! The relay as a whole: puts the parts together, watches them, stops them in order.
+//!
+//! ```text
+//! start:  lock and recover the store ── listen ── upstream thread, walsender tasks
+//! run:    until a signal, or until a part ends by itself, which is an error whichever it is
+//! stop:   upstream: last WAL synced and confirmed ── walsenders: everything sent and confirmed ── store: closed
+//! ```
+//!
+//! A stop has one limit over everything, `--shutdown-timeout` and [`GRACE`]: what hangs then is named and left behind.
+
+mod receiver;
+mod signals;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, TargetSource};
+use crate::auth::hba::{Hba, Idents};
+use crate::auth::users::Users;
+use crate::config::Config;
+use crate::downstream::{Access, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
+use crate::error::RelayError;
+use crate::gateway::{Gateway, GatewayConfig};
+use crate::parts::{PartEnded, Tasks, how_ended};
+use crate::store::{Background, FLUSHER, Store};
+use crate::wire::ServerTls;
+use receiver::Receiver;
+use signals::{IgnoredSignals, Order, StopSignals};
+
+/// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
+const GRACE: Duration = Duration::from_secs(2);
+/// The least that confirming the last WAL to the upstream, and saving state, are given.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
+pub async fn run(config: Config) -> Result<(), RelayError> {
+    let mut signals = StopSignals::listen()?;
+    let (hangup, ignored) = (signals::on_hangup()?, IgnoredSignals::listen()?);
+    let handle = Handle::current();
+    // On a thread of its own: a disk that hangs must not keep a signal from being heard.
+    let start = move || handle.block_on(Relay::start(config, hangup, ignored));
+    let mut relay = tokio::select! {
+        started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
+            Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
+        })?,
+        _ = signals.recv() => {
+            tracing::info!("stopped before the start was over");
+            return Ok(());
+        }
+    };
+    let ended = tokio::select! {
+        order = signals.recv() => Ok(order),
+        error = relay.lost() => Err(error),
+    };
+    relay.stop(&mut signals, ended).await
+}
+
+/// All parts, running.
+struct Relay {
+    shutdown_timeout: Duration,
+    store: Arc<Store>,
+    receiver: Receiver,
+    archiver: Archiver,
+    background: Background,
+    tasks: Tasks,
+    shutdown: CancellationToken,
+}
+
+impl Relay {
+    async fn start(config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
+        let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
+        let access = Arc::new(SharedAccess::new(load_access(&config)?));
+        let (store, writer, background) = Store::open(config.store.clone())?;
+        // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
+        let recall = start_recall(&config, &store)?;
+        let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
+        let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
+        let (followed, host) = watch::channel(None);
+        let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
+        let downstream = Downstream::bind(
+            downstream_config(&config, listen, recall.clone()),
+            access.clone(),
+            store.clone(),
+            gateway.clone(),
+            shutdown.clone(),
+        )
+        .await?;
+        for address in downstream.addresses() {
+            tracing::info!("listening on {address}");
+        }
+        let stop = || shutdown.clone();
+        tasks.spawn("listener", downstream.run());
+        let stop_refresh = stop();
+        tasks.spawn("roles refresher", async move { gateway.roles().refresh(stop_refresh).await });
+        if let Some(recall) = recall {
+            tasks.spawn("cleaner of recalled WAL", recall.keep_clean(stop()));
+        }
+        tasks.spawn("signal handler", ignored.tell(stop()));
+        let receiver = Receiver::start(&config, writer, followed)?;
+        tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
+        let shutdown_timeout = config.shutdown_timeout;
+        tasks.spawn("configuration reloader", reload_on(hangup, Arc::new(config), access, stop()));
+        Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown })
+    }
+
+    /// Resolves when a part has ended by itself, or the store has failed. Cancel-safe.
+    async fn lost(&mut self) -> RelayError {
+        tokio::select! {
+            biased;
+            // First, because the flusher ends after it has said why.
+            reason = self.store.failed() => RelayError::Durability(reason),
+            lost = self.background.lost() => lost.into(),
+            error = self.receiver.lost() => error,
+            lost = self.archiver.lost() => lost.into(),
+            lost = self.tasks.lost() => lost.into(),
+        }
+    }
+
+    /// Stops everything in order, as far as that goes within the limit. `ended` is what the stop is for.
+    async fn stop(
+        mut self,
+        signals: &mut StopSignals,
+        ended: Result<Order, RelayError>,
+    ) -> Result<(), RelayError> {
+        match &ended {
+            Err(RelayError::Part(lost)) => tracing::error!("{lost}; stopping"),
+            _ => tracing::info!("stopping"),
+        }
+        let began = Instant::now();
+        let deadline = began + self.shutdown_timeout + GRACE;
+        let mut farewell = Farewell::default();
+        if ended.as_ref().is_err_and(forbids_confirming) {
+            // The receiver has nothing to wait for: what it has written will not become durable.
+            self.receiver.abandon();
+        } else {
+            let stopped = self.receiver.stop(began + (self.shutdown_timeout / 2).max(LEAST)).await;
+            let stopped = farewell.note(stopped).unwrap_or(true);
+            farewell.expect(stopped, "the walreceiver (the last WAL may not be confirmed to the upstream)");
+        }
+        self.shutdown.cancel();
+        let patient = !matches!(ended, Ok(Order::StopNow));
+        self.stop_serving(signals, patient, deadline, &mut farewell).await;
+        let background = self.background;
+        let stopping = tokio::task::spawn_blocking(move || background.stop());
+        match timeout_at(deadline.max(Instant::now() + LEAST), stopping).await {
+            Ok(lost) => farewell.lost = farewell.lost.or(lost.ok().flatten()),
+            Err(_) => farewell.expect(false, "the store (slots may not be saved)"),
+        }
+        ended.and_then(|_| farewell.say())
+    }
+
+    /// Consumers get everything and confirm it, the archive what is on its way.
+    async fn stop_serving(
+        &mut self,
+        signals: &mut StopSignals,
+        patient: bool,
+        deadline: Instant,
+        farewell: &mut Farewell,
+    ) {
+        if !patient {
+            return self.archiver.abandon();
+        }
+        let all = async { tokio::join!(self.tasks.finish(), self.archiver.stop()) };
+        tokio::select! {
+            (tasks, archiver) = all => {
+                farewell.note(tasks);
+                farewell.note(archiver);
+            }
+            _ = signals.recv() => {
+                tracing::warn!("told again to stop: consumers and the archive are not waited for");
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                let names = self.tasks.running().into_iter().chain(self.archiver.running());
+                names.for_each(|name| farewell.late.push(format!("the {name}")));
+            }
+        }
+    }
+}
+
+/// What went wrong while stopping.
+#[derive(Default)]
+struct Farewell {
+    lost: Option<PartEnded>,
+    late: Vec<String>,
+}
+
+impl Farewell {
+    fn note<T>(&mut self, ended: Result<T, PartEnded>) -> Option<T> {
+        match ended {
+            Ok(value) => Some(value),
+            Err(lost) => {
+                self.lost.get_or_insert(lost);
+                None
+            }
+        }
+    }
+
+    fn expect(&mut self, in_time: bool, part: &str) {
+        if !in_time {
+            self.late.push(part.to_owned());
+        }
+    }
+
+    fn say(self) -> Result<(), RelayError> {
+        if let Some(lost) = self.lost {
+            return Err(lost.into());
+        }
+        if !self.late.is_empty() {
+            return Err(RelayError::Late(self.late.join(", ")));
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Whether nothing may be confirmed to anybody any more.
+fn forbids_confirming(error: &RelayError) -> bool {
+    match error {
+        RelayError::Durability(_) => true,
+        RelayError::Part(lost) => lost.part == FLUSHER,
+        _ => false,
+    }
+}
+
+fn gateway_config(config: &Config) -> GatewayConfig {
+    GatewayConfig {
+        conninfo: config.upstream.clone(),
+        auth_query: config.auth_query.clone(),
+        auth_dbname: config.auth_dbname.clone(),
+        base_backup_max_rate: config.base_backup_max_rate,
+    }
+}
+
+/// For WAL that consumers want and that is only in the archive; `None` if nothing can be read there.
+fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Option<Arc<Recall>>, RelayError> {
+    let readable = config.archive.iter().filter(|target| matches!(target.place, Place::Objects(_)));
+    let sources = readable.map(|target| Ok(Arc::new(TargetSource::open(target)?) as Arc<dyn Source>));
+    let sources = sources.collect::<Result<Vec<_>, ArchiveError>>()?;
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    store.expect_archive();
+    let action = "could not prepare the directory for archived WAL";
+    let recall = Recall::start(store.clone(), sources, config.recall_size);
+    recall.map(Some).map_err(|source| RelayError::System { action, source })
+}
+
+fn downstream_config(
+    config: &Config,
+    listen: Vec<ListenAddr>,
+    recall: Option<Arc<Recall>>,
+) -> DownstreamConfig {
+    DownstreamConfig {
+        listen,
+        limits: config.limits,
+        max_failed_logins: config.max_failed_logins,
+        authentication_timeout: config.authentication_timeout,
+        wal_sender_timeout: config.wal_sender_timeout,
+        shutdown_timeout: config.shutdown_timeout,
+        sql_overlay: config.sql_overlay,
+        recall,
+    }
+}
+
+fn load_access(config: &Config) -> Result<Access, RelayError> {
+    let hba = config.hba_file.as_deref().map_or_else(|| Ok(Hba::builtin()), Hba::load)?;
+    let users = config.auth_file.as_deref().map_or_else(|| Ok(Users::default()), Users::load)?;
+    let idents = config.ident_file.as_deref().map_or_else(|| Ok(Idents::default()), Idents::load)?;
+    let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+    for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {
+        tracing::warn!("{warning}");
+    }
+    Ok(Access { hba, users, idents, tls })
+}
+
+/// SIGHUP, until told to stop. The files are read on another thread: they may lie on a disk that hangs.
+async fn reload_on(
+    mut hangup: Signal,
+    config: Arc<Config>,
+    access: Arc<SharedAccess>,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
+        let (config, access) = (config.clone(), access.clone());
+        let reading = tokio::task::spawn_blocking(move || reload(&config, &access));
+        // A panic has been told of; the old configuration stays.
+        let _ = stop.run_until_cancelled(reading).await;
+    }
+}
+
+/// Files that cannot be used leave everything as it was.
+fn reload(config: &Config, access: &SharedAccess) {
+    match load_access(config) {
+        Ok(new) => {
+            access.replace(new);
+            tracing::info!("configuration reloaded");
+        }
+        Err(error) => tracing::error!("configuration not reloaded, the old one stays: {error}"),
+    }
+}
