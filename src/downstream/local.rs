@@ -66,7 +66,7 @@ impl LocalSession<'_> {
             _ if *skip_to_sync => {}
             b'Q' => {
                 let text = frame.c_string();
-                match text.map(|text| self.answer(text)) {
+                match text.map(|text| console::answer(text, self)) {
                     Some(Ok(answers)) => answers.into_iter().for_each(|answer| self.put(conn, answer)),
                     Some(Err(error)) => conn.put_error(&error),
                     None => {
@@ -89,11 +89,6 @@ impl LocalSession<'_> {
             }
             _ => {}
         }
-    }
-
-    /// The answers may need the disk's directory; that is short.
-    fn answer(&self, text: &[u8]) -> Result<Vec<Answer>, PgError> {
-        tokio::task::block_in_place(|| console::answer(text, self))
     }
 
     fn put(&mut self, conn: &mut Connection, answer: Answer) {

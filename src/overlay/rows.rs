@@ -96,11 +96,11 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// What a store has now; `None` before it has any WAL. Reads a directory.
+    /// What a store has now, as far as is known without the disk; `None` before it has any WAL.
     pub fn of(store: &Store) -> Option<Holdings> {
         Some(Holdings {
             write_lsn: store.tip()?.write_lsn,
-            oldest: store.oldest()?,
+            oldest: store.oldest_kept()?,
             seg_size: store.identity()?.seg_size,
             wal_keep_size: store.config().wal_keep_size,
             max_slot_wal_keep_size: store.config().max_slot_wal_keep_size,
@@ -138,7 +138,7 @@ impl Holdings {
     }
 }
 
-/// The rows of all slots. Reads a directory.
+/// The rows of all slots.
 pub fn slot_rows(store: &Store) -> Vec<Row> {
     let holdings = Holdings::of(store);
     store.slots().list().iter().map(|slot| slot_row(slot, holdings.as_ref())).collect()

@@ -5,6 +5,7 @@
 //!   walrelay.lock             locked while a relay runs; holds its pid
 //!   cluster.toml              which cluster this is, and what its server last said of itself
 //!   slots.toml                replication slots
+//!   *.toml.spare              room for replacing the file of that name
 //!   pg_wal/
 //!     000000010000000000000003            finished: complete, verified, synced
 //!     000000010000000000000004.partial    being received, at full size from the start
@@ -14,12 +15,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::StoreError;
+use super::state_file::{StateFiles, replace_file};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -27,8 +29,8 @@ const NEW_FILE_PREFIX: &str = "walrelay-new.";
 /// A data directory that this process has locked.
 #[derive(Debug)]
 pub(super) struct DataDir {
-    root: PathBuf,
     wal: PathBuf,
+    state: StateFiles,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
@@ -67,8 +69,10 @@ impl DataDir {
             }
             Err(TryLockError::Error(source)) => return Err(fail(&path)(source)),
         }
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(fail(&path))?;
-        let dir = DataDir { root: root.to_owned(), wal, _lock: lock };
+        // In place and as long as any: giving back the block and taking another fails on a full disk.
+        lock.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0).map_err(fail(&path))?;
+        let state = StateFiles::open(root).map_err(fail(root))?;
+        let dir = DataDir { wal, state, _lock: lock };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
         Ok(dir)
     }
@@ -128,16 +132,9 @@ impl DataDir {
         Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().filter(finished).collect())
     }
 
-    /// Reads a small file of the data directory; `None` if it does not exist.
-    pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
-        read_if_present(&self.root.join(name))?
-            .map(|bytes| String::from_utf8(bytes).map_err(|error| io::Error::other(error.to_string())))
-            .transpose()
-    }
-
-    /// Replaces a small file of the data directory, whole and durably.
-    pub(super) fn replace(&self, name: &str, content: &str) -> io::Result<()> {
-        replace_file(&self.root.join(name), &self.root.join(format!("{name}.new")), content.as_bytes())
+    /// The small files of the data directory.
+    pub(super) fn state(&self) -> &StateFiles {
+        &self.state
     }
 
     /// Stores a history file durably.
@@ -163,16 +160,6 @@ pub(super) fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// After a crash the file has its old content or its new one, never something between.
-fn replace_file(path: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(temporary, path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }
 
 /// Makes a file of one segment's size with all its blocks reserved, so that a full disk is met here.
@@ -229,13 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn replaced_files_and_leftovers() {
+    fn leftovers_are_removed() {
         let temp = tempfile::tempdir().unwrap();
         let dir = DataDir::lock(temp.path()).unwrap();
-        assert_eq!(dir.read("slots.toml").unwrap(), None);
-        dir.replace("slots.toml", "a = 1\n").unwrap();
-        dir.replace("slots.toml", "a = 2\n").unwrap();
-        assert_eq!(dir.read("slots.toml").unwrap().as_deref(), Some("a = 2\n"));
         let leftover = dir.new_file("segment");
         preallocate(&leftover, SegSize::new(1 << 20).unwrap()).unwrap();
         assert_eq!(fs::metadata(&leftover).unwrap().len(), 1 << 20);

@@ -26,12 +26,14 @@ mod retention;
 mod segments;
 mod senders;
 mod slots;
+mod state_file;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -173,6 +175,8 @@ pub struct Store {
     config: StoreConfig,
     dir: Arc<DataDir>,
     cluster: RwLock<Option<(Identity, Arc<UpstreamParameters>)>>,
+    /// Whether this process has saved `cluster`; held while it does.
+    cluster_saved: Mutex<bool>,
     history: Mutex<Arc<TimelineHistory>>,
     written: watch::Sender<Option<TimelinePosition>>,
     flushed: watch::Sender<Option<TimelinePosition>>,
@@ -182,6 +186,8 @@ pub struct Store {
     archive: retention::ArchiveFloor,
     /// Steps when a file of `pg_wal` gets its final name.
     files: watch::Sender<u64>,
+    /// See [`Store::oldest_kept`]; moved by retention.
+    oldest_kept: AtomicU64,
     slots: Arc<Slots>,
     senders: Arc<Senders>,
     lag: LagClock,
@@ -241,6 +247,7 @@ impl Store {
             config,
             dir,
             cluster: RwLock::new(cluster.map(|(identity, parameters)| (identity, Arc::new(parameters)))),
+            cluster_saved: Mutex::new(false),
             history: Mutex::new(Arc::new(history)),
             written: watch::Sender::new(end),
             flushed: watch::Sender::new(end),
@@ -249,11 +256,13 @@ impl Store {
             retention_bell: retention::Bell::default(),
             archive: retention::ArchiveFloor::default(),
             files: watch::Sender::new(0),
+            oldest_kept: AtomicU64::default(),
             slots,
             senders,
             lag: LagClock::new(),
             failure: watch::Sender::new(None),
         });
+        store.look_for_oldest();
         let background = Background {
             flusher: Flusher::start(store.clone()),
             retention: Retention::start(store.clone()),
@@ -289,11 +298,13 @@ impl Store {
     }
 
     /// Takes an upstream that is followed: makes a new directory its cluster's, and keeps what it says of itself,
-    /// durably. Fails as [`Store::check`] does, and when the file cannot be written.
+    /// durably. Waits for the disk. Fails as [`Store::check`] does, and when the file cannot be written.
     pub fn attach(&self, identity: Identity, parameters: UpstreamParameters) -> Result<(), StoreError> {
+        // Nobody who looks at the cluster waits for the disk.
+        let mut saved = lock(&self.cluster_saved);
         self.check(identity)?;
-        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
-        if cluster.as_ref().is_some_and(|(_, known)| **known == parameters) {
+        // What was read at the start may have been in memory only.
+        if *saved && *self.upstream_parameters() == parameters {
             return Ok(());
         }
         cluster::save(&self.dir, identity, &parameters).map_err(|source| StoreError::Io {
@@ -301,18 +312,22 @@ impl Store {
             path: self.config.data_dir.clone(),
             source,
         })?;
+        *saved = true;
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
         *cluster = Some((identity, Arc::new(parameters)));
         Ok(())
     }
 
-    /// Reads a small file that somebody else keeps in the data directory; `None` if there is none.
+    /// Reads a small file that somebody else keeps in the data directory; `None` if there is none. Waits for the disk.
+    /// It may not be durable: an earlier process may have ended before it was.
     pub fn read_state(&self, name: &str) -> io::Result<Option<String>> {
-        self.dir.read(name)
+        self.dir.state().read(name)
     }
 
-    /// Replaces such a file, whole and durably; only the relay's user may read it.
+    /// Replaces such a file, whole and durably, also on a full disk; only the relay's user may read it. Waits for the
+    /// disk.
     pub fn replace_state(&self, name: &str, content: &str) -> io::Result<()> {
-        self.dir.replace(name, content)
+        self.dir.state().replace(name, content)
     }
 
     /// Where the WAL held here ends; `None` before the first record.
@@ -345,7 +360,7 @@ impl Store {
         lock(&self.history).clone()
     }
 
-    /// Content of a timeline's history file; `None` if there is none here.
+    /// Content of a timeline's history file; `None` if there is none here. Waits for the disk.
     pub fn history_file(&self, tli: TimelineId) -> io::Result<Option<Vec<u8>>> {
         dir::read_if_present(&self.dir.history(tli))
     }
@@ -361,7 +376,7 @@ impl Store {
     /// The segment that holds `segno` for a reader of timeline `tli`; chosen as PostgreSQL chooses it
     /// (`WalSndSegmentOpen`).
     ///
-    /// May wait for the disk a little: it opens and maps a file that is not in use.
+    /// Waits for the disk: it opens and maps a file that is not in use.
     pub fn segment(&self, tli: TimelineId, segno: SegNo) -> Result<Arc<Segment>, ReadError> {
         let name = WalFileName::new(tli, segno);
         let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
@@ -374,7 +389,7 @@ impl Store {
         self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
     }
 
-    /// Whether [`Store::segment`] would find the segment here. Looks at the disk.
+    /// Whether [`Store::segment`] would find the segment here. Waits for the disk.
     pub fn holds_segment(&self, tli: TimelineId, segno: SegNo) -> bool {
         let name = WalFileName::new(tli, segno);
         self.identity()
@@ -383,7 +398,7 @@ impl Store {
 
     /// The finished segment of just this name, whatever its timeline's history says.
     ///
-    /// May wait for the disk a little, as [`segment`](Self::segment) does.
+    /// Waits for the disk, as [`segment`](Self::segment) does.
     pub fn finished_segment(&self, name: WalFileName) -> Result<Arc<Segment>, ReadError> {
         let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
         let found = self.segments.exact(&self.dir, identity.seg_size, &self.history(), name)?;
@@ -406,7 +421,7 @@ impl Store {
         self.files.subscribe()
     }
 
-    /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment.
+    /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment. Waits for the disk.
     pub fn oldest(&self) -> Option<Lsn> {
         let (identity, tip) = (self.identity()?, self.tip()?);
         let segments = self.dir.segments(identity.seg_size).ok()?;
@@ -416,6 +431,17 @@ impl Store {
             oldest = before;
         }
         Some(oldest.start(identity.seg_size))
+    }
+
+    /// The same as retention has seen it last, some seconds ago at most, without touching the disk; 0/0 before its
+    /// first look, `None` before the first record.
+    pub fn oldest_kept(&self) -> Option<Lsn> {
+        self.tip().map(|_| Lsn::new(self.oldest_kept.load(Ordering::Relaxed)))
+    }
+
+    fn look_for_oldest(&self) {
+        let oldest = self.oldest().unwrap_or_default();
+        self.oldest_kept.store(oldest.as_u64(), Ordering::Relaxed);
     }
 
     /// The relay's own replication slots.
@@ -477,6 +503,8 @@ pub enum SaveHistoryError {
     Io(#[from] io::Error),
 }
 
+/// For a moment: no disk and no peer is waited for under a lock of the store, but for those that say so.
+///
 /// The data behind the store's locks is valid after every single assignment, so a panic elsewhere spoils
 /// nothing.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,13 +2,14 @@
 //!
 //! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
 //! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
-//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed. What the archive has not
+//! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed, and what was not saved counts as
+//! saved last. What the archive has not
 //! got yet is kept as well, as far as its targets ask for it.
 
 use std::fs;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
@@ -17,6 +18,8 @@ use crate::parts::{PartEnded, Thread};
 
 /// Slots move without telling; this often they are looked at anyway.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// What keeps WAL from being removed is said again after so long.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Wakes the retention thread.
 #[derive(Debug, Default)]
@@ -90,10 +93,9 @@ pub(super) struct Retention {
 impl Retention {
     pub(super) fn start(store: Arc<Store>) -> Retention {
         let run = move || {
+            let mut complaint = Complaint::default();
             while store.retention_bell.wait() {
-                if let Err(error) = store.remove_old_wal() {
-                    tracing::warn!("could not remove old WAL: {error}; will try again");
-                }
+                complaint.note(store.remove_old_wal(), Instant::now());
             }
         };
         let thread = Thread::start("retention", run);
@@ -117,15 +119,82 @@ impl Retention {
     }
 }
 
+/// What keeps old WAL from being removed. It is tried again every few seconds.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RetentionError {
+    #[error(
+        "could not save replication slots, so no WAL is removed: {0}; look at the data directory's file system"
+    )]
+    Save(io::Error),
+    #[error("could not list pg_wal in the data directory, so no WAL is removed: {0}; {hint}", hint = hint(.0))]
+    List(io::Error),
+    /// The others were removed.
+    #[error("could not remove old WAL: file \"{file}\": {source}{others}; {hint}", others = others(*.more), hint = hint(.source))]
+    Remove { file: String, source: io::Error, more: usize },
+    #[error("could not sync pg_wal after old WAL was removed: {0}; {hint}", hint = hint(.0))]
+    Sync(io::Error),
+}
+
+fn others(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more files)") }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+            "raise the limit of open files or lower --max-connections"
+        }
+        Some(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
+            "give the directory and its files to the relay's user"
+        }
+        _ => "look at the data directory's file system",
+    }
+}
+
+/// What was said of it in the log: each reason at once, then now and then.
+#[derive(Debug, Default)]
+struct Complaint {
+    said: Option<(String, Instant)>,
+}
+
+impl Complaint {
+    fn note(&mut self, outcome: Result<(), RetentionError>, now: Instant) {
+        let Err(error) = outcome else {
+            if self.said.take().is_some() {
+                tracing::info!("old WAL can be removed again");
+            }
+            return;
+        };
+        let text = error.to_string();
+        let fresh = |(said, at): &(String, Instant)| *said == text && now.duration_since(*at) < SAY_AGAIN;
+        if !self.said.as_ref().is_some_and(fresh) {
+            tracing::warn!("{text}");
+            self.said = Some((text, now));
+        }
+    }
+}
+
 impl Store {
-    /// One pass: saves slots, marks those beyond the limit as lost, removes what nobody needs.
-    pub(super) fn remove_old_wal(&self) -> io::Result<()> {
+    /// One pass: saves slots, marks those beyond the limit as lost, removes what nobody needs. No lock is held while
+    /// the disk is waited for.
+    pub(super) fn remove_old_wal(&self) -> Result<(), RetentionError> {
         self.senders.refresh_horizon();
-        let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else { return self.slots.save() };
-        self.give_up_slots(tip, identity.seg_size);
-        self.slots.save()?;
-        let _choosing = self.slots.choose_wal();
-        self.remove_segments_before(self.keep_from(tip, identity.seg_size).seg_at(identity.seg_size))
+        let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else {
+            return self.slots.save().map_err(RetentionError::Save);
+        };
+        let size = identity.seg_size;
+        self.give_up_slots(tip, size);
+        self.senders.refresh_horizon();
+        let saved = self.slots.save().map_err(RetentionError::Save);
+        // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
+        if self.slots.is_durable() {
+            let from = self.slots_keep_from(tip, size);
+            let keep = |by_slots| self.keep_with(tip, by_slots).seg_start(size);
+            let keep = self.slots.decide_removal(from, keep);
+            self.remove_segments_before(keep.seg_at(size), size)?;
+        }
+        self.look_for_oldest();
+        saved
     }
 
     /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here.
@@ -184,8 +253,16 @@ impl Store {
         name: &SlotName,
         persistence: SlotPersistence,
     ) -> Result<(), SlotError> {
-        let _choosing = self.slots.choose_wal();
-        self.slots.create(name, persistence, self.wal_to_reserve())
+        self.slots.create_reserving(name, persistence, self.wal_to_reserve())
+    }
+
+    /// Drops a slot; what it kept goes soon. Waits for the disk. Fails as [`Slots::drop_slot`](super::Slots::drop_slot)
+    /// does.
+    pub fn drop_slot(&self, name: &str, pid: u32) -> Result<(), SlotError> {
+        self.slots.drop_slot(name, pid)?;
+        self.senders.refresh_horizon();
+        self.retention_bell.ring();
+        Ok(())
     }
 
     fn wal_to_reserve(&self) -> Option<Lsn> {
@@ -199,11 +276,16 @@ impl Store {
 
     /// Oldest position that has to stay.
     fn keep_from(&self, tip: Tip, size: SegSize) -> Lsn {
+        self.keep_with(tip, self.slots.oldest_restart_lsn(self.slots_keep_from(tip, size)))
+    }
+
+    /// The same with the oldest position that a slot keeps.
+    fn keep_with(&self, tip: Tip, by_slots: Option<Lsn>) -> Lsn {
         let Tip { write_lsn, flush_lsn, .. } = tip;
         let by_size = write_lsn.rewind(self.config.wal_keep_size);
         // The segment before the durable end stays in any case: recovery starts from it.
         let by_recovery = flush_lsn.rewind(1);
-        let by_slots = self.slots.oldest_restart_lsn(self.slots_keep_from(tip, size)).unwrap_or(write_lsn);
+        let by_slots = by_slots.unwrap_or(write_lsn);
         let by_archive = lock(&self.archive.state).hold.unwrap_or(write_lsn);
         by_size.min(by_recovery).min(by_slots).min(by_archive)
     }
@@ -214,24 +296,33 @@ impl Store {
         limit.map_or(Lsn::INVALID, |limit| tip.write_lsn.rewind(limit).seg_start(size))
     }
 
-    fn remove_segments_before(&self, keep: SegNo) -> io::Result<()> {
-        let Some(identity) = self.identity() else { return Ok(()) };
-        let mut removed = 0;
-        for found in self.dir.segments(identity.seg_size)? {
+    /// Removes them one by one: one that cannot be removed does not keep the others.
+    fn remove_segments_before(&self, keep: SegNo, size: SegSize) -> Result<(), RetentionError> {
+        let (mut removed, mut failed) = (0, Vec::new());
+        for found in self.dir.segments(size).map_err(RetentionError::List)? {
             if found.name.segno >= keep {
                 continue;
             }
             let path = match found.partial {
-                true => self.dir.partial(found.name, identity.seg_size),
-                false => self.dir.segment(found.name, identity.seg_size),
+                true => self.dir.partial(found.name, size),
+                false => self.dir.segment(found.name, size),
             };
-            fs::remove_file(path)?;
-            removed += 1;
+            match fs::remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => failed.push((path, error)),
+            }
         }
         if removed > 0 {
-            self.dir.sync_wal_dir()?;
-            tracing::debug!("removed {removed} WAL segments before {}", keep.start(identity.seg_size));
+            self.dir.sync_wal_dir().map_err(RetentionError::Sync)?;
+            tracing::debug!("removed {removed} WAL segments before {}", keep.start(size));
         }
-        Ok(())
+        let more = failed.len().saturating_sub(1);
+        match failed.into_iter().next() {
+            Some((path, source)) => {
+                Err(RetentionError::Remove { file: path.display().to_string(), source, more })
+            }
+            None => Ok(()),
+        }
     }
 }

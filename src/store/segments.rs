@@ -73,31 +73,49 @@ impl SegmentCache {
         history: &TimelineHistory,
         name: WalFileName,
     ) -> Result<Option<Arc<Segment>>, ReadError> {
-        let mut mapped = lock(&self.mapped);
-        if let Some(segment) = mapped.get(&name).and_then(Weak::upgrade) {
+        if let Some(segment) = lock(&self.mapped).get(&name).and_then(Weak::upgrade) {
             return Ok(Some(segment));
         }
-        let finished = Segment::open(&dir.segment(name, size), name, size, size.bytes());
-        let opened = match finished {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Not the writer's (that would have been in the cache): a timeline's last segment.
-                let final_bytes = history
-                    .switch_point(name.tli)
-                    .map_or(0, |(left_at, _)| left_at.since(name.segno.start(size)));
-                Segment::open(&dir.partial(name, size), name, size, final_bytes)
-            }
-            other => other,
-        };
-        match opened {
-            Ok(segment) => {
-                let segment = Arc::new(segment);
-                mapped.insert(name, Arc::downgrade(&segment));
-                Ok(Some(segment))
-            }
+        // The disk may take its time, and others look for other segments meanwhile.
+        match open_file(dir, size, history, name) {
+            Ok(segment) => Ok(Some(self.share(Arc::new(segment)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(ReadError::Io { file: name.format(size), source }),
         }
     }
+
+    /// What all readers of the segment use from now on: what somebody else has mapped meanwhile, or this.
+    fn share(&self, opened: Arc<Segment>) -> Arc<Segment> {
+        let mut mapped = lock(&self.mapped);
+        if let Some(earlier) = mapped.get(&opened.name()).and_then(Weak::upgrade) {
+            return earlier;
+        }
+        mapped.retain(|_, known| known.strong_count() > 0);
+        mapped.insert(opened.name(), Arc::downgrade(&opened));
+        opened
+    }
+}
+
+fn open_file(
+    dir: &DataDir,
+    size: SegSize,
+    history: &TimelineHistory,
+    name: WalFileName,
+) -> io::Result<Segment> {
+    let finished = || Segment::open(&dir.segment(name, size), name, size, size.bytes());
+    let is_missing = |opened: &io::Result<Segment>| {
+        opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let opened = finished();
+    if !is_missing(&opened) {
+        return opened;
+    }
+    // Not the writer's (that would have been in the cache): a timeline's last segment.
+    let final_bytes =
+        history.switch_point(name.tli).map_or(0, |(left_at, _)| left_at.since(name.segno.start(size)));
+    let opened = Segment::open(&dir.partial(name, size), name, size, final_bytes);
+    // It may have got its final name between the two looks.
+    if is_missing(&opened) { finished() } else { opened }
 }
 
 /// Whether there is a file for a reader of `name.tli`.

@@ -37,6 +37,14 @@ impl FeedbackHorizon {
             catalog_xmin: older(self.catalog_xmin, other.catalog_xmin),
         }
     }
+
+    /// Whether this holds back more of either kind than `before` did. A slot of PostgreSQL that holds something back
+    /// moves only forward (`PhysicalReplicationSlotNewXmin`), unless it is told "none" in between.
+    pub fn falls_behind(self, before: FeedbackHorizon) -> bool {
+        let falls =
+            |now: Option<FullXid>, before: Option<FullXid>| now.zip(before).is_some_and(|(a, b)| a < b);
+        falls(self.xmin, before.xmin) || falls(self.catalog_xmin, before.catalog_xmin)
+    }
 }
 
 /// `pg_stat_replication.state`.
@@ -200,6 +208,8 @@ pub struct Senders {
     slots: Arc<Slots>,
     live: Mutex<BTreeMap<u32, Arc<Sender>>>,
     horizon: watch::Sender<FeedbackHorizon>,
+    /// What the upstream was told last.
+    reported: Mutex<FeedbackHorizon>,
 }
 
 /// A consumer's place in the registry; it leaves when this is dropped.
@@ -227,7 +237,7 @@ impl Drop for SenderGuard {
 impl Senders {
     pub(super) fn new(slots: Arc<Slots>) -> Arc<Senders> {
         let horizon = watch::Sender::new(slots.feedback());
-        Arc::new(Senders { slots, live: Mutex::default(), horizon })
+        Arc::new(Senders { slots, live: Mutex::default(), horizon, reported: Mutex::default() })
     }
 
     /// Enters a consumer.
@@ -257,6 +267,11 @@ impl Senders {
         self.horizon.subscribe()
     }
 
+    /// Notes what the upstream is told of the horizon; returns what it was told before, perhaps in another connection.
+    pub fn note_reported(&self, horizon: FeedbackHorizon) -> FeedbackHorizon {
+        std::mem::replace(&mut *lock(&self.reported), horizon)
+    }
+
     /// Takes a consumer's feedback. What streams from a slot leaves its feedback with the slot, where it
     /// outlives the connection; else it ends with the connection (PG: `ProcessStandbyHSFeedbackMessage`).
     pub fn set_feedback(&self, sender: &Sender, slot: Option<&SlotGuard>, feedback: FeedbackHorizon) {
@@ -269,9 +284,10 @@ impl Senders {
 
     /// Computes the merged horizon anew, after a change of slots or consumers.
     pub fn refresh_horizon(&self) {
-        let merged = lock(&self.live)
-            .values()
-            .fold(self.slots.feedback(), |merged, sender| merged.merge(*lock(&sender.feedback)));
+        // Held until it is published: what was computed later must not be followed by something older.
+        let live = lock(&self.live);
+        let merged =
+            live.values().fold(self.slots.feedback(), |merged, sender| merged.merge(*lock(&sender.feedback)));
         self.horizon.send_if_modified(|current| {
             let changed = *current != merged;
             *current = merged;
@@ -351,6 +367,47 @@ mod tests {
         let b = FeedbackHorizon { xmin: FullXid::new(0, 700), catalog_xmin: FullXid::new(0, 9) };
         assert_eq!(a.merge(b), b);
         assert_eq!(a.merge(FeedbackHorizon::default()), a);
+    }
+
+    #[test]
+    fn a_horizon_falls_only_behind_one_that_was_there() {
+        let at = |xmin, catalog_xmin| FeedbackHorizon {
+            xmin: FullXid::new(0, xmin),
+            catalog_xmin: FullXid::new(0, catalog_xmin),
+        };
+        assert!(at(5, 0).falls_behind(at(6, 0)) && at(7, 3).falls_behind(at(6, 4)));
+        assert!(!at(6, 0).falls_behind(at(6, 0)) && !at(7, 3).falls_behind(at(6, 0)));
+        assert!(!at(5, 0).falls_behind(at(0, 4)) && !at(0, 0).falls_behind(at(6, 4)));
+    }
+
+    /// However they race: what is published last is what holds then.
+    #[test]
+    fn the_published_horizon_is_never_older_than_the_feedback() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
+        let senders = Senders::new(Slots::open(dir, 1).unwrap());
+        let guards: Vec<_> = (1..=2).map(|pid| senders.register(identity(pid))).collect();
+        for round in 1..2000 {
+            std::thread::scope(|threads| {
+                for guard in &guards {
+                    let xmin = FullXid::new(0, round * 10 + guard.identity().pid);
+                    let feedback = FeedbackHorizon { xmin, catalog_xmin: None };
+                    let senders = &senders;
+                    threads.spawn(move || senders.set_feedback(guard, None, feedback));
+                }
+            });
+            assert_eq!(senders.horizon().borrow().xmin, FullXid::new(0, round * 10 + 1), "round {round}");
+        }
+    }
+
+    fn identity(pid: u32) -> SenderIdentity {
+        SenderIdentity {
+            pid,
+            user: "u".into(),
+            application_name: String::new(),
+            client_addr: None,
+            backend_start: SystemTime::now(),
+        }
     }
 
     #[test]

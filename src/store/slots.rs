@@ -4,15 +4,24 @@
 //! directions and unchecked, as in PostgreSQL. Slots live in memory and are saved whole to `slots.toml`: at
 //! once when one is created or dropped, else by [`Slots::save`], which retention calls *before* it removes
 //! WAL, so that a crash never leaves a slot that points to removed WAL.
+//!
+//! ```text
+//! saving   ── taken by whoever writes the file, over the disk's answers: only by threads that may wait
+//!   table  ── the map, and which WAL may be gone: never held while anything waits
+//!     slot ── one slot's state: likewise
+//! ```
+//!
+//! So a disk that hangs holds up who makes or drops a slot, and nobody else. A slot that is being made or dropped
+//! is in use by the relay meanwhile, and keeps its WAL.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{FullXid, Lsn, SlotName};
 
@@ -22,6 +31,8 @@ use super::senders::FeedbackHorizon;
 
 /// File of the data directory that holds the slots.
 const FILE: &str = "slots.toml";
+/// Changes of slots under way at a time: a disk that hangs must not take all threads that may wait for it.
+const CHANGES: usize = 8;
 
 /// How long a slot lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,29 +106,55 @@ pub struct SlotInfo {
 struct Slot {
     name: SlotName,
     owner: Option<u32>,
-    /// 0 stands for none.
-    restart_lsn: AtomicU64,
-    /// 0 stands for nobody.
-    active_pid: AtomicU32,
-    invalidated: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    restart_lsn: Option<Lsn>,
+    /// What the file says that it keeps, as far as this process has saved it.
+    saved_lsn: Option<Lsn>,
+    active_pid: Option<u32>,
+    invalidated: bool,
     /// Ends the connection that uses the slot when it is invalidated; one for each acquisition.
-    evict: Mutex<CancellationToken>,
-    feedback: Mutex<FeedbackHorizon>,
-    inactive_since: Mutex<SystemTime>,
+    evict: CancellationToken,
+    feedback: FeedbackHorizon,
+    inactive_since: SystemTime,
+}
+
+/// Where a slot stands in its life. Before and after it is used, only who makes or drops it has a say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Not saved yet; it keeps its WAL already.
+    Creating,
+    Usable,
+    /// Still in the file; it keeps its WAL until it is not.
+    Dropping,
 }
 
 /// All slots of the relay.
 #[derive(Debug)]
 pub struct Slots {
     limit: usize,
-    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
-    /// Held while WAL is chosen to be kept by a new slot, or to be removed. Taken before `slots`.
-    choosing: Mutex<()>,
+    table: Mutex<Table>,
+    /// Held while the file is written. Taken before `table`, by blocking threads only.
+    saving: Mutex<()>,
     dir: Arc<DataDir>,
     /// Something moved since the last save.
     dirty: AtomicBool,
+    /// What was read at the start may have been in memory only: nothing counts before it was written again.
+    durable: AtomicBool,
     /// Steps at every release and drop, for who waits for one.
     released: watch::Sender<u64>,
+    changes: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    slots: BTreeMap<String, Arc<Slot>>,
+    /// WAL before this may have been removed by this process, so no new slot can reserve it.
+    removed_before: Lsn,
 }
 
 /// A slot in use by one connection; released when this is dropped.
@@ -146,118 +183,164 @@ struct SavedSlot {
 }
 
 impl Slots {
-    /// Reads the slots of a data directory.
+    /// Reads the slots of a data directory, and makes room on the disk to save them when it is full.
     pub(super) fn open(dir: Arc<DataDir>, limit: usize) -> io::Result<Arc<Slots>> {
-        let text = dir.read(FILE)?.unwrap_or_default();
+        let text = dir.state().read(FILE)?.unwrap_or_default();
         let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
         let saved: Saved = toml::from_str(&text)
             .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))?;
-        let mut slots = BTreeMap::new();
+        let mut table = Table::default();
         for one in saved.slot {
-            let name = one.name.parse::<SlotName>().map_err(|error| bad(error.to_string()))?;
-            let restart = one.restart_lsn.as_deref().map(str::parse::<Lsn>).transpose();
-            let slot = Slot::new(name, None, restart.map_err(|error| bad(error.to_string()))?);
-            slot.invalidated.store(one.invalidated, Ordering::Relaxed);
-            let full = |id: u64| FullXid::new((id >> 32) as u32, id as u32);
-            *lock(&slot.feedback) = FeedbackHorizon {
-                xmin: one.xmin.and_then(full),
-                catalog_xmin: one.catalog_xmin.and_then(full),
-            };
-            slots.insert(one.name, Arc::new(slot));
+            let slot = Slot::from_saved(&one).map_err(bad)?;
+            table.slots.insert(one.name, Arc::new(slot));
         }
-        let released = watch::Sender::new(0);
+        dir.state().reserve(FILE, &text);
         Ok(Arc::new(Slots {
             limit,
-            slots: Mutex::new(slots),
-            choosing: Mutex::default(),
+            table: Mutex::new(table),
+            saving: Mutex::default(),
             dir,
-            dirty: AtomicBool::new(false),
-            released,
+            dirty: AtomicBool::new(true),
+            durable: AtomicBool::new(false),
+            released: watch::Sender::new(0),
+            changes: Arc::new(Semaphore::new(CHANGES)),
         }))
-    }
-
-    /// As long as this is held, nobody else removes WAL or makes a slot that reserves some.
-    pub(super) fn choose_wal(&self) -> MutexGuard<'_, ()> {
-        lock(&self.choosing)
     }
 
     /// Makes a slot that keeps WAL from `reserve` on, durably if it is persistent. A temporary one is
     /// in use by its owner from the start.
+    ///
+    /// Waits for the disk if the slot is persistent; nobody can use it before this returns.
     pub fn create(
         &self,
         name: &SlotName,
         persistence: SlotPersistence,
         reserve: Option<Lsn>,
     ) -> Result<(), SlotError> {
-        let owner = match persistence {
-            SlotPersistence::Persistent => None,
-            SlotPersistence::Temporary { owner } => Some(owner),
+        self.create_at(name, persistence, |_| Ok(reserve))
+    }
+
+    /// Makes a slot that keeps WAL from `oldest` on, which was on disk a moment ago, or as much of it as is not
+    /// being removed. As [`Slots::create`].
+    pub(super) fn create_reserving(
+        &self,
+        name: &SlotName,
+        persistence: SlotPersistence,
+        oldest: Option<Lsn>,
+    ) -> Result<(), SlotError> {
+        self.create_at(name, persistence, |table| Ok(oldest.map(|oldest| oldest.max(table.removed_before))))
+    }
+
+    /// Makes a slot that keeps what another one keeps. As [`Slots::create`].
+    pub fn copy(&self, from: &str, to: &SlotName, persistence: SlotPersistence) -> Result<(), SlotError> {
+        self.create_at(to, persistence, |table| {
+            let source = lock(&table.find(from)?.state);
+            match source.invalidated {
+                true => Err(SlotError::Invalidated { name: from.to_owned() }),
+                false => Ok(source.restart_lsn),
+            }
+        })
+    }
+
+    fn create_at(
+        &self,
+        name: &SlotName,
+        persistence: SlotPersistence,
+        reserve: impl FnOnce(&Table) -> Result<Option<Lsn>, SlotError>,
+    ) -> Result<(), SlotError> {
+        let slot = {
+            let mut table = lock(&self.table);
+            if table.slots.contains_key(name.as_str()) {
+                return Err(SlotError::Exists { name: name.to_string() });
+            }
+            if table.slots.len() >= self.limit {
+                return Err(SlotError::Full);
+            }
+            let slot = Arc::new(Slot::new(name.clone(), persistence, reserve(&table)?));
+            table.slots.insert(name.to_string(), slot.clone());
+            slot
         };
-        let mut slots = lock(&self.slots);
-        if slots.contains_key(name.as_str()) {
-            return Err(SlotError::Exists { name: name.to_string() });
+        if slot.owner.is_some() {
+            return Ok(());
         }
-        if slots.len() >= self.limit {
-            return Err(SlotError::Full);
+        let saving = lock(&self.saving);
+        let saved = self.write(Some(&slot));
+        match &saved {
+            Ok(()) => lock(&slot.state).phase = Phase::Usable,
+            Err(_) => drop(lock(&self.table).slots.remove(name.as_str())),
         }
-        slots.insert(name.to_string(), Arc::new(Slot::new(name.clone(), owner, reserve)));
-        if owner.is_none()
-            && let Err(error) = self.save_locked(&slots)
-        {
-            slots.remove(name.as_str());
-            return Err(error.into());
-        }
-        Ok(())
+        drop(saving);
+        self.note_release();
+        Ok(saved?)
     }
 
     /// The slot, if there is one.
     pub fn get(&self, name: &str) -> Option<SlotInfo> {
-        lock(&self.slots).get(name).map(|slot| slot.info())
+        lock(&self.table).slots.get(name).map(|slot| slot.info())
     }
 
     /// All slots, by name.
     pub fn list(&self) -> Vec<SlotInfo> {
-        lock(&self.slots).values().map(|slot| slot.info()).collect()
+        lock(&self.table).slots.values().map(|slot| slot.info()).collect()
+    }
+
+    /// A place among those who change slots, to be kept while a function that waits for the disk runs. Cancel-safe.
+    pub async fn may_change(&self) -> Option<OwnedSemaphorePermit> {
+        // Closed it never is, and who could not get in for that reason may go on as well.
+        self.changes.clone().acquire_owned().await.ok()
     }
 
     /// Takes a slot for streaming (PostgreSQL: `ReplicationSlotAcquire`).
     pub fn acquire(self: &Arc<Self>, name: &str, pid: u32) -> Result<SlotGuard, SlotError> {
-        let slots = lock(&self.slots);
-        let slot = slots.get(name).ok_or_else(|| SlotError::Missing { name: name.to_owned() })?;
-        slot.check_free(pid)?;
-        if slot.invalidated.load(Ordering::Relaxed) {
+        let table = lock(&self.table);
+        let slot = table.find(name)?;
+        let mut state = lock(&slot.state);
+        state.check_free(&slot.name, pid)?;
+        if state.invalidated {
             return Err(SlotError::Invalidated { name: name.to_owned() });
         }
-        slot.active_pid.store(pid, Ordering::Relaxed);
+        state.active_pid = Some(pid);
         let evict = CancellationToken::new();
-        *lock(&slot.evict) = evict.clone();
+        state.evict = evict.clone();
         Ok(SlotGuard { slot: slot.clone(), slots: self.clone(), evict })
     }
 
-    /// Drops a slot that nobody else uses.
+    /// Drops a slot that nobody else uses. Waits for the disk unless the slot is temporary.
     pub fn drop_slot(&self, name: &str, pid: u32) -> Result<(), SlotError> {
-        let mut slots = lock(&self.slots);
-        let slot = slots.get(name).ok_or_else(|| SlotError::Missing { name: name.to_owned() })?;
-        slot.check_free(pid)?;
-        let Some(removed) = slots.remove(name) else { return Ok(()) };
-        if removed.owner.is_none()
-            && let Err(error) = self.save_locked(&slots)
-        {
-            slots.insert(name.to_owned(), removed);
-            return Err(error.into());
+        let slot = {
+            let mut table = lock(&self.table);
+            let slot = table.find(name)?.clone();
+            let mut state = lock(&slot.state);
+            state.check_free(&slot.name, pid)?;
+            match slot.owner {
+                Some(_) => drop(table.slots.remove(name)),
+                None => state.phase = Phase::Dropping,
+            }
+            drop(state);
+            slot
+        };
+        if slot.owner.is_some() {
+            self.note_release();
+            return Ok(());
         }
-        drop(slots);
+        let saving = lock(&self.saving);
+        let saved = self.write(Some(&slot));
+        match &saved {
+            Ok(()) => drop(lock(&self.table).slots.remove(name)),
+            Err(_) => lock(&slot.state).phase = Phase::Usable,
+        }
+        drop(saving);
         self.note_release();
-        Ok(())
+        Ok(saved?)
     }
 
     /// Drops the temporary slots of a connection: at its end and at any error in it, as PostgreSQL does.
     pub fn drop_temporary_of(&self, pid: u32) {
-        let mut slots = lock(&self.slots);
-        let before = slots.len();
-        slots.retain(|_, slot| slot.owner != Some(pid));
-        if slots.len() != before {
-            drop(slots);
+        let mut table = lock(&self.table);
+        let before = table.slots.len();
+        table.slots.retain(|_, slot| slot.owner != Some(pid));
+        if table.slots.len() != before {
+            drop(table);
             self.note_release();
         }
     }
@@ -272,59 +355,113 @@ impl Slots {
         }
     }
 
-    /// Saves positions that have moved since the last time.
+    /// Moves slots back that are beyond `end`, because WAL beyond it does not count any more; returns them as they
+    /// were.
+    pub fn clamp_to(&self, end: Lsn) -> Vec<SlotInfo> {
+        let mut moved = Vec::new();
+        for slot in lock(&self.table).slots.values() {
+            let before = slot.info();
+            let mut state = lock(&slot.state);
+            if state.restart_lsn.is_some_and(|restart| restart > end) {
+                state.restart_lsn = Some(end);
+                moved.push(before);
+            }
+        }
+        if !moved.is_empty() {
+            self.dirty.store(true, Ordering::Relaxed);
+        }
+        moved
+    }
+
+    /// Saves positions that have moved since the last time. Waits for the disk.
     pub(super) fn save(&self) -> io::Result<()> {
-        if !self.dirty.swap(false, Ordering::Relaxed) {
+        if !self.dirty.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let slots = lock(&self.slots);
-        self.save_locked(&slots).inspect_err(|_| self.dirty.store(true, Ordering::Relaxed))
+        let _saving = lock(&self.saving);
+        self.write(None)
+    }
+
+    /// Whether the file holds what this process knows, so that positions in it count.
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Relaxed)
     }
 
     /// Oldest WAL that a valid slot keeps, of those that need none before `from`.
     pub(super) fn oldest_restart_lsn(&self, from: Lsn) -> Option<Lsn> {
-        let slots = lock(&self.slots);
-        slots
-            .values()
-            .filter(|slot| !slot.info().invalidated)
-            .filter_map(|slot| slot.info().restart_lsn)
-            .filter(|restart| *restart >= from)
-            .min()
+        let table = lock(&self.table);
+        let valid = table.slots.values().filter_map(|slot| lock(&slot.state).keeps());
+        valid.filter(|restart| *restart >= from).min()
+    }
+
+    /// Decides from where on WAL stays: `keep` is told the oldest that a slot keeps, now or after a crash, of those
+    /// that need none before `from`. What lies before the result is as good as gone when this returns.
+    pub(super) fn decide_removal(&self, from: Lsn, keep: impl FnOnce(Option<Lsn>) -> Lsn) -> Lsn {
+        let mut table = lock(&self.table);
+        let held = table.slots.values().flat_map(|slot| {
+            let state = lock(&slot.state);
+            let keeps = state.keeps();
+            // A position that was not saved since is what a crash leaves. It counts even if it is to be given up.
+            let saved = state.saved_lsn.filter(|_| state.saved_lsn != keeps);
+            [keeps.filter(|restart| *restart >= from), saved].into_iter().flatten()
+        });
+        let kept = keep(held.min());
+        table.removed_before = table.removed_before.max(kept);
+        kept
     }
 
     /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them as they
     /// were (PostgreSQL: `InvalidateObsoleteReplicationSlots`). Those whose position is `covered` are served
     /// otherwise, and stay.
     pub(super) fn invalidate_before(&self, limit: Lsn, covered: impl Fn(Lsn) -> bool) -> Vec<SlotInfo> {
-        let slots = lock(&self.slots);
-        let behind = |slot: &&Arc<Slot>| {
-            let info = slot.info();
-            !info.invalidated && info.restart_lsn.is_some_and(|restart| restart < limit && !covered(restart))
-        };
-        let lost: Vec<_> = slots.values().filter(behind).cloned().collect();
-        drop(slots);
-        let before = lost.iter().map(|slot| slot.info()).collect();
-        for slot in &lost {
-            slot.invalidated.store(true, Ordering::Relaxed);
-            slot.restart_lsn.store(0, Ordering::Relaxed);
-            lock(&slot.evict).cancel();
-            self.dirty.store(true, Ordering::Relaxed);
+        let slots: Vec<_> = lock(&self.table).slots.values().cloned().collect();
+        let mut lost = Vec::new();
+        for slot in slots {
+            let before = slot.info();
+            let mut state = lock(&slot.state);
+            if state.keeps().is_some_and(|restart| restart < limit && !covered(restart)) {
+                (state.invalidated, state.restart_lsn) = (true, None);
+                state.evict.cancel();
+                self.dirty.store(true, Ordering::Relaxed);
+                lost.push(before);
+            }
         }
-        before
+        lost
     }
 
     /// What the slots' standbys still need the primary to keep.
     pub(super) fn feedback(&self) -> FeedbackHorizon {
-        let slots = lock(&self.slots);
-        let valid = slots.values().filter(|slot| !slot.invalidated.load(Ordering::Relaxed));
-        valid.fold(FeedbackHorizon::default(), |merged, slot| merged.merge(*lock(&slot.feedback)))
+        lock(&self.table).slots.values().fold(FeedbackHorizon::default(), |merged, slot| {
+            let state = lock(&slot.state);
+            if state.invalidated { merged } else { merged.merge(state.feedback) }
+        })
     }
 
-    fn save_locked(&self, slots: &BTreeMap<String, Arc<Slot>>) -> io::Result<()> {
-        let persistent = slots.values().filter(|slot| slot.owner.is_none());
-        let saved = Saved { slot: persistent.map(|slot| slot.saved()).collect() };
-        let text = toml::to_string(&saved).map_err(io::Error::other)?;
-        self.dir.replace(FILE, &text)
+    /// Writes the file. The caller holds `saving`. `changed` is the slot that the caller makes or drops; what others
+    /// are about to make is left out, and what they are about to drop stays.
+    fn write(&self, changed: Option<&Arc<Slot>>) -> io::Result<()> {
+        self.dirty.store(false, Ordering::Relaxed);
+        let (saved, positions): (Vec<_>, Vec<_>) = lock(&self.table)
+            .slots
+            .values()
+            .filter(|slot| slot.is_in_file(changed.is_some_and(|changed| Arc::ptr_eq(changed, slot))))
+            .map(|slot| (slot, slot.info()))
+            .map(|(slot, info)| {
+                let keeps = info.restart_lsn.filter(|_| !info.invalidated);
+                (SavedSlot::from(info), (slot.clone(), keeps))
+            })
+            .unzip();
+        let text = toml::to_string(&Saved { slot: saved }).map_err(io::Error::other);
+        let written = text.and_then(|text| self.dir.state().replace(FILE, &text));
+        if let Err(error) = written {
+            self.dirty.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        for (slot, position) in positions {
+            lock(&slot.state).saved_lsn = position;
+        }
+        self.durable.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn note_release(&self) {
@@ -332,35 +469,74 @@ impl Slots {
     }
 }
 
+impl Table {
+    fn find(&self, name: &str) -> Result<&Arc<Slot>, SlotError> {
+        self.slots.get(name).ok_or_else(|| SlotError::Missing { name: name.to_owned() })
+    }
+}
+
 impl Slot {
-    fn new(name: SlotName, owner: Option<u32>, restart: Option<Lsn>) -> Slot {
-        Slot {
-            name,
-            owner,
-            restart_lsn: AtomicU64::new(restart.unwrap_or_default().as_u64()),
-            active_pid: AtomicU32::new(owner.unwrap_or(0)),
-            invalidated: AtomicBool::new(false),
-            evict: Mutex::default(),
-            feedback: Mutex::default(),
-            inactive_since: Mutex::new(SystemTime::now()),
-        }
+    fn new(name: SlotName, persistence: SlotPersistence, restart_lsn: Option<Lsn>) -> Slot {
+        let (phase, owner) = match persistence {
+            SlotPersistence::Persistent => (Phase::Creating, None),
+            SlotPersistence::Temporary { owner } => (Phase::Usable, Some(owner)),
+        };
+        let state = State {
+            phase,
+            restart_lsn,
+            saved_lsn: None,
+            active_pid: owner,
+            invalidated: false,
+            evict: CancellationToken::new(),
+            feedback: FeedbackHorizon::default(),
+            inactive_since: SystemTime::now(),
+        };
+        Slot { name, owner, state: Mutex::new(state) }
+    }
+
+    fn from_saved(saved: &SavedSlot) -> Result<Slot, String> {
+        let name = saved.name.parse::<SlotName>().map_err(|error| error.to_string())?;
+        let restart = saved.restart_lsn.as_deref().map(str::parse::<Lsn>).transpose();
+        let restart = restart.map_err(|error| error.to_string())?.and_then(Lsn::valid);
+        let slot = Slot::new(name, SlotPersistence::Persistent, restart);
+        let full = |id: u64| FullXid::new((id >> 32) as u32, id as u32);
+        let mut state = lock(&slot.state);
+        state.phase = Phase::Usable;
+        state.invalidated = saved.invalidated;
+        state.feedback = FeedbackHorizon {
+            xmin: saved.xmin.and_then(full),
+            catalog_xmin: saved.catalog_xmin.and_then(full),
+        };
+        drop(state);
+        Ok(slot)
     }
 
     fn info(&self) -> SlotInfo {
-        let pid = self.active_pid.load(Ordering::Relaxed);
+        let state = lock(&self.state);
+        let active_pid = state.user();
         SlotInfo {
             name: self.name.to_string(),
-            restart_lsn: Lsn::new(self.restart_lsn.load(Ordering::Relaxed)).valid(),
-            active_pid: (pid != 0).then_some(pid),
+            restart_lsn: state.restart_lsn,
+            active_pid,
             temporary: self.owner.is_some(),
-            invalidated: self.invalidated.load(Ordering::Relaxed),
-            feedback: *lock(&self.feedback),
-            inactive_since: (pid == 0).then(|| *lock(&self.inactive_since)),
+            invalidated: state.invalidated,
+            feedback: state.feedback,
+            inactive_since: active_pid.is_none().then_some(state.inactive_since),
         }
     }
 
-    fn saved(&self) -> SavedSlot {
-        let info = self.info();
+    fn is_in_file(&self, changed: bool) -> bool {
+        let in_file = match lock(&self.state).phase {
+            Phase::Creating => changed,
+            Phase::Usable => true,
+            Phase::Dropping => !changed,
+        };
+        in_file && self.owner.is_none()
+    }
+}
+
+impl From<SlotInfo> for SavedSlot {
+    fn from(info: SlotInfo) -> SavedSlot {
         let full = |id: FullXid| u64::from(id.epoch) << 32 | u64::from(id.xid);
         SavedSlot {
             name: info.name,
@@ -370,12 +546,27 @@ impl Slot {
             catalog_xmin: info.feedback.catalog_xmin.map(full),
         }
     }
+}
 
-    fn check_free(&self, pid: u32) -> Result<(), SlotError> {
-        match self.active_pid.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            active if active == pid => Ok(()),
-            active => Err(SlotError::Active { name: self.name.to_string(), pid: active }),
+impl State {
+    /// Where the WAL begins that it keeps.
+    fn keeps(&self) -> Option<Lsn> {
+        self.restart_lsn.filter(|_| !self.invalidated)
+    }
+
+    /// Who uses it; the relay itself while it is made or dropped.
+    fn user(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Usable => self.active_pid,
+            Phase::Creating | Phase::Dropping => Some(std::process::id()),
+        }
+    }
+
+    fn check_free(&self, name: &SlotName, pid: u32) -> Result<(), SlotError> {
+        match self.user() {
+            None => Ok(()),
+            Some(active) if active == pid && self.phase == Phase::Usable => Ok(()),
+            Some(active) => Err(SlotError::Active { name: name.to_string(), pid: active }),
         }
     }
 }
@@ -387,10 +578,11 @@ impl SlotGuard {
     }
 
     /// Takes a flush report: the slot keeps WAL from there on. `0/0` is no report
-    /// (PostgreSQL: `PhysicalConfirmReceivedLocation`).
+    /// (PostgreSQL: `PhysicalConfirmReceivedLocation`). A lost slot stays as it is.
     pub fn confirm_flush(&self, flush: Lsn) {
-        let new = flush.as_u64();
-        if new != 0 && self.slot.restart_lsn.swap(new, Ordering::Relaxed) != new {
+        let mut state = lock(&self.slot.state);
+        if flush != Lsn::INVALID && !state.invalidated && state.restart_lsn != Some(flush) {
+            state.restart_lsn = Some(flush);
             self.slots.dirty.store(true, Ordering::Relaxed);
         }
     }
@@ -401,9 +593,9 @@ impl SlotGuard {
     }
 
     pub(super) fn set_feedback(&self, feedback: FeedbackHorizon) {
-        let mut current = lock(&self.slot.feedback);
-        if *current != feedback {
-            *current = feedback;
+        let mut state = lock(&self.slot.state);
+        if state.feedback != feedback {
+            state.feedback = feedback;
             self.slots.dirty.store(true, Ordering::Relaxed);
         }
     }
@@ -412,8 +604,9 @@ impl SlotGuard {
 impl Drop for SlotGuard {
     /// A temporary slot stays with its connection; another becomes free.
     fn drop(&mut self) {
-        *lock(&self.slot.inactive_since) = SystemTime::now();
-        self.slot.active_pid.store(self.slot.owner.unwrap_or(0), Ordering::Relaxed);
+        let mut state = lock(&self.slot.state);
+        (state.inactive_since, state.active_pid) = (SystemTime::now(), self.slot.owner);
+        drop(state);
         self.slots.note_release();
     }
 }

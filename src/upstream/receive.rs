@@ -358,8 +358,15 @@ impl<'a> Receiver<'a> {
         if none && !self.feedback_sent {
             return Ok(());
         }
-        let feedback = HotStandbyFeedback { send_time: now(), xmin, catalog_xmin };
-        self.send(&feedback.frame()).await?;
+        let next = FeedbackHorizon { xmin, catalog_xmin };
+        let frame = |FeedbackHorizon { xmin, catalog_xmin }| {
+            HotStandbyFeedback { send_time: now(), xmin, catalog_xmin }.frame()
+        };
+        let mut bytes = frame(next).to_vec();
+        if next.falls_behind(self.store.senders().note_reported(next)) {
+            bytes.splice(0..0, frame(FeedbackHorizon::default()).to_vec());
+        }
+        self.send(&bytes).await?;
         self.feedback_sent = !none;
         Ok(())
     }

@@ -1,0 +1,385 @@
+//! Small files of the data directory, replaced whole, also when the disk is full or no descriptor is left.
+//!
+//! What has to be written before something can be freed must not need room itself. So there are two copies of
+//! each file, both at their full size on the disk and open:
+//!
+//! ```text
+//! slots.toml             as it was saved last, filled up with newlines
+//! slots.toml.spare       as long; its content does not matter
+//! slots.toml.spare.new   a spare in the making, or left by a crash
+//! ```
+//!
+//! Replacing writes the spare in place, syncs it, exchanges the two names (`RENAME_EXCHANGE`) and syncs the
+//! directory. A crash leaves the old content or the new one under the file's name, whole, because the copy that
+//! has the name is never written to, and a copy that lost it only after the directory was synced.
+//!
+//! Where names cannot be exchanged the spare takes the name and a new one is made afterwards. File systems that
+//! never write in place (Btrfs, ZFS) may need room all the same; they keep some back for that.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::lock;
+
+/// Files are multiples of this long: a block of nearly every file system.
+const BLOCK: usize = 4096;
+
+/// The small files of one directory. Everything here waits for the disk.
+#[derive(Debug)]
+pub(super) struct StateFiles {
+    path: PathBuf,
+    dir: File,
+    /// Each file has a lock of its own, which is held while it is written: for threads that may wait.
+    files: Mutex<HashMap<String, Arc<Mutex<StateFile>>>>,
+}
+
+#[derive(Debug)]
+struct StateFile {
+    name: String,
+    /// What has the name; `None` if there is none, or if it cannot be written in place.
+    current: Option<Room>,
+    /// What is written next.
+    spare: Option<Room>,
+    /// Whether names may be exchanged here, as far as is known.
+    exchanges: bool,
+    /// There is no spare, and that was told.
+    told: bool,
+}
+
+/// A file whose blocks are on the disk.
+#[derive(Debug)]
+struct Room {
+    file: File,
+    len: usize,
+}
+
+impl StateFiles {
+    /// For the files of this directory, which must be the process's own.
+    pub(super) fn open(path: &Path) -> io::Result<StateFiles> {
+        let dir = File::open(path)?;
+        // An exchange of names by an earlier process may be in memory only, and its spare is written soon.
+        dir.sync_all()?;
+        Ok(StateFiles { path: path.to_owned(), dir, files: Mutex::default() })
+    }
+
+    /// The file's content without what fills it up; `None` if there is no such file. It may not be durable: an
+    /// earlier process may have ended before it was.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
+        let file = self.file(name);
+        let Some(bytes) = lock(&file).read(&self.dir, &self.path)? else { return Ok(None) };
+        let text = String::from_utf8(bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        let filled = text.trim_end_matches('\n');
+        Ok(Some(if filled.is_empty() { String::new() } else { format!("{filled}\n") }))
+    }
+
+    /// Replaces the file, whole and durably. After an error it has its old content or the new one.
+    pub(super) fn replace(&self, name: &str, content: &str) -> io::Result<()> {
+        let file = self.file(name);
+        lock(&file).replace(&self.dir, content.as_bytes())
+    }
+
+    /// Makes sure that the file can be replaced without room; it is written again if need be.
+    pub(super) fn reserve(&self, name: &str, content: &str) {
+        let file = self.file(name);
+        let mut file = lock(&file);
+        if file.is_short_of(content.len())
+            && let Err(error) = file.replace(&self.dir, content.as_bytes())
+        {
+            file.tell(&error);
+        }
+    }
+
+    fn file(&self, name: &str) -> Arc<Mutex<StateFile>> {
+        let new = || Arc::new(Mutex::new(StateFile::new(name)));
+        lock(&self.files).entry(name.to_owned()).or_insert_with(new).clone()
+    }
+}
+
+impl StateFile {
+    fn new(name: &str) -> StateFile {
+        StateFile { name: name.to_owned(), current: None, spare: None, exchanges: true, told: false }
+    }
+
+    fn spare_name(&self) -> String {
+        format!("{}.spare", self.name)
+    }
+
+    fn read(&mut self, dir: &File, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let file = match open(dir, &self.name) {
+            Err(Errno::NOENT) => return Ok(None),
+            // Not ours to write: read it, and put another in its place when the time comes.
+            Err(Errno::ACCESS | Errno::PERM | Errno::LOOP) => {
+                return fs::read(path.join(&self.name)).map(Some);
+            }
+            other => other?,
+        };
+        let mut content = Vec::new();
+        (&file).read_to_end(&mut content)?;
+        self.current = Some(Room { file, len: content.len() });
+        if self.spare.is_none()
+            && let Ok(file) = open(dir, &self.spare_name())
+        {
+            let len = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+            self.spare = Some(Room { file, len });
+        }
+        Ok(Some(content))
+    }
+
+    fn replace(&mut self, dir: &File, content: &[u8]) -> io::Result<()> {
+        let spare = match self.spare.take().filter(|spare| spare.len >= content.len()) {
+            // Whoever works on the directory by hand may have put something else there.
+            Some(spare) if spare.has_name(dir, &self.spare_name()) => spare,
+            _ => Room::make(dir, &self.spare_name(), content.len())?,
+        };
+        if let Err(error) = spare.fill(content) {
+            // A failed sync says nothing about what is on the disk: all of it is written again the next time.
+            self.spare = Some(spare);
+            return Err(error);
+        }
+        self.swap(dir, spare)?;
+        if self.is_short_of(content.len()) {
+            match Room::make(dir, &self.spare_name(), content.len()) {
+                Ok(spare) => (self.spare, self.told) = (Some(spare), false),
+                Err(error) => self.tell(&error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a written and synced spare the file's name.
+    fn swap(&mut self, dir: &File, new: Room) -> io::Result<()> {
+        let spare = self.spare_name();
+        let exchanged = match self.exchanges && self.current.is_some() {
+            true => rustix::fs::renameat_with(dir, &spare, dir, &self.name, RenameFlags::EXCHANGE),
+            false => Err(Errno::NOSYS),
+        };
+        let old = match exchanged {
+            Ok(()) => self.current.replace(new),
+            // No such thing here, or the first of its name.
+            Err(error) => {
+                let unknown = matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP);
+                self.exchanges &= self.current.is_none() || !unknown;
+                if let Err(error) = rustix::fs::renameat(dir, &spare, dir, &self.name) {
+                    self.spare = Some(new);
+                    return Err(error.into());
+                }
+                self.current = Some(new);
+                None
+            }
+        };
+        // After an error nobody knows which of them has the name on the disk, and neither is written to again.
+        dir.sync_all()?;
+        self.spare = old;
+        Ok(())
+    }
+
+    /// Whether a little more than `len` bytes could not be saved without room.
+    fn is_short_of(&self, len: usize) -> bool {
+        let enough = |room: &Room| room.len >= len + len / 2 + BLOCK / 4;
+        !(self.spare.as_ref().is_some_and(enough) && self.current.is_some())
+    }
+
+    fn tell(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                "could not reserve room on disk for replacing \"{}\": {error}; when the disk is full it cannot be saved, \
+                 make some room",
+                self.name
+            );
+        }
+    }
+}
+
+impl Room {
+    /// A new file with room for more than `len` bytes, durably under this name.
+    fn make(dir: &File, name: &str, len: usize) -> io::Result<Room> {
+        let temporary = format!("{name}.new");
+        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        let room = Room { file, len: (2 * len + BLOCK).next_multiple_of(BLOCK) };
+        let made = room.fill(b"").and_then(|()| room.file.sync_all()).and_then(|()| {
+            rustix::fs::renameat(dir, &temporary, dir, name)?;
+            Ok(())
+        });
+        if let Err(error) = made {
+            let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+            return Err(error);
+        }
+        Ok(room)
+    }
+
+    /// Writes all of it, and syncs.
+    fn fill(&self, content: &[u8]) -> io::Result<()> {
+        let mut bytes = content.to_vec();
+        bytes.resize(self.len, b'\n');
+        self.file.write_all_at(&bytes, 0)?;
+        self.file.sync_data()
+    }
+
+    /// Whether this is the file of that name.
+    fn has_name(&self, dir: &File, name: &str) -> bool {
+        let named = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        let ours = self.file.metadata();
+        named.is_ok_and(|named| {
+            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.st_dev, named.st_ino))
+        })
+    }
+}
+
+fn open(dir: &File, name: &str) -> Result<File, Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(dir, name, flags, Mode::empty()).map(File::from)
+}
+
+/// Replaces a file that needs no reserve. After a crash it has its old content or its new one, never something
+/// between.
+pub(super) fn replace_file(path: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    const NAME: &str = "slots.toml";
+
+    fn content(dir: &Path) -> String {
+        fs::read_to_string(dir.join(NAME)).unwrap()
+    }
+
+    #[test]
+    fn two_files_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        assert_eq!(files.read(NAME).unwrap(), None);
+        let inode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().ino();
+        let mut seen = Vec::new();
+        for text in ["a = 1\n", "a = 2\n", "a = 3\n", ""] {
+            files.replace(NAME, text).unwrap();
+            assert_eq!(files.read(NAME).unwrap().as_deref(), Some(text));
+            assert_eq!(content(dir.path()).trim(), text.trim());
+            seen.push([inode(NAME), inode("slots.toml.spare")]);
+        }
+        seen.iter_mut().for_each(|pair| pair.sort_unstable());
+        assert!(seen.windows(2).all(|two| two[0] == two[1]), "no new file is made: {seen:?}");
+        let names = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names, 2);
+    }
+
+    #[test]
+    fn what_an_earlier_process_left_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StateFiles::open(dir.path()).unwrap();
+        first.replace(NAME, "a = 1\n").unwrap();
+        drop(first);
+        // As after a crash while it was written.
+        let spare = dir.path().join("slots.toml.spare");
+        let before = fs::metadata(&spare).unwrap();
+        File::options().write(true).open(&spare).unwrap().write_all(b"torn").unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        assert_eq!(files.read(NAME).unwrap().as_deref(), Some("a = 1\n"));
+        files.replace(NAME, "a = 2\n").unwrap();
+        assert_eq!(fs::metadata(dir.path().join(NAME)).unwrap().ino(), before.ino());
+        assert_eq!(files.read(NAME).unwrap().as_deref(), Some("a = 2\n"));
+    }
+
+    #[test]
+    fn files_of_earlier_versions_are_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(NAME), "a = 1\n").unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        let text = files.read(NAME).unwrap().unwrap();
+        assert_eq!(text, "a = 1\n");
+        files.reserve(NAME, &text);
+        for name in [NAME, "slots.toml.spare"] {
+            assert!(fs::metadata(dir.path().join(name)).unwrap().len() >= 4096, "{name}");
+        }
+        assert_eq!(files.read(NAME).unwrap().as_deref(), Some("a = 1\n"));
+    }
+
+    #[test]
+    fn what_outgrows_its_room_gets_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        let mut text = String::new();
+        for line in 0..3000 {
+            text += &format!("line {line}\n");
+            if line % 100 == 0 {
+                files.replace(NAME, &text).unwrap();
+                assert_eq!(files.read(NAME).unwrap().as_deref(), Some(&*text));
+            }
+        }
+        let spare = fs::metadata(dir.path().join("slots.toml.spare")).unwrap().len();
+        assert!(spare as usize > text.len() && spare % 4096 == 0);
+    }
+
+    /// A full disk must not come between a slot's drop and its file.
+    #[test]
+    fn replacing_needs_no_descriptor_and_no_new_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        files.replace(NAME, "a = 1\n").unwrap();
+        let open = || {
+            let file = files.file(NAME);
+            let file = lock(&file);
+            let mut held = [&file.current, &file.spare].map(|room| room.as_ref().unwrap().file.as_raw_fd());
+            held.sort_unstable();
+            held
+        };
+        let before = open();
+        files.replace(NAME, &"b".repeat(2000)).unwrap();
+        files.replace(NAME, "c = 1\n").unwrap();
+        assert_eq!(open(), before);
+    }
+
+    #[test]
+    fn without_exchange_the_spare_takes_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        files.replace(NAME, "a = 1\n").unwrap();
+        lock(&files.file(NAME)).exchanges = false;
+        for text in ["a = 2\n", "a = 3\n"] {
+            files.replace(NAME, text).unwrap();
+            assert_eq!(files.read(NAME).unwrap().as_deref(), Some(text));
+            assert!(dir.path().join("slots.toml.spare").exists());
+        }
+    }
+
+    #[test]
+    fn hands_in_the_directory_do_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(dir.path()).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        files.replace(NAME, "a = 1\n").unwrap();
+        fs::remove_file(path("slots.toml.spare")).unwrap();
+        files.replace(NAME, "a = 2\n").unwrap();
+        fs::write(path("other"), "a = 0\n").unwrap();
+        fs::rename(path("other"), path("slots.toml.spare")).unwrap();
+        files.replace(NAME, "a = 3\n").unwrap();
+        assert_eq!(content(dir.path()).trim(), "a = 3");
+        fs::remove_file(path(NAME)).unwrap();
+        files.replace(NAME, "a = 4\n").unwrap();
+        fs::write(path("edited"), "a = 0\n").unwrap();
+        fs::rename(path("edited"), path(NAME)).unwrap();
+        for text in ["a = 5\n", "a = 6\n", "a = 7\n"] {
+            files.replace(NAME, text).unwrap();
+            assert_eq!(content(dir.path()), fs::read_to_string(path(NAME)).unwrap());
+            assert_eq!(content(dir.path()).trim(), text.trim());
+        }
+    }
+}
