@@ -3,8 +3,8 @@
 //! Column types follow the upstream's version, so that nobody can tell the relay from it.
 
 use std::io;
-use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use walrelay_proto::{
     Command, CommandOption, CreateSlot, Lsn, SlotKind, SlotName, SlotNameError, TimelineId,
@@ -15,7 +15,7 @@ use super::session::{Failure, SessionContext};
 use super::settings::{self, Settings};
 use super::shown::Shown;
 use crate::archive::Recall;
-use crate::store::{SlotError, SlotPersistence, Slots, UpstreamParameters};
+use crate::store::{SlotError, SlotPersistence, UpstreamParameters};
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
 
@@ -131,20 +131,26 @@ impl Answer<'_> {
         Ok(())
     }
 
-    async fn create_slot(&self, conn: &mut Connection, slot: CreateSlot) -> Result<()> {
-        let SlotKind::Physical { reserve_wal } = slot.kind else { return Err(no_logical()) };
+    async fn create_slot(&self, conn: &mut Connection, slot: CreateSlot) -> std::result::Result<(), Failure> {
+        let SlotKind::Physical { reserve_wal } = slot.kind else { return Err(no_logical().into()) };
         let name = SlotName::new(&slot.name).map_err(slot_name_error)?;
         let persistence = match slot.temporary {
             true => SlotPersistence::Temporary { owner: self.context.pid },
             false => SlotPersistence::Persistent,
         };
-        let store = self.context.store.clone();
-        blocking(move || match reserve_wal {
+        let (store, undo, pid) = (self.context.store.clone(), self.context.store.clone(), self.context.pid);
+        let unheard = name.clone();
+        let create = move || match reserve_wal {
             true => store.create_reserving_slot(&name, persistence),
             false => store.slots().create(&name, persistence, None),
-        })
-        .await?
-        .map_err(slot_error)?;
+        };
+        // Nobody knows of it, so nobody would ever drop it.
+        let undo = move |created: std::result::Result<(), SlotError>| {
+            if let Err(error) = created.and_then(|()| undo.drop_slot(unheard.as_str(), pid)) {
+                tracing::info!("slot \"{unheard}\", whose creation was given up: {error}");
+            }
+        };
+        self.change(conn, create, undo).await?.map_err(slot_error)?;
         let columns = ["slot_name", "consistent_point", "snapshot_name", "output_plugin"].map(Column::text);
         conn.put(&row_description(&columns));
         put_row(conn, &[Some(&slot.name), Some(&Lsn::INVALID.to_string()), None, None]);
@@ -170,9 +176,10 @@ impl Answer<'_> {
         name: String,
         wait: bool,
     ) -> std::result::Result<(), Failure> {
-        let slots = self.context.store.slots();
+        let pid = self.context.pid;
         loop {
-            match try_drop(slots.clone(), name.clone(), self.context.pid).await? {
+            let (store, slot) = (self.context.store.clone(), name.clone());
+            match self.change(conn, move || store.drop_slot(&slot, pid), drop).await? {
                 Ok(()) => break,
                 Err(SlotError::Active { .. }) if wait => self.wait_for_release(conn, &name).await?,
                 Err(error) => return Err(slot_error(error).into()),
@@ -186,12 +193,47 @@ impl Answer<'_> {
         let slots = self.context.store.slots();
         tokio::select! {
             () = slots.released(name) => Ok(()),
-            () = self.context.cancel.requested() => Err(canceled().into()),
+            reason = self.given_up(conn) => Err(reason),
+        }
+    }
+
+    /// Changes slots on a thread that may wait for the disk. When the client gives up first, the change is made all
+    /// the same once it has begun, and its outcome goes to `unheard`.
+    async fn change<T: Send + 'static>(
+        &self,
+        conn: &mut Connection,
+        work: impl FnOnce() -> T + Send + 'static,
+        unheard: impl FnOnce(T) + Send + 'static,
+    ) -> std::result::Result<T, Failure> {
+        let place = tokio::select! {
+            place = self.context.store.slots().may_change() => place,
+            reason = self.given_up(conn) => return Err(reason),
+        };
+        let (told, mut outcome) = oneshot::channel();
+        spawn_blocking(move || {
+            let _place = place;
+            if let Err(outcome) = told.send(work()) {
+                unheard(outcome);
+            }
+        });
+        let reason = tokio::select! {
+            done = &mut outcome => return done.map_err(|_| broken().into()),
+            reason = self.given_up(conn) => reason,
+        };
+        // Either it is done by now, or whoever does it learns that nobody waits for it.
+        outcome.close();
+        outcome.try_recv().map_err(|_| reason)
+    }
+
+    /// Why the running command is not waited for any more. Cancel-safe.
+    async fn given_up(&self, conn: &mut Connection) -> Failure {
+        tokio::select! {
+            () = self.context.cancel.requested() => canceled().into(),
             () = self.context.shutdown.cancelled() => {
                 let text = "terminating connection due to administrator command";
-                Err(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text).into())
+                PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text).into()
             }
-            error = conn.gone() => Err(Failure::Closed(error.to_string())),
+            error = conn.gone() => Failure::Closed(error.to_string()),
         }
     }
 
@@ -291,8 +333,8 @@ fn unknown_setting(name: &str) -> PgError {
     PgError::error(sqlstate::UNDEFINED_OBJECT, text)
 }
 
-async fn try_drop(slots: Arc<Slots>, name: String, pid: u32) -> Result<std::result::Result<(), SlotError>> {
-    blocking(move || slots.drop_slot(&name, pid)).await
+fn broken() -> PgError {
+    PgError::error(sqlstate::INTERNAL_ERROR, "a fault of walrelay, see its standard error")
 }
 
 /// Runs what waits for the disk beside the threads that serve others.

@@ -69,9 +69,9 @@ pub(super) enum Statement {
     Prepared,
 }
 
-/// Decides what becomes of a statement's text; `None` leaves it.
+/// Decides what becomes of a statement's text; `None` leaves it. Not cancel-safe: the session has to end.
 pub(super) trait Texts {
-    fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>>;
+    async fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>>;
 }
 
 /// One side: its socket's halves, and what was read from it already.
@@ -140,7 +140,7 @@ async fn requests(
         while let Some(piece) = cutter.next(&mut input) {
             let bytes = match piece {
                 Piece::Pass(bytes) => bytes,
-                Piece::Text(message) => rewritten(message, texts, state),
+                Piece::Text(message) => rewritten(message, texts, state).await,
             };
             if server.write_all(&bytes).await.is_err() {
                 return UpEnd::Server;
@@ -241,7 +241,7 @@ impl Cutter {
 }
 
 /// The message with its text as it shall reach the server.
-fn rewritten(message: BytesMut, texts: &mut impl Texts, state: &SessionState) -> BytesMut {
+async fn rewritten(message: BytesMut, texts: &mut impl Texts, state: &SessionState) -> BytesMut {
     let body = &message[5..];
     let text_at = match message[0] {
         b'Q' => Some((Statement::Simple, 0)),
@@ -250,7 +250,7 @@ fn rewritten(message: BytesMut, texts: &mut impl Texts, state: &SessionState) ->
     };
     let Some((kind, start)) = text_at else { return message };
     let Some(len) = body[start..].iter().position(|b| *b == 0) else { return message };
-    let Some(text) = texts.rewrite(kind, &body[start..start + len], state) else { return message };
+    let Some(text) = texts.rewrite(kind, &body[start..start + len], state).await else { return message };
     let rest = &body[start + len..];
     let mut new = BytesMut::with_capacity(5 + start + text.len() + rest.len());
     new.put_u8(message[0]);
@@ -272,7 +272,7 @@ mod tests {
     struct Shout;
 
     impl Texts for Shout {
-        fn rewrite(&mut self, _: Statement, text: &[u8], _: &SessionState) -> Option<Vec<u8>> {
+        async fn rewrite(&mut self, _: Statement, text: &[u8], _: &SessionState) -> Option<Vec<u8>> {
             text.starts_with(b"a").then(|| [&text.to_ascii_uppercase()[..], b"!"].concat())
         }
     }
@@ -281,12 +281,15 @@ mod tests {
     fn pass(parts: &[&[u8]]) -> Vec<u8> {
         let (mut cutter, mut input, mut out) = (Cutter::default(), BytesMut::new(), Vec::new());
         let state = SessionState::new(true);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for part in parts {
             input.extend_from_slice(part);
             while let Some(piece) = cutter.next(&mut input) {
                 match piece {
                     Piece::Pass(bytes) => out.extend(bytes),
-                    Piece::Text(message) => out.extend(rewritten(message, &mut Shout, &state)),
+                    Piece::Text(message) => {
+                        out.extend(runtime.block_on(rewritten(message, &mut Shout, &state)));
+                    }
                 }
             }
         }

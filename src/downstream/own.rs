@@ -1,5 +1,7 @@
 //! The relay's slots and consumers as a SQL session sees them.
 
+use std::sync::Arc;
+
 use walrelay_proto::{Lsn, SlotName};
 
 use super::Shared;
@@ -10,16 +12,16 @@ use crate::overlay::{Relay, Row, sender_rows, slot_rows};
 use crate::store::{SlotInfo, SlotPersistence};
 use crate::wire::{PgError, sqlstate};
 
-/// The relay on behalf of one session.
-pub(super) struct OwnRelay<'a> {
-    pub(super) shared: &'a Shared,
+/// The relay on behalf of one session. Making and dropping slots waits for the disk, the rest does not.
+pub(super) struct OwnRelay {
+    pub(super) shared: Arc<Shared>,
     /// The session's number among the relay's connections: owner of its temporary slots.
     pub(super) pid: u32,
     /// The role's, if known.
     pub(super) attributes: Option<Attributes>,
 }
 
-impl OwnRelay<'_> {
+impl OwnRelay {
     /// PG: `CheckSlotPermissions`
     fn check_permission(&self) -> Result<(), PgError> {
         let Some(attributes) = self.attributes else {
@@ -56,22 +58,9 @@ impl OwnRelay<'_> {
         };
         Ok((SlotName::new(name).map_err(slot_name_error)?, persistence))
     }
-
-    /// Saving waits for the disk; statements that do this are rare.
-    fn create(&self, name: &str, temporary: bool, from: Option<Lsn>) -> Result<(), PgError> {
-        let (name, persistence) = self.name_and_persistence(name, temporary)?;
-        let slots = self.shared.store.slots();
-        tokio::task::block_in_place(|| slots.create(&name, persistence, from)).map_err(slot_error)
-    }
-
-    fn create_reserving(&self, name: &str, temporary: bool) -> Result<(), PgError> {
-        let (name, persistence) = self.name_and_persistence(name, temporary)?;
-        let store = &self.shared.store;
-        tokio::task::block_in_place(|| store.create_reserving_slot(&name, persistence)).map_err(slot_error)
-    }
 }
 
-impl Relay for OwnRelay<'_> {
+impl Relay for OwnRelay {
     fn slots(&mut self) -> Vec<Row> {
         slot_rows(&self.shared.store)
     }
@@ -86,32 +75,35 @@ impl Relay for OwnRelay<'_> {
 
     fn create_slot(&mut self, name: &str, reserve: bool, temporary: bool) -> Result<Option<Lsn>, PgError> {
         self.check_permission()?;
-        match reserve {
-            true => self.create_reserving(name, temporary)?,
-            false => self.create(name, temporary, None)?,
-        }
+        let (slot, persistence) = self.name_and_persistence(name, temporary)?;
+        let store = &self.shared.store;
+        let created = match reserve {
+            true => store.create_reserving_slot(&slot, persistence),
+            false => store.slots().create(&slot, persistence, None),
+        };
+        created.map_err(slot_error)?;
         Ok(self.slot(name)?.restart_lsn)
     }
 
     fn drop_slot(&mut self, name: &str) -> Result<(), PgError> {
         self.check_permission()?;
-        let slots = self.shared.store.slots();
-        tokio::task::block_in_place(|| slots.drop_slot(name, self.pid)).map_err(slot_error)
+        self.shared.store.drop_slot(name, self.pid).map_err(slot_error)
     }
 
     fn copy_slot(&mut self, from: &str, to: &str, temporary: Option<bool>) -> Result<(), PgError> {
         self.check_permission()?;
         let source = self.slot(from)?;
         // PG: copy_replication_slot
-        let Some(restart) = source.restart_lsn else {
+        if source.restart_lsn.is_none() {
             let text = "cannot copy a replication slot that doesn't reserve WAL";
             return Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text));
-        };
+        }
         if source.invalidated {
             let text = format!("cannot copy invalidated replication slot \"{from}\"");
             return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text));
         }
-        self.create(to, temporary.unwrap_or(source.temporary), Some(restart))
+        let (to, persistence) = self.name_and_persistence(to, temporary.unwrap_or(source.temporary))?;
+        self.shared.store.slots().copy(from, &to, persistence).map_err(slot_error)
     }
 
     fn advance_slot(&mut self, name: &str, upto: Lsn) -> Result<Lsn, PgError> {

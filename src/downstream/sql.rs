@@ -1,6 +1,10 @@
 //! SQL connections: a session upstream in the name of the same role, with bytes forwarded both ways.
 
+use std::future::pending;
 use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 use super::Shared;
 use super::forward::{self, SessionState, Side, Statement, Texts};
@@ -133,7 +137,7 @@ struct Overlay<'a> {
 }
 
 impl Texts for Overlay<'_> {
-    fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>> {
+    async fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>> {
         let context = SqlContext {
             standard_conforming_strings: state.standard_conforming_strings(),
             server_encoding_utf8: self.utf8,
@@ -142,14 +146,40 @@ impl Texts for Overlay<'_> {
             transaction_failed: state.has_failed(),
         };
         let mut relay = OwnRelay {
-            shared: &self.session.shared,
+            shared: self.session.shared.clone(),
             pid: self.session.registration.pid,
             attributes: self.session.attributes,
         };
-        match overlay::rewrite(text, &context, &mut relay) {
+        let rewritten = match overlay::may_change_slots(text) {
+            true => rewrite_beside(text.to_vec(), context, relay).await,
+            false => overlay::rewrite(text, &context, &mut relay),
+        };
+        match rewritten {
             Rewritten::Unchanged => None,
             Rewritten::Text(text) => Some(text),
         }
+    }
+}
+
+/// The same on a thread that may wait for the disk. When the session ends first, the slots are changed all the same,
+/// and temporary ones, which would come too late to be dropped with it, are dropped.
+async fn rewrite_beside(text: Vec<u8>, context: SqlContext, mut relay: OwnRelay) -> Rewritten {
+    let slots = relay.shared.store.slots().clone();
+    let (place, pid) = (slots.may_change().await, relay.pid);
+    let (told, outcome) = oneshot::channel();
+    let task = spawn_blocking(move || {
+        let _place = place;
+        if told.send(overlay::rewrite(&text, &context, &mut relay)).is_err() {
+            slots.drop_temporary_of(pid);
+        }
+    });
+    match (outcome.await, task) {
+        (Ok(rewritten), _) => rewritten,
+        (Err(_), task) => match task.await {
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is going down, and the session with it.
+            _ => pending().await,
+        },
     }
 }
 

@@ -5,7 +5,7 @@
 //! The WAL beside it holds the same secrets: `pg_authid` is a table like others.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,17 @@ struct Saved {
 struct Cache {
     roles: BTreeMap<String, Known>,
     asked: BTreeMap<String, Instant>,
+    /// `roles` is not in the file.
+    unsaved: bool,
+    /// A thread is about to save, or does; it looks again before it ends.
+    saving: bool,
+    /// Why it failed last; told once.
+    told: Option<String>,
+}
+
+/// For a moment: nothing is waited for while it is held.
+fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The upstream's roles.
@@ -101,7 +112,7 @@ pub struct Roles {
     auth_query: Option<String>,
     followed: watch::Receiver<Option<HostSpec>>,
     store: Arc<Store>,
-    cache: Mutex<Cache>,
+    cache: Arc<Mutex<Cache>>,
     asker: tokio::sync::Mutex<Asker>,
 }
 
@@ -128,8 +139,9 @@ impl Roles {
         followed: watch::Receiver<Option<HostSpec>>,
         store: Arc<Store>,
     ) -> Roles {
-        let cache = Cache { roles: load(&store, auth_query.is_some()), asked: BTreeMap::new() };
-        Roles { info, auth_query, followed, store, cache: Mutex::new(cache), asker: Default::default() }
+        let cache = Cache { roles: load(&store, auth_query.is_some()), ..Cache::default() };
+        let cache = Arc::new(Mutex::new(cache));
+        Roles { info, auth_query, followed, store, cache, asker: Default::default() }
     }
 
     /// What is known of a role, asking the upstream if it can be reached. Takes 5 s at most.
@@ -149,6 +161,7 @@ impl Roles {
                 () = tokio::time::sleep(IDLE) => {}
                 () = stop.cancelled() => return,
             }
+            self.save();
             if last.elapsed() >= REFRESH && self.followed.borrow().is_some() {
                 last = Instant::now();
                 let names: Vec<String> = self.lock().roles.keys().cloned().collect();
@@ -250,15 +263,52 @@ impl Roles {
             Some(_) => return,
             None => drop(cache.roles.remove(name)),
         }
-        let saved = Saved { roles: cache.roles.clone() };
-        let written = toml::to_string(&saved).map_err(std::io::Error::other);
-        if let Err(error) = written.and_then(|text| self.store.replace_state(FILE, &text)) {
-            tracing::warn!("could not save what is known of roles: {error}");
+        cache.unsaved = true;
+        drop(cache);
+        self.save();
+    }
+
+    /// Has what was learnt saved by a thread that may wait for the disk; logins do not.
+    fn save(&self) {
+        let mut cache = self.lock();
+        if cache.unsaved && !std::mem::replace(&mut cache.saving, true) {
+            let (store, cache) = (self.store.clone(), self.cache.clone());
+            tokio::task::spawn_blocking(move || save_all(&store, &cache));
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Cache> {
+        lock(&self.cache)
+    }
+}
+
+/// Saves until everything is saved. After an error the next to learn something tries again, or the refresh.
+fn save_all(store: &Store, cache: &Mutex<Cache>) {
+    loop {
+        let saved = {
+            let mut cache = lock(cache);
+            if !std::mem::take(&mut cache.unsaved) {
+                cache.saving = false;
+                return;
+            }
+            Saved { roles: cache.roles.clone() }
+        };
+        let text = toml::to_string(&saved).map_err(std::io::Error::other);
+        let written = text.and_then(|text| store.replace_state(FILE, &text));
+        let mut cache = lock(cache);
+        let Err(error) = written else {
+            cache.told = None;
+            continue;
+        };
+        (cache.unsaved, cache.saving) = (true, false);
+        let text = format!(
+            "could not save what is known of roles: {error}; logins work as long as the relay runs, look at the data directory's file system"
+        );
+        if cache.told.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            cache.told = Some(text);
+        }
+        return;
     }
 }
 

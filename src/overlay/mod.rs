@@ -25,7 +25,7 @@ mod views;
 pub use lex::{
     Kind, Lexer, Statement, StringKind, Token, identifier, is_identifier, is_word, lex, split, string_value,
 };
-pub use rewrite::rewrite;
+pub use rewrite::{may_change_slots, rewrite};
 pub use rows::{Holdings, Row, SENDER_COLUMNS, SLOT_COLUMNS, sender_row, sender_rows, slot_row, slot_rows};
 
 use walrelay_proto::Lsn;

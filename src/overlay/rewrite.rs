@@ -44,6 +44,11 @@ pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewr
     }
 }
 
+/// Whether [`rewrite`] may make, drop or move slots for this text, which waits for the disk.
+pub fn may_change_slots(text: &[u8]) -> bool {
+    may_concern_us(text) && slot_functions::may_be_called(text)
+}
+
 fn first_byte(statement: &Statement) -> usize {
     statement.tokens.first().map_or(statement.span.start, |token| token.span.start)
 }

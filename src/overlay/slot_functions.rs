@@ -104,6 +104,14 @@ pub(super) fn edits(
     Ok(edits)
 }
 
+/// Whether one of the functions is named in the text, in whatever place.
+pub(super) fn may_be_called(text: &[u8]) -> bool {
+    Function::ALL.iter().any(|function| {
+        let name = function.name().as_bytes();
+        text.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name))
+    })
+}
+
 /// Calls in the order in which they stand, which is the one in which PostgreSQL executes them.
 fn calls(text: &[u8], tokens: &[Token]) -> Vec<Call> {
     let call = |at: usize| {

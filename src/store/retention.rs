@@ -166,11 +166,14 @@ impl Complaint {
             return;
         };
         let text = error.to_string();
-        let fresh = |(said, at): &(String, Instant)| *said == text && now.duration_since(*at) < SAY_AGAIN;
-        if !self.said.as_ref().is_some_and(fresh) {
+        if self.is_due(&text, now) {
             tracing::warn!("{text}");
             self.said = Some((text, now));
         }
+    }
+
+    fn is_due(&self, text: &str, now: Instant) -> bool {
+        self.said.as_ref().is_none_or(|(said, at)| said != text || now.duration_since(*at) >= SAY_AGAIN)
     }
 }
 
@@ -324,5 +327,34 @@ impl Store {
             }
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_wal_is_said_at_once_and_then_now_and_then() {
+        let (mut complaint, start) = (Complaint::default(), Instant::now());
+        let failure = |errno: rustix::io::Errno| Err(RetentionError::List(errno.into()));
+        let said = |complaint: &Complaint| complaint.said.clone().map(|(_, at)| at);
+        complaint.note(failure(rustix::io::Errno::MFILE), start);
+        complaint.note(failure(rustix::io::Errno::MFILE), start + SAY_AGAIN / 2);
+        assert_eq!(said(&complaint), Some(start));
+        complaint.note(failure(rustix::io::Errno::MFILE), start + SAY_AGAIN);
+        assert_eq!(said(&complaint), Some(start + SAY_AGAIN));
+        complaint.note(failure(rustix::io::Errno::IO), start + SAY_AGAIN + INTERVAL);
+        assert_eq!(said(&complaint), Some(start + SAY_AGAIN + INTERVAL));
+        complaint.note(Ok(()), start + SAY_AGAIN * 2);
+        assert_eq!(said(&complaint), None);
+    }
+
+    #[test]
+    fn what_to_do_depends_on_the_reason() {
+        let text = |errno: rustix::io::Errno| RetentionError::List(errno.into()).to_string();
+        assert!(text(rustix::io::Errno::MFILE).contains("limit of open files"));
+        assert!(text(rustix::io::Errno::ACCESS).contains("relay's user"));
+        assert!(text(rustix::io::Errno::IO).contains("file system"));
     }
 }

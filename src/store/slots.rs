@@ -743,4 +743,117 @@ mod tests {
         tokio::join!(wait, async { drop(guard) });
         slots.released("missing").await;
     }
+
+    /// As a disk that hangs leaves it: somebody writes the file for ever.
+    #[test]
+    fn while_the_file_is_written_only_those_wait_who_write_it_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        for text in ["a", "b"] {
+            slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
+        }
+        let active = |error: SlotError| assert!(matches!(error, SlotError::Active { .. }), "{error}");
+        let until = |what: &dyn Fn() -> bool| {
+            while !what() {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|threads| {
+            let writing = lock(&slots.saving);
+            let create =
+                threads.spawn(|| slots.create(&name("new"), SlotPersistence::Persistent, Some(Lsn::new(50))));
+            let drops = threads.spawn(|| slots.drop_slot("b", 1));
+            until(&|| slots.get("new").is_some() && slots.get("b").unwrap().active_pid.is_some());
+            active(slots.acquire("new", 5).unwrap_err());
+            active(slots.acquire("b", 5).unwrap_err());
+            active(slots.drop_slot("b", 5).unwrap_err());
+            let guard = slots.acquire("a", 5).unwrap();
+            guard.confirm_flush(Lsn::new(300));
+            guard.set_feedback(FeedbackHorizon { xmin: FullXid::new(0, 7), catalog_xmin: None });
+            assert_eq!(slots.feedback().xmin, FullXid::new(0, 7));
+            drop(guard);
+            // Their WAL is kept: one has it already, the other one still.
+            assert_eq!(slots.oldest_restart_lsn(Lsn::INVALID), Some(Lsn::new(50)));
+            assert!(matches!(slots.acquire("c", 5), Err(SlotError::Missing { .. })));
+            assert!(!create.is_finished() && !drops.is_finished());
+            drop(writing);
+            create.join().unwrap().unwrap();
+            drops.join().unwrap().unwrap();
+        });
+        slots.acquire("new", 5).unwrap();
+        assert!(slots.get("b").is_none());
+        drop(slots);
+        let names: Vec<_> = open(dir.path()).list().into_iter().map(|slot| slot.name).collect();
+        assert_eq!(names, ["a", "new"]);
+    }
+
+    #[test]
+    fn what_could_not_be_saved_is_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        let create = slots.create(&name("b"), SlotPersistence::Persistent, None);
+        assert!(matches!(create, Err(SlotError::Io(_))));
+        assert!(matches!(slots.drop_slot("a", 1), Err(SlotError::Io(_))));
+        assert_eq!(slots.list().len(), 1);
+        let guard = slots.acquire("a", 5).unwrap();
+        guard.confirm_flush(Lsn::new(300));
+        slots.save().unwrap_err();
+        let keep = |from| slots.decide_removal(Lsn::new(from), |held| held.unwrap());
+        assert_eq!(keep(0), Lsn::new(100), "that is what a crash leaves");
+        slots.invalidate_before(Lsn::new(400), |_| false);
+        assert_eq!(keep(400), Lsn::new(100));
+    }
+
+    #[test]
+    fn wal_goes_by_what_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
+        drop(slots);
+        let slots = open(dir.path());
+        assert!(!slots.is_durable(), "what was read may have been in memory only");
+        slots.save().unwrap();
+        assert!(slots.is_durable());
+        let keep = |from| slots.decide_removal(Lsn::new(from), |held| held.unwrap());
+        let guard = slots.acquire("a", 5).unwrap();
+        guard.confirm_flush(Lsn::new(300));
+        assert_eq!((keep(0), keep(200)), (Lsn::new(100), Lsn::new(100)));
+        slots.save().unwrap();
+        assert_eq!(keep(0), Lsn::new(300));
+        guard.confirm_flush(Lsn::new(200));
+        assert_eq!(keep(0), Lsn::new(200), "consumers may go back");
+    }
+
+    #[test]
+    fn a_new_slot_reserves_nothing_that_is_being_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        slots.decide_removal(Lsn::INVALID, |_| Lsn::new(500));
+        slots.decide_removal(Lsn::INVALID, |_| Lsn::new(400));
+        let restart = |text: &str| slots.get(text).unwrap().restart_lsn;
+        let persistent = SlotPersistence::Persistent;
+        slots.create_reserving(&name("a"), persistent, Some(Lsn::new(200))).unwrap();
+        slots.create_reserving(&name("b"), persistent, Some(Lsn::new(600))).unwrap();
+        slots.copy("a", &name("c"), persistent).unwrap();
+        assert_eq!(["a", "b", "c"].map(restart), [500, 600, 500].map(|at| Some(Lsn::new(at))));
+    }
+
+    #[test]
+    fn slots_beyond_an_end_move_back_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        for (text, at) in [("a", 100), ("b", 200)] {
+            slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(at))).unwrap();
+        }
+        let moved = slots.clamp_to(Lsn::new(150));
+        assert_eq!(moved.iter().map(|slot| slot.restart_lsn).collect::<Vec<_>>(), [Some(Lsn::new(200))]);
+        slots.save().unwrap();
+        drop(slots);
+        let slots = open(dir.path());
+        let restart = |text: &str| slots.get(text).unwrap().restart_lsn.unwrap();
+        assert_eq!((restart("a"), restart("b")), (Lsn::new(100), Lsn::new(150)));
+        assert!(slots.clamp_to(Lsn::new(150)).is_empty());
+    }
 }

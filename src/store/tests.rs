@@ -408,6 +408,27 @@ fn retention_keeps_what_the_archive_has_not_got() {
     assert!(!finished(5));
 }
 
+#[test]
+fn a_file_that_cannot_be_removed_does_not_keep_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(11);
+    wal.fill(5_100_000);
+    let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
+    let at = Some(START);
+    opened.store.slots().create(&"s".parse().unwrap(), SlotPersistence::Persistent, at).unwrap();
+    opened.append(START, wal.bytes());
+    let path = |segment: u64| dir.path().join(format!("pg_wal/0000000100000000000000{segment:02X}"));
+    wait("names", || path(7).exists());
+    fs::create_dir(path(2)).unwrap();
+    opened.store.drop_slot("s", 1).unwrap();
+    wait("removal", || !path(6).exists());
+    let error = opened.store.remove_old_wal().unwrap_err().to_string();
+    assert!(error.starts_with("could not remove old WAL: file \"") && error.contains("02\": "), "{error}");
+    fs::remove_dir(path(2)).unwrap();
+    opened.store.remove_old_wal().unwrap();
+    assert_eq!(opened.store.oldest_kept(), opened.store.oldest());
+}
+
 /// Each round the two meet anew: one removes two segments, the other reserves the oldest there is.
 #[test]
 fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {
