@@ -8,6 +8,7 @@ pub mod auth;
 pub mod config;
 pub mod conninfo;
 pub mod console;
+pub mod descriptors;
 pub mod downstream;
 pub mod error;
 pub mod gateway;

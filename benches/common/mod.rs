@@ -61,6 +61,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         shutdown_timeout: Duration::ZERO,
         sql_overlay: true,
         recall,
+        descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0)),
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");

@@ -85,7 +85,7 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_SSL_MAX_PROTOCOL_VERSION", value_name = "VERSION")]
     pub(super) ssl_max_protocol_version: Option<String>,
 
-    /// Most sessions of all kinds at a time [default: 1000]
+    /// Most SQL sessions at a time [default: 1000]
     #[arg(long, env = "WALRELAY_MAX_CONNECTIONS", value_name = "N")]
     pub(super) max_connections: Option<usize>,
 
@@ -154,7 +154,7 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "text")]
     pub(super) max_slot_wal_keep_size: Option<String>,
 
-    /// Most consumers at a time [default: 1000]
+    /// Most consumers at a time, beside the SQL sessions [default: 1000]
     #[arg(long, env = "WALRELAY_MAX_WAL_SENDERS", value_name = "N")]
     pub(super) max_wal_senders: Option<usize>,
 

@@ -114,14 +114,34 @@ impl Field {
     }
 }
 
-/// Answers the text of a Query message, statement by statement. At the first that cannot be answered, all that
-/// comes back is its error.
-pub fn answer(text: &[u8], facts: &dyn Facts) -> Result<Vec<Answer>, PgError> {
-    let statements = overlay::split(text, true);
-    if statements.is_empty() {
-        return Ok(vec![Answer::Empty]);
+/// The text of a Query message, answered statement by statement, so that nobody has to hold all the answers. After an
+/// error the rest is not run, as in PostgreSQL.
+#[derive(Debug)]
+pub struct Script<'a> {
+    text: &'a [u8],
+    rest: std::vec::IntoIter<Statement>,
+    is_empty: bool,
+}
+
+impl<'a> Script<'a> {
+    /// Takes a text apart; nothing is answered yet.
+    pub fn new(text: &'a [u8]) -> Script<'a> {
+        let statements = overlay::split(text, true);
+        Script { text, is_empty: statements.is_empty(), rest: statements.into_iter() }
     }
-    statements.iter().map(|statement| Statements { text, facts }.answer(statement)).collect()
+
+    /// The next statement's answer; `None` when there is none left.
+    pub fn answer_next(&mut self, facts: &dyn Facts) -> Option<Result<Answer, PgError>> {
+        if std::mem::take(&mut self.is_empty) {
+            return Some(Ok(Answer::Empty));
+        }
+        let statement = self.rest.next()?;
+        let answer = Statements { text: self.text, facts }.answer(&statement);
+        if answer.is_err() {
+            self.rest = Vec::new().into_iter();
+        }
+        Some(answer)
+    }
 }
 
 /// What every statement is answered with.

@@ -12,6 +12,12 @@ struct Known {
 const KNOWN: Known = Known { instead: Instead::Upstream, superuser: Some(true), contact: true };
 const OWN: Known = Known { instead: Instead::OwnDatabase, ..KNOWN };
 
+/// All answers of a text, or the first error.
+fn answer(text: &[u8], facts: &dyn Facts) -> Result<Vec<Answer>, PgError> {
+    let mut script = Script::new(text);
+    std::iter::from_fn(|| script.answer_next(facts)).collect()
+}
+
 impl Facts for Known {
     fn instead(&self) -> Instead {
         self.instead

@@ -13,7 +13,8 @@ use walrelay_proto::{Command, OptionValue, Parsed, Statement, TimelineId};
 
 use super::Shared;
 use super::answers::canceled;
-use super::session::{Failure, SessionContext};
+use super::patience::Patience;
+use super::session::{Failure, SessionContext, told_to_end};
 use crate::conninfo::Credentials;
 use crate::gateway::{Cancellable, OpenError, Scan, Scanner};
 use crate::store::SenderState;
@@ -24,6 +25,9 @@ use crate::wire::{Connection, Frame, PgError, ReadError, sqlstate};
 const BUFFER: usize = 64 * 1024;
 /// How long a backup waits for the relay to be on the upstream's timeline.
 const TIMELINE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of a backup, unless `wal_sender_timeout` is longer. PostgreSQL has no limit; a
+/// client may have to wait for its tape.
+const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Whether a query is for here. The word must be in upper case, as for PostgreSQL; what follows is the upstream's
 /// to understand, so that the grammar of every version passes.
@@ -68,6 +72,10 @@ impl Backup {
             parameter("replication", "true"),
             parameter("application_name", &cx.application_name),
         ];
+        if !shared.config.descriptors.has_room() {
+            shared.config.descriptors.tell_refusal();
+            return Err(PgError::error(sqlstate::TOO_MANY_CONNECTIONS, "out of file descriptors"));
+        }
         let gateway = &shared.gateway;
         let (opened, own_role) = match gateway.open(&cx.user, credentials, parameters).await {
             Err(error) if error.is_about_credentials() => (gateway.open_own().await, true),
@@ -95,9 +103,14 @@ impl Backup {
                 .into());
         }
         cx.sender.set_state(SenderState::Backup);
-        let result = match send(&mut self.stream, b'Q', &[text, b"\0"].concat()).await {
+        let query = [text, b"\0"].concat();
+        let sent = tokio::select! {
+            sent = send(&mut self.stream, b'Q', &query) => sent.map_err(|error| lost(&error)),
+            error = told_to_end(cx) => Err(error),
+        };
+        let result = match sent {
             Ok(()) => self.pass(conn, cx, shared).await,
-            Err(error) => Err(lost(&error).into()),
+            Err(error) => Err(error.into()),
         };
         cx.sender.set_state(SenderState::Startup);
         result
@@ -124,10 +137,7 @@ impl Backup {
                 conn.put_bytes(&self.buffer);
                 self.buffer.clear();
             }
-            tokio::select! {
-                sent = conn.flush() => sent?,
-                () = cx.shutdown.cancelled() => return Err(Failure::Closed("the relay is stopping".to_owned())),
-            }
+            patience(cx).flush(conn).await?;
             if done {
                 return Ok(());
             }
@@ -141,7 +151,11 @@ impl Backup {
                 Event::Client(Ok(frame)) => {
                     // What follows the end of the manifest is a command.
                     copy_in = !matches!(frame.kind, b'c' | b'f');
-                    self.take(frame).await?;
+                    tokio::select! {
+                        taken = self.take(frame) => taken?,
+                        error = told_to_end(cx) => return Err(error.into()),
+                        gone = conn.gone() => return Err(Failure::Closed(gone.to_string())),
+                    }
                 }
                 Event::Client(Err(error)) | Event::Gone(error) => {
                     return Err(Failure::Closed(error.to_string()));
@@ -202,6 +216,10 @@ impl Backup {
     }
 }
 
+fn patience(cx: &SessionContext) -> Patience<'_> {
+    Patience { limit: cx.wal_sender_timeout.map(|timeout| timeout.max(STALL_LIMIT)), ..cx.patience() }
+}
+
 async fn send(stream: &mut Stream, kind: u8, body: &[u8]) -> std::io::Result<()> {
     let length = u32::try_from(body.len() + 4).map_err(std::io::Error::other)?;
     let mut message = BytesMut::with_capacity(body.len() + 5);
@@ -244,7 +262,8 @@ fn writes_on_server(text: &[u8]) -> bool {
 /// Both of a client's connections must show one cluster and one timeline.
 async fn same_cluster(connection: &mut UpstreamConnection, cx: &SessionContext) -> Result<(), PgError> {
     let odd = |what: String| PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, what);
-    let answer = connection.query("IDENTIFY_SYSTEM").await;
+    let answer = tokio::time::timeout(TIMELINE_LIMIT, connection.query("IDENTIFY_SYSTEM")).await;
+    let answer = answer.map_err(|_| odd("the upstream does not identify itself".to_owned()))?;
     let answer = answer.map_err(|error| odd(format!("the upstream did not identify itself: {error}")))?;
     let field = |at: usize| {
         let value = answer.rows.first().and_then(|row| row.get(at)?.as_ref());

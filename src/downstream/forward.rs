@@ -1,18 +1,20 @@
 //! Bytes between a client and its session upstream, both ways, unchanged but for the texts of statements.
 //!
 //! Each direction is a loop that reads, looks, and writes before it reads again: who does not read is not read
-//! from, and no message is ever held but those whose text is looked at.
+//! from, and no message is ever held but those whose text is looked at. As on a PostgreSQL server, nothing but the end
+//! of either side or of the relay ends a session whose client does not read.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
+use super::patience::GRACE;
+use super::session::shutting_down;
 use crate::gateway::{Scan, Scanner};
-use crate::wire::{PgError, sqlstate};
 
 /// Longest message whose text is looked at. Nobody asks for a list of slots in a longer one.
 const TEXT_LIMIT: usize = 1 << 20;
@@ -95,29 +97,59 @@ where
     SR: AsyncRead + Unpin,
     SW: AsyncWrite + Unpin,
 {
-    let to_client = Mutex::new(Scanner::default());
+    let to_client = Mutex::new(ToClient::default());
     let mut client_writer = client.writer;
     let reason = {
         let up = requests(client.reader, client.read_already, server.writer, texts, state);
         let down = answers(server.reader, server.read_already, &mut client_writer, &to_client, state);
-        tokio::pin!(up, down);
+        let both = async {
+            tokio::pin!(up, down);
+            tokio::select! {
+                end = &mut up => match end {
+                    UpEnd::Client(reason) => Err(reason),
+                    // The server has closed; what it said last is still on its way.
+                    UpEnd::Server => Ok(down.await),
+                },
+                reason = &mut down => Ok(reason),
+            }
+        };
         tokio::select! {
-            end = &mut up => match end {
-                UpEnd::Client(reason) => return reason,
-                // The server has closed; what it said last is still on its way.
-                UpEnd::Server => Some(down.await),
+            end = both => match end {
+                Err(client_gone) => return client_gone,
+                Ok(reason) => Some(reason),
             },
-            reason = &mut down => Some(reason),
             () = shutdown.cancelled() => None,
         }
     };
-    let at_boundary = to_client.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at_boundary();
-    if reason.is_none() && at_boundary {
-        let text = "terminating connection due to administrator command";
-        let _ = client_writer.write_all(&PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text).encoded()).await;
-    }
-    let _ = client_writer.shutdown().await;
+    let at_boundary = lock(&to_client).at_boundary();
+    let farewell = async {
+        if reason.is_none() && at_boundary {
+            client_writer.write_all(&shutting_down().encoded()).await?;
+        }
+        client_writer.shutdown().await
+    };
+    // A client that does not read is not waited for.
+    let _ = tokio::time::timeout(GRACE, farewell).await;
     reason.unwrap_or_else(|| "the relay is stopping".to_owned())
+}
+
+/// How far the client's side of the conversation has come.
+#[derive(Default)]
+struct ToClient {
+    scanner: Scanner,
+    /// Something that the scanner has seen is being written; a part of it may have gone.
+    writing: bool,
+}
+
+impl ToClient {
+    /// Whether a message may be put in here.
+    fn at_boundary(&self) -> bool {
+        !self.writing && self.scanner.at_boundary()
+    }
+}
+
+fn lock(to_client: &Mutex<ToClient>) -> MutexGuard<'_, ToClient> {
+    to_client.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum UpEnd {
@@ -166,13 +198,14 @@ async fn answers(
     mut server: impl AsyncRead + Unpin,
     mut input: BytesMut,
     client: &mut (impl AsyncWrite + Unpin),
-    scanner: &Mutex<Scanner>,
+    to_client: &Mutex<ToClient>,
     state: &SessionState,
 ) -> String {
     loop {
         if !input.is_empty() {
-            let mut scanner = scanner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            scanner.feed(&input, |seen| state.note(&seen));
+            let mut to_client = lock(to_client);
+            to_client.scanner.feed(&input, |seen| state.note(&seen));
+            to_client.writing = true;
         }
         let sent = async {
             client.write_all(&input).await?;
@@ -181,6 +214,7 @@ async fn answers(
         if let Err(error) = sent.await {
             return format!("could not send data to client: {error}");
         }
+        lock(to_client).writing = false;
         input.clear();
         input.reserve(SERVER_BUFFER);
         match server.read_buf(&mut input).await {

@@ -1,22 +1,27 @@
 //! Accepts connections and gives each its task.
+//!
+//! The loop never waits for one client: who is refused gets what its socket takes at once. After an error of accept it
+//! pauses, and goes on looking after its tasks and the stop.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::Lsn;
 
 use super::login::{self, Failures, LoggedIn, LoginError, Source};
 use super::pending::{Pending, Place};
 use super::registry::Registry;
 use super::sql::SqlSession;
+use super::tasks::Tasks;
 use super::unix::{self, BoundUnix};
 use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
 use crate::auth::scram::server::MockSecret;
+use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
 use crate::store::Store;
 use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
@@ -25,11 +30,12 @@ use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
 const DEFAULT_PORT: u16 = 5432;
 /// Connections that are not logged in: logins under way, cancel requests, those turned away.
 const LOGINS: usize = 256;
-/// Pause when the system has no file descriptor left for a connection.
+/// Pause when the system cannot give a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the last good-byes may take at the end.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the last good-byes may take at the end; a session that is told to end while its client does not read takes
+/// a second.
+const FAREWELL: Duration = Duration::from_millis(1500);
 
 /// The relay cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +51,14 @@ pub enum ListenError {
     /// The operating system gave no random bytes.
     #[error("could not generate random bytes: {0}")]
     Random(getrandom::Error),
+}
+
+/// The relay cannot listen any more. It has not been told to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listening socket is of no more use.
+    #[error("could not accept connections any more: {0}")]
+    Accept(io::Error),
 }
 
 /// Where the relay listens.
@@ -107,8 +121,11 @@ impl Downstream {
         let registry = Arc::new(Registry::new(config.limits));
         let mock = MockSecret::random().map_err(ListenError::Random)?;
         let failures = Failures::new(config.max_failed_logins);
-        let shared = Shared { config, access, store, registry, gateway, mock, failures, shutdown };
-        Ok(Downstream { listeners, pending: Arc::new(Pending::new(LOGINS)), shared: Arc::new(shared) })
+        let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
+        let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);
+        let shared =
+            Shared { config, access, store, registry, gateway, mock, failures, received_from, shutdown };
+        Ok(Downstream { listeners, pending, shared: Arc::new(shared) })
     }
 
     /// Where it listens, TCP first.
@@ -125,41 +142,98 @@ impl Downstream {
         &self.shared.registry
     }
 
-    /// Serves connections until the shutdown token is cancelled and every session has ended; meanwhile newcomers
-    /// are told so. Dropping the future closes all connections at once.
-    pub async fn run(self) {
-        let mut tasks = JoinSet::new();
-        let (mut stopped, mut turn) = (false, 0_usize);
-        while !(stopped && self.shared.registry.is_empty()) {
+    /// Serves connections until the shutdown token is cancelled and every session has ended, for which there is
+    /// `--shutdown-timeout`; meanwhile newcomers are told so. Sessions that have not ended then are cut. Dropping the
+    /// future closes all connections at once.
+    ///
+    /// # Errors
+    /// The relay cannot listen any more although it was not told to stop. All connections are closed then.
+    pub async fn run(self) -> Result<(), ServeError> {
+        let mut tasks = Tasks::default();
+        let mut door = Door::default();
+        let mut stop_by: Option<Instant> = None;
+        while !(stop_by.is_some() && self.shared.registry.is_empty()) {
             tokio::select! {
-                accepted = accept(&self.listeners, turn) => {
-                    turn = turn.wrapping_add(1);
-                    self.admit(accepted, &mut tasks).await;
-                }
-                Some(ended) = tasks.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!("connection task failed: {error}");
+                accepted = accept(&self.listeners, door.turn), if door.closed_until.is_none() => {
+                    door.turn = door.turn.wrapping_add(1);
+                    match accepted {
+                        Ok(socket) => self.admit(socket, &mut tasks),
+                        Err(error) => door.close_for_a_moment(error)?,
                     }
                 }
-                () = self.shared.shutdown.cancelled(), if !stopped => stopped = true,
+                () = sleep_until(door.closed_until) => door.closed_until = None,
+                () = tasks.one_ended() => {}
+                () = self.shared.shutdown.cancelled(), if stop_by.is_none() => {
+                    stop_by = Some(Instant::now() + self.shared.config.shutdown_timeout);
+                }
+                () = sleep_until(stop_by) => break,
             }
         }
         // Sessions have given up their places; some still say good-bye. Logins that hang are not waited for.
-        let _ = tokio::time::timeout(FAREWELL, async { while tasks.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(FAREWELL, tasks.all_ended()).await;
+        for (pid, user) in self.shared.registry.sessions() {
+            tracing::warn!(pid, user, "closing a connection that did not end within --shutdown-timeout");
+        }
+        Ok(())
     }
 
-    async fn admit(&self, accepted: io::Result<Socket>, tasks: &mut JoinSet<()>) {
-        match accepted {
-            Ok(socket) => {
-                let Ok(conn) = Connection::new(socket) else { return };
-                let place = self.pending.admit(conn.peer().ip().map(Source::from));
-                tasks.spawn(serve(conn, place, self.shared.clone()));
-            }
-            Err(error) => {
-                tracing::warn!("could not accept connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+    fn admit(&self, socket: Socket, tasks: &mut Tasks) {
+        if !self.shared.config.descriptors.permit(&socket) {
+            return self.refuse(&socket);
         }
+        let Ok(conn) = Connection::new(socket) else { return };
+        let peer = conn.peer();
+        let place = self.pending.admit(peer.ip().map(Source::from));
+        tasks.spawn(peer, serve(conn, place, self.shared.clone()));
+    }
+
+    /// The last descriptors are the relay's own. Whoever only holds one open makes room for the next client.
+    fn refuse(&self, socket: &Socket) {
+        self.shared.config.descriptors.tell_refusal();
+        self.pending.drop_one();
+        let error = login::no_descriptors().encoded();
+        // A new socket takes this much, or the client has gone.
+        let _ = socket.try_write_vectored(&[io::IoSlice::new(&error)]);
+    }
+}
+
+/// Where connections come in.
+#[derive(Default)]
+struct Door {
+    /// Which listener is asked first.
+    turn: usize,
+    /// Accept has failed: nobody is let in until then.
+    closed_until: Option<Instant>,
+    failed: Repeated,
+}
+
+impl Door {
+    /// Most errors pass: no descriptors or memory at the moment, a client that has gone already. Trying again at once
+    /// would be a busy loop.
+    fn close_for_a_moment(&mut self, error: io::Error) -> Result<(), ServeError> {
+        use rustix::io::Errno;
+        let errno = Errno::from_io_error(&error);
+        if matches!(errno, Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)) {
+            return Err(ServeError::Accept(error));
+        }
+        let now = Instant::now();
+        self.closed_until = Some(now + ACCEPT_PAUSE);
+        if let Some(count) = self.failed.note(now) {
+            tracing::warn!(count, "could not accept connection: {error}");
+        }
+        Ok(())
+    }
+}
+
+/// Connections that only hold a descriptor never take more than a part of those that clients may have.
+fn room_for_logins(descriptors: u64) -> usize {
+    usize::try_from(descriptors / 4).unwrap_or(LOGINS).clamp(4, LOGINS)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

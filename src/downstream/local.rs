@@ -1,12 +1,16 @@
 //! SQL sessions that the relay serves itself: its own database, and what backup tools need while the upstream is
 //! away.
 
+use std::io;
+
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::patience::{ANSWER_LIMIT, Patience};
+use super::session::shutting_down;
 use super::settings::{self, Settings};
 use super::shown::Shown;
-use crate::console::{self, Answer, Change, Facts, Instead};
+use crate::console::{self, Answer, Change, Facts, Instead, Script};
 use crate::gateway::Attributes;
 use crate::overlay::{Row, sender_rows, slot_rows};
 use crate::wire::messages::{self, EmptyQueryResponse};
@@ -29,22 +33,20 @@ pub(super) struct LocalSession<'a> {
 impl LocalSession<'_> {
     /// Serves the client until one side ends it; then says why, for the log.
     pub(super) async fn run(mut self, mut conn: Connection, shutdown: &CancellationToken) -> String {
+        let patience = Patience { limit: Some(ANSWER_LIMIT), shutdown, cancel: None };
         let mut skip_to_sync = false;
         loop {
-            if let Err(error) = conn.flush().await {
+            if let Err(error) = patience.flush(&mut conn).await {
                 return format!("could not send data to client: {error}");
             }
             conn.set_phase(Phase::Command);
             let frame = tokio::select! {
                 frame = conn.read_frame() => frame,
-                () = shutdown.cancelled() => {
-                    let text = "terminating connection due to administrator command";
-                    return end(conn, PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text)).await;
-                }
+                () = shutdown.cancelled() => return end(conn, shutting_down()).await,
             };
-            match frame {
+            let answered = match frame {
                 Ok(frame) if frame.kind == b'X' => return "client has left".to_owned(),
-                Ok(frame) => self.message(&mut conn, &frame, &mut skip_to_sync).await,
+                Ok(frame) => self.message(&mut conn, &patience, &frame, &mut skip_to_sync).await,
                 Err(ReadError::Frame(error)) => {
                     let told = error.to_pg_error();
                     return match told {
@@ -53,11 +55,20 @@ impl LocalSession<'_> {
                     };
                 }
                 Err(error) => return error.to_string(),
+            };
+            if let Err(error) = answered {
+                return format!("could not send data to client: {error}");
             }
         }
     }
 
-    async fn message(&mut self, conn: &mut Connection, frame: &Frame, skip_to_sync: &mut bool) {
+    async fn message(
+        &mut self,
+        conn: &mut Connection,
+        patience: &Patience<'_>,
+        frame: &Frame,
+        skip_to_sync: &mut bool,
+    ) -> io::Result<()> {
         match frame.kind {
             b'S' => {
                 *skip_to_sync = false;
@@ -65,10 +76,8 @@ impl LocalSession<'_> {
             }
             _ if *skip_to_sync => {}
             b'Q' => {
-                let text = frame.c_string();
-                match text.map(|text| console::answer(text, self)) {
-                    Some(Ok(answers)) => answers.into_iter().for_each(|answer| self.put(conn, answer)),
-                    Some(Err(error)) => conn.put_error(&error),
+                match frame.c_string() {
+                    Some(text) => self.query(conn, patience, text).await?,
                     None => {
                         let text = "invalid message format";
                         conn.put_error(&PgError::error(sqlstate::PROTOCOL_VIOLATION, text));
@@ -89,36 +98,42 @@ impl LocalSession<'_> {
             }
             _ => {}
         }
+        Ok(())
     }
 
-    fn put(&mut self, conn: &mut Connection, answer: Answer) {
-        match answer {
-            Answer::Empty => conn.put(&EmptyQueryResponse::new()),
-            Answer::Done { tag, change } => {
-                let name = match change {
-                    Some(Change::ApplicationName(name)) => Some(name),
-                    Some(Change::ResetApplicationName) => Some(self.first_name.clone()),
-                    None => None,
-                };
-                if let Some(name) = name {
-                    let upstream = self.shared.store.upstream_parameters();
-                    if self.settings.set("application_name", name.as_bytes(), &upstream).is_ok() {
-                        let name = self.settings.get("application_name").unwrap_or_default();
-                        conn.put(&messages::parameter_status("application_name", name));
-                    }
+    /// Sends answers as they are made: a text may have thousands of statements.
+    async fn query(&mut self, conn: &mut Connection, patience: &Patience<'_>, text: &[u8]) -> io::Result<()> {
+        let mut script = Script::new(text);
+        while let Some(answer) = script.answer_next(self) {
+            match answer {
+                Ok(Answer::Rows { columns, rows, tag }) => {
+                    put_rows(conn, patience, &columns, &rows).await?;
+                    conn.put(&messages::command_complete(&tag));
                 }
-                conn.put(&messages::command_complete(tag));
-            }
-            Answer::Rows { columns, rows, tag } => {
-                let columns: Vec<_> = columns.iter().map(console::Field::column).collect();
-                conn.put(&messages::row_description(&columns));
-                for row in &rows {
-                    let values: Vec<_> =
-                        row.iter().map(|value| value.as_deref().map(str::as_bytes)).collect();
-                    conn.put(&messages::data_row(&values));
+                Ok(Answer::Done { tag, change }) => {
+                    self.take_over(conn, change);
+                    conn.put(&messages::command_complete(tag));
                 }
-                conn.put(&messages::command_complete(&tag));
+                Ok(Answer::Empty) => conn.put(&EmptyQueryResponse::new()),
+                Err(error) => conn.put_error(&error),
             }
+            if conn.is_full() {
+                patience.flush(conn).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self, conn: &mut Connection, change: Option<Change>) {
+        let name = match change {
+            Some(Change::ApplicationName(name)) => name,
+            Some(Change::ResetApplicationName) => self.first_name.clone(),
+            None => return,
+        };
+        let upstream = self.shared.store.upstream_parameters();
+        if self.settings.set("application_name", name.as_bytes(), &upstream).is_ok() {
+            let name = self.settings.get("application_name").unwrap_or_default();
+            conn.put(&messages::parameter_status("application_name", name));
         }
     }
 
@@ -143,6 +158,24 @@ impl LocalSession<'_> {
             .into_iter()
             .fold(Row::default(), |kept, name| kept.with(name, row.get(name).map(str::to_owned)))
     }
+}
+
+async fn put_rows(
+    conn: &mut Connection,
+    patience: &Patience<'_>,
+    columns: &[console::Field],
+    rows: &[Vec<Option<String>>],
+) -> io::Result<()> {
+    let columns: Vec<_> = columns.iter().map(console::Field::column).collect();
+    conn.put(&messages::row_description(&columns));
+    for row in rows {
+        let values: Vec<_> = row.iter().map(|value| value.as_deref().map(str::as_bytes)).collect();
+        conn.put(&messages::data_row(&values));
+        if conn.is_full() {
+            patience.flush(conn).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn end(mut conn: Connection, error: PgError) -> String {

@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime};
 use pgwire::messages::startup::Authentication;
 
 use super::Shared;
+use super::local::OWN_DATABASE;
 use super::registry::{Full, SessionKind};
 use super::session::{Session, SessionContext};
 use super::settings::{self, Settings};
@@ -222,8 +223,8 @@ fn begin_session(
     getrandom::fill(&mut key).map_err(|error| {
         PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random cancel key: {error}"))
     })?;
-    let registration =
-        shared.registry.register(SessionKind::Walsender, &request.user, key).map_err(too_many)?;
+    let registration = shared.registry.register(SessionKind::Walsender, &request.user, key);
+    let registration = registration.map_err(|full| too_many(full, shared))?;
     let upstream = shared.store.upstream_parameters();
     let settings = request.settings(&upstream)?;
     for (name, value) in reported(&request.user, &settings, &upstream) {
@@ -250,6 +251,8 @@ fn begin_session(
         shutdown: shared.shutdown.clone(),
         store: shared.store.clone(),
         recall: shared.config.recall.clone(),
+        received_from: shared.received_from,
+        descriptors: shared.config.descriptors.clone(),
         sender,
     };
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))
@@ -261,7 +264,15 @@ fn begin_sql(
     credentials: Credentials,
     attributes: Option<Attributes>,
 ) -> Result<SqlSession, LoginError> {
-    let registration = shared.registry.register(SessionKind::Sql, &request.user, [0; 4]).map_err(too_many)?;
+    let kind = match (request.kind, attributes) {
+        // PG: as many as max_wal_senders allows, physical ones included.
+        (Kind::Database, _) => SessionKind::Walsender,
+        (_, Some(Attributes { superuser: true, .. })) => SessionKind::Superuser,
+        _ if request.database == OWN_DATABASE => SessionKind::Console,
+        _ => SessionKind::Sql,
+    };
+    let registration = shared.registry.register(kind, &request.user, [0; 4]);
+    let registration = registration.map_err(|full| too_many(full, shared))?;
     let upstream = shared.store.upstream_parameters();
     let settings = request.settings(&upstream);
     Ok(SqlSession {
@@ -278,8 +289,19 @@ fn begin_sql(
     })
 }
 
-fn too_many(full: Full) -> PgError {
-    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, full.to_string())
+/// What a client is told for whom there is no file descriptor.
+pub(super) fn no_descriptors() -> PgError {
+    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, Full::Connections.to_string())
+}
+
+fn too_many(full: Full, shared: &Shared) -> PgError {
+    let text = match full {
+        Full::Reserved if settings::server_version_num(&shared.store.upstream_parameters()) < 160_000 => {
+            "remaining connection slots are reserved for non-replication superuser connections".to_owned()
+        }
+        full => full.to_string(),
+    };
+    PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, text)
 }
 
 /// What the server reports of itself: the upstream's values, except those that belong to the session.

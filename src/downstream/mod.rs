@@ -17,13 +17,16 @@ mod forward;
 mod listener;
 mod local;
 mod login;
+mod orders;
 mod own;
+mod patience;
 mod pending;
 mod registry;
 mod session;
 mod settings;
 mod shown;
 mod sql;
+mod tasks;
 mod unix;
 mod walsender;
 
@@ -32,17 +35,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::Lsn;
 
 use crate::archive::Recall;
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::scram::server::MockSecret;
 use crate::auth::users::Users;
+use crate::descriptors::Descriptors;
 use crate::gateway::Gateway;
 use crate::store::Store;
 use crate::wire::ServerTls;
 use login::Failures;
 
-pub use listener::{BoundAddr, Downstream, ListenError};
+pub use listener::{BoundAddr, Downstream, ListenError, ServeError};
 pub use registry::{Cancel, Limits, Registry};
 pub use session::{SessionContext, StreamEnd, StreamError};
 
@@ -65,6 +70,8 @@ pub struct DownstreamConfig {
     pub sql_overlay: bool,
     /// Where WAL comes from that is not in the store any more; `None` without an archive.
     pub recall: Option<Arc<Recall>>,
+    /// Who may have a file descriptor.
+    pub descriptors: Arc<Descriptors>,
 }
 
 /// A place to listen at.
@@ -159,6 +166,8 @@ struct Shared {
     gateway: Arc<Gateway>,
     mock: MockSecret,
     failures: Failures,
+    /// Where the WAL ended when this process began to listen.
+    received_from: Lsn,
     shutdown: CancellationToken,
 }
 

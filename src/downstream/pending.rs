@@ -43,6 +43,11 @@ impl Pending {
         Pending { room, state: Mutex::default() }
     }
 
+    /// Closes the oldest from the source that has the most, if there is any: something is needed that it holds.
+    pub(super) fn drop_one(&self) {
+        self.lock().drop_one();
+    }
+
     /// A place for a newcomer.
     pub(super) fn admit(self: &Arc<Self>, source: Option<Source>) -> Place {
         let mut state = self.lock();

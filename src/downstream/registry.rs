@@ -34,21 +34,45 @@ impl Cancel {
 /// How many may be logged in at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// All sessions (`max_connections`).
+    /// SQL sessions (`max_connections`).
     pub connections: usize,
     /// Sessions of one role; 0 for no limit.
     pub user_connections: usize,
-    /// Physical replication connections (`max_wal_senders`).
+    /// Replication connections (`max_wal_senders`), which have their places beside the SQL sessions.
     pub wal_senders: usize,
+}
+
+impl Limits {
+    /// SQL places that are kept for superusers, and as many again for the relay's own database: those who come to see
+    /// why everything is full.
+    // PG: superuser_reserved_connections
+    pub fn reserved(&self) -> usize {
+        (self.connections / 10).min(3)
+    }
 }
 
 /// What a session is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum SessionKind {
-    /// Physical replication.
+    /// Physical or logical replication.
     Walsender,
-    /// SQL or logical replication, passed on to the upstream.
+    /// SQL.
     Sql,
+    /// SQL in the relay's own database.
+    Console,
+    /// SQL of a superuser.
+    Superuser,
+}
+
+impl SessionKind {
+    /// SQL places that must stay free for others.
+    fn leaves(self, limits: &Limits) -> usize {
+        match self {
+            SessionKind::Walsender | SessionKind::Superuser => 0,
+            SessionKind::Console => limits.reserved(),
+            SessionKind::Sql => 2 * limits.reserved(),
+        }
+    }
 }
 
 /// There is no place left. The texts are PostgreSQL's.
@@ -56,6 +80,8 @@ pub(super) enum SessionKind {
 pub(super) enum Full {
     #[error("sorry, too many clients already")]
     Connections,
+    #[error("remaining connection slots are reserved for roles with the SUPERUSER attribute")]
+    Reserved,
     #[error("too many connections for role \"{user}\"")]
     User { user: String },
     #[error("number of requested standby connections exceeds \"max_wal_senders\" (currently {limit})")]
@@ -125,6 +151,11 @@ impl Registry {
         }
     }
 
+    /// PID and role of everybody.
+    pub(super) fn sessions(&self) -> Vec<(u32, String)> {
+        self.lock().live.iter().map(|(pid, entry)| (*pid, entry.user.clone())).collect()
+    }
+
     /// Connections at the moment.
     pub fn len(&self) -> usize {
         self.lock().live.len()
@@ -149,11 +180,16 @@ impl State {
     fn check(&self, limits: &Limits, kind: SessionKind, user: &str) -> Result<(), Full> {
         let count =
             |wanted: &dyn Fn(&Entry) -> bool| self.live.values().filter(|entry| wanted(entry)).count();
-        if kind == SessionKind::Walsender && count(&|entry| entry.kind == kind) >= limits.wal_senders {
-            return Err(Full::WalSenders { limit: limits.wal_senders });
-        }
-        if self.live.len() >= limits.connections {
-            return Err(Full::Connections);
+        let wal_senders = count(&|entry| entry.kind == SessionKind::Walsender);
+        let free = limits.connections.saturating_sub(self.live.len() - wal_senders);
+        match kind {
+            SessionKind::Walsender if wal_senders >= limits.wal_senders => {
+                return Err(Full::WalSenders { limit: limits.wal_senders });
+            }
+            SessionKind::Walsender => {}
+            _ if free == 0 => return Err(Full::Connections),
+            _ if free <= kind.leaves(limits) => return Err(Full::Reserved),
+            _ => {}
         }
         if limits.user_connections > 0 && count(&|entry| entry.user == user) >= limits.user_connections {
             return Err(Full::User { user: user.to_owned() });
@@ -204,16 +240,33 @@ mod tests {
     #[test]
     fn each_kind_of_place_has_its_limit() {
         let full = |registry: &Arc<Registry>, kind, user| registry.register(kind, user, [0; 4]).unwrap_err();
-        let registry = registry(4, 2, 2);
+        let registry = registry(2, 2, 2);
         let first = walsender(&registry).unwrap();
         let _second = walsender(&registry).unwrap();
         assert_eq!(full(&registry, SessionKind::Walsender, "other"), Full::WalSenders { limit: 2 });
         assert_eq!(full(&registry, SessionKind::Sql, "rep"), Full::User { user: "rep".into() });
-        let _sql = ["a", "b"].map(|user| registry.register(SessionKind::Sql, user, [0; 4]).unwrap());
+        let sql = ["a", "b"].map(|user| registry.register(SessionKind::Sql, user, [0; 4]).unwrap());
         assert_eq!(full(&registry, SessionKind::Sql, "c"), Full::Connections);
         assert_eq!(registry.len(), 4);
+        drop(sql);
         drop(first);
         registry.register(SessionKind::Sql, "rep", [0; 4]).unwrap();
+    }
+
+    #[test]
+    fn the_last_places_are_for_those_who_have_to_look() {
+        let registry = registry(30, 0, 1);
+        let register = |kind| registry.register(kind, "any", [0; 4]);
+        let all = |kind| std::iter::from_fn(|| register(kind).ok()).collect::<Vec<_>>();
+        let ordinary = all(SessionKind::Sql);
+        assert_eq!((ordinary.len(), register(SessionKind::Sql).unwrap_err()), (24, Full::Reserved));
+        let console = all(SessionKind::Console);
+        assert_eq!((console.len(), register(SessionKind::Console).unwrap_err()), (3, Full::Reserved));
+        let superusers = all(SessionKind::Superuser);
+        assert_eq!((superusers.len(), register(SessionKind::Superuser).unwrap_err()), (3, Full::Connections));
+        register(SessionKind::Walsender).expect("standbys have places of their own");
+        drop(ordinary);
+        assert_eq!(all(SessionKind::Sql).len(), 18, "what others have taken does not come back");
     }
 
     #[test]

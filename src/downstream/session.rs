@@ -10,11 +10,13 @@ use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, Timeline
 
 use super::answers::{self, Answer};
 use super::backup::{self, Backup};
+use super::patience::Patience;
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
 use super::{Shared, walsender};
 use crate::archive::Recall;
 use crate::conninfo::Credentials;
+use crate::descriptors::Descriptors;
 use crate::store::{SenderGuard, Store};
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
 
@@ -41,8 +43,19 @@ pub struct SessionContext {
     pub store: Arc<Store>,
     /// WAL that is not in the store any more; `None` without an archive.
     pub recall: Option<Arc<Recall>>,
+    /// First byte of WAL that this process has received; what is before it may not be in memory.
+    pub received_from: Lsn,
+    /// Who may have a file descriptor.
+    pub descriptors: Arc<Descriptors>,
     /// The session's line among the consumers.
     pub sender: SenderGuard,
+}
+
+impl SessionContext {
+    /// How long the client may take to accept an answer: as long as it may be silent while it streams.
+    pub(super) fn patience(&self) -> Patience<'_> {
+        Patience { limit: self.wal_sender_timeout, shutdown: &self.shutdown, cancel: Some(&self.cancel) }
+    }
 }
 
 /// How a stream ended well.
@@ -167,7 +180,7 @@ impl Session {
 
     async fn serve(&mut self, conn: &mut Connection) -> Result<(), Failure> {
         loop {
-            conn.flush().await?;
+            self.context.patience().flush(conn).await?;
             conn.set_phase(Phase::Command);
             let frame = tokio::select! {
                 frame = conn.read_frame() => frame,
@@ -244,7 +257,13 @@ impl Session {
             command => {
                 let answer =
                     Answer { context: &self.context, settings: &self.settings, shared: &self.shared };
-                answer.command(conn, command).await?;
+                // Changes nothing, and may wait for an archive.
+                let interruptible = matches!(command, Command::TimelineHistory(_));
+                tokio::select! {
+                    biased;
+                    answered = answer.command(conn, command) => answered?,
+                    error = told_to_end(&self.context), if interruptible => return Err(error.into()),
+                }
             }
         }
         conn.put(&messages::ready_for_query());
@@ -259,7 +278,7 @@ impl Session {
             Some(backup) => backup,
             None => tokio::select! {
                 opened = Backup::open(&self.context, &self.shared, &self.credentials) => opened?,
-                () = self.context.cancel.requested() => return Err(answers::canceled().into()),
+                error = told_to_end(&self.context) => return Err(error.into()),
                 gone = conn.gone() => return Err(Failure::Closed(gone.to_string())),
             },
         };
@@ -285,7 +304,15 @@ impl Session {
     }
 }
 
-fn shutting_down() -> PgError {
+/// Resolves when the running command shall be given up: with what the client is told. Cancel-safe.
+pub(super) async fn told_to_end(cx: &SessionContext) -> PgError {
+    tokio::select! {
+        () = cx.cancel.requested() => answers::canceled(),
+        () = cx.shutdown.cancelled() => shutting_down(),
+    }
+}
+
+pub(super) fn shutting_down() -> PgError {
     PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
 }
 

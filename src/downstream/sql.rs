@@ -9,8 +9,11 @@ use tokio::task::spawn_blocking;
 use super::Shared;
 use super::forward::{self, SessionState, Side, Statement, Texts};
 use super::local::{LocalSession, OWN_DATABASE};
+use super::login::no_descriptors;
 use super::own::OwnRelay;
+use super::patience::{ANSWER_LIMIT, Patience};
 use super::registry::Registration;
+use super::session::shutting_down;
 use super::settings::Settings;
 use crate::conninfo::Credentials;
 use crate::console::Instead;
@@ -44,11 +47,16 @@ impl SqlSession {
         if self.database == OWN_DATABASE && !self.is_logical {
             return self.serve_here(conn, Instead::OwnDatabase).await;
         }
-        let gateway = self.shared.gateway.clone();
+        let shared = self.shared.clone();
+        if !shared.config.descriptors.has_room() {
+            shared.config.descriptors.tell_refusal();
+            return refuse(conn, no_descriptors()).await;
+        }
         let parameters = std::mem::take(&mut self.parameters);
         let opened = tokio::select! {
-            opened = gateway.open(&self.user, &self.credentials, parameters) => opened,
+            opened = shared.gateway.open(&self.user, &self.credentials, parameters) => opened,
             gone = conn.gone() => return gone.to_string(),
+            () = shared.shutdown.cancelled() => return refuse(conn, shutting_down()).await,
         };
         let (mut upstream, _cancellable) = match opened {
             Ok(upstream) => upstream,
@@ -58,7 +66,8 @@ impl SqlSession {
             Err(error) => return refuse(conn, error.client_error(&self.user, &self.credentials)).await,
         };
         welcome(&mut conn, &mut upstream);
-        if let Err(error) = conn.flush().await {
+        let patience = Patience { limit: Some(ANSWER_LIMIT), shutdown: &self.shared.shutdown, cancel: None };
+        if let Err(error) = patience.flush(&mut conn).await {
             return format!("could not send data to client: {error}");
         }
         self.forward(conn, upstream).await

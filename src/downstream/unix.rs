@@ -1,77 +1,283 @@
-//! A Unix-domain socket's name on disk: `.s.PGSQL.<port>` and its lock file (PostgreSQL: `pqcomm.c`,
-//! `CreateSocketLockFile`).
+//! A Unix-domain socket's name on disk: `.s.PGSQL.<port>` and its lock file (PostgreSQL: `pqcomm.c`, `miscinit.c`
+//! `CreateLockFile`).
+//!
+//! The directory may be everybody's, `/tmp` for one. So nothing there is followed, truncated or written over: the lock
+//! file is made anew or not at all, one that exists is only read, and nothing but a socket is removed to make room for
+//! ours.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, getpid, getppid, test_kill_process};
 use tokio::net::UnixListener;
+
+/// Second line of a relay's lock file. Its owner holds a lock on it as long as it lives, so there is no doubt about one
+/// that is left over.
+const OURS: &str = "walrelay";
+/// Tries to make the lock file, while others come and go.
+const TRIES: usize = 100;
+/// Looks at a lock file without content, whose owner may be about to write it.
+const LOOKS: usize = 10;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A bound socket; its files go when this is dropped.
 #[derive(Debug)]
 pub(super) struct BoundUnix {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
-    lock_path: PathBuf,
-    /// Locked as long as it is open.
-    _lock: File,
+    _lock: LockFile,
 }
 
-/// The socket in `dir` for `port`. Whoever still answers there keeps it; what a crash left is replaced.
+/// The socket in `dir` for `port`. Whoever still uses it keeps it; what a crash left is replaced. Waits for the disk.
 pub(super) fn bind(dir: &Path, port: u16) -> io::Result<BoundUnix> {
     let path = dir.join(format!(".s.PGSQL.{port}"));
-    let lock_path = dir.join(format!(".s.PGSQL.{port}.lock"));
-    let mut lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path)?;
-    lock.try_lock().map_err(|_| in_use(&lock_path))?;
-    // A PostgreSQL server does not lock its file; it answers.
-    if StdUnixStream::connect(&path).is_ok() {
-        return Err(in_use(&path));
-    }
-    lock.set_len(0)?;
-    writeln!(lock, "{}", std::process::id())?;
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    let lock = LockFile::acquire(dir.join(format!(".s.PGSQL.{port}.lock")))?;
+    make_way(&path)?;
     let listener = UnixListener::bind(&path)?;
     fs::set_permissions(&path, Permissions::from_mode(0o777))?;
-    Ok(BoundUnix { listener, path, lock_path, _lock: lock })
+    Ok(BoundUnix { listener, path, _lock: lock })
 }
 
-fn in_use(path: &Path) -> io::Error {
-    let text = format!("\"{}\" is in use by another server; stop it or choose another port", path.display());
-    io::Error::new(io::ErrorKind::AddrInUse, text)
+/// Removes a socket at which nobody answers.
+fn make_way(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if !found.file_type().is_socket() => Err(refused(format!(
+            "\"{}\" exists and is not a socket; remove it or choose another port",
+            path.display()
+        ))),
+        // Servers older than lock files for sockets, or without them.
+        Ok(_) if somebody_answers(path)? => Err(in_use(path, None)),
+        Ok(_) => fs::remove_file(path),
+    }
+}
+
+fn somebody_answers(path: &Path) -> io::Result<bool> {
+    use rustix::io::Errno;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // Or so many wait there already that there is no room.
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A lock file that is ours. It goes when this is dropped.
+#[derive(Debug)]
+struct LockFile {
+    path: PathBuf,
+    /// Locked as long as it is open.
+    file: File,
+}
+
+impl LockFile {
+    fn acquire(path: PathBuf) -> io::Result<LockFile> {
+        let mut looks = LOOKS;
+        for _ in 0..TRIES {
+            match LockFile::create(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                created => return created,
+            }
+            match Found::at(&path)? {
+                Found::Gone => {}
+                Found::Stale(left) if is_at(&left, &path) => fs::remove_file(&path)?,
+                Found::Stale(_) => {}
+                Found::Empty(left) => {
+                    looks -= 1;
+                    if looks == 0 && is_at(&left, &path) {
+                        fs::remove_file(&path)?;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                Found::Used(pid) => return Err(in_use(&path, pid)),
+                Found::Odd(what) => {
+                    let text = format!("\"{}\" {what}; remove it if no server runs there", path.display());
+                    return Err(refused(text));
+                }
+            }
+        }
+        Err(in_use(&path, None))
+    }
+
+    fn create(path: &Path) -> io::Result<LockFile> {
+        // O_EXCL: a symbolic link is something that exists.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let written = match file.try_lock() {
+            Ok(()) => writeln!(file, "{}\n{OURS}", std::process::id()),
+            Err(error) => Err(error.into()),
+        };
+        let lock = LockFile { path: path.to_owned(), file };
+        written.map(|()| lock)
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A lock file that exists.
+enum Found {
+    Gone,
+    /// Its owner has gone.
+    Stale(File),
+    /// It may be in the making.
+    Empty(File),
+    Used(Option<i32>),
+    /// Not what it should be.
+    Odd(&'static str),
+}
+
+impl Found {
+    /// Only reads.
+    fn at(path: &Path) -> io::Result<Found> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Gone),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Ok(Found::Odd("is a symbolic link"));
+            }
+            Err(error) => return Err(error),
+        };
+        if !file.metadata()?.is_file() {
+            return Ok(Found::Odd("is not a regular file"));
+        }
+        // Some file systems cannot tell.
+        let is_free = match file.try_lock() {
+            Ok(()) => true,
+            Err(fs::TryLockError::WouldBlock) => return Ok(Found::Used(None)),
+            Err(fs::TryLockError::Error(_)) => false,
+        };
+        let mut content = Vec::new();
+        (&file).take(1024).read_to_end(&mut content)?;
+        let content = String::from_utf8_lossy(&content);
+        let mut lines = content.lines();
+        let pid = lines.next().and_then(|line| line.trim().parse::<i32>().ok());
+        Ok(match pid {
+            _ if is_free && lines.next() == Some(OURS) => Found::Stale(file),
+            _ if content.trim().is_empty() => Found::Empty(file),
+            // PG: a server in single-user mode writes its PID with a minus
+            Some(pid) if is_alive(pid.saturating_abs()) => Found::Used(Some(pid.saturating_abs())),
+            Some(1.. | ..0) => Found::Stale(file),
+            Some(0) | None => Found::Odd("is not a lock file"),
+        })
+    }
+}
+
+/// Whether there is such a process, other than we and who started us: after a reboot, or in a container, their PIDs are
+/// often those of the ones before (PostgreSQL: `CreateLockFile`).
+fn is_alive(pid: i32) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return false };
+    let is_us = pid == getpid() || Some(pid) == getppid();
+    !is_us && test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
+}
+
+/// Whether the path still leads to this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |there: fs::Metadata| {
+        file.metadata().is_ok_and(|here| (here.dev(), here.ino()) == (there.dev(), there.ino()))
+    };
+    fs::symlink_metadata(path).is_ok_and(same)
+}
+
+fn in_use(path: &Path, pid: Option<i32>) -> io::Error {
+    let pid = pid.map(|pid| format!(" (PID {pid})")).unwrap_or_default();
+    let text =
+        format!("\"{}\" is in use by another server{pid}; stop it or choose another port", path.display());
+    io::Error::new(ErrorKind::AddrInUse, text)
+}
+
+fn refused(text: String) -> io::Error {
+    io::Error::new(ErrorKind::AlreadyExists, text)
 }
 
 impl Drop for BoundUnix {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener as StdUnixListener;
+
     use super::*;
+
+    const SOCKET: &str = ".s.PGSQL.5432";
+    const LOCK: &str = ".s.PGSQL.5432.lock";
 
     #[tokio::test]
     async fn a_socket_has_one_owner_and_survives_a_crash_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let bound = bind(dir.path(), 5432).unwrap();
-        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(bind(dir.path(), 5433).unwrap());
-        let lock = fs::read_to_string(&bound.lock_path).unwrap();
-        assert_eq!(lock, format!("{}\n", std::process::id()));
+        let lock = fs::read_to_string(dir.path().join(LOCK)).unwrap();
+        assert_eq!(lock, format!("{}\nwalrelay\n", std::process::id()));
         drop(bound);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        // A crash leaves both files, and nobody answers.
-        fs::write(dir.path().join(".s.PGSQL.5432.lock"), "1\n").unwrap();
-        drop(std::os::unix::net::UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap());
+        // A crash leaves both files, and nobody answers. Some other process has got the PID meanwhile.
+        for left in
+            ["1\nwalrelay\n".to_owned(), "999999999\n".to_owned(), format!("{}\n", std::process::id())]
+        {
+            fs::write(dir.path().join(LOCK), left).unwrap();
+            drop(StdUnixListener::bind(dir.path().join(SOCKET)).unwrap());
+            drop(bind(dir.path(), 5432).unwrap());
+        }
+        // A server that has no lock file, but answers.
+        let _server = StdUnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_lock_file_of_a_server_that_lives_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK);
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let theirs = format!("{}\n/var/lib/postgresql\n1767225600\n5432\n", other.id());
+        fs::write(&path, &theirs).unwrap();
+        let error = bind(dir.path(), 5432).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&format!("(PID {})", other.id())), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
+        other.kill().unwrap();
+        other.wait().unwrap();
         drop(bind(dir.path(), 5432).unwrap());
-        // A server that does not lock its file, but answers.
-        let _server = std::os::unix::net::UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap();
-        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // Made by a crash between two steps, or about to be written.
+        fs::write(&path, "").unwrap();
+        drop(bind(dir.path(), 5432).unwrap());
+    }
+
+    #[tokio::test]
+    async fn nothing_of_somebody_elses_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "content").unwrap();
+        for name in [LOCK, SOCKET] {
+            let path = dir.path().join(name);
+            let refused = |what: &str| {
+                let error = bind(dir.path(), 5432).unwrap_err();
+                assert!(error.to_string().contains(what), "{error}");
+                fs::remove_file(&path).unwrap();
+            };
+            std::os::unix::fs::symlink(&precious, &path).unwrap();
+            refused(if name == LOCK { "is a symbolic link" } else { "is not a socket" });
+            fs::write(&path, "a letter\n").unwrap();
+            refused(if name == LOCK { "is not a lock file" } else { "is not a socket" });
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
+        }
+        drop(bind(dir.path(), 5432).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -13,6 +13,11 @@
 //! disk: what is not in memory is brought there by a blocking thread while it goes on listening, and what is not on
 //! disk any more by [`Recall`].
 //!
+//! Nothing wakes it twice for the same reason: an order is taken once ([`Orders`]) and obeyed in one place
+//! ([`Walsender::obey`]), whether WAL flows or not. An order to end is said between two messages; a client that does
+//! not take the message before it within [`GRACE`] is cut off in the middle. Silence is judged only after everything
+//! that has come was read, so that a relay that was held up does not take it for its consumers' silence.
+//!
 //! Two departures from PostgreSQL: a start ahead of our WAL is not refused, it waits (the upstream has that WAL
 //! and we shall), and messages never cross a segment boundary.
 
@@ -31,6 +36,8 @@ use walrelay_proto::{
 
 use super::answers::{canceled, slot_error};
 use super::batch::Batch;
+use super::orders::{Order, Orders};
+use super::patience::GRACE;
 use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::archive::{Recall, RecallError};
 use crate::store::{
@@ -41,12 +48,15 @@ use crate::wire::{Connection, Frame, FrameError, PgError, Phase, ReadError, sqls
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
 const READ_AHEAD: usize = 4 << 20;
-/// Closer than this to the newest WAL everything was written a moment ago and is in memory, bytes.
+/// Closer than this to the newest WAL everything that this process has received was written a moment ago and is in
+/// memory, bytes.
 const RECENT: u64 = 16 << 20;
 /// CopyDone, whole.
 const COPY_DONE: &[u8] = b"c\0\0\0\x04";
 /// Batches sent in a row before other tasks get their turn.
 const TURN: u32 = 4;
+/// Reads of what has come before silence is judged; together longer than any message of a client's.
+const LAST_LOOKS: usize = 16;
 
 impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> StreamError {
@@ -87,7 +97,6 @@ pub(super) async fn stream(
     }
     conn.set_phase(Phase::Streaming);
     conn.put(&copy_both_response());
-    conn.flush().await?;
     cx.sender.set_state(SenderState::Catchup);
     let result = Walsender::new(conn, cx, slot, tli, command.lsn).run().await;
     conn.set_phase(Phase::Command);
@@ -129,6 +138,8 @@ fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
 /// A segment cannot be had.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
+    #[error("out of file descriptors")]
+    Descriptors,
     #[error(transparent)]
     Here(#[from] SegmentError),
     #[error(transparent)]
@@ -144,6 +155,7 @@ impl OpenError {
 impl From<OpenError> for PgError {
     fn from(error: OpenError) -> PgError {
         let sqlstate = match &error {
+            OpenError::Descriptors => sqlstate::INSUFFICIENT_RESOURCES,
             OpenError::Here(SegmentError::Removed(_)) => sqlstate::UNDEFINED_FILE,
             OpenError::Elsewhere(RecallError::Nowhere(_)) => sqlstate::UNDEFINED_FILE,
             OpenError::Here(_) | OpenError::Elsewhere(_) => sqlstate::IO_ERROR,
@@ -179,9 +191,14 @@ enum Event {
     NewWal,
     Timer,
     Fetched(Result<Arc<Segment>, OpenError>),
-    Stop,
-    Cancel,
-    Evicted,
+    Order(Order),
+}
+
+/// Streaming ends at the next message boundary with this error.
+struct Parting {
+    error: PgError,
+    /// When the connection is cut if the boundary has not been reached.
+    until: Instant,
 }
 
 type Fetch = JoinHandle<Result<Arc<Segment>, OpenError>>;
@@ -204,8 +221,11 @@ struct Walsender<'a> {
     resident_to: Lsn,
     /// What the client last reported: flush, or write if it reports no flush.
     confirmed: Lsn,
-    /// Said at the next message boundary, then streaming ends.
-    parting: Option<PgError>,
+    parting: Option<Parting>,
+    /// A keepalive is to be sent at the next message boundary, one however often the client has asked; whether it
+    /// asks the client for a sign of life.
+    owed: Option<bool>,
+    orders: Orders,
 }
 
 impl<'a> Walsender<'a> {
@@ -232,34 +252,43 @@ impl<'a> Walsender<'a> {
             resident_to: Lsn::INVALID,
             confirmed: Lsn::INVALID,
             parting: None,
+            owed: None,
+            orders: Orders::default(),
         }
     }
 
     async fn run(mut self) -> Result<StreamEnd, StreamError> {
         let mut turns = 0;
         loop {
-            while !self.client_done
-                && let Some(frame) = self.conn.buffered_frame()?
-            {
-                self.handle_frame(&frame)?;
+            self.handle_frames()?;
+            if let Some(order) = self.orders.given(self.cx, self.slot.as_ref()) {
+                self.obey(order);
             }
             let flowing = self.send()?;
             if let Some(end) = self.settle()? {
                 return Ok(end);
             }
-            if flowing {
-                // More can be sent at once: look after the client, let others run, go on.
-                turns += 1;
-                if turns % TURN == 0 {
-                    self.conn.try_fill()?;
-                    tokio::task::yield_now().await;
-                    self.check_orders();
+            let event = match flowing {
+                true => {
+                    turns += 1;
+                    self.go_on(turns).await?
                 }
-                continue;
+                false => Some(self.wait().await?),
+            };
+            if let Some(event) = event {
+                self.handle(event).await?;
             }
-            let event = self.wait().await?;
-            self.handle(event)?;
         }
+    }
+
+    /// More can be sent at once: looks after the client and the timer now and then, and lets others run.
+    async fn go_on(&mut self, turns: u32) -> Result<Option<Event>, StreamError> {
+        if !turns.is_multiple_of(TURN) {
+            return Ok(None);
+        }
+        self.conn.try_fill()?;
+        tokio::task::yield_now().await;
+        Ok(self.deadline().is_some_and(|at| at <= Instant::now()).then_some(Event::Timer))
     }
 
     /// Sends what can be sent without waiting; whether there is more to send at once.
@@ -273,9 +302,13 @@ impl<'a> Walsender<'a> {
             self.batch = None;
         }
         // Between two messages: the place for everything else we have to say.
-        if let Some(error) = self.parting.take() {
-            return Err(error.into());
+        if let Some(parting) = self.parting.take() {
+            return Err(parting.error.into());
         }
+        if self.conn.has_output() && !self.conn.try_flush()? {
+            return Ok(false);
+        }
+        self.put_keepalive();
         if self.conn.has_output() && !self.conn.try_flush()? {
             return Ok(false);
         }
@@ -323,7 +356,7 @@ impl<'a> Walsender<'a> {
             return Ok(None);
         };
         let end = self.sent.advance(Batch::MAX_LEN).min(limit).min(segment.end());
-        let recent = limit.since(self.sent) <= RECENT;
+        let recent = self.sent >= self.cx.received_from && limit.since(self.sent) <= RECENT;
         let offset = self.sent.since(segment.start());
         if recent || end <= self.resident_to || segment.is_resident(offset, end.since(self.sent) as usize) {
             return Ok(Some(segment));
@@ -334,6 +367,11 @@ impl<'a> Walsender<'a> {
 
     /// Has a segment opened, or fetched back if it is not here any more, and read ahead.
     fn fetch(&mut self, segno: SegNo, open: Option<Arc<Segment>>) {
+        if open.is_none() && !self.cx.descriptors.has_room() {
+            self.cx.descriptors.tell_refusal();
+            self.fetch = Some(tokio::spawn(async { Err(OpenError::Descriptors) }));
+            return;
+        }
         let (store, recall, tli, at) = (self.cx.store.clone(), self.cx.recall.clone(), self.tli, self.sent);
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
@@ -391,58 +429,75 @@ impl<'a> Walsender<'a> {
         None
     }
 
+    /// Whether something is to be written as soon as the socket takes it.
+    fn is_sending(&self) -> bool {
+        self.batch.is_some() || self.conn.has_output() || self.owed.is_some()
+    }
+
+    /// When something is due, whatever happens until then.
+    fn deadline(&self) -> Option<Instant> {
+        let stopping = match self.talk {
+            Talk::Stopping { until } => Some(until),
+            Talk::Streaming | Talk::TimelineEnded => None,
+        };
+        let parting = self.parting.as_ref().map(|parting| parting.until);
+        [self.timer.deadline(), stopping, parting].into_iter().flatten().min()
+    }
+
     async fn wait(&mut self) -> Result<Event, StreamError> {
-        let sending = self.batch.is_some() || self.conn.has_output();
+        let sending = self.is_sending();
         let interest = match (sending, self.client_done) {
             (true, false) => Interest::READABLE | Interest::WRITABLE,
             (true, true) => Interest::WRITABLE,
             (false, _) => Interest::READABLE,
         };
-        let deadline = match self.talk {
-            Talk::Stopping { until } => Some(self.timer.deadline().map_or(until, |at| at.min(until))),
-            _ => self.timer.deadline(),
-        };
-        let stoppable = !matches!(self.talk, Talk::Stopping { .. });
+        let deadline = self.deadline();
         let event = tokio::select! {
             ready = self.conn.socket().ready(interest) => { ready?; Event::Socket }
             _ = self.written.changed(), if !sending => Event::NewWal,
             () = sleep_until(deadline) => Event::Timer,
             fetched = join(&mut self.fetch) => Event::Fetched(fetched),
-            () = self.cx.shutdown.cancelled(), if stoppable => Event::Stop,
-            () = self.cx.cancel.requested() => Event::Cancel,
-            () = evicted(&self.slot) => Event::Evicted,
+            order = self.orders.next(self.cx, self.slot.as_ref()) => Event::Order(order),
         };
         Ok(event)
     }
 
-    fn handle(&mut self, event: Event) -> Result<(), StreamError> {
+    async fn handle(&mut self, event: Event) -> Result<(), StreamError> {
         match event {
             Event::Socket if self.client_done => {}
             Event::Socket => {
                 self.conn.try_fill()?;
             }
             Event::NewWal => {}
-            Event::Timer => self.handle_timer()?,
+            Event::Timer => self.handle_timer().await?,
             Event::Fetched(segment) => {
                 self.fetch = None;
                 let segment = segment.map_err(PgError::from)?;
                 self.resident_to = self.sent.advance(READ_AHEAD as u64).min(segment.end());
                 self.segment = Some(segment);
             }
-            Event::Stop => self.stop(),
-            Event::Cancel => self.parting = Some(canceled()),
-            Event::Evicted => {
-                let text = "terminating connection due to administrator command";
-                self.parting = Some(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text));
-            }
+            Event::Order(order) => self.obey(order),
         }
         Ok(())
     }
 
-    /// Orders are also looked for while there is always more to send.
-    fn check_orders(&mut self) {
-        if self.cx.shutdown.is_cancelled() && self.talk == Talk::Streaming {
-            self.stop();
+    /// Orders are obeyed here and nowhere else.
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Stop => self.stop(),
+            Order::Cancel => self.part_with(canceled()),
+            Order::Evict => {
+                let text = "terminating connection due to administrator command";
+                self.part_with(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text));
+            }
+        }
+    }
+
+    /// Has streaming end with an error; one that ends the connection too goes before one that does not.
+    fn part_with(&mut self, error: PgError) {
+        let until = self.parting.as_ref().map_or_else(|| Instant::now() + GRACE, |parting| parting.until);
+        if self.parting.as_ref().is_none_or(|parting| !parting.error.is_fatal()) {
+            self.parting = Some(Parting { error, until });
         }
     }
 
@@ -451,8 +506,32 @@ impl<'a> Walsender<'a> {
         self.cx.sender.set_state(SenderState::Stopping);
     }
 
-    fn handle_timer(&mut self) -> Result<(), StreamError> {
-        let now = Instant::now();
+    /// Something seems to be due. What has come meanwhile is heard first: the relay may have been held up, and not
+    /// its clients silent.
+    async fn handle_timer(&mut self) -> Result<(), StreamError> {
+        // Lets the runtime look at its sockets.
+        tokio::task::yield_now().await;
+        for _ in 0..LAST_LOOKS {
+            if self.client_done || self.conn.try_fill()? == 0 {
+                break;
+            }
+            self.handle_frames()?;
+        }
+        let unheard = !self.client_done && self.conn.socket().has_unread();
+        self.judge(Instant::now(), unheard)
+    }
+
+    /// `unheard`: the client has sent something that could not be read yet.
+    fn judge(&mut self, now: Instant, unheard: bool) -> Result<(), StreamError> {
+        if let Some(parting) = &self.parting
+            && now >= parting.until
+        {
+            let text = format!("{}; client does not take what was being sent to it", parting.error.message);
+            return Err(StreamError::Closed(text));
+        }
+        if unheard {
+            return Ok(());
+        }
         if let Talk::Stopping { until } = self.talk
             && now >= until
         {
@@ -472,13 +551,24 @@ impl<'a> Walsender<'a> {
     /// Asks the client for a sign of life.
     fn ask(&mut self) {
         self.timer.asked();
-        self.keepalive(true);
+        self.owed = Some(true);
     }
 
-    fn keepalive(&mut self, reply_requested: bool) {
+    /// Puts the keepalive that is owed, if any, behind what waits to be sent. At message boundaries only.
+    fn put_keepalive(&mut self) {
+        let Some(reply_requested) = self.owed.take() else { return };
         let send_time = PgTimestamp::from_system_time(SystemTime::now());
         let message = Keepalive { end: self.sent, send_time, reply_requested };
         self.conn.put_bytes(&message.frame());
+    }
+
+    fn handle_frames(&mut self) -> Result<(), StreamError> {
+        while !self.client_done
+            && let Some(frame) = self.conn.buffered_frame()?
+        {
+            self.handle_frame(&frame)?;
+        }
+        Ok(())
     }
 
     fn handle_frame(&mut self, frame: &Frame) -> Result<(), StreamError> {
@@ -496,7 +586,7 @@ impl<'a> Walsender<'a> {
         let message = match ClientMessage::decode(payload) {
             Ok(message) => message,
             Err(error @ (ClientMessageError::NoData | ClientMessageError::Insufficient)) => {
-                self.parting = Some(PgError::error(sqlstate::PROTOCOL_VIOLATION, error.to_string()));
+                self.part_with(PgError::error(sqlstate::PROTOCOL_VIOLATION, error.to_string()));
                 return Ok(());
             }
             Err(error) => return Err(StreamError::Closed(error.to_string())),
@@ -520,13 +610,14 @@ impl<'a> Walsender<'a> {
             slot.confirm_flush(flush);
         }
         if status.reply_requested {
-            self.keepalive(false);
+            self.owed.get_or_insert(false);
         }
     }
 
     /// The client has ended the stream, and what was begun is sent: our CopyDone and the result.
     fn finish(&mut self) -> Result<StreamEnd, StreamError> {
         if self.talk != Talk::TimelineEnded {
+            self.put_keepalive();
             self.conn.put_bytes(COPY_DONE);
         }
         if matches!(self.talk, Talk::Stopping { .. }) {
@@ -560,7 +651,12 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, OpenError> {
     match fetch {
-        Some(fetch) => fetch.await.unwrap_or_else(|error| Err(OpenError::lost(error))),
+        Some(fetch) => fetch.await.unwrap_or_else(|error| {
+            if error.is_panic() {
+                tracing::error!("task that opens a WAL segment failed: {error}");
+            }
+            Err(OpenError::lost(error))
+        }),
         None => pending().await,
     }
 }
@@ -585,11 +681,4 @@ async fn blocking(
     work: impl FnOnce() -> Result<Arc<Segment>, OpenError> + Send + 'static,
 ) -> Result<Arc<Segment>, OpenError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(OpenError::lost(error)))
-}
-
-async fn evicted(slot: &Option<SlotGuard>) {
-    match slot {
-        Some(slot) => slot.evicted().await,
-        None => pending().await,
-    }
 }

@@ -4,6 +4,10 @@ use std::ops::Range;
 
 use super::lex::{self, Kind, Statement};
 use super::{Relay, Rewritten, SqlContext, literal, slot_functions, views};
+use crate::wire::{PgError, sqlstate};
+
+/// Most bytes put into one text: each statement gets all rows again, and a text may have very many statements.
+const MOST: usize = 32 << 20;
 
 /// A part of the text and what comes in its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,7 +25,7 @@ pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewr
     if !may_concern_us(text) {
         return Rewritten::Unchanged;
     }
-    let mut edits = Vec::new();
+    let (mut edits, mut inserted) = (Vec::new(), 0);
     for statement in lex::split(text, session.standard_conforming_strings) {
         match slot_functions::edits(text, &statement, session, relay) {
             Ok(more) => edits.extend(more),
@@ -35,7 +39,12 @@ pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewr
             }
         }
         if session.overlay {
-            edits.extend(views::edits(text, &statement, session, relay));
+            let views = views::edits(text, &statement, session, relay);
+            inserted += views.iter().map(|edit| edit.text.len()).sum::<usize>();
+            edits.extend(views);
+        }
+        if inserted > MOST {
+            return Rewritten::Text(literal::raise(&too_long(), session).into_bytes());
         }
     }
     match edits.is_empty() {
@@ -47,6 +56,12 @@ pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewr
 /// Whether [`rewrite`] may make, drop or move slots for this text, which waits for the disk.
 pub fn may_change_slots(text: &[u8]) -> bool {
     may_concern_us(text) && slot_functions::may_be_called(text)
+}
+
+/// Instead of the whole text, none of which is run.
+fn too_long() -> PgError {
+    let text = "the text reads pg_replication_slots or pg_stat_replication too often";
+    PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text).with_hint("Send its statements one by one.")
 }
 
 fn first_byte(statement: &Statement) -> usize {

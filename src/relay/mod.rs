@@ -24,6 +24,7 @@ use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, TargetSource
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
+use crate::descriptors::Descriptors;
 use crate::downstream::{Access, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
@@ -76,6 +77,7 @@ impl Relay {
     async fn start(config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
         let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
         let access = Arc::new(SharedAccess::new(load_access(&config)?));
+        let descriptors = raise_descriptors(&config);
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
@@ -84,7 +86,7 @@ impl Relay {
         let (followed, host) = watch::channel(None);
         let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, recall.clone()),
+            downstream_config(&config, listen, recall.clone(), descriptors),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -95,7 +97,11 @@ impl Relay {
             tracing::info!("listening on {address}");
         }
         let stop = || shutdown.clone();
-        tasks.spawn("listener", downstream.run());
+        tasks.spawn("listener", async move {
+            if let Err(error) = downstream.run().await {
+                tracing::error!("{error}");
+            }
+        });
         let stop_refresh = stop();
         tasks.spawn("roles refresher", async move { gateway.roles().refresh(stop_refresh).await });
         if let Some(recall) = recall {
@@ -255,6 +261,7 @@ fn downstream_config(
     config: &Config,
     listen: Vec<ListenAddr>,
     recall: Option<Arc<Recall>>,
+    descriptors: Arc<Descriptors>,
 ) -> DownstreamConfig {
     DownstreamConfig {
         listen,
@@ -265,7 +272,16 @@ fn downstream_config(
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
         recall,
+        descriptors,
     }
+}
+
+fn raise_descriptors(config: &Config) -> Arc<Descriptors> {
+    let descriptors = Descriptors::raise(config.archive.len());
+    if let Some(shortage) = descriptors.shortage(config.limits.connections, config.limits.wal_senders) {
+        tracing::warn!("{shortage}");
+    }
+    Arc::new(descriptors)
 }
 
 fn load_access(config: &Config) -> Result<Access, RelayError> {

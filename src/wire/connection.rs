@@ -17,6 +17,8 @@ use super::tls::{ServerTls, TlsSession};
 const INPUT_KEPT: usize = 8 * 1024;
 /// Bytes kept for writing between answers.
 const OUTPUT_KEPT: usize = 4 * 1024;
+/// An answer of so many bytes is sent before it grows.
+const OUTPUT_FULL: usize = 64 * 1024;
 
 /// How long, and how much input, a client is given to read our last words.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
@@ -188,21 +190,39 @@ impl Connection {
         !self.output.is_empty()
     }
 
-    /// Sends the answer, in one write if the socket takes it. Cancel-safe: what is unsent stays.
+    /// Whether so much of an answer waits that it should be sent before more is added.
+    pub fn is_full(&self) -> bool {
+        self.output.len() >= OUTPUT_FULL
+    }
+
+    /// Sends the answer, in one write if the socket takes it. Waits as long as the client makes it wait. Cancel-safe:
+    /// what is unsent stays.
     pub async fn flush(&mut self) -> io::Result<()> {
+        self.flush_within(None).await
+    }
+
+    /// As [`Connection::flush`], but gives up when the client takes nothing for `limit`; `None` for no limit.
+    ///
+    /// # Errors
+    /// Of the socket, and [`io::ErrorKind::TimedOut`]; the client may have got a part of a message then.
+    pub async fn flush_within(&mut self, limit: Option<Duration>) -> io::Result<()> {
         while !self.output.is_empty() {
-            let sent = self.socket.write(&self.output).await?;
+            let sent = within(limit, self.socket.write(&self.output)).await?;
             if sent == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             self.output.advance(sent);
         }
-        self.socket.flush().await?;
+        within(limit, self.socket.flush()).await?;
+        self.forget_output();
+        Ok(())
+    }
+
+    fn forget_output(&mut self) {
         self.output.clear();
         if self.output.capacity() > OUTPUT_KEPT {
             self.output = BytesMut::new();
         }
-        Ok(())
     }
 
     /// Sends what fits of the answer without waiting; whether nothing is left.
@@ -215,7 +235,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        self.output.clear();
+        self.forget_output();
         Ok(true)
     }
 
@@ -235,4 +255,13 @@ impl Connection {
         };
         let _ = tokio::time::timeout(FAREWELL_TIME, farewell).await;
     }
+}
+
+/// What a write says, if it says something in time.
+async fn within<T>(limit: Option<Duration>, write: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let Some(limit) = limit else { return write.await };
+    tokio::time::timeout(limit, write).await.unwrap_or_else(|_| {
+        let text = format!("it has taken nothing for {} ms", limit.as_millis());
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    })
 }

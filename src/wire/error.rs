@@ -34,10 +34,14 @@ pub mod sqlstate {
     pub const DUPLICATE_OBJECT: &str = "42710";
     /// `42803`
     pub const GROUPING_ERROR: &str = "42803";
+    /// `53000`
+    pub const INSUFFICIENT_RESOURCES: &str = "53000";
     /// `53300`
     pub const TOO_MANY_CONNECTIONS: &str = "53300";
     /// `53400`
     pub const CONFIGURATION_LIMIT_EXCEEDED: &str = "53400";
+    /// `54000`
+    pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
     /// `55000`
     pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
     /// `55006`

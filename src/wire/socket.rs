@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -76,6 +77,15 @@ impl From<UnixStream> for Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Tcp(socket) => socket.as_fd(),
+            Stream::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
 /// What to talk to: TLS goes over TCP only.
 enum Route<'a> {
     Tcp(&'a TcpStream),
@@ -124,11 +134,16 @@ impl Socket {
         }
     }
 
-    /// Whether something has come on a TCP socket that nobody has read yet. Looks without waiting.
+    /// Whether something has come that nobody has read from the socket yet. Asks the system, without waiting: the
+    /// runtime may not have heard of it.
     pub fn has_unread(&self) -> bool {
         use rustix::net::{RecvFlags, recv};
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        self.tcp().is_some_and(|socket| recv(socket, &mut [0; 1], flags).is_ok_and(|(read, _)| read > 0))
+        let peeked = match &self.stream {
+            Stream::Tcp(socket) => recv(socket, &mut [0; 1], flags),
+            Stream::Unix(socket) => recv(socket, &mut [0; 1], flags),
+        };
+        peeked.is_ok_and(|(read, _)| read > 0)
     }
 
     /// Who is at the other end.

@@ -18,8 +18,9 @@ use crate::archive::{Recall, Source};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::conninfo::{ConnInfo, Environment};
+use crate::descriptors::Descriptors;
 use crate::downstream::{
-    Access, BoundAddr, Downstream, DownstreamConfig, Limits, ListenAddr, Registry, SharedAccess,
+    Access, BoundAddr, Downstream, DownstreamConfig, Limits, ListenAddr, Registry, ServeError, SharedAccess,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
@@ -45,6 +46,8 @@ pub(super) struct Options {
     /// Copies of WAL elsewhere.
     pub(super) sources: Vec<Arc<dyn Source>>,
     pub(super) wal_keep_size: u64,
+    pub(super) max_slot_wal_keep_size: Option<u64>,
+    pub(super) descriptors: Descriptors,
 }
 
 impl Default for Options {
@@ -63,6 +66,8 @@ impl Default for Options {
             shutdown_timeout: DEADLINE,
             sources: Vec::new(),
             wal_keep_size: 1 << 30,
+            max_slot_wal_keep_size: None,
+            descriptors: Descriptors::new(1 << 20, 64),
         }
     }
 }
@@ -74,7 +79,7 @@ pub(super) struct Relay {
     pub(super) shutdown: CancellationToken,
     pub(super) registry: Arc<Registry>,
     pub(super) access: Arc<SharedAccess>,
-    pub(super) running: JoinHandle<()>,
+    pub(super) running: JoinHandle<Result<(), ServeError>>,
     pub(super) writer: Writer,
     pub(super) wal: WalGenerator,
     _background: Background,
@@ -118,7 +123,7 @@ impl Relay {
             data_dir: dir.path().join("data"),
             wal_write: WalWrite::Pwrite,
             wal_keep_size: options.wal_keep_size,
-            max_slot_wal_keep_size: None,
+            max_slot_wal_keep_size: options.max_slot_wal_keep_size,
             max_replication_slots: 4,
         };
         let (store, mut writer, background) = Store::open(config).unwrap();
@@ -155,6 +160,7 @@ impl Relay {
             shutdown_timeout: options.shutdown_timeout,
             sql_overlay: true,
             recall,
+            descriptors: Arc::new(options.descriptors),
         };
         let access = Arc::new(SharedAccess::new(Access {
             tls: options.tls.as_ref().map(|files| ServerTls::load(files).unwrap()),

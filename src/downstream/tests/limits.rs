@@ -7,6 +7,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::authority::Authority;
 use super::kit::*;
+use crate::descriptors::Descriptors;
 
 const SSL: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 const REPLICATION: &[(&str, &str)] = &[("user", "rep"), ("replication", "true")];
@@ -20,7 +21,7 @@ async fn connect_from(relay: &Relay, source: [u8; 4]) -> std::io::Result<TcpStre
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_limited_in_all_and_for_each_role() {
-    let options = Options { max_connections: 3, max_user_connections: 2, ..Options::default() };
+    let options = Options { max_wal_senders: 3, max_user_connections: 2, ..Options::default() };
     let relay = Relay::with(options).await;
     let _both = (relay.session().await, relay.session().await);
     let refused = async |user: &str| {
@@ -30,10 +31,45 @@ async fn sessions_are_limited_in_all_and_for_each_role() {
     };
     assert_eq!(refused("rep").await, pair("53300", "too many connections for role \"rep\""));
     let (mut other, _) = relay.log_in(&[("user", "other"), ("replication", "true")]).await;
-    assert_eq!(refused("third").await, pair("53300", "sorry, too many clients already"));
+    let text = "number of requested standby connections exceeds \"max_wal_senders\" (currently 3)";
+    assert_eq!(refused("third").await, pair("53300", text));
     other.message(b'X', b"").await;
     assert_eq!(other.until_closed().await, []);
     relay.log_in(&[("user", "third"), ("replication", "true")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_sessions_lock_out_no_standby_and_not_the_console() {
+    let relay = Relay::with(Options { max_connections: 10, ..Options::default() }).await;
+    let sql = |database| [("user", "app"), ("database", database)];
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(relay.log_in(&sql("postgres")).await);
+    }
+    let refused = async |database| {
+        let mut client = relay.connect().await;
+        client.start_up(&sql(database)).await;
+        client.fatal().await
+    };
+    let reserved = "remaining connection slots are reserved for roles with the SUPERUSER attribute";
+    assert_eq!(refused("postgres").await, pair("53300", reserved));
+    let (mut console, _) = relay.log_in(&sql("walrelay")).await;
+    console.query("select count(*) from pg_stat_replication").await;
+    assert_eq!(refused("walrelay").await, pair("53300", reserved));
+    relay.session().await.row("IDENTIFY_SYSTEM").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_descriptors_are_not_given_to_clients() {
+    let relay = Relay::with(Options { descriptors: Descriptors::new(4, 0), ..Options::default() }).await;
+    for _ in 0..3 {
+        let mut client = relay.connect().await;
+        client.start_up(REPLICATION).await;
+        assert_eq!(client.fatal().await, pair("53300", "sorry, too many clients already"));
+    }
+    let mut local = Client::new(UnixStream::connect(&relay.socket_path).await.unwrap());
+    assert_eq!(local.fatal().await.0, "53300");
+    assert!(!relay.running.is_finished());
 }
 
 #[tokio::test(flavor = "multi_thread")]

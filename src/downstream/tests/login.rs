@@ -226,7 +226,7 @@ async fn a_stopping_relay_ends_idle_sessions_refuses_new_ones_and_waits_for_stre
     let messages = streaming.until_closed().await;
     let last = messages.last().unwrap();
     assert_eq!((last.kind, last.text()), (b'C', "COPY 0".to_owned()));
-    tokio::time::timeout(Duration::from_secs(20), relay.running).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), relay.running).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

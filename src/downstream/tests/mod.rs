@@ -2,6 +2,7 @@
 
 mod authority;
 mod commands;
+mod frozen;
 mod fuzz;
 mod kit;
 mod limits;
