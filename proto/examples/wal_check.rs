@@ -34,7 +34,7 @@ fn check(files: &[PathBuf]) -> Result<(), Failure> {
     for file in files {
         let bytes = std::fs::read(file)?;
         let Some((id, name)) = identify(file, &bytes) else {
-            println!("{}: not a WAL segment of PostgreSQL 13 to 18", file.display());
+            println!("{}: not a WAL segment of PostgreSQL 13 or later", file.display());
             continue;
         };
         let mut current = match run.take() {

@@ -22,7 +22,7 @@
 //! ```
 
 use crate::lsn::{Lsn, PAGE_SIZE};
-use crate::page::{flags, header_len, room_on_page};
+use crate::page::{flags, header_len, known_flags, overwrite_flag, room_on_page};
 use crate::record::{RECORD_HEADER, alignment_padding};
 use crate::timeline::TimelineId;
 use crate::walk::WalIdentity;
@@ -68,7 +68,7 @@ impl WalGenerator {
         }
     }
 
-    /// Writes the pages of another version: `0xD106` for 13 … `0xD118` for 18.
+    /// Writes the pages of another version: `0xD106` for 13 … `0xD122` for 19, or a newer one.
     pub fn with_magic(mut self, magic: u16) -> WalGenerator {
         self.magic = magic;
         self
@@ -157,7 +157,7 @@ impl WalGenerator {
         let body = self.main_data(enough - RECORD_HEADER);
         let record = self.assemble(XLOG_NOOP, &body);
         self.write(&record, Some(pages));
-        self.begin_page(flags::FIRST_IS_OVERWRITE_CONTRECORD, 0);
+        self.begin_page(overwrite_flag(self.magic).unwrap_or(0), 0);
         let mut overwritten = vec![0xFF, 16];
         overwritten.extend(lost.as_u64().to_le_bytes());
         overwritten.extend(self.random.next().to_le_bytes());
@@ -251,7 +251,9 @@ impl WalGenerator {
 
     fn begin_page(&mut self, extra_flags: u16, rem_len: u32) {
         let long = self.at_segment_start();
-        let info = BKP_REMOVABLE | extra_flags | if long { flags::LONG_HEADER } else { 0 };
+        // 19 has no such bit any more; it stands for a lost record there.
+        let removable = if known_flags(self.magic) == 0x0007 { 0 } else { BKP_REMOVABLE };
+        let info = removable | extra_flags | if long { flags::LONG_HEADER } else { 0 };
         let page = self.position;
         self.put(&self.magic.to_le_bytes());
         self.put(&info.to_le_bytes());

@@ -2,7 +2,7 @@
 //!
 //! | offset | size | field | |
 //! |---|---|---|---|
-//! | 0 | 2 | `xlp_magic` | one number per major version, [`known_magic`] |
+//! | 0 | 2 | `xlp_magic` | one number per major version, [`wal_magic_of`] |
 //! | 2 | 2 | `xlp_info` | [`flags`] |
 //! | 4 | 4 | `xlp_tli` | timeline of the page's first record |
 //! | 8 | 8 | `xlp_pageaddr` | the page's own position |
@@ -25,10 +25,59 @@ pub(crate) mod flags {
     pub(crate) const FIRST_IS_CONTRECORD: u16 = 0x0001;
     /// The header is a long one.
     pub(crate) const LONG_HEADER: u16 = 0x0002;
-    /// The record that should continue here was lost in a crash; a new one starts instead.
-    pub(crate) const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
-    /// All bits that have a meaning; 0x0004, which nearly all pages have, has none for a relay.
-    pub(crate) const ALL: u16 = 0x000F;
+}
+
+/// The first major version that is known, and those after it: what they write, in ascending order.
+const FIRST_MAJOR: u32 = 13;
+const MAGICS: [u16; 7] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118, 0xD122];
+/// The number of 19.
+const MAGIC_19: u16 = 0xD122;
+/// The newest major version that is known.
+pub const NEWEST_MAJOR: u32 = 19;
+
+/// The magic number of WAL pages that a major version of PostgreSQL writes; `None` for one that is older or newer
+/// than those that are known. Betas may differ from their release.
+pub fn wal_magic_of(major: u32) -> Option<u16> {
+    MAGICS.get(usize::try_from(major.checked_sub(FIRST_MAJOR)?).ok()?).copied()
+}
+
+/// Whether WAL pages with this magic number are of a version newer than those that are known. Such pages are judged
+/// by what has never changed: position, timeline, cluster, lengths and checksums.
+pub fn is_newer_wal_magic(magic: u16) -> bool {
+    magic > MAGIC_19
+}
+
+/// The magic number of the segment that begins with `first_page`; `None` if that is no beginning of a segment, or of
+/// another cluster's.
+pub fn wal_magic_of_segment(first_page: &[u8], system_id: SystemId) -> Option<u16> {
+    let raw = first_page.first_chunk()?;
+    let header = PageHeader::parse(&part(raw, 0));
+    let is_ours = header.has(flags::LONG_HEADER) && LongPart::parse(raw).system_id == system_id;
+    is_ours.then_some(header.magic)
+}
+
+/// Whether it can be WAL: of a known version, or a newer one.
+pub(crate) fn acceptable_magic(magic: u16) -> bool {
+    MAGICS.contains(&magic) || is_newer_wal_magic(magic)
+}
+
+/// The bit that says that the record that should continue on the page was lost in a crash, and that a new one starts
+/// instead. 19 gave it that of `XLP_BKP_REMOVABLE`, which is gone. Of newer versions nothing is known.
+pub(crate) fn overwrite_flag(magic: u16) -> Option<u16> {
+    match magic {
+        _ if is_newer_wal_magic(magic) => None,
+        MAGIC_19 => Some(0x0004),
+        _ => Some(0x0008),
+    }
+}
+
+/// All bits that a version gives a meaning.
+pub(crate) fn known_flags(magic: u16) -> u16 {
+    match magic {
+        _ if is_newer_wal_magic(magic) => u16::MAX,
+        MAGIC_19 => 0x0007,
+        _ => 0x000F,
+    }
 }
 
 /// Length of the header of most pages.
@@ -49,11 +98,6 @@ pub(crate) fn room_on_page(at: Lsn) -> usize {
 /// Length of bytes that lie on one page.
 pub(crate) fn len_on_page(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
-}
-
-/// Whether a PostgreSQL from 13 to 18 writes pages with this magic number.
-pub(crate) fn known_magic(magic: u16) -> bool {
-    matches!(magic, 0xD106 | 0xD10D | 0xD110 | 0xD113 | 0xD116 | 0xD118)
 }
 
 /// A page header as found, unchecked.

@@ -47,12 +47,13 @@ impl RecordHeader {
         }
     }
 
-    /// Everything that can be said of the header alone; `prev` is the record before, if it is known.
+    /// Everything that can be said of the header alone; `prev` is the record before, if it is known, `newer` whether
+    /// the version is newer than those that are known.
     // PG: ValidXLogRecordHeader
-    pub(crate) fn check(&self, lsn: Lsn, prev: Option<Lsn>) -> Result<(), WalError> {
+    pub(crate) fn check(&self, lsn: Lsn, prev: Option<Lsn>, newer: bool) -> Result<(), WalError> {
         check_length(self.tot_len, lsn)?;
-        // Built-in resource managers have not changed in number since 13; extensions use 128 and up.
-        if !matches!(self.rmid, 0..=21 | 128..=255) {
+        // Built-in resource managers have not changed in number from 13 to 19; extensions use 128 and up.
+        if !newer && !matches!(self.rmid, 0..=21 | 128..=255) {
             return Err(WalError::ResourceManager { lsn, rmid: self.rmid });
         }
         if prev.map_or(self.prev >= lsn, |prev| self.prev != prev) {
@@ -77,7 +78,21 @@ impl RecordHeader {
     pub(crate) fn is_switch(&self) -> bool {
         self.rmid == 0 && self.info & 0xF0 == 0x40
     }
+
+    /// If it is an XLOG_OVERWRITE_CONTRECORD, the start of the record that it says was lost; `body` is at least the
+    /// first [`OVERWRITE_BODY`] bytes behind the header (`xl_overwrite_contrecord` as short main data).
+    pub(crate) fn overwritten(&self, body: &[u8]) -> Option<Lsn> {
+        let is_overwrite = self.rmid == 0 && self.info & 0xF0 == 0xD0;
+        let body =
+            body.first_chunk::<OVERWRITE_BODY>().filter(|body| is_overwrite && body[0] == DATA_SHORT)?;
+        Some(Lsn::new(u64::from_le_bytes(part(body, 2))))
+    }
 }
+
+/// `XLR_BLOCK_ID_DATA_SHORT`.
+const DATA_SHORT: u8 = 255;
+/// What of an XLOG_OVERWRITE_CONTRECORD's body has to be known: the header of its data, and a position.
+pub(crate) const OVERWRITE_BODY: usize = 10;
 
 /// The length is known before the rest of the header when the header is split over two pages.
 pub(crate) fn check_length(tot_len: u32, lsn: Lsn) -> Result<(), WalError> {

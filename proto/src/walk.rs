@@ -8,7 +8,9 @@ pub use error::WalError;
 
 use crate::lsn::{Lsn, PAGE_SIZE};
 use crate::page::{self, LONG_HEADER, LongPart, PageHeader, flags};
-use crate::record::{MAX_RECORD, RECORD_HEADER, RecordHeader, alignment_padding, check_length};
+use crate::record::{
+    MAX_RECORD, OVERWRITE_BODY, RECORD_HEADER, RecordHeader, alignment_padding, check_length,
+};
 use crate::segment::SegSize;
 use crate::timeline::{SystemId, TimelineId};
 
@@ -22,12 +24,12 @@ pub struct WalIdentity {
 }
 
 impl WalIdentity {
-    /// Reads it from the beginning of a segment; `None` if that is not the WAL of PostgreSQL 13 to 18.
+    /// Reads it from the beginning of a segment; `None` if that is not the WAL of PostgreSQL 13 or later.
     pub fn of_segment(first_page: &[u8]) -> Option<WalIdentity> {
         let raw = first_page.first_chunk()?;
         let (header, long) = (PageHeader::parse(&page::part(raw, 0)), LongPart::parse(raw));
         let seg_size = SegSize::new(long.seg_size.into()).ok()?;
-        let is_first = page::known_magic(header.magic)
+        let is_first = page::acceptable_magic(header.magic)
             && header.has(flags::LONG_HEADER)
             && u64::from(long.block_size) == PAGE_SIZE;
         is_first.then_some(WalIdentity { system_id: long.system_id, seg_size })
@@ -43,7 +45,8 @@ impl WalIdentity {
 /// ```text
 ///            header          record of length >= 24            padding to 8
 /// Boundary -----------> Record ----- last byte, CRC ok -----> Align -----> Boundary
-///    |                    | page says OVERWRITE_CONTRECORD                    ^
+///    |                    | page does not continue it, and begins with an     ^
+///    |                    | XLOG_OVERWRITE_CONTRECORD that names it           |
 ///    |                    +---------------------------------------------------+
 ///    | first page continues a record                           segment end    |
 ///    +--> Skip --------------- its last byte --> Align   XLOG_SWITCH --> Padding
@@ -60,6 +63,8 @@ pub struct WalVerifier {
     phase: Phase,
     page_header: PartialHeader,
     failed: Option<WalError>,
+    /// A record that the page does not continue: the next one has to say that it was lost.
+    lost: Option<Lost>,
     /// Where `rewind` goes: `verified_end`, or the start of the walk while `!synced`.
     anchor: Mark,
     anchor_in_padding: bool,
@@ -97,6 +102,26 @@ struct Finished {
     is_switch: bool,
 }
 
+/// A record that was cut off by a crash, and by what it is known.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// By its start.
+    From(Lsn),
+    /// It began before the walk: by the page that does not continue it.
+    Before(Lsn),
+}
+
+impl Lost {
+    /// `named` is the start of a lost record according to the record that comes instead.
+    fn check(self, named: Option<Lsn>) -> Result<(), WalError> {
+        let (lsn, is_it) = match self {
+            Lost::From(start) => (start, named == Some(start)),
+            Lost::Before(page) => (page, named.is_some_and(|named| named < page)),
+        };
+        if is_it { Ok(()) } else { Err(WalError::MissingContrecord { lsn }) }
+    }
+}
+
 impl WalVerifier {
     /// Starts at the beginning of the segment that holds `at`, on timeline `tli`.
     ///
@@ -130,6 +155,7 @@ impl WalVerifier {
             phase: Phase::Boundary,
             page_header: PartialHeader::default(),
             failed: None,
+            lost: None,
             anchor: mark,
             anchor_in_padding: false,
             synced,
@@ -142,6 +168,13 @@ impl WalVerifier {
     /// recycled segment there, and sends it. A scan of our own files should not accept it.
     pub fn accept_any_padding(&mut self, accept: bool) {
         self.any_padding = accept;
+    }
+
+    /// Takes no pages but those with this magic number, that of the server's version. Without it the first page
+    /// decides, which may have any number of a known version or one above those.
+    pub fn expect_magic(&mut self, magic: u16) {
+        self.now.magic = Some(magic);
+        self.anchor.magic = Some(magic);
     }
 
     /// Takes the bytes that follow [`position`](Self::position), any number of them.
@@ -180,7 +213,7 @@ impl WalVerifier {
         self.anchor.last_record
     }
 
-    /// The magic number of the pages seen, which tells the server's major version.
+    /// The magic number of the pages seen, or expected, which tells the server's major version.
     pub fn wal_magic(&self) -> Option<u16> {
         self.now.magic
     }
@@ -192,6 +225,7 @@ impl WalVerifier {
         self.phase = if self.anchor_in_padding { Phase::Padding } else { Phase::Boundary };
         self.page_header = PartialHeader::default();
         self.failed = None;
+        self.lost = None;
     }
 
     /// Goes on at `verified_end` on a newer timeline, which pages may carry from there on.
@@ -258,12 +292,13 @@ impl WalVerifier {
         while let Some(raw) = rest.first_chunk() {
             let start = self.now.position;
             let header = RecordHeader::parse(raw);
-            header.check(start, self.now.last_record)?;
+            header.check(start, self.now.last_record, self.is_newer())?;
             let length = header.tot_len as usize;
             let aligned = length + alignment_padding(header.tot_len.into());
             let Some((record, behind)) = rest.split_at_checked(aligned) else { break };
             let body = record.get(RECORD_HEADER..length).unwrap_or_default();
             header.check_crc(crc32c::crc32c(body), raw, start)?;
+            self.check_lost(&header, body)?;
             rest = behind;
             self.advance(aligned);
             self.finish(Finished { start, is_switch: header.is_switch() });
@@ -277,6 +312,16 @@ impl WalVerifier {
         Ok(on_page.len() - rest.len())
     }
 
+    fn is_newer(&self) -> bool {
+        self.now.magic.is_some_and(page::is_newer_wal_magic)
+    }
+
+    /// The first record on a page that does not continue one has to say so.
+    // PG: VerifyOverwriteContrecord
+    fn check_lost(&mut self, header: &RecordHeader, body: &[u8]) -> Result<(), WalError> {
+        self.lost.take().map_or(Ok(()), |lost| lost.check(header.overwritten(body)))
+    }
+
     /// Only the start given by the caller can be wrong; records end where others may start.
     fn check_offset(&self) -> Result<(), WalError> {
         let lsn = self.now.position;
@@ -286,9 +331,13 @@ impl WalVerifier {
     }
 
     fn take_part(&mut self, mut assembly: Assembly, on_page: &[u8]) -> Result<usize, WalError> {
-        let taken = assembly.take(on_page, self.now.last_record)?;
+        let taken = assembly.take(on_page, self.now.last_record, self.is_newer())?;
         self.advance(taken);
-        match assembly.finished()? {
+        let finished = assembly.finished()?;
+        if finished.is_some() {
+            self.check_lost(&RecordHeader::parse(&assembly.header), &assembly.body_start)?;
+        }
+        match finished {
             Some(record) => self.align(alignment_padding(assembly.tot_len.into()), Some(record)),
             None => self.phase = Phase::Record(assembly),
         }
@@ -342,7 +391,7 @@ impl WalVerifier {
         let header = PageHeader::parse(&page::part(raw, 0));
         self.check_magic(page, header.magic)?;
         let first = page.offset_in_seg(self.id.seg_size) == 0;
-        if header.info & !flags::ALL != 0 || header.has(flags::LONG_HEADER) != first {
+        if header.info & !page::known_flags(header.magic) != 0 || header.has(flags::LONG_HEADER) != first {
             return Err(WalError::InfoBits { lsn: page, found: header.info });
         }
         if first {
@@ -360,7 +409,7 @@ impl WalVerifier {
     fn check_magic(&self, lsn: Lsn, found: u16) -> Result<(), WalError> {
         match self.now.magic {
             Some(expected) if expected != found => Err(WalError::OtherMagic { lsn, found, expected }),
-            None if !page::known_magic(found) => Err(WalError::UnknownMagic { lsn, found }),
+            None if !page::acceptable_magic(found) => Err(WalError::UnknownMagic { lsn, found }),
             _ => Ok(()),
         }
     }
@@ -391,12 +440,19 @@ impl WalVerifier {
     /// Brings together what the page says it begins with and what should come. The position is behind
     /// the header.
     fn enter_page(&mut self, page: Lsn, header: PageHeader) -> Result<(), WalError> {
-        let overwrites = header.has(flags::FIRST_IS_OVERWRITE_CONTRECORD);
+        let continues = header.has(flags::FIRST_IS_CONTRECORD);
+        let flag = page::overwrite_flag(header.magic);
+        let overwrites = flag.map_or(!continues, |flag| header.has(flag));
         if overwrites {
-            // The record was lost in a crash. The one before it stays the predecessor of what follows.
+            // The record was lost in a crash, if the next one says so too. The one before it stays the predecessor of
+            // what follows.
+            self.lost = match self.phase {
+                Phase::Record(assembly) => Some(Lost::From(assembly.start)),
+                Phase::Skip { .. } => Some(Lost::Before(page)),
+                _ => None,
+            };
             self.phase = Phase::Boundary;
         }
-        let continues = header.has(flags::FIRST_IS_CONTRECORD);
         let (lsn, expected) = match self.phase {
             Phase::Record(assembly) => (assembly.start, assembly.left()),
             Phase::Skip { left } => (page, left),
@@ -413,7 +469,7 @@ impl WalVerifier {
         if header.rem_len != expected {
             return Err(WalError::ContrecordLength { lsn, found: header.rem_len, expected });
         }
-        if expected == 0 && !self.synced {
+        if expected == 0 && !self.synced && self.lost.is_none() {
             self.settle();
         }
         Ok(())
@@ -451,11 +507,20 @@ struct Assembly {
     tot_len: u32,
     got: u32,
     body_crc: u32,
+    /// The beginning of the body, as far as it has arrived.
+    body_start: [u8; OVERWRITE_BODY],
 }
 
 impl Assembly {
     fn new(start: Lsn) -> Assembly {
-        Assembly { start, header: [0; RECORD_HEADER], tot_len: 0, got: 0, body_crc: 0 }
+        Assembly {
+            start,
+            header: [0; RECORD_HEADER],
+            tot_len: 0,
+            got: 0,
+            body_crc: 0,
+            body_start: [0; OVERWRITE_BODY],
+        }
     }
 
     /// Bytes still to come; only where `tot_len` is valid.
@@ -463,15 +528,15 @@ impl Assembly {
         self.tot_len.saturating_sub(self.got)
     }
 
-    fn take(&mut self, bytes: &[u8], prev: Option<Lsn>) -> Result<usize, WalError> {
+    fn take(&mut self, bytes: &[u8], prev: Option<Lsn>, newer: bool) -> Result<usize, WalError> {
         if (self.got as usize) < RECORD_HEADER {
-            self.take_header(bytes, prev)
+            self.take_header(bytes, prev, newer)
         } else {
             Ok(self.take_body(bytes))
         }
     }
 
-    fn take_header(&mut self, bytes: &[u8], prev: Option<Lsn>) -> Result<usize, WalError> {
+    fn take_header(&mut self, bytes: &[u8], prev: Option<Lsn>, newer: bool) -> Result<usize, WalError> {
         let missing = RECORD_HEADER - self.got as usize;
         let part = bytes.get(..missing).unwrap_or(bytes);
         copy_prefix(self.header.get_mut(self.got as usize..).unwrap_or_default(), part);
@@ -481,7 +546,7 @@ impl Assembly {
             check_length(self.tot_len, self.start)?;
         }
         if self.got as usize == RECORD_HEADER {
-            RecordHeader::parse(&self.header).check(self.start, prev)?;
+            RecordHeader::parse(&self.header).check(self.start, prev, newer)?;
         }
         Ok(part.len())
     }
@@ -489,6 +554,8 @@ impl Assembly {
     fn take_body(&mut self, bytes: &[u8]) -> usize {
         let part = bytes.get(..self.left() as usize).unwrap_or(bytes);
         self.body_crc = crc32c::crc32c_append(self.body_crc, part);
+        let body = self.got as usize - RECORD_HEADER;
+        copy_prefix(self.body_start.get_mut(body..).unwrap_or_default(), part);
         self.got += page::len_on_page(part);
         part.len()
     }

@@ -17,7 +17,7 @@ pub enum Fault {
         expected: u64,
     },
     /// The first page is no beginning of a segment.
-    #[error("it is no WAL segment of PostgreSQL 13 to 18")]
+    #[error("it is no WAL segment of PostgreSQL 13 or later")]
     NoSegment,
     /// Bad WAL, or that of another cluster or place.
     #[error("{0}")]

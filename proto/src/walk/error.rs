@@ -10,25 +10,25 @@ use crate::timeline::{SystemId, TimelineId};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WalError {
-    /// The page's magic number is none of PostgreSQL 13 to 18: no WAL at all (zeros, say), or that of a
-    /// version or machine this release does not know.
-    #[error(
-        "invalid magic number {found:04X} in WAL page at {lsn}: not WAL of PostgreSQL 13 to 18, the versions supported"
-    )]
+    /// The page's magic number is none of PostgreSQL 13 to 19, nor above theirs: no WAL at all (zeros, say), or that of
+    /// an old version, a beta, or a machine of another byte order.
+    #[error("invalid magic number {found:04X} in WAL page at {lsn}: not WAL of PostgreSQL 13 or later")]
     UnknownMagic {
         /// The page.
         lsn: Lsn,
         /// Its number.
         found: u16,
     },
-    /// The page was written by another major version than the pages before it.
-    #[error("invalid magic number {found:04X} in WAL page at {lsn}: the pages before it have {expected:04X}")]
+    /// The page was written by another major version than the server's, or the pages before it.
+    #[error(
+        "invalid magic number {found:04X} in WAL page at {lsn}: all WAL of this server has {expected:04X}"
+    )]
     OtherMagic {
         /// The page.
         lsn: Lsn,
         /// Its number.
         found: u16,
-        /// The number of the pages before.
+        /// The number of the server's version.
         expected: u16,
     },
     /// Unknown bits, or a long header where a short one belongs, or the other way round.

@@ -367,8 +367,8 @@ fn the_stream_may_go_on_on_a_newer_timeline() {
 }
 
 #[test]
-fn every_version_is_known_and_none_may_follow_another() {
-    for magic in [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118] {
+fn every_version_is_known_and_newer_ones_are_taken() {
+    for magic in [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118, 0xD122, 0xD123, 0xD200] {
         let mut wal = generator().with_magic(magic);
         wal.record(10_000);
         let mut walk = verifier();
@@ -376,12 +376,99 @@ fn every_version_is_known_and_none_may_follow_another() {
         assert_eq!(walk.wal_magic(), Some(magic));
         assert_eq!(WalIdentity::of_segment(wal.bytes()), Some(id()));
     }
-    let mut newer = generator().with_magic(0xD119);
-    newer.record(100);
-    let error = verifier().push(newer.bytes()).unwrap_err();
-    assert_eq!(error, WalError::UnknownMagic { lsn: START, found: 0xD119 });
-    assert_eq!(WalIdentity::of_segment(newer.bytes()), None);
+    // Of a beta, and of something between two versions.
+    for magic in [0xD121, 0xD119, 0xD101, 0] {
+        let mut other = generator().with_magic(magic);
+        other.record(100);
+        let error = verifier().push(other.bytes()).unwrap_err();
+        assert_eq!(error, WalError::UnknownMagic { lsn: START, found: magic });
+        assert_eq!(WalIdentity::of_segment(other.bytes()), None);
+    }
     assert_eq!(WalIdentity::of_segment(&[0; PAGE]), None);
+}
+
+#[test]
+fn of_a_known_server_only_its_own_number_is_taken() {
+    let mut newer = generator().with_magic(0xD123);
+    newer.record(100);
+    let mut walk = verifier();
+    walk.expect_magic(0xD122);
+    let other = WalError::OtherMagic { lsn: START, found: 0xD123, expected: 0xD122 };
+    assert_eq!(walk.push(newer.bytes()), Err(other));
+    walk.rewind();
+    assert_eq!(walk.push(newer.bytes()), Err(other), "expected for good");
+}
+
+/// Puts another byte into a record and gives it the checksum that it then has.
+fn with_byte(bytes: &[u8], start: usize, len: usize, at: usize, byte: u8) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at] = byte;
+    let record = &bytes[start..start + len];
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+    bytes[start + 20..start + 24].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn flags_and_resource_managers_of_newer_versions_are_taken_and_those_of_known_ones_are_not() {
+    for (magic, taken) in [(0xD118, false), (0xD122, false), (0xD123, true)] {
+        let mut wal = generator().with_magic(magic);
+        wal.record(PAGE - 40);
+        wal.record(100);
+        let flag = [wal.bytes()[PAGE + 2] | 0x40];
+        let mut flagged = wal.bytes().to_vec();
+        flagged[PAGE + 2] = flag[0];
+        assert_eq!(verifier().push(&flagged).is_ok(), taken, "{magic:04X}");
+        let start = PAGE + 24;
+        let managed = with_byte(wal.bytes(), start, 100, start + 17, 22);
+        assert_eq!(verifier().push(&managed).is_ok(), taken, "{magic:04X}");
+        // The first two flags mean the same everywhere.
+        for flag in [1, 2] {
+            let mut flagged = wal.bytes().to_vec();
+            flagged[PAGE + 2] |= flag;
+            verifier().push(&flagged).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn a_lost_record_needs_the_one_that_says_so_in_every_version() {
+    for magic in [0xD106, 0xD118, 0xD122, 0xD123] {
+        let mut wal = generator().with_magic(magic);
+        let kept = wal.record(100);
+        let lost = wal.abort_record(20_000, 3);
+        wal.record(70);
+        let over = wal.record_starts()[1];
+        for cut in 0..60 {
+            let at = usize::try_from(over.since(START)).unwrap() - 24 + cut;
+            let mut walk = verifier();
+            walk.push(&wal.bytes()[..at]).unwrap();
+            walk.push(&wal.bytes()[at..]).unwrap();
+            assert_eq!(walk.verified_end(), Some(wal.position()), "{magic:04X}");
+        }
+        // It names another record, or is something else.
+        let start = usize::try_from(over.since(START)).unwrap();
+        for (at, byte) in [(start + 26, 7), (start + 16, 0x20)] {
+            let wrong = with_byte(wal.bytes(), start, 42, at, byte);
+            let mut walk = verifier();
+            assert_eq!(walk.push(&wrong), Err(WalError::MissingContrecord { lsn: lost }), "{magic:04X}");
+            assert_eq!(walk.verified_end(), Some(kept));
+        }
+    }
+}
+
+#[test]
+fn the_flag_of_a_lost_record_is_that_of_the_version() {
+    // What is 19's bit was on nearly all pages before, and 18's has no meaning in 19.
+    for (magic, right, wrong) in [(0xD118, 0x0C, 0x04), (0xD122, 0x04, 0x08)] {
+        let mut wal = generator().with_magic(magic);
+        wal.abort_record(20_000, 3);
+        let flags = 3 * PAGE + 2;
+        assert_eq!(wal.bytes()[flags], right);
+        let mut bytes = wal.bytes().to_vec();
+        bytes[flags] = wrong;
+        verifier().push(&bytes).unwrap_err();
+    }
 }
 
 #[test]
