@@ -6,6 +6,8 @@
 //!   cluster.toml              which cluster this is, and what its server last said of itself
 //!   slots.toml                replication slots
 //!   *.toml.spare              room for replacing the file of that name
+//!   last-run.toml             how the last run ended, see `last_run`
+//!   aside/                    files that were of no use, for people to look at; nothing here is read or removed
 //!   pg_wal/
 //!     000000010000000000000003            finished: complete, verified, synced
 //!     000000010000000000000004.partial    being received, at full size from the start
@@ -20,8 +22,8 @@ use std::path::{Path, PathBuf};
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
-use super::StoreError;
 use super::state_file::{StateFiles, replace_file};
+use super::{StoreError, ownership};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -31,6 +33,8 @@ const NEW_FILE_PREFIX: &str = "walrelay-new.";
 pub(super) struct DataDir {
     wal: PathBuf,
     state: StateFiles,
+    /// Open for as long as this lives: a sync of the directory must not need a descriptor.
+    wal_dir: File,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
@@ -43,14 +47,16 @@ pub(super) struct FoundSegment {
 }
 
 impl DataDir {
-    /// Makes the directory if it is missing (mode 0700) and locks it.
+    /// Makes the directory if it is missing (mode 0700) and locks it. One that is not the relay's is refused before
+    /// anything in it is touched.
     pub(super) fn lock(root: &Path) -> Result<DataDir, StoreError> {
         let wal = root.join("pg_wal");
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { action: "could not open data directory", path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&wal).map_err(fail(&wal))?;
+        ownership::check(root)?;
+        make_dir(&wal).map_err(fail(&wal))?;
         let path = root.join("walrelay.lock");
         let mut lock = File::options()
             .read(true)
@@ -72,7 +78,10 @@ impl DataDir {
         // In place and as long as any: giving back the block and taking another fails on a full disk.
         lock.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0).map_err(fail(&path))?;
         let state = StateFiles::open(root).map_err(fail(root))?;
-        let dir = DataDir { wal, state, _lock: lock };
+        let wal_dir = File::open(&wal).map_err(fail(&wal))?;
+        // What an earlier process made or renamed may be in memory only.
+        wal_dir.sync_all().map_err(fail(&wal))?;
+        let dir = DataDir { root: root.to_owned(), wal, state, wal_dir, _lock: lock };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
         Ok(dir)
     }
@@ -104,7 +113,23 @@ impl DataDir {
 
     /// Makes changes of names in `pg_wal` durable.
     pub(super) fn sync_wal_dir(&self) -> io::Result<()> {
-        File::open(&self.wal)?.sync_all()
+        self.wal_dir.sync_all()
+    }
+
+    /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.
+    pub(super) fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        let aside = self.root.join("aside");
+        make_dir(&aside)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let free = (0..).map(|number| match number {
+            0 => aside.join(&*name),
+            _ => aside.join(format!("{name}.{number}")),
+        });
+        let to = free.into_iter().find(|to| !to.exists()).unwrap_or_else(|| aside.join(&*name));
+        fs::rename(path, &to)?;
+        File::open(&aside)?.sync_all()?;
+        self.wal_dir.sync_all()?;
+        Ok(to)
     }
 
     /// All segment files of this size, sorted by timeline, then number; finished before partial.
@@ -139,7 +164,8 @@ impl DataDir {
 
     /// Stores a history file durably.
     pub(super) fn write_history(&self, tli: TimelineId, content: &[u8]) -> io::Result<()> {
-        replace_file(&self.history(tli), &self.new_file(&tli.history_file_name()), content)
+        let temporary = self.new_file(&tli.history_file_name());
+        replace_file(&self.history(tli), &temporary, &self.wal_dir, content)
     }
 
     fn remove_leftovers(&self) -> io::Result<()> {
@@ -162,20 +188,46 @@ pub(super) fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Makes a directory and what is missing above it (mode 0700), each entry durable.
+fn make_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dir(parent)?;
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => other?,
+    }
+    match File::open(parent) {
+        Ok(parent) => parent.sync_all(),
+        // One that may be written and not read: it cannot be synced, nor would it have to be another day.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!("could not sync directory \"{}\": {error}", parent.display());
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes a file of one segment's size with all its blocks reserved, so that a full disk is met here.
 pub(super) fn preallocate(path: &Path, size: SegSize) -> io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let flags = rustix::fs::FallocateFlags::empty();
-    let reserved = match rustix::fs::fallocate(&file, flags, 0, size.bytes()) {
-        // File systems without fallocate: zeros take the place as well.
-        Err(rustix::io::Errno::OPNOTSUPP) => fill_with_zeros(&file, size),
-        other => other.map_err(io::Error::from),
-    };
-    if let Err(error) = reserved {
+    if let Err(error) = reserve(&file, size) {
         let _ = fs::remove_file(path);
         return Err(error);
     }
     Ok(file)
+}
+
+fn reserve(file: &File, size: SegSize) -> io::Result<()> {
+    use rustix::io::Errno;
+    let flags = rustix::fs::FallocateFlags::empty();
+    match rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, flags, 0, size.bytes())) {
+        // File systems and kernels without it: zeros take the place as well.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => fill_with_zeros(file, size),
+        other => other.map_err(io::Error::from),
+    }
 }
 
 fn fill_with_zeros(mut file: &File, size: SegSize) -> io::Result<()> {

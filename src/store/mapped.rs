@@ -21,6 +21,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use walrelay_proto::{Lsn, SegSize, WalFileName};
@@ -39,7 +40,8 @@ pub enum WalWrite {
 pub struct Segment {
     name: WalFileName,
     size: SegSize,
-    file: File,
+    /// The writer's file, for as long as it is written or synced; readers need none.
+    file: Mutex<Option<Arc<File>>>,
     map: MmapRaw,
     /// The writer's map under `--wal-write mmap`; `None` for segments that are only read.
     writable: Option<MmapRaw>,
@@ -54,8 +56,7 @@ impl Segment {
     ///
     /// Fails with `InvalidData` if the file is not exactly one segment long.
     pub(crate) fn open(path: &Path, name: WalFileName, size: SegSize, published: u64) -> io::Result<Segment> {
-        let file = File::open(path)?;
-        Segment::map(file, name, size, published, false)
+        Segment::map(&File::open(path)?, name, size, published, false)
     }
 
     /// Maps a preallocated file for the writer; its first `published` bytes are final already.
@@ -66,11 +67,12 @@ impl Segment {
         published: u64,
         how: WalWrite,
     ) -> io::Result<Segment> {
-        Segment::map(file, name, size, published, how == WalWrite::Mmap)
+        let segment = Segment::map(&file, name, size, published, how == WalWrite::Mmap)?;
+        Ok(Segment { file: Mutex::new(Some(Arc::new(file))), ..segment })
     }
 
     fn map(
-        file: File,
+        file: &File,
         name: WalFileName,
         size: SegSize,
         published: u64,
@@ -81,12 +83,12 @@ impl Segment {
             let text = format!("segment file is {found} bytes long, expected {}", size.bytes());
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let map = MmapOptions::new().map_raw_read_only(&file)?;
-        let writable = writable.then(|| MmapOptions::new().map_raw(&file)).transpose()?;
+        let map = MmapOptions::new().map_raw_read_only(file)?;
+        let writable = writable.then(|| MmapOptions::new().map_raw(file)).transpose()?;
         Ok(Segment {
             name,
             size,
-            file,
+            file: Mutex::new(None),
             map,
             writable,
             published: AtomicU64::new(published.min(size.bytes())),
@@ -139,7 +141,10 @@ impl Segment {
         let end = offset.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= self.size.bytes()), "write beyond the segment");
         assert!(offset >= self.published(), "write below the published end");
-        let Some(map) = &self.writable else { return self.file.write_all_at(bytes, offset) };
+        let Some(map) = &self.writable else {
+            let file = self.file().ok_or_else(|| io::Error::other("the segment is closed"))?;
+            return file.write_all_at(bytes, offset);
+        };
         // SAFETY: the range lies inside the writable map (checked above; the map is one segment long). No
         // reference to it exists: readers get slices below `published` only, and there is one writer.
         unsafe {
@@ -157,7 +162,27 @@ impl Segment {
     /// Makes everything written so far durable. A failure must never be retried: the kernel may have
     /// dropped the dirty pages and would report success.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // Closed is what has been synced whole.
+        self.file().map_or(Ok(()), |file| file.sync_data())
+    }
+
+    /// Lets go of the file of a segment that is full and synced: nothing more is written to it.
+    pub(super) fn close(&self) {
+        *self.lock_file() = None;
+    }
+
+    /// Whether the file has been let go of.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock_file().is_none()
+    }
+
+    /// Nobody waits for the disk while this is locked.
+    fn lock_file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> Option<Arc<File>> {
+        self.lock_file().clone()
     }
 
     /// Whether the directory entry still has to be synced; true at the first call only.
@@ -191,10 +216,27 @@ impl Segment {
         }
     }
 
+    /// Has the kernel copy the range out of the map: a page that cannot be read is an error, where a load would be
+    /// SIGBUS.
     fn read_through(&self, offset: usize, len: usize) -> io::Result<()> {
         let mut buffer = [0u8; 16384];
         for at in (offset..offset + len).step_by(buffer.len()) {
-            self.file.read_at(&mut buffer, at as u64)?;
+            let wanted = buffer.len().min(offset + len - at);
+            let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: wanted };
+            let remote = libc::iovec {
+                // Only the address: the kernel reads, and checks it.
+                iov_base: self.map.as_ptr().wrapping_add(at).cast_mut().cast(),
+                iov_len: wanted,
+            };
+            // SAFETY: `local` is one buffer of at least `wanted` bytes that nobody else uses; the kernel reads `remote`
+            // itself and fails where it cannot.
+            let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+            if copied != wanted as isize {
+                return Err(match copied {
+                    -1 => io::Error::last_os_error(),
+                    _ => io::Error::other("a page of the segment cannot be read"),
+                });
+            }
         }
         Ok(())
     }
@@ -234,7 +276,20 @@ mod tests {
             segment.sync().unwrap();
             assert!(segment.is_resident(8190, 4));
             segment.populate(5000, 9000).unwrap();
+            segment.read_through(5000, 40_000).unwrap();
         }
+    }
+
+    #[test]
+    fn a_closed_segment_is_read_and_counts_as_synced_but_takes_nothing() {
+        let (_dir, segment) = segment(WalWrite::Pwrite);
+        segment.write(0, b"abcd").unwrap();
+        segment.publish(4);
+        segment.sync().unwrap();
+        segment.close();
+        segment.sync().unwrap();
+        assert_eq!(segment.bytes(0, 4), b"abcd");
+        assert!(segment.write(4, b"e").is_err());
     }
 
     #[test]

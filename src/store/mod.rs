@@ -20,7 +20,11 @@
 mod cluster;
 mod dir;
 mod flusher;
+mod holes;
+mod last_run;
 mod mapped;
+mod ownership;
+mod path;
 mod recovery;
 mod retention;
 mod segments;
@@ -29,17 +33,20 @@ mod slots;
 mod state_file;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
 
 pub use cluster::{Identity, UpstreamParameters};
+pub use holes::FillError;
 pub use mapped::{Segment, WalWrite};
 pub use retention::ArchivedWal;
 pub use senders::{
@@ -53,8 +60,13 @@ pub(crate) use flusher::FLUSHER;
 use crate::parts::PartEnded;
 use dir::DataDir;
 use flusher::{FlushQueue, Flusher};
+use last_run::LastRun;
+use recovery::RecoveryPlan;
 use retention::Retention;
 use segments::SegmentCache;
+
+/// How long a failing store waits for its disk to take word of the failure.
+const MARK_LIMIT: Duration = Duration::from_secs(2);
 
 /// How a store is kept.
 #[derive(Clone, Debug)]
@@ -114,6 +126,39 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The directory belongs to a PostgreSQL server.
+    #[error(
+        "directory \"{}\" belongs to a PostgreSQL server (it has \"{}\"), nothing was changed in it; give the relay a --data-dir of its own",
+        dir.display(), found.display()
+    )]
+    Server {
+        /// The directory, resolved.
+        dir: PathBuf,
+        /// What shows it.
+        found: PathBuf,
+    },
+    /// There is WAL in the directory, and nothing says whose.
+    #[error(
+        "data directory \"{}\" holds WAL (\"{found}\" in pg_wal) but no cluster.toml, which says of which cluster; restore cluster.toml, or move pg_wal away to begin anew",
+        dir.display()
+    )]
+    NoState {
+        /// The directory, resolved.
+        dir: PathBuf,
+        /// A file of pg_wal.
+        found: String,
+    },
+    /// The directory is not empty, and no relay has ever used it.
+    #[error(
+        "directory \"{}\" is not empty (it has \"{found}\") and not a relay's data directory, nothing was changed in it; give the relay a new or empty --data-dir",
+        dir.display()
+    )]
+    Foreign {
+        /// The directory, resolved.
+        dir: PathBuf,
+        /// A file in it.
+        found: String,
     },
     /// A finished segment does not verify.
     #[error(
@@ -218,6 +263,9 @@ impl Background {
         // The slots first: a sync of WAL that hangs must not keep them from being saved.
         let retention = self.retention.stop(&self.store);
         let flusher = self.flusher.stop(&self.store);
+        if flusher.is_ok() {
+            self.store.end_in_order();
+        }
         flusher.and(retention).err()
     }
 }
@@ -233,8 +281,10 @@ impl Store {
         let cluster = cluster::load(&dir).map_err(io("could not read cluster state in"))?;
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
+        let last_run = LastRun::load(&dir);
+        let plan = RecoveryPlan { how: config.wal_write, timeline: None, durable: last_run.durable() };
         let recovered = match &cluster {
-            Some((identity, _)) => recovery::recover(&dir, *identity, config.wal_write)?,
+            Some((identity, _)) => recovery::recover(&dir, *identity, &plan)?,
             None => None,
         };
         let history = recovered.as_ref().map_or_else(TimelineHistory::first, |found| found.history.clone());
@@ -242,6 +292,8 @@ impl Store {
             let tli = found.history.tli();
             found.verifier.verified_end().map(|lsn| TimelinePosition { tli, lsn })
         });
+        last_run.report(end.map(|end| (end, &history)));
+        last_run::begin(&dir).map_err(io("could not say that a run has begun in"))?;
         let senders = Senders::new(slots.clone());
         let store = Arc::new(Store {
             config,
@@ -480,11 +532,41 @@ impl Store {
         }
     }
 
-    fn fail(&self, reason: String) {
+    /// Ends everything: nothing more is taken or confirmed, and [`failed`](Self::failed) resolves. For faults that leave
+    /// nobody knowing what is durable.
+    pub fn fail(&self, reason: String) {
         tracing::error!("{reason}");
         self.failure.send_modify(|failure| {
             failure.get_or_insert(reason);
         });
+    }
+
+    /// A sync failed: what was written may be lost although it can be read. Leaves word for the next start first.
+    fn fail_sync(&self, what: &str, error: &io::Error) {
+        let (dir, confirmed) = (self.dir.clone(), *self.flushed.borrow());
+        let reason = format!("{what}: {error}");
+        let (done, left) = std::sync::mpsc::channel();
+        let mark = reason.clone();
+        // A disk that fails may also hang; the mark is worth a moment.
+        let leave = move || {
+            let _ = done.send(last_run::end_with_failure(&dir, confirmed, &mark));
+        };
+        let started = std::thread::Builder::new().name("failure mark".into()).spawn(leave);
+        if let Ok(Err(error)) = started.map(|_| left.recv_timeout(MARK_LIMIT).unwrap_or(Ok(()))) {
+            tracing::warn!("could not leave word of it in the data directory: {error}");
+        }
+        self.fail(reason);
+    }
+
+    /// Says durably that everything written is on the disk, if it is.
+    fn end_in_order(&self) {
+        let (written, flushed) = (*self.written.borrow(), *self.flushed.borrow());
+        let Some(durable) = flushed.filter(|_| written == flushed && !self.has_failed()) else { return };
+        if let Err(error) = last_run::end_in_order(&self.dir, durable) {
+            tracing::warn!(
+                "could not note that all WAL is on the disk: {error}; the next start writes its end again"
+            );
+        }
     }
 
     fn has_failed(&self) -> bool {

@@ -4,6 +4,15 @@
 //! again from the first of them on; a record that reaches into it from a finished segment is checked from
 //! its start. The end is the end of the last complete record: preallocated zeros, torn pages and half
 //! records are all beyond it. Files are read with `pread`, so that a bad sector is an error.
+//!
+//! What is read back need not be on the disk. After a failed sync the kernel takes the pages for clean: they can be
+//! read, and a sync says yes without writing them. So whatever recovery takes over is copied into a new file, which is
+//! synced and takes the old one's name, before anybody hears of it, unless the last run ended in order at just this
+//! position. What a copy was made of might have left memory in between, so the copies are verified, too.
+//!
+//! Behind an XLOG_SWITCH nothing but its segment's end can follow, whatever the bytes are: the live stream takes any, so
+//! recovery does, and never ends before what was confirmed. Where the last of them had not come, the file has zeros,
+//! as a server has unless it lost power just then.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,18 +20,33 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use walrelay_proto::{
-    Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
-};
+use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalIdentity, WalVerifier};
 
 use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
-use super::{Identity, StoreError, dir};
+use super::path::WalPath;
+use super::{Identity, StoreError, TimelinePosition, dir};
+
+/// Finished segments of which a crash may have left the names in memory only: the flusher syncs them in turns.
+const RENAMED: usize = 16;
+/// What is read and written at a time.
+const CHUNK: usize = 1 << 20;
+
+/// How to recover.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecoveryPlan {
+    /// `--wal-write`.
+    pub(super) how: WalWrite,
+    /// The timeline to go to; `None` for the newest of which there is a file.
+    pub(super) timeline: Option<TimelineId>,
+    /// Everything up to here is known to be on the disk.
+    pub(super) durable: Option<TimelinePosition>,
+}
 
 /// What a data directory holds.
 #[derive(Debug)]
 pub(super) struct Recovered {
-    /// History of the newest timeline.
+    /// History of the timeline.
     pub(super) history: TimelineHistory,
     /// Stands at the end of the WAL.
     pub(super) verifier: WalVerifier,
@@ -30,26 +54,55 @@ pub(super) struct Recovered {
     pub(super) tail: Option<Arc<Segment>>,
 }
 
-/// Reads the data directory; `None` if it holds no WAL.
+/// Reads the data directory; `None` if it holds no WAL. What is found is durable.
 pub(super) fn recover(
     dir: &DataDir,
     identity: Identity,
-    how: WalWrite,
+    plan: &RecoveryPlan,
 ) -> Result<Option<Recovered>, StoreError> {
-    let segments = dir.segments(identity.seg_size).map_err(failed("could not list", dir.wal().into()))?;
-    let Some(newest) = segments.iter().map(|found| found.name.tli).max() else { return Ok(None) };
-    let history = read_history(dir, newest)?;
-    let scan = Scan { dir, identity, segments, history };
-    let end = scan.run()?;
-    if end.verifier.verified_end().is_none() && scan.segments.iter().all(|found| found.partial) {
+    let list = || dir.segments(identity.seg_size).map_err(failed("could not list", dir.wal().into()));
+    set_useless_aside(dir, identity, &list()?)?;
+    let Some(newest) = list()?.iter().map(|found| found.name.tli).max() else { return Ok(None) };
+    let history = read_history(dir, plan.timeline.unwrap_or(newest))?;
+    let path =
+        WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
+    let scan = Scan { dir, identity, path };
+    let mut end = scan.run()?;
+    if end.verifier.verified_end().is_none() && scan.path.segments().iter().all(|found| found.partial) {
         // Not a single record was complete: begin anew.
         scan.remove_partials_from(SegNo::new(0))?;
         return Ok(None);
     }
-    let tail = scan.settle(&end, how)?;
-    let lsn = end.verifier.position();
-    tracing::info!("recovered WAL up to {lsn} on timeline {newest}");
-    Ok(Some(Recovered { history: scan.history, verifier: end.verifier, tail }))
+    if plan.durable != Some(scan.position(&end)) {
+        end = scan.write_again(end)?;
+    }
+    let tail = scan.settle(&end, plan.how)?;
+    let TimelinePosition { tli, lsn } = scan.position(&end);
+    tracing::info!("recovered WAL up to {lsn} on timeline {tli}");
+    Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail }))
+}
+
+/// A `.partial` file has its full size before anything in it is confirmed: in a shorter one nothing was.
+fn set_useless_aside(dir: &DataDir, identity: Identity, segments: &[FoundSegment]) -> Result<(), StoreError> {
+    for found in segments.iter().filter(|found| found.partial) {
+        let path = dir.partial(found.name, identity.seg_size);
+        let len = fs::metadata(&path).map_err(failed("could not look at WAL segment", path.clone()))?.len();
+        let finished = FoundSegment { partial: false, ..*found };
+        let why = match segments.contains(&finished) {
+            true => "there is a finished one of this name".to_owned(),
+            false if len != identity.seg_size.bytes() => {
+                format!("it is {len} bytes long, a segment has {}", identity.seg_size.bytes())
+            }
+            false => continue,
+        };
+        let to = dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
+        tracing::warn!(
+            "unfinished WAL segment \"{}\" is of no use, nothing in it was confirmed: {why}; it is now \"{}\"",
+            path.display(),
+            to.display()
+        );
+    }
+    Ok(())
 }
 
 fn read_history(dir: &DataDir, tli: TimelineId) -> Result<TimelineHistory, StoreError> {
@@ -69,8 +122,7 @@ fn failed(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Stor
 struct Scan<'a> {
     dir: &'a DataDir,
     identity: Identity,
-    segments: Vec<FoundSegment>,
-    history: TimelineHistory,
+    path: WalPath,
 }
 
 struct End {
@@ -80,24 +132,26 @@ struct End {
 }
 
 impl Scan<'_> {
-    /// Verifies from the first unfinished segment of the newest timeline to the end.
+    /// Verifies from the first unfinished segment of the timeline to the end.
     fn run(&self) -> Result<End, StoreError> {
-        let tli = self.history.tli();
-        let own = || self.segments.iter().filter(|found| found.name.tli == tli);
-        let unnamed = self
-            .segments
+        let tli = self.path.history().tli();
+        let last = self
+            .path
+            .segments()
             .iter()
-            .filter(|found| found.partial && (found.name.tli == tli || self.is_whole(found)));
-        let first_partial = unnamed.map(|found| found.name.segno).min();
-        let last = own().map(|found| found.name.segno).max();
+            .filter(|found| found.name.tli == tli)
+            .map(|found| found.name.segno)
+            .max();
+        let first_partial = self.unfinished().map(|found| found.name.segno).min();
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
         let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
         // Older timelines' segments on the way carry lower numbers, which the newest one allows.
-        let mut end =
-            End { verifier: WalVerifier::at_segment_start(id, tli, from.start(id.seg_size)), error: None };
+        let mut verifier = WalVerifier::at_segment_start(id, tli, from.start(id.seg_size));
+        verifier.accept_any_padding(true);
+        let mut end = End { verifier, error: None };
         let mut segno = from;
-        while let Some(found) = self.file_for(segno) {
+        while let Some(found) = self.path.file_for(segno) {
             if let Some(error) = self.verify(&mut end.verifier, found)? {
                 self.must_be_partial(found, error)?;
                 end.error = Some(error);
@@ -106,43 +160,25 @@ impl Scan<'_> {
             segno = segno.next();
         }
         end.verifier.rewind();
-        end.verifier.accept_any_padding(true);
         Ok(end)
     }
 
-    /// The file that holds `segno` on the way to the newest timeline.
-    fn file_for(&self, segno: SegNo) -> Option<FoundSegment> {
-        let ancestors = self.history.ancestors().iter().rev();
-        let timelines = std::iter::once(self.history.tli()).chain(ancestors.map(|entry| entry.tli));
-        timelines
-            .filter(|&tli| self.on_path(tli, segno))
-            .find_map(|tli| {
-                let name = WalFileName::new(tli, segno);
-                self.segments.iter().find(|found| found.name == name)
-            })
-            .copied()
+    /// Segments on the way without a final name.
+    fn unfinished(&self) -> impl Iterator<Item = FoundSegment> {
+        let tli = self.path.history().tli();
+        let on_the_way = move |found: &FoundSegment| found.name.tli == tli || self.path.is_whole(found);
+        self.path.segments().iter().copied().filter(|found| found.partial).filter(on_the_way)
     }
 
-    /// Whether the newest timeline's history goes through this segment on `tli`: an abandoned branch
-    /// may have files beyond its switch point.
-    fn on_path(&self, tli: TimelineId, segno: SegNo) -> bool {
-        let start = segno.start(self.identity.seg_size);
-        self.history.switch_point(tli).is_none_or(|(left_at, _)| start < left_at)
-    }
-
-    /// Whether this is a segment of an older timeline all of which lies on the way to the newest: complete,
-    /// though a crash may have come before it got its name.
-    fn is_whole(&self, found: &FoundSegment) -> bool {
-        let end = found.name.segno.end(self.identity.seg_size);
-        self.history.switch_point(found.name.tli).is_some_and(|(left_at, _)| end <= left_at)
-            && self.file_for(found.name.segno) == Some(*found)
+    fn position(&self, end: &End) -> TimelinePosition {
+        TimelinePosition { tli: self.path.history().tli(), lsn: end.verifier.position() }
     }
 
     /// Goes back at least one segment, and over segments that are nothing but the middle of a record, so
     /// that what reaches into `first` is checked from its start.
     fn step_back(&self, first: SegNo) -> Result<SegNo, StoreError> {
         let mut from = first;
-        while let Some(previous) = from.prev().and_then(|before| self.file_for(before)) {
+        while let Some(previous) = from.prev().and_then(|before| self.path.file_for(before)) {
             from = previous.name.segno;
             if !self.is_middle_of_record(previous)? {
                 break;
@@ -153,7 +189,7 @@ impl Scan<'_> {
 
     fn is_middle_of_record(&self, found: FoundSegment) -> Result<bool, StoreError> {
         let mut header = [0u8; 20];
-        let path = self.path(found);
+        let path = self.path_of(found);
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut header, 0))
             .map_err(failed("could not read WAL segment", path))?;
@@ -169,11 +205,9 @@ impl Scan<'_> {
         verifier: &mut WalVerifier,
         found: FoundSegment,
     ) -> Result<Option<WalError>, StoreError> {
-        let path = self.path(found);
+        let path = self.path_of(found);
         let file = File::open(&path).map_err(failed("could not open WAL segment", path.clone()))?;
-        // A finished segment was taken as the server sent it; in an unfinished one only zeros are to be trusted.
-        verifier.accept_any_padding(!found.partial);
-        let mut buffer = vec![0u8; 1 << 20];
+        let mut buffer = vec![0u8; CHUNK];
         for offset in (0..self.identity.seg_size.bytes()).step_by(buffer.len()) {
             file.read_exact_at(&mut buffer, offset)
                 .map_err(failed("could not read WAL segment", path.clone()))?;
@@ -186,17 +220,96 @@ impl Scan<'_> {
 
     fn must_be_partial(&self, found: FoundSegment, source: WalError) -> Result<(), StoreError> {
         let later_finished = |other: &&FoundSegment| {
-            other.name.tli == self.history.tli() && !other.partial && other.name.segno > found.name.segno
+            other.name.tli == self.path.history().tli()
+                && !other.partial
+                && other.name.segno > found.name.segno
         };
-        let may_end_here = found.partial && found.name.tli == self.history.tli();
-        if may_end_here && !self.segments.iter().any(|other| later_finished(&other)) {
+        let may_end_here = found.partial && found.name.tli == self.path.history().tli();
+        if may_end_here && !self.path.segments().iter().any(|other| later_finished(&other)) {
             return Ok(());
         }
-        Err(StoreError::Damaged { file: self.path(found).display().to_string(), source })
+        Err(StoreError::Damaged { file: self.path_of(found).display().to_string(), source })
     }
 
-    /// Brings the files in line with the end: finished ones get their name, later ones go, the tail is
-    /// made durable and mapped.
+    /// Makes what was found durable, where nobody knows whether it is: all that the last run may have left in memory.
+    fn write_again(&self, end: End) -> Result<End, StoreError> {
+        let size = self.identity.seg_size;
+        let before = self.position(&end).lsn;
+        self.renew_histories()?;
+        for found in self.unfinished().filter(|found| found.name.segno.start(size) <= before) {
+            let len = before.min(found.name.segno.end(size)).since(found.name.segno.start(size));
+            let path = self.path_of(found);
+            self.copy_over(found, len)
+                .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
+        }
+        self.renew_names()?;
+        let end = self.run()?;
+        let after = self.position(&end).lsn;
+        if after < before {
+            tracing::error!(
+                "WAL that was read up to {before} is only there up to {after} after it was written again: look at the disk"
+            );
+        }
+        Ok(end)
+    }
+
+    /// Puts a copy of a file's first `len` bytes in its place, durably.
+    fn copy_over(&self, found: FoundSegment, len: u64) -> io::Result<()> {
+        let size = self.identity.seg_size;
+        let (path, copy) = (self.path_of(found), self.dir.new_file(&found.name.format(size)));
+        let copied = dir::preallocate(&copy, size).and_then(|new| {
+            copy_bytes(&File::open(&path)?, &new, len)?;
+            new.sync_data()?;
+            fs::rename(&copy, &path)
+        });
+        match copied {
+            Ok(()) => self.dir.sync_wal_dir(),
+            Err(error) => {
+                let _ = fs::remove_file(&copy);
+                if !matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                    return Err(error);
+                }
+                // Storing the same bytes in the same place makes the kernel write them, too; a torn one was not durable.
+                tracing::warn!(
+                    "no room for a copy of \"{}\" ({error}): it is written again in place",
+                    path.display()
+                );
+                let file = File::options().read(true).write(true).open(&path)?;
+                copy_bytes(&file, &file, len)?;
+                file.sync_data()
+            }
+        }
+    }
+
+    /// History files are small, and whether they are durable nobody knows either.
+    fn renew_histories(&self) -> Result<(), StoreError> {
+        let names = self.dir.wal_files().map_err(failed("could not list", self.dir.wal().into()))?;
+        for tli in names.iter().filter_map(|name| TimelineId::from_history_file_name(name)) {
+            let path = self.dir.history(tli);
+            let renewed = dir::read_if_present(&path)
+                .and_then(|content| content.map_or(Ok(()), |content| self.dir.write_history(tli, &content)));
+            renewed.map_err(failed("could not write again history file", path))?;
+        }
+        Ok(())
+    }
+
+    /// Finished segments are durable, but the sync of the directory that gave the last of them their names may have
+    /// failed: they get them again. A crash in between leaves the names that they had before.
+    fn renew_names(&self) -> Result<(), StoreError> {
+        let tli = self.path.history().tli();
+        let finished =
+            self.path.segments().iter().rev().filter(|found| !found.partial && found.name.tli == tli);
+        for found in finished.take(RENAMED) {
+            let path = self.path_of(*found);
+            let before = self.dir.partial(found.name, self.identity.seg_size);
+            fs::rename(&path, &before)
+                .and_then(|()| fs::rename(&before, &path))
+                .map_err(failed("could not rename WAL segment", path))?;
+        }
+        self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))
+    }
+
+    /// Brings the files in line with the end: finished ones get their name, later ones go, the tail is mapped.
     fn settle(&self, end: &End, how: WalWrite) -> Result<Option<Arc<Segment>>, StoreError> {
         let size = self.identity.seg_size;
         let lsn = end.verifier.position();
@@ -204,34 +317,26 @@ impl Scan<'_> {
             tracing::debug!("WAL ends at {lsn}: {error}");
         }
         let tail = lsn.seg_at(size);
-        let own = self.segments.iter().filter(|found| found.name.tli == self.history.tli() && found.partial);
-        let whole = self.segments.iter().filter(|found| found.partial && self.is_whole(found));
-        for found in own.clone().filter(|found| found.name.segno < tail).chain(whole) {
-            self.finish(*found)?;
+        for found in self.unfinished().filter(|found| found.name.segno < tail) {
+            let path = self.path_of(found);
+            fs::rename(&path, self.dir.segment(found.name, size))
+                .map_err(failed("could not finish WAL segment", path))?;
         }
         self.remove_partials_from(tail.next())?;
         // Kept even if it is empty: it may be all there is of the newest timeline.
-        let result = match own.clone().find(|found| found.name.segno == tail) {
-            Some(found) => Some(self.map_tail(*found, lsn, how)?),
-            None => None,
-        };
+        let tli = self.path.history().tli();
+        let own = self.unfinished().find(|found| found.name.tli == tli && found.name.segno == tail);
+        let result = own.map(|found| self.map_tail(found, lsn, how)).transpose()?;
         self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))?;
         Ok(result)
     }
 
-    fn finish(&self, found: FoundSegment) -> Result<(), StoreError> {
-        let path = self.path(found);
-        File::open(&path)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(&path, self.dir.segment(found.name, self.identity.seg_size)))
-            .map_err(failed("could not finish WAL segment", path))
-    }
-
-    /// Removes unfinished segments of the newest timeline that hold nothing verified.
+    /// Removes unfinished segments of the timeline that hold nothing verified.
     fn remove_partials_from(&self, from: SegNo) -> Result<(), StoreError> {
-        for found in &self.segments {
-            if found.partial && found.name.segno >= from && found.name.tli == self.history.tli() {
-                let path = self.path(*found);
+        let tli = self.path.history().tli();
+        for found in self.path.segments() {
+            if found.partial && found.name.segno >= from && found.name.tli == tli {
+                let path = self.path_of(*found);
                 fs::remove_file(&path).map_err(failed("could not remove WAL segment", path))?;
             }
         }
@@ -239,11 +344,10 @@ impl Scan<'_> {
     }
 
     fn map_tail(&self, found: FoundSegment, end: Lsn, how: WalWrite) -> Result<Arc<Segment>, StoreError> {
-        let path = self.path(found);
+        let path = self.path_of(found);
         let published = end.offset_in_seg(self.identity.seg_size);
         let open = || {
             let file = File::options().read(true).write(true).open(&path)?;
-            file.sync_all()?;
             Segment::for_writer(file, found.name, self.identity.seg_size, published, how)
         };
         open().map(Arc::new).map_err(failed(
@@ -252,10 +356,21 @@ impl Scan<'_> {
         ))
     }
 
-    fn path(&self, found: FoundSegment) -> PathBuf {
+    fn path_of(&self, found: FoundSegment) -> PathBuf {
         match found.partial {
             true => self.dir.partial(found.name, self.identity.seg_size),
             false => self.dir.segment(found.name, self.identity.seg_size),
         }
     }
+}
+
+/// Copies the first `len` bytes; both may be the same file.
+fn copy_bytes(from: &File, to: &File, len: u64) -> io::Result<()> {
+    let mut buffer = vec![0u8; CHUNK];
+    for at in (0..len).step_by(CHUNK) {
+        let chunk = &mut buffer[..CHUNK.min((len - at) as usize)];
+        from.read_exact_at(chunk, at)?;
+        to.write_all_at(chunk, at)?;
+    }
+    Ok(())
 }

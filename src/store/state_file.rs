@@ -241,13 +241,12 @@ fn open(dir: &File, name: &str) -> Result<File, Errno> {
 
 /// Replaces a file that needs no reserve. After a crash it has its old content or its new one, never something
 /// between.
-pub(super) fn replace_file(path: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace_file(path: &Path, temporary: &Path, dir: &File, content: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(temporary, path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
+    dir.sync_all()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! ```
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use walrelay_proto::{
 use super::dir;
 use super::mapped::Segment;
 use super::recovery::Recovered;
+use super::trouble::Trouble;
 use super::{Identity, Store, TimelinePosition, lock};
 
 /// WAL was not taken. Nothing that was published before is affected.
@@ -47,17 +49,12 @@ pub enum AppendError {
         /// First byte that differs.
         lsn: Lsn,
     },
-    /// No room for another segment; retry when there is.
-    #[error("could not allocate WAL segment {file} in the data directory: {source}")]
-    NoSpace {
-        /// The segment.
-        file: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A segment cannot be written. The relay has to end.
-    #[error("could not write WAL segment {file}: {source}")]
-    Io {
+    /// The disk or the system does not take the bytes now: no room, no memory, no descriptor, an I/O error. It may pass:
+    /// rewind and try again, for as long as it lasts. The writer says it, now and then, and says when it is over.
+    #[error("could not {action} WAL segment {file} in the data directory: {source}{}", advice(source))]
+    Disk {
+        /// What was tried.
+        action: &'static str,
         /// The segment.
         file: String,
         /// What the system said.
@@ -78,11 +75,24 @@ pub enum AppendError {
     Failed,
 }
 
+/// What to do about it, where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => "; make room there, nothing needs a restart",
+        Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files, or let fewer clients connect",
+        Some(libc::ENOMEM) => "; give the relay more memory or address space",
+        Some(libc::EIO) => "; look at the disk",
+        _ => "",
+    }
+}
+
 /// The one writer of a [`Store`].
 #[derive(Debug)]
 pub struct Writer {
     store: Arc<Store>,
     stream: Option<Stream>,
+    /// Whether the disk takes WAL.
+    trouble: Trouble,
 }
 
 /// A timeline being received.
@@ -114,7 +124,7 @@ impl Writer {
                 touched: Vec::new(),
             }
         });
-        Writer { store, stream }
+        Writer { store, stream, trouble: Trouble::default() }
     }
 
     /// The store it writes to.
@@ -164,6 +174,21 @@ impl Writer {
     /// Takes the WAL that starts at `at`. Bytes from before [`position`](Self::position) are compared with
     /// what is here. Readers see it after [`commit`](Self::commit).
     pub fn append(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
+        let result = self.take(at, bytes);
+        self.tell(&result);
+        result
+    }
+
+    /// Says that the disk does not take WAL, if so; not each time.
+    fn tell(&mut self, result: &Result<(), AppendError>) {
+        if let Err(error @ AppendError::Disk { .. }) = result
+            && self.trouble.is_news(Instant::now())
+        {
+            tracing::error!("{error}; no WAL is received until then, consumers are served what is here");
+        }
+    }
+
+    fn take(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
         if self.store.has_failed() {
             return Err(AppendError::Failed);
         }
@@ -194,16 +219,25 @@ impl Writer {
         if stream.published == Some(end) {
             return;
         }
+        assert!(
+            stream.published <= Some(end),
+            "the published end falls from {:?} to {end}",
+            stream.published
+        );
         for segment in &stream.touched {
             segment.publish(end.min(segment.end()).since(segment.start()));
         }
         stream.published = Some(end);
         let target = TimelinePosition { tli: stream.tli, lsn: end };
+        self.store.lag.arrived(end, Instant::now());
+        // Before it can be called durable.
+        self.store.written.send_replace(Some(target));
         self.store.flush_queue.push(stream.touched.iter().cloned(), target);
         // Segments with bytes of an unfinished record come again with its end.
         stream.touched.retain(|segment| segment.end() > end);
-        self.store.lag.arrived(end, Instant::now());
-        self.store.written.send_replace(Some(target));
+        if self.trouble.is_over() {
+            tracing::info!("WAL is received again");
+        }
     }
 
     /// Goes on along a timeline that forked off the present one at or before its end; `history` is the
@@ -228,14 +262,17 @@ impl Writer {
             return Err(fail(at, format!("timeline {} is held only up to {end}", stream.tli)));
         }
         // Where generations were skipped, everything from the first fork on is the newer timeline's.
-        stream.fork(&self.store, tli, at)?;
-        *lock(&self.store.history) = Arc::new(history);
-        let target = TimelinePosition { tli, lsn: at };
-        self.store.flush_queue.push(stream.touched.iter().cloned(), target);
-        stream.touched.clear();
-        stream.published = Some(at);
-        self.store.written.send_replace(Some(target));
-        Ok(())
+        let forked = stream.fork(&self.store, tli, at);
+        if forked.is_ok() {
+            *lock(&self.store.history) = Arc::new(history);
+            let target = TimelinePosition { tli, lsn: at };
+            self.store.written.send_replace(Some(target));
+            self.store.flush_queue.push(stream.touched.iter().cloned(), target);
+            stream.touched.clear();
+            stream.published = Some(at);
+        }
+        self.tell(&forked);
+        forked
     }
 }
 
@@ -255,7 +292,7 @@ impl Stream {
         };
         if let Err(source) = segment.write(at.since(segment.start()), good) {
             self.verifier = before;
-            return Err(AppendError::Io { file: segment.name().format(self.identity.seg_size), source });
+            return Err(self.disk("write", segment.name())(source));
         }
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, segment)) {
             self.touched.push(segment.clone());
@@ -293,10 +330,29 @@ impl Stream {
         if let Some(segment) = self.current.as_ref().filter(|segment| position < segment.end()) {
             return Ok(segment.clone());
         }
+        if let Some(full) = &self.current {
+            self.let_go_of(store, full);
+        }
         let segno = position.seg_at(self.identity.seg_size);
         let segment = self.create_segment(store, self.tli, segno, &[])?;
         self.current = Some(segment.clone());
         Ok(segment)
+    }
+
+    /// A segment that holds nothing but the middle of a record is never written again: were the record bad, it would
+    /// come again in new files. So its own need not stay open until the record is complete.
+    fn let_go_of(&self, store: &Store, full: &Arc<Segment>) {
+        let mut again = self.verifier.clone();
+        again.rewind();
+        if full.start() > again.position() && !full.is_closed() {
+            store.flush_queue.push_early(full.clone());
+        }
+    }
+
+    /// For errors of the system on a segment.
+    fn disk(&self, action: &'static str, name: WalFileName) -> impl Fn(io::Error) -> AppendError + use<> {
+        let file = name.format(self.identity.seg_size);
+        move |source| AppendError::Disk { action, file: file.clone(), source }
     }
 
     /// A new segment file under its `.partial` name, at full size. A `head` is published and is durable
@@ -310,19 +366,33 @@ impl Stream {
     ) -> Result<Arc<Segment>, AppendError> {
         let size = self.identity.seg_size;
         let name = WalFileName::new(tli, segno);
-        let file = name.format(size);
-        let io = |source| AppendError::Io { file: file.clone(), source };
-        let temporary = store.dir.new_file(&file);
-        let made = dir::preallocate(&temporary, size)
-            .map_err(|source| AppendError::NoSpace { file: file.clone(), source })?;
-        let segment = Segment::for_writer(made, name, size, 0, store.config.wal_write).map_err(io)?;
-        if !head.is_empty() {
-            segment.write(0, head).and_then(|()| segment.sync()).map_err(io)?;
-            segment.publish(head.len() as u64);
-        }
-        std::fs::rename(&temporary, store.dir.partial(name, size)).map_err(io)?;
+        let temporary = store.dir.new_file(&name.format(size));
+        let segment = self.make_segment(store, &temporary, name, head).and_then(|segment| {
+            let renamed = std::fs::rename(&temporary, store.dir.partial(name, size));
+            renamed.map(|()| segment).map_err(self.disk("name", name))
+        });
+        // All of it is thrown away, a failed sync of the head included: the next attempt has another file.
+        let segment = segment.inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
         let segment = Arc::new(segment);
         store.segments.insert(&segment);
+        Ok(segment)
+    }
+
+    fn make_segment(
+        &self,
+        store: &Store,
+        path: &Path,
+        name: WalFileName,
+        head: &[u8],
+    ) -> Result<Segment, AppendError> {
+        let size = self.identity.seg_size;
+        let made = dir::preallocate(path, size).map_err(self.disk("allocate", name))?;
+        let segment = Segment::for_writer(made, name, size, 0, store.config.wal_write)
+            .map_err(self.disk("map", name))?;
+        if !head.is_empty() {
+            segment.write(0, head).and_then(|()| segment.sync()).map_err(self.disk("write", name))?;
+            segment.publish(head.len() as u64);
+        }
         Ok(segment)
     }
 
@@ -351,8 +421,11 @@ impl Stream {
         verifier.switch_timeline(tli);
         // Also where it has no bytes yet: the file says which timeline we are on, after a crash too.
         let first = self.create_segment(store, tli, at.seg_at(size), &head)?;
-        let io = |source| AppendError::Io { file: first.name().format(size), source };
-        store.dir.sync_wal_dir().map_err(io)?;
+        if let Err(error) = store.dir.sync_wal_dir() {
+            store
+                .fail_sync(&format!("could not sync pg_wal for the first segment of timeline {tli}"), &error);
+            return Err(AppendError::Failed);
+        }
         self.touched = vec![first.clone()];
         self.current = Some(first);
         self.verifier = verifier;

@@ -141,15 +141,18 @@ impl UpstreamError {
                 UpstreamError::Sibling { .. }
                     | UpstreamError::Seam { .. }
                     | UpstreamError::WalRemoved { .. }
-                    | UpstreamError::Append(
-                        AppendError::Diverged { .. } | AppendError::Fork { .. } | AppendError::NoSpace { .. }
-                    )
+                    | UpstreamError::Append(AppendError::Diverged { .. } | AppendError::Fork { .. })
             )
     }
 
-    /// Whether the relay must not go on: the store cannot be written.
+    /// Whether the relay must not go on: nobody knows what is durable.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, UpstreamError::Append(AppendError::Io { .. } | AppendError::Failed))
+        matches!(self, UpstreamError::Append(AppendError::Failed))
+    }
+
+    /// Whether the store says it itself, as often as it is to be said.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, UpstreamError::Append(AppendError::Disk { .. }))
     }
 }
 

@@ -75,6 +75,7 @@ pub async fn follow(
         let pause = follower.next_pause();
         let seconds = pause.as_secs_f32();
         match follower.config.conninfo.hosts.len() {
+            _ if error.is_told() => tracing::debug!("{error}; trying again in {seconds:.1} s"),
             // Each host's reason has been told.
             2.. => tracing::info!("no upstream to follow; trying again in {seconds:.1} s"),
             _ if error.needs_action() => tracing::error!("{error}; trying again in {seconds:.1} s"),
@@ -135,7 +136,7 @@ impl Follower {
     /// Why a host of several is not followed: a warning, unless it is still the same reason.
     fn tell(&mut self, host: &HostSpec, error: &UpstreamError) {
         let (host, text) = (host.to_string(), error.to_string());
-        if self.told.get(&host) == Some(&text) {
+        if self.told.get(&host) == Some(&text) || error.is_told() {
             return tracing::debug!("{host}: {text}");
         }
         match error.needs_action() {

@@ -1,0 +1,195 @@
+//! How the last run ended: `last-run.toml`, the difference between WAL that is known to be on the disk and WAL that
+//! is only known to have been written.
+//!
+//! After a failed sync Linux takes the pages for clean, and a later sync reports success without writing them. So a
+//! start believes nothing that it reads back: it writes it again ([`recovery`](super::recovery)), unless this file
+//! says that the last run ended in order and had everything synced up to a position.
+//!
+//! ```text
+//!   start: what the file says is read ── recovery ── "running", durably ── WAL is taken
+//!   end:   everything synced ── "stopped" with the position        a sync fails ── "failed", as far as that goes
+//! ```
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use walrelay_proto::{TimelineHistory, TimelineId};
+
+use super::TimelinePosition;
+use super::dir::DataDir;
+
+const FILE: &str = "last-run.toml";
+/// Longest error text that is kept.
+const MOST_TEXT: usize = 200;
+
+/// How the last run ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum LastRun {
+    /// There was none, or it was killed, or its machine went down; or nobody knows.
+    NotInOrder,
+    /// In order; all WAL up to here is durable.
+    Stopped(TimelinePosition),
+    /// A sync failed.
+    Failed {
+        /// What was confirmed as durable before.
+        confirmed: Option<TimelinePosition>,
+        /// What failed, in words.
+        what: String,
+        /// When.
+        at: SystemTime,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Running,
+    Stopped,
+    Failed,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    state: State,
+    timeline: Option<u32>,
+    flush_lsn: Option<String>,
+    what: Option<String>,
+    /// Seconds since 1970.
+    at: Option<u64>,
+}
+
+impl LastRun {
+    /// What the last run has left. What cannot be read says nothing.
+    pub(super) fn load(dir: &DataDir) -> LastRun {
+        let saved = match dir.state().read(FILE) {
+            Ok(Some(text)) => toml::from_str::<Saved>(&text).ok(),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!("could not read {FILE}: {error}");
+                None
+            }
+        };
+        let Some(saved) = saved else { return LastRun::NotInOrder };
+        let position = || {
+            let (tli, lsn) = (TimelineId::new(saved.timeline?)?, saved.flush_lsn.as_ref()?.parse().ok()?);
+            Some(TimelinePosition { tli, lsn })
+        };
+        match saved.state {
+            State::Running => LastRun::NotInOrder,
+            State::Stopped => position().map_or(LastRun::NotInOrder, LastRun::Stopped),
+            State::Failed => LastRun::Failed {
+                confirmed: position(),
+                at: SystemTime::UNIX_EPOCH + Duration::from_secs(saved.at.unwrap_or_default()),
+                what: saved.what.unwrap_or_default(),
+            },
+        }
+    }
+
+    /// What it says is durable without a doubt.
+    pub(super) fn durable(&self) -> Option<TimelinePosition> {
+        match self {
+            LastRun::Stopped(durable) => Some(*durable),
+            LastRun::NotInOrder | LastRun::Failed { .. } => None,
+        }
+    }
+
+    /// Compares it with what recovery has found, and says what does not fit.
+    pub(super) fn report(&self, found: Option<(TimelinePosition, &TimelineHistory)>) {
+        let confirmed = match self {
+            LastRun::NotInOrder => return,
+            LastRun::Stopped(durable) => Some(*durable),
+            LastRun::Failed { confirmed, what, at } => {
+                tracing::warn!(
+                    "the last run ended {} s ago because of a failed sync ({what}); what it had written was not trusted: it was \
+                     verified and written again, look at the disk",
+                    at.elapsed().unwrap_or_default().as_secs()
+                );
+                *confirmed
+            }
+        };
+        let Some(confirmed) = confirmed else { return };
+        let Some((end, history)) = found else {
+            return tracing::error!(
+                "WAL up to {} on timeline {} was confirmed to the upstream as durable, and there is none in the data directory",
+                confirmed.lsn,
+                confirmed.tli
+            );
+        };
+        // What lies beyond the point where its timeline was left is not on the way any more.
+        let needed = match history.switch_point(confirmed.tli) {
+            Some((left_at, _)) => left_at.min(confirmed.lsn),
+            None => confirmed.lsn,
+        };
+        if end.lsn < needed {
+            tracing::error!(
+                "WAL up to {} on timeline {} was confirmed to the upstream as durable, but the data directory holds it only up \
+                 to {}: {} bytes are lost here, and come back only if the upstream still has them; look at the disk",
+                needed,
+                confirmed.tli,
+                end.lsn,
+                needed.since(end.lsn)
+            );
+        }
+    }
+}
+
+/// Says durably that a run has begun: from now on nothing is known to be durable.
+pub(super) fn begin(dir: &DataDir) -> std::io::Result<()> {
+    save(dir, State::Running, None, None)
+}
+
+/// Says durably that a run has ended in order, with everything up to `durable` synced.
+pub(super) fn end_in_order(dir: &DataDir, durable: TimelinePosition) -> std::io::Result<()> {
+    save(dir, State::Stopped, Some(durable), None)
+}
+
+/// Leaves word of a failed sync, as far as the disk takes it.
+pub(super) fn end_with_failure(
+    dir: &DataDir,
+    confirmed: Option<TimelinePosition>,
+    what: &str,
+) -> std::io::Result<()> {
+    save(dir, State::Failed, confirmed, Some(what.chars().take(MOST_TEXT).collect()))
+}
+
+fn save(
+    dir: &DataDir,
+    state: State,
+    position: Option<TimelinePosition>,
+    what: Option<String>,
+) -> std::io::Result<()> {
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|at| at.as_secs());
+    let saved = Saved {
+        state,
+        at,
+        timeline: position.map(|position| position.tli.as_u32()),
+        flush_lsn: position.map(|position| position.lsn.to_string()),
+        what,
+    };
+    dir.state().replace(FILE, &toml::to_string(&saved).map_err(std::io::Error::other)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walrelay_proto::Lsn;
+
+    #[test]
+    fn what_is_left_is_found_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(temp.path()).unwrap();
+        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+        let at = TimelinePosition { tli: TimelineId::new(3).unwrap(), lsn: Lsn::new(0x5000028) };
+        end_in_order(&dir, at).unwrap();
+        assert_eq!((LastRun::load(&dir), LastRun::load(&dir).durable()), (LastRun::Stopped(at), Some(at)));
+        begin(&dir).unwrap();
+        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+        end_with_failure(&dir, Some(at), &"fdatasync: \"EIO\"\n".repeat(100)).unwrap();
+        let LastRun::Failed { confirmed, what, at: when } = LastRun::load(&dir) else { panic!() };
+        assert_eq!(confirmed, Some(at));
+        assert!(when.elapsed().unwrap() < Duration::from_secs(600));
+        assert!(what.starts_with("fdatasync: \"EIO\"") && what.len() < 300, "{what}");
+        std::fs::write(temp.path().join(FILE), "state = \"stop").unwrap();
+        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+    }
+}
