@@ -228,7 +228,9 @@ impl Store {
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
         let recovered = match &cluster {
-            Some((identity, _)) => recovery::recover(&dir, *identity, config.wal_write)?,
+            Some((identity, parameters)) => {
+                recovery::recover(&dir, *identity, parameters.expected_magic(), config.wal_write)?
+            }
             None => None,
         };
         let history = recovered.as_ref().map_or_else(TimelineHistory::first, |found| found.history.clone());

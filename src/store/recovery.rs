@@ -30,16 +30,17 @@ pub(super) struct Recovered {
     pub(super) tail: Option<Arc<Segment>>,
 }
 
-/// Reads the data directory; `None` if it holds no WAL.
+/// Reads the data directory; `None` if it holds no WAL. `magic` is what its pages must have, if that is known.
 pub(super) fn recover(
     dir: &DataDir,
     identity: Identity,
+    magic: Option<u16>,
     how: WalWrite,
 ) -> Result<Option<Recovered>, StoreError> {
     let segments = dir.segments(identity.seg_size).map_err(failed("could not list", dir.wal().into()))?;
     let Some(newest) = segments.iter().map(|found| found.name.tli).max() else { return Ok(None) };
     let history = read_history(dir, newest)?;
-    let scan = Scan { dir, identity, segments, history };
+    let scan = Scan { dir, identity, magic, segments, history };
     let end = scan.run()?;
     if end.verifier.verified_end().is_none() && scan.segments.iter().all(|found| found.partial) {
         // Not a single record was complete: begin anew.
@@ -69,6 +70,8 @@ fn failed(action: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Stor
 struct Scan<'a> {
     dir: &'a DataDir,
     identity: Identity,
+    /// What all pages must have, if that is known.
+    magic: Option<u16>,
     segments: Vec<FoundSegment>,
     history: TimelineHistory,
 }
@@ -94,8 +97,11 @@ impl Scan<'_> {
         let from = self.step_back(first)?;
         let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
         // Older timelines' segments on the way carry lower numbers, which the newest one allows.
-        let mut end =
-            End { verifier: WalVerifier::at_segment_start(id, tli, from.start(id.seg_size)), error: None };
+        let mut verifier = WalVerifier::at_segment_start(id, tli, from.start(id.seg_size));
+        if let Some(magic) = self.magic {
+            verifier.expect_magic(magic);
+        }
+        let mut end = End { verifier, error: None };
         let mut segno = from;
         while let Some(found) = self.file_for(segno) {
             if let Some(error) = self.verify(&mut end.verifier, found)? {
