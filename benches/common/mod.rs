@@ -34,8 +34,8 @@ pub(crate) fn new_store(
     };
     let identity = Identity { system_id: id.system_id, seg_size: id.seg_size };
     let (store, mut writer, background) = Store::open(config).expect("the directory is new");
-    let status = [("server_version".to_owned(), "17.0".to_owned())].to_vec();
-    let parameters = UpstreamParameters { status, settings: Default::default() };
+    let status = [("server_version".to_owned(), "18.0".to_owned())].to_vec();
+    let parameters = UpstreamParameters { status, ..Default::default() };
     store.attach(identity, parameters).expect("the directory is new");
     writer.begin(identity, TimelineHistory::first(), start);
     (store, writer, background)

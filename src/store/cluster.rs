@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use walrelay_proto::{SegSize, SystemId};
+use walrelay_proto::{SegSize, SystemId, wal_magic_of};
 
 use super::dir::DataDir;
 
@@ -25,6 +25,9 @@ pub struct Identity {
 /// What the upstream server reports of itself; passed on to consumers as if they had asked it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct UpstreamParameters {
+    /// Magic number of its WAL pages, as it was found; `None` before WAL was seen, or from an earlier walrelay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_magic: Option<u16>,
     /// ParameterStatus values in the order they came.
     pub status: Vec<(String, String)>,
     /// Answers to `SHOW`, by name.
@@ -32,6 +35,18 @@ pub struct UpstreamParameters {
 }
 
 impl UpstreamParameters {
+    /// Its major version; 0 if it does not say.
+    pub fn major_version(&self) -> u32 {
+        let version = self.status("server_version").unwrap_or_default();
+        let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+        version.get(..digits).and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    }
+
+    /// The number that all its WAL pages must have; `None` if that is not known.
+    pub fn expected_magic(&self) -> Option<u16> {
+        self.wal_magic.or_else(|| wal_magic_of(self.major_version()))
+    }
+
     /// The value of a reported parameter.
     pub fn status(&self, name: &str) -> Option<&str> {
         self.status.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

@@ -282,7 +282,12 @@ impl Store {
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
         let last_run = LastRun::load(&dir);
-        let plan = RecoveryPlan { how: config.wal_write, timeline: None, durable: last_run.durable() };
+        let plan = RecoveryPlan {
+            how: config.wal_write,
+            magic: cluster.as_ref().and_then(|(_, parameters)| parameters.expected_magic()),
+            timeline: None,
+            durable: last_run.durable(),
+        };
         let recovered = match &cluster {
             Some((identity, _)) => recovery::recover(&dir, *identity, &plan)?,
             None => None,

@@ -37,6 +37,8 @@ const CHUNK: usize = 1 << 20;
 pub(super) struct RecoveryPlan {
     /// `--wal-write`.
     pub(super) how: WalWrite,
+    /// What all pages must have, if that is known.
+    pub(super) magic: Option<u16>,
     /// The timeline to go to; `None` for the newest of which there is a file.
     pub(super) timeline: Option<TimelineId>,
     /// Everything up to here is known to be on the disk.
@@ -66,7 +68,7 @@ pub(super) fn recover(
     let history = read_history(dir, plan.timeline.unwrap_or(newest))?;
     let path =
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
-    let scan = Scan { dir, identity, path };
+    let scan = Scan { dir, identity, path, magic: plan.magic };
     let mut end = scan.run()?;
     if end.verifier.verified_end().is_none() && scan.path.segments().iter().all(|found| found.partial) {
         // Not a single record was complete: begin anew.
@@ -123,6 +125,8 @@ struct Scan<'a> {
     dir: &'a DataDir,
     identity: Identity,
     path: WalPath,
+    /// What all pages must have, if that is known.
+    magic: Option<u16>,
 }
 
 struct End {
@@ -149,6 +153,9 @@ impl Scan<'_> {
         // Older timelines' segments on the way carry lower numbers, which the newest one allows.
         let mut verifier = WalVerifier::at_segment_start(id, tli, from.start(id.seg_size));
         verifier.accept_any_padding(true);
+        if let Some(magic) = self.magic {
+            verifier.expect_magic(magic);
+        }
         let mut end = End { verifier, error: None };
         let mut segno = from;
         while let Some(found) = self.path.file_for(segno) {

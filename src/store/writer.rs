@@ -153,6 +153,9 @@ impl Writer {
         *lock(&self.store.history) = Arc::new(history);
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
         verifier.accept_any_padding(true);
+        if let Some(magic) = self.store.upstream_parameters().expected_magic() {
+            verifier.expect_magic(magic);
+        }
         self.stream =
             Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
     }
@@ -412,6 +415,9 @@ impl Stream {
                 0 => WalVerifier::at_record_start(id, tli, at, None),
                 _ => WalVerifier::at_segment_start(id, tli, at),
             };
+            if let Some(magic) = self.verifier.wal_magic() {
+                verifier.expect_magic(magic);
+            }
             verifier.push(&head).map_err(|error| fail(error.to_string()))?;
             if verifier.verified_end() != Some(at) {
                 return Err(fail("no record ends there".to_owned()));

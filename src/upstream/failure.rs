@@ -30,6 +30,19 @@ pub enum UpstreamError {
         "the upstream accepts no replication connections ({0}); set wal_level = replica and max_wal_senders > 0 there"
     )]
     NoWalSenders(String),
+    /// Its WAL cannot be read.
+    #[error(
+        "the upstream runs PostgreSQL {server}, but walrelay {} reads the WAL of PostgreSQL 13 to {newest} and later ({problem}); use a release of the server, or another walrelay",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Version {
+        /// `server_version` of the upstream.
+        server: String,
+        /// The newest major version that is known.
+        newest: u32,
+        /// What is wrong with its WAL.
+        problem: String,
+    },
     /// An answer makes no sense.
     #[error("unexpected answer to {command}: {problem}")]
     Answer {
@@ -116,7 +129,7 @@ impl UpstreamError {
     pub fn is_permanent(&self) -> bool {
         match self {
             UpstreamError::Connect { source, .. } => !source.is_transient(),
-            UpstreamError::NoWalSenders(_) => true,
+            UpstreamError::NoWalSenders(_) | UpstreamError::Version { .. } => true,
             UpstreamError::Command { source: QueryError::Server(error), .. } => !error.is_transient(),
             UpstreamError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. }) => true,
             UpstreamError::Command { .. }

@@ -28,6 +28,7 @@ use super::connect::connect;
 use super::connection::UpstreamConnection;
 use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
+use super::format;
 use super::histories::{UpstreamHistory, next_timeline, read_history};
 use super::introduce::{Identified, Introduced, answer, identify, introduce, major_version, read_slot};
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
@@ -155,7 +156,8 @@ impl Follower {
         let deadline = tokio::time::Instant::now() + CONNECT_LIMIT;
         let attempt = async {
             let mut conn = connect(info, host, deadline).await.map_err(|error| explain(host, error))?;
-            let (identified, introduced) = introduce(&mut conn, writer.store()).await?;
+            let (identified, mut introduced) = introduce(&mut conn, writer.store()).await?;
+            format::learn(&mut conn, writer, identified, &mut introduced).await?;
             Ok::<_, UpstreamError>((conn, identified, introduced))
         };
         let (mut conn, identified, introduced) = tokio::select! {

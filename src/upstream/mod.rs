@@ -9,6 +9,7 @@ mod connection;
 mod error;
 mod failure;
 mod follow;
+mod format;
 mod frame;
 mod histories;
 mod introduce;

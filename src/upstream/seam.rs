@@ -97,7 +97,7 @@ pub(super) fn timeline_before(theirs: &TimelineHistory, at: Lsn, at_boundary: bo
 }
 
 /// The first `len` bytes of a stream; fewer if it ends before. The connection is idle again.
-async fn fetch(
+pub(super) async fn fetch(
     conn: &mut UpstreamConnection,
     command: &str,
     from: Lsn,
@@ -124,7 +124,7 @@ async fn fetch(
 }
 
 /// Where a segment vanishes while it is read, the code depends on the version and the moment.
-fn is_removed(error: &ServerError) -> bool {
+pub(super) fn is_removed(error: &ServerError) -> bool {
     error.sqlstate == "58P01" || error.message.ends_with("has already been removed")
 }
 

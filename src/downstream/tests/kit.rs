@@ -98,6 +98,7 @@ fn parameters(version: &str) -> UpstreamParameters {
         ("server_version", version),
     ];
     UpstreamParameters {
+        wal_magic: None,
         status: status.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
         settings: [("wal_level".to_owned(), "logical".to_owned())].into(),
     }
@@ -129,7 +130,8 @@ impl Relay {
         let (store, mut writer, background) = Store::open(config).unwrap();
         let identity = Identity { system_id: SystemId(SYSTEM_ID), seg_size: SegSize::new(SEG).unwrap() };
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
-        let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
+        let magic = parameters(options.version).expected_magic().unwrap();
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1).with_magic(magic);
         if options.with_wal {
             store.attach(identity, parameters(options.version)).unwrap();
             writer.begin(identity, TimelineHistory::first(), START);

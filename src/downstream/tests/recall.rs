@@ -19,7 +19,7 @@ async fn relay_with_archive() -> (Relay, Vec<u8>, Arc<Memory>) {
     let mut relay =
         Relay::with(Options { sources: vec![archive.clone()], wal_keep_size: 0, ..Options::default() }).await;
     let id = WalIdentity { system_id: SystemId(SYSTEM_ID), seg_size: SegSize::new(SEG).unwrap() };
-    let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
+    let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1).with_magic(0xD116);
     for len in [50_000, 8 * SEG as usize] {
         wal.fill(len);
     }
