@@ -31,6 +31,7 @@ const NEW_FILE_PREFIX: &str = "walrelay-new.";
 /// A data directory that this process has locked.
 #[derive(Debug)]
 pub(super) struct DataDir {
+    root: PathBuf,
     wal: PathBuf,
     state: StateFiles,
     /// Open for as long as this lives: a sync of the directory must not need a descriptor.
