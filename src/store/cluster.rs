@@ -61,7 +61,7 @@ struct Saved {
 }
 
 pub(super) fn load(dir: &DataDir) -> io::Result<Option<(Identity, UpstreamParameters)>> {
-    let Some(text) = dir.state().read(FILE)? else { return Ok(None) };
+    let Some(text) = dir.read(FILE)? else { return Ok(None) };
     let bad =
         |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
     let saved: Saved =
@@ -77,5 +77,5 @@ pub(super) fn save(dir: &DataDir, identity: Identity, parameters: &UpstreamParam
         wal_segment_size: identity.seg_size.bytes(),
         parameters: parameters.clone(),
     };
-    dir.state().replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+    dir.replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
 }

@@ -158,9 +158,19 @@ impl DataDir {
         Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().filter(finished).collect())
     }
 
-    /// The small files of the data directory.
-    pub(super) fn state(&self) -> &StateFiles {
-        &self.state
+    /// Reads a small file of the data directory; `None` if it does not exist.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
+        self.state.read(name)
+    }
+
+    /// Replaces a small file of the data directory, whole and durably, also on a full disk.
+    pub(super) fn replace(&self, name: &str, content: &str) -> io::Result<()> {
+        self.state.replace(name, content)
+    }
+
+    /// Makes sure that a small file with this content can be replaced on a full disk.
+    pub(super) fn reserve(&self, name: &str, content: &str) {
+        self.state.reserve(name, content);
     }
 
     /// Stores a history file durably.

@@ -231,6 +231,9 @@ pub struct Store {
     archive: retention::ArchiveFloor,
     /// Steps when a file of `pg_wal` gets its final name.
     files: watch::Sender<u64>,
+    /// Segments whose files are gone and that somebody still reads. The last to let go has the file system free
+    /// the blocks, which may take time, so that is retention and no reader.
+    removed: Mutex<Vec<Arc<Segment>>>,
     /// See [`Store::oldest_kept`]; moved by retention.
     oldest_kept: AtomicU64,
     slots: Arc<Slots>,
@@ -313,6 +316,7 @@ impl Store {
             retention_bell: retention::Bell::default(),
             archive: retention::ArchiveFloor::default(),
             files: watch::Sender::new(0),
+            removed: Mutex::default(),
             oldest_kept: AtomicU64::default(),
             slots,
             senders,
@@ -360,15 +364,24 @@ impl Store {
         // Nobody who looks at the cluster waits for the disk.
         let mut saved = lock(&self.cluster_saved);
         self.check(identity)?;
-        // What was read at the start may have been in memory only.
-        if *saved && *self.upstream_parameters() == parameters {
+        let known = self.identity().is_some() && *self.upstream_parameters() == parameters;
+        if *saved && known {
             return Ok(());
         }
-        cluster::save(&self.dir, identity, &parameters).map_err(|source| StoreError::Io {
-            action: "could not save cluster state in",
-            path: self.config.data_dir.clone(),
-            source,
-        })?;
+        match cluster::save(&self.dir, identity, &parameters) {
+            Ok(()) => {}
+            // What was read at the start may have been in memory only, but here it is again.
+            Err(error) if known => {
+                tracing::warn!(
+                    "could not save cluster state again: {error}; will try at the next connection"
+                );
+                return Ok(());
+            }
+            Err(source) => {
+                let path = self.config.data_dir.clone();
+                return Err(StoreError::Io { action: "could not save cluster state in", path, source });
+            }
+        }
         *saved = true;
         let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
         *cluster = Some((identity, Arc::new(parameters)));
@@ -378,13 +391,13 @@ impl Store {
     /// Reads a small file that somebody else keeps in the data directory; `None` if there is none. Waits for the disk.
     /// It may not be durable: an earlier process may have ended before it was.
     pub fn read_state(&self, name: &str) -> io::Result<Option<String>> {
-        self.dir.state().read(name)
+        self.dir.read(name)
     }
 
     /// Replaces such a file, whole and durably, also on a full disk; only the relay's user may read it. Waits for the
     /// disk.
     pub fn replace_state(&self, name: &str, content: &str) -> io::Result<()> {
-        self.dir.state().replace(name, content)
+        self.dir.replace(name, content)
     }
 
     /// Where the WAL held here ends; `None` before the first record.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
-use super::{SlotError, SlotPersistence, Store, Tip, lock};
+use super::{Segment, SlotError, SlotPersistence, Store, Tip, lock};
 use crate::parts::{PartEnded, Thread};
 
 /// Slots move without telling; this often they are looked at anyway.
@@ -182,6 +182,7 @@ impl Store {
     /// the disk is waited for.
     pub(super) fn remove_old_wal(&self) -> Result<(), RetentionError> {
         self.senders.refresh_horizon();
+        self.free_removed();
         let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else {
             return self.slots.save().map_err(RetentionError::Save);
         };
@@ -299,6 +300,13 @@ impl Store {
         limit.map_or(Lsn::INVALID, |limit| tip.write_lsn.rewind(limit).seg_start(size))
     }
 
+    /// Lets go of removed segments that nobody else reads any more.
+    fn free_removed(&self) {
+        let unused = |segment: &mut Arc<Segment>| Arc::strong_count(segment) == 1;
+        let free: Vec<_> = lock(&self.removed).extract_if(.., unused).collect();
+        drop(free);
+    }
+
     /// Removes them one by one: one that cannot be removed does not keep the others.
     fn remove_segments_before(&self, keep: SegNo, size: SegSize) -> Result<(), RetentionError> {
         let (mut removed, mut failed) = (0, Vec::new());
@@ -311,7 +319,10 @@ impl Store {
                 false => self.dir.segment(found.name, size),
             };
             match fs::remove_file(&path) {
-                Ok(()) => removed += 1,
+                Ok(()) => {
+                    removed += 1;
+                    lock(&self.removed).extend(self.segments.in_use(found.name));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => failed.push((path, error)),
             }

@@ -36,6 +36,11 @@ impl SegmentCache {
         lock(&self.mapped).get(&first_choice).and_then(Weak::upgrade)
     }
 
+    /// The segment of just this name if somebody has it mapped. Never touches the disk.
+    pub(super) fn in_use(&self, name: WalFileName) -> Option<Arc<Segment>> {
+        lock(&self.mapped).get(&name).and_then(Weak::upgrade)
+    }
+
     /// The segment for a reader of `name.tli`.
     ///
     /// The segment in which that timeline was left is read from the *next* timeline's file, which begins

@@ -185,7 +185,7 @@ struct SavedSlot {
 impl Slots {
     /// Reads the slots of a data directory, and makes room on the disk to save them when it is full.
     pub(super) fn open(dir: Arc<DataDir>, limit: usize) -> io::Result<Arc<Slots>> {
-        let text = dir.state().read(FILE)?.unwrap_or_default();
+        let text = dir.read(FILE)?.unwrap_or_default();
         let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
         let saved: Saved = toml::from_str(&text)
             .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))?;
@@ -194,7 +194,7 @@ impl Slots {
             let slot = Slot::from_saved(&one).map_err(bad)?;
             table.slots.insert(one.name, Arc::new(slot));
         }
-        dir.state().reserve(FILE, &text);
+        dir.reserve(FILE, &text);
         Ok(Arc::new(Slots {
             limit,
             table: Mutex::new(table),
@@ -452,7 +452,7 @@ impl Slots {
             })
             .unzip();
         let text = toml::to_string(&Saved { slot: saved }).map_err(io::Error::other);
-        let written = text.and_then(|text| self.dir.state().replace(FILE, &text));
+        let written = text.and_then(|text| self.dir.replace(FILE, &text));
         if let Err(error) = written {
             self.dirty.store(true, Ordering::Relaxed);
             return Err(error);
@@ -462,6 +462,21 @@ impl Slots {
         }
         self.durable.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// As a disk that hangs: whoever saves waits until the value is dropped.
+    #[cfg(test)]
+    pub(crate) fn hang(self: &Arc<Self>) -> std::sync::mpsc::Sender<()> {
+        let (release, released) = std::sync::mpsc::channel();
+        let (hangs, hung) = std::sync::mpsc::channel();
+        let slots = self.clone();
+        std::thread::spawn(move || {
+            let _saving = lock(&slots.saving);
+            let _ = hangs.send(());
+            let _ = released.recv();
+        });
+        hung.recv().expect("it hangs before it ends");
+        release
     }
 
     fn note_release(&self) {

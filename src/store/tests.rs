@@ -408,6 +408,31 @@ fn retention_keeps_what_the_archive_has_not_got() {
     assert!(!finished(5));
 }
 
+/// Freeing a file's blocks may take the disk long; whoever reads it last must not wait for that.
+#[test]
+fn what_is_removed_while_it_is_read_is_let_go_by_retention() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(12);
+    wal.fill(3_100_000);
+    let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
+    let at = Some(START);
+    opened.store.slots().create(&"s".parse().unwrap(), SlotPersistence::Persistent, at).unwrap();
+    opened.append(START, wal.bytes());
+    let path = |segment: u64| dir.path().join(format!("pg_wal/0000000100000000000000{segment:02X}"));
+    wait("names", || path(5).exists());
+    let read = opened.store.segment(TimelineId::FIRST, SegNo::new(3)).unwrap();
+    opened.store.drop_slot("s", 1).unwrap();
+    wait("removal", || !path(3).exists());
+    wait("retention", || Arc::strong_count(&read) == 2);
+    assert_eq!(read.bytes(0, 100), &wal.bytes()[..100]);
+    let held = Arc::downgrade(&read);
+    drop(read);
+    wait("retention to let go", || {
+        opened.store.remove_old_wal().unwrap();
+        held.upgrade().is_none()
+    });
+}
+
 #[test]
 fn a_file_that_cannot_be_removed_does_not_keep_the_others() {
     let dir = tempfile::tempdir().unwrap();

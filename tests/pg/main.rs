@@ -4,6 +4,7 @@
 //! files, never for time.
 
 mod archive;
+mod bad_disk;
 mod barman;
 mod basebackup;
 mod cascade;

@@ -9,6 +9,7 @@ mod limits;
 mod login;
 mod recall;
 mod robustness;
+mod slots;
 mod streaming;
 mod timelines;
 mod tls;

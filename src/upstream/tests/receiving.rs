@@ -11,12 +11,13 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
-    ClientMessage, Keepalive, Lsn, PgTimestamp, SegSize, StandbyStatusUpdate, SystemId, TimelineHistory,
-    TimelineId, WalIdentity, XLogDataHeader,
+    ClientMessage, FullXid, Keepalive, Lsn, PgTimestamp, SegSize, StandbyStatusUpdate, SystemId,
+    TimelineHistory, TimelineId, WalIdentity, XLogDataHeader,
 };
 
 use crate::store::{
-    AppendError, Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer,
+    AppendError, Background, FeedbackHorizon, Identity, SenderIdentity, Store, StoreConfig,
+    UpstreamParameters, WalWrite, Writer,
 };
 use crate::upstream::connection::UpstreamConnection;
 use crate::upstream::receive::{ReceiveContext, ReceiveError, StreamEnd, receive};
@@ -333,6 +334,44 @@ async fn stopping_confirms_everything_and_says_goodbye() {
         })
         .await;
     assert_eq!(end.unwrap(), StreamEnd::Stopped);
+}
+
+/// PostgreSQL's slot would ignore it otherwise (`PhysicalReplicationSlotNewXmin`).
+#[tokio::test]
+async fn a_horizon_that_falls_is_said_after_none() {
+    let mut setup = Setup::new();
+    let senders = setup.store.senders().clone();
+    let identity = SenderIdentity {
+        pid: 1,
+        user: "u".into(),
+        application_name: String::new(),
+        client_addr: None,
+        backend_start: std::time::SystemTime::now(),
+    };
+    let sender = senders.register(identity);
+    let ask = |xmin| {
+        let feedback = FeedbackHorizon { xmin: FullXid::new(0, xmin), catalog_xmin: None };
+        senders.set_feedback(&sender, None, feedback);
+    };
+    // One connection after another: the server's slot remembers.
+    for (asked, expected) in [(500, [500].as_slice()), (300, &[0, 300]), (300, &[300]), (400, &[400])] {
+        ask(asked);
+        let mut heard = Vec::new();
+        let (end, ()) = setup
+            .play(async |server, _| {
+                while heard.last() != Some(&asked) {
+                    if let Some((b'd', body)) = server.next().await
+                        && let ClientMessage::Feedback(feedback) = ClientMessage::decode(&body).unwrap()
+                    {
+                        heard.push(feedback.xmin.map_or(0, |id| id.xid));
+                    }
+                }
+                server.send(b"C\0\0\0\x0bCOPY 0\0").await;
+            })
+            .await;
+        assert_eq!(end.unwrap(), StreamEnd::ServerStopped);
+        assert_eq!(heard, expected, "for {asked}");
+    }
 }
 
 #[tokio::test]
