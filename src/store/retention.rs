@@ -123,7 +123,7 @@ impl Retention {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RetentionError {
     #[error(
-        "could not save replication slots, so no WAL is removed: {0}; look at the data directory's file system"
+        "could not save replication slots: {0}; WAL stays that they needed when they were saved last, look at the data directory's file system"
     )]
     Save(io::Error),
     #[error("could not list pg_wal in the data directory, so no WAL is removed: {0}; {hint}", hint = hint(.0))]
@@ -195,9 +195,10 @@ impl Store {
             let from = self.slots_keep_from(tip, size);
             let keep = |by_slots| self.keep_with(tip, by_slots).seg_start(size);
             let keep = self.slots.decide_removal(from, keep);
-            self.remove_segments_before(keep.seg_at(size), size)?;
+            let removed = self.remove_segments_before(keep.seg_at(size), size);
+            self.look_for_oldest();
+            return removed.and(saved);
         }
-        self.look_for_oldest();
         saved
     }
 
