@@ -81,6 +81,7 @@ impl Relay {
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
+        store.report_missing_wal();
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (followed, host) = watch::channel(None);

@@ -19,10 +19,11 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
-use super::state_file::{StateFiles, replace_file};
+use super::state_file::StateFiles;
 use super::{StoreError, ownership};
 
 /// Name of files that are not yet what they will be.
@@ -36,6 +37,8 @@ pub(super) struct DataDir {
     state: StateFiles,
     /// Open for as long as this lives: a sync of the directory must not need a descriptor.
     wal_dir: File,
+    /// Whether a sync of it has failed: nothing that was renamed since the last one is known to be durable.
+    sync_failed: AtomicBool,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
@@ -82,7 +85,14 @@ impl DataDir {
         let wal_dir = File::open(&wal).map_err(fail(&wal))?;
         // What an earlier process made or renamed may be in memory only.
         wal_dir.sync_all().map_err(fail(&wal))?;
-        let dir = DataDir { root: root.to_owned(), wal, state, wal_dir, _lock: lock };
+        let dir = DataDir {
+            root: root.to_owned(),
+            wal,
+            state,
+            wal_dir,
+            sync_failed: AtomicBool::new(false),
+            _lock: lock,
+        };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
         Ok(dir)
     }
@@ -114,7 +124,11 @@ impl DataDir {
 
     /// Makes changes of names in `pg_wal` durable.
     pub(super) fn sync_wal_dir(&self) -> io::Result<()> {
-        self.wal_dir.sync_all()
+        // Told once only: whoever asked first must not be the only one who knows.
+        if self.sync_failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("an earlier sync of it has failed"));
+        }
+        self.wal_dir.sync_all().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
     }
 
     /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.
@@ -129,7 +143,7 @@ impl DataDir {
         let to = free.into_iter().find(|to| !to.exists()).unwrap_or_else(|| aside.join(&*name));
         fs::rename(path, &to)?;
         File::open(&aside)?.sync_all()?;
-        self.wal_dir.sync_all()?;
+        self.sync_wal_dir()?;
         Ok(to)
     }
 
@@ -176,7 +190,12 @@ impl DataDir {
     /// Stores a history file durably.
     pub(super) fn write_history(&self, tli: TimelineId, content: &[u8]) -> io::Result<()> {
         let temporary = self.new_file(&tli.history_file_name());
-        replace_file(&self.history(tli), &temporary, &self.wal_dir, content)
+        let mut file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.history(tli))?;
+        self.sync_wal_dir()
     }
 
     fn remove_leftovers(&self) -> io::Result<()> {

@@ -110,11 +110,16 @@ impl LastRun {
         let Some(confirmed) = confirmed else { return };
         let Some((end, history)) = found else {
             return tracing::error!(
-                "WAL up to {} on timeline {} was confirmed to the upstream as durable, and there is none in the data directory",
+                "WAL up to {} on timeline {} was confirmed to the upstream as durable, and there is none in the data \
+                 directory, where somebody may have moved it away",
                 confirmed.lsn,
                 confirmed.tli
             );
         };
+        // On a branch that was left since.
+        if !history.contains(confirmed.tli) {
+            return;
+        }
         // What lies beyond the point where its timeline was left is not on the way any more.
         let needed = match history.switch_point(confirmed.tli) {
             Some((left_at, _)) => left_at.min(confirmed.lsn),

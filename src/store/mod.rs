@@ -301,7 +301,13 @@ impl Store {
             found.verifier.verified_end().map(|lsn| TimelinePosition { tli, lsn })
         });
         last_run.report(end.map(|end| (end, &history)));
-        last_run::begin(&dir).map_err(io("could not say that a run has begun in"))?;
+        match last_run::begin(&dir) {
+            // Nobody is misled by what is there already.
+            Err(error) if last_run.durable().is_none() => {
+                tracing::warn!("could not note in the data directory that a run has begun: {error}");
+            }
+            other => other.map_err(io("could not note that a run has begun in"))?,
+        }
         let senders = Senders::new(slots.clone());
         let store = Arc::new(Store {
             config,

@@ -198,7 +198,7 @@ impl Scan<'_> {
         let mut header = [0u8; 20];
         let path = self.path_of(found);
         File::open(&path)
-            .and_then(|file| file.read_exact_at(&mut header, 0))
+            .and_then(|file| read_exact(&file, &mut header, 0))
             .map_err(failed("could not read WAL segment", path))?;
         let continues = header[2] & 1 == 1;
         let rem_len = u32::from_le_bytes([header[16], header[17], header[18], header[19]]);
@@ -216,7 +216,7 @@ impl Scan<'_> {
         let file = File::open(&path).map_err(failed("could not open WAL segment", path.clone()))?;
         let mut buffer = vec![0u8; CHUNK];
         for offset in (0..self.identity.seg_size.bytes()).step_by(buffer.len()) {
-            file.read_exact_at(&mut buffer, offset)
+            read_exact(&file, &mut buffer, offset)
                 .map_err(failed("could not read WAL segment", path.clone()))?;
             if let Err(error) = verifier.push(&buffer) {
                 return Ok(Some(error));
@@ -369,6 +369,17 @@ impl Scan<'_> {
             false => self.dir.segment(found.name, self.identity.seg_size),
         }
     }
+}
+
+/// Reads from a file that should be as long as a segment.
+fn read_exact(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(
+            error.kind(),
+            "it is shorter than a segment; restore it from another copy, or move it and all later segments away to fetch them again",
+        ),
+        _ => error,
+    })
 }
 
 /// Copies the first `len` bytes; both may be the same file.

@@ -18,8 +18,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -239,18 +239,9 @@ fn open(dir: &File, name: &str) -> Result<File, Errno> {
     rustix::fs::openat(dir, name, flags, Mode::empty()).map(File::from)
 }
 
-/// Replaces a file that needs no reserve. After a crash it has its old content or its new one, never something
-/// between.
-pub(super) fn replace_file(path: &Path, temporary: &Path, dir: &File, content: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(temporary, path)?;
-    dir.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::fd::AsRawFd;
 
     use super::*;

@@ -1,6 +1,7 @@
 //! The store as a whole: what was appended is there, durable, and there again after a crash.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,10 +62,17 @@ impl Opened {
         wait("flush", || self.store.tip().is_some_and(|tip| tip.flush_lsn >= lsn));
     }
 
-    /// Ends it as a crash does: nothing more is synced or saved, the lock goes.
-    fn crash(self) {
+    /// Ends it in order.
+    fn stop(self) {
         drop(self.writer);
-        self.background.stop();
+        assert!(self.background.stop().is_none());
+    }
+
+    /// Ends it as a crash does: all that is written is in the page cache, and nothing says that it is on the disk.
+    fn crash(self) {
+        let state = self.store.data_dir().join("last-run.toml");
+        self.stop();
+        fs::remove_file(state).unwrap();
     }
 }
 
@@ -192,6 +200,255 @@ fn recovery_drops_what_a_power_cut_tore() {
     let boundary = START.advance(2 * SEG);
     let expected = wal.record_ends().iter().copied().filter(|&end| end <= boundary).max().unwrap();
     assert_eq!(end, expected);
+}
+
+/// The kernel may have taken the pages of a failed sync for clean: a new file has pages of its own.
+#[test]
+fn what_is_not_known_to_be_durable_is_written_into_new_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let mut wal = generator(11);
+    wal.fill(2_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(end);
+    let second = TimelineId::new(2).unwrap();
+    opened.store.save_history_file(second, b"1\t0/5000000\tx\n").unwrap();
+    wait("rename", || in_wal("000000010000000000000004").exists());
+    let files = ["000000010000000000000004.partial", "000000010000000000000005.partial", "00000002.history"];
+    let inodes = || files.map(|name| fs::metadata(in_wal(name)).map(|file| file.ino()).ok());
+    let before = inodes();
+    opened.stop();
+
+    let opened = Opened::open(dir.path());
+    assert_eq!(
+        (inodes(), opened.store.tip().unwrap().flush_lsn),
+        (before, end),
+        "the last run ended in order"
+    );
+    opened.crash();
+    // A crash may also have come before a complete segment got its name.
+    fs::rename(in_wal("000000010000000000000004"), in_wal(files[0])).unwrap();
+    let before = inodes();
+    let opened = Opened::open(dir.path());
+    assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+    assert!(!in_wal(files[0]).exists());
+    fs::rename(in_wal("000000010000000000000004"), in_wal(files[0])).unwrap();
+    for (before, after) in before.iter().zip(inodes()) {
+        assert!(before.is_some() && after.is_some() && *before != after);
+    }
+    fs::rename(in_wal(files[0]), in_wal("000000010000000000000004")).unwrap();
+    assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+}
+
+#[test]
+fn an_orderly_stop_counts_only_once_and_only_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(12);
+    wal.fill(300_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, &wal.take());
+    opened.stop();
+    let state = |dir: &DataDir| LastRun::load(dir).durable();
+    let kept = fs::read(dir.path().join("last-run.toml")).unwrap();
+    let opened = Opened::open(dir.path());
+    assert_eq!(state(&opened.store.dir), None, "it is over as soon as another run has begun");
+    opened.crash();
+    // Another position than that of the record: not this directory's end.
+    let text = String::from_utf8(kept).unwrap().replace("0/3", "0/2");
+    fs::write(dir.path().join("last-run.toml"), text).unwrap();
+    let tail = dir.path().join("pg_wal/000000010000000000000003.partial");
+    let before = fs::metadata(&tail).unwrap().ino();
+    drop(Opened::open(dir.path()));
+    assert_ne!(fs::metadata(&tail).unwrap().ino(), before);
+}
+
+#[test]
+fn a_failed_sync_ends_everything_and_leaves_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(13);
+    wal.fill(300_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    let end = *wal.record_ends().last().unwrap();
+    opened.wait_flushed(end);
+    opened.store.fail_sync("could not sync WAL up to 0/9", &io::Error::from_raw_os_error(libc::EIO));
+    assert!(matches!(opened.writer.append(end, b"x"), Err(AppendError::Failed)));
+    let store = opened.store.clone();
+    drop(opened.writer);
+    opened.background.stop();
+    let LastRun::Failed { confirmed, what, .. } = LastRun::load(&store.dir) else {
+        panic!("no word was left")
+    };
+    assert_eq!(confirmed, Some(TimelinePosition { tli: TimelineId::FIRST, lsn: end }));
+    assert!(what.contains("up to 0/9") && what.contains("os error 5"), "{what}");
+}
+
+#[test]
+fn unfinished_segments_of_no_use_are_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let mut wal = generator(14);
+    wal.fill(1_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(end);
+    wait("rename", || in_wal("000000010000000000000003").exists());
+    opened.crash();
+    // Its size never reached the disk; its name did. And one that came twice.
+    fs::write(in_wal("000000010000000000000005.partial"), vec![7; 100]).unwrap();
+    fs::write(in_wal("000000010000000000000003.partial"), vec![0; SEG as usize]).unwrap();
+    for _ in 0..2 {
+        let opened = Opened::open(dir.path());
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+        opened.crash();
+    }
+    let aside = |name: &str| fs::metadata(dir.path().join("aside").join(name)).unwrap().len();
+    assert_eq!(aside("000000010000000000000005.partial"), 100);
+    assert_eq!(aside("000000010000000000000003.partial"), SEG);
+    assert!(fs::read(in_wal("000000010000000000000003")).unwrap() == wal.bytes()[..SEG as usize]);
+}
+
+/// A server that lost power behind an XLOG_SWITCH sends whatever its file had before.
+#[test]
+fn recovery_never_ends_before_what_was_confirmed_of_padding() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(15);
+    wal.fill(300_000);
+    wal.switch_segment();
+    wal.fill(200_000);
+    let mut bytes = wal.bytes().to_vec();
+    bytes[350_000..900_000].fill(0xAA);
+    for received in [600_000, bytes.len()] {
+        let mut opened = Opened::open(dir.path());
+        let at = opened.writer.position().unwrap().lsn;
+        opened.append(at, &bytes[at.since(START) as usize..received]);
+        let confirmed = opened.store.tip().unwrap().write_lsn;
+        assert!(confirmed > START.advance(590_000));
+        opened.wait_flushed(confirmed);
+        opened.crash();
+        let opened = Opened::open(dir.path());
+        assert!(opened.store.tip().unwrap().flush_lsn >= confirmed);
+        opened.crash();
+    }
+}
+
+#[test]
+fn errors_before_a_sync_are_waited_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let mut wal = generator(16);
+    wal.fill(2_300_000);
+    let mut opened = Opened::open(dir.path());
+    // What has the name of the second segment in the making, and that of the first when it is finished.
+    let in_the_way = in_wal("walrelay-new.000000010000000000000004");
+    fs::create_dir(&in_the_way).unwrap();
+    fs::create_dir(in_wal("000000010000000000000003")).unwrap();
+    for _ in 0..2 {
+        let at = opened.writer.position().unwrap().lsn;
+        let error = opened.writer.append(at, &wal.bytes()[at.since(START) as usize..]).unwrap_err();
+        assert!(matches!(error, AppendError::Disk { action: "allocate", .. }), "{error}");
+        opened.writer.commit();
+        opened.writer.rewind();
+    }
+    fs::remove_dir(&in_the_way).unwrap();
+    let at = opened.writer.position().unwrap().lsn;
+    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+    let end = *wal.record_ends().last().unwrap();
+    opened.wait_flushed(end);
+    assert!(in_wal("000000010000000000000003.partial").exists());
+    fs::remove_dir(in_wal("000000010000000000000003")).unwrap();
+    wait("the name", || in_wal("000000010000000000000003").is_file());
+    assert!(!opened.store.has_failed());
+    assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+}
+
+/// Descriptors that lead to files of a directory.
+fn open_below(dir: &Path) -> usize {
+    let links =
+        fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links.filter(|to| to.starts_with(dir)).count()
+}
+
+#[test]
+fn a_long_record_needs_few_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = generator(17);
+    wal.fill(300_000);
+    wal.record(40_000_000);
+    wal.fill(300_000);
+    let mut bad = wal.bytes().to_vec();
+    let broken = bad.len() - 400_000;
+    bad[broken] ^= 1;
+    let mut opened = Opened::open(dir.path());
+    let mut most = 0;
+    let mut receive = |opened: &mut Opened, bytes: &[u8]| {
+        let from = opened.writer.position().unwrap().lsn;
+        let rest = &bytes[from.since(START) as usize..];
+        for (index, piece) in rest.chunks(500_000).enumerate() {
+            if let Err(error) = opened.writer.append(from.advance(index as u64 * 500_000), piece) {
+                assert!(matches!(error, AppendError::Bad(_)), "{error}");
+                break;
+            }
+            opened.writer.commit();
+            most = most.max(open_below(dir.path()));
+        }
+        opened.writer.commit();
+        opened.writer.rewind();
+    };
+    receive(&mut opened, &bad);
+    assert!(opened.store.tip().unwrap().write_lsn < START.advance(SEG));
+    receive(&mut opened, wal.bytes());
+    let end = *wal.record_ends().last().unwrap();
+    opened.wait_flushed(end);
+    assert!(most < 30, "{most} files are open at once");
+    assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+    wait("names", || open_below(dir.path()) < 18);
+    opened.crash();
+    assert_eq!(Opened::open(dir.path()).store.tip().unwrap().flush_lsn, end);
+}
+
+#[test]
+fn holes_are_found_and_filled_with_what_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let name = |segment| WalFileName::new(TimelineId::FIRST, SegNo::new(segment));
+    let mut wal = generator(18);
+    wal.fill(5_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || in_wal("000000010000000000000007").exists());
+    assert!(opened.store.missing_segments().unwrap().is_empty());
+    opened.stop();
+    for lost in ["000000010000000000000004", "000000010000000000000006"] {
+        fs::remove_file(in_wal(lost)).unwrap();
+    }
+    let opened = Opened::open(dir.path());
+    let store = &opened.store;
+    store.report_missing_wal();
+    assert_eq!(store.tip().unwrap().flush_lsn, end, "what was confirmed stays confirmed");
+    assert_eq!(store.missing_segments().unwrap(), [name(4), name(6)]);
+    let content = |segment: u64| &wal.bytes()[((segment - 3) * SEG) as usize..((segment - 2) * SEG) as usize];
+    let mut other = generator(19);
+    other.fill(5_500_000);
+    let strange = &other.bytes()[SEG as usize..2 * SEG as usize];
+    assert!(matches!(store.fill_segment(name(4), strange), Err(FillError::Invalid { .. })));
+    assert!(matches!(store.fill_segment(name(4), content(6)), Err(FillError::Invalid { .. })));
+    assert!(matches!(store.fill_segment(name(4), &content(4)[1..]), Err(FillError::Length { .. })));
+    let second = WalFileName::new(TimelineId::new(2).unwrap(), SegNo::new(4));
+    for not_missing in [name(5), name(2), name(8), second] {
+        let error = store.fill_segment(not_missing, content(5)).unwrap_err();
+        assert!(matches!(error, FillError::NotMissing(_)), "{error}");
+    }
+    assert_eq!(store.missing_segments().unwrap(), [name(4), name(6)]);
+    store.fill_segment(name(4), content(4)).unwrap();
+    assert_eq!(store.missing_segments().unwrap(), [name(6)]);
+    store.fill_segment(name(6), content(6)).unwrap();
+    assert!(store.missing_segments().unwrap().is_empty());
+    assert!(read_back(store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
 }
 
 #[test]

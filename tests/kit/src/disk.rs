@@ -31,6 +31,16 @@ impl Disk {
         )
     }
 
+    /// An ext4 file system of `megabytes`, whose blocks take room of `backing` when they are first written: when that is
+    /// full, writing them back fails with EIO. It has no journal, which would give up the whole file system. Drop it
+    /// before `backing`.
+    #[track_caller]
+    pub fn ext4_on(backing: &Disk, megabytes: u64) -> Disk {
+        let disk = Disk::unmounted();
+        let image = backing.join("image");
+        disk.formatted_at(image, megabytes, "mkfs.ext4", &["-q", "-O", "^has_journal", "-m", "0"])
+    }
+
     /// An xfs file system in an image file of `megabytes`, at least 300. Needs `mkfs.xfs`.
     #[track_caller]
     pub fn xfs(megabytes: u64) -> Disk {
@@ -40,7 +50,7 @@ impl Disk {
     /// A tmpfs of `megabytes`.
     #[track_caller]
     pub fn tmpfs(megabytes: u64) -> Disk {
-        let disk = Disk::unmounted(None);
+        let disk = Disk::unmounted();
         let size = format!("size={megabytes}M,mode=0755");
         disk.run("mount", &["-t", "tmpfs", "-o", &size, "walrelay-test"]);
         disk.adopt()
@@ -48,21 +58,26 @@ impl Disk {
 
     #[track_caller]
     fn formatted(megabytes: u64, mkfs: &str, options: &[&str]) -> Disk {
-        let mut disk = Disk::unmounted(Some("image"));
+        let disk = Disk::unmounted();
         let image = disk.scratch.join("image");
+        disk.formatted_at(image, megabytes, mkfs, options)
+    }
+
+    #[track_caller]
+    fn formatted_at(mut self, image: PathBuf, megabytes: u64, mkfs: &str, options: &[&str]) -> Disk {
         let file = fs::File::create(&image).expect("the directory is ours");
         file.set_len(megabytes << 20).expect("a sparse file takes no room");
         run(Command::new(mkfs).args(options).arg(&image));
-        disk.image = Some(image);
-        disk.mount();
-        disk.adopt()
+        self.image = Some(image);
+        self.mount();
+        self.adopt()
     }
 
-    fn unmounted(image: Option<&str>) -> Disk {
+    fn unmounted() -> Disk {
         let scratch = Scratch::new("disk");
         let mount_point = scratch.join("mnt");
         fs::create_dir(&mount_point).expect("the directory is ours");
-        Disk { mount_point, image: image.map(|name| scratch.join(name)), scratch }
+        Disk { mount_point, image: None, scratch }
     }
 
     /// The root of the file system belongs to the servers' account, as directories of tests do.
