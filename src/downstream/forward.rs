@@ -355,6 +355,44 @@ mod tests {
         assert_eq!(pass(&[&bytes]), bytes);
     }
 
+    /// The relay stops while a message is half-way to a client that does not read.
+    async fn stopped_half_way(reads: bool) -> Vec<u8> {
+        let (mut client, client_side) = tokio::io::duplex(64);
+        let (mut server, server_side) = tokio::io::duplex(4096);
+        let message = [&b"D\0\0\x03\xec"[..], &[b'x'; 1000]].concat();
+        server.write_all(&message).await.unwrap();
+        let side = |stream| {
+            let (reader, writer) = tokio::io::split(stream);
+            Side { reader, writer, read_already: BytesMut::new() }
+        };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let forwarding = tokio::spawn(async move {
+            let state = SessionState::new(true);
+            forward(side(client_side), side(server_side), &mut Shout, &state, &stopped).await
+        });
+        let mut got = vec![0; 10];
+        client.read_exact(&mut got).await.unwrap();
+        if reads {
+            got.resize(message.len(), 0);
+            client.read_exact(&mut got[10..]).await.unwrap();
+        }
+        stop.cancel();
+        let reason = match reads {
+            true => tokio::join!(forwarding, client.read_to_end(&mut got)).0,
+            false => forwarding.await,
+        };
+        assert_eq!(reason.unwrap(), "the relay is stopping");
+        client.read_to_end(&mut got).await.unwrap();
+        got.starts_with(b"D").then(|| got[message.len().min(got.len())..].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_told_between_two_messages_only() {
+        assert_eq!(stopped_half_way(false).await, b"");
+        assert_eq!(stopped_half_way(true).await, &shutting_down().encoded()[..]);
+    }
+
     proptest! {
         #[test]
         fn cuts_make_no_difference(bytes in proptest::collection::vec(any::<u8>(), 0..200), step in 1_usize..9) {

@@ -148,6 +148,9 @@ impl Found {
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
                 return Ok(Found::Odd("is a symbolic link"));
             }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Ok(Found::Odd("is another user's"));
+            }
             Err(error) => return Err(error),
         };
         if !file.metadata()?.is_file() {

@@ -15,6 +15,8 @@ mod rows;
 #[derive(Default)]
 struct Fake {
     asked: Vec<String>,
+    /// How often its slot is listed, at least once.
+    copies: usize,
 }
 
 impl Fake {
@@ -26,7 +28,9 @@ impl Fake {
 impl Relay for Fake {
     fn slots(&mut self) -> Vec<Row> {
         self.note("slots".to_owned());
-        vec![Row::default().with("slot_name", "mine".to_owned()).with("slot_type", "physical".to_owned())]
+        let row =
+            Row::default().with("slot_name", "mine".to_owned()).with("slot_type", "physical".to_owned());
+        vec![row; self.copies.max(1)]
     }
 
     fn senders(&mut self) -> Vec<Row> {
@@ -75,4 +79,21 @@ fn rewritten_in(text: &str, session: &SqlContext) -> (String, Vec<String>) {
 
 fn rewritten(text: &str) -> String {
     rewritten_in(text, &SqlContext::default()).0
+}
+
+#[test]
+fn a_text_does_not_grow_beyond_measure() {
+    let mut relay = Fake { copies: 1000, ..Fake::default() };
+    let mut rewritten = |count| match rewrite(
+        "select * from pg_replication_slots; ".repeat(count).as_bytes(),
+        &SqlContext::default(),
+        &mut relay,
+    ) {
+        Rewritten::Text(bytes) => String::from_utf8(bytes).expect("text and insertions are UTF-8"),
+        Rewritten::Unchanged => panic!("it reads a view of ours"),
+    };
+    assert!(rewritten(10).len() > 10 * 1000 * 10);
+    let refused = rewritten(5000);
+    assert!(refused.starts_with("DO $raise$") && refused.len() < 1000, "{} bytes", refused.len());
+    assert!(refused.contains("too often") && refused.contains("54000"), "{refused}");
 }

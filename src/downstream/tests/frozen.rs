@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::kit::*;
+use super::limits::resident;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// More than the sockets of a client that does not read take.
@@ -172,6 +173,21 @@ async fn clients_that_read_nothing_do_not_hold_up_the_stop() {
     relay.shutdown.cancel();
     within("the stop", &mut relay.running).await.unwrap().unwrap();
     drop((streaming, session, console));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_answers_are_made_as_they_are_read() {
+    const STATEMENTS: usize = 50_000;
+    let relay = Relay::start().await;
+    let (mut console, _) = relay.log_in(&[("user", "rep"), ("database", "walrelay")]).await;
+    let before = resident();
+    console.message(b'Q', &[&b"show all;".repeat(STATEMENTS)[..], b"\0"].concat()).await;
+    assert!(!within("the first answer", console.read_once()).await.is_empty());
+    // All answers together are gigabytes.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 256 << 20, "{grown} bytes more");
+    drop(console);
+    until("the session to end", || relay.registry.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,7 +120,7 @@ async fn bother(relay: &Relay, n: usize) -> std::io::Result<TcpStream> {
 }
 
 /// Bytes of this process's memory that are not in files.
-fn resident() -> u64 {
+pub(super) fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
