@@ -181,11 +181,8 @@ fn append(wal: &mut BytesMut, start: Lsn, body: &[u8]) -> Result<(), QueryError>
     Ok(())
 }
 
-/// Which code a server gives for WAL that it does not have depends on its version and on the moment.
 fn is_missing(error: &ServerError) -> bool {
-    error.sqlstate == "58P01"
-        || error.message.ends_with("has already been removed")
-        || error.message.ends_with("is not in this server's history")
+    error.is_wal_removed() || error.is_not_in_history()
 }
 
 #[cfg(test)]

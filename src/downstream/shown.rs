@@ -39,7 +39,6 @@ impl Shown<'_> {
             "client_encoding" => "SQL_ASCII".to_owned(),
             "session_authorization" => self.user.to_owned(),
             "is_superuser" => "off".to_owned(),
-            "data_directory_mode" => "0700".to_owned(),
             "wal_segment_size" => self.shared.store.identity()?.seg_size.to_show(),
             "wal_sender_timeout" => settings::show_timeout(self.wal_sender_timeout),
             "max_wal_senders" => self.shared.config.limits.wal_senders.to_string(),
@@ -62,6 +61,8 @@ fn default_setting(name: &str, upstream: &UpstreamParameters) -> Option<Cow<'sta
             Some(if standby || default { "on" } else { "off" }.into())
         }
         "in_hot_standby" | "default_transaction_read_only" => Some("off".into()),
+        // Of an upstream that does not show it.
+        "data_directory_mode" => Some("0700".into()),
         "wal_level" => Some("replica".into()),
         "integer_datetimes" | "standard_conforming_strings" => Some("on".into()),
         "server_encoding" => Some("SQL_ASCII".into()),

@@ -36,6 +36,7 @@ impl Receiver {
             conninfo: config.upstream.clone(),
             slot: config.slot.clone(),
             wal_receiver_timeout: config.wal_receiver_timeout,
+            shutdown_timeout: config.shutdown_timeout,
             followed,
         };
         let follow = upstream::follow(upstream, writer, stop.clone());

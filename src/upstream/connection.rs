@@ -1,7 +1,5 @@
 //! A connection that is logged in.
 
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
@@ -10,8 +8,14 @@ use super::frame::{self, FrameError, MAX_MESSAGE};
 use super::message::{self, Malformed};
 use super::stream::Stream;
 
-/// Time a command may take; a server that hangs must not hold us for ever.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// Largest result of a command, bytes with what it costs to keep them. A history file is the largest that we ask for.
+const MAX_RESULT: usize = 4 << 20;
+/// What it costs to keep a value of a row, or a row.
+const OVERHEAD: usize = 64;
+/// Notices that are kept until somebody takes them; any more are passed over.
+const MAX_NOTICES: usize = 32;
+/// Bytes of all parameters that a server may report.
+const MAX_PARAMETERS: usize = 256 << 10;
 
 /// A walsender at the other end, ready for replication commands.
 ///
@@ -83,7 +87,8 @@ impl UpstreamConnection {
         std::mem::take(&mut self.notices)
     }
 
-    /// Runs a command and collects its result. Several commands in one text: the last result counts.
+    /// Runs a command and collects its result. Several commands in one text: the last result counts. A server that
+    /// says nothing for a minute is given up.
     ///
     /// Not cancel-safe: dropped half-way, the answer is still to come, and further commands fail with
     /// [`QueryError::Busy`].
@@ -92,14 +97,39 @@ impl UpstreamConnection {
     /// After [`QueryError::Server`] with severity `ERROR` the connection is idle again; after anything else it is
     /// of no more use.
     pub async fn query(&mut self, sql: &str) -> Result<QueryResult, QueryError> {
-        let answer = tokio::time::timeout(COMMAND_LIMIT, self.query_unlimited(sql)).await;
-        answer.unwrap_or_else(|_| Err(QueryError::Io(std::io::ErrorKind::TimedOut.into())))
+        self.send_query(sql).await?;
+        self.answer(MAX_RESULT).await?.map_err(QueryError::Server)
     }
 
-    async fn query_unlimited(&mut self, sql: &str) -> Result<QueryResult, QueryError> {
-        self.send_query(sql).await?;
-        let mut result = QueryResult::default();
-        let mut failure = None;
+    /// Runs commands that do not depend on each other's answers, all sent at once, so that they cost one round trip.
+    /// Each has a result of `most` bytes at most, or the error that the server answered it with.
+    ///
+    /// Not cancel-safe, as [`query`](Self::query).
+    ///
+    /// # Errors
+    /// All are final for the connection.
+    pub(super) async fn query_each(
+        &mut self,
+        commands: &[String],
+        most: usize,
+    ) -> Result<Vec<Result<QueryResult, ServerError>>, QueryError> {
+        let messages: Vec<u8> = commands.iter().flat_map(|command| message::query(command)).collect();
+        self.send_command(&messages).await?;
+        let mut answers = Vec::new();
+        for _ in commands {
+            self.busy = true;
+            match self.answer(most).await? {
+                Err(error) if error.severity != "ERROR" => return Err(QueryError::Server(error)),
+                answer => answers.push(answer),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Everything up to ReadyForQuery.
+    async fn answer(&mut self, most: usize) -> Result<Result<QueryResult, ServerError>, QueryError> {
+        let (mut result, mut failure) = (QueryResult::default(), None);
+        let mut room = most;
         loop {
             let (kind, body) = match self.next_message().await {
                 // A FATAL error explains the end of the connection better than the end itself.
@@ -107,14 +137,14 @@ impl UpstreamConnection {
                 message => message?,
             };
             match (kind, failure) {
-                (b'Z', None) => return Ok(result),
-                (b'Z', Some(error)) => return Err(QueryError::Server(error)),
+                (b'Z', None) => return Ok(Ok(result)),
+                (b'Z', Some(error)) => return Ok(Err(error)),
                 (b'E', earlier) => {
-                    failure = Some(earlier.unwrap_or(decode(kind, message::server_error(body))?))
+                    failure = Some(earlier.unwrap_or(decode(kind, message::server_error(body))?));
                 }
                 (_, earlier) => {
                     failure = earlier;
-                    result.take(kind, body)?;
+                    room = result.take(kind, body, room)?;
                 }
             }
         }
@@ -127,16 +157,29 @@ impl UpstreamConnection {
     /// # Errors
     /// [`QueryError::Busy`] if an earlier command has not seen its ReadyForQuery, else I/O errors.
     pub async fn send_query(&mut self, sql: &str) -> Result<(), QueryError> {
+        self.send_command(&message::query(sql)).await
+    }
+
+    async fn send_command(&mut self, messages: &[u8]) -> Result<(), QueryError> {
         if self.busy {
             return Err(QueryError::Busy);
         }
         self.busy = true;
-        self.stream.write_all(&message::query(sql)).await.map_err(QueryError::Io)?;
-        self.stream.flush().await.map_err(QueryError::Io)
+        self.send(messages).await
+    }
+
+    /// Sends a few bytes; a server that does not take them for a minute is given up.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), QueryError> {
+        let sending = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        let sent = tokio::time::timeout(frame::SILENCE, sending).await;
+        sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(QueryError::Io)
     }
 
     /// The next message: its type byte and its body. ParameterStatus is noted and NoticeResponse kept for
-    /// [`UpstreamConnection::take_notices`] before they are handed out too.
+    /// [`UpstreamConnection::take_notices`] before they are handed out too. A minute without a byte is an error.
     ///
     /// Cancel-safe: no byte is lost, the next call goes on.
     ///
@@ -147,9 +190,9 @@ impl UpstreamConnection {
         match kind {
             b'S' => {
                 let (name, value) = decode(kind, message::parameter_status(body.clone()))?;
-                self.set_parameter(name, value);
+                self.set_parameter(name, value).map_err(|problem| QueryError::Protocol { problem })?;
             }
-            b'N' => self.notices.push(decode(kind, message::server_error(body.clone()))?),
+            b'N' => self.keep_notice(decode(kind, message::server_error(body.clone()))?),
             b'Z' => self.busy = false,
             _ => {}
         }
@@ -158,8 +201,8 @@ impl UpstreamConnection {
 
     /// Says goodbye and hangs up. Errors no longer matter.
     pub async fn close(mut self) {
-        if self.stream.write_all(&message::terminate()).await.is_ok() {
-            let _ = self.stream.shutdown().await;
+        if self.send(&message::terminate()).await.is_ok() {
+            let _ = tokio::time::timeout(frame::SILENCE, self.stream.shutdown()).await;
         }
     }
 
@@ -168,23 +211,46 @@ impl UpstreamConnection {
         Parts { stream: self.stream, buffered: self.buffer, parameters: self.parameters }
     }
 
-    pub(super) fn set_parameter(&mut self, name: String, value: String) {
+    /// Fails where a server reports more than any does, so that one which has not proved anything cannot fill the
+    /// memory.
+    pub(super) fn set_parameter(&mut self, name: String, value: String) -> Result<(), String> {
         match self.parameters.iter_mut().find(|(other, _)| *other == name) {
             Some((_, old)) => *old = value,
             None => self.parameters.push((name, value)),
+        }
+        let size: usize =
+            self.parameters.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD).sum();
+        if size > MAX_PARAMETERS {
+            return Err(format!("{} parameters with {size} bytes", self.parameters.len()));
+        }
+        Ok(())
+    }
+
+    /// The first ones are kept: they say what is wrong.
+    pub(super) fn keep_notice(&mut self, notice: ServerError) {
+        if self.notices.len() < MAX_NOTICES {
+            self.notices.push(notice);
+        } else {
+            tracing::debug!("passed over: {notice}");
         }
     }
 }
 
 impl QueryResult {
-    fn take(&mut self, kind: u8, body: Bytes) -> Result<(), QueryError> {
+    /// Takes a message; the room that is left of `room` bytes.
+    fn take(&mut self, kind: u8, body: Bytes, room: usize) -> Result<usize, QueryError> {
+        let mut left = room;
         match kind {
             b'T' => {
                 self.columns = decode(kind, message::row_description(body))?;
                 self.rows.clear();
             }
             b'D' => {
-                let row = decode(kind, message::data_row(body))?;
+                let size = body.len() + (self.columns.len() + 1) * OVERHEAD;
+                let too_much = || QueryError::Protocol { problem: "a result larger than any".to_owned() };
+                left = room.checked_sub(size).ok_or_else(too_much)?;
+                // Its own copy: a value would keep the whole buffer that it was read into.
+                let row = decode(kind, message::data_row(Bytes::copy_from_slice(&body)))?;
                 if row.len() != self.columns.len() {
                     return Err(QueryError::Protocol { problem: "row of a different width".to_owned() });
                 }
@@ -195,7 +261,7 @@ impl QueryResult {
             b'I' | b'A' | b'S' | b'N' => {}
             other => return Err(unexpected(other)),
         }
-        Ok(())
+        Ok(left)
     }
 }
 

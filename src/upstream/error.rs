@@ -27,6 +27,37 @@ impl ServerError {
         super::message::server_error(body).unwrap_or_default()
     }
 
+    /// Whether a file of WAL or a history is not there (any more).
+    ///
+    /// By SQLSTATE, which is the same in every language of `lc_messages`. Where a segment vanishes while it is read,
+    /// it depends on the version and the moment (PG: `CheckXLogRemoval`), and only words tell.
+    pub fn is_wal_removed(&self) -> bool {
+        self.sqlstate == "58P01" || self.message.ends_with("has already been removed")
+    }
+
+    /// Whether a position lies on a timeline that the server never was on, or behind where it left it. It has no
+    /// SQLSTATE of its own (PG: `StartReplication`).
+    pub fn is_not_in_history(&self) -> bool {
+        self.sqlstate == "XX000" && self.message.ends_with("is not in this server's history")
+    }
+
+    /// Whether there is no such slot.
+    pub fn is_no_such_object(&self) -> bool {
+        self.sqlstate == "42704"
+    }
+
+    /// Whether there is such a slot already.
+    pub fn is_duplicate_object(&self) -> bool {
+        self.sqlstate == "42710"
+    }
+
+    /// Whether the server has no places for walsenders at all. The name of the setting and the number are not
+    /// translated.
+    pub fn is_without_walsenders(&self) -> bool {
+        let digits: String = self.message.chars().filter(char::is_ascii_digit).collect();
+        self.sqlstate == "53300" && self.message.contains("max_wal_senders") && digits == "0"
+    }
+
     /// Whether the server may answer differently in a while: it starts, stops, is full or out of resources.
     pub fn is_transient(&self) -> bool {
         // 08 connection, 40 rollback, 53 resources, 55 object not in state, 57 operator intervention, 58 system.
@@ -37,7 +68,8 @@ impl ServerError {
 /// On one line: severity, message, SQLSTATE, detail, hint.
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate)?;
+        let message = self.message.replace('\n', " ");
+        write!(f, "{}: {message} (SQLSTATE {})", self.severity, self.sqlstate)?;
         for (label, text) in [("DETAIL", &self.detail), ("HINT", &self.hint)] {
             if let Some(text) = text {
                 write!(f, "; {label}: {}", text.replace('\n', " "))?;

@@ -2,7 +2,7 @@
 
 use walrelay_proto::{Lsn, TimelineId, WalError};
 
-use super::error::{ConnectError, QueryError, ServerError};
+use super::error::{ConnectError, QueryError};
 use crate::conninfo::HostSpec;
 use crate::store::{AppendError, SaveHistoryError, StoreError};
 
@@ -183,10 +183,8 @@ fn connecting_to(host: &str, error: &ConnectError) -> String {
 /// What the server says in words of ours, where there is more to say.
 pub(super) fn explain(host: &HostSpec, error: ConnectError) -> UpstreamError {
     match &error {
-        ConnectError::Server(ServerError { sqlstate, message, .. })
-            if sqlstate == "53300" && message.contains("(currently 0)") =>
-        {
-            UpstreamError::NoWalSenders(message.clone())
+        ConnectError::Server(error) if error.is_without_walsenders() => {
+            UpstreamError::NoWalSenders(error.message.clone())
         }
         _ => UpstreamError::Connect { host: host.to_string(), source: error },
     }
@@ -194,18 +192,23 @@ pub(super) fn explain(host: &HostSpec, error: ConnectError) -> UpstreamError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::ServerError;
     use super::*;
     use crate::conninfo::{ConnInfo, Environment};
 
     #[test]
-    fn a_server_without_walsenders_is_explained() {
-        let error = ServerError {
-            sqlstate: "53300".into(),
-            message: "number of requested standby connections exceeds max_wal_senders (currently 0)".into(),
-            ..ServerError::default()
-        };
+    fn a_server_without_walsenders_is_explained_in_whatever_language() {
         let info = ConnInfo::parse("host=a", &Environment::of_user("x")).unwrap();
-        let explained = explain(&info.hosts[0], ConnectError::Server(error));
-        assert!(explained.is_permanent() && explained.to_string().contains("wal_level = replica"));
+        let check = |message: &str, expected: bool| {
+            let (sqlstate, message) = ("53300".into(), message.into());
+            let error = ServerError { sqlstate, message, ..ServerError::default() };
+            let explained = explain(&info.hosts[0], ConnectError::Server(error));
+            let said = explained.is_permanent() && explained.to_string().contains("wal_level = replica");
+            assert_eq!(said, expected, "{explained}");
+        };
+        check("number of requested standby connections exceeds max_wal_senders (currently 0)", true);
+        check("Anzahl angeforderter Standby-Verbindungen überschreitet »max_wal_senders« (aktuell 0)", true);
+        check("number of requested standby connections exceeds \"max_wal_senders\" (currently 10)", false);
+        check("sorry, too many clients already", false);
     }
 }

@@ -1,24 +1,27 @@
 //! Follows the cluster: finds a server to receive from, receives, and begins again when that ends.
 //!
 //! ```text
-//! connect ──> introduce ──> compare ───> compare ──> accept: keep its ──> START_REPLICATION ──> receive
-//!   ^  (each  (system id)   histories    bytes       settings, history                             │
-//!   │  host)                 ^    │                  files, make slot                              │
-//!   │                        │    │ behind us,          │ ours was left at or      timeline ended │
-//!   │                        │    │ only host: wait     │ before what we hold:                    │
-//!   │                        │    │                     │ switch                                  │
-//!   │                        +────+─────────────────────+─────────────────────────────────────────+
+//! connect ──> introduce ──> compare ──────────> compare ──> accept: keep its ──> START_REPLICATION ──> receive
+//!   ^  (each  (system id,   histories ──┐       bytes       settings, history                             │
+//!   │  host)   settings,     ^    │     │                   files, make slot                              │
+//!   │          slot)         │    │     │ our slot is there:      │ ours was left at or    timeline ended │
+//!   │                        │    │     │ bytes and acceptance    │ before what we hold:                  │
+//!   │             behind us, │    │     │ are the stream's first  │ switch                                │
+//!   │        only host: wait │    │     └ part                    │                                       │
+//!   │                        +────+───────────────────────────────+───────────────────────────────────────+
 //!   +─ back-off ── any failure, refused: sibling, old timeline, other bytes, ...
 //! ```
 //!
 //! docs/TIMELINES.md says which histories are followed.
 //!
 //! Whatever happens here, consumers are served from the store. A failure is permanent if trying again cannot
-//! help (a wrong password, another cluster); it ends the relay only before the first success, when an
-//! operator is looking. Later it is reported and tried again.
+//! help (a wrong password, another cluster); it ends the relay only while its data directory is empty, when an
+//! operator is looking and nobody loses anything. A relay that holds WAL may hold the only copy: it serves that, says
+//! what is wrong, and tries again.
+//!
+//! There is no limit on how long anything takes, for the line decides that; only on silence.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,20 +33,24 @@ use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
 use super::format;
 use super::histories::{UpstreamHistory, next_timeline, read_history};
-use super::introduce::{Identified, Introduced, answer, identify, introduce, major_version, read_slot};
+use super::introduce::{Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot};
+use super::outage::Outages;
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
-use super::seam::{self, CompareError, Held};
+use super::seam::{self, CompareError, Compared, Entry, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
-use crate::store::{AppendError, TimelinePosition, Writer};
+use crate::store::{AppendError, Identity, TimelinePosition, Writer};
 
 /// Shortest and longest pause before another attempt.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Limit for one attempt to connect to a host, where `connect_timeout` sets none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
-/// How long a stop waits for the upstream to let us go.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often an upstream that is behind us is asked how far it has come.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
+/// Time to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// A stream that has lasted that long, or brought anything, ends an outage.
+const STEADY: Duration = Duration::from_secs(10);
+
 /// Where and how to receive.
 #[derive(Debug)]
 pub struct UpstreamConfig {
@@ -53,12 +60,15 @@ pub struct UpstreamConfig {
     pub slot: SlotName,
     /// `--wal-receiver-timeout`; `None` for never.
     pub wal_receiver_timeout: Option<Duration>,
+    /// `--shutdown-timeout`: how long a stop waits for the last WAL to be synced, and for the upstream to take its
+    /// confirmation.
+    pub shutdown_timeout: Duration,
     /// Told which host is followed, while one is.
     pub followed: watch::Sender<Option<HostSpec>>,
 }
 
-/// Receives until `stop`. Returns the error that ends the relay: one that is permanent before anything has
-/// been received, or one of the store.
+/// Receives until `stop`. Returns the error that ends the relay: one that is permanent while the data directory is
+/// empty, or one of the store.
 pub async fn follow(
     config: UpstreamConfig,
     mut writer: Writer,
@@ -70,17 +80,15 @@ pub async fn follow(
         if follower.stop.is_cancelled() {
             return Ok(());
         }
-        if error.is_fatal() || error.is_permanent() && !follower.connected {
+        let empty = writer.position().is_none() && !follower.connected;
+        if error.is_fatal() || error.is_permanent() && empty {
             return Err(error);
         }
         let pause = follower.next_pause();
-        let seconds = pause.as_secs_f32();
         match follower.config.conninfo.hosts.len() {
-            _ if error.is_told() => tracing::debug!("{error}; trying again in {seconds:.1} s"),
             // Each host's reason has been told.
-            2.. => tracing::info!("no upstream to follow; trying again in {seconds:.1} s"),
-            _ if error.needs_action() => tracing::error!("{error}; trying again in {seconds:.1} s"),
-            _ => tracing::warn!("{error}; trying again in {seconds:.1} s"),
+            2.. => follower.outages.tell_all(pause),
+            _ => follower.outages.tell(&error, pause),
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -95,13 +103,42 @@ pub(super) struct Follower {
     /// Whether WAL has been streamed since the process started.
     connected: bool,
     backoff: Duration,
-    /// What was last said of each host since one was streamed from, so that nothing is said twice in a row.
-    told: HashMap<String, String>,
+    outages: Outages,
+    /// What the last connection found out, before it was given up for the sake of it.
+    compared: Option<Proof>,
+}
+
+/// A server's WAL was compared with ours and found the same.
+#[derive(Clone, PartialEq, Eq)]
+struct Proof {
+    host: String,
+    identity: Identity,
+    tli: TimelineId,
+    /// Up to here.
+    at: Lsn,
+}
+
+/// What comes after a connection.
+enum Next {
+    /// It has ended as it should.
+    Over,
+    /// Another one to the same server, at once: this one is busy with what nobody waits for.
+    Again,
+}
+
+/// What has come of a START_REPLICATION.
+enum Streamed {
+    Ended(StreamEnd),
+    /// The slot is not there.
+    NoSlot,
+    /// The server no longer has the segment of what was to be compared.
+    SeamRemoved,
 }
 
 impl Follower {
     pub(super) fn new(config: UpstreamConfig, stop: CancellationToken) -> Follower {
-        Follower { config, stop, connected: false, backoff: BACKOFF.0, told: HashMap::new() }
+        let outages = Outages::default();
+        Follower { config, stop, connected: false, backoff: BACKOFF.0, outages, compared: None }
     }
 
     /// Tries the hosts in turn until one has been streamed from, or all have failed.
@@ -123,7 +160,7 @@ impl Follower {
                     return Err(error);
                 }
                 if info.hosts.len() > 1 {
-                    self.tell(host, &error);
+                    self.outages.tell_host(host, &error);
                 }
                 // As long as one host may come back, the failure is not permanent.
                 if worst.as_ref().is_none_or(UpstreamError::is_permanent) {
@@ -134,49 +171,66 @@ impl Follower {
         Err(worst.expect("a connection string has at least one host"))
     }
 
-    /// Why a host of several is not followed: a warning, unless it is still the same reason.
-    fn tell(&mut self, host: &HostSpec, error: &UpstreamError) {
-        let (host, text) = (host.to_string(), error.to_string());
-        if self.told.get(&host) == Some(&text) || error.is_told() {
-            return tracing::debug!("{host}: {text}");
-        }
-        match error.needs_action() {
-            true => tracing::error!("{host}: {text}"),
-            false => tracing::warn!("{host}: {text}"),
-        }
-        self.told.insert(host, text);
-    }
-
     async fn host(
         &mut self,
         info: &ConnInfo,
         host: &HostSpec,
         writer: &mut Writer,
     ) -> Result<(), UpstreamError> {
+        self.compared = None;
+        loop {
+            let proof = self.compared.take();
+            let again = proof.is_some();
+            match self.connection(info, host, writer, proof).await? {
+                Next::Over => return Ok(()),
+                Next::Again if again => {
+                    return Err(UpstreamError::Stream(
+                        "the upstream sends more than is asked for, again".into(),
+                    ));
+                }
+                Next::Again => {}
+            }
+        }
+    }
+
+    async fn connection(
+        &mut self,
+        info: &ConnInfo,
+        host: &HostSpec,
+        writer: &mut Writer,
+        proof: Option<Proof>,
+    ) -> Result<Next, UpstreamError> {
         let deadline = tokio::time::Instant::now() + CONNECT_LIMIT;
         let attempt = async {
             let mut conn = connect(info, host, deadline).await.map_err(|error| explain(host, error))?;
-            let (identified, mut introduced) = introduce(&mut conn, writer.store()).await?;
+            let (identified, mut introduced) =
+                introduce(&mut conn, writer.store(), &self.config.slot).await?;
             format::learn(&mut conn, writer, identified, &mut introduced).await?;
             Ok::<_, UpstreamError>((conn, identified, introduced))
         };
         let (mut conn, identified, introduced) = tokio::select! {
             result = attempt => result?,
-            () = self.stop.cancelled() => return Ok(()),
+            () = self.stop.cancelled() => return Ok(Next::Over),
         };
-        // Streaming ends by itself when told to stop; a server that hangs between two commands does not.
-        let stop = self.stop.clone();
+        let (stop, limit) = (self.stop.clone(), self.config.shutdown_timeout);
         let overdue = async {
             stop.cancelled().await;
-            tokio::time::sleep(STOP_LIMIT).await;
+            tokio::time::sleep(limit).await;
         };
         let result = tokio::select! {
-            result = self.stream_all(&mut conn, writer, identified, &introduced, host) => result,
-            () = overdue => return Ok(()),
+            result = self.stream_all(&mut conn, writer, identified, &introduced, host, proof) => result,
+            () = overdue => {
+                tracing::warn!(
+                    "the last WAL was not synced and confirmed to {host} within {} s (shutdown-timeout); what is not confirmed will be fetched again",
+                    limit.as_secs_f32()
+                );
+                Ok(Next::Over)
+            }
         };
         self.config.followed.send_replace(None);
-        if result.is_ok() {
-            conn.close().await;
+        if matches!(result, Ok(Next::Over)) {
+            // Nobody waits for long for a goodbye.
+            let _ = tokio::time::timeout(GOODBYE, conn.close()).await;
         }
         result
     }
@@ -189,12 +243,17 @@ impl Follower {
         mut identified: Identified,
         introduced: &Introduced,
         host: &HostSpec,
-    ) -> Result<(), UpstreamError> {
+        proof: Option<Proof>,
+    ) -> Result<Next, UpstreamError> {
         if writer.position().is_none() {
             self.begin(conn, writer, identified, introduced).await?;
         }
+        let mut slot = introduced.slot;
+        let proved = |tli, at| Proof { host: host.to_string(), identity: introduced.identity, tli, at };
         // Up to here our WAL is known to be this server's.
-        let mut same = Lsn::INVALID;
+        let mut same = proof
+            .filter(|proof| *proof == proved(identified.tli, proof.at))
+            .map_or(Lsn::INVALID, |proof| proof.at);
         loop {
             writer.rewind();
             let Some(position) = writer.position() else {
@@ -205,31 +264,55 @@ impl Follower {
             if identified.tli == position.tli && identified.xlogpos < position.lsn {
                 match self.wait_until_reached(conn, position, identified).await? {
                     Some(now) => identified = now,
-                    None => return Ok(()),
+                    None => return Ok(Next::Over),
                 }
                 continue;
             }
             let left_at = theirs.history.switch_point(position.tli).map(|(left_at, _)| left_at);
             let at = left_at.map_or(position.lsn, |left_at| left_at.min(position.lsn));
-            if at > same {
-                compare(conn, writer, &theirs.history, at).await?;
-                same = at;
-            }
-            // From here on it is one that we follow: only now it may leave, and get, anything.
-            writer.store().attach(introduced.identity, introduced.parameters.clone())?;
-            theirs.store_all(conn, writer.store()).await?;
-            self.config.followed.send_replace(Some(host.clone()));
-            if let Some(next) = next {
-                self.switch(writer, read_history(writer.store(), next)?).await?;
-                continue;
-            }
-            self.ensure_slot(conn).await?;
-            match self.stream(conn, writer, position, host).await? {
-                StreamEnd::Stopped => return Ok(()),
-                StreamEnd::ServerStopped => {
+            let held = if at > same { held_before(writer, &theirs.history, at)? } else { None };
+            let files = theirs.fetch_all(conn, writer.store()).await?;
+            // From then on it is one that we follow: only now it may leave, and get, anything.
+            let store = writer.store().clone();
+            let followed = self.config.followed.clone();
+            let accept = move || {
+                store.attach(introduced.identity, introduced.parameters.clone())?;
+                files.save(&store)?;
+                followed.send_replace(Some(host.clone()));
+                Ok(())
+            };
+            let in_stream =
+                |held: &Held| next.is_none() && slot != Slot::Missing && held.is_near(position.lsn);
+            let entry = match held {
+                Some(held) if in_stream(&held) => {
+                    Some(Entry { held, until: position.lsn, accept: Box::new(accept) })
+                }
+                held => {
+                    if let Some(held) = held {
+                        same = at;
+                        if compare(conn, writer, &theirs.history, at, &held).await? == Compared::MoreFollows {
+                            self.compared = Some(proved(identified.tli, at));
+                            return Ok(Next::Again);
+                        }
+                    }
+                    accept()?;
+                    if let Some(next) = next {
+                        self.switch(writer, read_history(writer.store(), next)?).await?;
+                        continue;
+                    }
+                    if slot == Slot::Missing {
+                        self.create_slot(conn).await?;
+                        slot = Slot::There { reserved: None };
+                    }
+                    None
+                }
+            };
+            match self.stream(conn, writer, position, host, entry).await? {
+                Streamed::Ended(StreamEnd::Stopped) => return Ok(Next::Over),
+                Streamed::Ended(StreamEnd::ServerStopped) => {
                     return Err(UpstreamError::Stream("replication terminated by upstream server".into()));
                 }
-                StreamEnd::Timeline { next } => {
+                Streamed::Ended(StreamEnd::Timeline { next }) => {
                     let shown = next.map_or("unknown".to_owned(), |(tli, at)| format!("{tli} from {at}"));
                     tracing::info!("upstream has ended timeline {}, next is {shown}", position.tli);
                     identified = identify(conn).await?;
@@ -239,6 +322,8 @@ impl Follower {
                         return Err(UpstreamError::Stream("upstream ended the stream".into()));
                     }
                 }
+                Streamed::NoSlot => slot = Slot::Missing,
+                Streamed::SeamRemoved => same = at,
             }
         }
     }
@@ -250,8 +335,9 @@ impl Follower {
         writer: &mut Writer,
         position: TimelinePosition,
         host: &HostSpec,
-    ) -> Result<StreamEnd, UpstreamError> {
-        let start = position.lsn.page_start();
+        entry: Option<Entry<'_>>,
+    ) -> Result<Streamed, UpstreamError> {
+        let start = entry.as_ref().map_or(position.lsn.page_start(), |entry| entry.held.from());
         let slot = &self.config.slot;
         let command = format!("START_REPLICATION SLOT \"{slot}\" {start} TIMELINE {}", position.tli);
         let failed = |source| UpstreamError::Command { command: command.clone(), source };
@@ -259,16 +345,15 @@ impl Follower {
         let mut next = None;
         let mut failure = None;
         loop {
-            let message = tokio::time::timeout(CONNECT_LIMIT, conn.next_message()).await;
-            let late = |_| Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()));
-            match message.unwrap_or_else(late).map_err(failed)? {
+            match conn.next_message().await.map_err(failed)? {
                 (b'W', _) => break,
                 // The timeline ends just where we are: its successor comes without a stream.
                 (b'D', body) => next = receive::next_timeline(&body),
                 (b'E', body) => failure = Some(super::message::server_error(body).unwrap_or_default()),
                 (b'Z', _) => match failure {
+                    Some(error) if error.is_no_such_object() => return Ok(Streamed::NoSlot),
                     Some(error) => return Err(failed(QueryError::Server(error))),
-                    None => return Ok(StreamEnd::Timeline { next }),
+                    None => return Ok(Streamed::Ended(StreamEnd::Timeline { next })),
                 },
                 _ => {}
             }
@@ -282,21 +367,34 @@ impl Follower {
             announcement: &announcement,
         };
         self.connected = true;
-        self.told.clear();
-        let result = receive::receive(conn, writer, &cx).await;
+        let began = Instant::now();
+        let seg_size = writer.store().identity().map(|identity| identity.seg_size);
+        let in_segment_before =
+            entry.is_some() && seg_size.is_some_and(|size| start.seg_at(size) < position.lsn.seg_at(size));
+        let result = receive::receive(conn, writer, &cx, entry).await;
         if writer.verified() != held {
             self.backoff = BACKOFF.0;
         }
-        result.map_err(|error| match error {
-            ReceiveError::Append(AppendError::Bad(source)) if writer.verified() == held => {
-                UpstreamError::Seam { tli: position.tli, held: position.lsn, source }
+        if writer.verified() != held || began.elapsed() >= STEADY {
+            self.outages.end();
+        }
+        match result {
+            Ok(end) => Ok(Streamed::Ended(end)),
+            Err(ReceiveError::Server(error)) if in_segment_before && error.is_wal_removed() => {
+                tracing::debug!("WAL at the seam cannot be compared: {error}");
+                Ok(Streamed::SeamRemoved)
             }
-            ReceiveError::Append(error) => UpstreamError::Append(error),
-            ReceiveError::Server(error) if error.message.ends_with("has already been removed") => {
-                UpstreamError::WalRemoved { host: host.to_string(), at: start, message: error.message }
+            Err(ReceiveError::Append(AppendError::Bad(source))) if writer.verified() == held => {
+                Err(UpstreamError::Seam { tli: position.tli, held: position.lsn, source })
             }
-            other => UpstreamError::Stream(other.to_string()),
-        })
+            Err(ReceiveError::Append(error)) => Err(UpstreamError::Append(error)),
+            Err(ReceiveError::Accept(error)) => Err(*error),
+            Err(ReceiveError::Server(error)) if error.is_wal_removed() => {
+                let (host, at) = (host.to_string(), position.lsn.page_start());
+                Err(UpstreamError::WalRemoved { host, at, message: error.message })
+            }
+            Err(other) => Err(UpstreamError::Stream(other.to_string())),
+        }
     }
 
     /// Goes on along `history`'s timeline, once all of the present one is durable: what a crash leaves must
@@ -324,24 +422,37 @@ impl Follower {
         Ok(())
     }
 
-    /// Finds or makes our slot. Where its WAL begins, if the server can tell.
-    async fn ensure_slot(
-        &self,
-        conn: &mut UpstreamConnection,
-    ) -> Result<Option<(Lsn, TimelineId)>, UpstreamError> {
+    /// Makes our slot.
+    async fn create_slot(&self, conn: &mut UpstreamConnection) -> Result<(), UpstreamError> {
         let slot = &self.config.slot;
-        if let Some(reserved) = read_slot(conn, slot).await? {
-            return Ok(reserved);
-        }
         let parenthesised = major_version(conn) >= 15;
         let option = if parenthesised { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" {option}");
         match conn.query(&command).await {
             Ok(_) => tracing::info!("created replication slot \"{slot}\" on the upstream"),
-            Err(QueryError::Server(error)) if error.sqlstate == "42710" => {}
+            Err(QueryError::Server(error)) if error.is_duplicate_object() => {}
             Err(source) => return Err(UpstreamError::Command { command, source }),
         }
-        Ok(read_slot(conn, slot).await?.flatten())
+        Ok(())
+    }
+
+    /// Where our slot's WAL begins, if the server can tell; makes it if there is none.
+    async fn reserved(
+        &self,
+        conn: &mut UpstreamConnection,
+        slot: Slot,
+    ) -> Result<Option<(Lsn, TimelineId)>, UpstreamError> {
+        let slot = match slot {
+            Slot::There { .. } => slot,
+            Slot::Missing | Slot::Unknown => {
+                self.create_slot(conn).await?;
+                read_slot(conn, &self.config.slot).await?
+            }
+        };
+        Ok(match slot {
+            Slot::There { reserved } => reserved,
+            Slot::Missing | Slot::Unknown => None,
+        })
     }
 
     /// Decides where an empty data directory begins: where the slot's WAL does.
@@ -353,11 +464,11 @@ impl Follower {
         introduced: &Introduced,
     ) -> Result<(), UpstreamError> {
         let identity = introduced.identity;
-        let reserved = self.ensure_slot(conn).await?;
+        let reserved = self.reserved(conn, introduced.slot).await?;
         let (at, tli) = reserved.unwrap_or((identified.xlogpos, identified.tli));
         writer.store().attach(identity, introduced.parameters.clone())?;
         let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
-        theirs.store_all(conn, writer.store()).await?;
+        theirs.fetch_all(conn, writer.store()).await?.save(writer.store())?;
         writer.begin(identity, read_history(writer.store(), tli)?, at);
         tracing::info!(
             "the data directory is empty, starting at {} on timeline {tli}",
@@ -401,25 +512,30 @@ impl Follower {
     }
 }
 
-/// Compares what is held right before `at` with the WAL of an upstream that we are to continue with there.
+/// What is held right before `at`, to be compared with the WAL of an upstream that we are to continue with there.
+/// `None` if we hold nothing yet.
+fn held_before(writer: &Writer, theirs: &TimelineHistory, at: Lsn) -> Result<Option<Held>, UpstreamError> {
+    match Held::before(writer.store(), at) {
+        Ok(held) => Ok(Some(held)),
+        // Nothing that we hold would be WAL of both: its history may be ours, but nothing here shows it.
+        Err(error) if writer.position().is_some_and(|position| at < position.lsn) => {
+            let (tli, reason) = (theirs.timeline_at(at), error.to_string());
+            Err(AppendError::Fork { tli, at, reason }.into())
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Compares it on a stream of its own.
 async fn compare(
     conn: &mut UpstreamConnection,
     writer: &Writer,
     theirs: &TimelineHistory,
     at: Lsn,
-) -> Result<(), UpstreamError> {
-    let store = writer.store();
-    let held = match Held::before(store, at) {
-        Ok(held) => held,
-        // Nothing that we hold would be WAL of both: its history may be ours, but nothing here shows it.
-        Err(error) if writer.position().is_some_and(|position| at < position.lsn) => {
-            let (tli, reason) = (theirs.timeline_at(at), error.to_string());
-            return Err(AppendError::Fork { tli, at, reason }.into());
-        }
-        // We hold nothing yet.
-        Err(_) => return Ok(()),
-    };
-    let at_boundary = store.identity().is_some_and(|identity| at.offset_in_seg(identity.seg_size) == 0);
+    held: &Held,
+) -> Result<Compared, UpstreamError> {
+    let identity = writer.store().identity();
+    let at_boundary = identity.is_some_and(|identity| at.offset_in_seg(identity.seg_size) == 0);
     let tli = seam::timeline_before(theirs, at, at_boundary);
     held.compare(conn, tli).await.map_err(|error| match error {
         CompareError::Command { command, source } => UpstreamError::Command { command, source },
@@ -437,6 +553,7 @@ mod tests {
             conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
             slot: "s".parse().unwrap(),
             wal_receiver_timeout: None,
+            shutdown_timeout: Duration::from_secs(10),
             followed: watch::Sender::new(None),
         };
         let mut follower = Follower::new(config, CancellationToken::new());

@@ -3,9 +3,6 @@
 //! Each major version of PostgreSQL has a magic number in its WAL pages. A version that is known writes exactly its
 //! own. Of a newer one any higher number is taken, is kept with the cluster's state, and is the only one from then on.
 
-use std::io::ErrorKind;
-use std::time::Duration;
-
 use walrelay_proto::{NEWEST_MAJOR, SegSize, is_newer_wal_magic, wal_magic_of, wal_magic_of_segment};
 
 use super::connection::UpstreamConnection;
@@ -15,8 +12,6 @@ use super::introduce::{Identified, Introduced};
 use super::seam;
 use crate::store::{UpstreamParameters, Writer};
 
-/// Limit for fetching a page.
-const LIMIT: Duration = Duration::from_secs(60);
 /// The beginning of a segment, as far as its header.
 const HEADER: usize = 40;
 
@@ -86,10 +81,9 @@ async fn newest_magic(
     let Identified { system_id, tli, xlogpos } = identified;
     let from = xlogpos.rewind(1).seg_start(size);
     let command = format!("START_REPLICATION {from} TIMELINE {tli}");
-    let fetched = tokio::time::timeout(LIMIT, seam::fetch(conn, &command, from, HEADER)).await;
-    match fetched.unwrap_or_else(|_| Err(QueryError::Io(ErrorKind::TimedOut.into()))) {
+    match seam::fetch(conn, &command, from, HEADER).await {
         Ok(page) => Ok(wal_magic_of_segment(&page, system_id)),
-        Err(QueryError::Server(error)) if seam::is_removed(&error) => Ok(None),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
         Err(source) => Err(UpstreamError::Command { command, source }),
     }
 }

@@ -1,14 +1,19 @@
 //! Cuts the byte stream into frames: type, length, body.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Largest message before the server has proved to be one (PG: `pqGetErrorNotice3`'s caller, 30000).
 pub(super) const MAX_LOGIN_MESSAGE: usize = 30_000;
-/// Largest message afterwards, what PostgreSQL can build at most (PG: `MaxAllocSize`).
-pub(super) const MAX_MESSAGE: usize = 0x3fff_ffff;
+/// Largest message afterwards. We ask for nothing that is larger: WAL comes in messages of 16 pages (PG:
+/// `MAX_SEND_SIZE`), and pages have 64 kB at most.
+pub(super) const MAX_MESSAGE: usize = 4 << 20;
+/// Silence after which a server that owes us an answer is given up. Only silence counts: how long an answer takes is
+/// decided by the line.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 /// Type byte and length word.
 const HEADER: usize = 5;
 
@@ -40,7 +45,8 @@ pub(super) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<(u8, Byt
     Ok(Some((kind, buffer.split_to(body).freeze())))
 }
 
-/// Reads until a frame is complete. Cancel-safe: what was read so far stays in `buffer`.
+/// Reads until a frame is complete; [`SILENCE`] is [`io::ErrorKind::TimedOut`]. Cancel-safe: what was read so far
+/// stays in `buffer`.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
@@ -52,7 +58,8 @@ pub(super) async fn read(
         }
         // Room for what is on its way, not for what a length word claims.
         buffer.reserve(8192);
-        match stream.read_buf(buffer).await {
+        let read = tokio::time::timeout(SILENCE, stream.read_buf(buffer)).await;
+        match read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(0) => return Err(FrameError::Closed),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Closed),

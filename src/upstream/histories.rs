@@ -26,15 +26,16 @@ impl UpstreamHistory {
         Ok(UpstreamHistory { history, content })
     }
 
-    /// Stores the history files of all numbers up to this timeline's that are not here yet.
+    /// Fetches the history files of all numbers up to this timeline's that are not here yet.
     ///
     /// Standbys ask for every number, so all that the upstream has are taken. It need not have those of
     /// timelines outside its own history; one inside that is missing is a beginning of the newest.
-    pub(super) async fn store_all(
+    pub(super) async fn fetch_all(
         &self,
         conn: &mut UpstreamConnection,
         store: &Store,
-    ) -> Result<(), UpstreamError> {
+    ) -> Result<HistoryFiles, UpstreamError> {
+        let mut files = Vec::new();
         for tli in (2..=self.history.tli().as_u32()).filter_map(TimelineId::new) {
             let ancestor = self.history.contains(tli).then(|| lines_before(&self.content, tli));
             let expected = ancestor.as_deref().map(|lines| parse_history(tli, lines)).transpose()?;
@@ -48,9 +49,23 @@ impl UpstreamHistory {
             }
             let sent = if tli == self.history.tli() { None } else { fetch_history(conn, tli).await? };
             if let Some(content) = sent.filter(usable).or(ancestor) {
-                store.save_history_file(tli, &content).map_err(|source| history_error(tli, source))?;
-                tracing::info!("fetched timeline history file for timeline {tli}");
+                files.push((tli, content));
             }
+        }
+        Ok(HistoryFiles(files))
+    }
+}
+
+/// History files of an upstream that are not stored here yet.
+#[derive(Default)]
+pub(super) struct HistoryFiles(Vec<(TimelineId, Vec<u8>)>);
+
+impl HistoryFiles {
+    /// Stores them.
+    pub(super) fn save(&self, store: &Store) -> Result<(), UpstreamError> {
+        for (tli, content) in &self.0 {
+            store.save_history_file(*tli, content).map_err(|source| history_error(*tli, source))?;
+            tracing::info!("fetched timeline history file for timeline {tli}");
         }
         Ok(())
     }
@@ -72,7 +87,7 @@ async fn fetch_history(
     let command = format!("TIMELINE_HISTORY {tli}");
     let result = match conn.query(&command).await {
         Ok(result) => result,
-        Err(QueryError::Server(error)) if error.sqlstate == "58P01" => return Ok(None),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => return Ok(None),
         Err(source) => return Err(UpstreamError::Command { command, source }),
     };
     let row = result.rows.first();

@@ -2,18 +2,23 @@
 
 use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineId};
 
-use super::connection::UpstreamConnection;
+use super::connection::{QueryResult, UpstreamConnection};
+use super::error::QueryError;
 use super::failure::UpstreamError;
 use crate::store::{Identity, Store, UpstreamParameters};
 
+const IDENTIFY: &str = "IDENTIFY_SYSTEM";
+const SEG_SIZE: &str = "SHOW wal_segment_size";
+
 /// What is asked of the server with SHOW, for consumers that ask us, and the first major version that has it.
-const SETTINGS: [(&str, u32); 15] = [
+const SETTINGS: [(&str, u32); 16] = [
     ("server_version_num", 0),
     ("wal_level", 0),
     ("block_size", 0),
     ("wal_block_size", 0),
     ("segment_size", 0),
     ("data_checksums", 0),
+    ("data_directory_mode", 0),
     ("max_connections", 0),
     ("hot_standby", 0),
     ("wal_log_hints", 0),
@@ -38,29 +43,43 @@ pub(super) struct Identified {
 pub(super) struct Introduced {
     pub(super) identity: Identity,
     pub(super) parameters: UpstreamParameters,
+    pub(super) slot: Slot,
 }
+
+/// Our slot on a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Slot {
+    /// There is one; where its WAL begins, if it keeps any.
+    There { reserved: Option<(Lsn, TimelineId)> },
+    /// There is none.
+    Missing,
+    /// Servers before 15 cannot be asked; one that has none says so when it is to be used.
+    Unknown,
+}
+
+/// The largest answer that makes sense to what is asked here, bytes.
+const MOST: usize = 64 << 10;
 
 /// The server has answered something that makes no sense.
 pub(super) fn answer(command: &str, problem: impl Into<String>) -> UpstreamError {
     UpstreamError::Answer { command: command.to_owned(), problem: problem.into() }
 }
 
-/// Runs a command that answers with one row; its values as text.
-pub(super) async fn row(
-    conn: &mut UpstreamConnection,
-    command: &str,
-) -> Result<Vec<Option<String>>, UpstreamError> {
-    let failed = |source| UpstreamError::Command { command: command.to_owned(), source };
-    let result = conn.query(command).await.map_err(failed)?;
+/// The values of the one row that a command answers with, as text.
+fn row(command: &str, result: QueryResult) -> Result<Vec<Option<String>>, UpstreamError> {
     let row = result.rows.into_iter().next().ok_or_else(|| answer(command, "no row"))?;
     let text = |value: bytes::Bytes| String::from_utf8_lossy(&value).into_owned();
     Ok(row.into_iter().map(|value| value.map(text)).collect())
 }
 
-/// Asks who the server is and where it stands.
+/// Asks where the server stands.
 pub(super) async fn identify(conn: &mut UpstreamConnection) -> Result<Identified, UpstreamError> {
-    let command = "IDENTIFY_SYSTEM";
-    let row = row(conn, command).await?;
+    let failed = |source| UpstreamError::Command { command: IDENTIFY.to_owned(), source };
+    parse_identity(conn.query(IDENTIFY).await.map_err(failed)?)
+}
+
+fn parse_identity(result: QueryResult) -> Result<Identified, UpstreamError> {
+    let row = row(IDENTIFY, result)?;
     let field = |at: usize| row.get(at).and_then(Option::as_deref).unwrap_or_default();
     let parsed = (|| {
         Some(Identified {
@@ -69,35 +88,53 @@ pub(super) async fn identify(conn: &mut UpstreamConnection) -> Result<Identified
             xlogpos: field(2).parse().ok()?,
         })
     })();
-    parsed.ok_or_else(|| answer(command, format!("{row:?}")))
+    parsed.ok_or_else(|| answer(IDENTIFY, format!("{row:?}")))
 }
 
-/// Learns who the upstream is, and makes sure that the data directory is this cluster's.
+/// Learns who the upstream is, and makes sure that the data directory is this cluster's. All is asked at once: one
+/// round trip.
 pub(super) async fn introduce(
     conn: &mut UpstreamConnection,
     store: &Store,
+    slot: &SlotName,
 ) -> Result<(Identified, Introduced), UpstreamError> {
-    let identified = identify(conn).await?;
-    let command = "SHOW wal_segment_size";
-    let shown = row(conn, command).await?.into_iter().next().flatten().unwrap_or_default();
-    let seg_size = SegSize::from_show(&shown).map_err(|error| answer(command, error.to_string()))?;
+    let version = major_version(conn);
+    let known = SETTINGS.into_iter().filter(|(_, first)| version >= *first);
+    let names: Vec<&str> = known.map(|(name, _)| name).collect();
+    let mut commands = vec![IDENTIFY.to_owned(), SEG_SIZE.to_owned()];
+    if version >= 15 {
+        commands.push(format!("READ_REPLICATION_SLOT \"{slot}\""));
+    }
+    let facts = commands.len();
+    commands.extend(names.iter().map(|name| format!("SHOW {name}")));
+    let failed = |source| UpstreamError::Command { command: IDENTIFY.to_owned(), source };
+    let mut answers = conn.query_each(&commands, MOST).await.map_err(failed)?;
+    let settings = answers.split_off(facts);
+    let mut answers = commands.iter().zip(answers).map(|(command, answer)| {
+        let failed =
+            |error| UpstreamError::Command { command: command.clone(), source: QueryError::Server(error) };
+        answer.map_err(failed)
+    });
+    let mut next = || answers.next().expect("one answer for each command");
+    let identified = parse_identity(next()?)?;
+    let seg_size = parse_seg_size(next()?)?;
+    let slot = if version >= 15 { parse_slot(next()?)? } else { Slot::Unknown };
     let identity = Identity { system_id: identified.system_id, seg_size };
     store.check(identity)?;
     let mut parameters =
         UpstreamParameters { status: conn.parameters().to_vec(), ..UpstreamParameters::default() };
-    let version = major_version(conn);
-    for (name, _) in SETTINGS.into_iter().filter(|(_, first)| version >= *first) {
-        match row(conn, &format!("SHOW {name}")).await {
-            Ok(mut values) => {
-                let value = values.pop().flatten().unwrap_or_default();
-                parameters.settings.insert(name.to_owned(), value);
-            }
-            // Not every server has all of them or shows them to us.
-            Err(UpstreamError::Command { source, .. }) if source.is_recoverable() => {}
-            Err(error) => return Err(error),
-        }
+    for (name, answer) in names.into_iter().zip(settings) {
+        // Not every server has all of them or shows them to us.
+        let Ok(result) = answer else { continue };
+        let value = row(name, result)?.into_iter().next().flatten().unwrap_or_default();
+        parameters.settings.insert(name.to_owned(), value);
     }
-    Ok((identified, Introduced { identity, parameters }))
+    Ok((identified, Introduced { identity, parameters, slot }))
+}
+
+fn parse_seg_size(result: QueryResult) -> Result<SegSize, UpstreamError> {
+    let shown = row(SEG_SIZE, result)?.into_iter().next().flatten().unwrap_or_default();
+    SegSize::from_show(&shown).map_err(|error| answer(SEG_SIZE, error.to_string()))
 }
 
 /// 0 if the server does not say.
@@ -107,22 +144,24 @@ pub(super) fn major_version(conn: &UpstreamConnection) -> u32 {
     digits.parse().unwrap_or(0)
 }
 
-/// `None` if the slot does not exist; inside, where its WAL begins, if the server can tell.
-pub(super) async fn read_slot(
-    conn: &mut UpstreamConnection,
-    slot: &SlotName,
-) -> Result<Option<Option<(Lsn, TimelineId)>>, UpstreamError> {
+/// Asks for our slot.
+pub(super) async fn read_slot(conn: &mut UpstreamConnection, slot: &SlotName) -> Result<Slot, UpstreamError> {
     if major_version(conn) < 15 {
-        // There is no way to ask; CREATE_REPLICATION_SLOT will tell whether it exists.
-        return Ok(None);
+        return Ok(Slot::Unknown);
     }
-    let row = row(conn, &format!("READ_REPLICATION_SLOT \"{slot}\"")).await?;
+    let command = format!("READ_REPLICATION_SLOT \"{slot}\"");
+    let failed = |source| UpstreamError::Command { command: command.clone(), source };
+    parse_slot(conn.query(&command).await.map_err(failed)?)
+}
+
+fn parse_slot(result: QueryResult) -> Result<Slot, UpstreamError> {
+    let row = row("READ_REPLICATION_SLOT", result)?;
     let field = |at: usize| row.get(at).and_then(Option::as_deref);
     if field(0).is_none() {
-        return Ok(None);
+        return Ok(Slot::Missing);
     }
     let reserved = field(1)
         .and_then(|lsn| lsn.parse().ok())
         .zip(field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new));
-    Ok(Some(reserved))
+    Ok(Slot::There { reserved })
 }

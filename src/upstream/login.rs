@@ -292,7 +292,7 @@ impl Login<'_> {
                 b'Z' => return Ok(()),
                 b'S' => {
                     let (name, value) = decode(kind, message::parameter_status(body))?;
-                    self.connection.set_parameter(name, value);
+                    self.connection.set_parameter(name, value).map_err(protocol)?;
                 }
                 b'K' => {
                     let (pid, key) = decode(kind, message::backend_key_data(body))?;
@@ -307,7 +307,7 @@ impl Login<'_> {
 
     fn note(&mut self, kind: u8, body: Bytes) -> Result<(), ConnectError> {
         let notice: ServerError = decode(kind, message::server_error(body))?;
-        self.connection.notices.push(notice);
+        self.connection.keep_notice(notice);
         Ok(())
     }
 

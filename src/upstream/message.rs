@@ -10,6 +10,9 @@ use super::error::ServerError;
 /// CopyDone, whole.
 pub(super) const COPY_DONE: &[u8] = b"c\0\0\0\x04";
 
+/// Longest text of an error or a notice that is kept, bytes.
+const MAX_FIELD: usize = 4096;
+
 /// A body that is shorter or longer than its fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Malformed;
@@ -87,7 +90,7 @@ pub(super) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
         if field == 0 {
             return finish(&body, error);
         }
-        let value = text(&mut body)?;
+        let value = shortened(text(&mut body)?);
         match field {
             b'V' => error.severity = value,
             // The translated severity, until the other turns up.
@@ -99,6 +102,15 @@ pub(super) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
             _ => {}
         }
     }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_FIELD {
+        text.truncate(text.floor_char_boundary(MAX_FIELD));
+        text.shrink_to_fit();
+        text.push_str(" ...");
+    }
+    text
 }
 
 /// Column names of RowDescription, `T`.

@@ -15,6 +15,7 @@ mod histories;
 mod introduce;
 mod login;
 mod message;
+mod outage;
 mod receive;
 mod seam;
 mod stream;

@@ -22,7 +22,10 @@ use walrelay_proto::{
 
 use super::connection::UpstreamConnection;
 use super::error::{QueryError, ServerError};
+use super::failure::UpstreamError;
+use super::frame::SILENCE;
 use super::message;
+use super::seam::Entry;
 use crate::store::{AppendError, FeedbackHorizon, Store, TimelinePosition, Writer};
 
 /// Size of the receive buffer: two of the largest messages PostgreSQL sends.
@@ -34,6 +37,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 const FIRST_STATUS: Duration = Duration::from_millis(50);
 /// Largest message that is not WAL: errors, results.
 const MAX_SMALL: usize = 30_000;
+/// How long a socket is read once more before its server is given up.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 /// Pings in a row for a position that we cannot confirm, after which we end the stream: see `Receiver::ping`.
 const PATIENCE: u32 = 3;
 
@@ -66,8 +71,13 @@ pub(super) enum ReceiveError {
     Unexpected(String),
     #[error("terminating walreceiver due to timeout: the upstream has been silent for too long")]
     Timeout,
+    #[error("the upstream ended the stream before the WAL that is held here")]
+    TooShort,
     #[error(transparent)]
     Append(#[from] AppendError),
+    /// What has to be kept of an upstream that is followed cannot be.
+    #[error(transparent)]
+    Accept(Box<UpstreamError>),
 }
 
 /// What a stream needs besides its connection.
@@ -78,14 +88,17 @@ pub(super) struct ReceiveContext<'a> {
     pub(super) announcement: &'a str,
 }
 
-/// Receives until the stream ends. `conn` is in COPY BOTH. Not cancel-safe.
+/// Receives until the stream ends. `conn` is in COPY BOTH. Where there is an `entry`, the stream begins with it, and
+/// until it has been found the same nothing is stored, and no position or feedback is reported. After an error of the
+/// server the connection is idle again if that came before the end of the entry. Not cancel-safe.
 pub(super) async fn receive(
     conn: &mut UpstreamConnection,
     writer: &mut Writer,
     cx: &ReceiveContext<'_>,
+    entry: Option<Entry<'_>>,
 ) -> Result<StreamEnd, ReceiveError> {
     let store = writer.store().clone();
-    let mut receiver = Receiver::new(conn, writer, cx, &store);
+    let mut receiver = Receiver::new(conn, writer, cx, &store, entry);
     let result = receiver.run().await;
     // What was received before an error counts.
     receiver.writer.commit();
@@ -112,6 +125,8 @@ struct Receiver<'a> {
     writer: &'a mut Writer,
     cx: &'a ReceiveContext<'a>,
     store: &'a Store,
+    /// What the stream begins with, and how far it has come.
+    entry: Option<(Entry<'a>, Lsn)>,
     input: Input,
     /// WAL of the message being cut that has not arrived yet: its position and length.
     pending: Option<(Lsn, usize)>,
@@ -142,11 +157,16 @@ impl<'a> Receiver<'a> {
         writer: &'a mut Writer,
         cx: &'a ReceiveContext<'a>,
         store: &'a Store,
+        entry: Option<Entry<'a>>,
     ) -> Receiver<'a> {
         let now = Instant::now();
         let mut horizon = store.senders().horizon();
         horizon.mark_changed();
         Receiver {
+            entry: entry.map(|entry| {
+                let from = entry.held.from();
+                (entry, from)
+            }),
             input: Input::new(&conn.buffer.split()),
             conn,
             writer,
@@ -187,6 +207,8 @@ impl<'a> Receiver<'a> {
         }
     }
 
+    /// The next thing to do. Branches that are ready at once are taken in turn by chance, so that none of them can
+    /// keep another waiting.
     async fn wait(&mut self) -> Result<Event, ReceiveError> {
         let deadline = self.timer.deadline().map_or(self.next_report, |at| at.min(self.next_report));
         self.input.make_room();
@@ -196,7 +218,7 @@ impl<'a> Receiver<'a> {
                 Ok(()) => Event::Flushed,
                 Err(_) => pending().await,
             },
-            changed = self.horizon.changed() => match changed {
+            changed = self.horizon.changed(), if self.entry.is_none() => match changed {
                 Ok(()) => Event::Feedback,
                 Err(_) => pending().await,
             },
@@ -210,9 +232,13 @@ impl<'a> Receiver<'a> {
         loop {
             match self.cut()? {
                 Some(Piece::Wal { at, from, to }) => {
-                    self.announce();
                     self.unanswerable_pings = 0;
-                    self.writer.append(at, &self.input.buffer[from..to])?;
+                    let wal = &self.input.buffer[from..to];
+                    let known = compare(&mut self.entry, at, wal)?;
+                    if self.entry.is_none() {
+                        self.announce();
+                        self.writer.append(at.advance(known as u64), &self.input.buffer[from + known..to])?;
+                    }
                 }
                 Some(Piece::Message { kind, body }) => {
                     // Positions in an answer cover what came before the question.
@@ -272,13 +298,33 @@ impl<'a> Receiver<'a> {
             },
             b'c' => return self.end_of_timeline().await.map(Some),
             b'C' => return Ok(Some(StreamEnd::ServerStopped)),
-            b'E' => return Err(ReceiveError::Server(server_error(body))),
+            b'E' => return Err(self.refused(server_error(body)).await),
             b'N' => tracing::info!("upstream: {}", server_error(body)),
             // ParameterStatus: read again at the next connection.
             b'S' => {}
             other => return Err(unexpected(other)),
         }
         Ok(None)
+    }
+
+    /// An error of the server. One that comes before anything was taken, such as WAL that is removed, is followed by
+    /// its ReadyForQuery at once.
+    async fn refused(&mut self, error: ServerError) -> ReceiveError {
+        if self.entry.is_some() && error.severity == "ERROR" {
+            self.give_back();
+            while let Ok((kind, _)) = self.conn.next_message().await {
+                if kind == b'Z' {
+                    break;
+                }
+            }
+        }
+        ReceiveError::Server(error)
+    }
+
+    /// Unread input is the connection's again.
+    fn give_back(&mut self) {
+        self.conn.buffer.extend_from_slice(self.input.unread());
+        self.input.start = self.input.end;
     }
 
     /// The upstream asks how far we are.
@@ -294,7 +340,7 @@ impl<'a> Receiver<'a> {
             self.unanswerable_pings += 1;
         }
         if self.unanswerable_pings >= PATIENCE {
-            self.conn.stream.write_all(message::COPY_DONE).await?;
+            self.send(message::COPY_DONE).await?;
             return Ok(Some(StreamEnd::ServerStopped));
         }
         Ok(None)
@@ -302,10 +348,8 @@ impl<'a> Receiver<'a> {
 
     /// The server has sent all of this timeline: our CopyDone, then its result.
     async fn end_of_timeline(&mut self) -> Result<StreamEnd, ReceiveError> {
-        self.conn.stream.write_all(message::COPY_DONE).await?;
-        self.conn.stream.flush().await?;
-        self.conn.buffer.extend_from_slice(self.input.unread());
-        self.input.start = self.input.end;
+        self.send(message::COPY_DONE).await?;
+        self.give_back();
         let (mut next, mut failure) = (None, None);
         loop {
             match self.conn.next_message().await? {
@@ -319,6 +363,7 @@ impl<'a> Receiver<'a> {
         }
         match failure {
             Some(error) => Err(ReceiveError::Server(error)),
+            None if self.entry.is_some() => Err(ReceiveError::TooShort),
             None => Ok(StreamEnd::Timeline { next }),
         }
     }
@@ -333,7 +378,7 @@ impl<'a> Receiver<'a> {
 
     /// What can be confirmed: end of what is written and verified, end of what is synced.
     fn positions(&self) -> (Option<Lsn>, Option<Lsn>) {
-        let tip = self.store.tip();
+        let tip = self.store.tip().filter(|_| self.entry.is_none());
         (tip.map(|tip| tip.write_lsn), tip.map(|tip| tip.flush_lsn))
     }
 
@@ -372,21 +417,38 @@ impl<'a> Receiver<'a> {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), ReceiveError> {
-        self.conn.stream.write_all(bytes).await?;
-        Ok(self.conn.stream.flush().await?)
+        Ok(self.conn.send(bytes).await?)
     }
 
     async fn handle_timer(&mut self) -> Result<(), ReceiveError> {
         let now = Instant::now();
         match self.timer.due(now) {
-            PeerDue::GiveUp => Err(ReceiveError::Timeout),
+            PeerDue::GiveUp => self.look_once_more().await,
             PeerDue::Ask => self.report(true).await,
             PeerDue::Nothing if now >= self.next_report => {
-                self.announce();
+                if self.entry.is_none() {
+                    self.announce();
+                }
                 self.report(false).await
             }
             PeerDue::Nothing => Ok(()),
         }
+    }
+
+    /// The time is over, but it may have been us who were held up, by the disk or by a signal: what has come
+    /// meanwhile lies in the socket.
+    async fn look_once_more(&mut self) -> Result<(), ReceiveError> {
+        let read = self.conn.stream.read(&mut self.input.buffer[self.input.end..]);
+        match tokio::time::timeout(LAST_LOOK, read).await {
+            Ok(Ok(count @ 1..)) => {
+                self.input.end += count;
+                self.timer.heard(Instant::now());
+            }
+            Ok(Ok(0)) => return Err(QueryError::Closed.into()),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(ReceiveError::Timeout),
+        }
+        Ok(())
     }
 
     /// We stop: everything written becomes durable and is confirmed before we leave.
@@ -399,10 +461,28 @@ impl<'a> Receiver<'a> {
             _ = self.store.failed() => return Ok(StreamEnd::Stopped),
         }
         self.report(false).await?;
-        self.conn.stream.write_all(&message::terminate()).await?;
-        let _ = self.conn.stream.shutdown().await;
+        self.send(&message::terminate()).await?;
+        let _ = tokio::time::timeout(SILENCE, self.conn.stream.shutdown()).await;
         Ok(StreamEnd::Stopped)
     }
+}
+
+/// Compares WAL at `at` with what the stream has to begin with; how many bytes of it are known. `entry` is taken away
+/// when all of it has been found the same and the server was accepted.
+fn compare(entry: &mut Option<(Entry<'_>, Lsn)>, at: Lsn, wal: &[u8]) -> Result<usize, ReceiveError> {
+    let Some((known, next)) = entry else { return Ok(0) };
+    if at != *next {
+        return Err(AppendError::Gap { at, expected: *next }.into());
+    }
+    let len = known.until.since(at).min(wal.len() as u64) as usize;
+    known.held.check(at, &wal[..len])?;
+    *next = at.advance(len as u64);
+    if *next == known.until
+        && let Some((known, _)) = entry.take()
+    {
+        (known.accept)().map_err(|error| ReceiveError::Accept(Box::new(error)))?;
+    }
+    Ok(len)
 }
 
 impl Input {

@@ -1,25 +1,36 @@
 //! The seam between the WAL held here and an upstream's: compared before the upstream is followed.
 //!
 //! A system identifier and a history prove little: a cluster restored from a plain copy of its files has both,
-//! and so have two servers promoted at the same position. The bytes before the seam tell. They are asked for
-//! with a START_REPLICATION of their own, without the slot, so that a server that turns out to be another
-//! gets nothing of us.
+//! and so have two servers promoted at the same position. The bytes before the seam tell: the last record that begins
+//! there names its predecessor's position and has a checksum, and the page before it says more.
+//!
+//! Where the server has our slot already, they are the first part of the stream itself, and nothing is stored, kept
+//! or confirmed before they have been compared ([`Entry`]). Where it has none, and before a switch, they are asked for
+//! with a START_REPLICATION of their own, without the slot ([`Held::compare`]), so that a server that turns out to be
+//! another gets nothing of us.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tokio::io::AsyncWriteExt;
-use walrelay_proto::{Lsn, ServerMessage, TimelineHistory, TimelineId};
+use walrelay_proto::{
+    Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId, XLogDataHeader,
+};
 
 use super::connection::UpstreamConnection;
-use super::error::{QueryError, ServerError};
+use super::error::QueryError;
+use super::failure::UpstreamError;
 use super::message;
 use crate::store::{AppendError, ReadError, Segment, Store};
 
-/// WAL that is compared, bytes at most.
-const MOST: u64 = 1 << 20;
-/// Limit for fetching it.
-const LIMIT: Duration = Duration::from_secs(60);
+/// WAL that is compared, bytes at most: a record may be longer, and its end alone says enough then.
+const MOST: usize = 64 << 10;
+/// Of WAL that is not compared so little may lie before the seam that it is fetched along, bytes.
+const NEAR: u64 = 64 << 10;
+/// What a server has still to send that is waited for, bytes. Rather than more, another connection is made.
+const LITTLE: u64 = 256 << 10;
+/// How often the server hears of us while we wait for it, so that it does not give us up.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+const PAGE: usize = 8192;
 
 /// What is held here right before a position.
 pub(super) struct Held {
@@ -28,6 +39,25 @@ pub(super) struct Held {
     tli: TimelineId,
     from: Lsn,
     end: Lsn,
+}
+
+/// How a stream begins with what is held already.
+pub(super) struct Entry<'a> {
+    /// What is compared.
+    pub(super) held: Held,
+    /// Where it ends: the first byte that is new.
+    pub(super) until: Lsn,
+    /// To be called once it has turned out the same: from then on the server is one that we follow.
+    pub(super) accept: Box<dyn FnOnce() -> Result<(), UpstreamError> + Send + 'a>,
+}
+
+/// What is left to do after a comparison on a stream of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Compared {
+    /// The connection is idle again.
+    Idle,
+    /// The server is sending more than is worth waiting for: hang up.
+    MoreFollows,
 }
 
 /// An upstream cannot be compared with what is held.
@@ -40,7 +70,8 @@ pub(super) enum CompareError {
 }
 
 impl Held {
-    /// Up to 1 MB before `at`, in one segment: that of the last byte before `at`.
+    /// The last record that begins before `at` and the page before it, all in one segment: that of the last byte
+    /// before `at`.
     ///
     /// Zeros at the end do not count. Behind an XLOG_SWITCH a server that received half of them has whatever was
     /// in its file before; and where they belong to a record, its checksum lies before them.
@@ -51,43 +82,108 @@ impl Held {
         let segment = store.segment(tli, at.seg_before(size))?;
         let len = at.since(segment.start()).min(segment.published());
         let bytes = segment.bytes(0, len as usize);
-        let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1);
-        let end = segment.start().advance(end);
-        let from = end.rewind(MOST).page_start().max(segment.start());
+        let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        if end == 0 {
+            return Err(unknown());
+        }
+        let from = segment.start().advance(start_of_doubt(&bytes[..end]) as u64);
+        let end = segment.start().advance(end as u64);
         Ok(Held { segment, tli, from, end })
     }
 
-    fn bytes(&self) -> &[u8] {
-        self.segment.bytes(self.from.since(self.segment.start()), self.end.since(self.from) as usize)
+    /// Where to begin to fetch.
+    pub(super) fn from(&self) -> Lsn {
+        self.from
     }
 
-    /// Compares it with what an upstream has of timeline `tli`. What the upstream has removed counts as the
-    /// same; there, the first record behind the seam has to continue ours.
+    /// Whether it reaches so near to `at` that it can be the first part of a stream from there on.
+    pub(super) fn is_near(&self, at: Lsn) -> bool {
+        at.since(self.end) <= NEAR
+    }
+
+    /// Compares what a server sends from `at` on; what lies beyond our end does not count.
+    pub(super) fn check(&self, at: Lsn, theirs: &[u8]) -> Result<(), AppendError> {
+        let (from, to) = (at.max(self.from), at.advance(theirs.len() as u64).min(self.end));
+        if from >= to {
+            return Ok(());
+        }
+        let len = to.since(from) as usize;
+        let ours = self.segment.bytes(from.since(self.segment.start()), len);
+        let theirs = &theirs[from.since(at) as usize..][..len];
+        match ours.iter().zip(theirs).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(differs) => Err(AppendError::Diverged { tli: self.tli, lsn: from.advance(differs as u64) }),
+        }
+    }
+
+    /// Compares it with what an upstream has of timeline `tli`, without our slot. What the upstream has removed counts
+    /// as the same; there, the first record behind the seam has to continue ours.
     pub(super) async fn compare(
         &self,
         conn: &mut UpstreamConnection,
         tli: TimelineId,
-    ) -> Result<(), CompareError> {
-        let ours = self.bytes();
+    ) -> Result<Compared, CompareError> {
         let command = format!("START_REPLICATION {} TIMELINE {tli}", self.from);
-        let fetched = tokio::time::timeout(LIMIT, fetch(conn, &command, self.from, ours.len())).await;
-        let theirs =
-            match fetched.unwrap_or_else(|_| Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()))) {
-                Ok(theirs) => theirs,
-                Err(QueryError::Server(error)) if is_removed(&error) => {
-                    tracing::debug!("WAL at the seam cannot be compared: {error}");
-                    return Ok(());
-                }
-                Err(source) => return Err(CompareError::Command { command, source }),
-            };
-        match ours.iter().zip(&theirs).position(|(a, b)| a != b) {
-            None => Ok(()),
-            Some(differs) => {
-                let lsn = self.from.advance(differs as u64);
-                Err(CompareError::Diverged(AppendError::Diverged { tli: self.tli, lsn }))
+        match self.fetch(conn, &command).await {
+            Err(CompareError::Command { source: QueryError::Server(error), .. })
+                if error.is_wal_removed() =>
+            {
+                tracing::debug!("WAL at the seam cannot be compared: {error}");
+                Ok(Compared::Idle)
             }
+            result => result,
         }
     }
+
+    async fn fetch(&self, conn: &mut UpstreamConnection, command: &str) -> Result<Compared, CompareError> {
+        let failed = |source| CompareError::Command { command: command.to_owned(), source };
+        conn.send_query(command).await.map_err(failed)?;
+        let (mut next, mut leaving, mut failure) = (self.from, false, None);
+        loop {
+            let (kind, body) = next_message(conn).await.map_err(failed)?;
+            let mut follows = 0;
+            match kind {
+                b'd' if !leaving => {
+                    if let Some((header, wal)) = xlog_data(&body, next).map_err(failed)? {
+                        self.check(header.start, wal).map_err(CompareError::Diverged)?;
+                        next = next.advance(wal.len() as u64);
+                        follows = header.end.since(next.min(header.end));
+                    }
+                }
+                b'E' => failure = Some(message::server_error(body).unwrap_or_default()),
+                b'Z' => break,
+                _ => {}
+            }
+            let over = next >= self.end || kind == b'c';
+            if over && !leaving {
+                if follows > LITTLE {
+                    return Ok(Compared::MoreFollows);
+                }
+                leaving = true;
+                conn.send(message::COPY_DONE).await.map_err(failed)?;
+            }
+        }
+        failure.map_or(Ok(Compared::Idle), |error| Err(failed(QueryError::Server(error))))
+    }
+}
+
+/// Offset of the page before the last one in which a record begins; `bytes` are a segment's up to their last that
+/// counts.
+fn start_of_doubt(bytes: &[u8]) -> usize {
+    let mut page = (bytes.len() - 1) / PAGE * PAGE;
+    while page > 0 && !begins_record(bytes, page) && bytes.len() - page < MOST - 2 * PAGE {
+        page -= PAGE;
+    }
+    page.saturating_sub(PAGE)
+}
+
+/// Whether a record begins in the page (PG: `XLogPageHeaderData`, `xlp_rem_len`).
+fn begins_record(bytes: &[u8], page: usize) -> bool {
+    const REM_LEN: usize = 16;
+    let header: usize = if page == 0 { 40 } else { 24 };
+    let Some(word) = bytes[page..].get(REM_LEN..).and_then(<[u8]>::first_chunk) else { return false };
+    let continued = (u32::from_le_bytes(*word) as usize).next_multiple_of(8);
+    header + continued < PAGE.min(bytes.len() - page)
 }
 
 /// The timeline of a server with history `theirs` whose file holds the last bytes before `at`: a segment in which
@@ -106,9 +202,14 @@ pub(super) async fn fetch(
     conn.send_query(command).await?;
     let (mut wal, mut leaving, mut failure) = (Vec::with_capacity(len), false, None);
     loop {
-        let (kind, body) = conn.next_message().await?;
+        let (kind, body) = next_message(conn).await?;
         match kind {
-            b'd' if !leaving => append(&mut wal, from, &body)?,
+            b'd' if !leaving => {
+                let expected = from.advance(wal.len() as u64);
+                if let Some((_, bytes)) = xlog_data(&body, expected)? {
+                    wal.extend_from_slice(bytes);
+                }
+            }
             b'E' => failure = Some(message::server_error(body).unwrap_or_default()),
             b'Z' => break,
             _ => {}
@@ -116,29 +217,65 @@ pub(super) async fn fetch(
         let over = wal.len() >= len || kind == b'c';
         if over && !leaving {
             leaving = true;
-            conn.stream.write_all(message::COPY_DONE).await.map_err(QueryError::Io)?;
-            conn.stream.flush().await.map_err(QueryError::Io)?;
+            conn.send(message::COPY_DONE).await?;
         }
     }
     failure.map_or(Ok(wal), |error| Err(QueryError::Server(error)))
 }
 
-/// Where a segment vanishes while it is read, the code depends on the version and the moment.
-pub(super) fn is_removed(error: &ServerError) -> bool {
-    error.sqlstate == "58P01" || error.message.ends_with("has already been removed")
+/// The next message; however long the line takes for it, the server hears of us meanwhile.
+async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, bytes::Bytes), QueryError> {
+    let mut silent = 0;
+    loop {
+        let before = conn.buffer.len();
+        match tokio::time::timeout(STATUS_INTERVAL, conn.next_message()).await {
+            Ok(message) => return message,
+            Err(_) => silent = if conn.buffer.len() == before { silent + 1 } else { 0 },
+        }
+        if STATUS_INTERVAL * silent >= super::frame::SILENCE {
+            return Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()));
+        }
+        let send_time = PgTimestamp::from_system_time(SystemTime::now());
+        let (write, flush, apply) = (None, None, None);
+        let status = StandbyStatusUpdate { write, flush, apply, send_time, reply_requested: false };
+        conn.send(&status.frame()).await?;
+    }
 }
 
-fn append(wal: &mut Vec<u8>, from: Lsn, body: &[u8]) -> Result<(), QueryError> {
+fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHeader, &[u8])>, QueryError> {
     let bad = |problem: String| QueryError::Protocol { problem };
     match ServerMessage::decode(body).map_err(|error| bad(error.to_string()))? {
-        ServerMessage::XLogData(header, bytes) => {
-            let expected = from.advance(wal.len() as u64);
-            if header.start != expected {
-                return Err(bad(format!("WAL at {}, expected {expected}", header.start)));
-            }
-            wal.extend_from_slice(bytes);
+        ServerMessage::XLogData(header, _) if header.start != expected => {
+            Err(bad(format!("WAL at {}, expected {expected}", header.start)))
         }
-        ServerMessage::Keepalive(_) => {}
+        ServerMessage::XLogData(header, bytes) => Ok(Some((header, bytes))),
+        ServerMessage::Keepalive(_) => Ok(None),
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::generate::WalGenerator;
+    use walrelay_proto::{SegSize, SystemId, WalIdentity};
+
+    use super::*;
+
+    #[test]
+    fn the_last_record_that_begins_is_compared_with_the_page_before_it() {
+        let id = WalIdentity { system_id: SystemId(9), seg_size: SegSize::new(1 << 20).unwrap() };
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(3 << 20), 1);
+        wal.record(100);
+        assert_eq!(start_of_doubt(wal.bytes()), 0);
+        wal.record(3 * PAGE);
+        wal.record(100);
+        let page = (wal.bytes().len() - 1) / PAGE * PAGE;
+        assert_eq!(start_of_doubt(wal.bytes()), page - PAGE);
+        let begins = wal.bytes().len();
+        wal.record(30_000);
+        // Up to the page in which it begins, and one more.
+        assert_eq!(start_of_doubt(wal.bytes()), begins / PAGE * PAGE - PAGE);
+        wal.record(200_000);
+        let compared = wal.bytes().len() - start_of_doubt(wal.bytes());
+        assert!(compared > PAGE && compared <= MOST, "{compared}");
+    }
 }

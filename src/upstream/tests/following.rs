@@ -1,5 +1,6 @@
 //! Whom the relay follows, against a scripted server: what real ones show only at rare moments.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
@@ -36,13 +37,28 @@ struct Script {
     wal: Vec<u8>,
     /// What is before has been removed.
     oldest: Lsn,
+    /// Whether it has our slot.
+    slot: bool,
     /// Commands it got.
     asked: Arc<Mutex<Vec<String>>>,
+    /// How often it had answered all that was asked: round trips.
+    trips: Arc<AtomicUsize>,
+    /// Positions confirmed to it, and feedback.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Script {
     fn of(wal: &[u8]) -> Script {
-        Script { tli: 1, history: "", wal: wal.to_vec(), oldest: START, asked: Arc::default() }
+        Script {
+            tli: 1,
+            history: "",
+            wal: wal.to_vec(),
+            oldest: START,
+            slot: true,
+            asked: Arc::default(),
+            trips: Arc::default(),
+            told: Arc::default(),
+        }
     }
 
     fn end(&self) -> Lsn {
@@ -57,11 +73,20 @@ impl Script {
     async fn play(self, mut stream: TcpStream) -> Option<Lsn> {
         read_startup(&mut stream).await;
         stream.write_all(&welcome()).await.unwrap();
-        let mut confirmed = None;
-        while let Ok(kind) = stream.read_u8().await {
-            let len = stream.read_u32().await.unwrap();
-            let mut body = vec![0; usize::try_from(len).unwrap() - 4];
-            stream.read_exact(&mut body).await.unwrap();
+        let (mut confirmed, mut slot) = (None, self.slot);
+        let mut input = BytesMut::with_capacity(1 << 16);
+        loop {
+            // What has arrived is answered; whoever sends more only now has waited for the answers.
+            let (kind, body) = match cut(&mut input) {
+                Some(message) => message,
+                None => {
+                    self.trips.fetch_add(1, Ordering::Relaxed);
+                    match read_message(&mut stream, &mut input).await {
+                        Some(message) => message,
+                        None => break,
+                    }
+                }
+            };
             if kind != b'Q' {
                 break;
             }
@@ -71,6 +96,14 @@ impl Script {
             match words[..] {
                 ["START_REPLICATION", from, "TIMELINE", _] => {
                     self.stream(&mut stream, from.parse().unwrap(), false).await;
+                }
+                ["START_REPLICATION", "SLOT", ..] if !slot => {
+                    let none = error("ERROR", "42704", "replication slot \"s\" does not exist");
+                    stream.write_all(&[none, frame(b'Z', b"I")].concat()).await.unwrap();
+                }
+                ["CREATE_REPLICATION_SLOT", ..] => {
+                    slot = true;
+                    stream.write_all(&[frame(b'C', b"OK\0"), frame(b'Z', b"I")].concat()).await.unwrap();
                 }
                 ["START_REPLICATION", "SLOT", _, from, "TIMELINE", _] => {
                     let said = self.stream(&mut stream, from.parse().unwrap(), true).await;
@@ -91,7 +124,11 @@ impl Script {
             ["SHOW", "max_connections"] => vec!["4711"],
             ["SHOW", _] => vec!["on"],
             ["TIMELINE_HISTORY", _] => vec![&name, self.history],
-            ["READ_REPLICATION_SLOT", _] => vec!["physical", "0/300000", "1"],
+            ["READ_REPLICATION_SLOT", _] if self.slot => vec!["physical", "0/300000", "1"],
+            ["READ_REPLICATION_SLOT", _] => {
+                let nulls = frame(b'D', &[&[0, 3][..], &[0xff; 12]].concat());
+                return [columns(3), nulls, frame(b'C', b"OK\0"), frame(b'Z', b"I")].concat();
+            }
             other => panic!("{other:?}"),
         };
         [columns(row.len()), data(&row), frame(b'C', b"OK\0"), frame(b'Z', b"I")].concat()
@@ -126,7 +163,13 @@ impl Script {
                 let mut body = vec![0; usize::try_from(len).unwrap() - 4];
                 reader.read_exact(&mut body).await.unwrap();
                 match (kind, ClientMessage::decode(&body)) {
-                    (b'd', Ok(ClientMessage::Status(status))) => confirmed = status.flush.or(confirmed),
+                    (b'd', Ok(ClientMessage::Status(status))) => {
+                        confirmed = status.flush.or(confirmed);
+                        self.told.lock().unwrap().extend(status.write.map(|lsn| lsn.to_string()));
+                    }
+                    (b'd', Ok(ClientMessage::Feedback(_))) => {
+                        self.told.lock().unwrap().push("feedback".to_owned());
+                    }
                     (b'c', _) => return,
                     _ => {}
                 }
@@ -143,6 +186,25 @@ impl Script {
         // The relay may have gone.
         let _ = stream.write_all(&last).await;
         confirmed
+    }
+}
+
+/// The next message that has arrived already.
+fn cut(input: &mut BytesMut) -> Option<(u8, Vec<u8>)> {
+    let len = u32::from_be_bytes(input.get(1..5)?.try_into().unwrap()) as usize;
+    let message = (input.len() > len).then(|| input.split_to(1 + len))?;
+    Some((message[0], message[5..].to_vec()))
+}
+
+async fn read_message(stream: &mut TcpStream, input: &mut BytesMut) -> Option<(u8, Vec<u8>)> {
+    loop {
+        match stream.read_buf(input).await {
+            Ok(1..) => {}
+            _ => return None,
+        }
+        if let Some(message) = cut(input) {
+            return Some(message);
+        }
     }
 }
 
@@ -196,24 +258,36 @@ impl Setup {
     async fn round(&mut self, script: &Script, hosts: usize) -> (UpstreamError, Option<Lsn>) {
         let (listener, port) = listen().await;
         let script = script.clone();
+        let over = CancellationToken::new();
+        let ended = over.clone();
         let server = tokio::spawn(async move {
             let mut confirmed = None;
-            for _ in 0..hosts {
-                let (stream, _) = listener.accept().await.unwrap();
-                confirmed = script.clone().play(stream).await;
+            loop {
+                let stream = tokio::select! {
+                    biased;
+                    stream = listener.accept() => stream.unwrap().0,
+                    () = ended.cancelled() => return confirmed,
+                };
+                confirmed = script.clone().play(stream).await.or(confirmed);
             }
-            confirmed
         });
         let mut conninfo = info(port, "sslmode=disable");
         conninfo.hosts = vec![conninfo.hosts[0].clone(); hosts];
         let (followed, mut shown) = tokio::sync::watch::channel(None);
         let watching = tokio::spawn(async move { shown.wait_for(Option::is_some).await.is_ok() });
         let slot = "s".parse().unwrap();
-        let config = UpstreamConfig { conninfo, slot, wal_receiver_timeout: None, followed };
+        let config = UpstreamConfig {
+            conninfo,
+            slot,
+            wal_receiver_timeout: None,
+            shutdown_timeout: Duration::from_secs(10),
+            followed,
+        };
         let mut follower = Follower::new(config, CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(30), follower.round(&mut self.writer));
         let error = round.await.expect("an end").unwrap_err();
         drop(follower);
+        over.cancel();
         self.was_followed = watching.await.unwrap();
         (error, server.await.unwrap())
     }
@@ -229,7 +303,8 @@ impl Setup {
         let kept = std::fs::read_to_string(self.dir.path().join("cluster.toml")).unwrap();
         assert!(!kept.contains("4711"), "{kept}");
         assert_eq!(self.store.history_file(TimelineId::new(2).unwrap()).unwrap(), None);
-        assert!(!script.asked_for("SLOT"), "{:?}", script.asked);
+        assert!(!script.asked_for("CREATE_REPLICATION_SLOT"), "{:?}", script.asked);
+        assert_eq!(*script.told.lock().unwrap(), Vec::<String>::new());
         assert!(!self.was_followed);
     }
 }
@@ -257,7 +332,62 @@ async fn the_same_server_is_followed_and_then_known() {
     assert!(follows(&error) && setup.was_followed, "{error}");
     assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
     assert_eq!(setup.store.upstream_parameters().settings["max_connections"], "4711");
-    assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
+    // The zeros behind the XLOG_SWITCH are not fetched along.
+    assert!(script.asked_for("START_REPLICATION 0/478000 TIMELINE 1"), "{:?}", script.asked);
+    assert!(script.asked_for("START_REPLICATION SLOT \"s\" 0/500000 TIMELINE 1"), "{:?}", script.asked);
+}
+
+/// Where the slot is there, the comparison is the first part of the stream.
+#[tokio::test]
+async fn a_server_that_comes_back_is_followed_again_in_two_round_trips() {
+    let mut wal = generator(9);
+    wal.fill(400_000);
+    let mut setup = Setup::holding(&wal.bytes()[..399_000]);
+    let held = setup.end();
+    wal.fill(500_000);
+    let script = Script::of(wal.bytes());
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error) && setup.was_followed, "{error}");
+    assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
+    let asked = script.asked.lock().unwrap().clone();
+    let from = held.rewind(1).page_start().rewind(8192);
+    assert_eq!(asked.last().unwrap(), &format!("START_REPLICATION SLOT \"s\" {from} TIMELINE 1"));
+    assert!(asked.len() > 15, "{asked:?}");
+    // What is asked; the stream.
+    assert_eq!(script.trips.load(Ordering::Relaxed), 2 + 1, "the last one is the end: {asked:?}");
+}
+
+#[tokio::test]
+async fn a_new_server_with_much_to_send_is_not_drained() {
+    let mut wal = generator(10);
+    wal.fill(400_000);
+    let mut setup = Setup::holding(wal.bytes());
+    wal.fill(4 * SEG as usize);
+    let script = Script { slot: false, ..Script::of(wal.bytes()) };
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error) && setup.was_followed, "{error}");
+    assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
+    let asked = script.asked.lock().unwrap().clone();
+    let streams: Vec<_> = asked.iter().filter(|asked| asked.contains("_REPLICATION")).collect();
+    let expected = ["READ", "START", "READ", "CREATE", "START"];
+    assert_eq!(streams.len(), expected.len(), "{streams:?}");
+    assert!(streams.iter().zip(expected).all(|(asked, word)| asked.starts_with(word)), "{streams:?}");
+}
+
+#[tokio::test]
+async fn a_new_server_with_little_to_send_is_followed_on_one_connection() {
+    let mut wal = generator(11);
+    wal.fill(400_000);
+    let mut setup = Setup::holding(wal.bytes());
+    wal.fill(100_000);
+    for tli in [1, 1] {
+        let script = Script { tli, slot: false, ..Script::of(wal.bytes()) };
+        let (error, _) = setup.round(&script, 1).await;
+        assert!(follows(&error), "{error}");
+        let asked = script.asked.lock().unwrap().clone();
+        assert_eq!(asked.iter().filter(|asked| *asked == "IDENTIFY_SYSTEM").count(), 1, "{asked:?}");
+        assert!(script.asked_for("CREATE_REPLICATION_SLOT"), "{asked:?}");
+    }
 }
 
 #[tokio::test]
@@ -267,11 +397,13 @@ async fn other_bytes_before_a_segment_boundary_are_found() {
     let held = setup.end();
     wal.record(5000);
     let mut script = Script::of(wal.bytes());
-    script.wal[SEG as usize + 300_000] ^= 1;
-    let (error, _) = setup.round(&script, 1).await;
+    let last = held.since(START) as usize - 1;
+    let before_zeros = wal.bytes()[..last].iter().rposition(|&byte| byte != 0).unwrap() - 3000;
+    script.wal[before_zeros] ^= 1;
+    let (error, confirmed) = setup.round(&script, 1).await;
     let UpstreamError::Append(AppendError::Diverged { tli, lsn }) = error else { panic!("{error}") };
-    assert_eq!((tli, lsn), (TimelineId::FIRST, START.advance(SEG + 300_000)));
-    assert_eq!(setup.end(), held);
+    assert_eq!((tli, lsn), (TimelineId::FIRST, START.advance(before_zeros as u64)));
+    assert_eq!((setup.end(), confirmed), (held, None));
     setup.is_untouched_by(&script);
 }
 
@@ -281,11 +413,13 @@ async fn other_bytes_within_a_segment_are_found_before_anything_is_left_there() 
     wal.fill(400_000);
     let mut setup = Setup::holding(wal.bytes());
     wal.fill(900_000);
-    let mut script = Script::of(wal.bytes());
-    script.wal[70_000] ^= 1;
-    let (error, _) = setup.round(&script, 1).await;
-    assert!(matches!(error, UpstreamError::Append(AppendError::Diverged { .. })), "{error}");
-    setup.is_untouched_by(&script);
+    for slot in [true, false] {
+        let mut script = Script { slot, ..Script::of(wal.bytes()) };
+        script.wal[setup.end().since(START) as usize - 3000] ^= 1;
+        let (error, _) = setup.round(&script, 1).await;
+        assert!(matches!(error, UpstreamError::Append(AppendError::Diverged { .. })), "{error}");
+        setup.is_untouched_by(&script);
+    }
 }
 
 /// A server that got only half of the zeros behind an XLOG_SWITCH has old bytes there.
@@ -383,10 +517,11 @@ async fn a_fork_at_a_segment_boundary_is_compared_too() {
     let mut script = Script::of(&wal.bytes()[..boundary.since(START) as usize]);
     (script.tli, script.history) = (2, "1\t0/500000\tx\n");
     assert_eq!(boundary, Lsn::new(5 * SEG));
-    script.wal[SEG as usize + 1000] ^= 1;
+    let records = script.wal.iter().rposition(|&byte| byte != 0).unwrap();
+    script.wal[records - 1000] ^= 1;
     let (error, _) = setup.round(&script, 1).await;
     assert!(matches!(error, UpstreamError::Append(AppendError::Diverged { .. })), "{error}");
-    assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
+    assert!(script.asked_for("START_REPLICATION 0/478000 TIMELINE 1"), "{:?}", script.asked);
     setup.is_untouched_by(&script);
 }
 

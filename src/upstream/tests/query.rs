@@ -156,3 +156,43 @@ async fn dropping_a_read_loses_nothing() {
     assert_eq!(connection.next_message().await.unwrap(), (b'd', Bytes::from_static(b"wal")));
     server.await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_server_makes_us_keep_has_a_limit() {
+    let big = "x".repeat(100_000);
+    let notice = frame(b'N', format!("SNOTICE\0VNOTICE\0C00000\0M{big}\0\0").as_bytes());
+    let answer = [notice.repeat(100), columns(&["a"]), row(&[Some("1")]), frame(b'C', b"SHOW\0"), ready()];
+    let (mut connection, _server) = connected(answer.concat()).await;
+    assert_eq!(connection.query("SHOW a").await.unwrap().rows.len(), 1);
+    let notices = connection.take_notices();
+    let kept: usize = notices.iter().map(|notice| notice.message.len()).sum();
+    assert!(!notices.is_empty() && kept < 200_000, "{} notices of {kept} bytes", notices.len());
+
+    // Empty rows cost memory too.
+    let empty = row(&[Some("")]);
+    for rows in [row(&[Some(&big)]).repeat(50), empty.repeat(100_000)] {
+        let (mut connection, _server) = connected([columns(&["a"]), rows].concat()).await;
+        let error = connection.query("SHOW a").await.unwrap_err();
+        assert!(error.to_string().contains("a result larger than any"), "{error}");
+    }
+
+    let parameters: Vec<u8> = (0..5000)
+        .flat_map(|number| frame(b'S', format!("p{number}\0{}\0", "x".repeat(100)).as_bytes()))
+        .collect();
+    let (mut connection, _server) = connected(parameters).await;
+    let error = connection.query("SHOW a").await.unwrap_err();
+    assert!(error.to_string().contains("parameters with"), "{error}");
+}
+
+#[tokio::test]
+async fn commands_sent_together_have_an_answer_each() {
+    let one = |value| [columns(&["a"]), row(&[Some(value)]), frame(b'C', b"SHOW\0"), ready()].concat();
+    let none = [error("ERROR", "42704", "unrecognized"), ready()].concat();
+    let (mut connection, server) = connected([one("1"), none, one("3")].concat()).await;
+    let commands = ["SHOW a", "SHOW b", "SHOW c"].map(str::to_owned);
+    let answers = connection.query_each(&commands, 10_000).await.unwrap();
+    assert_eq!(answers.len(), 3);
+    assert!(answers[0].is_ok() && answers[1].as_ref().unwrap_err().sqlstate == "42704" && answers[2].is_ok());
+    connection.close().await;
+    assert!(server.await.unwrap().1.windows(6).any(|part| part == b"SHOW c"));
+}

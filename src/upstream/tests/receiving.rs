@@ -87,7 +87,7 @@ impl Setup {
             stop: &self.stop,
             announcement: "started streaming",
         };
-        let receiving = receive(&mut self.conn, &mut self.writer, &cx);
+        let receiving = receive(&mut self.conn, &mut self.writer, &cx, None);
         let playing = script(&mut self.server, &mut self.wal);
         tokio::time::timeout(DEADLINE, async { tokio::join!(receiving, playing) }).await.expect("an end")
     }
@@ -310,6 +310,25 @@ async fn a_silent_server_is_asked_and_given_up() {
         .await;
     assert!(matches!(end, Err(ReceiveError::Timeout)));
     assert_eq!(asked, 1);
+}
+
+/// As after a SIGSTOP, or a disk that took long: the thread was held up for longer than the timeout.
+#[tokio::test]
+async fn what_came_while_we_were_held_up_is_read_before_the_server_is_given_up() {
+    let mut setup = Setup::new();
+    setup.timeout = Some(Duration::from_millis(500));
+    let (end, ()) = setup
+        .play(async |server, wal| {
+            for _ in 0..3 {
+                // Everything stands still, the timers go on.
+                std::thread::sleep(Duration::from_millis(600));
+                server.keepalive(wal.position(), false).await;
+                while !matches!(server.next().await, Some((b'd', body)) if body[0] == b'r') {}
+            }
+            server.send(b"C\0\0\0\x0bCOPY 0\0").await;
+        })
+        .await;
+    assert_eq!(end.unwrap(), StreamEnd::ServerStopped);
 }
 
 #[tokio::test]

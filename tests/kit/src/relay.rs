@@ -226,6 +226,11 @@ impl Relay {
         format!("host=127.0.0.1 port={} user=postgres", self.port())
     }
 
+    /// Another upstream, from the next start on.
+    pub fn set_upstream(&mut self, conninfo: &str) {
+        self.settings.upstream = conninfo.to_owned();
+    }
+
     /// Its data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.settings.data_dir.clone().unwrap_or_else(|| self.scratch.join("data"))

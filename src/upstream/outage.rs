@@ -1,0 +1,147 @@
+//! What is said of an upstream that cannot be followed: at once, when the reason changes, and every half minute how
+//! long it has lasted. Attempts come every two seconds, and a log with a line for each tells nobody anything.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tracing::Level;
+use walrelay_proto::Lsn;
+
+use super::failure::UpstreamError;
+use crate::conninfo::HostSpec;
+
+/// How often what stays the same is said again.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// What was said of each host since one was streamed from.
+#[derive(Default)]
+pub(super) struct Outages {
+    of: HashMap<String, Outage>,
+}
+
+struct Outage {
+    since: Instant,
+    /// What was said last, and when.
+    reason: String,
+    told: Instant,
+}
+
+/// Whom a line is about that is about all.
+const ALL: &str = "";
+
+impl Outages {
+    /// The upstream works.
+    pub(super) fn end(&mut self) {
+        self.of.clear();
+    }
+
+    /// Why the only host is not followed.
+    pub(super) fn tell(&mut self, error: &UpstreamError, pause: Duration) {
+        let text = error.to_string();
+        let news = self.news(ALL, &text, Instant::now());
+        let again = again(news, pause);
+        match level(error, news) {
+            Level::ERROR => tracing::error!("{text}; {again}"),
+            Level::WARN => tracing::warn!("{text}; {again}"),
+            _ => tracing::debug!("{text}; {again}"),
+        }
+    }
+
+    /// Why one of several hosts is not followed.
+    pub(super) fn tell_host(&mut self, host: &HostSpec, error: &UpstreamError) {
+        let (host, text) = (host.to_string(), error.to_string());
+        let news = self.news(&host, &text, Instant::now());
+        let lasting = lasting(news);
+        match level(error, news) {
+            Level::ERROR => tracing::error!("{host}: {text}{lasting}"),
+            Level::WARN => tracing::warn!("{host}: {text}{lasting}"),
+            _ => tracing::debug!("{host}: {text}"),
+        }
+    }
+
+    /// None of several hosts is followed; each one's reason was told.
+    pub(super) fn tell_all(&mut self, pause: Duration) {
+        let text = "no upstream to follow";
+        let news = self.news(ALL, text, Instant::now());
+        let again = again(news, pause);
+        match news {
+            Some(_) => tracing::warn!("{text}; {again}"),
+            None => tracing::debug!("{text}; {again}"),
+        }
+    }
+
+    /// How long it has lasted, if it is to be said now.
+    fn news(&mut self, whom: &str, text: &str, now: Instant) -> Option<Duration> {
+        let reason = without_positions(text);
+        let Some(known) = self.of.get_mut(whom) else {
+            self.of.insert(whom.to_owned(), Outage { since: now, reason, told: now });
+            return Some(Duration::ZERO);
+        };
+        if known.reason == reason && now.duration_since(known.told) < REPEAT {
+            return None;
+        }
+        (known.reason, known.told) = (reason, now);
+        Some(now.duration_since(known.since))
+    }
+}
+
+fn level(error: &UpstreamError, news: Option<Duration>) -> Level {
+    match news {
+        None => Level::DEBUG,
+        Some(_) if error.is_told() => Level::DEBUG,
+        Some(_) if error.needs_action() => Level::ERROR,
+        Some(_) => Level::WARN,
+    }
+}
+
+fn again(news: Option<Duration>, pause: Duration) -> String {
+    let seconds = pause.as_secs_f32();
+    match lasting(news) {
+        now if now.is_empty() => format!("trying again in {seconds:.1} s"),
+        lasting => format!("trying again in {seconds:.1} s{lasting}"),
+    }
+}
+
+/// `, for 60 s now`
+fn lasting(news: Option<Duration>) -> String {
+    match news.map(|lasted| lasted.as_secs()) {
+        None | Some(0..10) => String::new(),
+        Some(seconds) => format!(", for {seconds} s now"),
+    }
+}
+
+/// A server that moves on while it is not followed gives no new reason with each of its positions.
+fn without_positions(text: &str) -> String {
+    let is_position = |word: &&str| {
+        word.contains('/') && word.trim_end_matches([',', ';', ':', ')']).parse::<Lsn>().is_ok()
+    };
+    let words: Vec<&str> = text.split(' ').filter(|word| !is_position(word)).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_the_same_is_said_every_half_minute() {
+        let (mut outages, start) = (Outages::default(), Instant::now());
+        let mut at = |seconds, text| {
+            outages.news("a", text, start + Duration::from_secs(seconds)).map(|d| d.as_secs())
+        };
+        assert_eq!(at(0, "refused"), Some(0));
+        assert_eq!(at(2, "refused"), None);
+        assert_eq!(at(3, "behind at 0/1F0000, sorry"), Some(3));
+        assert_eq!(at(4, "behind at 0/200000, sorry"), None);
+        assert_eq!(at(32, "behind at 0/200000, sorry"), None);
+        assert_eq!(at(33, "behind at 0/200000, sorry"), Some(33));
+        assert_eq!(at(35, "behind at 0/200000, sorry"), None);
+    }
+
+    #[test]
+    fn how_long_it_lasts_is_said() {
+        let (short, long) = (Some(Duration::from_secs(1)), Some(Duration::from_secs(61)));
+        assert_eq!(again(short, Duration::from_millis(100)), "trying again in 0.1 s");
+        assert_eq!(again(long, Duration::from_secs(2)), "trying again in 2.0 s, for 61 s now");
+    }
+}
