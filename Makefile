@@ -3,13 +3,17 @@
 
 CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own and stops what hangs. Plain cargo does without it.
-RUN_TESTS = $(if $(shell command -v cargo-nextest),$(CARGO) nextest run,$(CARGO) test)
+HAS_NEXTEST = $(shell command -v cargo-nextest)
+RUN_TESTS = $(if $(HAS_NEXTEST),$(CARGO) nextest run,$(CARGO) test)
+# Stories run on the oldest version, the newest and one between; those named `more` are for `make test-all`.
+FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 
-.PHONY: help demo setup build fmt lint test docs check bench clean cc
+.PHONY: help demo setup build fmt lint test test-all docs check check-all told bench clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
-	@echo 'make test    all checks and all tests, with PostgreSQL 15, 17 and 18'
+	@echo 'make test    all checks and all tests; stories with real servers on some of PostgreSQL 14 to 19'
+	@echo 'make test-all    the same with each story on every version'
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
@@ -24,8 +28,15 @@ setup: cc
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
 .NOTPARALLEL:
-test: fmt lint setup check docs
+test: fmt lint setup check docs told
 	@echo '== all is well'
+
+test-all: fmt lint setup check-all docs told
+	@echo '== all is well'
+
+# What was not tested, where it is seen.
+told:
+	@$(CARGO) run --quiet --package walrelay-testkit --bin setup missing
 
 fmt:
 	@echo '== formatting'
@@ -37,6 +48,11 @@ lint: cc
 
 check: cc
 	@echo '== tests'
+	$(RUN_TESTS) --workspace $(FEWER)
+	$(CARGO) test --workspace --doc
+
+check-all: cc
+	@echo '== tests, each story on every version'
 	$(RUN_TESTS) --workspace
 	$(CARGO) test --workspace --doc
 

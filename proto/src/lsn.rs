@@ -47,6 +47,15 @@ impl Lsn {
         SegNo::new(self.0.saturating_sub(1) / size.bytes())
     }
 
+    /// As a server of this major version writes it to clients: from 19 on the second number has eight digits
+    /// (`%X/%08X`).
+    pub fn text(self, major: u32) -> String {
+        match major {
+            19.. => format!("{:X}/{:08X}", self.0 >> 32, self.0 & 0xFFFF_FFFF),
+            _ => self.to_string(),
+        }
+    }
+
     /// Offset inside the segment that holds the byte at this position, `0 .. seg_size`.
     pub fn offset_in_seg(self, size: SegSize) -> u64 {
         self.0 & (size.bytes() - 1)
@@ -122,6 +131,8 @@ mod tests {
     #[test]
     fn text_is_postgresqls() {
         assert_eq!(Lsn::new(0x1_2345_6789).to_string(), "1/23456789");
+        assert_eq!(Lsn::new(0x300_0028).text(18), "0/3000028");
+        assert_eq!(Lsn::new(0x300_0028).text(19), "0/03000028");
         assert_eq!("0/3000028".parse(), Ok(Lsn::new(0x300_0028)));
         assert_eq!("0/03000028".parse(), Ok(Lsn::new(0x300_0028)));
         for bad in ["", "/", "0", "0/", "/0", "0/123456789", "0/+1", "0/ 1", "g/0", "0/0/0"] {

@@ -252,7 +252,7 @@ impl Parser<'_> {
             _ => overlay::string_value(text, first),
         };
         let value = value.and_then(|value| match column_type {
-            ColumnType::PgLsn => value.parse::<Lsn>().ok().map(|lsn| lsn.to_string()),
+            ColumnType::PgLsn => value.parse::<Lsn>().ok().map(|lsn| lsn.text(views::major(self.facts()))),
             ColumnType::Bool => match value.as_str() {
                 "t" | "true" | "on" => Some(flag(true)),
                 "f" | "false" | "off" => Some(flag(false)),

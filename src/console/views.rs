@@ -1,5 +1,7 @@
 //! The columns of the two views in each version (PostgreSQL: `system_views.sql`).
 
+use walrelay_proto::Lsn;
+
 use crate::overlay::Row;
 use crate::wire::messages::ColumnType::{
     self, Bool, Inet, Int4, Int8, Interval, Name, Oid, PgLsn, Text, Timestamptz, Xid,
@@ -15,6 +17,18 @@ pub(super) struct View {
 
 /// The view of that name, with the columns the upstream's version has. It is taken for an old one until it is known.
 pub(super) fn view(name: &str, facts: &dyn Facts) -> Option<View> {
+    let mut view = columns_and_rows(name, facts)?;
+    let (columns, major) = (&view.columns, major(facts));
+    let is_position = |column: &str| columns.iter().any(|(name, kind)| *name == column && *kind == PgLsn);
+    let written = |column: &str, value: String| match value.parse::<Lsn>() {
+        Ok(lsn) if is_position(column) => lsn.text(major),
+        _ => value,
+    };
+    view.rows = view.rows.into_iter().map(|row| row.map(written)).collect();
+    Some(view)
+}
+
+fn columns_and_rows(name: &str, facts: &dyn Facts) -> Option<View> {
     match name {
         "pg_replication_slots" => Some(View { columns: slot_columns(major(facts)), rows: facts.slots() }),
         "pg_stat_replication" => Some(View { columns: SENDER_COLUMNS.to_vec(), rows: facts.senders() }),
@@ -22,7 +36,8 @@ pub(super) fn view(name: &str, facts: &dyn Facts) -> Option<View> {
     }
 }
 
-fn major(facts: &dyn Facts) -> u32 {
+/// The upstream's major version; 0 until it is known.
+pub(super) fn major(facts: &dyn Facts) -> u32 {
     let version = facts.setting("server_version").unwrap_or_default();
     version.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok()).unwrap_or(0)
 }
@@ -52,6 +67,7 @@ fn slot_columns(major: u32) -> Vec<(&'static str, ColumnType)> {
         (17.., ("invalidation_reason", Text)),
         (17.., ("failover", Bool)),
         (17.., ("synced", Bool)),
+        (19.., ("slotsync_skip_reason", Text)),
     ];
     columns.extend(later.into_iter().filter(|(since, _)| since.contains(&major)).map(|(_, column)| column));
     columns

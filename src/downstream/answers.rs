@@ -3,21 +3,29 @@
 //! Column types follow the upstream's version, so that nobody can tell the relay from it.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use walrelay_proto::{
     Command, CommandOption, CreateSlot, Lsn, SlotKind, SlotName, SlotNameError, TimelineId,
 };
 
 use super::Shared;
+use super::backup;
 use super::session::{Failure, SessionContext};
 use super::settings::{self, Settings};
 use super::shown::Shown;
 use crate::archive::Recall;
-use crate::store::{SlotError, SlotPersistence, UpstreamParameters};
+use crate::conninfo::Credentials;
+use crate::store::{SlotError, SlotPersistence, Store, UpstreamParameters};
+use crate::upstream::QueryError;
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
+
+/// How long the upstream may take to answer a question that is passed on.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 type Result<T> = std::result::Result<T, PgError>;
 
@@ -26,6 +34,7 @@ pub(super) struct Answer<'a> {
     pub(super) context: &'a SessionContext,
     pub(super) settings: &'a Settings,
     pub(super) shared: &'a Shared,
+    pub(super) credentials: &'a Credentials,
 }
 
 impl Answer<'_> {
@@ -39,7 +48,7 @@ impl Answer<'_> {
         let version = settings::server_version_num(&upstream);
         match command {
             Command::IdentifySystem => self.identify_system(conn, version)?,
-            Command::Show { name } => self.show(conn, &name, &upstream)?,
+            Command::Show { name } => self.show(conn, &name, &upstream).await?,
             Command::TimelineHistory(tli) => self.timeline_history(conn, tli).await?,
             Command::CreateReplicationSlot(slot) => self.create_slot(conn, slot).await?,
             Command::ReadReplicationSlot { slot } => {
@@ -69,7 +78,7 @@ impl Answer<'_> {
             &[
                 Some(&identity.system_id.to_string()),
                 Some(&tip.tli.to_string()),
-                Some(&tip.flush_lsn.to_string()),
+                Some(&tip.flush_lsn.text(version / 10_000)),
                 None,
             ],
         );
@@ -86,18 +95,41 @@ impl Answer<'_> {
         }
     }
 
-    fn show(&self, conn: &mut Connection, name: &str, upstream: &UpstreamParameters) -> Result<()> {
+    async fn show(&self, conn: &mut Connection, name: &str, upstream: &UpstreamParameters) -> Result<()> {
         if name.eq_ignore_ascii_case("all") {
             self.show_all(conn, upstream);
         } else {
             let canonical = settings::canonical_name(name).unwrap_or(name);
             let shown = self.shown();
-            let value = shown.setting(canonical, upstream).ok_or_else(|| unknown_setting(name))?;
+            let value = match shown.setting(canonical, upstream) {
+                Some(value) => value.into_owned(),
+                None => self.ask_upstream(name).await?,
+            };
             conn.put(&row_description(&[Column::text(canonical)]));
             put_row(conn, &[Some(&value)]);
         }
         conn.put(&command_complete("SHOW"));
         Ok(())
+    }
+
+    /// What only the upstream knows, as it tells the client's role, or else the relay's.
+    async fn ask_upstream(&self, name: &str) -> Result<String> {
+        let asking = backup::open(self.context, self.shared, self.credentials);
+        let Ok(Ok((mut upstream, ..))) = timeout(ASK_LIMIT, asking).await else {
+            return Err(unknown_setting(name));
+        };
+        let answer = upstream.query(&format!("SHOW \"{}\"", name.replace('"', "\"\""))).await;
+        upstream.close().await;
+        match answer {
+            Ok(result) => {
+                let value = result.rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten();
+                value
+                    .map(|text| String::from_utf8_lossy(&text).into_owned())
+                    .ok_or_else(|| unknown_setting(name))
+            }
+            Err(QueryError::Server(error)) => Err(PgError::error(error.sqlstate, error.message)),
+            Err(_) => Err(unknown_setting(name)),
+        }
     }
 
     fn show_all(&self, conn: &mut Connection, upstream: &UpstreamParameters) {
@@ -153,7 +185,15 @@ impl Answer<'_> {
         self.change(conn, create, undo).await?.map_err(slot_error)?;
         let columns = ["slot_name", "consistent_point", "snapshot_name", "output_plugin"].map(Column::text);
         conn.put(&row_description(&columns));
-        put_row(conn, &[Some(&slot.name), Some(&Lsn::INVALID.to_string()), None, None]);
+        put_row(
+            conn,
+            &[
+                Some(&slot.name),
+                Some(&Lsn::INVALID.text(self.context.store.upstream_parameters().major_version())),
+                None,
+                None,
+            ],
+        );
         conn.put(&command_complete("CREATE_REPLICATION_SLOT"));
         Ok(())
     }
@@ -165,7 +205,7 @@ impl Answer<'_> {
         let slot = store.slots().get(name);
         let restart = slot.as_ref().and_then(|slot| slot.restart_lsn);
         let tli = restart.map(|lsn| store.history().timeline_at(lsn).to_string());
-        let restart = restart.map(|lsn| lsn.to_string());
+        let restart = restart.map(|lsn| lsn.text(store.upstream_parameters().major_version()));
         put_row(conn, &[slot.map(|_| "physical"), restart.as_deref(), tli.as_deref()]);
         conn.put(&command_complete("READ_REPLICATION_SLOT"));
     }
@@ -261,10 +301,11 @@ async fn recalled_history(recall: &Recall, tli: TimelineId) -> Result<Option<Vec
 }
 
 /// The end of a stream: which timeline comes next, if the one streamed is over, and both tags.
-pub(super) fn stream_done(conn: &mut Connection, next: Option<(TimelineId, Lsn)>) {
+pub(super) fn stream_done(conn: &mut Connection, next: Option<(TimelineId, Lsn)>, store: &Store) {
     if let Some((tli, begin)) = next {
         conn.put(&row_description(&[Column::int8("next_tli"), Column::text("next_tli_startpos")]));
-        put_row(conn, &[Some(&tli.to_string()), Some(&begin.to_string())]);
+        let begin = begin.text(store.upstream_parameters().major_version());
+        put_row(conn, &[Some(&tli.to_string()), Some(&begin)]);
     }
     conn.put(&command_complete("START_STREAMING"));
     conn.put(&command_complete("START_REPLICATION"));

@@ -66,22 +66,7 @@ impl Backup {
         shared: &Shared,
         credentials: &Credentials,
     ) -> Result<Backup, PgError> {
-        let parameter = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
-        let parameters = vec![
-            parameter("database", crate::conninfo::REPLICATION_DATABASE),
-            parameter("replication", "true"),
-            parameter("application_name", &cx.application_name),
-        ];
-        if !shared.config.descriptors.has_room() {
-            shared.config.descriptors.tell_refusal();
-            return Err(PgError::error(sqlstate::TOO_MANY_CONNECTIONS, "out of file descriptors"));
-        }
-        let gateway = &shared.gateway;
-        let (opened, own_role) = match gateway.open(&cx.user, credentials, parameters).await {
-            Err(error) if error.is_about_credentials() => (gateway.open_own().await, true),
-            opened => (opened, false),
-        };
-        let (mut connection, cancel) = opened.map_err(|error| not_opened(&error, cx, credentials))?;
+        let (mut connection, cancel, own_role) = open(cx, shared, credentials).await?;
         same_cluster(&mut connection, cx).await?;
         let parts = connection.into_parts();
         Ok(Backup { stream: parts.stream, buffer: parts.buffered, cancel, own_role })
@@ -257,6 +242,32 @@ fn writes_on_server(text: &[u8]) -> bool {
         option.name.eq_ignore_ascii_case("target")
             && matches!(&option.value, Some(OptionValue::Text(value)) if is_server(value))
     })
+}
+
+/// A walsender's connection upstream as the client's role, or, if what the client has proved is no good there, as the
+/// relay's: then the last value is true.
+pub(super) async fn open(
+    cx: &SessionContext,
+    shared: &Shared,
+    credentials: &Credentials,
+) -> Result<(UpstreamConnection, Option<Cancellable>, bool), PgError> {
+    let parameter = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+    let parameters = vec![
+        parameter("database", crate::conninfo::REPLICATION_DATABASE),
+        parameter("replication", "true"),
+        parameter("application_name", &cx.application_name),
+    ];
+    if !shared.config.descriptors.has_room() {
+        shared.config.descriptors.tell_refusal();
+        return Err(PgError::error(sqlstate::TOO_MANY_CONNECTIONS, "out of file descriptors"));
+    }
+    let gateway = &shared.gateway;
+    let (opened, own_role) = match gateway.open(&cx.user, credentials, parameters).await {
+        Err(error) if error.is_about_credentials() => (gateway.open_own().await, true),
+        opened => (opened, false),
+    };
+    let (connection, cancel) = opened.map_err(|error| not_opened(&error, cx, credentials))?;
+    Ok((connection, cancel, own_role))
 }
 
 /// Both of a client's connections must show one cluster and one timeline.

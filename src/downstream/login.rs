@@ -246,7 +246,9 @@ fn begin_session(
         application_name,
         peer: conn.peer(),
         wal_sender_timeout: settings.wal_sender_timeout().unwrap_or(shared.config.wal_sender_timeout),
-        shutdown_timeout: shared.config.shutdown_timeout,
+        shutdown_timeout: settings
+            .wal_sender_shutdown_timeout()
+            .map_or(shared.config.shutdown_timeout, |limit| limit.min(shared.config.shutdown_timeout)),
         cancel: registration.cancel.clone(),
         shutdown: shared.shutdown.clone(),
         store: shared.store.clone(),

@@ -255,10 +255,14 @@ impl Session {
         match command {
             Command::StartReplication(start) => return self.stream(conn, start).await,
             command => {
-                let answer =
-                    Answer { context: &self.context, settings: &self.settings, shared: &self.shared };
-                // Changes nothing, and may wait for an archive.
-                let interruptible = matches!(command, Command::TimelineHistory(_));
+                let answer = Answer {
+                    context: &self.context,
+                    settings: &self.settings,
+                    shared: &self.shared,
+                    credentials: &self.credentials,
+                };
+                // They change nothing, and may wait for an archive or the upstream.
+                let interruptible = matches!(command, Command::TimelineHistory(_) | Command::Show { .. });
                 tokio::select! {
                     biased;
                     answered = answer.command(conn, command) => answered?,
@@ -292,7 +296,7 @@ impl Session {
     async fn stream(&mut self, conn: &mut Connection, start: StartReplication) -> Result<Next, Failure> {
         match walsender::stream(conn, &self.context, start).await? {
             StreamEnd::Done { next } => {
-                answers::stream_done(conn, next);
+                answers::stream_done(conn, next, &self.context.store);
                 conn.put(&messages::ready_for_query());
                 Ok(Next::Message)
             }

@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use walrelay_proto::NEWEST_MAJOR;
+
 use crate::store::UpstreamParameters;
 use crate::wire::{PgError, sqlstate};
 
-/// PostgreSQL's settings, versions 15 to 18, with who may set them.
+/// PostgreSQL's settings, versions 15 to 19, with who may set them.
 static NAMES: LazyLock<HashMap<String, (&'static str, &'static str)>> = LazyLock::new(|| {
     let lines = include_str!("settings/names.txt").lines().filter_map(|line| line.split_once(' '));
     lines.map(|(name, class)| (name.to_ascii_lowercase(), (name, class))).collect()
@@ -30,6 +32,7 @@ pub(super) fn all_names() -> impl Iterator<Item = &'static str> {
 pub(super) struct Settings {
     values: BTreeMap<String, String>,
     wal_sender_timeout: Option<Option<Duration>>,
+    wal_sender_shutdown_timeout: Option<Duration>,
 }
 
 impl Settings {
@@ -43,6 +46,11 @@ impl Settings {
         self.wal_sender_timeout
     }
 
+    /// `wal_sender_shutdown_timeout` if the client gave one that is a limit.
+    pub(super) fn wal_sender_shutdown_timeout(&self) -> Option<Duration> {
+        self.wal_sender_shutdown_timeout
+    }
+
     /// Sets a parameter of the start-up packet.
     pub(super) fn set(
         &mut self,
@@ -52,7 +60,7 @@ impl Settings {
     ) -> Result<(), PgError> {
         let text = String::from_utf8_lossy(value);
         let Some((canonical, class)) = NAMES.get(&name.to_ascii_lowercase()) else {
-            return self.set_unknown(name, &text);
+            return self.set_unknown(name, &text, upstream);
         };
         check_class(canonical, class)?;
         let invalid = || {
@@ -68,15 +76,25 @@ impl Settings {
                 self.wal_sender_timeout = Some(timeout);
                 show_timeout(timeout)
             }
+            "wal_sender_shutdown_timeout" if text.trim() == "-1" => {
+                self.wal_sender_shutdown_timeout = None;
+                "-1".to_owned()
+            }
+            "wal_sender_shutdown_timeout" => {
+                let timeout = timeout(&text).ok_or_else(invalid)?;
+                self.wal_sender_shutdown_timeout = Some(timeout.unwrap_or_default());
+                show_timeout(timeout)
+            }
             _ => text.into_owned(),
         };
         self.values.insert((*canonical).to_owned(), value);
         Ok(())
     }
 
-    /// A name with a dot may belong to an extension; nobody else has one.
-    fn set_unknown(&mut self, name: &str, value: &str) -> Result<(), PgError> {
-        if !is_extension_name(name) {
+    /// A name with a dot may belong to an extension, another one to an upstream newer than what is known here.
+    fn set_unknown(&mut self, name: &str, value: &str, upstream: &UpstreamParameters) -> Result<(), PgError> {
+        let may_be_new = upstream.major_version() > NEWEST_MAJOR && is_plain_name(name);
+        if !may_be_new && !is_extension_name(name) {
             let message = format!("unrecognized configuration parameter \"{name}\"");
             return Err(PgError::fatal(sqlstate::UNDEFINED_OBJECT, message));
         }
@@ -98,12 +116,13 @@ fn check_class(name: &str, class: &str) -> Result<(), PgError> {
 }
 
 fn is_extension_name(name: &str) -> bool {
-    let part = |part: &str| {
-        let mut bytes = part.bytes();
-        bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b >= 0x80)
-            && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || b >= 0x80)
-    };
-    name.contains('.') && name.split('.').all(part)
+    name.contains('.') && name.split('.').all(is_plain_name)
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b >= 0x80)
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || b >= 0x80)
 }
 
 /// At most 63 bytes, printable ASCII only (PostgreSQL: `check_application_name`, `pg_clean_ascii`).

@@ -41,6 +41,11 @@ impl Shown<'_> {
             "is_superuser" => "off".to_owned(),
             "wal_segment_size" => self.shared.store.identity()?.seg_size.to_show(),
             "wal_sender_timeout" => settings::show_timeout(self.wal_sender_timeout),
+            "wal_sender_shutdown_timeout"
+                if self.shared.store.upstream_parameters().major_version() >= 19 =>
+            {
+                settings::show_timeout(Some(self.shared.config.shutdown_timeout))
+            }
             "max_wal_senders" => self.shared.config.limits.wal_senders.to_string(),
             "max_replication_slots" => store.max_replication_slots.to_string(),
             "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),

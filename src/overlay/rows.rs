@@ -72,6 +72,15 @@ impl Row {
         self
     }
 
+    /// The same with each value replaced by what `change` makes of it and its column's name.
+    #[must_use]
+    pub fn map(mut self, change: impl Fn(&str, String) -> String) -> Row {
+        for (column, value) in &mut self.values {
+            *value = change(column, std::mem::take(value));
+        }
+        self
+    }
+
     pub(super) fn into_json(self) -> Value {
         let fields = self.values.into_iter().map(|(name, value)| (name.to_owned(), Value::String(value)));
         Value::Object(fields.collect::<Map<_, _>>())

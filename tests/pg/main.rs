@@ -1,7 +1,7 @@
 //! Stories told with real PostgreSQL servers around a real relay, on every supported version.
 //!
-//! Each file tells a story or two; each story runs on 15, 17 and 18. They wait for positions, log lines and
-//! files, never for time.
+//! Each file tells a story or two; `versions` runs on 14 to 19, the others on some of them. They wait for positions, log
+//! lines and files, never for time.
 
 mod archive;
 mod bad_disk;
@@ -44,6 +44,7 @@ mod synchronous;
 mod tls;
 mod unusable_upstream;
 mod upstream_restart;
+mod versions;
 mod wal_write;
 mod zombie;
 

@@ -102,6 +102,22 @@ fn timeouts_have_units() {
 }
 
 #[test]
+fn settings_of_newer_versions_are_taken_from_their_servers_clients() {
+    let mut settings = Settings::default();
+    settings.set("wal_sender_shutdown_timeout", b"5s", &upstream("19rc1")).unwrap();
+    assert_eq!(settings.wal_sender_shutdown_timeout(), Some(Duration::from_secs(5)));
+    assert_eq!(settings.get("wal_sender_shutdown_timeout"), Some("5s"));
+    settings.set("wal_sender_shutdown_timeout", b"0", &upstream("19rc1")).unwrap();
+    assert_eq!(settings.wal_sender_shutdown_timeout(), Some(Duration::ZERO));
+    settings.set("wal_sender_shutdown_timeout", b"-1", &upstream("19rc1")).unwrap();
+    assert_eq!(settings.wal_sender_shutdown_timeout(), None);
+    settings.set("invented_in_20", b"5", &upstream("20.1")).unwrap();
+    assert_eq!(settings.get("invented_in_20"), Some("5"));
+    settings.set("invented_in_20", b"5", &upstream("19.1")).unwrap_err();
+    settings.set("no name", b"5", &upstream("20.1")).unwrap_err();
+}
+
+#[test]
 fn megabytes_are_shown_in_the_largest_unit() {
     for (bytes, text) in [
         (None, "-1"),

