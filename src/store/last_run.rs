@@ -61,7 +61,7 @@ struct Saved {
 impl LastRun {
     /// What the last run has left. What cannot be read says nothing.
     pub(super) fn load(dir: &DataDir) -> LastRun {
-        let saved = match dir.state().read(FILE) {
+        let saved = match dir.read(FILE) {
             Ok(Some(text)) => toml::from_str::<Saved>(&text).ok(),
             Ok(None) => None,
             Err(error) => {
@@ -166,7 +166,7 @@ fn save(
         flush_lsn: position.map(|position| position.lsn.to_string()),
         what,
     };
-    dir.state().replace(FILE, &toml::to_string(&saved).map_err(std::io::Error::other)?)
+    dir.replace(FILE, &toml::to_string(&saved).map_err(std::io::Error::other)?)
 }
 
 #[cfg(test)]
