@@ -291,7 +291,11 @@ fn link_libraries(dir: &Path) -> Result<(), String> {
         let ends = link.get("source").map(inside).zip(link.get("target").map(inside));
         let (source, target) = ends.ok_or_else(|| failed(&"not a list of links"))?;
         if fs::symlink_metadata(&target).is_err() {
-            std::os::unix::fs::symlink(&source, &target).map_err(|error| failed(&error))?;
+            // By name alone, because all of this is moved to its place later.
+            let beside = source.parent() == target.parent();
+            let name =
+                source.file_name().filter(|_| beside).ok_or_else(|| failed(&"a link that leads away"))?;
+            std::os::unix::fs::symlink(name, &target).map_err(|error| failed(&error))?;
         }
     }
     Ok(())
