@@ -670,7 +670,7 @@ fn retention_keeps_what_the_archive_has_not_got() {
 fn what_is_removed_while_it_is_read_is_let_go_by_retention() {
     let dir = tempfile::tempdir().unwrap();
     let mut wal = generator(12);
-    wal.fill(3_100_000);
+    wal.fill(3_300_000);
     let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
     let at = Some(START);
     opened.store.slots().create(&"s".parse().unwrap(), SlotPersistence::Persistent, at).unwrap();
