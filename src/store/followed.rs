@@ -34,8 +34,8 @@ struct Saved {
 }
 
 pub(super) fn load(dir: &DataDir) -> io::Result<Option<Followed>> {
-    let Some(text) = dir.state().read(FILE)? else { return Ok(None) };
-    dir.state().reserve(FILE, &text);
+    let Some(text) = dir.read(FILE)? else { return Ok(None) };
+    dir.reserve(FILE, &text);
     let bad =
         |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
     let saved: Saved =
@@ -46,5 +46,5 @@ pub(super) fn load(dir: &DataDir) -> io::Result<Option<Followed>> {
 
 pub(super) fn save(dir: &DataDir, followed: Followed) -> io::Result<()> {
     let saved = Saved { timeline: followed.tli.as_u32(), newest: followed.newest.as_u32() };
-    dir.state().replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+    dir.replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
 }
