@@ -33,6 +33,8 @@ impl Around {
     fn b_takes_over(&mut self) {
         self.a.kill9();
         self.b.promote();
+        // A standby knows of the new timeline for good, and so does pg_rewind, after a restartpoint on it.
+        self.b.sql("checkpoint");
         self.b.sql("create table dead as select generate_series(1, 20000)");
         let last = self.b.switch_wal();
         self.b.sql("insert into dead select generate_series(1, 1000)");
