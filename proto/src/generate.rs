@@ -32,6 +32,8 @@ const MAGIC: u16 = 0xD118;
 const BKP_REMOVABLE: u16 = 0x0004;
 
 const RM_XLOG: u8 = 0;
+const RM_XACT: u8 = 1;
+const XACT_COMMIT: u8 = 0x00;
 const XLOG_NOOP: u8 = 0x20;
 const XLOG_SWITCH: u8 = 0x40;
 const XLOG_END_OF_RECOVERY: u8 = 0x90;
@@ -155,7 +157,7 @@ impl WalGenerator {
         let pages = pages.max(1);
         let enough = len.max(room_on_page(lost) + pages * 8192);
         let body = self.main_data(enough - RECORD_HEADER);
-        let record = self.assemble(XLOG_NOOP, &body);
+        let record = self.assemble(RM_XLOG, XLOG_NOOP, &body);
         self.write(&record, Some(pages));
         self.begin_page(overwrite_flag(self.magic).unwrap_or(0), 0);
         let mut overwritten = vec![0xFF, 16];
@@ -163,6 +165,13 @@ impl WalGenerator {
         overwritten.extend(self.random.next().to_le_bytes());
         self.append(XLOG_OVERWRITE_CONTRECORD, &overwritten);
         lost
+    }
+
+    /// Appends the record of a commit (`xl_xact_commit`), and returns its end.
+    pub fn commit(&mut self) -> Lsn {
+        let mut body = vec![0xFF, 8];
+        body.extend(self.random.next().to_le_bytes());
+        self.append_of(RM_XACT, XACT_COMMIT, &body)
     }
 
     /// Goes on on timeline `tli`, as a promoted standby would: the page begun keeps the old one.
@@ -200,9 +209,13 @@ impl WalGenerator {
     }
 
     fn append(&mut self, info: u8, body: &[u8]) -> Lsn {
+        self.append_of(RM_XLOG, info, body)
+    }
+
+    fn append_of(&mut self, manager: u8, info: u8, body: &[u8]) -> Lsn {
         self.begin_page_if_due();
         let start = self.position;
-        let record = self.assemble(info, body);
+        let record = self.assemble(manager, info, body);
         self.write(&record, None);
         let padding = [0; 8];
         self.put(padding.split_at(alignment_padding(self.position.as_u64())).0);
@@ -213,14 +226,14 @@ impl WalGenerator {
     }
 
     /// The whole record, to be written at the current position.
-    fn assemble(&mut self, info: u8, body: &[u8]) -> Vec<u8> {
+    fn assemble(&mut self, manager: u8, info: u8, body: &[u8]) -> Vec<u8> {
         let len = u32::try_from(RECORD_HEADER + body.len()).expect("records of less than 1 GB");
         let xid = if info == XLOG_NOOP { 1000 } else { 0u32 };
         let mut record = Vec::with_capacity(RECORD_HEADER + body.len());
         record.extend(len.to_le_bytes());
         record.extend(xid.to_le_bytes());
         record.extend(self.prev.as_u64().to_le_bytes());
-        record.extend([info, RM_XLOG, 0, 0]);
+        record.extend([info, manager, 0, 0]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(body), &record);
         record.extend(crc.to_le_bytes());
         record.extend_from_slice(body);

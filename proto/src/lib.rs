@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 mod command;
+mod commit;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
 mod lsn;
@@ -24,6 +25,7 @@ pub use command::{
     Command, CommandError, CommandOption, CreateSlot, OptionValue, Parsed, SlotKind, StartReplication,
     Statement, Truncated,
 };
+pub use commit::CommitCounter;
 pub use lsn::{Lsn, ParseLsnError};
 pub use message::{
     ClientMessage, ClientMessageError, FullXid, HotStandbyFeedback, Keepalive, PgTimestamp, ServerMessage,

@@ -167,6 +167,42 @@ impl TimelineHistory {
         self.ancestors.iter().find(|entry| lsn < entry.end).map_or(self.tli, |entry| entry.tli)
     }
 
+    /// The history of `tli`, this timeline or one of its ancestors: what its own file said when it began. `None`
+    /// for strangers.
+    pub fn up_to(&self, tli: TimelineId) -> Option<TimelineHistory> {
+        if tli == self.tli {
+            return Some(self.clone());
+        }
+        let at = self.ancestors.iter().position(|entry| entry.tli == tli)?;
+        Some(TimelineHistory { tli, ancestors: self.ancestors.get(..at)?.to_vec() })
+    }
+
+    /// The timelines on the way, oldest first; the last is this one.
+    pub fn way(&self) -> impl DoubleEndedIterator<Item = TimelineId> {
+        self.ancestors.iter().map(|entry| entry.tli).chain([self.tli])
+    }
+
+    /// The last timeline that both have come through, and where their ways part: the first of them leaves it there,
+    /// or `None` if both are still on it. `None` where they have nothing in common.
+    ///
+    /// The same timeline is one of the same number that was reached in the same way. Numbers prove nothing, because
+    /// two promotions may choose the same.
+    pub fn parting(&self, other: &TimelineHistory) -> Option<(TimelineId, Option<Lsn>)> {
+        let same =
+            self.ancestors.iter().zip(&other.ancestors).take_while(|(ours, theirs)| ours == theirs).count();
+        let step = |history: &TimelineHistory, at: usize| {
+            let entry = history.ancestors.get(at);
+            (entry.map_or(history.tli, |entry| entry.tli), entry.map(|entry| entry.end))
+        };
+        let (ours, theirs) = (step(self, same), step(other, same));
+        if ours.0 == theirs.0 {
+            let ends = [ours.1, theirs.1];
+            return Some((ours.0, ends.into_iter().flatten().min()));
+        }
+        let last = self.ancestors.get(same.checked_sub(1)?)?;
+        Some((last.tli, Some(last.end)))
+    }
+
     /// Where the timeline itself begins: the switch point of its parent, `0/0` for the first.
     pub fn begin(&self) -> Lsn {
         self.ancestors.last().map_or(Lsn::INVALID, |entry| entry.end)
@@ -200,6 +236,37 @@ mod tests {
         assert_eq!(history.timeline_at(Lsn::new(0xD00170)), tli(2));
         assert_eq!(history.timeline_at(Lsn::new(0xE000A0)), tli(5));
         assert_eq!(history.begin(), Lsn::new(0xE000A0));
+    }
+
+    #[test]
+    fn two_ways_part_where_the_first_of_them_leaves_the_last_common_timeline() {
+        let history =
+            |number: u32, lines: &str| TimelineHistory::parse(tli(number), lines.as_bytes()).unwrap();
+        let check = |a: &TimelineHistory, b: &TimelineHistory, expected: Option<(u32, Option<u64>)>| {
+            let expected = expected.map(|(number, end)| (tli(number), end.map(Lsn::new)));
+            assert_eq!((a.parting(b), b.parting(a)), (expected, expected), "{a:?} {b:?}");
+        };
+        let one = TimelineHistory::first();
+        let two = history(2, "1\t0/100\n");
+        check(&one, &one, Some((1, None)));
+        check(&one, &two, Some((1, Some(0x100))));
+        check(&two, &two, Some((2, None)));
+        check(&two, &history(3, "1\t0/80\n"), Some((1, Some(0x80))));
+        check(&two, &history(3, "1\t0/100\n"), Some((1, Some(0x100))));
+        check(&two, &history(2, "1\t0/80\n"), Some((1, Some(0x80))));
+        let five = history(5, "1\t0/100\n2\t0/300\n");
+        check(&five, &history(4, "1\t0/100\n2\t0/200\n"), Some((2, Some(0x200))));
+        check(&five, &history(4, "1\t0/80\n2\t0/200\n"), Some((1, Some(0x80))));
+        check(&five, &history(4, "2\t0/300\n"), None);
+    }
+
+    #[test]
+    fn an_ancestor_knew_less() {
+        let five = TimelineHistory::parse(tli(5), b"1\t0/100\n2\t0/300\n").unwrap();
+        assert_eq!(five.up_to(tli(1)), Some(TimelineHistory::first()));
+        assert_eq!(five.up_to(tli(2)), TimelineHistory::parse(tli(2), b"1\t0/100\n").ok());
+        assert_eq!((five.up_to(tli(5)), five.up_to(tli(3))), (Some(five.clone()), None));
+        assert_eq!(five.way().collect::<Vec<_>>(), [1, 2, 5].map(tli));
     }
 
     #[test]

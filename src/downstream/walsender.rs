@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use walrelay_proto::{
     ClientMessage, ClientMessageError, Keepalive, Lsn, PeerDue, PeerTimer, PgTimestamp, SegNo,
-    StandbyStatusUpdate, StartReplication, TimelineId,
+    StandbyStatusUpdate, StartReplication, TimelineHistory, TimelineId,
 };
 
 use super::answers::{canceled, slot_error};
@@ -87,9 +87,12 @@ pub(super) async fn stream(
     command: StartReplication,
 ) -> Result<StreamEnd, StreamError> {
     let slot = command.slot.as_deref().map(|name| acquire(cx, name)).transpose()?;
-    let Some(tip) = cx.store.tip() else { return Err(not_ready().into()) };
-    let tli = command.tli.unwrap_or(tip.tli);
-    if let Some((end, next)) = historic(&cx.store, tip.tli, tli)? {
+    if cx.store.tip().is_none() {
+        return Err(not_ready().into());
+    }
+    let history = cx.store.history();
+    let tli = command.tli.unwrap_or(history.tli());
+    if let Some((end, next)) = historic(&history, tli)? {
         check_start(tli, command.lsn, end)?;
         if command.lsn == end {
             return Ok(StreamEnd::Done { next: Some((next, end)) });
@@ -113,16 +116,12 @@ fn not_ready() -> PgError {
 }
 
 /// Switch point and next timeline if `tli` has been left; an error if it is none of ours.
-fn historic(
-    store: &Store,
-    current: TimelineId,
-    tli: TimelineId,
-) -> Result<Option<(Lsn, TimelineId)>, PgError> {
-    if tli == current {
+fn historic(history: &TimelineHistory, tli: TimelineId) -> Result<Option<(Lsn, TimelineId)>, PgError> {
+    if tli == history.tli() {
         return Ok(None);
     }
     let text = || format!("requested timeline {tli} is not in this server's history");
-    let left = store.history().switch_point(tli);
+    let left = history.switch_point(tli);
     left.map(Some).ok_or_else(|| PgError::error(sqlstate::INTERNAL_ERROR, text()))
 }
 
@@ -212,6 +211,8 @@ struct Walsender<'a> {
     talk: Talk,
     timer: PeerTimer,
     written: watch::Receiver<Option<TimelinePosition>>,
+    /// What `segment` and `fetch` go by.
+    history: Arc<TimelineHistory>,
     segment: Option<Arc<Segment>>,
     batch: Option<Batch>,
     fetch: Option<Fetch>,
@@ -245,6 +246,7 @@ impl<'a> Walsender<'a> {
             talk: Talk::Streaming,
             timer: PeerTimer::new(cx.wal_sender_timeout, Instant::now()),
             written: cx.store.written(),
+            history: cx.store.history(),
             segment: None,
             batch: None,
             fetch: None,
@@ -335,11 +337,28 @@ impl<'a> Walsender<'a> {
         Ok(true)
     }
 
-    fn limit(&self) -> Result<Limit, StreamError> {
+    fn limit(&mut self) -> Result<Limit, StreamError> {
+        self.look_at_history();
         let Some(position) = *self.written.borrow() else { return Err(not_ready().into()) };
-        match historic(&self.cx.store, position.tli, self.tli)? {
-            None => Ok(Limit::Live(position.lsn)),
+        match historic(&self.history, self.tli)? {
             Some((end, next)) => Ok(Limit::Left(end, next)),
+            None if position.tli == self.tli => Ok(Limit::Live(position.lsn)),
+            // The timeline has just changed; the next look shows how.
+            None => Ok(Limit::Live(self.sent)),
+        }
+    }
+
+    /// Where the relay follows another timeline, other files hold what comes next, and as far as they did not before:
+    /// a timeline that was left is received again, or is none of ours any more.
+    fn look_at_history(&mut self) {
+        let history = self.cx.store.history();
+        if Arc::ptr_eq(&history, &self.history) {
+            return;
+        }
+        self.history = history;
+        (self.segment, self.resident_to) = (None, Lsn::INVALID);
+        if let Some(fetch) = self.fetch.take() {
+            fetch.abort();
         }
     }
 
@@ -348,7 +367,7 @@ impl<'a> Walsender<'a> {
         let Some(identity) = self.cx.store.identity() else { return Err(not_ready().into()) };
         let segno = self.sent.seg_at(identity.seg_size);
         if self.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
-            self.segment = self.cx.store.mapped_segment(self.tli, segno);
+            self.segment = self.cx.store.mapped_segment_on(&self.history, self.tli, segno);
             self.resident_to = Lsn::INVALID;
         }
         let Some(segment) = self.segment.clone() else {
@@ -356,6 +375,14 @@ impl<'a> Walsender<'a> {
             return Ok(None);
         };
         let end = self.sent.advance(Batch::MAX_LEN).min(limit).min(segment.end());
+        if end.since(segment.start()) > segment.published() {
+            // Of another life of this timeline, and still in use: whoever has it lets go soon.
+            let text = format!(
+                "WAL segment {} is not readable up to {end}",
+                segment.name().format(identity.seg_size)
+            );
+            return Err(PgError::error(sqlstate::IO_ERROR, text).into());
+        }
         let recent = self.sent >= self.cx.received_from && limit.since(self.sent) <= RECENT;
         let offset = self.sent.since(segment.start());
         if recent || end <= self.resident_to || segment.is_resident(offset, end.since(self.sent) as usize) {
@@ -373,10 +400,11 @@ impl<'a> Walsender<'a> {
             return;
         }
         let (store, recall, tli, at) = (self.cx.store.clone(), self.cx.recall.clone(), self.tli, self.sent);
+        let history = self.history.clone();
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
                 Some(segment) => segment,
-                None => open_segment(store, recall, tli, segno).await?,
+                None => open_segment(store, recall, history, tli, segno).await?,
             };
             blocking(move || {
                 let offset = at.since(segment.start());
@@ -606,12 +634,21 @@ impl<'a> Walsender<'a> {
         let (write, flush) = (lsn(status.write), lsn(status.flush));
         self.cx.sender.set_reply(write, flush, lsn(status.apply), self.cx.store.lag_clock());
         self.confirmed = status.flush.unwrap_or(write);
-        if let Some(slot) = &self.slot {
+        if let Some(slot) = &self.slot
+            && let Some(flush) = self.confirmable(flush)
+        {
             slot.confirm_flush(flush);
         }
         if status.reply_requested {
             self.owed.get_or_insert(false);
         }
+    }
+
+    /// What of a flush report moves the slot: nothing on a timeline that is none of ours any more, and nothing beyond
+    /// the end of one that was left. The slot keeps what is common.
+    fn confirmable(&self, flush: Lsn) -> Option<Lsn> {
+        let left = historic(&self.cx.store.history(), self.tli).ok()?;
+        Some(left.map_or(flush, |(end, _)| flush.min(end)))
     }
 
     /// The client has ended the stream, and what was begun is sent: our CopyDone and the result.
@@ -665,10 +702,11 @@ async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, OpenError> {
 async fn open_segment(
     store: Arc<Store>,
     recall: Option<Arc<Recall>>,
+    history: Arc<TimelineHistory>,
     tli: TimelineId,
     segno: SegNo,
 ) -> Result<Arc<Segment>, OpenError> {
-    let opened = blocking(move || Ok(store.segment(tli, segno)?)).await;
+    let opened = blocking(move || Ok(store.segment_on(&history, tli, segno)?)).await;
     match (opened, recall) {
         (Err(OpenError::Here(SegmentError::Removed(_))), Some(recall)) => {
             Ok(recall.segment(tli, segno).await?)

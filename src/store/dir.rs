@@ -5,6 +5,7 @@
 //!   walrelay.lock             locked while a relay runs; holds its pid
 //!   cluster.toml              which cluster this is, and what its server last said of itself
 //!   slots.toml                replication slots
+//!   timeline.toml             the timeline that is followed
 //!   *.toml.spare              room for replacing the file of that name
 //!   last-run.toml             how the last run ended, see `last_run`
 //!   aside/                    files that were of no use, for people to look at; nothing here is read or removed

@@ -14,12 +14,14 @@
 //! - `flush_lsn <= write_lsn`, and both are ends of verified records (or page boundaries in the zeros behind
 //!   an XLOG_SWITCH). Nothing published is ever taken back or changed.
 //! - What is reported upstream as flushed survives a crash: `flush_lsn` moves after the sync returned.
-//! - A timeline's history file is durable before the timeline is shown to anybody.
+//! - A timeline's history file is durable before the timeline is shown to anybody, and so is the note that it is
+//!   followed (`followed`), before anything is written on it.
 //! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost.
 
 mod cluster;
 mod dir;
 mod flusher;
+mod followed;
 mod holes;
 mod last_run;
 mod mapped;
@@ -53,7 +55,7 @@ pub use senders::{
     FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
 };
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
-pub use writer::{AppendError, Writer};
+pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
 
@@ -285,10 +287,11 @@ impl Store {
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
         let last_run = LastRun::load(&dir);
+        let followed = followed::load(&dir).map_err(io("could not read which timeline is followed in"))?;
         let plan = RecoveryPlan {
             how: config.wal_write,
             magic: cluster.as_ref().and_then(|(_, parameters)| parameters.expected_magic()),
-            timeline: None,
+            timeline: followed.map(|followed| followed.tli),
             durable: last_run.durable(),
         };
         let recovered = match &cluster {
@@ -307,6 +310,10 @@ impl Store {
                 tracing::warn!("could not note in the data directory that a run has begun: {error}");
             }
             other => other.map_err(io("could not note that a run has begun in"))?,
+        }
+        if let Some(end) = end {
+            // A crash may have come before slots were saved that were moved back with the timeline.
+            slots.clamp_to(end.lsn);
         }
         let senders = Senders::new(slots.clone());
         let store = Arc::new(Store {
@@ -335,7 +342,9 @@ impl Store {
             retention: Retention::start(store.clone()),
             store: store.clone(),
         };
-        let writer = Writer::new(store.clone(), recovered);
+        let is_followed = |followed: &followed::Followed| end.is_some_and(|end| end.tli == followed.tli);
+        let newest = followed.filter(is_followed).map(|followed| followed.newest);
+        let writer = Writer::new(store.clone(), recovered, newest);
         Ok((store, writer, background))
     }
 
@@ -408,15 +417,16 @@ impl Store {
 
     /// Where the WAL held here ends; `None` before the first record.
     pub fn tip(&self) -> Option<Tip> {
+        // The three change together where the timeline does.
+        let history = lock(&self.history);
         let written = (*self.written.borrow())?;
         let flushed = *self.flushed.borrow();
         let flush_lsn = flushed.map_or(Lsn::INVALID, |flushed| match flushed.tli == written.tli {
             true => flushed.lsn,
             // What was held beyond the switch point does not count on the new timeline.
-            false => {
-                self.history().switch_point(flushed.tli).map_or(Lsn::INVALID, |(at, _)| at.min(flushed.lsn))
-            }
+            false => history.switch_point(flushed.tli).map_or(Lsn::INVALID, |(at, _)| at.min(flushed.lsn)),
         });
+        drop(history);
         Some(Tip { tli: written.tli, write_lsn: written.lsn, flush_lsn: flush_lsn.min(written.lsn) })
     }
 
@@ -434,6 +444,30 @@ impl Store {
     /// History of the timeline being received.
     pub fn history(&self) -> Arc<TimelineHistory> {
         lock(&self.history).clone()
+    }
+
+    /// Shows another timeline: history and positions at once. `flushed` as well if it was found durable.
+    fn show_timeline(&self, history: TimelineHistory, written: TimelinePosition, is_durable: bool) {
+        let mut current = lock(&self.history);
+        *current = Arc::new(history);
+        if is_durable {
+            self.flushed.send_replace(Some(written));
+        }
+        self.written.send_replace(Some(written));
+    }
+
+    /// Timelines of which there are segments here, each with the history in its file; `None` if that is missing or no
+    /// good. Waits for the disk.
+    pub fn held_timelines(&self) -> io::Result<Vec<(TimelineId, Option<TimelineHistory>)>> {
+        let Some(identity) = self.identity() else { return Ok(Vec::new()) };
+        let mut timelines: Vec<_> =
+            self.dir.segments(identity.seg_size)?.into_iter().map(|found| found.name.tli).collect();
+        timelines.dedup();
+        let with_history = |tli| {
+            let content = if tli == TimelineId::FIRST { Some(Vec::new()) } else { self.history_file(tli)? };
+            Ok((tli, content.and_then(|content| TimelineHistory::parse(tli, &content).ok())))
+        };
+        timelines.into_iter().map(with_history).collect()
     }
 
     /// Content of a timeline's history file; `None` if there is none here. Waits for the disk.
@@ -454,15 +488,35 @@ impl Store {
     ///
     /// Waits for the disk: it opens and maps a file that is not in use.
     pub fn segment(&self, tli: TimelineId, segno: SegNo) -> Result<Arc<Segment>, ReadError> {
+        self.segment_on(&self.history(), tli, segno)
+    }
+
+    /// The same for a reader who goes by this history, whatever timeline is followed.
+    pub fn segment_on(
+        &self,
+        history: &TimelineHistory,
+        tli: TimelineId,
+        segno: SegNo,
+    ) -> Result<Arc<Segment>, ReadError> {
         let name = WalFileName::new(tli, segno);
         let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
-        self.segments.open(&self.dir, identity.seg_size, &self.history(), name)
+        self.segments.open(&self.dir, identity.seg_size, history, name)
     }
 
     /// The same segment if it is mapped already, without touching the disk.
     pub fn mapped_segment(&self, tli: TimelineId, segno: SegNo) -> Option<Arc<Segment>> {
+        self.mapped_segment_on(&self.history(), tli, segno)
+    }
+
+    /// The same for a reader who goes by this history.
+    pub fn mapped_segment_on(
+        &self,
+        history: &TimelineHistory,
+        tli: TimelineId,
+        segno: SegNo,
+    ) -> Option<Arc<Segment>> {
         let identity = self.identity()?;
-        self.segments.mapped(identity.seg_size, &self.history(), WalFileName::new(tli, segno))
+        self.segments.mapped(identity.seg_size, history, WalFileName::new(tli, segno))
     }
 
     /// Whether [`Store::segment`] would find the segment here. Waits for the disk.

@@ -39,7 +39,7 @@ pub(super) struct RecoveryPlan {
     pub(super) how: WalWrite,
     /// What all pages must have, if that is known.
     pub(super) magic: Option<u16>,
-    /// The timeline to go to; `None` for the newest of which there is a file.
+    /// The timeline to go to; `None` for the newest of which there is a file, also where there is none of this one.
     pub(super) timeline: Option<TimelineId>,
     /// Everything up to here is known to be on the disk.
     pub(super) durable: Option<TimelinePosition>,
@@ -64,8 +64,10 @@ pub(super) fn recover(
 ) -> Result<Option<Recovered>, StoreError> {
     let list = || dir.segments(identity.seg_size).map_err(failed("could not list", dir.wal().into()));
     set_useless_aside(dir, identity, &list()?)?;
-    let Some(newest) = list()?.iter().map(|found| found.name.tli).max() else { return Ok(None) };
-    let history = read_history(dir, plan.timeline.unwrap_or(newest))?;
+    let segments = list()?;
+    let Some(newest) = segments.iter().map(|found| found.name.tli).max() else { return Ok(None) };
+    let is_here = |tli: &TimelineId| segments.iter().any(|found| found.name.tli == *tli);
+    let history = read_history(dir, plan.timeline.filter(is_here).unwrap_or(newest))?;
     let path =
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
     let scan = Scan { dir, identity, path, magic: plan.magic };
@@ -105,6 +107,31 @@ fn set_useless_aside(dir: &DataDir, identity: Identity, segments: &[FoundSegment
         );
     }
     Ok(())
+}
+
+/// Finds what is held of the timeline with this history, wherever the relay is at the moment; `None` if not a single
+/// record is. It is durable: it was when the timeline was left, and an end of the process since then was no failed sync
+/// of it.
+pub(super) fn held(
+    dir: &DataDir,
+    identity: Identity,
+    how: WalWrite,
+    magic: Option<u16>,
+    history: TimelineHistory,
+) -> Result<Option<Recovered>, StoreError> {
+    let tli = history.tli();
+    let path =
+        WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
+    let scan = Scan { dir, identity, path, magic };
+    if !scan.path.segments().iter().any(|found| found.name.tli == tli) {
+        return Ok(None);
+    }
+    let end = scan.run()?;
+    if end.verifier.verified_end().is_none() {
+        return Ok(None);
+    }
+    let tail = scan.settle(&end, how)?;
+    Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail }))
 }
 
 fn read_history(dir: &DataDir, tli: TimelineId) -> Result<TimelineHistory, StoreError> {

@@ -334,6 +334,11 @@ impl LagClock {
         ring.next = (ring.next + 1) % LagClock::SAMPLES;
     }
 
+    /// Forgets everything: positions begin anew, before those that were reached.
+    pub(super) fn reset(&self) {
+        *lock(&self.samples) = Ring { samples: Vec::new(), next: 0 };
+    }
+
     /// How long ago the WAL before `lsn` arrived; `None` when no sample reaches that far back or forward.
     pub fn since_arrival(&self, lsn: Lsn, now: Instant) -> Option<Duration> {
         let ring = lock(&self.samples);
@@ -425,5 +430,10 @@ mod tests {
         assert_eq!(lag(50_000), Some(now - at(500)));
         assert_eq!(lag(49_901), Some(now - at(500)));
         assert_eq!(lag(1), Some(now - at(11)), "older than the ring: its oldest sample");
+        // Back to an older position: what arrives there counts.
+        clock.reset();
+        assert_eq!(lag(50_000), None);
+        clock.arrived(Lsn::new(40_000), at(LagClock::SAMPLES as u32 + 15));
+        assert_eq!(lag(40_000), Some(LagClock::SPACING * 5));
     }
 }

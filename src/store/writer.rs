@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use walrelay_proto::{
-    Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
+    CommitCounter, Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
 };
 
-use super::dir;
+use super::followed::{self, Followed};
 use super::mapped::Segment;
-use super::recovery::Recovered;
+use super::recovery::{self, Recovered};
 use super::trouble::Trouble;
-use super::{Identity, Store, TimelinePosition, lock};
+use super::{Identity, Store, StoreError, TimelinePosition, dir, lock};
 
 /// WAL was not taken. Nothing that was published before is affected.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,14 @@ pub enum AppendError {
         /// Why not.
         reason: String,
     },
+    /// The timeline stays as it is, because it could not be noted which one is followed; retry.
+    #[error("could not note in the data directory that timeline {tli} is followed: {source}")]
+    NotNoted {
+        /// The timeline that was to be followed.
+        tli: TimelineId,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The store has failed before.
     #[error("the store has failed")]
     Failed,
@@ -93,6 +101,42 @@ pub struct Writer {
     stream: Option<Stream>,
     /// Whether the disk takes WAL.
     trouble: Trouble,
+    /// What this process has noted as followed; `None` while that is in doubt.
+    noted: Option<Followed>,
+    /// The newest timeline that was ever followed or headed for, if that is known.
+    newest: Option<TimelineId>,
+}
+
+/// What is held of a timeline, found by [`Writer::find`]; [`Writer::take_up`] goes on with it.
+#[derive(Debug)]
+pub struct HeldTimeline {
+    recovered: Recovered,
+    end: TimelinePosition,
+}
+
+impl HeldTimeline {
+    /// The timeline's history.
+    pub fn history(&self) -> &TimelineHistory {
+        &self.recovered.history
+    }
+
+    /// The end of its last complete record here.
+    pub fn end(&self) -> TimelinePosition {
+        self.end
+    }
+
+    /// The segment of the last byte before `at`, which is not beyond the end.
+    pub fn segment_before(&self, store: &Store, at: Lsn) -> Result<Arc<Segment>, super::ReadError> {
+        let size = store.identity().map(|identity| identity.seg_size);
+        let history = self.history();
+        let tail = self.recovered.tail.as_ref();
+        let segno = size.map_or(SegNo::new(0), |size| at.seg_before(size));
+        // Readers may have the same file mapped as the end of a timeline that was left before this one's.
+        match tail.filter(|tail| tail.name().segno == segno) {
+            Some(tail) => Ok(tail.clone()),
+            None => store.segment_on(history, history.timeline_at(at.rewind(1)), segno),
+        }
+    }
 }
 
 /// A timeline being received.
@@ -110,21 +154,15 @@ struct Stream {
 }
 
 impl Writer {
-    pub(super) fn new(store: Arc<Store>, recovered: Option<Recovered>) -> Writer {
+    pub(super) fn new(store: Arc<Store>, recovered: Option<Recovered>, newest: Option<TimelineId>) -> Writer {
         let stream = store.identity().zip(recovered).map(|(identity, found)| {
             if let Some(tail) = &found.tail {
                 store.segments.insert(tail);
             }
-            Stream {
-                identity,
-                tli: found.history.tli(),
-                published: found.verifier.verified_end(),
-                verifier: found.verifier,
-                current: found.tail,
-                touched: Vec::new(),
-            }
+            Stream::of(identity, found)
         });
-        Writer { store, stream, trouble: Trouble::default() }
+        // What was read at the start may not be durable.
+        Writer { store, stream, trouble: Trouble::default(), noted: None, newest }
     }
 
     /// The store it writes to.
@@ -156,6 +194,8 @@ impl Writer {
         if let Some(magic) = self.store.upstream_parameters().expected_magic() {
             verifier.expect_magic(magic);
         }
+        // Whatever was followed before, its WAL is not here.
+        self.newest = Some(tli);
         self.stream =
             Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
     }
@@ -183,7 +223,7 @@ impl Writer {
     }
 
     /// Says that the disk does not take WAL, if so; not each time.
-    fn tell(&mut self, result: &Result<(), AppendError>) {
+    fn tell<T>(&mut self, result: &Result<T, AppendError>) {
         if let Err(error @ AppendError::Disk { .. }) = result
             && self.trouble.is_news(Instant::now())
         {
@@ -243,17 +283,45 @@ impl Writer {
         }
     }
 
+    /// Notes durably that the present timeline is followed, unless it is noted already. To be called before anything
+    /// is received on it.
+    ///
+    /// Waits for the disk.
+    pub fn note_followed(&mut self) -> Result<(), AppendError> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let newest = self.newest.map_or(stream.tli, |newest| newest.max(stream.tli));
+        self.note(Followed { tli: stream.tli, newest })
+    }
+
+    fn note(&mut self, followed: Followed) -> Result<(), AppendError> {
+        if self.noted == Some(followed) {
+            return Ok(());
+        }
+        // After an error nobody knows what the file says.
+        self.noted = None;
+        followed::save(&self.store.dir, followed)
+            .map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
+        (self.noted, self.newest) = (Some(followed), Some(followed.newest));
+        Ok(())
+    }
+
+    /// The newest timeline that was followed or headed for; higher than the present one while WAL of an ancestor of
+    /// it is still missing. `None` if that is not known.
+    pub fn newest(&self) -> Option<TimelineId> {
+        self.newest
+    }
+
     /// Goes on along a timeline that forked off the present one at or before its end; `history` is the
     /// new timeline's, and its file is stored already. What is held of the present one must be durable,
     /// because recovery takes the new timeline's first file as the proof that the old one is complete.
     ///
     /// The new timeline's first segment begins with the old one's bytes, in a file of its own. What was
-    /// received beyond the fork stays in the old timeline's files.
+    /// received beyond the fork stays in the old timeline's files. Slots beyond it come back to it.
     pub fn switch_timeline(&mut self, history: TimelineHistory) -> Result<(), AppendError> {
         self.commit();
         self.rewind();
         let tli = history.tli();
-        let Some(stream) = &mut self.stream else {
+        let Some(stream) = &self.stream else {
             return Err(AppendError::Gap { at: Lsn::INVALID, expected: Lsn::INVALID });
         };
         let fail = |at, reason: String| AppendError::Fork { tli, at, reason };
@@ -266,20 +334,107 @@ impl Writer {
         }
         // Where generations were skipped, everything from the first fork on is the newer timeline's.
         let forked = stream.fork(&self.store, tli, at);
-        if forked.is_ok() {
-            *lock(&self.store.history) = Arc::new(history);
-            let target = TimelinePosition { tli, lsn: at };
-            self.store.written.send_replace(Some(target));
-            self.store.flush_queue.push(stream.touched.iter().cloned(), target);
-            stream.touched.clear();
-            stream.published = Some(at);
-        }
         self.tell(&forked);
-        forked
+        let forked = forked?;
+        let newest = self.newest.map_or(tli, |newest| newest.max(tli));
+        self.note(Followed { tli, newest })?;
+        let target = TimelinePosition { tli, lsn: at };
+        let first = forked.current.clone();
+        self.stream = Some(forked);
+        self.show(history, target, false, at);
+        self.store.flush_queue.push(first.into_iter(), target);
+        Ok(())
+    }
+
+    /// Looks what is held here of a timeline with this history that is not the present one: left for another before,
+    /// or begun and not come to. `None` if nothing is. Changes nothing but names of finished files.
+    ///
+    /// All of the present timeline must be durable. Waits for the disk.
+    pub fn find(&self, history: TimelineHistory) -> Result<Option<HeldTimeline>, StoreError> {
+        let Some(identity) = self.store.identity() else { return Ok(None) };
+        let tli = history.tli();
+        let magic = self.store.upstream_parameters().expected_magic();
+        let found = recovery::held(&self.store.dir, identity, self.store.config.wal_write, magic, history)?;
+        Ok(found.and_then(|recovered| {
+            let lsn = recovered.verifier.verified_end()?;
+            Some(HeldTimeline { recovered, end: TimelinePosition { tli, lsn } })
+        }))
+    }
+
+    /// Goes on with a timeline that was found, to come to `newest`. The present one, which must be durable, is left as
+    /// it is. Slots beyond the point where both part come back to it.
+    ///
+    /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed.
+    pub fn take_up(&mut self, held: HeldTimeline, newest: TimelineId) -> Result<(), AppendError> {
+        self.commit();
+        let HeldTimeline { recovered, end } = held;
+        let Some(identity) = self.store.identity() else { return Err(AppendError::Failed) };
+        if *self.store.flushed.borrow() != *self.store.written.borrow() {
+            let reason = "what is held of the present timeline is not durable yet".to_owned();
+            return Err(AppendError::Fork { tli: end.tli, at: end.lsn, reason });
+        }
+        self.note(Followed { tli: end.tli, newest: newest.max(end.tli) })?;
+        if let Some(tail) = &recovered.tail {
+            self.store.segments.insert(tail);
+        }
+        let history = recovered.history.clone();
+        let parting = self.store.history().parting(&history).and_then(|(_, at)| at);
+        self.stream = Some(Stream::of(identity, recovered));
+        self.show(history, end, true, parting.map_or(end.lsn, |at| at.min(end.lsn)));
+        Ok(())
+    }
+
+    /// Readers get to see another timeline, of which nothing but what lies before `common` was seen before.
+    fn show(&self, history: TimelineHistory, end: TimelinePosition, is_durable: bool, common: Lsn) {
+        let before = *self.store.written.borrow();
+        self.store.show_timeline(history, end, is_durable);
+        if before.is_some_and(|before| before.lsn > end.lsn) {
+            self.store.lag.reset();
+        }
+        for slot in self.store.slots.clamp_to(common) {
+            let (name, was) = (slot.name, slot.restart_lsn.unwrap_or_default());
+            tracing::info!(
+                "slot \"{name}\" keeps WAL from {common} on: {was} was on a timeline that is left"
+            );
+        }
+    }
+
+    /// Commits on the present timeline's way from `from` on, where a record begins; `None` if not all of that WAL can
+    /// be read, or there is more of it than `most` bytes.
+    ///
+    /// Waits for the disk.
+    pub fn commits_since(&self, from: Lsn, most: u64) -> Option<u64> {
+        let stream = self.stream.as_ref()?;
+        let (end, size) = (stream.published?, stream.identity.seg_size);
+        let (history, mut at) = (self.store.history(), from);
+        let mut counter = CommitCounter::new(from, size);
+        while at < end && end.since(from) <= most {
+            let tli = history.timeline_at(at);
+            let segment = self.store.segment(tli, at.seg_at(size)).ok()?;
+            let left_at = history.switch_point(tli).map_or(end, |(left_at, _)| left_at);
+            let to = segment.end().min(left_at).min(end);
+            let offset = at.since(segment.start());
+            let there = to.since(segment.start()) <= segment.published();
+            segment.populate(offset, to.since(at) as usize).ok().filter(|()| there)?;
+            counter.push(segment.bytes(offset, to.since(at) as usize));
+            at = to;
+        }
+        (at >= end).then_some(counter.commits())
     }
 }
 
 impl Stream {
+    fn of(identity: Identity, found: Recovered) -> Stream {
+        Stream {
+            identity,
+            tli: found.history.tli(),
+            published: found.verifier.verified_end(),
+            verifier: found.verifier,
+            current: found.tail,
+            touched: Vec::new(),
+        }
+    }
+
     /// Verifies and writes bytes that lie in one segment.
     fn take(&mut self, segment: &Arc<Segment>, chunk: &[u8]) -> Result<(), AppendError> {
         let before = self.verifier.clone();
@@ -399,10 +554,14 @@ impl Stream {
         Ok(segment)
     }
 
-    /// Moves to timeline `tli` at `at`, which is at or before the verified end.
-    fn fork(&mut self, store: &Store, tli: TimelineId, at: Lsn) -> Result<(), AppendError> {
+    /// Begins timeline `tli` at `at`, which is at or before the verified end.
+    fn fork(&self, store: &Store, tli: TimelineId, at: Lsn) -> Result<Stream, AppendError> {
         let size = self.identity.seg_size;
         let fail = |reason: String| AppendError::Fork { tli, at, reason };
+        let files = store.dir.segments(size).map_err(|error| fail(error.to_string()))?;
+        if files.iter().any(|found| found.name.tli == tli) {
+            return Err(fail("there are files of a timeline of that number here".to_owned()));
+        }
         let offset = at.offset_in_seg(size);
         let head = match offset {
             0 => Vec::new(),
@@ -432,11 +591,14 @@ impl Stream {
                 .fail_sync(&format!("could not sync pg_wal for the first segment of timeline {tli}"), &error);
             return Err(AppendError::Failed);
         }
-        self.touched = vec![first.clone()];
-        self.current = Some(first);
-        self.verifier = verifier;
-        self.tli = tli;
-        Ok(())
+        Ok(Stream {
+            identity: self.identity,
+            tli,
+            verifier,
+            current: Some(first),
+            touched: Vec::new(),
+            published: Some(at),
+        })
     }
 
     /// The bytes of `at`'s segment before `at`, on the present timeline.

@@ -62,9 +62,9 @@ pub enum UpstreamError {
         /// Why.
         source: SaveHistoryError,
     },
-    /// The upstream's timeline does not descend from ours.
+    /// The upstream's timeline does not descend from ours, and is not known to be newer.
     #[error(
-        "upstream is on {theirs}, which does not descend from {ours} that is held here up to {held}; it is not followed"
+        "upstream is on {theirs}, which does not descend from {ours} that is held here up to {held}: {why}; it is not followed"
     )]
     Sibling {
         /// The upstream's timeline and how it came about.
@@ -73,6 +73,18 @@ pub enum UpstreamError {
         ours: String,
         /// The end of ours.
         held: Lsn,
+        /// Why it is not gone over to.
+        why: String,
+    },
+    /// The upstream's timeline was passed over for a newer one, which is not reached yet.
+    #[error(
+        "upstream is on timeline {theirs}, which is older than timeline {newest} that the relay is going to; it is not followed"
+    )]
+    PassedOver {
+        /// The upstream's timeline.
+        theirs: TimelineId,
+        /// The one that is gone to.
+        newest: TimelineId,
     },
     /// The upstream has not seen a switch that we have.
     #[error("upstream is on timeline {theirs}, behind timeline {ours} that is held here; it is not followed")]
@@ -138,6 +150,7 @@ impl UpstreamError {
             | UpstreamError::History { .. }
             | UpstreamError::Sibling { .. }
             | UpstreamError::OldTimeline { .. }
+            | UpstreamError::PassedOver { .. }
             | UpstreamError::WalRemoved { .. }
             | UpstreamError::Behind { .. }
             | UpstreamError::Seam { .. }
@@ -154,7 +167,11 @@ impl UpstreamError {
                 UpstreamError::Sibling { .. }
                     | UpstreamError::Seam { .. }
                     | UpstreamError::WalRemoved { .. }
-                    | UpstreamError::Append(AppendError::Diverged { .. } | AppendError::Fork { .. })
+                    | UpstreamError::Append(
+                        AppendError::Diverged { .. }
+                            | AppendError::Fork { .. }
+                            | AppendError::NotNoted { .. }
+                    )
             )
     }
 

@@ -32,13 +32,13 @@ use super::connection::UpstreamConnection;
 use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
 use super::format;
-use super::histories::{UpstreamHistory, next_timeline, read_history};
+use super::histories::{Course, Standing, UpstreamHistory, read_history};
 use super::introduce::{Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot};
 use super::outage::Outages;
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
 use super::seam::{self, CompareError, Compared, Entry, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
-use crate::store::{AppendError, Identity, TimelinePosition, Writer};
+use crate::store::{AppendError, HeldTimeline, Identity, StoreError, TimelinePosition, Writer};
 
 /// Shortest and longest pause before another attempt.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -50,6 +50,8 @@ const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// A stream that has lasted that long, or brought anything, ends an outage.
 const STEADY: Duration = Duration::from_secs(10);
+/// Commits are counted in so many bytes of WAL that is left; beyond that it would hold up what comes.
+const MOST_COUNTED: u64 = 1 << 30;
 
 /// Where and how to receive.
 #[derive(Debug)]
@@ -254,13 +256,20 @@ impl Follower {
         let mut same = proof
             .filter(|proof| *proof == proved(identified.tli, proof.at))
             .map_or(Lsn::INVALID, |proof| proof.at);
+        let mut compared = same;
         loop {
             writer.rewind();
             let Some(position) = writer.position() else {
                 return Err(answer("START_REPLICATION", "nowhere to start"));
             };
             let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
-            let next = next_timeline(&writer.store().history(), position.lsn, &theirs.history)?;
+            let (next, taken) = match course(writer, position.lsn, &theirs.history)? {
+                Course::Stream => (None, None),
+                Course::Switch(next) => (Some(next), None),
+                Course::TakeUp(history) => (None, Some(self.find(writer, history, &theirs.history).await?)),
+            };
+            // Where we are going to go on.
+            let position = taken.as_ref().map_or(position, HeldTimeline::end);
             if identified.tli == position.tli && identified.xlogpos < position.lsn {
                 match self.wait_until_reached(conn, position, identified).await? {
                     Some(now) => identified = now,
@@ -270,7 +279,10 @@ impl Follower {
             }
             let left_at = theirs.history.switch_point(position.tli).map(|(left_at, _)| left_at);
             let at = left_at.map_or(position.lsn, |left_at| left_at.min(position.lsn));
-            let held = if at > same { held_before(writer, &theirs.history, at)? } else { None };
+            // Of a timeline that is taken up nothing is known by what was streamed of another.
+            let known = if taken.is_some() { compared } else { same };
+            let held =
+                if at > known { held_before(writer, taken.as_ref(), &theirs.history, at)? } else { None };
             let files = theirs.fetch_all(conn, writer.store()).await?;
             // From then on it is one that we follow: only now it may leave, and get, anything.
             let store = writer.store().clone();
@@ -281,21 +293,27 @@ impl Follower {
                 followed.send_replace(Some(host.clone()));
                 Ok(())
             };
-            let in_stream =
-                |held: &Held| next.is_none() && slot != Slot::Missing && held.is_near(position.lsn);
+            let in_stream = |held: &Held| {
+                next.is_none() && taken.is_none() && slot != Slot::Missing && held.is_near(position.lsn)
+            };
             let entry = match held {
                 Some(held) if in_stream(&held) => {
                     Some(Entry { held, until: position.lsn, accept: Box::new(accept) })
                 }
                 held => {
                     if let Some(held) = held {
-                        same = at;
+                        (same, compared) = (at, at);
                         if compare(conn, writer, &theirs.history, at, &held).await? == Compared::MoreFollows {
                             self.compared = Some(proved(identified.tli, at));
                             return Ok(Next::Again);
                         }
                     }
                     accept()?;
+                    if let Some(taken) = taken {
+                        take_up(writer, taken, identified.tli)?;
+                        same = at;
+                        continue;
+                    }
                     if let Some(next) = next {
                         self.switch(writer, read_history(writer.store(), next)?).await?;
                         continue;
@@ -307,6 +325,7 @@ impl Follower {
                     None
                 }
             };
+            writer.note_followed()?;
             match self.stream(conn, writer, position, host, entry).await? {
                 Streamed::Ended(StreamEnd::Stopped) => return Ok(Next::Over),
                 Streamed::Ended(StreamEnd::ServerStopped) => {
@@ -401,25 +420,36 @@ impl Follower {
     /// never begin with the new timeline and lack the end of the old.
     async fn switch(&self, writer: &mut Writer, history: TimelineHistory) -> Result<(), UpstreamError> {
         let (tli, at) = (history.tli(), history.begin());
+        self.wait_until_durable(writer).await?;
+        let left = Left::of(writer, &history);
+        writer.switch_timeline(history)?;
+        tracing::info!("switched to timeline {tli} at {at}");
+        left.tell(writer, tli);
+        Ok(())
+    }
+
+    /// What is held of another timeline on the way to theirs. All of the present one is durable then.
+    async fn find(
+        &self,
+        writer: &mut Writer,
+        history: TimelineHistory,
+        theirs: &TimelineHistory,
+    ) -> Result<HeldTimeline, UpstreamError> {
+        self.wait_until_durable(writer).await?;
+        let tli = history.tli();
+        let (at, next) = theirs.switch_point(tli).unwrap_or((theirs.begin(), tli));
+        let reason = format!("nothing of timeline {tli} is held here any more");
+        writer.find(history)?.ok_or_else(|| AppendError::Fork { tli: next, at, reason }.into())
+    }
+
+    async fn wait_until_durable(&self, writer: &mut Writer) -> Result<(), UpstreamError> {
         writer.commit();
         let written = *writer.store().written().borrow();
         let mut flushed = writer.store().flushed();
         tokio::select! {
-            _ = flushed.wait_for(|flushed| *flushed == written) => {}
-            _ = writer.store().failed() => return Err(AppendError::Failed.into()),
+            _ = flushed.wait_for(|flushed| *flushed == written) => Ok(()),
+            _ = writer.store().failed() => Err(AppendError::Failed.into()),
         }
-        let held = writer.position();
-        writer.switch_timeline(history)?;
-        tracing::info!("switched to timeline {tli} at {at}");
-        if let Some(held) = held.filter(|held| held.lsn > at) {
-            tracing::warn!(
-                "timeline {} was held up to {}, {} bytes beyond the switch point; its files stay for as long as WAL of that age is kept",
-                held.tli,
-                held.lsn,
-                held.lsn.since(at)
-            );
-        }
-        Ok(())
     }
 
     /// Makes our slot.
@@ -512,13 +542,77 @@ impl Follower {
     }
 }
 
-/// What is held right before `at`, to be compared with the WAL of an upstream that we are to continue with there.
-/// `None` if we hold nothing yet.
-fn held_before(writer: &Writer, theirs: &TimelineHistory, at: Lsn) -> Result<Option<Held>, UpstreamError> {
-    match Held::before(writer.store(), at) {
+/// What is to be done to follow a server with this history.
+fn course(writer: &Writer, held: Lsn, theirs: &TimelineHistory) -> Result<Course, UpstreamError> {
+    let store = writer.store();
+    let ours = store.history();
+    let newest = writer.newest().filter(|newest| *newest > ours.tli());
+    // Without its history it leads nowhere.
+    let newest = newest.and_then(|newest| read_history(store, newest).ok());
+    let here = store.held_timelines().map_err(|source| StoreError::Io {
+        action: "could not list WAL in",
+        path: store.data_dir().to_owned(),
+        source,
+    })?;
+    Standing { ours: &ours, held, newest: newest.as_ref(), here: &here }.course(theirs)
+}
+
+/// Goes on with a timeline that is held, on the way to `newest`; the present one is left.
+fn take_up(writer: &mut Writer, held: HeldTimeline, newest: TimelineId) -> Result<(), UpstreamError> {
+    let (left, end) = (Left::of(writer, held.history()), held.end());
+    writer.take_up(held, newest)?;
+    tracing::info!("went back to timeline {}, held up to {}, to follow timeline {newest}", end.tli, end.lsn);
+    left.tell(writer, newest);
+    Ok(())
+}
+
+/// WAL that is held and does not lead to where the relay goes on.
+struct Left {
+    from: Lsn,
+    end: Option<TimelinePosition>,
+    commits: Option<u64>,
+}
+
+impl Left {
+    /// What is left when the writer goes over to a timeline with this history.
+    fn of(writer: &Writer, next: &TimelineHistory) -> Left {
+        let end = writer.verified();
+        let parting = writer.store().history().parting(next).and_then(|(_, at)| at);
+        let from = parting.or(end.map(|end| end.lsn)).unwrap_or(Lsn::INVALID);
+        let end = end.filter(|end| end.lsn > from);
+        Left { from, end, commits: end.and_then(|_| writer.commits_since(from, MOST_COUNTED)) }
+    }
+
+    /// Said once the other timeline is followed: who looks for lost commits finds them there.
+    fn tell(&self, writer: &Writer, next: TimelineId) {
+        let Some(TimelinePosition { tli, lsn }) = self.end else { return };
+        let (from, bytes) = (self.from, lsn.since(self.from));
+        let commits = self.commits.map_or("an unknown number of".to_owned(), |commits| commits.to_string());
+        tracing::warn!(
+            "timeline {tli} was held up to {lsn}: {bytes} bytes with {commits} commits from {from} on are not on the way \
+             to timeline {next}; their files stay in \"{}\" for as long as WAL of that age is kept",
+            writer.store().wal_path("").display()
+        );
+    }
+}
+
+/// What is held right before `at`, to be compared with the WAL of an upstream that we are to continue with there; `taken`
+/// is the timeline that we continue with, if that is not the present one. `None` if we hold nothing yet.
+fn held_before(
+    writer: &Writer,
+    taken: Option<&HeldTimeline>,
+    theirs: &TimelineHistory,
+    at: Lsn,
+) -> Result<Option<Held>, UpstreamError> {
+    let found = match taken {
+        Some(timeline) => Held::before_on(writer.store(), timeline, at),
+        None => Held::before(writer.store(), at),
+    };
+    let is_required = taken.is_some() || writer.position().is_some_and(|position| at < position.lsn);
+    match found {
         Ok(held) => Ok(Some(held)),
         // Nothing that we hold would be WAL of both: its history may be ours, but nothing here shows it.
-        Err(error) if writer.position().is_some_and(|position| at < position.lsn) => {
+        Err(error) if is_required => {
             let (tli, reason) = (theirs.timeline_at(at), error.to_string());
             Err(AppendError::Fork { tli, at, reason }.into())
         }

@@ -20,7 +20,7 @@ use super::connection::UpstreamConnection;
 use super::error::QueryError;
 use super::failure::UpstreamError;
 use super::message;
-use crate::store::{AppendError, ReadError, Segment, Store};
+use crate::store::{AppendError, HeldTimeline, ReadError, Segment, Store};
 
 /// WAL that is compared, bytes at most: a record may be longer, and its end alone says enough then.
 const MOST: usize = 64 << 10;
@@ -79,12 +79,22 @@ impl Held {
         let unknown = || ReadError::Removed("of a cluster not known yet".to_owned());
         let size = store.identity().ok_or_else(unknown)?.seg_size;
         let tli = store.history().timeline_at(at.rewind(1));
-        let segment = store.segment(tli, at.seg_before(size))?;
+        Held::in_segment(store.segment(tli, at.seg_before(size))?, tli, at)
+    }
+
+    /// The same of a timeline that is not the present one.
+    pub(super) fn before_on(store: &Store, held: &HeldTimeline, at: Lsn) -> Result<Held, ReadError> {
+        let tli = held.history().timeline_at(at.rewind(1));
+        Held::in_segment(held.segment_before(store, at)?, tli, at)
+    }
+
+    /// What lies before `at` in the segment of the last byte before it.
+    fn in_segment(segment: Arc<Segment>, tli: TimelineId, at: Lsn) -> Result<Held, ReadError> {
         let len = at.since(segment.start()).min(segment.published());
         let bytes = segment.bytes(0, len as usize);
         let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         if end == 0 {
-            return Err(unknown());
+            return Err(ReadError::Removed("of which nothing is held".to_owned()));
         }
         let from = segment.start().advance(start_of_doubt(&bytes[..end]) as u64);
         let end = segment.start().advance(end as u64);

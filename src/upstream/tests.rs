@@ -15,6 +15,7 @@ use crate::auth::scram::server::{MockSecret, ScramServer, ServerSecret, mechanis
 use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, Verifier};
 use crate::conninfo::{ConnInfo, Environment};
 
+mod comebacks;
 mod encryption;
 mod following;
 mod login;

@@ -215,6 +215,15 @@ impl Relay {
         old.write_lsn
     }
 
+    /// The upstream is on a timeline 3 that comes from timeline 1, of which `wal` had been made.
+    pub(super) async fn go_back(&mut self, wal: WalGenerator) {
+        let written = *self.store.written().borrow();
+        self.store.flushed().wait_for(|flushed| *flushed == written).await.unwrap();
+        let held = self.writer.find(TimelineHistory::first()).unwrap().unwrap();
+        self.writer.take_up(held, TimelineId::new(3).unwrap()).unwrap();
+        self.wal = wal;
+    }
+
     pub(super) async fn connect(&self) -> Client<TcpStream> {
         let socket = TcpStream::connect(self.address).await.unwrap();
         socket.set_nodelay(true).unwrap();

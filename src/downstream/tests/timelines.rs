@@ -1,6 +1,7 @@
 //! START_REPLICATION over timeline switches.
 
 use super::kit::*;
+use crate::store::SlotPersistence;
 
 /// The row `next_tli, next_tli_startpos` of an answer.
 fn next(answer: &[Message]) -> Vec<Option<String>> {
@@ -105,4 +106,46 @@ async fn a_consumer_ahead_of_the_fork_is_sent_to_the_end_of_its_timeline() {
     assert_eq!(client.next().await.unwrap().kind, b'c');
     client.message(b'c', b"").await;
     assert_eq!(next(&client.until_ready().await), [Some("2".to_owned()), Some(fork.to_string())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_left_for_a_sibling_ends_with_an_error_and_what_is_common_goes_on() {
+    let mut relay = Relay::start().await;
+    relay.receive(|wal| wal.fill(1_500_000));
+    let common = relay.wal.clone();
+    let fork = relay.switch_timeline(2);
+    relay.receive(|wal| wal.fill(20_000));
+    let left = relay.store.tip().unwrap().write_lsn;
+    let slot = "s".parse().unwrap();
+    relay.store.slots().create(&slot, SlotPersistence::Persistent, Some(left)).unwrap();
+    let mut client = relay.session().await;
+    let from = fork.rewind(fork.as_u64() % (1 << 20));
+    client.start(&format!("SLOT s {from} TIMELINE 2")).await;
+    let mut at = from;
+    while at < left {
+        let (start, wal) = client.wal().await;
+        assert_eq!(start, at);
+        at = start.advance(wal.len() as u64);
+    }
+
+    relay.go_back(common).await;
+    let text = "requested timeline 2 is not in this server's history";
+    let answer = client.until_ready().await;
+    assert_eq!(answer[0].error(), ("ERROR".into(), "XX000".into(), text.into()));
+    assert_eq!(relay.store.slots().get("s").unwrap().restart_lsn, Some(fork));
+    assert_eq!(client.row("IDENTIFY_SYSTEM").await[1].as_deref(), Some("1"));
+    assert_eq!(client.error("START_REPLICATION 0/300000 TIMELINE 2").await, pair("XX000", text));
+
+    // Of the segment where both parted, the file of the one that goes on is read.
+    client.start(&format!("{from} TIMELINE 1")).await;
+    let more = relay.receive(|wal| wal.fill(30_000));
+    let (mut at, mut bytes) = (from, Vec::new());
+    while at < relay.store.tip().unwrap().write_lsn {
+        let (start, wal) = client.wal().await;
+        assert_eq!(start, at);
+        at = start.advance(wal.len() as u64);
+        bytes.extend(wal);
+    }
+    let new = &bytes[fork.since(from) as usize..];
+    assert!(*new == more[..new.len()] && new.len() > 20_000);
 }

@@ -208,7 +208,7 @@ async fn read_message(stream: &mut TcpStream, input: &mut BytesMut) -> Option<(u
     }
 }
 
-fn columns(count: usize) -> Vec<u8> {
+pub(super) fn columns(count: usize) -> Vec<u8> {
     let mut body = u16::try_from(count).unwrap().to_be_bytes().to_vec();
     for _ in 0..count {
         body.extend_from_slice(b"c\0");
@@ -217,7 +217,7 @@ fn columns(count: usize) -> Vec<u8> {
     frame(b'T', &body)
 }
 
-fn data(row: &[&str]) -> Vec<u8> {
+pub(super) fn data(row: &[&str]) -> Vec<u8> {
     let mut body = u16::try_from(row.len()).unwrap().to_be_bytes().to_vec();
     for value in row {
         body.extend_from_slice(&u32::try_from(value.len()).unwrap().to_be_bytes());

@@ -1,0 +1,50 @@
+//! Which timeline is followed: a small file, durable before anything is written on that timeline.
+//!
+//! Numbers do not tell. After a sibling was left for the timeline that took over (docs/TIMELINES.md) the highest
+//! number in `pg_wal` may be a dead one, and on the way to the new one an ancestor is received with both beside it.
+//!
+//! What a crash leaves, step by step:
+//! - Switching to a new timeline: its first file → *this file* → shown. Before the second step the old timeline comes
+//!   back, with the new one's file beside it, which is then taken up instead of made.
+//! - Going back to one that is held: its files are found and made durable → *this file* → shown. The timeline that is
+//!   left was durable before.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use walrelay_proto::TimelineId;
+
+use super::dir::DataDir;
+
+const FILE: &str = "timeline.toml";
+
+/// What the file says. It is missing in directories of before, where the highest number is followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Followed {
+    /// The timeline that is received.
+    pub(super) tli: TimelineId,
+    /// The timeline that it is to lead to: a higher one while WAL of an ancestor is still missing.
+    pub(super) newest: TimelineId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    timeline: u32,
+    newest: u32,
+}
+
+pub(super) fn load(dir: &DataDir) -> io::Result<Option<Followed>> {
+    let Some(text) = dir.read(FILE)? else { return Ok(None) };
+    dir.reserve(FILE, &text);
+    let bad =
+        |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
+    let saved: Saved =
+        toml::from_str(&text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
+    let timeline = |number| TimelineId::new(number).ok_or_else(|| bad(&"there is no timeline 0"));
+    Ok(Some(Followed { tli: timeline(saved.timeline)?, newest: timeline(saved.newest)? }))
+}
+
+pub(super) fn save(dir: &DataDir, followed: Followed) -> io::Result<()> {
+    let saved = Saved { timeline: followed.tli.as_u32(), newest: followed.newest.as_u32() };
+    dir.replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+}
