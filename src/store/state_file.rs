@@ -315,7 +315,7 @@ mod tests {
             }
         }
         let spare = fs::metadata(dir.path().join("slots.toml.spare")).unwrap().len();
-        assert!(spare as usize > text.len() && spare % 4096 == 0);
+        assert!(spare as usize > text.len() && spare.is_multiple_of(4096));
     }
 
     /// A full disk must not come between a slot's drop and its file.
