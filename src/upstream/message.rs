@@ -106,7 +106,8 @@ pub(super) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
 
 fn shortened(mut text: String) -> String {
     if text.len() > MAX_FIELD {
-        text.truncate(text.floor_char_boundary(MAX_FIELD));
+        let end = (0..=MAX_FIELD).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or_default());
         text.shrink_to_fit();
         text.push_str(" ...");
     }
