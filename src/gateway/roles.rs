@@ -185,15 +185,23 @@ impl Roles {
             return;
         }
         // Out of its place while in use: an answer that was not waited for must not be taken for the next one.
-        let Some((host, mut connection)) = self.connection(&mut asker).await else { return };
-        match self.ask_through(&mut connection, name).await {
+        let was_idle = asker.connection.is_some();
+        let Some((mut host, mut connection)) = self.connection(&mut asker).await else { return };
+        let mut answer = self.ask_through(&mut connection, name).await;
+        // While nobody used it the server may have ended it, by a restart for one. A new one may do; that is no news.
+        if was_idle && answer.as_ref().is_err_and(|error| !error.is_recoverable()) {
+            let Some(fresh) = self.connection(&mut asker).await else { return };
+            (host, connection) = fresh;
+            answer = self.ask_through(&mut connection, name).await;
+        }
+        match answer {
             Ok(known) => {
                 asker.connection = Some((host, connection));
                 (asker.last_used, asker.told) = (Some(Instant::now()), None);
                 self.learn(name, known);
             }
             Err(error) => {
-                if let QueryError::Server(_) = error {
+                if error.is_recoverable() {
                     asker.connection = Some((host, connection));
                     asker.last_used = Some(Instant::now());
                 }

@@ -34,21 +34,20 @@ fn a_relay_that_holds_wal_serves_it_whatever_the_upstream_says(server: &Server) 
     standby.start();
     standby.wait_for_replay(end);
 
-    if server.major() >= 17 {
-        primary.append_conf("summarize_wal = off");
-    }
-    primary.append_conf("wal_level = minimal\nmax_wal_senders = 0");
-    primary.restart();
-    serves(&mut relay, "set wal_level = replica and max_wal_senders > 0 there", end);
-
     primary.stop();
-    let other = Cluster::builder(server).name("other").fresh_initdb().start();
+    let mut other = Cluster::builder(server).name("other").fresh_initdb().start();
     relay.set_upstream(&other.conninfo());
     serves(&mut relay, "belongs to another cluster", end);
     assert_eq!(other.sql("select count(*) from pg_replication_slots"), "0");
 
+    if server.major() >= 17 {
+        other.append_conf("summarize_wal = off");
+    }
+    other.append_conf("wal_level = minimal\nmax_wal_senders = 0");
+    other.restart();
+    serves(&mut relay, "set wal_level = replica and max_wal_senders > 0 there", end);
+
     // And it takes the upstream when that is right again.
-    primary.append_conf("wal_level = replica\nmax_wal_senders = 10");
     primary.set_hba(&NO_RELAY.replace("reject", "trust"));
     primary.start();
     relay.set_upstream(&upstream);
