@@ -137,7 +137,7 @@ fn directories_that_are_no_targets(server: &Server) {
     let before = (files(&data.join("pg_wal")), files(&wal));
     refuses(&[data.join("pg_wal")], "is, or lies in, the relay's data directory");
     refuses(&[scratch.path().to_owned()], "contains the relay's data directory");
-    refuses(&[wal.clone()], "pg_wal of a PostgreSQL server");
+    refuses(std::slice::from_ref(&wal), "pg_wal of a PostgreSQL server");
     refuses(&[primary.data_dir()], "is a data directory of a PostgreSQL server");
     refuses(&[archive.clone(), scratch.join("link")], "already");
     assert_eq!((files(&data.join("pg_wal")), files(&wal)), before);
