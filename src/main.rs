@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
-use walrelay::archive::restore::BROKEN;
+use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::RelayError;
@@ -24,7 +24,9 @@ fn main() -> ExitCode {
         Ok(mut cli) => match cli.command.take() {
             None => relay(cli),
             // Not even a fault of ours may look like a file that is missing.
-            Some(command) => std::panic::catch_unwind(|| tool(command)).unwrap_or(BROKEN.into()),
+            Some(command) => {
+                std::panic::catch_unwind(|| tool(command)).unwrap_or_else(|_| broken_here().into())
+            }
         },
         Err(error) => {
             let _ = error.print();
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
 /// PostgreSQL takes small exit codes of a `restore_command` for "no such file", and goes on without it.
 fn usage_exit_code(code: i32) -> u8 {
     let is_restore = std::env::args().nth(1).is_some_and(|first| first == "restore");
-    if code != 0 && is_restore { BROKEN } else { u8::try_from(code).unwrap_or(2) }
+    if code != 0 && is_restore { broken_here() } else { u8::try_from(code).unwrap_or(2) }
 }
 
 fn relay(cli: Cli) -> ExitCode {

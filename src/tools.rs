@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::archive::cleanup::{self, Limit};
 use crate::archive::fetch::Fetcher;
 use crate::archive::list::{self, Listing};
-use crate::archive::restore::{BROKEN, MISSING, PATIENCE, Restore, Restored, system_id_here};
+use crate::archive::restore::{MISSING, PATIENCE, Restore, Restored, Role, data_dir, system_id_of};
 use crate::archive::spool::{self, Spool};
 use crate::archive::verify::{self, Report};
 use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
@@ -32,10 +32,11 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
     }
 }
 
-/// The exit code for an error of a command: PostgreSQL must never take one of `restore` for "no such file".
+/// The exit code for an error of a command: a recovery must never take one of `restore` for "no such file", and a
+/// standby must not be ended by it.
 pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
     match command {
-        Command::Restore(_) => BROKEN,
+        Command::Restore(args) => Role::of(&data_dir(&args.target)).broken(),
         _ => error.exit_code(),
     }
 }
@@ -44,15 +45,16 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let sources = sources(&args.places, environment)?;
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
     if args.spool_worker {
-        let fetcher = Fetcher::new(sources, system_id_here());
+        let fetcher = Fetcher::new(sources, system_id_of(&data_dir(&args.target)));
         let worked = spool::work(&spool_dir, fetcher, args.prefetch, spool::LINGER).await;
         let action = "could not fetch segments ahead";
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
     }
     let named = args.spool_dir.is_some();
     let spool = (args.prefetch > 0).then(|| Spool::new(spool_dir.clone(), worker(spool_dir, named)));
-    let restore =
-        Restore { sources, file: args.file.clone(), target: args.target.clone(), spool, patience: PATIENCE };
+    let wait = args.wait()?;
+    let (file, target) = (args.file.clone(), args.target.clone());
+    let restore = Restore { sources, file, target, spool, patience: PATIENCE, wait };
     match restore.run().await? {
         Restored::Done => Ok(0),
         Restored::Missing => Ok(MISSING),
@@ -143,6 +145,7 @@ async fn cleanup(args: &CleanupArgs, environment: &Environment) -> Result<u8, Re
     let limit = Limit::before(&args.oldest)?;
     for (_, target) in targets(&origins) {
         let repository = Repository::open(target)?;
+        cleanup::allowed(&repository).await?;
         let plan = cleanup::plan(&repository, &limit, args.clean_backup_history, SystemTime::now()).await?;
         if let Some(label) = &plan.kept_for {
             eprintln!("{}: WAL from {label} on is kept for that base backup", target.name);

@@ -17,6 +17,7 @@
 mod common;
 mod far;
 mod others;
+mod store;
 mod wal;
 
 use std::fs::{self, File};
@@ -79,6 +80,16 @@ fn main() {
     println!("the same S3 {} ms away, in each direction:", far::ONE_WAY.as_millis());
     bench.restore("far");
     bench.stream("far");
+    store::archive(&bench.runtime, |s3| {
+        let text = format!(
+            "[archive.slow]\nurl = \"s3://wal/main\"\nendpoint = \"{}\"\nregion = \"x\"\n\
+             options = {{ access-key-id = \"x\", secret-access-key = \"x\" }}\n",
+            s3.endpoint()
+        );
+        let conf = bench.scratch.join("slow.toml");
+        fs::write(&conf, text).expect("the directory is ours");
+        archive_targets(&conf).expect("it is a configuration").remove(0)
+    });
     if let Ok(line) = std::env::var("WALRELAY_BENCH_COMMAND") {
         bench.commands(&line, |name, to| {
             let mut command = Command::new("sh");

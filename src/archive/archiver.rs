@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use walrelay_proto::Lsn;
 
 use super::listing::Listing;
 use super::repository::{ArchiveError, Repository};
+use super::storage::Places;
 use super::target::{Place, Target};
 use super::worker::{Sink, Worker};
 use crate::parts::{PartEnded, Tasks};
@@ -24,6 +25,9 @@ use crate::store::{ArchivedWal, Store};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a directory may take to say what it is at the start.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All targets' workers.
 #[derive(Debug)]
@@ -80,11 +84,14 @@ impl Archiver {
             Place::Command(command) => Ok(Sink::Command(command.clone())),
         });
         let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
+        let places = Arc::new(Places::new(store.data_dir()));
+        refuse_wrong_places(targets, &sinks, &places)?;
         store.hold_for_archive(Some(Lsn::INVALID));
         let floors = Arc::new(Floors::new(store.clone(), targets.iter().map(|target| target.name.clone())));
         let (listings, listing) = watch::channel(None);
         for (target, sink) in targets.iter().zip(sinks) {
-            let worker = Worker::new(target.clone(), sink, store.clone(), floors.clone(), listing.clone());
+            let (store, places) = (store.clone(), places.clone());
+            let worker = Worker::new(target.clone(), sink, store, floors.clone(), places, listing.clone());
             let name = format!("worker of archive target \"{}\"", target.name);
             archiver.tasks.spawn(name, worker.run(stop.clone(), grace));
         }
@@ -113,6 +120,36 @@ impl Archiver {
     pub fn running(&self) -> Vec<&str> {
         self.tasks.running()
     }
+}
+
+/// Has every target's credentials and certificates read again before it is used next.
+pub fn reload() {
+    super::storage::reload();
+}
+
+/// Directories that must not be targets end the start, before anything is written to them. One that does not answer, or
+/// does not exist yet, is looked at when it is used first.
+fn refuse_wrong_places(targets: &[Target], sinks: &[Sink], places: &Arc<Places>) -> Result<(), ArchiveError> {
+    let (report, answers) = std::sync::mpsc::channel();
+    let mut asked = 0;
+    for (target, sink) in targets.iter().zip(sinks) {
+        let Sink::Objects(repository) = sink else { continue };
+        let (name, storage) = (target.name.clone(), repository.storage().clone());
+        let (places, report) = (places.clone(), report.clone());
+        asked += 1;
+        std::thread::spawn(move || report.send((name.clone(), storage.place(&places, &name))));
+    }
+    let until = Instant::now() + START_PATIENCE;
+    for _ in 0..asked {
+        let Ok((target, answer)) = answers.recv_timeout(until.saturating_duration_since(Instant::now()))
+        else {
+            return Ok(());
+        };
+        if let Err(reason) = answer {
+            return Err(ArchiveError::Refused { target, reason });
+        }
+    }
+    Ok(())
 }
 
 /// Tells the workers what there is, whenever that changes.

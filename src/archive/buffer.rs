@@ -1,21 +1,35 @@
 //! Whole files in memory.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
+
+use super::limit::Limit;
 
 /// From this size on, huge pages are asked for: to get and give back 16 MB in small ones takes as long as to check
 /// them.
 const LARGE: usize = 1 << 20;
 
-/// Reads an open file from where it stands to its end.
-pub(super) fn read_to_end(mut file: File) -> io::Result<Bytes> {
-    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+/// Reads an open file from its beginning to its end.
+///
+/// # Errors
+/// [`ErrorKind::FileTooLarge`] if it is larger than it may be; then next to nothing was read.
+pub(super) fn read_to_end(mut file: File, limit: &Limit) -> io::Result<Bytes> {
+    let size = file.metadata()?.len();
+    let refused = |reason: String| io::Error::new(ErrorKind::FileTooLarge, reason);
+    if limit.must_look(size).map_err(refused)? {
+        let mut beginning = Vec::new();
+        file.by_ref().take(limit.peek as u64).read_to_end(&mut beginning)?;
+        limit.judge(&beginning, size).map_err(refused)?;
+        file.seek(SeekFrom::Start(0))?;
+    }
+    let size = usize::try_from(size).map_err(io::Error::other)?;
     if size < LARGE {
         let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
+        // It may grow while it is read.
+        file.take(LARGE as u64).read_to_end(&mut content)?;
         return Ok(content.into());
     }
     let mut memory = MmapMut::map_anon(size)?;
@@ -50,8 +64,20 @@ mod tests {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
             file.write_all(&content).unwrap();
-            let read = read_to_end(File::open(file.path()).unwrap()).unwrap();
+            let read = read_to_end(File::open(file.path()).unwrap(), &Limit::segment()).unwrap();
             assert!(read == content, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_larger_than_it_should_be_is_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // Sparse: nobody has this much memory to spare.
+        file.as_file().set_len(1 << 40).unwrap();
+        for limit in [Limit::most(4096), Limit::segment(), Limit::packed_segment(|_| None)] {
+            let error = read_to_end(File::open(file.path()).unwrap(), &limit).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::FileTooLarge, "{limit:?}");
+            assert!(error.to_string().contains("1099511627776 bytes long"), "{error}");
         }
     }
 }

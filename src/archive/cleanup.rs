@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::layout::Item;
 use super::name::{FileKind, FileName};
 use super::repository::{Entry, ReadError, Repository, WriteError};
+use super::storage::StorageError;
 
 /// Removal has failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum CleanupError {
     /// The name is no limit.
     #[error("\"{0}\" is no WAL file name: expected a segment, a .partial segment or a .backup label")]
     Name(String),
+    /// Nothing may be removed there.
+    #[error(transparent)]
+    Place(#[from] StorageError),
     /// The target cannot be listed.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -54,6 +58,13 @@ pub struct Plan {
     pub remove: Vec<Entry>,
     /// The label that keeps WAL which would go otherwise.
     pub kept_for: Option<FileName>,
+    /// Bytes that it keeps.
+    pub held: u64,
+}
+
+/// Whether anything may be removed there: not from anybody's data directory or `pg_wal`.
+pub async fn allowed(repository: &Repository) -> Result<(), CleanupError> {
+    Ok(repository.storage().admit().await?)
 }
 
 /// Chooses what to remove; `drop_labels` gives up the labels of base backups that began before the limit.
@@ -74,18 +85,16 @@ pub async fn remove(repository: &Repository, plan: &Plan) -> Result<(), CleanupE
     Ok(())
 }
 
-/// `keep-age` and `keep-size` of a target, applied; what was removed.
-pub async fn retain(
+/// What `keep-age` and `keep-size` of a target would remove.
+pub async fn retention(
     repository: &Repository,
     keep_age: Option<Duration>,
     keep_size: Option<u64>,
-) -> Result<Vec<Entry>, CleanupError> {
+) -> Result<Plan, CleanupError> {
     if keep_age.is_none() && keep_size.is_none() {
-        return Ok(Vec::new());
+        return Ok(Plan { remove: Vec::new(), kept_for: None, held: 0 });
     }
-    let plan = plan(repository, &Limit::Retention { keep_age, keep_size }, false, SystemTime::now()).await?;
-    remove(repository, &plan).await?;
-    Ok(plan.remove)
+    plan(repository, &Limit::Retention { keep_age, keep_size }, false, SystemTime::now()).await
 }
 
 /// A segment's number as its file name shows it, which sorts as the positions do.
@@ -99,14 +108,16 @@ fn choose(entries: Vec<Entry>, limit: &Limit, drop_labels: bool, now: SystemTime
         Limit::Before(name) => digits(name).map(str::to_owned),
         Limit::Retention { keep_age, keep_size } => retention_cut(&wal, *keep_age, *keep_size, now),
     };
-    let Some(cut) = cut else { return Plan { remove: Vec::new(), kept_for: None } };
+    let Some(cut) = cut else { return Plan { remove: Vec::new(), kept_for: None, held: 0 } };
     let label = wal.iter().find(|(_, entry)| kind(entry) == Some(FileKind::Backup));
     let label = label.filter(|(start, _)| !drop_labels && *start < cut);
     let keep_from = label.map_or(&cut, |(start, _)| start);
     let kept_for = label.and_then(|(_, entry)| file(entry)).cloned();
     let goes = |entry: &Entry| kind(entry) != Some(FileKind::Backup) || drop_labels;
     let remove = wal.iter().filter(|(number, entry)| number < keep_from && goes(entry));
-    Plan { remove: remove.map(|(_, entry)| entry.clone()).collect(), kept_for }
+    let held = wal.iter().filter(|(number, _)| number >= keep_from && *number < cut);
+    let held = held.map(|(_, entry)| entry.size).sum();
+    Plan { remove: remove.map(|(_, entry)| entry.clone()).collect(), kept_for, held }
 }
 
 /// The first segment to keep. The newest always is.
@@ -216,6 +227,8 @@ mod tests {
         let plan = choose(entries.clone(), &limit(), false, now());
         assert_eq!(plan.remove.len(), 1);
         assert_eq!(plan.kept_for, FileName::parse(label));
+        // Segments 4 to 7, and the label itself.
+        assert_eq!(plan.held, 501);
         let all = chosen(entries.clone(), limit(), true);
         assert!(all.contains(&label.to_owned()) && all.len() == 7, "{all:?}");
         let retention = Limit::Retention { keep_age: Some(DAY), keep_size: None };

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use age::x25519::{Identity, Recipient};
 use bytes::Bytes;
 
+use super::limit::{self, HEADER};
+
 /// No content is longer than the largest segment.
 const MAX_PLAIN: u64 = 1 << 30;
 
@@ -211,52 +213,94 @@ impl Codec {
         Format { packing, encrypted: self.keys.is_some() }
     }
 
-    /// What to store for `plain`; the same bytes, not copied, if it is stored as it is.
-    pub fn encode(&self, plain: &Bytes) -> io::Result<Bytes> {
-        let packed = match self.compression {
-            Compression::None => plain.clone(),
+    /// Whether what is stored is what is archived, byte for byte.
+    pub fn stores_plain(&self) -> bool {
+        self.compression == Compression::None && self.keys.is_none()
+    }
+
+    /// Writes what to store for `plain` to `out`, as it goes: little of it is in memory at a time.
+    pub fn encode_to<W: Write>(&self, plain: &[u8], out: W) -> io::Result<W> {
+        let Some(keys) = &self.keys else { return self.pack(plain, out) };
+        let recipients = keys.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
+        let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
+        self.pack(plain, encryptor.wrap_output(out)?)?.finish()
+    }
+
+    fn pack<W: Write>(&self, plain: &[u8], mut out: W) -> io::Result<W> {
+        match self.compression {
+            Compression::None => {
+                out.write_all(plain)?;
+                Ok(out)
+            }
             Compression::Lz4 => {
                 let info = lz4_flex::frame::FrameInfo::new().content_checksum(true);
-                let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+                let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, out);
                 encoder.write_all(plain)?;
-                encoder.finish().map_err(io::Error::other)?.into()
+                encoder.finish().map_err(io::Error::other)
             }
             Compression::Zstd(level) => {
-                let mut encoder = zstd::Encoder::new(Vec::new(), level)?;
+                let mut encoder = zstd::Encoder::new(out, level)?;
                 encoder.include_checksum(true)?;
                 encoder.write_all(plain)?;
-                encoder.finish()?.into()
+                encoder.finish()
             }
             Compression::Gzip(level) => {
                 let level = flate2::Compression::new(level);
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+                let mut encoder = flate2::write::GzEncoder::new(out, level);
                 encoder.write_all(plain)?;
-                encoder.finish()?.into()
+                encoder.finish()
             }
-        };
-        match &self.keys {
-            Some(keys) => encrypt(keys, &packed),
-            None => Ok(packed),
         }
     }
 
-    /// The plain bytes of an object that was stored in this format.
+    /// What to store for `plain`; the same bytes, not copied, if it is stored as it is.
+    pub fn encode(&self, plain: &Bytes) -> io::Result<Bytes> {
+        match self.stores_plain() {
+            true => Ok(plain.clone()),
+            false => self.encode_to(plain, Vec::new()).map(Bytes::from),
+        }
+    }
+
+    /// The plain bytes of an object that was stored in this format: a segment's, up to the size that its first page
+    /// says, or up to 16 MB of anything else.
     pub fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
-        let packed = match (format.encrypted, &self.keys) {
-            (false, _) => stored,
-            (true, Some(keys)) => decrypt(keys, &stored)?,
+        if !format.encrypted && self.packing(format, &stored) == Packing::None {
+            return Ok(stored);
+        }
+        limited(self.reader(&stored, format)?)
+    }
+
+    /// The first bytes of what was stored in this format, from the first bytes that are stored; `None` if they are not
+    /// in there.
+    pub(super) fn header(&self, beginning: &[u8], format: Format) -> Option<Vec<u8>> {
+        let mut header = vec![0; HEADER];
+        self.reader(beginning, format).ok()?.read_exact(&mut header).ok()?;
+        Some(header)
+    }
+
+    fn packing(&self, format: Format, packed: &[u8]) -> Packing {
+        match self.nameless && format.packing == Packing::None {
+            true => Packing::detect(packed),
+            false => format.packing,
+        }
+    }
+
+    fn reader<'a>(&self, stored: &'a [u8], format: Format) -> Result<Box<dyn Read + 'a>, DecodeError> {
+        let mut packed: Box<dyn Read + 'a> = match (format.encrypted, &self.keys) {
+            (false, _) => Box::new(stored),
+            (true, Some(keys)) => decrypt(keys, stored)?,
             (true, None) => return Err(DecodeError::Key("no key file is given".to_owned())),
         };
-        let packing = match self.nameless && format.packing == Packing::None {
-            true => Packing::detect(&packed),
-            false => format.packing,
-        };
-        match packing {
-            Packing::None => Ok(packed),
-            Packing::Lz4 => limited(lz4_flex::frame::FrameDecoder::new(&*packed)),
-            Packing::Zstd => limited(zstd::Decoder::new(&*packed).map_err(damaged)?),
-            Packing::Gzip => limited(flate2::read::MultiGzDecoder::new(&*packed)),
-        }
+        let mut first = Vec::new();
+        packed.by_ref().take(4).read_to_end(&mut first).map_err(damaged)?;
+        let packing = self.packing(format, &first);
+        let packed = io::Cursor::new(first).chain(packed);
+        Ok(match packing {
+            Packing::None => Box::new(packed),
+            Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(packed)),
+            Packing::Zstd => Box::new(zstd::Decoder::new(packed).map_err(damaged)?),
+            Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(packed)),
+        })
     }
 }
 
@@ -264,26 +308,18 @@ fn damaged(error: io::Error) -> DecodeError {
     DecodeError::Damaged(error.to_string())
 }
 
-fn limited(from: impl Read) -> Result<Bytes, DecodeError> {
+fn limited(mut from: impl Read) -> Result<Bytes, DecodeError> {
     let mut plain = Vec::new();
-    from.take(MAX_PLAIN + 1).read_to_end(&mut plain).map_err(damaged)?;
-    match plain.len() as u64 > MAX_PLAIN {
-        true => Err(DecodeError::Damaged("it is longer than any WAL segment".to_owned())),
+    from.by_ref().take(HEADER as u64).read_to_end(&mut plain).map_err(damaged)?;
+    let most = limit::segment_size(&plain).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
+    from.take(most + 1 - plain.len() as u64).read_to_end(&mut plain).map_err(damaged)?;
+    match plain.len() as u64 > most {
+        true => Err(DecodeError::Damaged("it is longer than its first page says".to_owned())),
         false => Ok(plain.into()),
     }
 }
 
-fn encrypt(keys: &Keys, packed: &[u8]) -> io::Result<Bytes> {
-    let recipients = keys.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
-    let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
-    let mut stored = Vec::with_capacity(packed.len() + packed.len() / 1024 + 1024);
-    let mut writer = encryptor.wrap_output(&mut stored)?;
-    writer.write_all(packed)?;
-    writer.finish()?;
-    Ok(stored.into())
-}
-
-fn decrypt(keys: &Keys, stored: &[u8]) -> Result<Bytes, DecodeError> {
+fn decrypt<'a>(keys: &Keys, stored: &'a [u8]) -> Result<Box<dyn Read + 'a>, DecodeError> {
     if keys.identities.is_empty() {
         return Err(DecodeError::Key("the key file holds recipients only".to_owned()));
     }
@@ -293,7 +329,7 @@ fn decrypt(keys: &Keys, stored: &[u8]) -> Result<Bytes, DecodeError> {
     };
     let decryptor = age::Decryptor::new_buffered(stored).map_err(fail)?;
     let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
-    limited(decryptor.decrypt(identities).map_err(fail)?)
+    Ok(Box::new(decryptor.decrypt(identities).map_err(fail)?))
 }
 
 #[cfg(test)]
@@ -338,6 +374,20 @@ mod tests {
             // The last bytes of LZ4's frame are its end mark and checksum.
             assert!(codec.decode(cut, codec.format()).is_err(), "{:?}", codec.format());
         }
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_a_segment_is_refused_before_it_is_in_memory() {
+        // 1 GB of zeros in some kilobytes.
+        let mut bomb = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        (0..1024).for_each(|_| bomb.write_all(&[0; 1 << 20]).unwrap());
+        let bomb = Bytes::from(bomb.finish().unwrap());
+        let codec = Codec::default();
+        let format = Format { packing: Packing::Zstd, encrypted: false };
+        let error = codec.decode(bomb.clone(), format).unwrap_err();
+        assert!(error.to_string().contains("longer than its first page says"), "{error}");
+        assert_eq!(codec.header(&bomb, format), Some(vec![0; HEADER]));
+        assert_eq!(codec.header(&bomb[..8], format), None);
     }
 
     #[test]

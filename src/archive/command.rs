@@ -48,7 +48,7 @@ pub fn command_placeholders(command: &str, path: &str, name: &str) -> Result<Str
 }
 
 /// Runs the command for a file, in the data directory, as PostgreSQL does: by `sh -c`. Dropping this kills
-/// the shell.
+/// the shell and what it runs.
 pub(super) async fn run(
     command: &str,
     data_dir: &Path,
@@ -64,11 +64,32 @@ pub(super) async fn run(
     child.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = child.spawn().map_err(|error| fatal(format!("could not start a shell: {error}")))?;
     let said = tokio::spawn(last_words(child.stderr.take()));
+    let group = Group(child.id());
     let status = child.wait().await;
+    group.has_ended();
     let status = status.map_err(|error| fatal(format!("could not wait for the shell: {error}")))?;
     // What it left running in the background may keep its standard error for ever.
     let said = tokio::time::timeout(WORDS_LATE, said).await;
     judge(status, &said.ok().and_then(Result::ok).unwrap_or_default())
+}
+
+/// A command's processes, ended with it if nobody waits for it any more.
+struct Group(Option<u32>);
+
+impl Group {
+    /// What it has left in the background goes on.
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let pid = self.0.and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// The end of what a command says on its standard error.

@@ -5,9 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use walrelay_proto::{SegSize, WalIdentity};
+use walrelay_proto::{SegSize, TimelineId, WalIdentity};
 
 use super::buffer;
+use super::lane::Lane;
+use super::limit::{self, Limit};
+use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
 
 /// The WAL in a relay's data directory.
@@ -15,12 +18,17 @@ use super::source::{FetchError, Fetching, Source};
 pub struct RelayDirectory {
     name: String,
     wal: PathBuf,
+    lane: Lane,
 }
 
 impl RelayDirectory {
     /// Of the directory that is a relay's `--data-dir`.
     pub fn new(data_dir: &Path) -> RelayDirectory {
-        RelayDirectory { name: format!("\"{}\"", data_dir.display()), wal: data_dir.join("pg_wal") }
+        RelayDirectory {
+            name: format!("\"{}\"", data_dir.display()),
+            wal: data_dir.join("pg_wal"),
+            lane: Lane::default(),
+        }
     }
 
     /// The cluster whose WAL it is; `None` if that cannot be read.
@@ -33,16 +41,47 @@ impl RelayDirectory {
     }
 
     async fn get(&self, file: String) -> Result<Option<Bytes>, FetchError> {
+        let limit = match TimelineId::from_history_file_name(&file) {
+            Some(_) => Limit::most(limit::TEXT),
+            None => Limit::segment(),
+        };
         let (wal, place) = (self.wal.clone(), self.name.clone());
-        let work = move || match File::open(wal.join(file)).and_then(buffer::read_to_end) {
+        let path = file.clone();
+        let work = move || match File::open(wal.join(path)).and_then(|file| buffer::read_to_end(file, &limit))
+        {
             Ok(content) => Ok(Some(content)),
             // A directory that is not mounted proves nothing about what is in it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && wal.is_dir() => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(FetchError::Damaged { place, file, reason: error.to_string() })
+            }
             Err(error) => Err(FetchError::Unreachable { place, reason: error.to_string() }),
         };
-        let place = self.name.clone();
-        let lost = |error| FetchError::Unreachable { place, reason: io::Error::from(error).to_string() };
-        tokio::task::spawn_blocking(work).await.map_err(lost)?
+        self.run(limit::UNSEEN, work).await
+    }
+
+    async fn after(&self, segment: String) -> Result<Vec<FileName>, FetchError> {
+        let (wal, place) = (self.wal.clone(), self.name.clone());
+        let work = move || {
+            let named = |entry: fs::DirEntry| {
+                let name = entry.file_name().into_string().ok()?;
+                FileName::parse(name.strip_suffix(".partial").unwrap_or(&name))
+            };
+            let list = || fs::read_dir(&wal)?.map(|entry| Ok(named(entry?))).collect::<io::Result<Vec<_>>>();
+            let listed =
+                list().map_err(|error| FetchError::Unreachable { place, reason: error.to_string() })?;
+            Ok(listed.into_iter().flatten().filter(|file| file.as_str() > segment.as_str()).collect())
+        };
+        self.run(0, work).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        size: u64,
+        work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let done = self.lane.run(size, work).await;
+        done.unwrap_or_else(|reason| Err(FetchError::Unreachable { place: self.name.clone(), reason }))
     }
 }
 
@@ -59,8 +98,8 @@ impl Source for RelayDirectory {
         Box::pin(async move { Ok(self.get(format!("{segment}.partial")).await?.into_iter().collect()) })
     }
 
-    fn has<'a>(&'a self, file: &'a str) -> Fetching<'a, bool> {
-        Box::pin(async move { Ok(self.wal.join(file).exists()) })
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(self.after(segment.to_owned()))
     }
 }
 
@@ -85,7 +124,13 @@ mod tests {
         let segment = "000000010000000000000001";
         assert_eq!(source.read(segment).await, Ok(None));
         assert_eq!(source.read_unfinished(segment).await, Ok(vec![Bytes::from("y")]));
-        assert_eq!(source.has(segment).await, Ok(false));
-        assert_eq!(source.has("00000002.history").await, Ok(true));
+        let later = source.later(segment).await.unwrap();
+        assert_eq!(later.iter().map(FileName::as_str).collect::<Vec<_>>(), ["00000002.history"]);
+        fs::write(dir.path().join("pg_wal/000000010000000000000002.partial"), "y").unwrap();
+        assert_eq!(source.later(segment).await.unwrap().len(), 2);
+        let huge = File::create(dir.path().join("pg_wal/000000010000000000000003")).unwrap();
+        huge.set_len(1 << 40).unwrap();
+        let read = source.read("000000010000000000000003").await;
+        assert!(matches!(read, Err(FetchError::Damaged { .. })), "{read:?}");
     }
 }

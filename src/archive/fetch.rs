@@ -3,12 +3,14 @@
 //! Recovery takes "no such file" for the end of the archive, and ends. So [`Fetched::Missing`] is said only if every
 //! source has said it, and if nothing says that the file should be there: everything else is an error.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use walrelay_proto::{SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 use super::check;
+use super::name::{FileKind, FileName};
 use super::source::{FetchError, Source};
 
 /// What became of a question.
@@ -39,12 +41,14 @@ pub enum Failure {
         source: FetchError,
     },
     /// WAL after it is there.
-    #[error("\"{file}\" is missing in the archive although \"{next}\", which follows it, is there")]
+    #[error("\"{file}\" is missing in the archive although \"{next}\", {how}, is there")]
     Hole {
         /// The file.
         file: String,
-        /// The one after it.
+        /// The first one after it.
         next: String,
+        /// What the one has to do with the other.
+        how: String,
     },
 }
 
@@ -53,6 +57,7 @@ pub enum Failure {
 pub struct Fetcher {
     sources: Vec<Arc<dyn Source>>,
     system_id: Option<SystemId>,
+    seg_size: Option<SegSize>,
 }
 
 /// A finished file, or the first reason why there is none.
@@ -65,7 +70,12 @@ enum Found {
 impl Fetcher {
     /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
     pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
-        Fetcher { sources, system_id }
+        Fetcher { sources, system_id, seg_size: None }
+    }
+
+    /// For a cluster with this segment size, if that is known.
+    pub fn with_seg_size(self, seg_size: Option<SegSize>) -> Fetcher {
+        Fetcher { seg_size, ..self }
     }
 
     /// Fetches a file by the name that PostgreSQL asks for.
@@ -89,20 +99,88 @@ impl Fetcher {
         }
     }
 
-    /// Whether WAL that follows this segment is there: then it is no end that nobody has the segment.
+    /// Whether WAL that follows this segment is there, on its timeline or on one that descends from it: then it is no
+    /// end that nobody has the segment.
     ///
     /// # Errors
     /// [`Failure::Hole`], and [`Failure::Source`] if nobody can say.
     pub async fn check_hole(&self, file: &str) -> Result<(), Failure> {
-        for next in successors(file) {
-            for source in &self.sources {
-                let there = source.has(&next).await;
-                if there.map_err(|source| Failure::Source { file: next.clone(), source })? {
-                    return Err(Failure::Hole { file: file.to_owned(), next });
+        let Some(name) = FileName::parse(file).filter(|name| name.kind() == FileKind::Segment) else {
+            return Ok(());
+        };
+        let later = self.later(file).await?;
+        let hole = |next: &FileName, how: String| {
+            Err(Failure::Hole { file: file.to_owned(), next: next.to_string(), how })
+        };
+        if let Some(next) = later.iter().find(|next| next.tli() == name.tli()) {
+            return hole(next, "which follows it".to_owned());
+        }
+        let descends: BTreeSet<_> = later.iter().map(FileName::tli).collect();
+        for tli in descends {
+            let of_it: Vec<_> = later.iter().filter(|file| file.tli() == tli).collect();
+            let history = tli.history_file_name();
+            let history = match self.finished(&history).await {
+                Found::File(content) => TimelineHistory::parse(tli, &content).ok(),
+                Found::Nothing => None,
+                Found::Failed(source) => return Err(Failure::Source { file: history, source }),
+            };
+            let Some(history) = history else {
+                // Whatever it descends from, nobody can follow it; and nobody may be told that there is nothing.
+                match of_it.iter().find(|next| number(next) > number(&name)) {
+                    Some(next) => {
+                        return hole(next, format!("of timeline {tli} whose history file is missing"));
+                    }
+                    None => continue,
                 }
+            };
+            let Some((left_at, _)) = history.switch_point(name.tli()) else { continue };
+            let size = self.size_of_segments(&later).await;
+            let Some(wal) = name.wal(size) else { continue };
+            let how = || format!("which descends from it by way of {left_at}");
+            if wal.segno.end(size) <= left_at {
+                return hole(of_it[0], how());
+            }
+            // Where the timeline was left in this very segment, its successor's begins with the same bytes.
+            let is_left_here = wal.segno.start(size) < left_at;
+            let goes_on = later.iter().any(|file| number(file) == number(&name));
+            let next = of_it.iter().find(|next| number(next) > number(&name));
+            if let Some(next) = next.filter(|_| is_left_here && !goes_on) {
+                return hole(next, how());
             }
         }
         Ok(())
+    }
+
+    /// The first history file after a missing one: recovery to the latest timeline does not find it.
+    pub async fn history_after(&self, file: &str) -> Option<String> {
+        let later = self.later(file).await.ok()?;
+        later.into_iter().find(|file| file.kind() == FileKind::History).map(|file| file.to_string())
+    }
+
+    async fn later(&self, file: &str) -> Result<BTreeSet<FileName>, Failure> {
+        let mut later = BTreeSet::new();
+        for source in &self.sources {
+            let found = source.later(file).await;
+            later.extend(found.map_err(|source| Failure::Source { file: file.to_owned(), source })?);
+        }
+        let is_wal = |file: &FileName| file.kind() != FileKind::Backup;
+        later.retain(is_wal);
+        Ok(later)
+    }
+
+    /// The cluster's segment size: its own word, else that of a segment in the archive, else PostgreSQL's default.
+    async fn size_of_segments(&self, known: &BTreeSet<FileName>) -> SegSize {
+        if let Some(size) = self.seg_size {
+            return size;
+        }
+        for file in known.iter().filter(|file| file.kind() == FileKind::Segment) {
+            if let Found::File(content) = self.finished(file.as_str()).await
+                && let Ok(id) = check::identity_of(&content)
+            {
+                return id.seg_size;
+            }
+        }
+        SegSize::new(16 << 20).expect("PostgreSQL's default segment size")
     }
 
     async fn finished(&self, file: &str) -> Found {
@@ -222,12 +300,9 @@ pub(super) fn is_segment(file: &str) -> bool {
     WalFileName::parse(file, smallest).is_some()
 }
 
-/// The names of the next segment. Without its size there may be two: the number may end here or go on.
-pub(super) fn successors(file: &str) -> Vec<String> {
-    let sizes = (20..=30).filter_map(|shift| SegSize::new(1 << shift).ok());
-    let mut names: Vec<_> = sizes.filter_map(|size| successor(file, size)).collect();
-    names.dedup();
-    names
+/// The place of a file's segment, whatever its timeline; sorts by position. None for a history.
+fn number(file: &FileName) -> Option<&str> {
+    file.segment_digits().map(|digits| &digits[8..])
 }
 
 /// The name of the next segment.
@@ -347,33 +422,70 @@ mod tests {
     async fn a_hole_is_no_end() {
         let source = memory();
         fetcher(&[&source]).check_hole(THIRD).await.unwrap();
-        source.put(FOURTH, "whatever");
-        let hole = fetcher(&[&source]).check_hole(THIRD).await.unwrap_err();
-        assert_eq!(hole, Failure::Hole { file: THIRD.to_owned(), next: FOURTH.to_owned() });
+        let hole = async |expected: &str| match fetcher(&[&source]).check_hole(THIRD).await {
+            Err(Failure::Hole { file, next, .. }) if file == THIRD => assert_eq!(next, expected),
+            other => panic!("{other:?}"),
+        };
+        // However many are missing, and whether the first one that is there is finished.
+        source.put("000000010000000000000009.partial", "whatever");
+        hole("000000010000000000000009").await;
+        source.put("000000010000000000000007", "whatever");
+        hole("000000010000000000000007").await;
         source.set_down(true);
         assert!(matches!(fetcher(&[&source]).check_hole(THIRD).await, Err(Failure::Source { .. })));
     }
 
-    #[test]
-    fn the_number_goes_on_or_begins_anew() {
-        assert_eq!(successors(THIRD), ["000000010000000000000004", "000000010000000100000000"]);
-        assert_eq!(successors("0000000100000000000000FE"), ["0000000100000000000000FF"]);
-        assert_eq!(
-            successors("0000000100000000000000FF"),
-            ["000000010000000000000100", "000000010000000100000000"]
+    #[tokio::test]
+    async fn what_descends_from_a_timeline_shows_that_it_has_not_ended() {
+        let check = async |history: &str, files: &[&str]| {
+            let source = memory();
+            if !history.is_empty() {
+                source.put("00000002.history", history.to_owned());
+            }
+            files.iter().for_each(|file| source.put(file, "whatever"));
+            let fetcher = fetcher(&[&source]).with_seg_size(SegSize::new(SEG as u64).ok());
+            fetcher.check_hole(THIRD).await.map_err(|error| error.to_string())
+        };
+        let behind = "000000020000000000000005";
+        // Timeline 1 was left behind segment 3: all of that is missing.
+        let error = check("1\t0/400000\tx\n", &[behind]).await.unwrap_err();
+        assert!(
+            error.contains(THIRD) && error.contains("00000002.history") && error.contains("0/400000"),
+            "{error}"
         );
-        assert_eq!(successors("00000002.history"), Vec::<String>::new());
+        check("1\t0/480000\tx\n", &[]).await.unwrap_err();
+        // In it: the successor's has its bytes, or is missing, too.
+        check("1\t0/380000\tx\n", &[behind, "000000020000000000000003"]).await.unwrap();
+        let error = check("1\t0/380000\tx\n", &[behind]).await.unwrap_err();
+        assert!(error.contains(behind), "{error}");
+        // Before it: this is where timeline 1 ends.
+        check("1\t0/300000\tx\n", &[behind, "000000020000000000000003"]).await.unwrap();
+        // Of one that nobody knows.
+        let error = check("", &[behind]).await.unwrap_err();
+        assert!(error.contains("history file is missing"), "{error}");
+        // Of another descent.
+        let source = memory();
+        source.put("00000003.history", "2\t0/480000\tx\n");
+        source.put("000000030000000000000005", "whatever");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_size_of_segments_is_learnt_from_the_archive() {
+        let source = memory();
+        let start = Lsn::new(5 * SEG as u64);
+        let mut wal = WalGenerator::new(id(77), TimelineId::new(2).unwrap(), start, 5);
+        wal.fill(SEG);
+        source.put("000000020000000000000005", wal.take()[..SEG].to_vec());
+        source.put("00000002.history", "1\t0/400000\tx\n");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap_err();
+        // With 16 MB this would be the segment in which timeline 1 was left.
+        source.put("00000002.history", "1\t0/300000\tx\n");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
-
-        #[test]
-        fn the_real_successor_is_among_the_names(segno in 0u64..1 << 33, shift in 20u32..=30) {
-            let size = SegSize::new(1 << shift).unwrap();
-            let name = |segno| WalFileName::new(TimelineId::FIRST, SegNo::new(segno)).format(size);
-            prop_assert!(successors(&name(segno)).contains(&name(segno + 1)));
-        }
 
         /// Whatever a source gives, the answer is a file, none or an error.
         #[test]

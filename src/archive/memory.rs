@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
 
 #[derive(Debug)]
@@ -71,6 +72,18 @@ impl Source for Memory {
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file))
+    }
+
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(async move {
+            self.get("").await?;
+            let files = self.files.lock().unwrap();
+            let named = |name: &String| FileName::parse(name.strip_suffix(".partial").unwrap_or(name));
+            let mut later: Vec<_> =
+                files.keys().filter_map(named).filter(|file| file.as_str() > segment).collect();
+            later.sort();
+            Ok(later)
+        })
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {

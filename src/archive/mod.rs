@@ -21,7 +21,9 @@ mod command;
 mod commits;
 mod directory;
 pub mod fetch;
+mod lane;
 mod layout;
+mod limit;
 pub mod list;
 mod listing;
 #[cfg(test)]
@@ -46,7 +48,7 @@ mod temp;
 pub mod verify;
 mod worker;
 
-pub use archiver::Archiver;
+pub use archiver::{Archiver, reload};
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
 pub use command::command_placeholders;
 pub use directory::RelayDirectory;
@@ -56,7 +58,7 @@ pub use recall::{Recall, RecallError};
 pub use repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
 pub use sidecar::{Sha256, Sidecar};
 pub use source::{FetchError, Fetching, Source};
-pub use storage::{OptionError, Storage, StorageError, Stored};
+pub use storage::{OptionError, Storage, StorageError, Stored, Trouble};
 pub use streaming::Server;
 pub use target::{ObjectPlace, OnQuota, Place, Target, TargetError};
 pub use target_source::TargetSource;

@@ -40,13 +40,20 @@ pub(super) struct Progress {
     lines: BTreeMap<TimelineId, Line>,
     files: BTreeSet<FileName>,
     gaps: Vec<Gap>,
+    /// Files that may have been written in vain: a sync in the target has failed.
+    suspects: BTreeSet<FileName>,
+    /// What tells the target's directory from the one that its file system is mounted on.
+    marker: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Saved {
     target: String,
+    marker: Option<String>,
     since: Option<String>,
+    #[serde(default)]
+    write_again: Vec<String>,
     #[serde(default)]
     files: Vec<String>,
     #[serde(default)]
@@ -72,7 +79,16 @@ impl Progress {
     /// Nothing yet, for a target with this identity.
     pub(super) fn new(size: SegSize, identity: String) -> Progress {
         let (lines, files) = (BTreeMap::new(), BTreeSet::new());
-        Progress { size, identity, since: None, lines, files, gaps: Vec::new() }
+        Progress {
+            size,
+            identity,
+            since: None,
+            lines,
+            files,
+            gaps: Vec::new(),
+            suspects: BTreeSet::new(),
+            marker: None,
+        }
     }
 
     /// Reads what was saved. Another place than then has got nothing yet; `None` if the text cannot be used.
@@ -84,6 +100,9 @@ impl Progress {
         }
         let segment = |text: &String| WalFileName::parse(text, size);
         progress.since = saved.since.map(|text| text.parse()).transpose().ok()?;
+        progress.marker = saved.marker;
+        progress.suspects =
+            saved.write_again.iter().map(|text| FileName::parse(text)).collect::<Option<_>>()?;
         progress.files = saved.files.iter().map(|text| FileName::parse(text)).collect::<Option<_>>()?;
         for line in &saved.timeline {
             let next = segment(&line.next)?;
@@ -107,7 +126,9 @@ impl Progress {
         let gap = |gap: &Gap| SavedGap { from: name(gap.tli, gap.from), to: name(gap.tli, gap.to) };
         let saved = Saved {
             target: self.identity.clone(),
+            marker: self.marker.clone(),
             since: self.since.map(|lsn| lsn.to_string()),
+            write_again: self.suspects.iter().map(FileName::to_string).collect(),
             files: self.files.iter().map(FileName::to_string).collect(),
             timeline: self.lines.iter().map(line).collect(),
             gap: self.gaps.iter().map(gap).collect(),
@@ -126,6 +147,7 @@ impl Progress {
 
     /// Counts a file as settled.
     pub(super) fn mark(&mut self, name: &FileName) {
+        self.suspects.remove(name);
         match name.wal(self.size).filter(|_| name.kind() == FileKind::Segment) {
             None => drop(self.files.insert(name.clone())),
             Some(wal) => {
@@ -136,6 +158,26 @@ impl Progress {
                 }
             }
         }
+    }
+
+    /// Files that have to be written again, as far as they are not settled.
+    pub(super) fn suspect(&mut self, names: impl Iterator<Item = FileName>) {
+        self.suspects.extend(names);
+    }
+
+    /// Whether what the target has of a file may be lost.
+    pub(super) fn is_suspect(&self, name: &FileName) -> bool {
+        self.suspects.contains(name)
+    }
+
+    /// What tells the target's directory from others in its place, once it was used.
+    pub(super) fn marker(&self) -> Option<&str> {
+        self.marker.as_deref()
+    }
+
+    /// Notes that.
+    pub(super) fn set_marker(&mut self, marker: String) {
+        self.marker = Some(marker);
     }
 
     /// The first segment of a timeline that is not settled; `None` for a timeline not seen yet.
@@ -267,6 +309,8 @@ mod tests {
             done.iter().for_each(|segno| progress.mark(&name(*segno)));
             progress.give_up(TimelineId::FIRST, SegNo::new(up_to));
             progress.mark(&FileName::parse("00000002.history").unwrap());
+            progress.suspect([name(40)].into_iter());
+            progress.set_marker("0123".to_owned());
             let read = Progress::parse(&progress.format(), size(), "plain s3://b");
             prop_assert_eq!(read, Some(progress.clone()));
             for segno in 3..40 {

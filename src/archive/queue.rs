@@ -40,6 +40,27 @@ impl Queue {
         &self.progress
     }
 
+    /// Files whose sync may have failed are written again, whatever the target says.
+    pub(super) fn suspect(&mut self, names: impl Iterator<Item = FileName>) {
+        self.progress.suspect(names);
+    }
+
+    /// Notes what tells the target from others in its place.
+    pub(super) fn set_marker(&mut self, marker: String) {
+        self.progress.set_marker(marker);
+    }
+
+    /// Files that [`Queue::observe`] may ask about.
+    pub(super) fn doubts(&self, listing: &Listing) -> BTreeSet<WalFileName> {
+        let asked = std::cell::RefCell::new(BTreeSet::new());
+        let note = |wal| {
+            asked.borrow_mut().insert(wal);
+            true
+        };
+        Queue::new(self.progress.clone()).observe(listing, &note);
+        asked.into_inner()
+    }
+
     /// Notes that the target keeps nothing before this position any more.
     pub(super) fn removed_before(&mut self, lsn: Lsn) {
         self.progress.removed_before(lsn);

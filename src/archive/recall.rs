@@ -222,6 +222,10 @@ impl Recall {
         };
         let done = outcome.wait_for(Option::is_some).await.ok().and_then(|done| done.clone());
         done.unwrap_or_else(|| {
+            let is_dead =
+                |entry: &Entry| entry.fetch.as_ref().is_some_and(|fetch| fetch.has_changed().is_err());
+            // Else nobody would ever fetch it again.
+            lock(&self.cache).retain(|other, entry| *other != name || !is_dead(entry));
             let reason = "the task that fetched it has ended".to_owned();
             Outcome::Not(RecallError::Disk { file: self.file_name(name), reason })
         })

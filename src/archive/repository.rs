@@ -4,17 +4,21 @@
 //! has, or had, its object, and an object without one is somebody else's, or a crash came between: its content
 //! is compared the long way. Nothing is ever replaced by other content, except by [`Repository::replace`].
 
+mod write;
+
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
 use super::codec::{Codec, DecodeError, Format, KeyError, Keys};
-use super::layout::{Aside, Item, Layout};
-use super::name::{ChunkName, FileName};
+use super::layout::{Item, Layout};
+use super::limit::{self, Limit};
+use super::name::{ChunkName, FileKind, FileName};
 use super::sidecar::{Sha256, Sidecar};
-use super::storage::{OptionError, Storage, StorageError};
+use super::storage::{OptionError, Storage, StorageError, Stored, Trouble};
 use super::target::{Place, Target};
 
 /// A target cannot be used as it is configured.
@@ -35,6 +39,14 @@ pub enum ArchiveError {
         target: String,
         /// What is wrong.
         source: KeyError,
+    },
+    /// It is no place for an archive.
+    #[error("archive target \"{target}\": {reason}")]
+    Refused {
+        /// The target.
+        target: String,
+        /// Why not.
+        reason: String,
     },
     /// Nothing can be read from a command.
     #[error("archive target \"{target}\" is a command; only directories and object stores can be read")]
@@ -78,14 +90,14 @@ pub enum WriteError {
         /// What happened.
         source: StorageError,
     },
-    /// It could not be compressed or encrypted.
-    #[error("archive target \"{target}\": could not prepare \"{file}\": {reason}")]
-    Prepare {
+    /// Something is there under this name that is not finished.
+    #[error("archive target \"{target}\": \"{path}\" is being written by somebody else ({reason})")]
+    Unfinished {
         /// The target.
         target: String,
-        /// The file.
-        file: String,
-        /// Why not.
+        /// The object.
+        path: String,
+        /// What shows it.
         reason: String,
     },
 }
@@ -127,15 +139,8 @@ pub struct Repository {
     storage: Storage,
     layout: Layout,
     codec: Arc<Codec>,
-}
-
-/// What is known about the object of a name.
-enum Found {
-    Nothing,
-    /// It holds the content with this digest.
-    Content(Sha256),
-    /// Something is there that cannot be read.
-    Unreadable,
+    /// Whether files turn up here that others have written: then it is cheaper to look before a file is sent.
+    has_others: Arc<AtomicBool>,
 }
 
 impl Repository {
@@ -155,7 +160,13 @@ impl Repository {
 
     /// Objects in any storage.
     pub fn over(storage: Storage, name: &str, layout: Layout, codec: Codec) -> Repository {
-        Repository { name: name.to_owned(), storage, layout, codec: Arc::new(codec) }
+        Repository {
+            name: name.to_owned(),
+            storage,
+            layout,
+            codec: Arc::new(codec),
+            has_others: Arc::new(AtomicBool::new(true)),
+        }
     }
 
     /// The target's name.
@@ -189,7 +200,7 @@ impl Repository {
         let Some(sidecar) = self.sidecar(name).await? else { return self.read_unchecked(name).await };
         let format = Format::split(&sidecar.object).1;
         let path = self.layout.file(name, format);
-        let Some(stored) = self.get(&path).await? else {
+        let Some(stored) = self.get(&path, self.limit(name, format)).await? else {
             return Err(self.damaged(&path, "its checksum is there, it is not".to_owned()));
         };
         let codec = self.codec.clone();
@@ -210,133 +221,46 @@ impl Repository {
 
     /// Reads a file that has no checksum.
     async fn read_unchecked(&self, name: &FileName) -> Result<Option<Bytes>, ReadError> {
-        let Some((path, format)) = self.locate(name).await? else { return Ok(None) };
-        let Some(stored) = self.get(&path).await? else { return Ok(None) };
+        let Some((path, format, _)) = self.locate(name).await? else { return Ok(None) };
+        let Some(stored) = self.get(&path, self.limit(name, format)).await? else { return Ok(None) };
         let decoded = self.decode(stored, format).await;
         decoded.map(Some).map_err(|error| self.damaged(&path, error.to_string()))
     }
 
     /// What is said about a file without reading it; `None` if there is nothing usable.
     pub async fn sidecar(&self, name: &FileName) -> Result<Option<Sidecar>, ReadError> {
-        let text = self.get(&self.layout.sidecar(name)).await?;
+        let text = self.get(&self.layout.sidecar(name), Limit::most(limit::LINE)).await?;
         let stem = |sidecar: &Sidecar| Format::split(&sidecar.object).0 == name.as_str();
         Ok(text.and_then(|text| Sidecar::parse(&text)).filter(stem))
     }
 
-    /// Path and format of the object under any of the names a file may have here.
-    async fn locate(&self, name: &FileName) -> Result<Option<(String, Format)>, ReadError> {
+    /// How large what is stored for a file may be.
+    fn limit(&self, name: &FileName, format: Format) -> Limit {
+        match name.kind() {
+            FileKind::Segment | FileKind::Partial => self.limit_of_segment(format),
+            FileKind::History | FileKind::Backup => Limit::most(limit::TEXT),
+        }
+    }
+
+    fn limit_of_segment(&self, format: Format) -> Limit {
+        if format == Format::PLAIN && !self.layout.hides_compression() {
+            return Limit::segment();
+        }
+        let codec = self.codec.clone();
+        Limit::packed_segment(move |beginning| codec.header(beginning, format))
+    }
+
+    /// Path and format of the object under any of the names a file may have here, and how a listing shows it.
+    async fn locate(&self, name: &FileName) -> Result<Option<(String, Format, Stored)>, ReadError> {
         let own = self.codec.format();
         let formats = std::iter::once(own).chain(Format::all().filter(|format| *format != own));
         let heads = formats.map(async |format| {
             let path = self.layout.file(name, format);
             let found = self.storage.head(&path).await?;
-            Ok(found.map(|_| (path, format)))
+            Ok(found.map(|found| (path, format, found)))
         });
         let found = try_join_all(heads).await.map_err(|source| self.unreachable(source))?;
         Ok(found.into_iter().flatten().next())
-    }
-
-    /// Stores a file, unless it is there already. Content that differs is kept aside.
-    ///
-    /// Safe to drop or to be killed at any moment, and to be done again: what was stored stays.
-    pub async fn write(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
-        let sha256 = digest(&plain).await;
-        for _ in 0..2 {
-            match self.look(name).await.map_err(from_read)? {
-                Found::Content(there) if there == sha256 => return Ok(Written::Same),
-                Found::Content(_) | Found::Unreadable => return self.keep_aside(name, plain, sha256).await,
-                Found::Nothing => {}
-            }
-            let prepared = self.prepare(name, plain.clone(), sha256).await?;
-            let path = self.layout.file(name, self.codec.format());
-            if self.storage.put_new(&path, prepared.stored).await.map_err(|error| self.not_written(error))? {
-                self.put_sidecar(name, &prepared.sidecar).await?;
-                return Ok(Written::New { size: prepared.sidecar.size });
-            }
-            // Somebody else was faster: compare.
-        }
-        let path = self.layout.file(name, self.codec.format());
-        let source =
-            StorageError::new("could not write", &path, &"it comes and goes; is somebody removing it?");
-        Err(self.not_written(source))
-    }
-
-    /// What is there under this name. Makes a missing checksum good.
-    async fn look(&self, name: &FileName) -> Result<Found, ReadError> {
-        if let Some(sidecar) = self.sidecar(name).await? {
-            let path = self.layout.file(name, Format::split(&sidecar.object).1);
-            let there = self.storage.head(&path).await.map_err(|source| self.unreachable(source))?;
-            return Ok(match there {
-                Some(there) if there.size == sidecar.size => Found::Content(sidecar.plain_sha256),
-                Some(_) => Found::Unreadable,
-                None => Found::Nothing,
-            });
-        }
-        let Some((path, format)) = self.locate(name).await? else { return Ok(Found::Nothing) };
-        let Some(stored) = self.get(&path).await? else { return Ok(Found::Nothing) };
-        let Ok(plain) = self.decode(stored.clone(), format).await else { return Ok(Found::Unreadable) };
-        let object = path.rsplit('/').next().unwrap_or(&path).to_owned();
-        let describe = move || Sidecar::describe(&object, &stored, &plain, Sha256::of(&plain));
-        let sidecar = blocking(describe).await;
-        let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
-        put.map_err(|source| self.unreachable(source))?;
-        Ok(Found::Content(sidecar.plain_sha256))
-    }
-
-    async fn keep_aside(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Written, WriteError> {
-        let path = self.layout.aside(name, Aside::Conflict, &sha256.short(), self.codec.format());
-        let prepared = self.prepare(name, plain, sha256).await?;
-        self.storage.put(&path, prepared.stored).await.map_err(|error| self.not_written(error))?;
-        Ok(Written::Conflict { kept_aside: path })
-    }
-
-    /// Stores a file in place of a damaged one, which is kept aside first if it is there.
-    pub async fn replace(&self, name: &FileName, plain: Bytes) -> Result<(), WriteError> {
-        let described = self.sidecar(name).await.map_err(from_read)?;
-        let described = described.map(|sidecar| Format::split(&sidecar.object).1);
-        let mut old = described.map(|format| (self.layout.file(name, format), format));
-        if old.is_none() {
-            old = self.locate(name).await.map_err(from_read)?;
-        }
-        if let Some((path, format)) = &old {
-            self.copy_aside(name, path, *format).await?;
-        }
-        let sha256 = digest(&plain).await;
-        let prepared = self.prepare(name, plain, sha256).await?;
-        let path = self.layout.file(name, self.codec.format());
-        self.storage.put(&path, prepared.stored).await.map_err(|error| self.not_written(error))?;
-        self.put_sidecar(name, &prepared.sidecar).await?;
-        if let Some((old, _)) = old.filter(|(old, _)| *old != path) {
-            self.storage.delete(&old).await.map_err(|error| self.not_written(error))?;
-        }
-        Ok(())
-    }
-
-    async fn copy_aside(&self, name: &FileName, path: &str, format: Format) -> Result<(), WriteError> {
-        let Some(stored) = self.get(path).await.map_err(from_read)? else { return Ok(()) };
-        let sum = digest(&stored).await.short();
-        let aside = self.layout.aside(name, Aside::Damaged, &sum, format);
-        self.storage.put(&aside, stored).await.map_err(|error| self.not_written(error))
-    }
-
-    /// Stores a piece of an unfinished segment, `bytes` from its offset `start` on. The same piece again is
-    /// the same object.
-    pub async fn write_chunk(
-        &self,
-        segment: &FileName,
-        start: u64,
-        bytes: Bytes,
-    ) -> Result<ChunkName, WriteError> {
-        let (codec, segment) = (self.codec.clone(), segment.clone());
-        let file = segment.to_string();
-        let encoded = blocking(move || {
-            let chunk = ChunkName::of(&segment, start, &bytes);
-            codec.encode(&bytes).map(|stored| (chunk, stored))
-        });
-        let (chunk, stored) = encoded.await.map_err(|error| self.not_prepared(&file, &error))?;
-        let path = self.layout.chunk(&chunk, self.chunk_format());
-        self.storage.put(&path, stored).await.map_err(|error| self.not_written(error))?;
-        Ok(chunk)
     }
 
     /// The pieces of a segment that are here, by their start.
@@ -358,7 +282,7 @@ impl Repository {
         let own = self.chunk_format();
         for format in std::iter::once(own).chain(Format::all().filter(|format| *format != own)) {
             let path = self.layout.chunk(chunk, format);
-            let Some(stored) = self.get(&path).await? else { continue };
+            let Some(stored) = self.get(&path, self.limit_of_chunk(chunk, format)).await? else { continue };
             let plain = self.decode(stored, format).await;
             let plain = plain.map_err(|error| self.damaged(&path, error.to_string()))?;
             let (chunk, start, segment) = (chunk.clone(), chunk.start, chunk.segment.clone());
@@ -375,6 +299,15 @@ impl Repository {
         Ok(None)
     }
 
+    /// A piece is as long as its name says; the first one may say more than there is of a segment.
+    fn limit_of_chunk(&self, chunk: &ChunkName, format: Format) -> Limit {
+        let len = chunk.end - chunk.start;
+        match len + limit::overhead(len) {
+            most if most <= limit::UNSEEN || chunk.start > 0 => Limit::most(most),
+            _ => self.limit_of_segment(format),
+        }
+    }
+
     /// The beginning of an unfinished segment, as far as its pieces reach without a gap; empty if there are
     /// none. Damaged pieces are passed over where others hold the same bytes.
     pub async fn read_beginning(&self, segment: &FileName) -> Result<Vec<u8>, ReadError> {
@@ -382,8 +315,11 @@ impl Repository {
         let chunks = self.chunks(segment).await?;
         loop {
             let held = beginning.len() as u64;
-            let mut next: Vec<_> =
-                chunks.iter().filter(|chunk| chunk.start <= held && chunk.end > held).collect();
+            let segment = limit::segment_size(&beginning).unwrap_or(limit::UNSEEN);
+            let is_there = |chunk: &&ChunkName| {
+                chunk.start <= held && chunk.end > held && (held == 0 || chunk.end <= segment)
+            };
+            let mut next: Vec<_> = chunks.iter().filter(is_there).collect();
             next.sort_by_key(|chunk| std::cmp::Reverse(chunk.end));
             let mut failure = None;
             for chunk in next {
@@ -433,6 +369,29 @@ impl Repository {
         Ok(listed.into_iter().map(entry).collect())
     }
 
+    /// Files that come after this one in the order of their names, those included of which there are only pieces: of
+    /// its timeline and of all later ones.
+    pub async fn later(&self, name: &FileName) -> Result<Vec<FileName>, ReadError> {
+        let listed = match self.layout {
+            Layout::Plain => self.storage.list_after(name.as_str()).await,
+            Layout::Barman | Layout::BarmanCloud => self.storage.list("").await,
+        };
+        let listed = listed.map_err(|source| self.unreachable(source))?;
+        let file = |one: Stored| match self.layout.parse(&one.path) {
+            Item::File(file, _) => Some(file),
+            Item::Chunk(chunk, _) => Some(chunk.segment),
+            _ => None,
+        };
+        let mut later: Vec<_> = listed.into_iter().filter_map(file).filter(|file| file > name).collect();
+        later.dedup();
+        Ok(later)
+    }
+
+    /// Nothing is missing where there never was anything: see [`Storage::looks_used`].
+    pub async fn looks_used(&self) -> Result<(), ReadError> {
+        self.storage.looks_used().await.map_err(|source| self.unreachable(source))
+    }
+
     /// Removes an object; the checksum of a file goes with it, first.
     pub async fn remove(&self, entry: &Entry) -> Result<(), WriteError> {
         if let Item::File(name, _) = &entry.item {
@@ -447,24 +406,11 @@ impl Repository {
         self.codec.format()
     }
 
-    async fn prepare(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Prepared, WriteError> {
-        let codec = self.codec.clone();
-        let object = format!("{name}{}", codec.format().suffix());
-        let prepared = blocking(move || {
-            let stored = codec.encode(&plain)?;
-            let sidecar = Sidecar::describe(&object, &stored, &plain, sha256);
-            Ok(Prepared { stored, sidecar })
-        });
-        prepared.await.map_err(|error: std::io::Error| self.not_prepared(name.as_str(), &error))
-    }
-
-    async fn put_sidecar(&self, name: &FileName, sidecar: &Sidecar) -> Result<(), WriteError> {
-        let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
-        put.map_err(|error| self.not_written(error))
-    }
-
-    async fn get(&self, path: &str) -> Result<Option<Bytes>, ReadError> {
-        self.storage.get(path).await.map_err(|source| self.unreachable(source))
+    async fn get(&self, path: &str, limit: Limit) -> Result<Option<Bytes>, ReadError> {
+        self.storage.get_within(path, limit).await.map_err(|source| match source.kind {
+            Trouble::TooLarge => self.damaged(path, source.reason),
+            _ => self.unreachable(source),
+        })
     }
 
     async fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
@@ -483,15 +429,6 @@ impl Repository {
     fn not_written(&self, source: StorageError) -> WriteError {
         WriteError::Unreachable { target: self.name.clone(), source }
     }
-
-    fn not_prepared(&self, file: &str, reason: &std::io::Error) -> WriteError {
-        WriteError::Prepare { target: self.name.clone(), file: file.to_owned(), reason: reason.to_string() }
-    }
-}
-
-struct Prepared {
-    stored: Bytes,
-    sidecar: Sidecar,
 }
 
 pub(super) fn from_read(error: ReadError) -> WriteError {
@@ -514,5 +451,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.expect("the work does not panic, and the runtime waits for it")
 }
 
+#[cfg(test)]
+mod s3_tests;
 #[cfg(test)]
 mod tests;

@@ -1,38 +1,41 @@
 //! `walrelay restore`: PostgreSQL's `restore_command`.
 //!
 //! PostgreSQL tells three outcomes apart: 0, the file is there; 1 to 125, there is no such file, so recovery goes on
-//! without it, which may be its end; more than 125, recovery stops. [`BROKEN`] is used for everything but
-//! certainty.
+//! without it, which may be its end; more than 125, recovery stops, and the server with it. So what to say when nobody
+//! can tell depends on who asks ([`Role`]): a standby has other places to look in, and must not be stopped; a recovery
+//! would end with less than there is.
 //!
 //! The file appears under its name whole, checked and synced, or not at all; what recovery asks for it syncs itself.
 //! What a killed run leaves is removed by the next one.
 
-use std::fs;
+mod server;
+
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use walrelay_proto::SystemId;
+use walrelay_proto::{SegSize, SystemId};
 
-use super::check;
 use super::fetch::{self, Failure, Fetched, Fetcher};
+use super::limit::Limit;
+use super::name::{FileKind, FileName};
 use super::source::{FetchError, Source};
 use super::spool::Spool;
 use super::temp::{TempFile, dir_of, put};
+use super::{buffer, check};
+pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
 
-/// Exit code for "there is no such file".
-pub const MISSING: u8 = 1;
-/// Exit code for "nobody can say" and "it is broken": recovery stops, as for any code above 125.
-pub const BROKEN: u8 = 200;
-
-/// How long a source that cannot be reached is tried again, and how long a file that should be there is waited for:
-/// uploads need not arrive in order.
+/// How long a file that should be there is waited for, because uploads need not arrive in order; and all that a
+/// standby is kept from looking elsewhere.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Attempts in that time.
 const ATTEMPTS: u32 = 10;
+/// How often a wait is told.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub struct Restore {
     pub spool: Option<Spool>,
     /// How long to wait for what may still come; [`PATIENCE`] but for tests.
     pub patience: Duration,
+    /// How long a recovery waits for a source that cannot be reached; `None` for ever.
+    pub wait: Option<Duration>,
 }
 
 /// How it went, if nothing failed.
@@ -64,6 +69,23 @@ pub enum RestoreError {
     /// The sources.
     #[error(transparent)]
     Fetch(#[from] Failure),
+    /// A standby was to be told in time.
+    #[error("could not get \"{file}\": no answer in {seconds} s")]
+    Late {
+        /// The file.
+        file: String,
+        /// How long it took.
+        seconds: u64,
+    },
+    /// PostgreSQL never asks for a file of this name.
+    #[error(
+        "\"{file}\" is no name of a WAL file: expected a segment or a history file first and then the path to put it \
+         at, as in restore_command = 'walrelay restore ... %f %p'"
+    )]
+    Name {
+        /// What was asked for.
+        file: String,
+    },
     /// The disk.
     #[error("could not write \"{}\": {source}", path.display())]
     Write {
@@ -75,17 +97,27 @@ pub enum RestoreError {
 }
 
 impl Restore {
-    /// Runs in PostgreSQL's data directory, as `restore_command` does. Can be killed at any time.
+    /// Runs as `restore_command` does. Can be killed at any time.
     pub async fn run(&self) -> Result<Restored, RestoreError> {
-        let fetcher = Fetcher::new(self.sources.clone(), system_id_here());
+        if FileName::parse(&self.file).is_none() {
+            return Err(RestoreError::Name { file: self.file.clone() });
+        }
+        let data_dir = data_dir(&self.target);
+        let system_id = system_id_of(&data_dir);
+        let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size_of(&data_dir));
         TempFile::remove_leftovers(dir_of(&self.target));
+        let role = Role::of(&data_dir);
         if let Some(spool) = &self.spool
-            && let Some(size) = spool.take(&self.file, &self.target, system_id_here()).await
+            && let Some(size) = self.take(spool, system_id, role).await?
         {
             spool.go_on(&self.file, size);
             return Ok(Restored::Done);
         }
-        let content = match self.fetch(&fetcher).await? {
+        let found = match role {
+            Role::Standby => self.fetch_for_standby(&fetcher).await?,
+            Role::Recovery => self.fetch_for_recovery(&fetcher).await?,
+        };
+        let content = match found {
             Fetched::Whole(content) => content,
             Fetched::Unfinished { segment, good } if !self.has_more(good) => segment,
             _ => return Ok(Restored::Missing),
@@ -97,38 +129,99 @@ impl Restore {
         Ok(Restored::Done)
     }
 
-    async fn fetch(&self, fetcher: &Fetcher) -> Result<Fetched, Failure> {
+    /// Takes a segment that was fetched ahead, or waits for one that is on its way; a standby not for long.
+    async fn take(
+        &self,
+        spool: &Spool,
+        system_id: Option<SystemId>,
+        role: Role,
+    ) -> Result<Option<SegSize>, RestoreError> {
+        let taking = spool.take(&self.file, &self.target, system_id);
+        match role {
+            Role::Recovery => Ok(taking.await),
+            Role::Standby => tokio::time::timeout(self.patience, taking).await.map_err(|_| self.late()),
+        }
+    }
+
+    fn late(&self) -> RestoreError {
+        RestoreError::Late { file: self.file.clone(), seconds: self.patience.as_secs() }
+    }
+
+    /// A standby asks again in a moment, and meanwhile looks elsewhere: one look, and no long one.
+    async fn fetch_for_standby(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {
+        let looked = tokio::time::timeout(self.patience, fetcher.fetch(&self.file)).await;
+        Ok(looked.map_err(|_| self.late())??)
+    }
+
+    async fn fetch_for_recovery(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {
         let begun = Instant::now();
+        let mut told = None;
         loop {
-            match fetcher.fetch(&self.file).await {
-                Ok(Fetched::Whole(content)) => return Ok(Fetched::Whole(content)),
-                Ok(other) if !self.must_not_end_here() => return Ok(other),
-                Ok(other) => match fetcher.check_hole(&self.file).await {
-                    Ok(()) => return Ok(other),
-                    Err(hole @ Failure::Hole { .. }) if begun.elapsed() > self.patience => return Err(hole),
-                    Err(Failure::Hole { .. }) => {}
-                    Err(error) => return Err(error),
-                },
-                Err(Failure::Source { source: FetchError::Unreachable { .. }, .. })
-                    if begun.elapsed() < self.patience => {}
-                Err(error) => return Err(error),
+            match self.look(fetcher).await {
+                Ok(found) => {
+                    if let Some(begun) = told.map(|_| begun) {
+                        tracing::warn!(
+                            "got an answer about \"{}\" after {} s",
+                            self.file,
+                            begun.elapsed().as_secs()
+                        );
+                    }
+                    return Ok(found);
+                }
+                Err(hole @ Failure::Hole { .. }) if begun.elapsed() > self.patience => {
+                    return Err(hole.into());
+                }
+                Err(Failure::Hole { .. }) => {}
+                Err(error @ Failure::Source { source: FetchError::Unreachable { .. }, .. }) => {
+                    if self.wait.is_some_and(|limit| begun.elapsed() >= limit) {
+                        return Err(error.into());
+                    }
+                    if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                        told = Some(Instant::now());
+                        self.tell(&error, begun.elapsed());
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
             tokio::time::sleep(self.patience / ATTEMPTS).await;
         }
     }
 
-    /// Whether recovery would end where this segment is missing although there might be more: a standby goes on
-    /// looking elsewhere, and what lies in `pg_wal` is used from there.
-    fn must_not_end_here(&self) -> bool {
-        fetch::is_segment(&self.file)
-            && !Path::new("standby.signal").exists()
-            && !dir_of(&self.target).join(&self.file).exists()
+    fn tell(&self, error: &Failure, waited: Duration) {
+        let limit = match self.wait {
+            None => "recovery waits for it (--timeout or --strict would stop it)".to_owned(),
+            Some(limit) => format!("recovery waits for it, {} s at most", limit.as_secs()),
+        };
+        tracing::warn!("{error}; {limit}, {} s so far", waited.as_secs());
+    }
+
+    /// Looks once; "missing" is an answer only if nothing says that there is more.
+    async fn look(&self, fetcher: &Fetcher) -> Result<Fetched, Failure> {
+        let found = fetcher.fetch(&self.file).await?;
+        let is_last = !matches!(found, Fetched::Whole(_));
+        if is_last && fetch::is_segment(&self.file) && !dir_of(&self.target).join(&self.file).exists() {
+            // What pg_wal has is used from there. Elsewhere recovery would end.
+            fetcher.check_hole(&self.file).await?;
+        }
+        if found == Fetched::Missing
+            && is_history(&self.file)
+            && let Some(next) = fetcher.history_after(&self.file).await
+        {
+            tracing::warn!(
+                "\"{}\" is not there although \"{next}\" is: recovery to the latest timeline will not find that one; \
+                 name it in recovery_target_timeline if it is meant",
+                self.file
+            );
+        }
+        Ok(found)
     }
 
     /// Whether `pg_wal` has this much of the segment, and perhaps more: what a standby has confirmed must not be
     /// replaced by less.
     fn has_more(&self, good: u64) -> bool {
-        let Ok(bytes) = fs::read(dir_of(&self.target).join(&self.file)) else { return false };
+        let path = dir_of(&self.target).join(&self.file);
+        let read = File::open(path).and_then(|file| buffer::read_to_end(file, &Limit::segment()));
+        let Ok(bytes) = read else { return false };
         let Ok(id) = check::identity_of(&bytes) else { return false };
         let name = walrelay_proto::WalFileName::parse(&self.file, id.seg_size);
         name.is_some_and(|name| check::good_length(id, name, &bytes) >= good)
@@ -140,16 +233,8 @@ impl Restore {
     }
 }
 
-/// The cluster whose data directory this is: PostgreSQL runs `restore_command` there. The identifier is the first
-/// word of `pg_control`, as the machine writes it.
-pub fn system_id_here() -> Option<SystemId> {
-    system_id_of(Path::new("."))
-}
-
-fn system_id_of(data_dir: &Path) -> Option<SystemId> {
-    let control = fs::read(data_dir.join("global/pg_control")).ok()?;
-    let id = u64::from_ne_bytes(*control.first_chunk()?);
-    (id != 0).then_some(SystemId(id))
+fn is_history(file: &str) -> bool {
+    FileName::parse(file).is_some_and(|name| name.kind() == FileKind::History)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! "same name, same content" is decided without reading the object.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use sha2::Digest;
 
@@ -56,6 +57,36 @@ impl fmt::Display for Sha256 {
 impl fmt::Debug for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Passes on what is written, and knows its digest and size.
+pub(super) struct Summing<W> {
+    out: W,
+    sum: sha2::Sha256,
+    size: u64,
+}
+
+impl<W: Write> Summing<W> {
+    pub(super) fn new(out: W) -> Summing<W> {
+        Summing { out, sum: sha2::Sha256::new(), size: 0 }
+    }
+
+    pub(super) fn finish(self) -> (Sha256, u64) {
+        (Sha256(self.sum.finalize().into()), self.size)
+    }
+}
+
+impl<W: Write> Write for Summing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.out.write(bytes)?;
+        self.sum.update(&bytes[..taken]);
+        self.size += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -6,6 +6,8 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 
+use super::name::FileName;
+
 /// What a [`Source`] answers, in time.
 pub type Fetching<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + Send + 'a>>;
 
@@ -26,10 +28,9 @@ pub trait Source: Send + Sync + Debug {
     /// goes. They may end with bytes that mean nothing.
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>>;
 
-    /// Whether a file is there, without fetching it. The default fetches it.
-    fn has<'a>(&'a self, file: &'a str) -> Fetching<'a, bool> {
-        Box::pin(async move { Ok(self.read(file).await?.is_some()) })
-    }
+    /// Names of files that come after this segment in the order of names: segments, finished or not, and histories, of
+    /// its timeline and of all later ones. What is not listed may be there nevertheless if `read` gives it.
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>>;
 }
 
 /// A source has no answer.

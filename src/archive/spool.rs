@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use walrelay_proto::{SegSize, SystemId};
 
 use super::fetch::{self, Fetcher};
+use super::limit::Limit;
 use super::temp::{TempFile, put};
 use super::{buffer, check};
 
@@ -78,7 +79,8 @@ impl Spool {
         let work = move || {
             wait_for(&dir.join(format!("{file}{FETCHING}")));
             let path = dir.join(&file);
-            let bytes = File::open(&path).and_then(buffer::read_to_end).ok()?;
+            let bytes =
+                File::open(&path).and_then(|file| buffer::read_to_end(file, &Limit::segment())).ok()?;
             let size = check::identity_of(&bytes).ok()?.seg_size;
             let good = fetch::check_file(&file, system_id, &bytes).is_ok();
             let moved = good && (fs::rename(&path, &target).is_ok() || put(&bytes, &target).is_ok());

@@ -3,28 +3,35 @@
 //! Nobody ever reads half an object: a store shows an upload when it is whole, a directory when it is synced
 //! and renamed.
 
+mod connect;
 mod directory;
+mod objects;
 mod options;
+mod root;
+mod upload;
 
+use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
+use super::lane::Lane;
+use super::limit::{self, Limit};
 use super::target::ObjectPlace;
-use directory::Directory;
+use directory::{Directory, NotSynced};
+use objects::Objects;
+pub(super) use objects::reload;
 pub use options::OptionError;
-
-/// Least bytes per second that a healthy store takes or gives; slower is as good as gone.
-const SLOWEST: u64 = 64 << 10;
-/// What a request may take besides its bytes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) use root::Places;
+use root::Refused;
 
 /// Where one target's objects are. Paths are relative to it and separated by `/`.
+///
+/// Nothing here waits for ever: each call has a deadline, which allows for the bytes it moves. A directory's calls run
+/// on threads of the target's own.
 #[derive(Clone, Debug)]
 pub struct Storage {
     kind: Kind,
@@ -32,41 +39,8 @@ pub struct Storage {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Directory(Arc<Directory>),
-    Objects(Objects),
-}
-
-#[derive(Clone, Debug)]
-struct Objects {
-    store: Arc<dyn ObjectStore>,
-    prefix: ObjectPath,
-    /// The bucket has answered once.
-    is_there: Arc<AtomicBool>,
-}
-
-impl Objects {
-    fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath) -> Objects {
-        Objects { store, prefix, is_there: Arc::default() }
-    }
-
-    fn location(&self, path: &str) -> ObjectPath {
-        location(&self.prefix, path)
-    }
-
-    /// Makes sure that an object is missing, and not the bucket: both are "not found", but only one means that there
-    /// is no such file.
-    async fn confirm_missing(&self, action: &'static str, path: &str) -> Result<(), StorageError> {
-        if self.is_there.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        // Nothing is below an object that is not there.
-        let below = self.location(path);
-        let mut listing = self.store.list(Some(&below));
-        let listed = in_time(0, action, path, listing.try_next()).await?;
-        listed.map_err(|error| failed(action, path, &error))?;
-        self.is_there.store(true, Ordering::Relaxed);
-        Ok(())
-    }
+    Directory(Arc<Directory>, Lane),
+    Objects(Arc<Objects>),
 }
 
 /// An object, as a listing shows it.
@@ -91,13 +65,47 @@ pub struct StorageError {
     pub path: String,
     /// What the system or the store said, in one line.
     pub reason: String,
+    /// What it means.
+    pub kind: Trouble,
+}
+
+/// What a [`StorageError`] means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Trouble {
+    /// It may go away.
+    #[default]
+    Passing,
+    /// The object is larger than it should be, and was not read.
+    TooLarge,
+    /// What was written can be read, and may be lost nevertheless: it has to be written again.
+    NotSynced,
+    /// The place must not be used as an archive.
+    Refused,
 }
 
 impl StorageError {
     pub(super) fn new(action: &'static str, path: &str, reason: &dyn std::fmt::Display) -> StorageError {
-        StorageError { action, path: path.to_owned(), reason: one_line(&reason.to_string()) }
+        let reason = one_line(&reason.to_string());
+        StorageError { action, path: path.to_owned(), reason, kind: Trouble::Passing }
+    }
+
+    fn of_io(action: &'static str, path: &str, error: &io::Error) -> StorageError {
+        let inner = |error: &io::Error| match error.get_ref() {
+            Some(inner) if inner.is::<NotSynced>() => Trouble::NotSynced,
+            Some(inner) if inner.is::<Refused>() => Trouble::Refused,
+            _ => Trouble::Passing,
+        };
+        let kind = match error.kind() {
+            // Writing too large a file has the same name, and is no judgement of ours.
+            ErrorKind::FileTooLarge if action == READING => Trouble::TooLarge,
+            _ => inner(error),
+        };
+        StorageError { kind, ..StorageError::new(action, path, error) }
     }
 }
+
+const READING: &str = "could not read";
+const WRITING: &str = "could not write";
 
 fn one_line(text: &str) -> String {
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -113,186 +121,192 @@ impl Storage {
         if place.url.scheme() == "file" {
             let root = place.url.to_file_path().expect("checked when the target was made");
             options::none_but_known(&place.options, &[])?;
-            return Ok(Storage { kind: Kind::Directory(Arc::new(Directory::new(root))) });
+            return Ok(Storage { kind: Kind::Directory(Arc::new(Directory::new(root)), Lane::default()) });
         }
-        let (store, prefix) = options::store(place)?;
-        Ok(Storage { kind: Kind::Objects(Objects::new(store, prefix)) })
+        Ok(Storage { kind: Kind::Objects(Arc::new(Objects::open(place)?)) })
     }
 
     /// Objects below `prefix` of any store.
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Storage {
-        Storage { kind: Kind::Objects(Objects::new(store, ObjectPath::from(prefix))) }
+        Storage { kind: Kind::Objects(Arc::new(Objects::over(store, ObjectPath::from(prefix)))) }
+    }
+
+    /// Gives up each call after this time, and that for its bytes; 30 seconds if this is not called.
+    #[cfg(test)]
+    pub(super) fn patient_for(mut self, patience: std::time::Duration) -> Storage {
+        if let Kind::Directory(_, lane) = &mut self.kind {
+            *lane = Lane::with_patience(patience);
+        }
+        self
+    }
+
+    /// Whether it is a directory: others may write there in their own ways, and looking costs little.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory(..))
+    }
+
+    /// Makes it the relay's target `name`, which has this marker if one is known. Reads and writes nothing yet.
+    pub(super) fn claim(&self, places: Arc<Places>, name: &str, marker: Option<String>) {
+        if let Kind::Directory(dir, _) = &self.kind {
+            dir.root().claim(places, name, marker);
+        }
+    }
+
+    /// Whether it may be the relay's target `name`; an error only if it must not. Reads, and may hang.
+    pub(super) fn place(&self, places: &Arc<Places>, name: &str) -> Result<(), String> {
+        match &self.kind {
+            Kind::Directory(dir, _) => dir.root().place(places, name),
+            Kind::Objects(_) => Ok(()),
+        }
+    }
+
+    /// The marker that a directory was last seen with, once it is claimed.
+    pub(super) fn marker(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Directory(dir, _) => dir.root().marker(),
+            Kind::Objects(_) => None,
+        }
+    }
+
+    /// Whether it may be written to, and is the place that it was. A directory gets its marker.
+    pub async fn admit(&self) -> Result<(), StorageError> {
+        let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
+        on(lane, dir, 0, "could not use", "", |dir, _| dir.root().admit(root::Access::Write)).await
+    }
+
+    /// Whether anything shows that there ever was an archive: a mount point without its file system is no empty one.
+    pub async fn looks_used(&self) -> Result<(), StorageError> {
+        let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
+        on(lane, dir, 0, READING, "", |dir, _| dir.root().looks_used()).await
     }
 
     /// Stores an object whole and durably; one that is there already is replaced.
     pub async fn put(&self, path: &str, content: Bytes) -> Result<(), StorageError> {
-        self.put_as(path, content, PutMode::Overwrite).await.map(|_| ())
+        self.put_as(path, content, false).await.map(drop)
     }
 
-    /// Stores an object only if there is none; tells whether it did. Where the store cannot promise that, an
-    /// object that appears at the same moment is replaced.
+    /// Stores an object only if there is none; tells whether it did. Where the store cannot promise that, and for
+    /// objects that are uploaded in parts, one that appears at the same moment is replaced.
     pub async fn put_new(&self, path: &str, content: Bytes) -> Result<bool, StorageError> {
-        self.put_as(path, content, PutMode::Create).await
+        self.put_as(path, content, true).await
     }
 
-    async fn put_as(&self, path: &str, content: Bytes, mode: PutMode) -> Result<bool, StorageError> {
-        let action = "could not write";
-        let (store, location) = match &self.kind {
-            Kind::Directory(dir) => {
-                let replace = mode == PutMode::Overwrite;
-                let write = move |dir: &Directory, path: &str| dir.write(path, &content, replace);
-                return blocking(dir, action, path, write).await;
-            }
-            Kind::Objects(objects) => (&objects.store, objects.location(path)),
-        };
+    async fn put_as(&self, path: &str, content: Bytes, create: bool) -> Result<bool, StorageError> {
         let size = content.len() as u64;
-        let create = mode == PutMode::Create;
-        let options = PutOptions { mode, ..PutOptions::default() };
-        let put = store.put_opts(&location, content.clone().into(), options);
-        match in_time(size, action, path, put).await? {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
-                if create =>
-            {
-                Ok(false)
+        match &self.kind {
+            Kind::Directory(dir, lane) => {
+                let write = move |dir: &Directory, path: &str| {
+                    dir.write(path, !create, |file| file.write_all(&content)).map(|done| done.is_some())
+                };
+                on(lane, dir, size, WRITING, path, write).await
             }
-            Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })
-                if create =>
-            {
-                let put = store.put(&location, content.into());
-                in_time(size, action, path, put).await?.map_err(|error| failed(action, path, &error))?;
-                Ok(true)
-            }
-            Err(error) => Err(failed(action, path, &error)),
+            Kind::Objects(objects) => upload::put(objects, path, content, create).await,
         }
     }
 
-    /// Reads an object; `None` if there is certainly none.
+    /// Stores what `make` writes, `about` so many bytes, as it is written; `None` if it should be new and is there,
+    /// else what `make` has to say.
+    pub(super) async fn put_made<T: Send + 'static>(
+        &self,
+        path: &str,
+        about: u64,
+        create: bool,
+        make: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, StorageError> {
+        match &self.kind {
+            Kind::Directory(dir, lane) => {
+                let write = move |dir: &Directory, path: &str| dir.write(path, !create, |file| make(file));
+                on(lane, dir, about, WRITING, path, write).await
+            }
+            Kind::Objects(objects) => upload::put_made(objects, path, create, make).await,
+        }
+    }
+
+    /// Makes durable what somebody else has written. A store's objects are.
+    pub(super) async fn sync(&self, path: &str, size: u64) -> Result<(), StorageError> {
+        let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
+        on(lane, dir, size, "could not sync", path, Directory::sync).await
+    }
+
+    /// Reads an object that is no larger than a segment of 16 MB; `None` if there is certainly none.
     pub async fn get(&self, path: &str) -> Result<Option<Bytes>, StorageError> {
-        let action = "could not read";
-        let objects = match &self.kind {
-            Kind::Directory(dir) => {
-                return blocking(dir, action, path, Directory::read).await;
+        self.get_within(path, Limit::most(limit::UNSEEN)).await
+    }
+
+    /// Reads an object; `None` if there is certainly none.
+    pub(super) async fn get_within(&self, path: &str, limit: Limit) -> Result<Option<Bytes>, StorageError> {
+        match &self.kind {
+            Kind::Directory(dir, lane) => {
+                let size = match limit.peek > 0 {
+                    true => self.head(path).await?.map_or(0, |found| found.size),
+                    false => 0,
+                };
+                on(lane, dir, size, READING, path, move |dir, path| dir.read(path, &limit)).await
             }
-            Kind::Objects(objects) => objects,
-        };
-        let location = objects.location(path);
-        let found = match in_time(0, action, path, objects.store.get(&location)).await? {
-            Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => {
-                return objects.confirm_missing(action, path).await.map(|()| None);
-            }
-            Err(error) => return Err(failed(action, path, &error)),
-        };
-        let size = found.range.end - found.range.start;
-        let content = in_time(size, action, path, found.bytes()).await?;
-        content.map(Some).map_err(|error| failed(action, path, &error))
+            Kind::Objects(objects) => objects.get(path, &limit).await,
+        }
     }
 
     /// Size and time of an object; `None` if there is certainly none.
     pub async fn head(&self, path: &str) -> Result<Option<Stored>, StorageError> {
-        let action = "could not look for";
         match &self.kind {
-            Kind::Directory(dir) => blocking(dir, action, path, Directory::head).await,
-            Kind::Objects(objects) => {
-                match in_time(0, action, path, objects.store.head(&objects.location(path))).await? {
-                    Ok(meta) => Ok(Some(stored(path.to_owned(), &meta))),
-                    Err(object_store::Error::NotFound { .. }) => {
-                        objects.confirm_missing(action, path).await.map(|()| None)
-                    }
-                    Err(error) => Err(failed(action, path, &error)),
-                }
-            }
+            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not look for", path, Directory::head).await,
+            Kind::Objects(objects) => objects.head(path).await,
         }
     }
 
     /// All objects below a directory, sorted by path; the empty path is everything.
     pub async fn list(&self, dir: &str) -> Result<Vec<Stored>, StorageError> {
-        let action = "could not list";
-        let (store, prefix) = match &self.kind {
-            Kind::Directory(root) => return blocking(root, action, dir, Directory::list).await,
-            Kind::Objects(objects) => (&objects.store, &objects.prefix),
-        };
-        let below = location(prefix, dir);
-        let skip = if prefix.as_ref().is_empty() { 0 } else { prefix.as_ref().len() + 1 };
-        let relative = |meta: ObjectMeta| {
-            let path = meta.location.as_ref().get(skip..).unwrap_or_default().to_owned();
-            stored(path, &meta)
-        };
-        let mut listing = store.list(Some(&below)).map_ok(relative);
-        let mut found = Vec::new();
-        while let Some(one) =
-            in_time(0, action, dir, listing.try_next()).await?.map_err(|error| failed(action, dir, &error))?
-        {
-            found.push(one);
+        match &self.kind {
+            Kind::Directory(root, lane) => on(lane, root, 0, "could not list", dir, Directory::list).await,
+            Kind::Objects(objects) => objects.list(dir, None).await,
         }
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+    }
+
+    /// All objects whose paths sort after this one.
+    pub(super) async fn list_after(&self, path: &str) -> Result<Vec<Stored>, StorageError> {
+        match &self.kind {
+            Kind::Directory(..) => {
+                let mut found = self.list("").await?;
+                found.retain(|one| one.path.as_str() > path);
+                Ok(found)
+            }
+            Kind::Objects(objects) => objects.list("", Some(path)).await,
+        }
     }
 
     /// Removes an object; one that is not there is fine.
     pub async fn delete(&self, path: &str) -> Result<(), StorageError> {
-        let action = "could not remove";
         match &self.kind {
-            Kind::Directory(dir) => blocking(dir, action, path, Directory::remove).await,
-            Kind::Objects(objects) => {
-                match in_time(0, action, path, objects.store.delete(&objects.location(path))).await? {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(failed(action, path, &error)),
-                }
-            }
+            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not remove", path, Directory::remove).await,
+            Kind::Objects(objects) => objects.delete(path).await,
         }
     }
 
     /// Removes what uploads have left that were cut off long ago.
     pub async fn tidy(&self) -> Result<(), StorageError> {
         match &self.kind {
-            Kind::Directory(dir) => blocking(dir, "could not tidy", "", Directory::tidy).await,
+            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not tidy", "", |dir, _| dir.tidy()).await,
             // A store shows no part of an upload, and removes parts by rules of the bucket.
             Kind::Objects(_) => Ok(()),
         }
     }
 }
 
-fn location(prefix: &ObjectPath, path: &str) -> ObjectPath {
-    match prefix.as_ref() {
-        "" => ObjectPath::from(path),
-        prefix => ObjectPath::from(format!("{prefix}/{path}")),
-    }
-}
-
-fn stored(path: String, meta: &ObjectMeta) -> Stored {
-    Stored { path, size: meta.size, modified: meta.last_modified.into() }
-}
-
-fn failed(action: &'static str, path: &str, error: &object_store::Error) -> StorageError {
-    StorageError::new(action, path, error)
-}
-
-/// A request with its deadline, which allows for the bytes it moves.
-async fn in_time<T>(
+/// Works on a directory, on one of its target's own threads.
+async fn on<T: Send + 'static>(
+    lane: &Lane,
+    dir: &Arc<Directory>,
     size: u64,
     action: &'static str,
     path: &str,
-    request: impl Future<Output = T>,
+    work: impl FnOnce(&Directory, &str) -> io::Result<T> + Send + 'static,
 ) -> Result<T, StorageError> {
-    let limit = PATIENCE + Duration::from_secs(size / SLOWEST);
-    let late = |_| StorageError::new(action, path, &format_args!("no answer in {} s", limit.as_secs()));
-    tokio::time::timeout(limit, request).await.map_err(late)
-}
-
-/// File system calls may take long, on network file systems for ever: not on the runtime's workers.
-async fn blocking<T: Send + 'static>(
-    dir: &Arc<Directory>,
-    action: &'static str,
-    path: &str,
-    work: impl FnOnce(&Directory, &str) -> std::io::Result<T> + Send + 'static,
-) -> Result<T, StorageError> {
-    let (dir, owned) = (dir.clone(), path.to_owned());
-    let done = tokio::task::spawn_blocking(move || {
-        work(&dir, &owned).map_err(|error| StorageError::new(action, &dir.show(&owned), &error))
+    let (at, owned) = (dir.clone(), path.to_owned());
+    let done = lane.run(size, move || {
+        work(&at, &owned).map_err(|error| StorageError::of_io(action, &at.show(&owned), &error))
     });
-    done.await.unwrap_or_else(|error| Err(StorageError::new(action, path, &error)))
+    done.await.unwrap_or_else(|reason| Err(StorageError::new(action, &dir.show(path), &reason)))
 }
 
 #[cfg(test)]

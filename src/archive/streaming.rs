@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, timeout};
 use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, WalFileName};
 
+use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
 use crate::conninfo::ConnInfo;
 use crate::upstream::{QueryError, ServerError, UpstreamConnection, connect_any};
@@ -61,6 +62,24 @@ impl Server {
     }
 }
 
+impl Server {
+    /// The segment in which the server's WAL ends, and where its timeline begins, if they are later.
+    async fn after(&self, segment: &str) -> Result<Vec<FileName>, FetchError> {
+        let unreachable = |reason: String| FetchError::Unreachable { place: self.name.clone(), reason };
+        let mut conn = connect_any(&self.info, Instant::now() + LIMIT)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        let facts = facts(&mut conn).await.map_err(|error| unreachable(error.to_string()))?;
+        conn.close().await;
+        let Some(facts) = facts else { return Ok(Vec::new()) };
+        let tli = facts.history.tli();
+        let newest = WalFileName::new(tli, facts.flush_lsn.seg_before(facts.size));
+        let history = (tli != TimelineId::FIRST).then(|| FileName::history(tli));
+        let known = history.into_iter().chain([FileName::segment(newest, facts.size)]);
+        Ok(known.filter(|file| file.as_str() > segment).collect())
+    }
+}
+
 impl Source for Server {
     fn name(&self) -> &str {
         &self.name
@@ -72,6 +91,10 @@ impl Source for Server {
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
         Box::pin(async move { Ok(self.get(segment, true).await?.into_iter().collect()) })
+    }
+
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(self.after(segment))
     }
 }
 

@@ -18,6 +18,8 @@ use super::repository::{Repository, WriteError};
 use super::worker::{SharedQueue, lock};
 use crate::store::Store;
 
+/// A failure that lasts is told again after this time.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// So many pieces of a kind become one.
 const MERGE: usize = 16;
 
@@ -86,7 +88,7 @@ impl Tail {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut flushed = self.store.flushed();
         let mut failures = 0;
-        let mut told = false;
+        let mut failing: Option<(Instant, Instant)> = None;
         let mut last = Instant::now();
         while !stop.is_cancelled() {
             let pause = if failures > 0 { backoff::pause(failures) } else { self.interval / 2 };
@@ -102,12 +104,24 @@ impl Tail {
             }
             last = Instant::now();
             match self.send().await {
-                Ok(()) => (failures, told) = (0, false),
+                Ok(()) => {
+                    failures = 0;
+                    if failing.take().is_some() {
+                        tracing::info!(
+                            "the tail of the WAL reaches archive target \"{}\" again",
+                            self.repository.name()
+                        );
+                    }
+                }
                 Err(error) => {
                     failures += 1;
-                    if !told {
-                        tracing::warn!("the tail of the WAL does not reach the archive: {error}");
-                        told = true;
+                    let (since, told) = *failing.get_or_insert((last, last));
+                    if failures == 1 || told.elapsed() >= REPORT_EVERY {
+                        failing = Some((since, Instant::now()));
+                        tracing::warn!(
+                            "the tail of the WAL does not reach the archive: {error}; {} s so far",
+                            since.elapsed().as_secs()
+                        );
                     }
                 }
             }

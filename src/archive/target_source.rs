@@ -1,20 +1,16 @@
 //! A target of the archive as a source.
 
-use std::path::PathBuf;
-
 use bytes::Bytes;
 
 use super::name::{FileKind, FileName};
 use super::repository::{ArchiveError, ReadError, Repository};
 use super::source::{FetchError, Fetching, Source};
-use super::target::{Place, Target};
+use super::target::Target;
 
 /// Reads what the archiver, or another archiver with the same layout, has stored.
 #[derive(Debug)]
 pub struct TargetSource {
     repository: Repository,
-    /// For a target that is a directory: nothing can be said to be missing while it does not exist.
-    root: Option<PathBuf>,
 }
 
 impl TargetSource {
@@ -23,23 +19,20 @@ impl TargetSource {
     /// # Errors
     /// The target is a command, its options or keys are wrong.
     pub fn open(target: &Target) -> Result<TargetSource, ArchiveError> {
-        let root = match &target.place {
-            Place::Objects(place) if place.url.scheme() == "file" => place.url.to_file_path().ok(),
-            _ => None,
-        };
-        Ok(TargetSource { repository: Repository::open(target)?, root })
+        Ok(TargetSource::over(Repository::open(target)?))
     }
 
     /// Over a repository that is open already.
     pub fn over(repository: Repository) -> TargetSource {
-        TargetSource { repository, root: None }
+        TargetSource { repository }
     }
 
     async fn get(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
         let Some(name) = FileName::parse(file) else { return Ok(None) };
         let content = self.repository.read(&name).await.map_err(|error| self.error(file, error))?;
         if content.is_none() {
-            self.must_exist()?;
+            // A mount point without its file system has no files either.
+            self.repository.looks_used().await.map_err(|error| self.error(file, error))?;
         }
         Ok(content)
     }
@@ -54,21 +47,9 @@ impl TargetSource {
         Ok([Bytes::from(pieces)].into_iter().filter(|bytes| !bytes.is_empty()).chain(partial).collect())
     }
 
-    async fn holds(&self, file: &str) -> Result<bool, FetchError> {
-        let Some(name) = FileName::parse(file) else { return Ok(false) };
-        let described = self.repository.sidecar(&name).await.map_err(|error| self.error(file, error))?;
-        // Another archiver writes no checksums.
-        Ok(described.is_some() || self.get(file).await?.is_some())
-    }
-
-    fn must_exist(&self) -> Result<(), FetchError> {
-        match &self.root {
-            Some(root) if !root.is_dir() => {
-                let reason = format!("directory \"{}\" does not exist", root.display());
-                Err(FetchError::Unreachable { place: self.name().to_owned(), reason })
-            }
-            _ => Ok(()),
-        }
+    async fn after(&self, segment: &str) -> Result<Vec<FileName>, FetchError> {
+        let Some(name) = FileName::parse(segment) else { return Ok(Vec::new()) };
+        self.repository.later(&name).await.map_err(|error| self.error(segment, error))
     }
 
     fn error(&self, file: &str, error: ReadError) -> FetchError {
@@ -95,8 +76,8 @@ impl Source for TargetSource {
         Box::pin(self.beginnings(segment))
     }
 
-    fn has<'a>(&'a self, file: &'a str) -> Fetching<'a, bool> {
-        Box::pin(self.holds(file))
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(self.after(segment))
     }
 }
 
@@ -118,18 +99,21 @@ mod tests {
         let error = source.read(segment).await.unwrap_err();
         assert!(error.to_string().contains("does not exist"), "{error}");
         std::fs::create_dir(&root).unwrap();
+        let error = source.read(segment).await.unwrap_err();
+        assert!(error.to_string().contains("is its file system mounted?"), "{error}");
+        std::fs::write(root.join("lost"), "").unwrap();
         assert_eq!(source.read(segment).await, Ok(None));
-        assert_eq!(source.has(segment).await, Ok(false));
         assert_eq!(source.read("RECOVERYXLOG").await, Ok(None));
         let repository = Repository::open(&target).unwrap();
         repository.write(&name("00000002.history"), "1\t0/1\tx\n".into()).await.unwrap();
         assert_eq!(source.read("00000002.history").await, Ok(Some("1\t0/1\tx\n".into())));
-        assert_eq!(source.has("00000002.history").await, Ok(true));
         repository.write_chunk(&name(segment), 0, "abc".into()).await.unwrap();
         repository.write_chunk(&name(segment), 3, "de".into()).await.unwrap();
         assert_eq!(source.read_unfinished(segment).await, Ok(vec![Bytes::from("abcde")]));
         std::fs::write(root.join("000000010000000000000002"), "by hand").unwrap();
-        assert_eq!(source.has("000000010000000000000002").await, Ok(true));
+        let later = source.later("000000010000000000000001").await.unwrap();
+        let later: Vec<_> = later.iter().map(FileName::as_str).collect();
+        assert_eq!(later, ["000000010000000000000002", "00000002.history"]);
     }
 
     #[tokio::test]

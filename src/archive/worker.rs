@@ -1,11 +1,12 @@
 //! One target's worker: its queue, its failures, its pace.
 
+mod send;
+
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -14,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
 use super::archiver::{Floor, Floors};
+use super::backoff;
+use super::cleanup::{self, Plan};
 use super::layout::Item;
 use super::listing::Listing;
 use super::name::{FileKind, FileName};
@@ -21,16 +24,19 @@ use super::outlook::{Pace, bytes, outlook};
 use super::progress::Progress;
 use super::queue::{Queue, needed_from};
 use super::repository::{Entry, Repository, Written};
+use super::storage::Places;
 use super::tail::Tail;
 use super::target::{OnQuota, Target};
-use super::{backoff, cleanup, command};
 use crate::rate::RateLimit;
-use crate::store::{ArchivedWal, ReadError, Segment, Store};
+use crate::store::{ArchivedWal, Store};
 
 /// Progress is saved at most this often, for all files that arrived meanwhile together.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
-/// A failure that lasts is told again after this time.
+/// A failure that lasts is told again after this time, and how far a target is behind after half of it.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// What a file may take without a word, besides its bytes at `USUAL` bytes per second.
+const SLOW: Duration = Duration::from_secs(10);
+const USUAL: u64 = 1 << 20;
 /// Pause after something that another attempt will not cure.
 const FATAL_PAUSE: Duration = Duration::from_secs(60);
 /// How often remains of uploads that were cut off are looked for in the target.
@@ -58,11 +64,26 @@ pub(super) struct Worker {
     sink: Sink,
     store: Arc<Store>,
     floors: Arc<Floors>,
+    places: Arc<Places>,
     listings: watch::Receiver<Option<Arc<Listing>>>,
     rate: Option<RateLimit>,
     health: Health,
+    /// Files on their way.
+    sending: HashMap<FileName, Sending>,
+    /// Files that somebody else is writing in the target, and when that was last told.
+    unfinished: HashMap<FileName, Instant>,
     over_quota: Option<Instant>,
     unsaved_since: Option<Instant>,
+    /// [`REPORT_EVERY`] but for tests.
+    report_every: Duration,
+}
+
+/// A file on its way.
+struct Sending {
+    since: Instant,
+    told: Option<Instant>,
+    /// When it is time to wonder.
+    late: Instant,
 }
 
 /// How the target does.
@@ -84,15 +105,19 @@ enum Outcome {
     Failed {
         reason: String,
         fatal: bool,
+        /// Everything that was on its way to the target may be lost.
+        not_synced: bool,
     },
+    /// Somebody else is writing it there.
+    Unfinished(String),
     /// It could not be read here, which is not the target's fault.
     Unreadable(String),
 }
 
 enum Event {
     Sent(FileName, Outcome),
-    /// The target's retention has removed these.
-    Removed(Vec<FileName>),
+    /// The target's retention is about to remove these.
+    Retention(Plan),
     /// Work on the side is done.
     Aside,
     Listing,
@@ -106,11 +131,26 @@ impl Worker {
         sink: Sink,
         store: Arc<Store>,
         floors: Arc<Floors>,
+        places: Arc<Places>,
         listings: watch::Receiver<Option<Arc<Listing>>>,
     ) -> Worker {
         let rate = target.rate.map(RateLimit::new);
         let health = Health { failures: 0, not_before: Instant::now(), told: None, pace: None };
-        Worker { target, sink, store, floors, listings, rate, health, over_quota: None, unsaved_since: None }
+        Worker {
+            target,
+            sink,
+            store,
+            floors,
+            places,
+            listings,
+            rate,
+            health,
+            sending: HashMap::new(),
+            unfinished: HashMap::new(),
+            over_quota: None,
+            unsaved_since: None,
+            report_every: REPORT_EVERY,
+        }
     }
 
     /// Sends files until it is told to stop; then those in flight have `grace` to arrive.
@@ -120,26 +160,37 @@ impl Worker {
             () = stop.cancelled() => None,
         };
         let Some(mut listing) = first else { return };
-        let mut saved = self.load(listing.size).await;
-        let queue: SharedQueue = Arc::new(Mutex::new(Queue::new(saved.clone())));
-        let mut work = JoinSet::new();
+        let loaded = self.load(listing.size).await;
+        if let Sink::Objects(repository) = &self.sink {
+            repository.storage().claim(
+                self.places.clone(),
+                &self.target.name,
+                loaded.marker().map(str::to_owned),
+            );
+        }
+        // What was read may be in memory only, and lost with it. WAL is let go after this process has saved it.
+        let mut saved = Progress::new(listing.size, self.target.identity());
+        let queue: SharedQueue = Arc::new(Mutex::new(Queue::new(loaded)));
+        let (mut work, mut chores) = (JoinSet::new(), JoinSet::new());
         let mut tail = JoinSet::new();
         if let (Sink::Objects(repository), Some(interval)) = (&self.sink, self.target.partial_interval) {
             let parts = Tail::new(repository.clone(), self.store.clone(), queue.clone(), interval);
             tail.spawn(parts.run(stop.clone()));
         }
         let mut tidy_at = Instant::now();
-        self.observe(&queue, &listing);
+        self.observe(&queue, &listing).await;
+        self.save(&queue, &mut saved, &listing).await;
         loop {
             self.begin(&queue, &mut work, &listing);
-            self.report(&queue, &saved, &listing);
-            if Instant::now() >= tidy_at {
+            self.report(&queue, &saved, &listing).await;
+            if Instant::now() >= tidy_at && chores.is_empty() {
                 tidy_at = Instant::now() + TIDY_EVERY;
-                self.tidy(&mut work);
+                self.tidy(&mut chores);
             }
-            let wake = self.wake(&queue).min(tidy_at);
+            let wake = self.wake(&queue).min(tidy_at.max(Instant::now() + SAVE_EVERY));
             let event = tokio::select! {
-                Some(done) = work.join_next() => done.unwrap_or(Event::Aside),
+                Some(done) = work.join_next() => done.unwrap_or_else(resume),
+                Some(done) = chores.join_next() => done.unwrap_or_else(resume),
                 // It ends before it is told to only by a panic, which is ours then: somebody watches us.
                 Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
                 changed = self.listings.changed() => changed.map_or(Event::Stop, |()| Event::Listing),
@@ -147,16 +198,22 @@ impl Worker {
                 () = stop.cancelled() => Event::Stop,
             };
             match event {
-                Event::Sent(name, outcome) => self.sent(&queue, &mut work, name, outcome),
+                Event::Sent(name, outcome) => self.sent(&queue, &mut chores, name, outcome),
                 Event::Listing => {
                     if let Some(found) = self.listings.borrow_and_update().clone() {
                         listing = found;
                     }
-                    self.observe(&queue, &listing);
+                    self.observe(&queue, &listing).await;
                     // More has come; what was saved may have to be let go.
                     self.publish(&saved, &listing);
                 }
-                Event::Removed(names) => self.removed(&queue, &names, &listing),
+                Event::Retention(plan) => {
+                    self.removing(&queue, &plan, &listing);
+                    // Before they are gone nobody counts on them any more.
+                    if self.save(&queue, &mut saved, &listing).await {
+                        self.remove(&mut chores, plan);
+                    }
+                }
                 Event::Time | Event::Aside => {}
                 Event::Stop => break,
             }
@@ -166,11 +223,17 @@ impl Worker {
         }
         let deadline = Instant::now() + grace;
         while let Ok(Some(done)) = timeout_at(deadline, work.join_next()).await {
-            match done {
-                Ok(Event::Sent(name, outcome)) => self.sent(&queue, &mut JoinSet::new(), name, outcome),
-                Ok(Event::Removed(names)) => self.removed(&queue, &names, &listing),
-                _ => {}
+            if let Ok(Event::Sent(name, outcome)) = done {
+                self.sent(&queue, &mut JoinSet::new(), name, outcome);
             }
+        }
+        if !self.sending.is_empty() {
+            let left = self.sending.len();
+            tracing::warn!(
+                "archive target \"{}\" has not taken {left} files by the end of the shutdown; they are offered again \
+                 at the next start",
+                self.target.name
+            );
         }
         let _ = timeout_at(deadline, tail.join_next()).await;
         self.save(&queue, &mut saved, &listing).await;
@@ -183,7 +246,9 @@ impl Worker {
     /// What was saved; from the beginning if that cannot be used, which is safe: the target knows what it has.
     async fn load(&self, size: SegSize) -> Progress {
         let (file, identity) = (self.file(), self.target.identity());
-        let text = match self.store.read_state(&file) {
+        let (store, name) = (self.store.clone(), file.clone());
+        let read = tokio::task::spawn_blocking(move || store.read_state(&name)).await;
+        let text = match read.map_err(std::io::Error::from).flatten() {
             Ok(Some(text)) => text,
             Ok(None) => return Progress::new(size, identity),
             Err(error) => {
@@ -197,13 +262,21 @@ impl Worker {
         })
     }
 
-    fn observe(&mut self, queue: &SharedQueue, listing: &Listing) {
-        let exists = |wal: WalFileName| {
-            let name = wal.format(listing.size);
-            let at = |name: &str| self.store.wal_path(name).exists();
-            // It may get its final name between the first two looks.
-            at(&name) || at(&format!("{name}.partial")) || at(&name)
+    /// Takes over what is in `pg_wal`, and says what is missing for good.
+    async fn observe(&mut self, queue: &SharedQueue, listing: &Listing) {
+        let doubts = lock(queue).doubts(listing);
+        let (store, size) = (self.store.clone(), listing.size);
+        let look = move || {
+            let exists = |wal: &WalFileName| {
+                let name = wal.format(size);
+                let at = |name: &str| store.wal_path(name).exists();
+                // It may get its final name between the first two looks.
+                at(&name) || at(&format!("{name}.partial")) || at(&name)
+            };
+            doubts.into_iter().filter(|wal| !exists(wal)).collect::<HashSet<_>>()
         };
+        let missing = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        let exists = |wal: WalFileName| !missing.contains(&wal);
         let mut queue = lock(queue);
         let before = queue.progress().clone();
         for gap in queue.observe(listing, &exists) {
@@ -229,9 +302,13 @@ impl Worker {
         while self.health.not_before <= now && work.len() < most {
             let Some(name) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
+            let again = lock(queue).progress().is_suspect(&name);
+            self.sending
+                .insert(name.clone(), Sending { since: now, told: None, late: now + self.slow_after(size) });
             work.spawn(async move {
                 // Not even a fault of ours may lose sight of the file: its WAL would be held for ever, silently.
-                let sent = AssertUnwindSafe(send(&sink, &store, &name, size)).catch_unwind().await;
+                let sent =
+                    AssertUnwindSafe(send::send(&sink, &store, &name, size, again)).catch_unwind().await;
                 let fault = |_| Outcome::Unreadable("a fault of walrelay, see standard error".to_owned());
                 let outcome = sent.unwrap_or_else(fault);
                 Event::Sent(name, outcome)
@@ -239,14 +316,15 @@ impl Worker {
         }
     }
 
-    fn sent(&mut self, queue: &SharedQueue, work: &mut JoinSet<Event>, name: FileName, outcome: Outcome) {
+    fn sent(&mut self, queue: &SharedQueue, chores: &mut JoinSet<Event>, name: FileName, outcome: Outcome) {
         let now = Instant::now();
+        self.sending.remove(&name);
         match outcome {
             Outcome::Taken(written) => {
                 lock(queue).settled(&name);
                 self.unsaved_since.get_or_insert(now);
                 self.taken(&name, &written, now);
-                self.remove_chunks(work, &name);
+                self.remove_chunks(chores, &name);
             }
             Outcome::Gone => lock(queue).gone(&name),
             Outcome::Unreadable(reason) => {
@@ -257,9 +335,23 @@ impl Worker {
                     pause.as_secs().max(1),
                 );
             }
-            Outcome::Failed { reason, fatal } => {
+            Outcome::Failed { reason, fatal, not_synced } => {
+                if not_synced {
+                    // Their syncs may have come after the one that was told, and said yes.
+                    let others = self.sending.keys().cloned();
+                    lock(queue).suspect(others.chain([name.clone()]));
+                    self.unsaved_since.get_or_insert(now);
+                }
                 lock(queue).failed(name.clone(), now);
                 self.failed(&name, &reason, fatal, now);
+            }
+            Outcome::Unfinished(reason) => {
+                lock(queue).failed(name.clone(), now);
+                let told = self.unfinished.get(&name);
+                if told.is_none_or(|told| now.duration_since(*told) >= self.report_every) {
+                    tracing::warn!("could not archive \"{name}\": {reason}; it is waited for");
+                    self.unfinished.insert(name, now);
+                }
             }
         }
     }
@@ -271,6 +363,7 @@ impl Worker {
         }
         self.health.failures = 0;
         self.health.pace = None;
+        self.unfinished.remove(name);
         match written {
             Written::New { size } => {
                 tracing::debug!("archived \"{name}\" to \"{target}\"");
@@ -287,13 +380,14 @@ impl Worker {
     }
 
     fn failed(&mut self, name: &FileName, reason: &str, fatal: bool, now: Instant) {
+        let report_every = self.report_every;
         let health = &mut self.health;
         health.failures = health.failures.saturating_add(1);
         let pause = if fatal { FATAL_PAUSE } else { backoff::pause(health.failures) };
         health.not_before = now + pause;
         let end = self.store.tip().map_or(Lsn::INVALID, |tip| tip.write_lsn);
         health.pace.get_or_insert(Pace::starting(now, end));
-        if health.told.is_none_or(|told| now.duration_since(told) >= REPORT_EVERY) {
+        if health.told.is_none_or(|told| now.duration_since(told) >= report_every) {
             health.told = Some(now);
             tracing::warn!(
                 "could not archive \"{name}\" to \"{}\": {reason}; will try again until it works",
@@ -304,7 +398,7 @@ impl Worker {
 
     /// Says how far behind a target is that is beyond its quota, or has not taken anything for a while, and how
     /// long that can go on.
-    fn report(&mut self, queue: &SharedQueue, saved: &Progress, listing: &Listing) {
+    async fn report(&mut self, queue: &SharedQueue, saved: &Progress, listing: &Listing) {
         let behind = behind(saved, listing);
         let target = &self.target.name;
         let waiting = lock(queue).len();
@@ -313,7 +407,7 @@ impl Worker {
             self.over_quota = None;
         }
         let now = Instant::now();
-        if over && self.over_quota.is_none_or(|told| now.duration_since(told) >= REPORT_EVERY) {
+        if over && self.over_quota.is_none_or(|told| now.duration_since(told) >= self.report_every) {
             self.over_quota = Some(now);
             let quota = bytes(self.target.quota.unwrap_or_default());
             let policy = match self.target.on_quota {
@@ -325,13 +419,39 @@ impl Worker {
                 "archive target \"{target}\" needs {behind} of WAL, its quota is {quota}: {policy}"
             );
         }
+        self.report_slow(behind, now);
         let Some(pace) = self.health.pace.filter(|_| self.health.failures > 0 && !over) else { return };
-        let due = self.health.told.is_some_and(|told| now.duration_since(told) >= REPORT_EVERY / 2);
+        let due = self.health.told.is_some_and(|told| now.duration_since(told) >= self.report_every / 2);
         if due {
             self.health.told = Some(now);
-            let outlook = outlook(pace, self.target.quota, behind, self.store.data_dir(), listing.end);
+            let (quota, store, end) = (self.target.quota, self.store.clone(), listing.end);
+            let look = move || outlook(pace, quota, behind, store.data_dir(), end);
+            let outlook = tokio::task::spawn_blocking(look).await.unwrap_or_default();
             tracing::warn!(
-                "archive target \"{target}\" is {} ({waiting} files) behind; the WAL is kept: {outlook}",
+                "archive target \"{}\" is {} ({waiting} files) behind; the WAL is kept: {outlook}",
+                self.target.name,
+                bytes(behind)
+            );
+        }
+    }
+
+    /// How long a file may be on its way without a word.
+    fn slow_after(&self, size: SegSize) -> Duration {
+        (SLOW + Duration::from_secs(size.bytes() / USUAL)).min(self.report_every / 2)
+    }
+
+    /// Says which file a target has neither taken nor refused for long, again every half minute.
+    fn report_slow(&mut self, behind: u64, now: Instant) {
+        let half = self.report_every / 2;
+        let due = |one: &Sending| one.told.map_or(one.late, |told| told + half) <= now;
+        let Some((name, oldest)) = self.sending.iter_mut().min_by_key(|(_, one)| one.since) else { return };
+        if due(oldest) {
+            oldest.told = Some(now);
+            tracing::warn!(
+                "archive target \"{}\" has not taken \"{name}\" for {} s, nor refused it; it is {} behind, and its WAL \
+                 is kept",
+                self.target.name,
+                now.duration_since(oldest.since).as_secs(),
                 bytes(behind)
             );
         }
@@ -342,20 +462,22 @@ impl Worker {
         let now = Instant::now();
         let save = self.unsaved_since.map(|since| since + SAVE_EVERY);
         let ready = lock(queue).wake().map(|at| at.max(self.health.not_before));
+        let half = self.report_every / 2;
+        let slow = self.sending.values().map(|one| one.told.map_or(one.late, |told| told + half)).min();
         let waits = (self.health.not_before > now).then_some(self.health.not_before);
-        let wake = [save, ready, waits].into_iter().flatten().filter(|at| *at > now).min();
-        wake.unwrap_or(now + REPORT_EVERY / 2).min(now + REPORT_EVERY / 2)
+        let wake = [save, ready, waits, slow].into_iter().flatten().filter(|at| *at > now).min();
+        wake.unwrap_or(now + self.report_every / 2).min(now + self.report_every / 2)
     }
 
     /// What arrived in pieces and is whole now needs them no more.
-    fn remove_chunks(&self, work: &mut JoinSet<Event>, name: &FileName) {
+    fn remove_chunks(&self, chores: &mut JoinSet<Event>, name: &FileName) {
         let (Sink::Objects(repository), Some(_)) = (&self.sink, self.target.partial_interval) else { return };
         let about_wal = matches!(name.kind(), FileKind::Segment | FileKind::Partial);
         let Some(segment) = name.segment_digits().filter(|_| about_wal).and_then(FileName::parse) else {
             return;
         };
         let repository = repository.clone();
-        work.spawn(async move {
+        chores.spawn(async move {
             if let Err(error) = repository.remove_all_chunks(&segment).await {
                 tracing::debug!("could not remove the pieces of \"{segment}\": {error}");
             }
@@ -363,57 +485,87 @@ impl Worker {
         });
     }
 
-    /// House-keeping in the target: remains of uploads, and its retention.
-    fn tidy(&self, work: &mut JoinSet<Event>) {
+    /// House-keeping in the target: remains of uploads, and what its retention would remove.
+    fn tidy(&self, chores: &mut JoinSet<Event>) {
         let Sink::Objects(repository) = &self.sink else { return };
         let repository = repository.clone();
         let (keep_age, keep_size) = (self.target.keep_age, self.target.keep_size);
-        work.spawn(async move {
+        chores.spawn(async move {
             if let Err(error) = repository.storage().tidy().await {
                 tracing::debug!("could not look for remains of uploads: {error}");
             }
             let name = repository.name();
-            match cleanup::retain(&repository, keep_age, keep_size).await {
-                Ok(removed) if removed.is_empty() => Event::Aside,
-                Ok(removed) => {
-                    let count = removed.len();
-                    tracing::info!("removed {count} old objects from archive target \"{name}\"");
-                    Event::Removed(removed.into_iter().filter_map(wal_file).collect())
+            match cleanup::retention(&repository, keep_age, keep_size).await {
+                Ok(plan) => {
+                    if let Some((label, held)) = plan.kept_for.as_ref().filter(|_| plan.held > 0).zip(Some(plan.held)) {
+                        tracing::warn!(
+                            "archive target \"{name}\" keeps {} more than keep-age and keep-size say, because \"{label}\" \
+                             keeps all WAL from its base backup on; when that backup is gone, remove its label \
+                             (walrelay archive-cleanup -b)",
+                            bytes(held)
+                        );
+                    }
+                    match plan.remove.is_empty() {
+                        true => Event::Aside,
+                        false => Event::Retention(plan),
+                    }
                 }
                 Err(error) => {
-                    tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}");
+                    tracing::warn!("could not look for old WAL in archive target \"{name}\": {error}");
                     Event::Aside
                 }
             }
         });
     }
 
-    /// Slots cannot count on what retention has removed.
-    fn removed(&mut self, queue: &SharedQueue, names: &[FileName], listing: &Listing) {
-        let segments = names.iter().filter(|name| name.kind() == FileKind::Segment);
-        let ends = segments.filter_map(|name| Some(name.wal(listing.size)?.segno.end(listing.size)));
+    /// Removes what retention has chosen, beside everything else.
+    fn remove(&self, chores: &mut JoinSet<Event>, plan: Plan) {
+        let Sink::Objects(repository) = &self.sink else { return };
+        let repository = repository.clone();
+        chores.spawn(async move {
+            let (name, count) = (repository.name(), plan.remove.len());
+            match cleanup::remove(&repository, &plan).await {
+                Ok(()) => tracing::info!("removed {count} old objects from archive target \"{name}\""),
+                Err(error) => {
+                    tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}");
+                }
+            }
+            Event::Aside
+        });
+    }
+
+    /// Slots cannot count on what retention removes.
+    fn removing(&mut self, queue: &SharedQueue, plan: &Plan, listing: &Listing) {
+        let names = plan.remove.iter().filter_map(wal_file).filter(|name| name.kind() == FileKind::Segment);
+        let ends = names.filter_map(|name| Some(name.wal(listing.size)?.segno.end(listing.size)));
         if let Some(end) = ends.max() {
             lock(queue).removed_before(end);
             self.unsaved_since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Saves what the target has got, and lets go of what it needs no more.
-    async fn save(&mut self, queue: &SharedQueue, saved: &mut Progress, listing: &Listing) {
+    /// Saves what the target has got, and lets go of what it needs no more; whether it could.
+    async fn save(&mut self, queue: &SharedQueue, saved: &mut Progress, listing: &Listing) -> bool {
+        if let Sink::Objects(repository) = &self.sink
+            && let Some(marker) = repository.storage().marker()
+        {
+            lock(queue).set_marker(marker);
+        }
         let progress = lock(queue).progress().clone();
         let (store, file, text) = (self.store.clone(), self.file(), progress.format());
         let written = tokio::task::spawn_blocking(move || store.replace_state(&file, &text)).await;
-        match written {
-            Ok(Ok(())) => {
+        match written.map_err(std::io::Error::from).flatten() {
+            Ok(()) => {
                 *saved = progress;
                 self.unsaved_since = None;
                 self.publish(saved, listing);
+                true
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 self.unsaved_since = Some(Instant::now() + FATAL_PAUSE / 10);
                 tracing::error!("could not save how far archive target \"{}\" is: {error}", self.target.name);
+                false
             }
-            Err(error) => tracing::error!("could not save archive progress: {error}"),
         }
     }
 
@@ -444,80 +596,9 @@ fn behind(saved: &Progress, listing: &Listing) -> u64 {
     if needed == Lsn::INVALID || needed > listing.end { 0 } else { listing.end.since(needed) }
 }
 
-fn wal_file(entry: Entry) -> Option<FileName> {
-    match entry.item {
+fn wal_file(entry: &Entry) -> Option<&FileName> {
+    match &entry.item {
         Item::File(name, _) => Some(name),
         _ => None,
-    }
-}
-
-/// Sends one file.
-async fn send(sink: &Sink, store: &Arc<Store>, name: &FileName, size: SegSize) -> Outcome {
-    match sink {
-        Sink::Objects(repository) => {
-            let (from, file) = (store.clone(), name.clone());
-            let content = tokio::task::spawn_blocking(move || content(&from, &file, size)).await;
-            let content = match content {
-                Ok(Ok(Some(content))) => content,
-                Ok(Ok(None)) => return Outcome::Gone,
-                Ok(Err(error)) => return Outcome::Unreadable(error.to_string()),
-                Err(error) => return Outcome::Unreadable(error.to_string()),
-            };
-            match repository.write(name, content).await {
-                Ok(written) => Outcome::Taken(written),
-                Err(error) => Outcome::Failed { reason: error.to_string(), fatal: false },
-            }
-        }
-        Sink::Command(line) => {
-            let path = store.wal_path(name.as_str());
-            let path = std::path::absolute(&path).unwrap_or(path);
-            let Ok(length) = std::fs::metadata(&path).map(|found| found.len()) else { return Outcome::Gone };
-            match command::run(line, store.data_dir(), &path, name).await {
-                Ok(()) => Outcome::Taken(Written::New { size: length }),
-                Err(failure) => Outcome::Failed { reason: failure.reason, fatal: failure.fatal },
-            }
-        }
-    }
-}
-
-/// A segment of the shared map, as bytes that keep it mapped.
-struct Mapped(Arc<Segment>);
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes(0, self.0.published() as usize)
-    }
-}
-
-/// A file's content; `None` if it is not here any more. For blocking threads.
-fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Bytes>> {
-    let Some(wal) = name.wal(size).filter(|_| name.kind() == FileKind::Segment) else {
-        return read_file(&store.wal_path(name.as_str()));
-    };
-    match store.finished_segment(wal) {
-        Ok(segment) => {
-            // A bad sector is an error here; found later, when the bytes are looked at, it would be a signal.
-            segment.populate(0, segment.published() as usize)?;
-            Ok(Some(Bytes::from_owner(Mapped(segment))))
-        }
-        Err(ReadError::Removed(_)) => Ok(None),
-        Err(ReadError::Io { source, .. }) => Err(source),
-    }
-}
-
-/// The last segment of a timeline that was left is not synced by anybody else; what is archived must not be
-/// less after a crash.
-fn read_file(path: &Path) -> std::io::Result<Option<Bytes>> {
-    let read = || -> std::io::Result<Bytes> {
-        let mut file = std::fs::File::open(path)?;
-        file.sync_all()?;
-        let mut content = Vec::new();
-        std::io::Read::read_to_end(&mut file, &mut content)?;
-        Ok(content.into())
-    };
-    match read() {
-        Ok(content) => Ok(Some(content)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }

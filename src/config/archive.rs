@@ -99,13 +99,23 @@ pub(super) fn targets(settings: &[ArchiveSetting]) -> Result<Vec<Target>, Config
         let shown = setting.name.clone().or_else(|| setting.table.url.clone()).unwrap_or_default();
         let fail = |reason: String| ConfigError::Archive { target: shown.clone(), reason };
         let target = target(setting.clone()).map_err(fail)?;
-        let same = |other: &&Target| matches!(other.place, Place::Objects(_)) && other.place == target.place;
+        let place = spelling(&target.place);
+        let same = |other: &&Target| place.is_some() && spelling(&other.place) == place;
         if let Some(other) = targets.iter().find(same) {
             return Err(fail(format!("has the same URL as \"{}\"", other.name)));
         }
         targets.push(target);
     }
     Ok(targets)
+}
+
+/// What is the same for all ways to write the same place. What links and mounts make the same is found at the start.
+fn spelling(place: &Place) -> Option<String> {
+    let Place::Objects(place) = place else { return None };
+    let parts = place.url.path().split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    let endpoint = place.options.get("endpoint").map(|url| url.trim_end_matches('/')).unwrap_or_default();
+    let host = place.url.host_str().unwrap_or_default();
+    Some(format!("{endpoint} {}://{host}/{parts}", place.url.scheme()))
 }
 
 /// The targets of a configuration file, for commands that need nothing else of it.
@@ -328,7 +338,36 @@ mod tests {
         check("command = \"true\"\ncompression = \"lz4\"", "does not apply to a command");
         let text = read("[archive.\"a b\"]\nurl = \"file:///a\"\n").unwrap_err();
         assert!(text.contains("letters, digits"), "{text}");
-        let text = read("archive = [\"file:///a\", \"file:///a\"]\n").unwrap_err();
+        for other in ["file:///a", "file:///a/", "file:///b/../a", "file:///.//a"] {
+            let text = read(&format!("archive = [\"file:///a\", \"{other}\"]\n")).unwrap_err();
+            assert!(text.contains("has the same URL as"), "{text}");
+        }
+        read("archive = [\"s3://a/b\", \"s3://a/b/c\"]\n").unwrap();
+        let text = read("archive = [\"s3://a/b\", \"s3://a/b/\"]\n").unwrap_err();
         assert!(text.contains("has the same URL as"), "{text}");
+    }
+
+    #[test]
+    fn keys_are_written_with_dashes_or_underscores() {
+        let targets = read(
+            "[archive.my_target]\nurl = \"file:///a\"\npartial_interval = \"1s\"\nkeep_size = \"1GB\"\n",
+        )
+        .unwrap();
+        assert_eq!((targets[0].name.as_str(), targets[0].keep_size), ("my_target", Some(1 << 30)));
+        assert_eq!(targets[0].partial_interval, Some(Duration::from_secs(1)));
+        assert!(read("wal_keep_size = 64\nmax-slot_wal_keep-size = -1\n").is_ok());
+        let check = |text: &str, expected: &str| {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(
+            "[archive.a]\nurl = \"file:///a\"\npartial_intervall = \"1s\"\n",
+            "line 3: unknown field `partial-intervall`; the nearest known one is `partial-interval`",
+        );
+        check(
+            "\nwal_keep_sise = 1\n",
+            "line 2: unknown field `wal-keep-sise`; the nearest known one is `wal-keep-size`",
+        );
+        check("wal_keep_size = 1\nwal-keep-size = 1\n", "is given twice");
     }
 }

@@ -1,10 +1,12 @@
 //! The commands besides running a relay, and the places they look for WAL in.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigError, archive_targets, read_file, value};
+use super::{ConfigError, archive_targets, read_file, units, value};
+use crate::archive::restore::PATIENCE;
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
 
@@ -61,6 +63,14 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR")]
     pub spool_dir: Option<PathBuf>,
 
+    /// How long a recovery waits for a place that cannot be reached before it stops, e.g. 10min; 0 for ever
+    #[arg(long, env = "WALRELAY_RESTORE_TIMEOUT", value_name = "TIME", default_value = "0")]
+    pub timeout: String,
+
+    /// Stop recovery when a place cannot be reached for ten seconds, instead of waiting for it
+    #[arg(long)]
+    pub strict: bool,
+
     /// Fetch ahead until nobody asks any more.
     #[arg(long, hide = true)]
     pub spool_worker: bool,
@@ -70,6 +80,16 @@ pub struct RestoreArgs {
 
     /// Path to put it at (%p)
     pub target: PathBuf,
+}
+
+impl RestoreArgs {
+    /// How long a recovery waits for a place that cannot be reached; `None` for ever.
+    pub fn wait(&self) -> Result<Option<Duration>, ConfigError> {
+        match self.strict {
+            true => Ok(Some(PATIENCE)),
+            false => units::timeout(&self.timeout).map_err(|error| value("timeout", &error)),
+        }
+    }
 }
 
 /// `walrelay archive verify`.

@@ -5,6 +5,7 @@
 mod archive;
 mod cli;
 mod commands;
+mod keys;
 mod tls;
 mod units;
 
@@ -206,10 +207,10 @@ fn default_data_dir() -> Result<PathBuf, ConfigError> {
 fn read_file(path: &Path) -> Result<Settings, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+    keys::parse(&text).map_err(|fault| {
+        let line = fault.span.map(|span| text[..span.start].matches('\n').count() + 1);
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-        let reason = format!("{place}{}", error.message().trim().replace('\n', " "));
+        let reason = format!("{place}{}", fault.reason);
         ConfigError::Syntax { path: path.to_owned(), reason }
     })
 }

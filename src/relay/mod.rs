@@ -313,6 +313,7 @@ async fn reload_on(
 
 /// Files that cannot be used leave everything as it was.
 fn reload(config: &Config, access: &SharedAccess) {
+    crate::archive::reload();
     match load_access(config) {
         Ok(new) => {
             access.replace(new);

@@ -302,7 +302,10 @@ fn other_content_is_kept_aside(server: &Server) {
     let foreign = primary.switch_wal();
     let next = WalFileName::parse(&foreign, primary.seg_size()).expect("a segment's name");
     let next = WalFileName::new(next.tli, next.segno.next()).format(primary.seg_size());
-    fs::write(targets.dir("plain").join(&next), "another cluster's").expect("the directory is ours");
+    // Nobody has written to it for long.
+    let other = fs::File::create(targets.dir("plain").join(&next)).expect("the directory is ours");
+    std::io::Write::write_all(&mut &other, b"another cluster's").expect("there is room");
+    other.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).expect("it is ours");
     let relay = targets.archiving(relay_below(&primary)).start();
     assert_eq!(primary.switch_wal(), next);
     primary.sql("create table t as select 1");

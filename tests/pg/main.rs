@@ -42,6 +42,7 @@ mod sql;
 mod standby;
 mod switchover;
 mod synchronous;
+mod targets;
 mod tls;
 mod unusable_upstream;
 mod upstream_restart;

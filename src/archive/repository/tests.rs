@@ -168,3 +168,162 @@ async fn two_writers_of_the_same_file_agree() {
     let new = [one.unwrap(), two.unwrap()].iter().filter(|it| matches!(it, Written::New { .. })).count();
     assert_eq!(new, 1);
 }
+
+/// A repository in a directory; its calls have a second.
+fn in_directory(dir: &std::path::Path) -> Repository {
+    let url = format!("file://{}", dir.display());
+    let place = crate::archive::ObjectPlace::parse(&url).unwrap();
+    let storage = Storage::open(&place).unwrap().patient_for(std::time::Duration::from_millis(200));
+    Repository::over(storage, "test", Layout::Plain, Codec::default())
+}
+
+/// A segment of 1 MB with this number.
+fn wal(segno: u64) -> Bytes {
+    use walrelay_proto::generate::WalGenerator;
+    use walrelay_proto::{Lsn, SegSize, SystemId, TimelineId, WalIdentity};
+    let id = WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(1 << 20).unwrap() };
+    let mut wal = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(segno << 20), segno);
+    wal.fill(1 << 20);
+    wal.take()[..1 << 20].to_vec().into()
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_is_still_writing_gets_no_checksum() {
+    let dir = tempfile::tempdir().unwrap();
+    let (there, path) = (in_directory(dir.path()), dir.path().join(segment().as_str()));
+    let whole = wal(3);
+    for half in [0, 1, 500_000, (1 << 20) - 1] {
+        std::fs::write(&path, &whole[..half]).unwrap();
+        let error = there.write(&segment(), whole.clone()).await.unwrap_err();
+        assert!(matches!(error, WriteError::Unfinished { .. }), "{half}: {error}");
+    }
+    // At full size from the start, and filled.
+    let mut filling = whole.to_vec();
+    filling[300_000..].fill(0);
+    std::fs::write(&path, &filling).unwrap();
+    let error = there.write(&segment(), whole.clone()).await.unwrap_err();
+    assert!(matches!(error, WriteError::Unfinished { .. }), "{error}");
+    assert!(there.sidecar(&segment()).await.unwrap().is_none());
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(there.write(&segment(), whole.clone()).await.unwrap(), Written::Same);
+    assert!(there.read(&segment()).await.unwrap() == Some(whole.clone()));
+    // A checksum of half a file, as earlier versions have stored it, is made good.
+    let half = Sidecar::describe(segment().as_str(), &whole[..9], &whole[..9], Sha256::of(&whole[..9]));
+    there.storage().put("000000010000000000000003.sha256", half.format().into()).await.unwrap();
+    assert_eq!(there.write(&segment(), whole.clone()).await.unwrap(), Written::Same);
+    assert!(there.read(&segment()).await.unwrap() == Some(whole));
+}
+
+#[tokio::test]
+async fn whole_wal_of_another_cluster_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (there, path) = (in_directory(dir.path()), dir.path().join(segment().as_str()));
+    // Right WAL, other records.
+    let mut other = wal(3).to_vec();
+    other[24..32].copy_from_slice(&78u64.to_le_bytes());
+    std::fs::write(&path, &other).unwrap();
+    let written = there.write(&segment(), wal(3)).await.unwrap();
+    assert!(matches!(written, Written::Conflict { .. }), "{written:?}");
+    // What is no WAL at all, and has lain there for long, is nothing that becomes it.
+    let old = name("000000010000000000000004");
+    let file = std::fs::File::create(dir.path().join(old.as_str())).unwrap();
+    std::io::Write::write_all(&mut &file, b"notes").unwrap();
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    let written = there.write(&old, wal(4)).await.unwrap();
+    assert!(matches!(written, Written::Conflict { .. }), "{written:?}");
+}
+
+#[tokio::test]
+async fn a_place_that_hangs_is_an_error_in_time_and_costs_the_others_nothing() {
+    let (dir, fine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (hung, fine) = (in_directory(dir.path()), in_directory(fine.path()));
+    // Whoever opens a FIFO that nobody writes to waits.
+    let fifo = dir.path().join("000000010000000000000003.sha256");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    let error = hung.write(&segment(), wal(3)).await.unwrap_err().to_string();
+    assert!(error.contains("no answer in"), "{error}");
+    assert!(hung.read(&segment()).await.unwrap_err().to_string().contains("no answer in"));
+    fine.write(&segment(), wal(3)).await.unwrap();
+    assert!(fine.read(&segment()).await.unwrap() == Some(wal(3)));
+    // The threads that hang are let go.
+    let writer = rustix::fs::open(
+        &fifo,
+        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK,
+        rustix::fs::Mode::empty(),
+    );
+    drop(writer);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_damaged_and_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = in_directory(dir.path());
+    there.write(&segment(), wal(3)).await.unwrap();
+    let huge = |name: &str| {
+        std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.path().join(name))
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap()
+    };
+    for file in ["000000010000000000000004", "000000010000000000000005.zst", "00000002.history"] {
+        huge(file);
+        let (stem, _) = Format::split(file);
+        let error = there.read(&name(stem)).await.unwrap_err();
+        assert!(matches!(error, ReadError::Damaged { .. }), "{file}: {error}");
+    }
+    // A segment that is longer than it says.
+    huge(segment().as_str());
+    let error = there.read(&segment()).await.unwrap_err();
+    assert!(error.to_string().contains("expected 1048576"), "{error}");
+    huge("000000010000000000000003.sha256");
+    assert!(matches!(there.read(&segment()).await, Err(ReadError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn what_could_not_be_synced_is_written_again() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (there, path) = (in_directory(dir.path()), dir.path().join(segment().as_str()));
+    there.write(&segment(), wal(3)).await.unwrap();
+    let inode = || std::fs::metadata(&path).unwrap().ino();
+    let before = inode();
+    assert_eq!(there.write(&segment(), wal(3)).await.unwrap(), Written::Same);
+    assert_eq!(inode(), before);
+    assert_eq!(there.write_again(&segment(), wal(3)).await.unwrap(), Written::Same);
+    assert_ne!(inode(), before);
+    assert!(there.read(&segment()).await.unwrap() == Some(wal(3)));
+    // Of what is not there nothing is believed either.
+    let other = name("000000010000000000000004");
+    assert!(matches!(there.write_again(&other, wal(4)).await.unwrap(), Written::New { .. }));
+}
+
+#[tokio::test]
+async fn what_comes_later_is_listed_in_every_layout() {
+    for layout in [Layout::Plain, Layout::Barman, Layout::BarmanCloud] {
+        let there = repository(&Arc::default(), layout, Compression::None);
+        for file in [
+            "000000010000000000000002",
+            "000000010000000000000005",
+            "00000002.history",
+            "000000020000000000000006",
+        ] {
+            there.write(&name(file), bytes("x")).await.unwrap();
+        }
+        there.write_chunk(&name("000000020000000000000007"), 0, bytes("x")).await.unwrap();
+        let later = there.later(&segment()).await.unwrap();
+        let mut later: Vec<_> = later.iter().map(FileName::as_str).collect();
+        later.sort_unstable();
+        let expected = [
+            "000000010000000000000005",
+            "00000002.history",
+            "000000020000000000000006",
+            "000000020000000000000007",
+        ];
+        assert_eq!(later, expected, "{layout:?}");
+    }
+}

@@ -1,5 +1,7 @@
 use walrelay_proto::generate::WalGenerator;
-use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName, WalIdentity};
+use walrelay_proto::{Lsn, SegNo, TimelineId, WalFileName, WalIdentity};
+
+use std::fs;
 
 use super::*;
 use crate::archive::memory::Memory;
@@ -56,6 +58,7 @@ impl Setting {
             target: self.target(),
             spool: None,
             patience: Duration::from_millis(50),
+            wait: Some(Duration::from_millis(50)),
         }
     }
 
@@ -121,13 +124,58 @@ async fn a_hole_and_a_source_that_is_down_stop_recovery() {
     assert_eq!(setting.files(), 1);
 }
 
-#[test]
-fn the_cluster_is_known_by_its_control_file() {
-    let dir = tempfile::tempdir().unwrap();
-    assert_eq!(system_id_of(dir.path()), None);
-    fs::create_dir(dir.path().join("global")).unwrap();
-    fs::write(dir.path().join("global/pg_control"), [&77u64.to_ne_bytes()[..], &[0; 100]].concat()).unwrap();
-    assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
+/// A data directory of its own, for a standby or a recovery.
+fn server(setting: &Setting, signal: &str) -> PathBuf {
+    let data = setting.dir.path().join("data");
+    fs::create_dir_all(data.join("pg_wal")).unwrap();
+    fs::write(data.join("PG_VERSION"), "18\n").unwrap();
+    fs::write(data.join(signal), "").unwrap();
+    data.join("pg_wal/RECOVERYXLOG")
+}
+
+#[tokio::test]
+async fn a_standby_is_told_at_once_and_a_hole_is_nothing_to_it() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let restore = |file: &str| Restore { target: target.clone(), wait: None, ..setting.restore(file) };
+    setting.source.remove(MIDDLE);
+    assert_eq!(restore(MIDDLE).run().await.unwrap(), Restored::Missing);
+    assert_eq!(setting.source.asked(MIDDLE), 1);
+    setting.source.set_down(true);
+    let error = restore(MIDDLE).run().await.unwrap_err();
+    assert!(error.to_string().contains("cannot be reached"), "{error}");
+    // One that does not answer at all is not waited for either.
+    setting.source.set_open(false);
+    let error = restore(LAST).run().await.unwrap_err();
+    assert!(error.to_string().contains("no answer in"), "{error}");
+    assert_eq!(Role::of(&data_dir(&target)).broken(), NOT_NOW);
+}
+
+#[tokio::test]
+async fn a_recovery_waits_for_a_source_that_is_away() {
+    let setting = Setting::new();
+    let target = server(&setting, "recovery.signal");
+    setting.source.set_down(true);
+    let restore = Restore { target: target.clone(), wait: None, ..setting.restore(MIDDLE) };
+    let running = tokio::spawn(async move { restore.run().await });
+    let source = setting.source.clone();
+    until("asked again and again", || source.asked(MIDDLE) > 20).await;
+    assert!(!running.is_finished());
+    setting.source.set_down(false);
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
+    assert!(target.exists());
+}
+
+#[tokio::test]
+async fn swapped_arguments_are_a_wrong_call() {
+    let setting = Setting::new();
+    for file in ["pg_wal/RECOVERYXLOG", "RECOVERYXLOG", "00000001.HISTORY", "", "000000010000000000000003.gz"]
+    {
+        let restore = Restore { target: setting.dir.path().join(MIDDLE), ..setting.restore(file) };
+        let error = restore.run().await.unwrap_err().to_string();
+        assert!(error.contains("%f %p"), "{error}");
+    }
+    assert_eq!(setting.files(), 0);
 }
 
 /// A spool whose worker runs in this process, once.

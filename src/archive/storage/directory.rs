@@ -1,7 +1,7 @@
 //! A target that is a directory of this machine, or mounted on it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,50 +11,107 @@ use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::super::buffer;
+use super::super::limit::Limit;
 use super::Stored;
+use super::root::{Access, MARKER, Root};
 
 /// Begins the names of files that are being written.
 const NEW_FILE_PREFIX: &str = ".walrelay-new.";
 /// After this time nobody writes such a file any more.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
+/// A sync has failed: what was written may be lost although it can be read. Inside of an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("could not sync: {0}")]
+pub(super) struct NotSynced(io::Error);
+
+fn sync(file: &File) -> io::Result<()> {
+    file.sync_all().map_err(|error| io::Error::new(error.kind(), NotSynced(error)))
+}
+
 /// The root must exist: a file system that is not mounted must not be taken for an empty archive, nor be
 /// filled up below its mount point.
 #[derive(Debug)]
 pub(super) struct Directory {
-    root: PathBuf,
+    root: Root,
 }
 
 impl Directory {
     pub(super) fn new(root: PathBuf) -> Directory {
-        Directory { root }
+        Directory { root: Root::new(root) }
+    }
+
+    pub(super) fn root(&self) -> &Root {
+        &self.root
     }
 
     /// A path for messages.
     pub(super) fn show(&self, path: &str) -> String {
-        self.root.join(path).display().to_string()
+        self.at(path).display().to_string()
     }
 
-    /// Writes a file whole and durably under a name of its own, then gives it its name; tells whether it did.
-    pub(super) fn write(&self, path: &str, content: &[u8], replace: bool) -> io::Result<bool> {
-        let target = self.root.join(path);
-        let parent = target.parent().unwrap_or(&self.root).to_owned();
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    /// Writes a file whole and durably under a name of its own, then gives it its name; `None` if that is taken and
+    /// may not be, else what `fill` has to say.
+    pub(super) fn write<T>(
+        &self,
+        path: &str,
+        replace: bool,
+        fill: impl FnOnce(&mut File) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        self.root.admit(Access::Write)?;
+        self.write_here(path, replace, fill).map_err(|error| self.explained(error))
+    }
+
+    fn write_here<T>(
+        &self,
+        path: &str,
+        replace: bool,
+        fill: impl FnOnce(&mut File) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        let target = self.at(path);
+        if !replace && fs::symlink_metadata(&target).is_ok() {
+            return Ok(None);
+        }
+        let parent = target.parent().unwrap_or(self.root.path()).to_owned();
         self.make_dirs(&parent)?;
         let temporary = parent.join(new_file_name());
-        let named = write_synced(&temporary, content).and_then(|()| rename(&temporary, &target, replace));
-        if !matches!(named, Ok(true)) {
+        let named = write_synced(&temporary, fill).and_then(|made| {
+            let is_named = rename(&temporary, &target, replace)?;
+            Ok(is_named.then_some(made))
+        });
+        if !matches!(named, Ok(Some(_))) {
             let _ = fs::remove_file(&temporary);
         }
-        if named? {
-            File::open(&parent)?.sync_all()?;
-            return Ok(true);
+        let Some(made) = named? else { return Ok(None) };
+        sync(&File::open(&parent)?)?;
+        self.root.is_unchanged()?;
+        Ok(Some(made))
+    }
+
+    /// A root that has gone meanwhile says more than a file that cannot be made; a sync that has failed comes first.
+    fn explained(&self, error: io::Error) -> io::Error {
+        match error.get_ref().is_some_and(|inner| inner.is::<NotSynced>()) {
+            true => error,
+            false => self.root.admit(Access::Write).err().unwrap_or(error),
         }
-        Ok(false)
+    }
+
+    /// Makes durable what somebody has written, its name included.
+    pub(super) fn sync(&self, path: &str) -> io::Result<()> {
+        self.root.admit(Access::Write)?;
+        sync(&File::open(self.at(path))?)?;
+        for dir in Path::new(path).ancestors().skip(1) {
+            sync(&File::open(self.root.path().join(dir))?)?;
+        }
+        self.root.is_unchanged()
     }
 
     /// Makes what is missing of a directory, durably.
     fn make_dirs(&self, dir: &Path) -> io::Result<()> {
-        self.must_exist()?;
         let mut missing = Vec::new();
         let mut at = dir;
         while !at.is_dir() {
@@ -64,32 +121,32 @@ impl Directory {
         for dir in missing.into_iter().rev() {
             match fs::DirBuilder::new().mode(0o750).create(dir) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => File::open(dir.parent().unwrap_or(dir))?.sync_all()?,
+                _ => sync(&File::open(dir.parent().unwrap_or(dir))?)?,
             }
         }
         Ok(())
     }
 
     /// Reads a file.
-    pub(super) fn read(&self, path: &str) -> io::Result<Option<Bytes>> {
-        let Some(file) = self.if_found(File::open(self.root.join(path)))? else { return Ok(None) };
+    pub(super) fn read(&self, path: &str, limit: &Limit) -> io::Result<Option<Bytes>> {
+        let Some(file) = self.if_found(File::open(self.at(path)))? else { return Ok(None) };
         match file.metadata()?.is_dir() {
             true => Ok(None),
-            false => buffer::read_to_end(file).map(Some),
+            false => buffer::read_to_end(file, limit).map(Some),
         }
     }
 
     pub(super) fn head(&self, path: &str) -> io::Result<Option<Stored>> {
-        let found = self.if_found(fs::metadata(self.root.join(path)))?;
+        let found = self.if_found(fs::metadata(self.at(path)))?;
         found.filter(fs::Metadata::is_file).map(|meta| stored(path.to_owned(), &meta)).transpose()
     }
 
     pub(super) fn list(&self, path: &str) -> io::Result<Vec<Stored>> {
-        self.must_exist()?;
+        self.root.admit(Access::Read)?;
         let mut found = Vec::new();
-        walk(&self.root.join(path), path, &mut |path, entry| {
+        walk(&self.at(path), path, &mut |path, entry| {
             match entry.metadata() {
-                Ok(meta) if !is_new(entry) => found.push(stored(path, &meta)?),
+                Ok(meta) if !is_new(entry) && path != MARKER => found.push(stored(path, &meta)?),
                 // Removed or renamed while we looked.
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -102,21 +159,22 @@ impl Directory {
 
     /// Removes a file, and its directory if that was the last one.
     pub(super) fn remove(&self, path: &str) -> io::Result<()> {
-        let target = self.root.join(path);
+        self.root.admit(Access::Write)?;
+        let target = self.at(path);
         if self.if_found(fs::remove_file(&target))?.is_none() {
             return Ok(());
         }
-        let parent = target.parent().unwrap_or(&self.root);
-        if parent == self.root || fs::remove_dir(parent).is_err() {
-            return File::open(parent)?.sync_all();
+        let parent = target.parent().unwrap_or(self.root.path());
+        if parent == self.root.path() || fs::remove_dir(parent).is_err() {
+            return sync(&File::open(parent)?);
         }
         Ok(())
     }
 
     /// Removes files that were being written a day ago and more.
-    pub(super) fn tidy(&self, _: &str) -> io::Result<()> {
-        self.must_exist()?;
-        walk(&self.root, "", &mut |_, entry| {
+    pub(super) fn tidy(&self) -> io::Result<()> {
+        self.root.admit(Access::Write)?;
+        walk(self.root.path(), "", &mut |_, entry| {
             let old = |meta: fs::Metadata| {
                 let age = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
                 age.is_some_and(|age| age > ABANDONED)
@@ -133,25 +191,14 @@ impl Directory {
         match result {
             Ok(found) => Ok(Some(found)),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                self.must_exist().map(|()| None)
+                self.root.admit(Access::Read).map(|()| None)
             }
             Err(error) => Err(error),
         }
     }
-
-    fn must_exist(&self) -> io::Result<()> {
-        match self.root.is_dir() {
-            true => Ok(()),
-            false => {
-                let text =
-                    format!("directory \"{}\" does not exist; create or mount it", self.root.display());
-                Err(io::Error::new(ErrorKind::NotFound, text))
-            }
-        }
-    }
 }
 
-fn new_file_name() -> String {
+pub(super) fn new_file_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     // Two machines may have the same pids and write to the same network file system.
     let random = getrandom::u32().unwrap_or_default();
@@ -163,14 +210,15 @@ fn is_new(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX)
 }
 
-fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_synced<T>(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
     let mut file = File::options().write(true).create_new(true).mode(0o640).open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+    let made = fill(&mut file)?;
+    sync(&file)?;
+    Ok(made)
 }
 
 /// Gives a file its name; false if that is taken and may not be.
-fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<bool> {
+pub(super) fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<bool> {
     if replace {
         return fs::rename(from, to).map(|()| true);
     }

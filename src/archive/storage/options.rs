@@ -13,6 +13,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use super::super::target::ObjectPlace;
+use super::connect::Connector;
 
 /// The options of a target are wrong.
 #[derive(Debug, thiserror::Error)]
@@ -54,16 +55,20 @@ pub(super) fn store(place: &ObjectPlace) -> Result<(Arc<dyn ObjectStore>, Object
         "s3" => Arc::new(s3(place)?.build().map_err(|error| unusable(&error))?),
         "gs" => {
             let builder = GoogleCloudStorageBuilder::from_env().with_url(place.url.as_str());
-            let builder = fold(place, builder.with_client_options(client(place)?), |builder, key, value| {
-                Ok(builder.with_config(GoogleConfigKey::from_str(key)?, value))
-            })?;
+            let builder = fold(
+                place,
+                builder.with_client_options(client(place)).with_http_connector(connector(place)?),
+                |builder, key, value| Ok(builder.with_config(GoogleConfigKey::from_str(key)?, value)),
+            )?;
             Arc::new(builder.with_retry(retry()).build().map_err(|error| unusable(&error))?)
         }
         "az" => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(place.url.as_str());
-            let builder = fold(place, builder.with_client_options(client(place)?), |builder, key, value| {
-                Ok(builder.with_config(AzureConfigKey::from_str(key)?, value))
-            })?;
+            let builder = fold(
+                place,
+                builder.with_client_options(client(place)).with_http_connector(connector(place)?),
+                |builder, key, value| Ok(builder.with_config(AzureConfigKey::from_str(key)?, value)),
+            )?;
             Arc::new(builder.with_retry(retry()).build().map_err(|error| unusable(&error))?)
         }
         _ => Arc::new(InMemory::new()),
@@ -74,7 +79,8 @@ pub(super) fn store(place: &ObjectPlace) -> Result<(Arc<dyn ObjectStore>, Object
 /// Credentials: options, then the profile, then what the environment says, then the instance's role.
 fn s3(place: &ObjectPlace) -> Result<AmazonS3Builder, OptionError> {
     let mut builder = AmazonS3Builder::from_env().with_url(place.url.as_str());
-    builder = builder.with_client_options(client(place)?).with_retry(retry());
+    builder = builder.with_client_options(client(place)).with_http_connector(connector(place)?);
+    builder = builder.with_retry(retry());
     for (key, value) in super::super::profile::settings(place.options.get("profile").map(String::as_str))? {
         builder = builder.with_config(key, value);
     }
@@ -99,23 +105,21 @@ fn fold<B>(
 }
 
 /// Requests have deadlines of their own, by size. HTTP without TLS is used only where the URL says so.
-fn client(place: &ObjectPlace) -> Result<ClientOptions, OptionError> {
+fn client(place: &ObjectPlace) -> ClientOptions {
     let in_environment = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
     let in_environment = in_environment.iter().find_map(|name| std::env::var(name).ok());
     let endpoint = place.options.get("endpoint").cloned().or(in_environment);
     let plain = endpoint.is_some_and(|url| url.starts_with("http://"));
-    let mut options = ClientOptions::new()
-        .with_timeout_disabled()
-        .with_connect_timeout(Duration::from_secs(10))
-        .with_allow_http(plain);
-    if let Some(path) = place.options.get("ca_file") {
-        let pem = std::fs::read(path)
-            .map_err(|error| OptionError::Store(format!("could not read \"{path}\": {error}")))?;
-        let certificates = object_store::Certificate::from_pem_bundle(&pem)
-            .map_err(|error| OptionError::Store(format!("\"{path}\": {error}")))?;
-        options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
-    }
-    Ok(options)
+    ClientOptions::new().with_timeout_disabled().with_allow_http(plain)
+}
+
+fn connector(place: &ObjectPlace) -> Result<Connector, OptionError> {
+    let Some(path) = place.options.get("ca_file") else { return Ok(Connector::new(None)) };
+    let pem = std::fs::read(path)
+        .map_err(|error| OptionError::Store(format!("could not read \"{path}\": {error}")))?;
+    reqwest::Certificate::from_pem_bundle(&pem)
+        .map_err(|error| OptionError::Store(format!("\"{path}\": {error}")))?;
+    Ok(Connector::new(Some(pem)))
 }
 
 /// A hiccup is retried at once; for more there are queues that know their order.

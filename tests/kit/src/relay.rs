@@ -35,6 +35,7 @@ pub struct RelayBuilder {
     args: Vec<String>,
     /// Set for its process only, such as `--nofile=128`: options of prlimit.
     limits: Vec<String>,
+    environment: Vec<(String, String)>,
     data_dir: Option<PathBuf>,
 }
 
@@ -66,6 +67,12 @@ impl RelayBuilder {
     /// A limit of its process, as an option of `prlimit`: `--nofile=128`.
     pub fn limit(mut self, option: &str) -> Self {
         self.limits.push(option.to_owned());
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -127,6 +134,7 @@ impl Relay {
             hba: TRUST_HBA.to_owned(),
             args: Vec::new(),
             limits: Vec::new(),
+            environment: Vec::new(),
             data_dir: None,
         }
     }
@@ -137,6 +145,7 @@ impl Relay {
             hba: TRUST_HBA.to_owned(),
             args: Vec::new(),
             limits: Vec::new(),
+            environment: Vec::new(),
             data_dir: None,
             ..self.settings.clone()
         };
@@ -186,7 +195,7 @@ impl Relay {
                 command
             }
         };
-        command.args(command_line);
+        command.args(command_line).envs(self.settings.environment.iter().cloned());
         command
     }
 

@@ -1,0 +1,315 @@
+//! Files into a target.
+//!
+//! In an object store a new file costs two requests: itself and its checksum, both "only if there is none". What is
+//! there is looked at only if that says so; if others write to the same target, before it is sent.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::archive::check;
+use crate::archive::layout::Aside;
+use crate::archive::sidecar::Summing;
+
+/// What nobody has changed for this time, nobody is writing.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What is there under a name.
+enum Found {
+    Nothing,
+    /// Our content, in this object.
+    Same {
+        path: String,
+        size: u64,
+    },
+    /// Other content.
+    Other,
+    /// Something that somebody is still writing, or has left half.
+    Unfinished {
+        path: String,
+        reason: String,
+    },
+}
+
+impl Repository {
+    /// Stores a file, unless it is there already. Content that differs is kept aside.
+    ///
+    /// Safe to drop or to be killed at any moment, and to be done again: what was stored stays.
+    ///
+    /// # Errors
+    /// [`WriteError::Unfinished`] as long as somebody else is writing it.
+    pub async fn write(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
+        self.write_with(name, plain, false).await
+    }
+
+    /// Like [`write`](Self::write), for a file that could not be synced: what is there of it is written again, because it
+    /// can be read and may be lost nevertheless.
+    pub async fn write_again(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
+        self.write_with(name, plain, true).await
+    }
+
+    async fn write_with(&self, name: &FileName, plain: Bytes, again: bool) -> Result<Written, WriteError> {
+        let sha256 = digest(&plain).await;
+        let looks = || self.storage.is_directory() || self.has_others.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            if looks() || again {
+                match self.look(name, &plain, sha256).await.map_err(from_read)? {
+                    Found::Same { path, size } => {
+                        self.make_durable(name, &path, size, again).await?;
+                        return Ok(Written::Same);
+                    }
+                    Found::Other => return self.keep_aside(name, plain, sha256).await,
+                    Found::Unfinished { path, reason } => {
+                        return Err(WriteError::Unfinished { target: self.name.clone(), path, reason });
+                    }
+                    Found::Nothing => {}
+                }
+            }
+            let path = self.layout.file(name, self.codec.format());
+            if let Some(sidecar) = self.put_file(name, &path, plain.clone(), sha256, true).await? {
+                let is_ours = self.put_sidecar_of_new(name, &path, &sidecar).await?;
+                if is_ours {
+                    self.has_others.store(self.storage.is_directory(), Ordering::Relaxed);
+                    return Ok(Written::New { size: sidecar.size });
+                }
+            }
+            // Somebody else was faster: compare.
+            self.has_others.store(true, Ordering::Relaxed);
+        }
+        let path = self.layout.file(name, self.codec.format());
+        let source =
+            StorageError::new("could not write", &path, &"it comes and goes; is somebody removing it?");
+        Err(self.not_written(source))
+    }
+
+    /// What others have written, or we before a crash, counts when it is on the disk, its name and checksum included.
+    async fn make_durable(
+        &self,
+        name: &FileName,
+        path: &str,
+        size: u64,
+        again: bool,
+    ) -> Result<(), WriteError> {
+        let objects = [(path.to_owned(), size), (self.layout.sidecar(name), 0)];
+        for (object, size) in objects {
+            if !again {
+                self.storage.sync(&object, size).await.map_err(|error| self.not_written(error))?;
+                continue;
+            }
+            let format = Format::split(&object).1;
+            if let Some(stored) = self.get(&object, self.limit(name, format)).await.map_err(from_read)? {
+                self.storage.put(&object, stored).await.map_err(|error| self.not_written(error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is there under this name. Makes a missing or wrong checksum of our content good.
+    async fn look(&self, name: &FileName, plain: &Bytes, sha256: Sha256) -> Result<Found, ReadError> {
+        let Some(sidecar) = self.sidecar(name).await? else {
+            return match self.locate(name).await? {
+                Some((path, format, stored)) => {
+                    self.compare(name, path, format, stored, plain, sha256, None).await
+                }
+                None => Ok(Found::Nothing),
+            };
+        };
+        let format = Format::split(&sidecar.object).1;
+        let path = self.layout.file(name, format);
+        match self.storage.head(&path).await.map_err(|source| self.unreachable(source))? {
+            None => Ok(Found::Nothing),
+            Some(there) if there.size == sidecar.size && sidecar.plain_sha256 == sha256 => {
+                Ok(Found::Same { path, size: there.size })
+            }
+            Some(there) => self.compare(name, path, format, there, plain, sha256, Some(sidecar)).await,
+        }
+    }
+
+    /// Compares what is there byte for byte.
+    #[expect(clippy::too_many_arguments, reason = "one place, and all of them are known only there")]
+    async fn compare(
+        &self,
+        name: &FileName,
+        path: String,
+        format: Format,
+        there: Stored,
+        plain: &Bytes,
+        sha256: Sha256,
+        described: Option<Sidecar>,
+    ) -> Result<Found, ReadError> {
+        let stored = match self.get(&path, self.limit(name, format)).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return Ok(Found::Nothing),
+            Err(ReadError::Damaged { .. }) => return Ok(Found::Other),
+            Err(error) => return Err(error),
+        };
+        let decoded = self.decode(stored.clone(), format).await.ok();
+        if decoded.as_ref() == Some(plain) {
+            // Before its checksum says that it is there, it is.
+            self.storage.sync(&path, there.size).await.map_err(|source| self.unreachable(source))?;
+            let object = path.rsplit('/').next().unwrap_or(&path).to_owned();
+            let (of, size) = (plain.clone(), stored.len() as u64);
+            let sidecar = blocking(move || Sidecar::describe(&object, &stored, &of, sha256)).await;
+            let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
+            put.map_err(|source| self.unreachable(source))?;
+            return Ok(Found::Same { path, size });
+        }
+        // A store shows whole objects only, and a checksum that fits was made of a whole file.
+        let whole = described.is_some_and(|sidecar| sidecar.size == there.size);
+        if !self.storage.is_directory() || whole {
+            return Ok(Found::Other);
+        }
+        let unfinished = |reason: String| Found::Unfinished { path: path.clone(), reason };
+        let (held, all) = (there.size, plain.len());
+        Ok(match decoded {
+            Some(content) if content.len() < all && plain.starts_with(&content) => {
+                unfinished(format!("{} of {all} bytes; remove it if nobody does", content.len()))
+            }
+            Some(content) if is_good(name, &content) => Found::Other,
+            _ if there.modified.elapsed().is_ok_and(|age| age > SETTLED) => Found::Other,
+            _ => unfinished(format!("{held} bytes, no whole file, changed less than a minute ago")),
+        })
+    }
+
+    async fn keep_aside(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Written, WriteError> {
+        let path = self.layout.aside(name, Aside::Conflict, &sha256.short(), self.codec.format());
+        self.put_file(name, &path, plain, sha256, false).await?;
+        Ok(Written::Conflict { kept_aside: path })
+    }
+
+    /// Stores a file in place of a damaged one, which is kept aside first if it is there.
+    pub async fn replace(&self, name: &FileName, plain: Bytes) -> Result<(), WriteError> {
+        let described = self.sidecar(name).await.map_err(from_read)?;
+        let described = described.map(|sidecar| Format::split(&sidecar.object).1);
+        let mut old = described.map(|format| (self.layout.file(name, format), format));
+        if old.is_none() {
+            old = self.locate(name).await.map_err(from_read)?.map(|(path, format, _)| (path, format));
+        }
+        if let Some((path, format)) = &old {
+            self.copy_aside(name, path, *format).await?;
+        }
+        let sha256 = digest(&plain).await;
+        let path = self.layout.file(name, self.codec.format());
+        if let Some(sidecar) = self.put_file(name, &path, plain, sha256, false).await? {
+            self.put_sidecar(name, &sidecar).await?;
+        }
+        if let Some((old, _)) = old.filter(|(old, _)| *old != path) {
+            self.storage.delete(&old).await.map_err(|error| self.not_written(error))?;
+        }
+        Ok(())
+    }
+
+    /// What is too large to be looked at is not kept: it is no file of PostgreSQL's.
+    async fn copy_aside(&self, name: &FileName, path: &str, format: Format) -> Result<(), WriteError> {
+        let stored = match self.get(path, self.limit(name, format)).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) | Err(ReadError::Damaged { .. }) => return Ok(()),
+            Err(error) => return Err(from_read(error)),
+        };
+        let sum = digest(&stored).await.short();
+        let aside = self.layout.aside(name, Aside::Damaged, &sum, format);
+        self.storage.put(&aside, stored).await.map_err(|error| self.not_written(error))
+    }
+
+    /// Stores a piece of an unfinished segment, `bytes` from its offset `start` on. The same piece again is
+    /// the same object.
+    pub async fn write_chunk(
+        &self,
+        segment: &FileName,
+        start: u64,
+        bytes: Bytes,
+    ) -> Result<ChunkName, WriteError> {
+        let (of, piece) = (segment.clone(), bytes.clone());
+        let chunk = blocking(move || ChunkName::of(&of, start, &piece)).await;
+        let path = self.layout.chunk(&chunk, self.chunk_format());
+        let (codec, about) = (self.codec.clone(), bytes.len() as u64);
+        let put = match codec.stores_plain() {
+            true => self.storage.put(&path, bytes).await,
+            false => {
+                let make = move |out: &mut dyn io::Write| codec.encode_to(&bytes, out).map(drop);
+                self.storage.put_made(&path, about, false, make).await.map(drop)
+            }
+        };
+        put.map_err(|error| self.not_written(error))?;
+        Ok(chunk)
+    }
+
+    /// Stores a file under a path; `None` if it should be new and is there.
+    async fn put_file(
+        &self,
+        name: &FileName,
+        path: &str,
+        plain: Bytes,
+        sha256: Sha256,
+        create: bool,
+    ) -> Result<Option<Sidecar>, WriteError> {
+        let object = format!("{name}{}", self.codec.format().suffix());
+        let plain_size = plain.len() as u64;
+        if self.codec.stores_plain() {
+            let put = match create {
+                true => self.storage.put_new(path, plain).await,
+                false => self.storage.put(path, plain).await.map(|()| true),
+            };
+            let is_new = put.map_err(|error| self.not_written(error))?;
+            let sidecar = Sidecar { object, sha256, size: plain_size, plain_sha256: sha256, plain_size };
+            return Ok(is_new.then_some(sidecar));
+        }
+        let codec = self.codec.clone();
+        let make = move |out: &mut dyn io::Write| {
+            let mut out = Summing::new(out);
+            codec.encode_to(&plain, &mut out)?;
+            let (sum, size) = out.finish();
+            Ok(Sidecar { object, sha256: sum, size, plain_sha256: sha256, plain_size })
+        };
+        let put = self.storage.put_made(path, plain_size, create, make).await;
+        put.map_err(|error| self.not_written(error))
+    }
+
+    async fn put_sidecar(&self, name: &FileName, sidecar: &Sidecar) -> Result<(), WriteError> {
+        let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
+        put.map_err(|error| self.not_written(error))
+    }
+
+    /// Stores the checksum of a file that was just stored at `path`. If there is one of another object, which was
+    /// there before, the new file is taken back: false.
+    async fn put_sidecar_of_new(
+        &self,
+        name: &FileName,
+        path: &str,
+        sidecar: &Sidecar,
+    ) -> Result<bool, WriteError> {
+        let text = Bytes::from(sidecar.format());
+        let put = self.storage.put_new(&self.layout.sidecar(name), text).await;
+        if put.map_err(|error| self.not_written(error))? {
+            return Ok(true);
+        }
+        let known = self.sidecar(name).await.map_err(from_read)?;
+        let other = known.map(|known| self.layout.file(name, Format::split(&known.object).1));
+        if let Some(other) = other.filter(|other| other != path) {
+            let there = self.storage.head(&other).await.map_err(|error| self.not_written(error))?;
+            if there.is_some() {
+                self.storage.delete(path).await.map_err(|error| self.not_written(error))?;
+                return Ok(false);
+            }
+        }
+        // It describes nothing that is there.
+        self.put_sidecar(name, sidecar).await?;
+        Ok(true)
+    }
+}
+
+/// Whether this can be what it is called: a segment's WAL, a history.
+fn is_good(name: &FileName, content: &[u8]) -> bool {
+    match name.kind() {
+        FileKind::Segment => check::identity_of(content)
+            .ok()
+            .and_then(|id| Some((id, name.wal(id.seg_size)?)))
+            .is_some_and(|(id, wal)| check::whole_segment(id, wal, None, content).is_ok()),
+        FileKind::History => walrelay_proto::TimelineHistory::parse(name.tli(), content).is_ok(),
+        // Nothing tells.
+        FileKind::Partial | FileKind::Backup => false,
+    }
+}

@@ -1,0 +1,247 @@
+//! Targets that hang, are gone, are something else than they seem, or change their keys; and servers that want WAL back
+//! from one that is away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use walrelay_testkit::{
+    Cluster, Disk, Hung, Relay, S3, Scratch, Server, on_every_version, on_one_version, tied_command,
+    wait_for, wait_until,
+};
+
+use crate::relay_below;
+use crate::restore::{copy_dir, readable_binary};
+
+on_every_version!(a_hot_standby_outlives_its_archive, a_recovery_waits_for_its_archive);
+on_one_version!(
+    directories_that_are_no_targets,
+    a_mount_point_without_its_file_system,
+    a_hung_target_is_told_and_holds_up_nobody,
+    rotated_keys_are_read_again,
+    retention_says_what_it_cannot_do,
+);
+
+fn primary(server: &Server) -> Cluster {
+    Cluster::builder(server).seg_mb(1).start()
+}
+
+fn url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+/// The next segment of the primary, once the relay has it.
+fn next_segment(primary: &Cluster, relay: &Relay) -> String {
+    primary.sql("create table if not exists t (i int); insert into t select generate_series(1, 100)");
+    let segment = primary.switch_wal();
+    relay.wait_for_flush(primary.flush_lsn());
+    segment
+}
+
+fn wait_for_file(path: &Path, relay: &Relay) {
+    let exists = || path.exists().then_some(());
+    wait_for(format_args!("{}\n{}", path.display(), relay.log().tail()), exists);
+}
+
+fn restore(options: &[&str], file: &str, to: &Path) -> Output {
+    let mut command = tied_command(env!("CARGO_BIN_EXE_walrelay"));
+    command.arg("restore").args(options).arg(file).arg(to).output().expect("the program is there")
+}
+
+fn a_hot_standby_outlives_its_archive(server: &Server) {
+    let scratch = Scratch::new("archive");
+    let primary = primary(server);
+    let (binary, archive) = (readable_binary(&scratch), scratch.join("not-mounted"));
+    let command = format!("\"{}\" restore --from {} %f %p", binary.display(), url(&archive));
+    let mut standby = primary.standby().name("b").conf(&format!("restore_command = '{command}'")).start();
+    primary.sql("create table t as select 1 as i");
+    standby.wait_for_replay(primary.settled_lsn());
+    standby.log().wait_for("does not exist");
+    // It asks whenever its stream breaks.
+    let mark = standby.log().mark();
+    primary.sql("select pg_terminate_backend(pid) from pg_stat_replication");
+    standby.log().wait_for_after(mark, "does not exist");
+    primary.sql("insert into t values (2)");
+    standby.wait_for_replay(primary.settled_lsn());
+    // A command that cannot work at all must not end it either.
+    let wrong = command.replace("--from", "--form");
+    standby.append_conf(&format!("restore_command = '{wrong}'"));
+    let mark = standby.log().mark();
+    standby.restart();
+    standby.log().wait_for_after(mark, "--form");
+    primary.sql("insert into t values (3)");
+    standby.wait_for_replay(primary.settled_lsn());
+    assert_eq!(standby.sql("select count(*) from t"), "3");
+    assert!(!standby.log().text().contains("could not restore file"), "{}", standby.log().tail());
+}
+
+fn a_recovery_waits_for_its_archive(server: &Server) {
+    let scratch = Scratch::new("archive");
+    let (archive, away) = (scratch.dir("wal"), scratch.join("away"));
+    let primary = Cluster::builder(server).name("a").seg_mb(1).start();
+    let relay = relay_below(&primary).arg("--archive").arg(&url(&archive)).start();
+    let backup = scratch.join("backup");
+    primary.base_backup_to(&backup);
+    let last = next_segment(&primary, &relay);
+    // Its checksum comes last.
+    wait_for_file(&archive.join(format!("{last}.sha256")), &relay);
+    let open = tied_command("chmod").args(["-R", "a+rX"]).arg(&archive).status();
+    assert!(open.expect("there is a chmod").success());
+    fs::rename(&archive, &away).expect("both are ours");
+
+    let (dir, said) = (scratch.join("recovered"), scratch.dir("said").join("said"));
+    copy_dir(&backup, &dir);
+    let (binary, conf) = (readable_binary(&scratch), dir.join("postgresql.conf"));
+    let command =
+        format!("\"{}\" restore --from {} %f %p 2>>{}", binary.display(), url(&archive), said.display());
+    let old = fs::read_to_string(&conf).expect("a backup has one");
+    fs::write(&conf, format!("{old}\nrestore_command = '{command}'\n")).expect("it was readable");
+    fs::write(dir.join("recovery.signal"), "").expect("the directory is ours");
+    let mounting = std::thread::spawn(move || {
+        wait_until("a word about the wait", || {
+            fs::read_to_string(&said).is_ok_and(|text| text.contains("recovery waits for it"))
+        });
+        fs::rename(&away, &archive).expect("both are ours");
+    });
+    let recovered = Cluster::from_data_dir(server, "recovered", &dir);
+    mounting.join().expect("it waits only");
+    recovered.wait_for_sql("select pg_is_in_recovery()", "f");
+    assert_eq!(recovered.sql("select count(*) from t"), "100");
+}
+
+fn directories_that_are_no_targets(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("data");
+    let data = scratch.join("relay");
+    let archive = scratch.dir("archive");
+    std::os::unix::fs::symlink(&archive, scratch.join("link")).expect("ours");
+    let refuses = |targets: &[PathBuf], expected: &str| {
+        let relay = relay_below(&primary).data_dir(&data);
+        let args = targets.iter().map(|dir| url(dir));
+        let mut relay = args.fold(relay, |relay, url| relay.arg("--archive").arg(&url)).prepare();
+        relay.spawn();
+        let code = relay.wait_exit();
+        let log = relay.log().text();
+        assert!(code.is_some_and(|code| code != 0) && log.contains(expected), "{code:?}: {log}");
+    };
+    let mut relay = relay_below(&primary).data_dir(&data).start();
+    relay.wait_for_flush(primary.flush_lsn());
+    relay.terminate();
+    let files = |dir: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).expect("readable").map(|entry| entry.expect("readable").file_name()).collect();
+        names.sort();
+        names
+    };
+    let wal = primary.wal_dir();
+    let before = (files(&data.join("pg_wal")), files(&wal));
+    refuses(&[data.join("pg_wal")], "is, or lies in, the relay's data directory");
+    refuses(&[scratch.path().to_owned()], "contains the relay's data directory");
+    refuses(std::slice::from_ref(&wal), "pg_wal of a PostgreSQL server");
+    refuses(&[primary.data_dir()], "is a data directory of a PostgreSQL server");
+    refuses(&[archive.clone(), scratch.join("link")], "already");
+    assert_eq!((files(&data.join("pg_wal")), files(&wal)), before);
+    assert!(files(&archive).is_empty(), "{:?}", files(&archive));
+}
+
+fn a_mount_point_without_its_file_system(server: &Server) {
+    let primary = primary(server);
+    let disk = Disk::ext4(64);
+    let relay = relay_below(&primary).arg("--archive").arg(&url(disk.path()));
+    let relay = relay.arg("--wal-keep-size").arg("0").start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&disk.join(&format!("{first}.sha256")), &relay);
+    disk.unmount();
+    let second = next_segment(&primary, &relay);
+    relay.log().wait_for("is its file system mounted?");
+    // Nothing went below the mount point, and nothing was let go.
+    assert_eq!(fs::read_dir(disk.path()).expect("it is there").count(), 0);
+    assert!(relay.wal_dir().join(&second).exists());
+    let scratch = Scratch::new("restored");
+    let to = scratch.join("RECOVERYXLOG");
+    let output = restore(&["--timeout", "1s", "--from", &url(disk.path())], &first, &to);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(200) && said.contains("is its file system mounted?"), "{said}");
+    disk.mount();
+    wait_for_file(&disk.join(&second), &relay);
+    let output = restore(&["--from", &url(disk.path())], &first, &to);
+    assert_eq!(output.status.code(), Some(0));
+    // A call that PostgreSQL never makes.
+    let output = restore(&["--from", &url(disk.path())], "pg_wal/RECOVERYXLOG", &scratch.join(&first));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(200) && said.contains("%f %p"), "{said}");
+}
+
+fn a_hung_target_is_told_and_holds_up_nobody(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("targets");
+    let (good, bad) = (scratch.dir("good"), scratch.dir("bad"));
+    let relay = relay_below(&primary).arg("--archive").arg(&url(&good)).arg("--archive").arg(&url(&bad));
+    let mut relay = relay.arg("--shutdown-timeout").arg("2s").start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&good.join(&first), &relay);
+    wait_for_file(&bad.join(&first), &relay);
+    let hung = Hung::over(&bad);
+    let second = next_segment(&primary, &relay);
+    wait_for_file(&good.join(&second), &relay);
+    relay.log().wait_for("has not taken");
+    let third = next_segment(&primary, &relay);
+    wait_for_file(&good.join(&third), &relay);
+    relay.terminate();
+    drop(hung);
+    assert!(relay.wal_dir().join(&second).exists());
+}
+
+fn rotated_keys_are_read_again(server: &Server) {
+    let primary = primary(server);
+    let (scratch, s3) = (Scratch::new("keys"), S3::start());
+    let (keys, conf) = (scratch.join("credentials"), scratch.join("walrelay.toml"));
+    let rotate = |key: &str| {
+        let text = format!("[wal]\naws_access_key_id = {key}\naws_secret_access_key = s\n");
+        fs::write(&keys, text).expect("ours");
+        s3.behave(|it| it.key = Some(key.to_owned()));
+    };
+    rotate("first");
+    let text = format!(
+        "[archive.s3]\nurl = \"s3://wal/main\"\nendpoint = \"{}\"\nregion = \"x\"\nprofile = \"wal\"\n",
+        s3.endpoint()
+    );
+    fs::write(&conf, text).expect("ours");
+    let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string());
+    let mut relay = relay.env("AWS_SHARED_CREDENTIALS_FILE", &keys.display().to_string()).start();
+    let wait_for_object = |segment: &str, relay: &Relay| {
+        let there = || s3.objects().contains_key(&format!("main/{segment}"));
+        wait_until(format_args!("{segment}\n{}", relay.log().tail()), there);
+    };
+    let first = next_segment(&primary, &relay);
+    wait_for_object(&first, &relay);
+    rotate("second");
+    let second = next_segment(&primary, &relay);
+    wait_for_object(&second, &relay);
+    rotate("third");
+    relay.reload();
+    let third = next_segment(&primary, &relay);
+    wait_for_object(&third, &relay);
+}
+
+fn retention_says_what_it_cannot_do(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("retention");
+    let (archive, conf) = (scratch.dir("wal"), scratch.join("walrelay.toml"));
+    // A base backup long ago, and what came after it.
+    let label = "0000000100000000000000A0.00000028.backup";
+    fs::write(archive.join(label), "START WAL LOCATION: ...\n").expect("ours");
+    for segment in 0xA0..0xA8 {
+        let file = archive.join(format!("0000000100000000000000{segment:02X}"));
+        fs::write(file, vec![1; 1 << 20]).expect("ours");
+    }
+    fs::write(
+        &conf,
+        format!("[archive.main]\nurl = \"{}\"\nkeep_size = \"2MB\"\nkeep_age = \"30d\"\n", url(&archive)),
+    )
+    .expect("ours");
+    let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
+    primary.switch_wal();
+    relay.log().wait_for(&format!("because \"{label}\" keeps all WAL"));
+    assert!(archive.join("0000000100000000000000A0").exists());
+}
