@@ -157,7 +157,7 @@ fn everybody_comes_back_with_it(server: &Server) {
 fn what_it_alone_had_is_not_lost(server: &Server) {
     let mut around = Around::start(server);
     around.relay.create_slot("c");
-    let mut c = around.a.standby().name("c").follow(&around.relay.conninfo()).slot("c").start();
+    let c = around.a.standby().name("c").follow(&around.relay.conninfo()).slot("c").start();
     around.a.freeze_walsender("b");
     around.a.sql("create table kept as select generate_series(1, 20000)");
     around.a.switch_wal();
