@@ -127,9 +127,12 @@ fn everybody_comes_back_with_it(server: &Server) {
     d.append_conf("recovery_target_timeline = 'latest'");
     d.start();
 
-    // C was never on 2, though it has heard of it.
+    // C was never on 2, but has heard of it: with only that to choose from at its start it goes there, and PostgreSQL
+    // changes a target only for a child of it. It knows better at the next start.
     around.tell_of_2(&c);
     c.start();
+    c.log().wait_for("new timeline 3 is not a child of database system timeline");
+    c.restart();
     let archive = Receivewal::start(server, &around.relay.conninfo(), "archive");
     for standby in [&c, &d] {
         standby.wait_for_replay(around.a.settled_lsn());
@@ -154,7 +157,7 @@ fn everybody_comes_back_with_it(server: &Server) {
 fn what_it_alone_had_is_not_lost(server: &Server) {
     let mut around = Around::start(server);
     around.relay.create_slot("c");
-    let mut c = around.a.standby().name("c").follow(&around.relay.conninfo()).slot("c").start();
+    let c = around.a.standby().name("c").follow(&around.relay.conninfo()).slot("c").start();
     around.a.freeze_walsender("b");
     around.a.sql("create table kept as select generate_series(1, 20000)");
     around.a.switch_wal();

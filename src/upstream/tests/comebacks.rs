@@ -198,10 +198,13 @@ impl Server {
                     let last = confirmed.entry(tli).or_insert(flush);
                     *last = flush.max(*last);
                     drop(confirmed);
-                    // One that dies has sent enough.
-                    if cut.is_some() || left.is_none() && flush == self.end() {
+                    if left.is_none() && flush == self.end() {
                         return false;
                     }
+                }
+                // One that dies has sent enough, whatever it hears; nothing is confirmed before it was compared.
+                if kind == b'd' && cut.is_some() {
+                    return false;
                 }
                 if kind == b'c' {
                     return true;
