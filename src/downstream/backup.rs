@@ -80,9 +80,8 @@ impl Backup {
         shared: &Shared,
         text: &[u8],
     ) -> Result<(), Failure> {
-        if self.own_role && writes_on_server(text) {
-            let text =
-                "a base backup with target \"server\" must run as the client's own role on the upstream";
+        if self.own_role && has_target(text) {
+            let text = "a base backup with a target other than \"client\" or \"blackhole\" must run as the client's own role on the upstream";
             return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text)
                 .with_hint("Log in to the relay with scram-sha-256, so that it can log in upstream as the same role.")
                 .into());
@@ -232,16 +231,18 @@ fn lost(error: &std::io::Error) -> PgError {
     PgError::fatal(sqlstate::CONNECTION_FAILURE, text)
 }
 
-fn writes_on_server(text: &[u8]) -> bool {
-    // Grammars that we do not know are older than targets.
-    let Ok(Statement::Command(Command::BaseBackup { options })) = Parsed::parse(text).statement else {
-        return false;
-    };
-    let is_server = |value: &str| value.eq_ignore_ascii_case("server");
-    options.iter().any(|option| {
-        option.name.eq_ignore_ascii_case("target")
-            && matches!(&option.value, Some(OptionValue::Text(value)) if is_server(value))
-    })
+/// Whether the backup does more than be sent to the client: targets write on the server or run commands there, with the
+/// rights of whoever asks. Extensions add targets, so that only those are let pass that are known to do neither.
+fn has_target(text: &[u8]) -> bool {
+    let harmless = |value: &Option<OptionValue>| matches!(value, Some(OptionValue::Text(value)) if value == "client" || value == "blackhole");
+    match Parsed::parse(text).statement {
+        Ok(Statement::Command(Command::BaseBackup { options })) => options
+            .iter()
+            .any(|option| option.name.eq_ignore_ascii_case("target") && !harmless(&option.value)),
+        Ok(_) => false,
+        // Grammars without parentheses are older than targets.
+        Err(_) => text.contains(&b'('),
+    }
 }
 
 /// A walsender's connection upstream as the client's role, or, if what the client has proved is no good there, as the
@@ -317,15 +318,19 @@ mod tests {
     }
 
     #[test]
-    fn a_target_on_the_server_is_noticed() {
-        assert!(writes_on_server(b"BASE_BACKUP ( LABEL 'x', TARGET 'server', TARGET_DETAIL '/x')"));
-        assert!(writes_on_server(b"BASE_BACKUP (target 'SERVER')"));
+    fn targets_are_let_pass_only_if_they_do_nothing_on_the_server() {
+        assert!(has_target(b"BASE_BACKUP ( LABEL 'x', TARGET 'server', TARGET_DETAIL '/x')"));
+        assert!(has_target(b"BASE_BACKUP (target 'SERVER')"));
+        assert!(has_target(b"BASE_BACKUP (TARGET 'shell', TARGET_DETAIL 'x')"));
+        assert!(has_target(b"BASE_BACKUP (TARGET 'client', TARGET 'shell')"));
+        assert!(has_target(b"BASE_BACKUP (TARGET shell"));
         for text in [
             "BASE_BACKUP (TARGET 'client')",
+            "BASE_BACKUP (TARGET 'blackhole')",
             "BASE_BACKUP LABEL 'server' FAST",
             "BASE_BACKUP (LABEL 'server')",
         ] {
-            assert!(!writes_on_server(text.as_bytes()), "{text}");
+            assert!(!has_target(text.as_bytes()), "{text}");
         }
     }
 }

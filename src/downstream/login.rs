@@ -98,6 +98,10 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
 /// What the upstream would check when the session begins (PostgreSQL: `InitializeSessionUserId`, `InitPostgres`).
 /// What it could never be asked about, the hba file and the user file have decided.
 fn check_role(request: &StartupRequest, role: &Role, upstream: &UpstreamParameters) -> Result<(), PgError> {
+    if role.absent {
+        let text = format!("role \"{}\" does not exist", request.user);
+        return Err(PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text));
+    }
     let Some(attributes) = role.attributes else { return Ok(()) };
     if !attributes.can_login {
         let text = format!("role \"{}\" is not permitted to log in", request.user);

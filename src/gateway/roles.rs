@@ -4,7 +4,7 @@
 //! in the data directory, so that who could log in still can while the upstream is down and the relay restarts.
 //! The WAL beside it holds the same secrets: `pg_authid` is a table like others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub struct Role {
     pub secret: Option<Secret>,
     /// What it may do; `None` if the upstream could never be asked.
     pub attributes: Option<Attributes>,
+    /// The upstream has been asked, and has no such role.
+    pub absent: bool,
 }
 
 /// As kept in the file.
@@ -80,7 +82,8 @@ struct Known {
 
 impl Known {
     fn role(&self) -> Role {
-        Role { secret: self.secret.as_deref().map(Secret::classify), attributes: self.attributes }
+        let secret = self.secret.as_deref().map(Secret::classify);
+        Role { secret, attributes: self.attributes, absent: false }
     }
 }
 
@@ -93,6 +96,8 @@ struct Saved {
 struct Cache {
     roles: BTreeMap<String, Known>,
     asked: BTreeMap<String, Instant>,
+    /// Those of whom the upstream has said that there are none.
+    absent: BTreeSet<String>,
     /// `roles` is not in the file.
     unsaved: bool,
     /// A thread is about to save, or does; it looks again before it ends.
@@ -150,7 +155,9 @@ impl Roles {
         if !fresh && self.followed.borrow().is_some() {
             let _ = tokio::time::timeout(ANSWER_LIMIT, self.ask(name)).await;
         }
-        self.lock().roles.get(name).map(Known::role).unwrap_or_default()
+        let cache = self.lock();
+        let absent = || Role { absent: cache.absent.contains(name), ..Role::default() };
+        cache.roles.get(name).map_or_else(absent, Known::role)
     }
 
     /// Keeps what is known up to date until told to stop.
@@ -263,6 +270,13 @@ impl Roles {
             cache.asked.clear();
         }
         cache.asked.insert(name.to_owned(), Instant::now());
+        if cache.absent.len() >= MOST {
+            cache.absent.clear();
+        }
+        match known {
+            Some(_) => cache.absent.remove(name),
+            None => cache.absent.insert(name.to_owned()),
+        };
         if cache.roles.get(name) == known.as_ref() {
             return;
         }
@@ -323,7 +337,9 @@ fn save_all(store: &Store, cache: &Mutex<Cache>) {
 /// What an earlier process knew. Secrets only if they are still asked for.
 fn load(store: &Store, with_secrets: bool) -> BTreeMap<String, Known> {
     let saved = store.read_state(FILE).and_then(|text| {
-        let parse = |text: String| toml::from_str::<Saved>(&text).map_err(std::io::Error::other);
+        // The error would quote the line, and with it a secret.
+        let damaged = |_| std::io::Error::other("it is damaged");
+        let parse = |text: String| toml::from_str::<Saved>(&text).map_err(damaged);
         text.map(parse).transpose()
     });
     let mut roles = match saved {

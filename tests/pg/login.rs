@@ -8,6 +8,7 @@ on_every_version!(passwords_and_rules);
 
 fn passwords_and_rules(server: &Server) {
     let primary = Cluster::builder(server).start();
+    primary.sql("create role plain login replication");
     // The verifier is the one PostgreSQL made, copied from its catalog.
     primary.sql("set password_encryption = 'scram-sha-256'; create role copied login replication password 'swordfish'");
     let verifier = primary.sql("select rolpassword from pg_authid where rolname = 'copied'");

@@ -30,7 +30,7 @@ impl Pattern {
                 "regular expression \"{text}\" contains {what}, which walrelay does not read as PostgreSQL does; write it without"
             ));
         }
-        let built = RegexBuilder::new(text).dot_matches_new_line(true).build();
+        let built = RegexBuilder::new(&in_ascii(text)).dot_matches_new_line(true).build();
         let reason = |error: regex::Error| {
             let text = error.to_string();
             text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned()
@@ -67,6 +67,7 @@ fn means_something_else(text: &str) -> Option<&'static str> {
             ('\\', Some('d' | 'D' | 's' | 'S' | 'w' | 'W')) if !text.is_ascii() => {
                 return Some("a class such as \\w beside characters that are not ASCII");
             }
+            ('\\', Some('D' | 'S' | 'W')) if in_brackets => return Some("\\D, \\S or \\W within brackets"),
             ('\\', _) => {
                 chars.next();
             }
@@ -97,6 +98,56 @@ fn means_something_else(text: &str) -> Option<&'static str> {
     None
 }
 
+/// The text with the classes `\d`, `\w`, `\s` and their opposites as PostgreSQL reads them in these files: in ASCII. The
+/// crate's own have the digits and letters of every script.
+fn in_ascii(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    let mut in_brackets = false;
+    while let Some(c) = chars.next() {
+        if c == '\\' {
+            let escaped = chars.next();
+            let class = match escaped {
+                Some('d' | 'D') => "0-9",
+                Some('w' | 'W') => "[:alnum:]_",
+                Some('s' | 'S') => "[:space:]",
+                _ => {
+                    result.push(c);
+                    result.extend(escaped);
+                    continue;
+                }
+            };
+            let opposite = escaped.is_some_and(|escaped| escaped.is_ascii_uppercase());
+            match (in_brackets, opposite) {
+                (true, _) => result.push_str(class),
+                (false, true) => result.extend(["[^", class, "]"]),
+                (false, false) => result.extend(["[", class, "]"]),
+            }
+            continue;
+        }
+        result.push(c);
+        match c {
+            '[' if in_brackets => {
+                // `[:alpha:]`: everything else was refused.
+                for inner in chars.by_ref() {
+                    result.push(inner);
+                    if inner == ']' {
+                        break;
+                    }
+                }
+            }
+            '[' => {
+                in_brackets = true;
+                result.extend(chars.next_if_eq(&'^'));
+                result.extend(chars.next_if_eq(&']'));
+            }
+            ']' => in_brackets = false,
+            _ => {}
+        }
+    }
+    result
+}
+
 /// `:alpha:]`
 fn skip_class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     while let Some(c) = chars.next() {
@@ -121,6 +172,11 @@ mod tests {
             ("^[]a]+$", "]a]", true),
             ("^(a|b)\\.c$", "b.c", true),
             ("^a\\dz?$", "a7", true),
+            ("^rep\\d$", "rep\u{661}", false),
+            ("^\\w+$", "é", false),
+            ("^[\\w-]+$", "a-b_1", true),
+            ("^\\S\\D$", "é\u{661}", true),
+            ("^a\\s[^]\\d]$", "a b", true),
             ("^a.b$", "a\nb", true),
         ] {
             assert_eq!(Pattern::new(text).unwrap().matches(name), fits, "{text}");
