@@ -42,7 +42,7 @@ pub trait Facts {
     /// `pg_control_system().system_identifier`
     fn system_identifier(&self) -> Option<String>;
 
-    /// What `pg_is_in_recovery()` returned on the upstream.
+    /// What `pg_is_in_recovery()` returns.
     fn is_in_recovery(&self) -> Option<bool>;
 
     /// The session's role.

@@ -5,16 +5,19 @@
 //! of either side or of the relay ends a session whose client does not read.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::exchange::{Exchange, Filter, Moment, bind_names, bind_with};
 use super::patience::GRACE;
 use super::session::shutting_down;
-use crate::gateway::{Scan, Scanner};
+use crate::overlay::{self, RowsParameter, SlotCall};
+use crate::wire::PgError;
 
 /// Longest message whose text is looked at. Nobody asks for a list of slots in a longer one.
 const TEXT_LIMIT: usize = 1 << 20;
@@ -22,58 +25,67 @@ const TEXT_LIMIT: usize = 1 << 20;
 const CLIENT_BUFFER: usize = 8 * 1024;
 const SERVER_BUFFER: usize = 32 * 1024;
 
-/// What a session's statements depend on, as the server reports it.
+/// Longest name of a statement that is looked for in a message which is longer than that.
+const NAME_LIMIT: usize = 1024;
+
+/// The conversation of a session, for both of its directions.
 #[derive(Debug)]
-pub(super) struct SessionState {
-    /// `I`, `T` or `E`, of the last `ReadyForQuery`.
-    transaction: AtomicU8,
-    standard_conforming_strings: AtomicBool,
+pub(super) struct Talk {
+    exchange: Mutex<Exchange>,
+    /// Answers have come.
+    answered: Notify,
 }
 
-impl SessionState {
-    /// A session that has just logged in.
-    pub(super) fn new(standard_conforming_strings: bool) -> SessionState {
-        SessionState {
-            transaction: AtomicU8::new(b'I'),
-            standard_conforming_strings: AtomicBool::new(standard_conforming_strings),
-        }
+impl Talk {
+    pub(super) fn new(exchange: Exchange) -> Talk {
+        Talk { exchange: Mutex::new(exchange), answered: Notify::new() }
     }
 
-    /// Whether the transaction is aborted, so that nothing is run any more.
-    pub(super) fn has_failed(&self) -> bool {
-        self.transaction.load(Ordering::Relaxed) == b'E'
-    }
-
-    /// Whether a backslash in a plain literal is just that.
-    pub(super) fn standard_conforming_strings(&self) -> bool {
-        self.standard_conforming_strings.load(Ordering::Relaxed)
-    }
-
-    fn note(&self, seen: &Scan) {
-        match seen {
-            Scan::Ready(status) => self.transaction.store(*status, Ordering::Relaxed),
-            Scan::Parameter(pair) => {
-                if let Some(value) = pair.strip_prefix(b"standard_conforming_strings\0") {
-                    self.standard_conforming_strings.store(value == b"on\0", Ordering::Relaxed);
-                }
-            }
-            Scan::Header { .. } => {}
-        }
+    fn lock(&self) -> MutexGuard<'_, Exchange> {
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A message with a statement's text.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Statement {
-    /// `Query`
-    Simple,
-    /// `Parse`
-    Prepared,
+/// What becomes of a message with a text.
+#[derive(Default)]
+pub(super) struct Fate {
+    /// To be forwarded instead.
+    pub(super) text: Option<Vec<u8>>,
+    /// For each Bind of the statement.
+    pub(super) rows: Option<RowsParameter>,
+    /// To be asked first.
+    pub(super) question: Option<Question>,
+    /// For the client.
+    pub(super) notice: Option<PgError>,
 }
 
-/// Decides what becomes of a statement's text; `None` leaves it. Not cancel-safe: the session has to end.
+/// Asked of the server in the session, before it gets the text.
+pub(super) struct Question {
+    /// A query.
+    pub(super) text: Vec<u8>,
+    /// What it is about.
+    pub(super) about: About,
+}
+
+/// What a question is about.
+pub(super) enum About {
+    /// Whether the call may be executed.
+    Call(SlotCall),
+    /// Whether a command may reach the slot that it names.
+    Slot(String),
+}
+
+/// Decides what becomes of texts.
 pub(super) trait Texts {
-    async fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>>;
+    /// What becomes of a text that is sent now.
+    fn rewrite(&mut self, message: overlay::Message, text: &[u8], moment: Moment) -> Fate;
+
+    /// What the client's text is replaced by, now that the question has been answered with this row; `None` leaves it.
+    /// Not cancel-safe: the session has to end.
+    async fn act(&mut self, about: About, row: Vec<Option<Vec<u8>>>) -> Option<Vec<u8>>;
+
+    /// What a Bind brings.
+    fn rows(&mut self, rows: &RowsParameter) -> Vec<u8>;
 }
 
 /// One side: its socket's halves, and what was read from it already.
@@ -88,7 +100,7 @@ pub(super) async fn forward<CR, CW, SR, SW>(
     client: Side<CR, CW>,
     server: Side<SR, SW>,
     texts: &mut impl Texts,
-    state: &SessionState,
+    talk: &Talk,
     shutdown: &CancellationToken,
 ) -> String
 where
@@ -100,8 +112,8 @@ where
     let to_client = Mutex::new(ToClient::default());
     let mut client_writer = client.writer;
     let reason = {
-        let up = requests(client.reader, client.read_already, server.writer, texts, state);
-        let down = answers(server.reader, server.read_already, &mut client_writer, &to_client, state);
+        let up = requests(client.reader, client.read_already, server.writer, texts, talk);
+        let down = answers(server.reader, server.read_already, &mut client_writer, &to_client, talk);
         let both = async {
             tokio::pin!(up, down);
             tokio::select! {
@@ -136,15 +148,15 @@ where
 /// How far the client's side of the conversation has come.
 #[derive(Default)]
 struct ToClient {
-    scanner: Scanner,
-    /// Something that the scanner has seen is being written; a part of it may have gone.
+    filter: Filter,
+    /// Something that the filter has let through is being written; a part of it may have gone.
     writing: bool,
 }
 
 impl ToClient {
     /// Whether a message may be put in here.
     fn at_boundary(&self) -> bool {
-        !self.writing && self.scanner.at_boundary()
+        !self.writing && self.filter.at_boundary()
     }
 }
 
@@ -165,21 +177,31 @@ async fn requests(
     mut input: BytesMut,
     mut server: impl AsyncWrite + Unpin,
     texts: &mut impl Texts,
-    state: &SessionState,
+    talk: &Talk,
 ) -> UpEnd {
     let mut cutter = Cutter::default();
+    let mut output = BytesMut::new();
     loop {
-        while let Some(piece) = cutter.next(&mut input) {
-            let bytes = match piece {
-                Piece::Pass(bytes) => bytes,
-                Piece::Text(message) => rewritten(message, texts, state).await,
+        loop {
+            let piece = cutter.next(&mut input, &mut talk.lock());
+            let sent = match piece {
+                Some(Piece::Pass(bytes)) => {
+                    output.unsplit(bytes);
+                    Ok(())
+                }
+                Some(Piece::Message(message)) => pass(message, &mut output, &mut server, texts, talk).await,
+                None => break,
             };
-            if server.write_all(&bytes).await.is_err() {
+            if sent.is_err() || output.len() > SERVER_BUFFER && send(&mut output, &mut server).await.is_err()
+            {
                 return UpEnd::Server;
             }
         }
-        if server.flush().await.is_err() {
+        if send(&mut output, &mut server).await.is_err() {
             return UpEnd::Server;
+        }
+        while talk.lock().is_full() {
+            talk.answered.notified().await;
         }
         if input.is_empty() && input.capacity() > CLIENT_BUFFER {
             input = BytesMut::new();
@@ -193,32 +215,144 @@ async fn requests(
     }
 }
 
+async fn send(output: &mut BytesMut, server: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    server.write_all(output).await?;
+    *output = BytesMut::new();
+    server.flush().await
+}
+
+/// Passes on a message that is looked at.
+async fn pass(
+    message: BytesMut,
+    output: &mut BytesMut,
+    server: &mut (impl AsyncWrite + Unpin),
+    texts: &mut impl Texts,
+    talk: &Talk,
+) -> io::Result<()> {
+    let body = &message[5..];
+    let kind = message[0];
+    match kind {
+        b'Q' | b'P' => return pass_text(message, output, server, texts, talk).await,
+        b'B' => {
+            let mut exchange = talk.lock();
+            exchange.send(kind);
+            let rows = bind_names(body).and_then(|(statement, _)| exchange.rows_of(statement)).cloned();
+            drop(exchange);
+            let with_rows = rows.and_then(|rows| bind_with(&message, &texts.rows(&rows)));
+            output.unsplit(with_rows.unwrap_or(message));
+        }
+        _ => {
+            match (kind, body) {
+                (b'D', [b'S', name @ .., 0]) => talk.lock().describe_statement(name),
+                (b'C', [b'S', name @ .., 0]) => talk.lock().close_statement(name),
+                _ => talk.lock().send(kind),
+            }
+            output.unsplit(message);
+        }
+    }
+    Ok(())
+}
+
+async fn pass_text(
+    message: BytesMut,
+    output: &mut BytesMut,
+    server: &mut (impl AsyncWrite + Unpin),
+    texts: &mut impl Texts,
+    talk: &Talk,
+) -> io::Result<()> {
+    let kind = message[0];
+    let Some(Text { name, span, sent_as }) = Text::of(&message) else {
+        talk.lock().send(kind);
+        output.unsplit(message);
+        return Ok(());
+    };
+    let moment = talk.lock().moment();
+    let mut fate = texts.rewrite(sent_as, &message[span.clone()], moment);
+    if let Some(notice) = fate.notice {
+        talk.lock().tell(notice);
+    }
+    if let Some(question) = fate.question {
+        let answer = {
+            output.extend_from_slice(&query(&question.text));
+            talk.lock().ask()
+        };
+        send(output, server).await?;
+        let answer = answer.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+        // The client has it already.
+        if answer.failed {
+            return Ok(());
+        }
+        fate.text = texts.act(question.about, answer.row.unwrap_or_default()).await;
+    }
+    match sent_as {
+        overlay::Message::Simple => talk.lock().send(kind),
+        overlay::Message::Parse { .. } => talk.lock().parse(&message[name], fate.rows),
+    }
+    match fate.text {
+        Some(text) => output.unsplit(replaced(&message, span, &text)),
+        None => output.unsplit(message),
+    }
+    Ok(())
+}
+
+/// Where in a Query or Parse the text is.
+struct Text {
+    /// The statement's name.
+    name: Range<usize>,
+    span: Range<usize>,
+    sent_as: overlay::Message,
+}
+
+impl Text {
+    /// `None` for a message that is not laid out as it should be.
+    fn of(message: &BytesMut) -> Option<Text> {
+        let zero = |from: usize| Some(from + message.get(from..)?.iter().position(|byte| *byte == 0)?);
+        if message[0] == b'Q' {
+            return Some(Text { name: 5..5, span: 5..zero(5)?, sent_as: overlay::Message::Simple });
+        }
+        // The statement's name comes first.
+        let name = zero(5)?;
+        let end = zero(name + 1)?;
+        let types = message.get(end + 1..end + 3)?;
+        let types = u16::from_be_bytes([types[0], types[1]]);
+        Some(Text { name: 5..name, span: name + 1..end, sent_as: overlay::Message::Parse { types } })
+    }
+}
+
 /// Server to client.
 async fn answers(
     mut server: impl AsyncRead + Unpin,
     mut input: BytesMut,
     client: &mut (impl AsyncWrite + Unpin),
     to_client: &Mutex<ToClient>,
-    state: &SessionState,
+    talk: &Talk,
 ) -> String {
+    let mut output = BytesMut::new();
     loop {
         if !input.is_empty() {
             let mut to_client = lock(to_client);
-            to_client.scanner.feed(&input, |seen| state.note(&seen));
+            to_client.filter.feed(&input, &mut talk.lock(), &mut output);
             to_client.writing = true;
+            talk.answered.notify_one();
         }
         let sent = async {
-            client.write_all(&input).await?;
+            client.write_all(&output).await?;
             client.flush().await
         };
         if let Err(error) = sent.await {
             return format!("could not send data to client: {error}");
         }
         lock(to_client).writing = false;
+        output.clear();
         input.clear();
         input.reserve(SERVER_BUFFER);
         match server.read_buf(&mut input).await {
-            Ok(0) => return "the upstream server has ended the session".to_owned(),
+            Ok(0) => {
+                // What it said last may have been the answer to a question of ours.
+                let last = talk.lock().last_words();
+                let _ = client.write_all(&last).await;
+                return "the upstream server has ended the session".to_owned();
+            }
             Ok(_) => {}
             Err(error) => return gone(&error),
         }
@@ -237,15 +371,15 @@ struct Cutter {
 }
 
 enum Piece {
-    /// Bytes to pass on.
+    /// Bytes to pass on; the exchange knows of them.
     Pass(BytesMut),
-    /// A whole `Query` or `Parse`.
-    Text(BytesMut),
+    /// A whole message that is looked at; the exchange does not know of it yet.
+    Message(BytesMut),
 }
 
 impl Cutter {
     /// The next piece of the input; `None` if more has to be read first.
-    fn next(&mut self, input: &mut BytesMut) -> Option<Piece> {
+    fn next(&mut self, input: &mut BytesMut, exchange: &mut Exchange) -> Option<Piece> {
         let mut pass = 0;
         loop {
             let rest = &input[pass..];
@@ -260,41 +394,55 @@ impl Cutter {
             }
             let Some(&[kind, a, b, c, d]) = rest.first_chunk() else { break };
             let len = u32::from_be_bytes([a, b, c, d]) as usize;
-            let is_text = matches!(kind, b'Q' | b'P') && (5..=TEXT_LIMIT).contains(&len);
-            if !is_text {
+            let is_short = (5..=TEXT_LIMIT).contains(&len);
+            let is_looked_at = match kind {
+                b'Q' | b'P' | b'D' | b'C' => is_short,
+                b'B' => is_short && exchange.has_statements_with_rows(),
+                _ => false,
+            };
+            if !is_looked_at {
+                if kind == b'P' && exchange.has_statements_with_rows() {
+                    // Its text is too long to be of interest, but the name may be one that is known.
+                    let start = &rest[5..rest.len().min(1 + len.max(4)).min(5 + NAME_LIMIT)];
+                    match start.iter().position(|byte| *byte == 0) {
+                        Some(end) => exchange.parse(&start[..end], None),
+                        None if rest.len() <= len && start.len() < NAME_LIMIT => break,
+                        None => exchange.send(kind),
+                    }
+                } else {
+                    exchange.send(kind);
+                }
                 // A length that makes no sense is the server's to judge; the header goes there in any case.
                 self.passing = 1 + (len as u64).max(4);
             } else if pass > 0 || rest.len() < 1 + len {
                 break;
             } else {
-                return Some(Piece::Text(input.split_to(1 + len)));
+                return Some(Piece::Message(input.split_to(1 + len)));
             }
         }
         (pass > 0).then(|| Piece::Pass(input.split_to(pass)))
     }
 }
 
-/// The message with its text as it shall reach the server.
-async fn rewritten(message: BytesMut, texts: &mut impl Texts, state: &SessionState) -> BytesMut {
-    let body = &message[5..];
-    let text_at = match message[0] {
-        b'Q' => Some((Statement::Simple, 0)),
-        // The statement's name comes first.
-        _ => body.iter().position(|b| *b == 0).map(|end| (Statement::Prepared, end + 1)),
-    };
-    let Some((kind, start)) = text_at else { return message };
-    let Some(len) = body[start..].iter().position(|b| *b == 0) else { return message };
-    let Some(text) = texts.rewrite(kind, &body[start..start + len], state).await else { return message };
-    let rest = &body[start + len..];
-    let mut new = BytesMut::with_capacity(5 + start + text.len() + rest.len());
-    new.put_u8(message[0]);
-    let Ok(length) = u32::try_from(4 + start + text.len() + rest.len()) else { return message };
-    new.put_u32(length);
-    new.put_slice(&body[..start]);
-    new.put_slice(&text);
-    new.put_slice(rest);
-    debug_assert_eq!(new.remaining(), length as usize + 1);
+/// The message with another text.
+fn replaced(message: &BytesMut, span: Range<usize>, text: &[u8]) -> BytesMut {
+    let mut new = BytesMut::with_capacity(message.len() + text.len());
+    new.put_slice(&message[..span.start]);
+    new.put_slice(text);
+    new.put_slice(&message[span.end..]);
+    let length = u32::try_from(new.len() - 1).expect("both are short");
+    new[1..5].copy_from_slice(&length.to_be_bytes());
     new
+}
+
+/// A Query message.
+fn query(text: &[u8]) -> BytesMut {
+    let mut message = BytesMut::with_capacity(text.len() + 6);
+    message.put_u8(b'Q');
+    message.put_u32(u32::try_from(text.len() + 5).expect("it is short"));
+    message.put_slice(text);
+    message.put_u8(0);
+    message
 }
 
 #[cfg(test)]
@@ -306,28 +454,41 @@ mod tests {
     struct Shout;
 
     impl Texts for Shout {
-        async fn rewrite(&mut self, _: Statement, text: &[u8], _: &SessionState) -> Option<Vec<u8>> {
-            text.starts_with(b"a").then(|| [&text.to_ascii_uppercase()[..], b"!"].concat())
+        fn rewrite(&mut self, _: overlay::Message, text: &[u8], _: Moment) -> Fate {
+            let text = text.starts_with(b"a").then(|| [&text.to_ascii_uppercase()[..], b"!"].concat());
+            Fate { text, ..Fate::default() }
+        }
+
+        async fn act(&mut self, _: About, _: Vec<Option<Vec<u8>>>) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn rows(&mut self, _: &RowsParameter) -> Vec<u8> {
+            Vec::new()
         }
     }
 
     /// What reaches the server of these bytes, read in pieces.
     fn pass(parts: &[&[u8]]) -> Vec<u8> {
-        let (mut cutter, mut input, mut out) = (Cutter::default(), BytesMut::new(), Vec::new());
-        let state = SessionState::new(true);
+        let (mut cutter, mut input, mut out) = (Cutter::default(), BytesMut::new(), BytesMut::new());
+        let talk = Talk::new(Exchange::new(true, Some("UTF8")));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for part in parts {
             input.extend_from_slice(part);
-            while let Some(piece) = cutter.next(&mut input) {
+            loop {
+                let piece = cutter.next(&mut input, &mut talk.lock());
                 match piece {
-                    Piece::Pass(bytes) => out.extend(bytes),
-                    Piece::Text(message) => {
-                        out.extend(runtime.block_on(rewritten(message, &mut Shout, &state)));
+                    Some(Piece::Pass(bytes)) => out.unsplit(bytes),
+                    Some(Piece::Message(message)) => {
+                        let (mut nobody, mut shout) = (tokio::io::sink(), Shout);
+                        let passed = super::pass(message, &mut out, &mut nobody, &mut shout, &talk);
+                        runtime.block_on(passed).unwrap();
                     }
+                    None => break,
                 }
             }
         }
-        out
+        out.to_vec()
     }
 
     #[test]
@@ -368,8 +529,8 @@ mod tests {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let forwarding = tokio::spawn(async move {
-            let state = SessionState::new(true);
-            forward(side(client_side), side(server_side), &mut Shout, &state, &stopped).await
+            let talk = Talk::new(Exchange::new(true, None));
+            forward(side(client_side), side(server_side), &mut Shout, &talk, &stopped).await
         });
         let mut got = vec![0; 10];
         client.read_exact(&mut got).await.unwrap();

@@ -19,6 +19,9 @@ use crate::wire::{Connection, Frame, PgError, Phase, ReadError, sqlstate};
 /// Name of the relay's own database.
 pub(super) const OWN_DATABASE: &str = "walrelay";
 
+/// What a session that is served here says of itself, whatever the upstream last said.
+pub(super) const READ_ONLY: [&str; 2] = ["in_hot_standby", "transaction_read_only"];
+
 /// A session answered from what the relay knows.
 pub(super) struct LocalSession<'a> {
     pub(super) shared: &'a Shared,
@@ -191,6 +194,9 @@ impl Facts for LocalSession<'_> {
 
     fn setting(&self, name: &str) -> Option<String> {
         let name = settings::canonical_name(name).unwrap_or(name);
+        if READ_ONLY.contains(&name) {
+            return Some("on".to_owned());
+        }
         let upstream = self.shared.store.upstream_parameters();
         self.shown().setting(name, &upstream).map(|value| value.into_owned())
     }
@@ -198,17 +204,20 @@ impl Facts for LocalSession<'_> {
     fn settings(&self) -> Vec<(String, String)> {
         let upstream = self.shared.store.upstream_parameters();
         let shown = self.shown();
-        let all = settings::all_names();
-        all.filter_map(|name| Some((name.to_owned(), shown.setting(name, &upstream)?.into_owned()))).collect()
+        let value = |name: &str| match READ_ONLY.contains(&name) {
+            true => Some("on".to_owned()),
+            false => shown.setting(name, &upstream).map(|value| value.into_owned()),
+        };
+        settings::all_names().filter_map(|name| Some((name.to_owned(), value(name)?))).collect()
     }
 
     fn system_identifier(&self) -> Option<String> {
         self.shared.store.identity().map(|identity| identity.system_id.to_string())
     }
 
+    /// Nothing can be written here, whatever the upstream was: who looks for the primary must not take this for it.
     fn is_in_recovery(&self) -> Option<bool> {
-        let upstream = self.shared.store.upstream_parameters();
-        upstream.status("in_hot_standby").map(|value| value == "on")
+        Some(true)
     }
 
     fn user(&self) -> String {

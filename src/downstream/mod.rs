@@ -13,6 +13,8 @@
 mod answers;
 mod backup;
 mod batch;
+mod commands;
+mod exchange;
 mod forward;
 mod listener;
 mod local;

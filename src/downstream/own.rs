@@ -6,42 +6,18 @@ use walrelay_proto::{Lsn, SlotName};
 
 use super::Shared;
 use super::answers::{slot_error, slot_name_error};
-use super::settings;
-use crate::gateway::Attributes;
 use crate::overlay::{Relay, Row, sender_rows, slot_rows};
 use crate::store::{SlotInfo, SlotPersistence};
 use crate::wire::{PgError, sqlstate};
 
-/// The relay on behalf of one session. Making and dropping slots waits for the disk, the rest does not.
+/// The relay on behalf of one session. Whether the session may is the upstream's to say, which has been asked. Making and dropping slots waits for the disk, the rest does not.
 pub(super) struct OwnRelay {
     pub(super) shared: Arc<Shared>,
     /// The session's number among the relay's connections: owner of its temporary slots.
     pub(super) pid: u32,
-    /// The role's, if known.
-    pub(super) attributes: Option<Attributes>,
 }
 
 impl OwnRelay {
-    /// PG: `CheckSlotPermissions`
-    fn check_permission(&self) -> Result<(), PgError> {
-        let Some(attributes) = self.attributes else {
-            let text = "walrelay could not ask the upstream whether the role may use replication slots";
-            return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text)
-                .with_hint("Let the relay's role connect to the database of --auth-dbname, or use CREATE_REPLICATION_SLOT."));
-        };
-        if attributes.may_replicate() {
-            return Ok(());
-        }
-        let version = settings::server_version_num(&self.shared.store.upstream_parameters());
-        if version < 160_000 {
-            let text = "must be superuser or replication role to use replication slots";
-            return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text));
-        }
-        let text = "permission denied to use replication slots";
-        let detail = "Only roles with the REPLICATION attribute may use replication slots.";
-        Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail))
-    }
-
     fn slot(&self, name: &str) -> Result<SlotInfo, PgError> {
         let missing = || slot_error(crate::store::SlotError::Missing { name: name.to_owned() });
         self.shared.store.slots().get(name).ok_or_else(missing)
@@ -74,7 +50,6 @@ impl Relay for OwnRelay {
     }
 
     fn create_slot(&mut self, name: &str, reserve: bool, temporary: bool) -> Result<Option<Lsn>, PgError> {
-        self.check_permission()?;
         let (slot, persistence) = self.name_and_persistence(name, temporary)?;
         let store = &self.shared.store;
         let created = match reserve {
@@ -86,12 +61,10 @@ impl Relay for OwnRelay {
     }
 
     fn drop_slot(&mut self, name: &str) -> Result<(), PgError> {
-        self.check_permission()?;
         self.shared.store.drop_slot(name, self.pid).map_err(slot_error)
     }
 
     fn copy_slot(&mut self, from: &str, to: &str, temporary: Option<bool>) -> Result<(), PgError> {
-        self.check_permission()?;
         let source = self.slot(from)?;
         // PG: copy_replication_slot
         if source.restart_lsn.is_none() {
@@ -107,7 +80,6 @@ impl Relay for OwnRelay {
     }
 
     fn advance_slot(&mut self, name: &str, upto: Lsn) -> Result<Lsn, PgError> {
-        self.check_permission()?;
         if upto == Lsn::INVALID {
             return Err(PgError::error(sqlstate::INVALID_PARAMETER_VALUE, "invalid target WAL LSN"));
         }

@@ -6,6 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
+/// The first PID. No process has it: Linux counts up to 2^22 at most (`PID_MAX_LIMIT`), other systems not even as far.
+/// So whoever gives a consumer's PID to `pg_terminate_backend` on the upstream ends nobody's session there, and who
+/// looks for it in `pg_stat_activity` finds nobody else.
+const FIRST_PID: u32 = (1 << 22) + 1;
+
 /// A request to cancel the running command. It has no effect on a session that is idle.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<watch::Sender<bool>>);
@@ -120,9 +125,8 @@ pub(super) struct Registration {
 
 impl Registry {
     pub(super) fn new(limits: Limits) -> Registry {
-        // PIDs look like those of a server's processes, and do not start over when the relay does: clients
-        // make names of temporary slots out of them.
-        let state = State { live: BTreeMap::new(), last_pid: std::process::id() };
+        // PIDs do not start over when the relay does: clients make names of temporary slots out of them.
+        let state = State { live: BTreeMap::new(), last_pid: FIRST_PID + std::process::id() };
         Registry { limits, state: Mutex::new(state) }
     }
 
@@ -200,7 +204,8 @@ impl State {
     fn next_pid(&mut self) -> u32 {
         loop {
             // Positive as an int4, which is how clients read it.
-            self.last_pid = if self.last_pid >= i32::MAX.cast_unsigned() { 1 } else { self.last_pid + 1 };
+            let last = self.last_pid >= i32::MAX.cast_unsigned();
+            self.last_pid = if last { FIRST_PID } else { self.last_pid + 1 };
             if !self.live.contains_key(&self.last_pid) {
                 return self.last_pid;
             }
@@ -232,9 +237,15 @@ mod tests {
         registry.lock().last_pid = i32::MAX.cast_unsigned() - 1;
         let first = walsender(&registry).unwrap();
         let second = walsender(&registry).unwrap();
-        assert_eq!((first.pid, second.pid), (i32::MAX.cast_unsigned(), 1));
-        registry.lock().last_pid = 0;
-        assert_eq!(walsender(&registry).unwrap().pid, 2);
+        assert_eq!((first.pid, second.pid), (i32::MAX.cast_unsigned(), FIRST_PID));
+        registry.lock().last_pid = FIRST_PID - 1;
+        assert_eq!(walsender(&registry).unwrap().pid, FIRST_PID + 1);
+    }
+
+    #[test]
+    fn no_process_of_a_server_has_such_a_pid() {
+        // PID_MAX_LIMIT of 64-bit Linux.
+        assert!(walsender(&registry(1, 0, 1)).unwrap().pid > 4 * 1024 * 1024);
     }
 
     #[test]

@@ -7,8 +7,10 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::Shared;
-use super::forward::{self, SessionState, Side, Statement, Texts};
-use super::local::{LocalSession, OWN_DATABASE};
+use super::commands;
+use super::exchange::{Exchange, Moment};
+use super::forward::{self, About, Fate, Question, Side, Talk, Texts};
+use super::local::{LocalSession, OWN_DATABASE, READ_ONLY};
 use super::login::no_descriptors;
 use super::own::OwnRelay;
 use super::patience::{ANSWER_LIMIT, Patience};
@@ -18,7 +20,7 @@ use super::settings::Settings;
 use crate::conninfo::Credentials;
 use crate::console::Instead;
 use crate::gateway::Attributes;
-use crate::overlay::{self, Rewritten, SqlContext};
+use crate::overlay::{self, Rewritten, RowsParameter, SlotCall, SqlContext};
 use crate::upstream::UpstreamConnection;
 use crate::wire::{Connection, PgError, messages};
 
@@ -85,6 +87,7 @@ impl SqlSession {
             return format!("could not generate random cancel key: {error}");
         }
         for (name, value) in &self.reported {
+            let value = if READ_ONLY.contains(&name.as_str()) { "on" } else { value.as_str() };
             conn.put(&messages::parameter_status(name, value));
         }
         conn.put(&messages::backend_key_data(self.registration.pid, key));
@@ -104,7 +107,7 @@ impl SqlSession {
     async fn forward(&self, conn: Connection, upstream: UpstreamConnection) -> String {
         let conforming = upstream.parameter("standard_conforming_strings") != Some("off");
         let encoding = upstream.parameter("server_encoding").map(str::to_owned);
-        let state = SessionState::new(conforming);
+        let talk = Talk::new(Exchange::new(conforming, upstream.parameter("client_encoding")));
         let (socket, read_already) = conn.into_parts();
         let (reader, writer) = tokio::io::split(socket);
         let client = Side { reader, writer, read_already };
@@ -113,7 +116,7 @@ impl SqlSession {
         let server = Side { reader, writer, read_already: parts.buffered };
         let utf8 = encoding.is_none_or(|name| name == "UTF8");
         let mut overlay = Overlay { session: self, utf8 };
-        forward::forward(client, server, &mut overlay, &state, &self.shared.shutdown).await
+        forward::forward(client, server, &mut overlay, &talk, &self.shared.shutdown).await
     }
 }
 
@@ -145,45 +148,68 @@ struct Overlay<'a> {
     utf8: bool,
 }
 
-impl Texts for Overlay<'_> {
-    async fn rewrite(&mut self, kind: Statement, text: &[u8], state: &SessionState) -> Option<Vec<u8>> {
-        let context = SqlContext {
-            standard_conforming_strings: state.standard_conforming_strings(),
+impl Overlay<'_> {
+    fn relay(&self) -> OwnRelay {
+        OwnRelay { shared: self.session.shared.clone(), pid: self.session.registration.pid }
+    }
+
+    fn context(&self, message: overlay::Message, moment: Moment) -> SqlContext {
+        SqlContext {
+            standard_conforming_strings: moment.standard_conforming_strings,
+            ascii_safe: moment.ascii_safe,
             server_encoding_utf8: self.utf8,
-            simple_query: kind == Statement::Simple,
+            message,
             overlay: self.session.shared.config.sql_overlay,
-            transaction_failed: state.has_failed(),
-        };
-        let mut relay = OwnRelay {
-            shared: self.session.shared.clone(),
-            pid: self.session.registration.pid,
-            attributes: self.session.attributes,
-        };
-        let rewritten = match overlay::may_change_slots(text) {
-            true => rewrite_beside(text.to_vec(), context, relay).await,
-            false => overlay::rewrite(text, &context, &mut relay),
-        };
-        match rewritten {
-            Rewritten::Unchanged => None,
-            Rewritten::Text(text) => Some(text),
+            settled: moment.is_quiet && !moment.has_failed,
         }
     }
 }
 
-/// The same on a thread that may wait for the disk. When the session ends first, the slots are changed all the same,
-/// and temporary ones, which would come too late to be dropped with it, are dropped.
-async fn rewrite_beside(text: Vec<u8>, context: SqlContext, mut relay: OwnRelay) -> Rewritten {
+impl Texts for Overlay<'_> {
+    fn rewrite(&mut self, message: overlay::Message, text: &[u8], moment: Moment) -> Fate {
+        if self.session.is_logical
+            && let Some(fate) = commands::fate(text, moment)
+        {
+            return fate;
+        }
+        if !overlay::may_concern_us(text) {
+            return Fate::default();
+        }
+        let (context, mut relay) = (self.context(message, moment), self.relay());
+        // The rows tell what is in a directory, and the text may be long.
+        let rewritten = tokio::task::block_in_place(|| overlay::rewrite(text, &context, &mut relay));
+        let Rewritten { text, rows, call, notice } = rewritten;
+        let question = call.map(|call| Question { text: call.question(), about: About::Call(call) });
+        Fate { text, rows, question, notice }
+    }
+
+    async fn act(&mut self, about: About, row: Vec<Option<Vec<u8>>>) -> Option<Vec<u8>> {
+        match about {
+            About::Call(call) => Some(act_beside(call, row, self.relay()).await),
+            About::Slot(name) => commands::judged(&name, &row),
+        }
+    }
+
+    fn rows(&mut self, rows: &RowsParameter) -> Vec<u8> {
+        let mut relay = self.relay();
+        tokio::task::block_in_place(|| rows.value(&mut relay))
+    }
+}
+
+/// Executes a call on a thread that may wait for the disk. When the session ends first, the slots are changed all the
+/// same, and temporary ones, which would come too late to be dropped with it, are dropped.
+async fn act_beside(call: SlotCall, row: Vec<Option<Vec<u8>>>, mut relay: OwnRelay) -> Vec<u8> {
     let slots = relay.shared.store.slots().clone();
     let (place, pid) = (slots.may_change().await, relay.pid);
     let (told, outcome) = oneshot::channel();
     let task = spawn_blocking(move || {
         let _place = place;
-        if told.send(overlay::rewrite(&text, &context, &mut relay)).is_err() {
+        if told.send(call.act(&row, &mut relay)).is_err() {
             slots.drop_temporary_of(pid);
         }
     });
     match (outcome.await, task) {
-        (Ok(rewritten), _) => rewritten,
+        (Ok(text), _) => text,
         (Err(_), task) => match task.await {
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // The runtime is going down, and the session with it.

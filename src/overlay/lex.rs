@@ -4,8 +4,8 @@
 //! Tokens cover every byte of the text, so that whatever is not touched stays as it was. What never ends, a
 //! string or a comment, is one token to the end.
 //!
-//! The text is in the client's encoding. Where that is one with backslashes or quotes inside of characters
-//! (SJIS, BIG5, GBK, …), an escape string may be taken to end at another place than the server sees.
+//! The text has to be in an encoding whose characters beyond ASCII have no bytes of ASCII in them; who calls has to see
+//! to that (`rewrite::is_certain`).
 
 use std::ops::Range;
 
@@ -275,24 +275,54 @@ pub struct Statement {
 /// As in psql, semicolons in parentheses (CREATE RULE) and in a body that begins with BEGIN ATOMIC belong to
 /// the statement.
 pub fn split(text: &[u8], standard_conforming_strings: bool) -> Vec<Statement> {
-    let mut statements = Vec::new();
-    let mut current = Statement { span: 0..0, tokens: Vec::new() };
-    let mut nesting = Nesting::default();
-    for token in lex(text, standard_conforming_strings) {
-        if token.kind == Kind::Semicolon && nesting.is_top_level() {
-            current.span.end = token.span.start;
-            let next = Statement { span: token.span.end..token.span.end, tokens: Vec::new() };
-            statements.push(std::mem::replace(&mut current, next));
-            nesting = Nesting::default();
-        } else if !matches!(token.kind, Kind::Space | Kind::Comment) {
-            nesting.step(text, &current.tokens, &token);
-            current.tokens.push(token);
+    statements(text, standard_conforming_strings).collect()
+}
+
+/// The same, one after the other: a text may have more of them than anybody wants to hold.
+pub fn statements(text: &[u8], standard_conforming_strings: bool) -> Statements<'_> {
+    Statements { text, lexer: Some(lex(text, standard_conforming_strings)), start: 0 }
+}
+
+/// The statements of a text.
+#[derive(Clone, Debug)]
+pub struct Statements<'a> {
+    text: &'a [u8],
+    /// `None` behind the last one.
+    lexer: Option<Lexer<'a>>,
+    start: usize,
+}
+
+impl Iterator for Statements<'_> {
+    type Item = Statement;
+
+    fn next(&mut self) -> Option<Statement> {
+        loop {
+            let statement = self.cut()?;
+            if !statement.tokens.is_empty() {
+                return Some(statement);
+            }
         }
     }
-    current.span.end = text.len();
-    statements.push(current);
-    statements.retain(|statement| !statement.tokens.is_empty());
-    statements
+}
+
+impl Statements<'_> {
+    fn cut(&mut self) -> Option<Statement> {
+        let lexer = self.lexer.as_mut()?;
+        let mut tokens = Vec::new();
+        let mut nesting = Nesting::default();
+        for token in lexer {
+            if token.kind == Kind::Semicolon && nesting.is_top_level() {
+                let start = std::mem::replace(&mut self.start, token.span.end);
+                return Some(Statement { span: start..token.span.start, tokens });
+            }
+            if !matches!(token.kind, Kind::Space | Kind::Comment) {
+                nesting.step(self.text, &tokens, &token);
+                tokens.push(token);
+            }
+        }
+        self.lexer = None;
+        Some(Statement { span: self.start..self.text.len(), tokens })
+    }
 }
 
 /// How deep in parentheses and in a routine's body.
@@ -400,8 +430,10 @@ fn count(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
     bytes.iter().position(|&byte| !belongs(byte)).unwrap_or(bytes.len())
 }
 
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
+/// Where a dollar quote's delimiter comes again. It has a `$` at its ends only, so no byte is compared twice.
+fn find(text: &[u8], delimiter: &[u8]) -> Option<usize> {
+    let mut dollars = text.iter().enumerate().filter(|(_, byte)| **byte == b'$').map(|(at, _)| at);
+    dollars.find(|&at| text[at..].starts_with(delimiter))
 }
 
 fn is_newline(byte: u8) -> bool {

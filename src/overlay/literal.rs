@@ -27,9 +27,14 @@ pub(super) fn string(value: &str, session: &SqlContext) -> String {
     text
 }
 
-/// JSON as a dollar-quoted string: it has neither `$` nor bytes beyond ASCII.
+/// JSON as a dollar-quoted string.
+pub(super) fn json_string(value: &serde_json::Value, session: &SqlContext) -> String {
+    format!("$j${}$j$", json(value, session))
+}
+
+/// JSON that has neither `$` nor bytes beyond ASCII.
 pub(super) fn json(value: &serde_json::Value, session: &SqlContext) -> String {
-    let mut text = String::from("$j$");
+    let mut text = String::new();
     // Outside of its strings, JSON has neither of what is escaped here.
     for character in value.to_string().chars() {
         match character {
@@ -43,12 +48,11 @@ pub(super) fn json(value: &serde_json::Value, session: &SqlContext) -> String {
             _ => text.push('?'),
         }
     }
-    text.push_str("$j$");
     text
 }
 
 /// A statement that raises the error when it is executed.
-pub(super) fn raise(error: &PgError, session: &SqlContext) -> String {
+pub fn raise(error: &PgError, session: &SqlContext) -> String {
     let mut text = format!(
         "DO $raise$ BEGIN RAISE EXCEPTION USING MESSAGE = {}, ERRCODE = '{}'",
         string(&error.message, session),

@@ -3,18 +3,25 @@
 //! A client's SQL is forwarded as it is; only the texts of Query and Parse messages are looked at, by
 //! [`rewrite`]. A statement that reads `pg_replication_slots` or `pg_stat_replication` gets common table
 //! expressions of these names in front, which carry the relay's rows: the upstream then does the joins, casts,
-//! parameters and result formats, and the columns are those of its version. Functions on physical slots are
-//! executed on the relay's slots, and their calls replaced by what they returned; they never reach the upstream.
+//! parameters and result formats, the columns are those of its version, and rights and names are its judgement, because
+//! the expressions read the real views. The rows of a prepared statement are a parameter, so that each execution sees
+//! its own.
+//!
+//! A call of a function on physical slots is executed on the relay's slots if there can be no doubt about what the text
+//! means and the upstream has nothing against it ([`SlotCall`]); else it is refused, or it passes in a form that can
+//! meet nothing but logical slots.
 //!
 //! This is text in, text out; the effects are behind [`Relay`].
 //!
-//! **Limits.** Seen are statements that begin with SELECT, WITH, TABLE, VALUES or a parenthesis. Views,
-//! functions, cursors and `U&"…"` identifiers that hide the names are not seen. The text of a prepared statement
-//! is frozen at its Parse, and the rows in it are. Positions in the upstream's error messages count the inserted
-//! text. A slot function takes effect before the upstream has seen the text it stands in.
+//! **A text whose meaning is not certain is not touched** ([`SqlContext`]); the notice says so. A wrong effect or a
+//! wrong row is worse than none.
+//!
+//! **Limits.** Views, functions, SQL's own PREPARE, and `U&"…"` identifiers that hide the names are not seen. Positions in
+//! the upstream's error messages count the inserted text.
 
 mod lex;
 mod literal;
+mod notices;
 mod rewrite;
 mod rows;
 mod slot_functions;
@@ -23,10 +30,14 @@ mod tests;
 mod views;
 
 pub use lex::{
-    Kind, Lexer, Statement, StringKind, Token, identifier, is_identifier, is_word, lex, split, string_value,
+    Kind, Lexer, Statement, Statements, StringKind, Token, identifier, is_identifier, is_word, lex, split,
+    statements, string_value,
 };
-pub use rewrite::{may_change_slots, rewrite};
+pub use literal::raise;
+pub use rewrite::{may_concern_us, rewrite};
 pub use rows::{Holdings, Row, SENDER_COLUMNS, SLOT_COLUMNS, sender_row, sender_rows, slot_row, slot_rows};
+pub use slot_functions::SlotCall;
+pub use views::RowsParameter;
 
 use walrelay_proto::Lsn;
 
@@ -35,44 +46,62 @@ use crate::wire::PgError;
 /// What a text is to be read with; [`Default`] is a session as it begins, and a Query message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SqlContext {
-    /// The session's setting of that name, as the upstream has last reported it.
-    pub standard_conforming_strings: bool,
+    /// The session's setting of that name at the moment when the server will read the text; `None` if something on its
+    /// way there may change it. Texts without backslashes mean the same with both.
+    pub standard_conforming_strings: Option<bool>,
+    /// Whether the client's encoding will then be one without ASCII inside of other characters. Texts in ASCII mean
+    /// the same in all.
+    pub ascii_safe: bool,
     /// Whether the upstream's database is in UTF-8; else non-ASCII characters in the relay's rows become `?`.
     pub server_encoding_utf8: bool,
-    /// Query message, not Parse.
-    pub simple_query: bool,
+    /// The message it comes in.
+    pub message: Message,
     /// Whether the relay shows its own slots and consumers; without, slot functions are refused.
     pub overlay: bool,
-    /// The last ReadyForQuery said `E`: slot functions must not have effects, as the upstream would refuse them.
-    pub transaction_failed: bool,
+    /// Whether everything in front has been answered and has not failed: only then may the text have effects.
+    pub settled: bool,
+}
+
+/// The message of a text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Query
+    Simple,
+    /// Parse, which gives types for this many parameters.
+    Parse {
+        /// The number.
+        types: u16,
+    },
 }
 
 impl Default for SqlContext {
     fn default() -> SqlContext {
         SqlContext {
-            standard_conforming_strings: true,
+            standard_conforming_strings: Some(true),
+            ascii_safe: true,
             server_encoding_utf8: true,
-            simple_query: true,
+            message: Message::Simple,
             overlay: true,
-            transaction_failed: false,
+            settled: true,
         }
     }
 }
 
-/// What to forward.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Rewritten {
-    /// The text as it came.
-    Unchanged,
-    /// This instead. It may be a text that only raises an error.
-    Text(Vec<u8>),
+/// What becomes of a text.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Rewritten {
+    /// To be forwarded instead; `None` is the text as it came. It may be one that only raises an error.
+    pub text: Option<Vec<u8>>,
+    /// What to put into each Bind of the statement prepared from the text.
+    pub rows: Option<RowsParameter>,
+    /// The text is this call and nothing else: ask its question, then forward what it says.
+    pub call: Option<SlotCall>,
+    /// For the client: something is not as it would expect.
+    pub notice: Option<PgError>,
 }
 
-/// The relay as SQL sees it. Asked only when a statement needs it.
-///
-/// Changing a slot may wait for the disk. Whether the session's role may change slots (in PostgreSQL: superusers
-/// and roles with REPLICATION, else 42501 `permission denied to use replication slots`) is for the implementation
-/// to decide: the upstream never sees the call.
+/// The relay as SQL sees it. Asked only when a statement needs it. Changing a slot may wait for the disk; whether the
+/// session may is asked of the upstream before.
 pub trait Relay {
     /// Rows of `pg_replication_slots`.
     fn slots(&mut self) -> Vec<Row>;

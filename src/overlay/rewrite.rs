@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use super::lex::{self, Kind, Statement};
-use super::{Relay, Rewritten, SqlContext, literal, slot_functions, views};
+use super::lex::{self, Kind, Statement, Token};
+use super::slot_functions::{self, Calls};
+use super::views::{self, Rows};
+use super::{Message, Relay, Rewritten, SqlContext, literal, notices};
 use crate::wire::{PgError, sqlstate};
-
-/// Most bytes put into one text: each statement gets all rows again, and a text may have very many statements.
-const MOST: usize = 32 << 20;
 
 /// A part of the text and what comes in its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,59 +15,159 @@ pub(super) struct Edit {
     pub(super) text: String,
 }
 
+/// What may be put into one text, in bytes: a hundred statements with the rows of a thousand consumers in them, and no
+/// more, because it is held as a whole.
+const MOST_INSERTED: usize = 32 << 20;
+
 /// Puts the relay's slots and consumers into the text of a Query or Parse message.
 ///
-/// Every statement of the text is treated on its own; what lies between is left as it is. When a slot function
-/// fails, the statements before it stay, and the text ends with one that raises the error, so that the
-/// transaction fails as it must.
+/// Every statement of the text is treated on its own; what lies between is left as it is. When a call has to be
+/// refused, the statements before it stay, and the text ends with one that raises the error, so that the transaction
+/// fails as it must. Takes time in proportion to the text's length.
 pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewritten {
     if !may_concern_us(text) {
-        return Rewritten::Unchanged;
+        return Rewritten::default();
     }
-    let (mut edits, mut inserted) = (Vec::new(), 0);
-    for statement in lex::split(text, session.standard_conforming_strings) {
-        match slot_functions::edits(text, &statement, session, relay) {
-            Ok(more) => edits.extend(more),
-            Err(error) => {
-                let raise = match statement.tokens.iter().any(|token| token.kind == Kind::Parameter) {
-                    true => literal::fail_to_parse(&error, session),
-                    false => literal::raise(&error, session),
-                };
-                edits.push(Edit { span: first_byte(&statement)..text.len(), text: raise });
+    if !is_certain(text, session) {
+        return Rewritten { notice: Some(notices::uncertain()), ..Rewritten::default() };
+    }
+    Rewriting {
+        text,
+        session,
+        relay,
+        rows: Rows::in_text(),
+        edits: Vec::new(),
+        inserted: 0,
+        result: Rewritten::default(),
+    }
+    .run()
+}
+
+/// Whether the server will read the text as we do: what a backslash means depends on a setting, and in some encodings
+/// characters have bytes that look like ASCII.
+fn is_certain(text: &[u8], session: &SqlContext) -> bool {
+    (session.ascii_safe || text.is_ascii())
+        && (session.standard_conforming_strings.is_some() || !text.contains(&b'\\'))
+}
+
+struct Rewriting<'a> {
+    text: &'a [u8],
+    session: &'a SqlContext,
+    relay: &'a mut dyn Relay,
+    /// Made once for a text.
+    rows: Rows,
+    edits: Vec<Edit>,
+    inserted: usize,
+    result: Rewritten,
+}
+
+impl Rewriting<'_> {
+    fn run(mut self) -> Rewritten {
+        let conforming = self.session.standard_conforming_strings.unwrap_or(true);
+        let mut statements = lex::statements(self.text, conforming).peekable();
+        let mut is_first = true;
+        while let Some(statement) = statements.next() {
+            let is_only = std::mem::take(&mut is_first) && statements.peek().is_none();
+            if let Err(error) = self.statement(&statement, is_only) {
+                self.refuse(&statement, &error);
                 break;
             }
+            if self.result.call.is_some() {
+                return self.result;
+            }
         }
-        if session.overlay {
-            let views = views::edits(text, &statement, session, relay);
-            inserted += views.iter().map(|edit| edit.text.len()).sum::<usize>();
-            edits.extend(views);
+        if !self.edits.is_empty() {
+            self.result.text = Some(apply(self.text, self.edits));
         }
-        if inserted > MOST {
-            return Rewritten::Text(literal::raise(&too_long(), session).into_bytes());
+        self.result
+    }
+
+    fn statement(&mut self, statement: &Statement, is_only: bool) -> Result<(), PgError> {
+        let found = slot_functions::look(self.text, statement, is_only, self.session, self.relay)?;
+        match found {
+            Calls::One(call) => {
+                self.result.call = Some(*call);
+                return Ok(());
+            }
+            Calls::Guarded(edits) => edits.into_iter().for_each(|edit| self.insert(edit)),
+            Calls::Hidden => self.result.notice = Some(notices::acts_upstream()),
+        }
+        if self.session.overlay {
+            self.views(statement)?;
+        }
+        match self.inserted <= MOST_INSERTED {
+            true => Ok(()),
+            false => Err(too_long()),
         }
     }
-    match edits.is_empty() {
-        true => Rewritten::Unchanged,
-        false => Rewritten::Text(apply(text, edits)),
+
+    fn views(&mut self, statement: &Statement) -> Result<(), PgError> {
+        let Some(reading) = views::look(self.text, &statement.tokens) else { return Ok(()) };
+        let Some(place) = &reading.place else {
+            self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
+            return Ok(());
+        };
+        match self.session.message {
+            Message::Simple => {}
+            // A COPY has no parameters, and its rows would be those of now for ever.
+            Message::Parse { .. } if place.is_copy => {
+                self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
+                return Ok(());
+            }
+            Message::Parse { types } => {
+                let number = highest_parameter(self.text, &statement.tokens).max(u32::from(types)) + 1;
+                if number > u32::from(u16::MAX) {
+                    return Err(too_long());
+                }
+                self.result.rows = Some(reading.parameter(self.session));
+                self.rows = Rows::Parameter(number);
+            }
+        }
+        let edits = reading.edits(place, &mut self.rows, self.session, self.relay);
+        edits.into_iter().for_each(|edit| self.insert(edit));
+        Ok(())
+    }
+
+    fn insert(&mut self, edit: Edit) {
+        self.inserted += edit.text.len();
+        self.edits.push(edit);
+    }
+
+    fn refuse(&mut self, statement: &Statement, error: &PgError) {
+        let raise = match statement.tokens.iter().any(|token| token.kind == Kind::Parameter) {
+            true => literal::fail_to_parse(error, self.session),
+            false => literal::raise(error, self.session),
+        };
+        // Of a text that is too long as a whole, nothing is run.
+        let is_whole = error.sqlstate == sqlstate::PROGRAM_LIMIT_EXCEEDED;
+        let start = if is_whole { 0 } else { first_byte(statement) };
+        self.edits.retain(|edit| edit.span.start < start);
+        self.edits.push(Edit { span: start..self.text.len(), text: raise });
+        self.result.rows = None;
     }
 }
 
-/// Whether [`rewrite`] may make, drop or move slots for this text, which waits for the disk.
-pub fn may_change_slots(text: &[u8]) -> bool {
-    may_concern_us(text) && slot_functions::may_be_called(text)
-}
-
-/// Instead of the whole text, none of which is run.
 fn too_long() -> PgError {
     let text = "the text reads pg_replication_slots or pg_stat_replication too often";
     PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text).with_hint("Send its statements one by one.")
+}
+
+fn highest_parameter(text: &[u8], tokens: &[Token]) -> u32 {
+    let parameters = tokens.iter().filter(|token| token.kind == Kind::Parameter);
+    let number = |token: &Token| std::str::from_utf8(&text[token.span.start + 1..token.span.end]).ok();
+    // What is no number here is none to the server, which says so.
+    parameters
+        .map(|token| number(token).and_then(|digits| digits.parse().ok()).unwrap_or(u32::MAX / 2))
+        .max()
+        .unwrap_or(0)
 }
 
 fn first_byte(statement: &Statement) -> usize {
     statement.tokens.first().map_or(statement.span.start, |token| token.span.start)
 }
 
-fn apply(text: &[u8], mut edits: Vec<Edit>) -> Vec<u8> {
+/// The text with all edits.
+pub(super) fn apply(text: &[u8], mut edits: Vec<Edit>) -> Vec<u8> {
     // Stable: what is inserted at one place stays in the order it came in.
     edits.sort_by_key(|edit| edit.span.start);
     let mut result = Vec::with_capacity(text.len() + edits.iter().map(|edit| edit.text.len()).sum::<usize>());
@@ -86,7 +185,7 @@ fn apply(text: &[u8], mut edits: Vec<Edit>) -> Vec<u8> {
 const NEEDLE: &[u8] = b"replication";
 
 /// Whether the text has one of the names in it, in whatever place: a search, without lexing.
-fn may_concern_us(text: &[u8]) -> bool {
+pub fn may_concern_us(text: &[u8]) -> bool {
     occurrences(text).any(|at| {
         let has = |before: &[u8], after: &[u8]| {
             at.checked_sub(before.len()).is_some_and(|start| text[start..at].eq_ignore_ascii_case(before))

@@ -1,28 +1,31 @@
-//! Functions on replication slots: executed on the relay's slots, and replaced by their results.
+//! Functions on replication slots.
 //!
-//! A call can be executed here only if it is certain that PostgreSQL would execute it exactly once, and with which
-//! arguments: it stands in a Query message, its arguments are constants, and nothing in its statement could skip
-//! or repeat it. Any other call is refused; it must not reach the upstream's slots. Names that are no slots of the
-//! relay may be logical slots of the upstream, which the relay shows: calls on them pass, with a guard that lets
-//! them meet nothing but logical slots.
+//! A call is executed here only if there is no doubt about it: its text is a Query of its own, in ASCII and without
+//! backslashes, so that no setting and no encoding can give it another meaning; it is that call alone, with constants;
+//! everything in front of it has been answered; and the upstream, asked in the same session and transaction, finds
+//! nothing wrong with the text and nothing that keeps the role from calling that very function ([`SlotCall`]).
+//!
+//! Any other call is refused where the text is certain to be executed: it must not reach the upstream's slots. Names that are
+//! no slots of the relay may be logical slots of the upstream, which the relay shows: calls on them pass, with a guard
+//! that lets them meet nothing but logical slots.
 
 mod arguments;
-mod places;
+mod call;
 
 use std::ops::Range;
 
-use walrelay_proto::{Lsn, SlotName};
+use walrelay_proto::SlotName;
 
 use crate::wire::{PgError, sqlstate};
 
-use self::arguments::{Argument, Call};
-use self::places::Place;
+use self::arguments::Call;
+pub use self::call::SlotCall;
 use super::lex::{self, Kind, Statement, Token};
 use super::rewrite::Edit;
-use super::views::qualified_from;
-use super::{Relay, SqlContext, literal};
+use super::views::{closes, qualified_from};
+use super::{Message, Relay, SqlContext, literal};
 
-/// The functions of interest. Those on logical slots alone are the upstream's business.
+/// The functions of interest. Of those on logical slots alone only the names that they make matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Function {
     Create,
@@ -51,14 +54,14 @@ impl Function {
     fn hint(self) -> &'static str {
         match self {
             Function::Create | Function::Copy => {
-                "Send it as a simple query with constant arguments, or use CREATE_REPLICATION_SLOT on a replication \
-                 connection."
+                "Send it alone as a simple query with constant arguments, or use CREATE_REPLICATION_SLOT on a \
+                 replication connection."
             }
             Function::Drop => {
-                "Send it as a simple query with constant arguments, or use DROP_REPLICATION_SLOT on a replication \
-                 connection."
+                "Send it alone as a simple query with constant arguments, or use DROP_REPLICATION_SLOT on a \
+                 replication connection."
             }
-            Function::Advance => "Send it as a simple query with constant arguments.",
+            Function::Advance => "Send it alone as a simple query with constant arguments.",
         }
     }
 
@@ -68,82 +71,131 @@ impl Function {
     }
 }
 
-/// What a function has returned: the columns with their values as SQL expressions.
-struct Outcome {
-    function: Function,
-    columns: Vec<(&'static str, String)>,
+/// What is to be done about the calls in a statement.
+pub(super) enum Calls {
+    /// It is one that may be executed here.
+    One(Box<SlotCall>),
+    /// They pass, with these changes.
+    Guarded(Vec<Edit>),
+    /// It makes a routine that calls them, some day.
+    Hidden,
 }
 
-/// Executes the calls in a statement and returns what comes in their place, or the error of the first that fails.
-pub(super) fn edits(
+/// Looks for calls in a statement; the error is that of the first which has to be refused. `is_only`: there is nothing else
+/// in the text.
+pub(super) fn look(
     text: &[u8],
     statement: &Statement,
+    is_only: bool,
     session: &SqlContext,
     relay: &mut dyn Relay,
-) -> Result<Vec<Edit>, PgError> {
+) -> Result<Calls, PgError> {
     let tokens = &statement.tokens;
     let found = calls(text, tokens);
-    if found.is_empty() || only_names_functions(text, tokens) {
-        return Ok(Vec::new());
+    if found.is_empty() {
+        return body(text, tokens);
+    }
+    if executes_nothing(text, tokens) {
+        return Ok(Calls::Guarded(Vec::new()));
+    }
+    if found.len() == MOST_CALLS {
+        return Err(found[0].function.refuse("together with other statements or calls"));
     }
     let mut edits = Vec::new();
-    let places = places::Places::new(text, tokens, &found);
     for call in &found {
         if !session.overlay {
             return Err(call.function.refuse("because its slots are not shown here"));
         }
-        edits.push(match guarded(call, session, relay) {
-            Some(edit) => edit,
-            None => {
-                let place = executable(call, session, &places)?;
-                let outcome = execute(call, session, relay)?;
-                place.put(&outcome)
+        if call.is_guarded(text, session) {
+            continue;
+        }
+        match guarded(call, session, relay) {
+            Some(edit) => edits.push(edit),
+            None if found.len() == 1 && is_only => {
+                return executable(text, statement, call, session).map(|call| Calls::One(Box::new(call)));
             }
-        });
+            None => return Err(call.function.refuse("together with other statements or calls")),
+        }
     }
-    Ok(edits)
+    Ok(Calls::Guarded(edits))
 }
 
-/// Whether one of the functions is named in the text, in whatever place.
-pub(super) fn may_be_called(text: &[u8]) -> bool {
-    Function::ALL.iter().any(|function| {
-        let name = function.name().as_bytes();
-        text.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name))
-    })
-}
-
-/// Calls in the order in which they stand, which is the one in which PostgreSQL executes them.
+/// Calls in the order in which they stand.
 fn calls(text: &[u8], tokens: &[Token]) -> Vec<Call> {
-    let call = |at: usize| {
+    let mut closing = None;
+    let mut call = |at: usize| {
         let is = |function: &Function| lex::is_identifier(text, &tokens[at], function.name());
         let function = Function::ALL.into_iter().find(is)?;
         (tokens.get(at + 1)?.kind == Kind::Open).then_some(())?;
-        let start = qualified_from(text, tokens, at)?.unwrap_or(at);
-        Some(arguments::parse(text, tokens, function, start, at + 1))
+        let start = qualified_from(text, tokens, at)?;
+        let first = start.unwrap_or(at);
+        // `… FUNCTION name(…)` is the name of one.
+        let named = ["function", "routine", "procedure"];
+        let before = first.checked_sub(1).map(|before| &tokens[before]);
+        if before.is_some_and(|before| named.iter().any(|word| lex::is_word(text, before, word))) {
+            return None;
+        }
+        let close = closing.get_or_insert_with(|| closes(tokens))[at + 1];
+        Some(arguments::parse(text, tokens, function, first..at + 1, close, start.is_some()))
     };
-    (0..tokens.len()).filter_map(call).collect()
+    (0..tokens.len()).filter_map(&mut call).take(MOST_CALLS).collect()
 }
 
-/// Statements about functions, which execute none.
-fn only_names_functions(text: &[u8], tokens: &[Token]) -> bool {
-    let is_first = |word: &str| tokens.first().is_some_and(|first| lex::is_word(text, first, word));
-    ["grant", "revoke", "comment"].iter().any(|word| is_first(word))
+/// Each call costs time in proportion to the statement, so there must not be any number of them.
+const MOST_CALLS: usize = 64;
+
+/// Statements about functions, and plans that are only shown.
+fn executes_nothing(text: &[u8], tokens: &[Token]) -> bool {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
+    ["grant", "revoke", "comment"].iter().any(|word| is(0, word)) || is(0, "explain") && is(1, "select")
 }
 
-/// Where the call stands, if it can be executed.
-fn executable(call: &Call, session: &SqlContext, places: &places::Places<'_>) -> Result<Place, PgError> {
-    if !session.simple_query {
-        return Err(call.function.refuse("in a statement that is prepared"));
+/// The code in a DO, which is executed, or in CREATE FUNCTION or PROCEDURE, which is not yet. Without a string of code
+/// in it there is nothing to find.
+fn body(text: &[u8], tokens: &[Token]) -> Result<Calls, PgError> {
+    let nothing = Ok(Calls::Guarded(Vec::new()));
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
+    let is_do = is(0, "do");
+    let makes = is(0, "create") && (1..4).any(|at| is(at, "function") || is(at, "procedure"));
+    if !is_do && !makes {
+        return nothing;
+    }
+    for token in tokens.iter().filter(|token| matches!(token.kind, Kind::String(_))) {
+        let Some(code) = lex::string_value(text, token) else { continue };
+        let tokens: Vec<_> = lex::lex(code.as_bytes(), true)
+            .filter(|token| !matches!(token.kind, Kind::Space | Kind::Comment))
+            .collect();
+        match calls(code.as_bytes(), &tokens).first() {
+            Some(call) if is_do => return Err(call.function.refuse("inside of a DO block")),
+            Some(_) => return Ok(Calls::Hidden),
+            None => {}
+        }
+    }
+    nothing
+}
+
+/// The call, if it can be executed.
+fn executable(
+    text: &[u8],
+    statement: &Statement,
+    call: &Call,
+    session: &SqlContext,
+) -> Result<SlotCall, PgError> {
+    let function = call.function;
+    if session.message != Message::Simple {
+        return Err(function.refuse("in a statement that is prepared"));
     }
     if call.arguments.is_none() {
-        return Err(call.function.refuse("unless its arguments are constants"));
+        return Err(function.refuse("unless its arguments are constants"));
     }
-    if session.transaction_failed {
-        return Err(call.function.refuse("in a transaction that has failed"));
+    if !text.is_ascii() || text.contains(&b'\\') {
+        return Err(function.refuse("in a text with characters beyond ASCII or with backslashes"));
     }
-    places
-        .of(call)
-        .ok_or_else(|| call.function.refuse("except as an item of a plain SELECT list or FROM list"))
+    if !session.settled {
+        return Err(function.refuse("behind statements that have failed or have not been answered"));
+    }
+    SlotCall::new(text, statement, call, session)
+        .ok_or_else(|| function.refuse("except as the only item of a plain SELECT list or FROM list"))
 }
 
 /// A call on a name that is no slot of ours, made safe for the upstream.
@@ -152,46 +204,33 @@ fn guarded(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Option<E
     if relay.has_slot(&name.value) {
         return None;
     }
-    // No slot can have such a name, and none is made: the error that follows is the right one.
-    const BEHIND: &str = " (logical, of the upstream)";
-    let nobody = format!("{}{BEHIND}", cut(&name.value, SlotName::MAX_LEN - BEHIND.len()));
-    let [wanted, nobody] = [&name.value, &nobody].map(|name| literal::string(name, session));
-    let guard = format!(
-        "(SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots AS s \
-         WHERE s.slot_name OPERATOR(pg_catalog.=) {wanted}::pg_catalog.name \
-         AND s.slot_type OPERATOR(pg_catalog.<>) 'physical') \
-         THEN {wanted} ELSE {nobody} END::pg_catalog.name)"
-    );
-    Some(Edit { span: name.span.clone(), text: guard })
+    Some(Edit { span: name.span.clone(), text: guard(&name.value, session) })
 }
 
-fn execute(call: &Call, session: &SqlContext, relay: &mut dyn Relay) -> Result<Outcome, PgError> {
-    let name = |name: &str| format!("{}::pg_catalog.name", literal::string(name, session));
-    let lsn = |lsn: Option<Lsn>| match lsn {
-        Some(lsn) => format!("'{lsn}'::pg_catalog.pg_lsn"),
-        None => "NULL::pg_catalog.pg_lsn".to_owned(),
-    };
-    let unusable = || call.function.refuse("unless its arguments are constants");
-    let columns = match call.arguments.as_ref().ok_or_else(unusable)? {
-        Argument::Create { name: slot, reserve, temporary } => {
-            let start = relay.create_slot(slot, *reserve, *temporary)?;
-            vec![("slot_name", name(slot)), ("lsn", lsn(start.filter(|_| *reserve)))]
-        }
-        Argument::Drop { name: slot } => {
-            relay.drop_slot(slot)?;
-            vec![(Function::Drop.name(), "''::pg_catalog.void".to_owned())]
-        }
-        Argument::Copy { from, to, temporary } => {
-            relay.copy_slot(from, to, *temporary)?;
-            // PG: copy_replication_slot shows the confirmed_flush_lsn, which a physical slot does not have.
-            vec![("slot_name", name(to)), ("lsn", lsn(None))]
-        }
-        Argument::Advance { name: slot, upto } => {
-            let end = relay.advance_slot(slot, upto.clone()?)?;
-            vec![("slot_name", name(slot)), ("end_lsn", lsn(Some(end)))]
-        }
-    };
-    Ok(Outcome { function: call.function, columns })
+/// How a guard begins, up to the name.
+const GUARD: &str = "(SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots AS s \
+                     WHERE s.slot_name OPERATOR(pg_catalog.=) ";
+
+/// The name if it is that of a logical slot, else one that no slot can have: the error that follows is the right one.
+fn guard(name: &str, session: &SqlContext) -> String {
+    const BEHIND: &str = " (logical, of the upstream)";
+    let nobody = format!("{}{BEHIND}", cut(name, SlotName::MAX_LEN - BEHIND.len()));
+    let [wanted, nobody] = [name, &nobody].map(|name| literal::string(name, session));
+    format!(
+        "{GUARD}{wanted}::pg_catalog.name AND s.slot_type OPERATOR(pg_catalog.<>) 'physical') \
+         THEN {wanted} ELSE {nobody} END::pg_catalog.name)"
+    )
+}
+
+impl Call {
+    /// Whether a relay below has put its guard there: then it can meet nothing but logical slots already.
+    fn is_guarded(&self, text: &[u8], session: &SqlContext) -> bool {
+        let Some(span) = &self.name_span else { return false };
+        let Some(rest) = text[span.clone()].strip_prefix(GUARD.as_bytes()) else { return false };
+        let literal = lex::lex(rest, true).next();
+        let name = literal.and_then(|token| lex::string_value(rest, &token));
+        name.is_some_and(|name| guard(&name, session).as_bytes() == &text[span.clone()])
+    }
 }
 
 /// The first bytes of a text, cut between characters.

@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::lex::{self, Kind, Statement, Token};
+use super::lex::{self, Kind, Token};
 use super::rewrite::Edit;
 use super::rows::Row;
 use super::{Relay, SqlContext, literal};
 
 /// What a statement reads that the relay has something to say about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum View {
+pub(super) enum View {
     Slots,
     Senders,
 }
@@ -24,79 +24,255 @@ impl View {
         }
     }
 
-    fn expression(self, session: &SqlContext, relay: &mut dyn Relay) -> String {
+    /// Its rows, as JSON.
+    fn rows(self, relay: &mut dyn Relay) -> Value {
+        let rows = match self {
+            View::Slots => relay.slots(),
+            View::Senders => relay.senders(),
+        };
+        rows.into_iter().map(Row::into_json).collect()
+    }
+
+    /// The common table expression with the rows of `source`, which is a `jsonb`.
+    fn expression(self, source: &str, by_search_path: bool) -> String {
+        let guard = if by_search_path { self.guard() } else { String::new() };
         match self {
-            View::Slots => slots_expression(relay.slots(), session),
-            View::Senders => senders_expression(relay.senders(), session),
+            View::Slots => slots_expression(source, &guard),
+            View::Senders => senders_expression(source, &guard),
+        }
+    }
+
+    /// A condition that fails if the name without a schema is that of another relation in the session, as a temporary
+    /// table. It has no column in it, so it is judged before any row, and also when there is none.
+    fn guard(self) -> String {
+        let name = self.name();
+        format!(
+            " AND CASE WHEN pg_catalog.to_regclass('{name}') OPERATOR(pg_catalog.=) \
+             'pg_catalog.{name}'::pg_catalog.regclass THEN true ELSE pg_catalog.concat('{name} is ', \
+             pg_catalog.to_regclass('{name}')::pg_catalog.text, ' in this session, write pg_catalog.{name} or the \
+             schema of the other')::pg_catalog.bool END"
+        )
+    }
+}
+
+/// Where the rows of a text come from.
+pub(super) enum Rows {
+    /// The text itself.
+    Text { slots: Option<String>, senders: Option<String> },
+    /// The parameter of that number, a [`RowsParameter`].
+    Parameter(u32),
+}
+
+impl Rows {
+    pub(super) const fn in_text() -> Rows {
+        Rows::Text { slots: None, senders: None }
+    }
+
+    fn source(&mut self, view: View, session: &SqlContext, relay: &mut dyn Relay) -> String {
+        match self {
+            Rows::Text { slots, senders } => {
+                let rows = match view {
+                    View::Slots => slots,
+                    View::Senders => senders,
+                };
+                let make = || literal::json_string(&view.rows(relay), session) + "::pg_catalog.jsonb";
+                rows.get_or_insert_with(make).clone()
+            }
+            Rows::Parameter(number) => {
+                let key = view.name();
+                format!("(${number}::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.->) '{key}')")
+            }
         }
     }
 }
 
-/// Puts the views' expressions in front of a statement that reads them.
-pub(super) fn edits(
-    text: &[u8],
-    statement: &Statement,
-    session: &SqlContext,
-    relay: &mut dyn Relay,
-) -> Vec<Edit> {
-    let tokens = &statement.tokens;
-    let Some(place) = place_of_expressions(text, tokens) else { return Vec::new() };
-    let mut edits = Vec::new();
-    let mut expressions = Vec::new();
-    for view in View::ALL {
-        let references: Vec<_> =
-            (0..tokens.len()).filter_map(|at| reference(text, tokens, at, view.name())).collect();
-        if references.is_empty() || (0..tokens.len()).any(|at| is_definition(text, tokens, at, view.name())) {
-            continue;
+/// What belongs into a Bind of a statement that reads the views, as its last parameter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RowsParameter {
+    slots: bool,
+    senders: bool,
+    session: SqlContext,
+}
+
+impl RowsParameter {
+    /// The value, the same as text and in binary. Only what the statement reads is in it.
+    pub fn value(&self, relay: &mut dyn Relay) -> Vec<u8> {
+        let views = [(self.slots, View::Slots), (self.senders, View::Senders)];
+        let object = views.into_iter().filter(|(wanted, _)| *wanted);
+        let object = object.map(|(_, view)| (view.name().to_owned(), view.rows(relay))).collect();
+        literal::json(&Value::Object(object), &self.session).into_bytes()
+    }
+}
+
+/// What a statement reads, and where.
+pub(super) struct Reading {
+    /// Where common table expressions go; `None` if the statement takes none.
+    pub(super) place: Option<Place>,
+    slots: Vec<Reference>,
+    senders: Vec<Reference>,
+}
+
+/// A name that means the view.
+struct Reference {
+    /// The qualification in front of it, `pg_catalog` with its dot, perhaps with the database.
+    qualification: Option<std::ops::Range<usize>>,
+}
+
+/// Looks for the views in a statement; `None` if it has nothing to do with them. What the statement calls so itself is
+/// not meant.
+pub(super) fn look(text: &[u8], tokens: &[Token]) -> Option<Reading> {
+    let references = |view: View| -> Vec<Reference> {
+        (0..tokens.len()).filter_map(|at| reference(text, tokens, at, view.name())).collect()
+    };
+    let [mut slots, mut senders] = View::ALL.map(references);
+    if slots.is_empty() && senders.is_empty() {
+        return None;
+    }
+    let closes = closes(tokens);
+    for (view, found) in [(View::Slots, &mut slots), (View::Senders, &mut senders)] {
+        if (0..tokens.len()).any(|at| is_definition(text, tokens, &closes, at, view.name())) {
+            found.clear();
         }
-        expressions.push(view.expression(session, relay));
-        edits.extend(references.into_iter().flatten());
     }
-    if !expressions.is_empty() {
+    if slots.is_empty() && senders.is_empty() || names_only(text, tokens) {
+        return None;
+    }
+    Some(Reading { place: place(text, tokens, &closes), slots, senders })
+}
+
+impl Reading {
+    /// Puts the views' expressions in front.
+    pub(super) fn edits(
+        &self,
+        place: &Place,
+        rows: &mut Rows,
+        session: &SqlContext,
+        relay: &mut dyn Relay,
+    ) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        let mut expressions = Vec::new();
+        for (view, references) in [(View::Slots, &self.slots), (View::Senders, &self.senders)] {
+            if references.is_empty() {
+                continue;
+            }
+            let by_search_path = references.iter().any(|reference| reference.qualification.is_none());
+            expressions.push(view.expression(&rows.source(view, session, relay), by_search_path));
+            let qualifications = references.iter().filter_map(|reference| reference.qualification.clone());
+            edits.extend(qualifications.map(|span| Edit { span, text: String::new() }));
+        }
         edits.insert(0, place.insertion(&expressions.join(", ")));
+        edits
     }
-    edits
+
+    /// What a Bind brings.
+    pub(super) fn parameter(&self, session: &SqlContext) -> RowsParameter {
+        RowsParameter { slots: !self.slots.is_empty(), senders: !self.senders.is_empty(), session: *session }
+    }
 }
 
 /// Where common table expressions go.
-enum Place {
-    /// Before the statement, which has none.
-    First(usize),
-    /// Before the statement's own.
-    Merged(usize),
+pub(super) struct Place {
+    at: usize,
+    /// The query has some of its own.
+    is_merged: bool,
+    /// Parameters have no meaning there.
+    pub(super) is_copy: bool,
 }
 
 impl Place {
     fn insertion(&self, expressions: &str) -> Edit {
-        match *self {
-            Place::First(at) => Edit { span: at..at, text: format!("WITH {expressions} ") },
-            Place::Merged(at) => Edit { span: at..at, text: format!(" {expressions},") },
+        let text = match self.is_merged {
+            true => format!(" {expressions},"),
+            false => format!("WITH {expressions} "),
+        };
+        Edit { span: self.at..self.at, text }
+    }
+}
+
+/// Statements about names, which read nothing.
+fn names_only(text: &[u8], tokens: &[Token]) -> bool {
+    let words = ["grant", "revoke", "comment", "security", "alter", "drop"];
+    tokens.first().is_some_and(|first| words.iter().any(|word| lex::is_word(text, first, word)))
+}
+
+/// The place in a query, or in the one that a statement consists of.
+fn place(text: &[u8], tokens: &[Token], closes: &[usize]) -> Option<Place> {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
+    if is(0, "copy") && tokens.get(1)?.kind == Kind::Open {
+        let place = place_in_query(text, tokens, closes, 2, closes[1])?;
+        return Some(Place { is_copy: true, ..place });
+    }
+    let start = if is(0, "declare") {
+        let cursor = (2..tokens.len().min(7)).find(|&at| is(at, "cursor"))?;
+        1 + (cursor + 1..tokens.len().min(cursor + 5)).find(|&at| is(at, "for"))?
+    } else if is(0, "create") && (1..4).any(|at| is(at, "table")) {
+        let mut at = 1;
+        while at < tokens.len() && !is(at, "as") {
+            at = if tokens[at].kind == Kind::Open { closes[at] } else { at } + 1;
+        }
+        at + 1
+    } else {
+        0
+    };
+    place_in_query(text, tokens, closes, start, tokens.len())
+}
+
+fn place_in_query(
+    text: &[u8],
+    tokens: &[Token],
+    closes: &[usize],
+    mut start: usize,
+    mut end: usize,
+) -> Option<Place> {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
+    // A query in parentheses has its own WITH, if it is not a part of a larger one.
+    while start < end && tokens[start].kind == Kind::Open {
+        let close = closes[start];
+        let is_whole = close + 1 == end
+            || ["order", "limit", "offset", "fetch", "for"].iter().any(|word| is(close + 1, word));
+        if close >= end || !is_whole {
+            break;
+        }
+        (start, end) = (start + 1, close);
+    }
+    let first = tokens.get(start).filter(|_| start < end)?;
+    let place = |at, is_merged| Some(Place { at, is_merged, is_copy: false });
+    if is(start, "with") {
+        // A table expression may be called "recursive"; then AS or its columns follow.
+        let named = tokens.get(start + 2).is_some_and(|third| third.kind != Kind::Open);
+        let recursive = is(start + 1, "recursive") && named && !is(start + 2, "as");
+        return place(tokens[start + usize::from(recursive)].span.end, true);
+    }
+    const WORDS: [&str; 7] = ["select", "table", "values", "insert", "update", "delete", "merge"];
+    let begins = first.kind == Kind::Open || WORDS.iter().any(|word| is(start, word));
+    if begins { place(first.span.start, false) } else { None }
+}
+
+/// For each opening parenthesis the place of its closing one; the end where there is none.
+pub(super) fn closes(tokens: &[Token]) -> Vec<usize> {
+    let mut closes = vec![tokens.len(); tokens.len()];
+    let mut open = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        match token.kind {
+            Kind::Open => open.push(at),
+            Kind::Close => {
+                if let Some(opened) = open.pop() {
+                    closes[opened] = at;
+                }
+            }
+            _ => {}
         }
     }
+    closes
 }
 
-fn place_of_expressions(text: &[u8], tokens: &[Token]) -> Option<Place> {
-    let first = tokens.first()?;
-    let is = |token: &Token, word| lex::is_word(text, token, word);
-    if is(first, "with") {
-        // A table expression may be called "recursive"; then AS or its columns follow.
-        let recursive = tokens.get(1).is_some_and(|second| is(second, "recursive"));
-        let named = tokens.get(2).is_some_and(|third| third.kind != Kind::Open && !is(third, "as"));
-        let last = if recursive && named { &tokens[1] } else { first };
-        return Some(Place::Merged(last.span.end));
-    }
-    let begins = first.kind == Kind::Open || ["select", "table", "values"].iter().any(|word| is(first, word));
-    begins.then_some(Place::First(first.span.start))
-}
-
-/// A name that means the view: `Some(None)` if it stands alone, with the edit that drops `pg_catalog` otherwise.
-fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Option<Edit>> {
+fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Reference> {
     if !lex::is_identifier(text, &tokens[at], name) {
         return None;
     }
-    let Some(start) = qualified_from(text, tokens, at)? else { return Some(None) };
-    let span = tokens[start].span.start..tokens[at].span.start;
-    Some(Some(Edit { span, text: String::new() }))
+    let start = qualified_from(text, tokens, at)?;
+    let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
+    Some(Reference { qualification })
 }
 
 /// The first token of the qualification of the name at `at`: `None` if that is of another schema, `Some(None)` if
@@ -118,51 +294,51 @@ pub(super) fn qualified_from(text: &[u8], tokens: &[Token], at: usize) -> Option
 
 /// Whether the statement itself defines a table expression of that name: `name [(columns)] AS [[NOT]
 /// MATERIALIZED] (`. Nothing else in SQL looks like that.
-fn is_definition(text: &[u8], tokens: &[Token], at: usize, name: &str) -> bool {
+fn is_definition(text: &[u8], tokens: &[Token], closes: &[usize], at: usize, name: &str) -> bool {
     if !lex::is_identifier(text, &tokens[at], name) {
         return false;
     }
-    let mut rest = &tokens[at + 1..];
-    if rest.first().is_some_and(|token| token.kind == Kind::Open) {
-        let Some(close) = rest.iter().position(|token| token.kind == Kind::Close) else { return false };
-        rest = &rest[close + 1..];
+    let mut next = at + 1;
+    if tokens.get(next).is_some_and(|token| token.kind == Kind::Open) {
+        next = closes[next] + 1;
     }
-    let mut next = |word: &str| {
-        let found = rest.first().is_some_and(|token| lex::is_word(text, token, word));
-        rest = &rest[usize::from(found)..];
+    let mut word = |word: &str| {
+        let found = tokens.get(next).is_some_and(|token| lex::is_word(text, token, word));
+        next += usize::from(found);
         found
     };
-    let named = next("as");
-    next("not");
-    next("materialized");
-    named && rest.first().is_some_and(|token| token.kind == Kind::Open)
+    let named = word("as");
+    word("not");
+    word("materialized");
+    named && tokens.get(next).is_some_and(|token| token.kind == Kind::Open)
 }
 
 /// The upstream's logical slots and the relay's physical ones.
-fn slots_expression(rows: Vec<Row>, session: &SqlContext) -> String {
-    let rows = literal::json(&rows.into_iter().map(Row::into_json).collect(), session);
+fn slots_expression(source: &str, guard: &str) -> String {
     format!(
         "pg_replication_slots AS (SELECT * FROM pg_catalog.pg_replication_slots AS s \
-         WHERE s.slot_type OPERATOR(pg_catalog.<>) 'physical' \
+         WHERE s.slot_type OPERATOR(pg_catalog.<>) 'physical'{guard} \
          UNION ALL SELECT * FROM pg_catalog.jsonb_populate_recordset(\
-         NULL::pg_catalog.pg_replication_slots, {rows}::pg_catalog.jsonb))"
+         NULL::pg_catalog.pg_replication_slots, {source}))"
     )
 }
 
-/// The relay's consumers. Positions are for roles that may read all statistics, where somebody comes from also
-/// for the role itself (PostgreSQL: `pg_stat_get_wal_senders`, `pg_stat_get_activity`).
-fn senders_expression(rows: Vec<Row>, session: &SqlContext) -> String {
-    let rows: Value = rows.into_iter().map(Row::into_json).collect();
-    let rows = literal::json(&rows, session);
+/// The relay's consumers, and who decodes upstream. Positions are for roles that may read all statistics, where
+/// somebody comes from also for the role itself (PostgreSQL: `pg_stat_get_wal_senders`, `pg_stat_get_activity`). Whether
+/// the view may be read at all is checked for the second part, and there is no first without it.
+fn senders_expression(source: &str, guard: &str) -> String {
     format!(
-        "pg_stat_replication AS (SELECT r.* FROM pg_catalog.jsonb_array_elements({rows}::pg_catalog.jsonb) AS e(j) \
+        "pg_stat_replication AS (SELECT r.* FROM pg_catalog.jsonb_array_elements({source}) AS e(j) \
          LEFT JOIN pg_catalog.pg_roles AS u ON u.rolname OPERATOR(pg_catalog.=) \
          (e.j OPERATOR(pg_catalog.->>) 'usename')::pg_catalog.name \
          CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(NULL::pg_catalog.pg_stat_replication, \
          (CASE WHEN pg_catalog.pg_has_role('pg_read_all_stats'::pg_catalog.name, 'USAGE') THEN e.j \
          WHEN pg_catalog.pg_has_role(u.oid, 'USAGE') THEN e.j OPERATOR(pg_catalog.-) '{{{POSITIONS}}}'::pg_catalog.text[] \
          ELSE e.j OPERATOR(pg_catalog.-) '{{{POSITIONS},{ORIGIN}}}'::pg_catalog.text[] END) \
-         OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('usesysid', u.oid)) AS r)"
+         OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('usesysid', u.oid)) AS r \
+         UNION ALL SELECT s.* FROM pg_catalog.pg_stat_replication AS s WHERE s.pid OPERATOR(pg_catalog.=) ANY (\
+         SELECT l.active_pid FROM pg_catalog.pg_get_replication_slots() AS l \
+         WHERE l.slot_type OPERATOR(pg_catalog.<>) 'physical'){guard})"
     )
 }
 

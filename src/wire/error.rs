@@ -8,6 +8,8 @@ use pgwire::messages::response::{ErrorResponse, NoticeResponse};
 
 /// SQLSTATE codes in use, by PostgreSQL's names (`errcodes.txt`).
 pub mod sqlstate {
+    /// `successful_completion`, as NOTICEs have it
+    pub const SUCCESSFUL_COMPLETION: &str = "00000";
     /// `08006`
     pub const CONNECTION_FAILURE: &str = "08006";
     /// `08P01`
@@ -163,10 +165,14 @@ impl PgError {
         ErrorResponse::new(self.fields())
     }
 
-    /// The whole ErrorResponse message, for a socket that has no [`Connection`](super::Connection) yet.
+    /// The whole ErrorResponse or NoticeResponse, for where there is no [`Connection`](super::Connection).
     pub fn encoded(&self) -> BytesMut {
         let mut bytes = BytesMut::new();
-        self.error_response().encode(&mut bytes).expect("an ErrorResponse may have any length");
+        let encoded = match self.severity {
+            Severity::Notice | Severity::Warning => self.notice_response().encode(&mut bytes),
+            Severity::Error | Severity::Fatal => self.error_response().encode(&mut bytes),
+        };
+        encoded.expect("a message with an error may have any length");
         bytes
     }
 

@@ -8,6 +8,7 @@ mod bad_disk;
 mod barman;
 mod basebackup;
 mod cascade;
+mod certainty;
 mod comeback;
 mod commands;
 mod descriptors;

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use walrelay::overlay::{Holdings, Relay, Rewritten, Row, SqlContext, rewrite, sender_row, slot_row};
+use walrelay::overlay::{
+    Holdings, Message, Relay, Rewritten, Row, SqlContext, rewrite, sender_row, slot_row,
+};
 use walrelay::store::{FeedbackHorizon, SenderIdentity, SenderState, SenderStatus, SlotInfo};
 use walrelay::wire::{PgError, sqlstate};
 use walrelay_proto::{FullXid, Lsn, SegSize};
@@ -18,6 +20,7 @@ on_every_version!(
     slot_functions_act_on_the_relay,
     slot_functions_fail_as_postgresql_does,
     slots_of_the_upstream_are_safe,
+    rights_and_names_are_the_upstreams,
 );
 
 /// A relay whose slots are in memory. `barman` is used by the one consumer.
@@ -60,24 +63,39 @@ impl Made {
         self.slots.get(name).ok_or_else(|| PgError::error(sqlstate::UNDEFINED_OBJECT, text))
     }
 
-    /// What is forwarded instead of a text.
-    fn rewritten(&mut self, text: &str, session: &SqlContext) -> String {
-        match rewrite(text.as_bytes(), session, self) {
-            Rewritten::Unchanged => text.to_owned(),
-            Rewritten::Text(bytes) => String::from_utf8(bytes).expect("the text was, and ASCII was inserted"),
-        }
+    /// What is forwarded instead of a text; the upstream is asked where it has to be.
+    fn rewritten(&mut self, upstream: &Cluster, text: &str, session: &SqlContext) -> String {
+        let Rewritten { text: instead, call, .. } = rewrite(text.as_bytes(), session, self);
+        let instead = match call {
+            Some(call) => {
+                let question = String::from_utf8(call.question()).expect("it is ASCII");
+                match upstream.try_sql(&question) {
+                    Ok(rows) => {
+                        let row = rows.lines().next().unwrap_or_default();
+                        let row: Vec<_> = row.split('|').map(|value| Some(value.into())).collect();
+                        Some(call.act(&row, self))
+                    }
+                    // The text fails in the same way.
+                    Err(_) => None,
+                }
+            }
+            None => instead,
+        };
+        let bytes = instead.unwrap_or_else(|| text.into());
+        String::from_utf8(bytes).expect("the text was, and ASCII was inserted")
     }
 
     /// The result of a text sent through the overlay.
     #[track_caller]
     fn sql(&mut self, upstream: &Cluster, text: &str) -> String {
-        upstream.sql(&self.rewritten(text, &SqlContext::default()))
+        let text = self.rewritten(upstream, text, &SqlContext::default());
+        upstream.sql(&text)
     }
 
     /// SQLSTATE and message of what goes wrong.
     #[track_caller]
     fn error(&mut self, upstream: &Cluster, text: &str) -> String {
-        let text = self.rewritten(text, &SqlContext::default());
+        let text = self.rewritten(upstream, text, &SqlContext::default());
         upstream.sql(&format!("select error_of($text${text}$text$)"))
     }
 }
@@ -220,10 +238,14 @@ fn others_find_their_slots(upstream: &Cluster, made: &mut Made) {
     // WAL-G, which prepares its statements
     let slot = "select active, restart_lsn from pg_catalog.pg_replication_slots \
                 where slot_name OPERATOR(pg_catalog.=) $1";
-    let parse = SqlContext { simple_query: false, ..SqlContext::default() };
-    let prepared = made.rewritten(slot, &parse);
-    assert_ne!(prepared, slot);
-    assert_eq!(upstream.sql(&format!("PREPARE p AS {prepared}; EXECUTE p ('walg')")), "f|0/3000000");
+    let parse = SqlContext { message: Message::Parse { types: 0 }, ..SqlContext::default() };
+    let prepared = rewrite(slot.as_bytes(), &parse, made);
+    let [text, rows] = [prepared.text, prepared.rows.map(|rows| rows.value(made))]
+        .map(|bytes| String::from_utf8(bytes.expect("it reads a view")).expect("it is ASCII"));
+    assert_eq!(
+        upstream.sql(&format!("PREPARE p AS {text}; EXECUTE p ('walg', $r${rows}$r$)")),
+        "f|0/3000000"
+    );
     // pgmoneta
     let slot = "SELECT slot_name, slot_type FROM pg_replication_slots WHERE slot_name = 'walg';";
     assert_eq!(made.sql(upstream, slot), "walg|physical");
@@ -269,17 +291,20 @@ fn columns_are_those_of_the_views(server: &Server) {
     };
     let mut same = |name: &str, query: &str, real: &str| {
         upstream.sql(&format!("create view {name}_real as {query}"));
-        upstream.sql(&format!("create view {name} as {}", made.rewritten(query, &SqlContext::default())));
+        upstream.sql(&format!(
+            "create view {name} as {}",
+            made.rewritten(&upstream, query, &SqlContext::default())
+        ));
         assert_eq!(columns(name), columns(&format!("{name}_real")), "{query}");
         assert_eq!(columns(name), columns(if real.is_empty() { name } else { real }));
     };
     same("slots", "select * from pg_catalog.pg_replication_slots", "pg_replication_slots");
     same("senders", "table pg_stat_replication", "pg_stat_replication");
     same("creates", "select * from pg_create_physical_replication_slot('made', true)", "");
-    same("creates_as", "select * from pg_create_physical_replication_slot('made2') as t (x)", "");
-    same("copies", "select t.* from pg_copy_physical_replication_slot('walg', 'copied') as t", "");
+    same("creates_as", "select lsn, slot_name from pg_create_physical_replication_slot('made2') as t", "");
+    same("copies", "select * from pg_copy_physical_replication_slot('walg', 'copied') as t", "");
     same("advances", "select * from pg_replication_slot_advance('walg', '0/4000000')", "");
-    same("picks", "select (pg_create_physical_replication_slot('made3')).*, 1 as one", "");
+    same("picks", "select (pg_create_physical_replication_slot('made3')).*", "");
 }
 
 fn settings_and_encodings_change_nothing(server: &Server) {
@@ -310,16 +335,17 @@ fn settings_and_encodings_change_nothing(server: &Server) {
         ("ascii", false, "?rger '$j$ \\ \""),
     ] {
         let context = SqlContext {
-            standard_conforming_strings: false,
+            standard_conforming_strings: Some(false),
             server_encoding_utf8: utf8,
             ..SqlContext::default()
         };
         let mut made = Made { application: "ärger '$j$ \\ \"", ..Made::new() };
         session.run(&format!("\\c {database}")).expect("it has been made");
-        let row = session.run(&made.rewritten(question, &context)).expect("the text is right");
+        let row = session.run(&made.rewritten(&upstream, question, &context)).expect("the text is right");
         assert_eq!(row, format!("{shown}|t|1700000000.250000|100000.000000|1"), "{database}");
-        let failing = made.rewritten("select pg_copy_physical_replication_slot('ä\\\\$\\'', 'b')", &context);
-        assert!(failing.is_ascii() && failing.contains("does not exist"), "{failing}");
+        let text = "select pg_copy_physical_replication_slot('ä\\\\$\\'', 'b')";
+        let failing = made.rewritten(&upstream, text, &context);
+        assert!(failing.is_ascii() && failing.contains("cannot be executed"), "{failing}");
     }
 }
 
@@ -355,14 +381,14 @@ fn slot_functions_act_on_the_relay(server: &Server) {
     // runbooks
     assert_eq!(ask("select pg_create_physical_replication_slot('plain')"), "(plain,)");
     assert_eq!(ask("select (pg_create_physical_replication_slot('picked', true)).lsn"), "0/2000028");
-    assert_eq!(ask("select pg_copy_physical_replication_slot('walg', 'copied')::text"), "(copied,)");
+    assert_eq!(ask("select pg_copy_physical_replication_slot('walg', 'copied')"), "(copied,)");
     assert_eq!(ask("select pg_replication_slot_advance('copied', '0/4000000')"), "(copied,0/4000000)");
     let restart = "select restart_lsn from pg_replication_slots where slot_name = 'copied'";
     assert_eq!(ask(restart), "0/4000000");
-    assert_eq!(ask("select pg_drop_replication_slot('copied'), 1; select 2"), "|1\n2");
+    assert_eq!(ask("select pg_drop_replication_slot('copied')"), "");
     assert_eq!(ask(restart), "");
     let types = "select pg_typeof(pg_create_physical_replication_slot) from (select 1) as one, ";
-    let item = |text: &str, made: &mut Made| made.rewritten(text, &SqlContext::default());
+    let item = |text: &str, made: &mut Made| made.rewritten(&upstream, text, &SqlContext::default());
     let create = item("select pg_create_physical_replication_slot('typed')", &mut made);
     assert_eq!(upstream.sql(&format!("{types}({create}) as t")), "record");
     let physical = "select string_agg(slot_name, ' ') from pg_replication_slots where slot_type = 'physical'";
@@ -374,13 +400,13 @@ fn slot_functions_fail_as_postgresql_does(server: &Server) {
     let mut made = Made::new();
     let taken = "select pg_create_physical_replication_slot('walg')";
     assert_eq!(made.error(&upstream, taken), "42710 replication slot \"walg\" already exists");
-    let text = made.rewritten(taken, &SqlContext::default());
+    let text = made.rewritten(&upstream, taken, &SqlContext::default());
     let error = upstream.try_sql(&text).expect_err("the slot is there").0;
     assert!(error.contains("HINT:  It's $taken$."), "{error}");
 
     // What stands before goes with it, what follows does not come to be.
     let text = format!("create table before (); {taken}; create table behind ()");
-    let text = made.rewritten(&text, &SqlContext::default());
+    let text = made.rewritten(&upstream, &text, &SqlContext::default());
     upstream.try_sql(&text).expect_err("the slot is there");
     assert_eq!(upstream.sql("select to_regclass('before') is null, to_regclass('behind') is null"), "t|t");
 
@@ -388,8 +414,8 @@ fn slot_functions_fail_as_postgresql_does(server: &Server) {
     assert!(
         made.error(&upstream, conditional).starts_with("0A000 pg_drop_replication_slot() cannot be executed")
     );
-    let parse = SqlContext { simple_query: false, ..SqlContext::default() };
-    let prepared = made.rewritten("select pg_drop_replication_slot($1)", &parse);
+    let parse = SqlContext { message: Message::Parse { types: 0 }, ..SqlContext::default() };
+    let prepared = made.rewritten(&upstream, "select pg_drop_replication_slot($1)", &parse);
     let error =
         upstream.try_sql(&format!("prepare p (name) as {prepared}")).expect_err("refused when parsed").0;
     assert!(
@@ -413,4 +439,57 @@ fn slots_of_the_upstream_are_safe(server: &Server) {
     assert!(made.error(&upstream, drop).starts_with("0A000"));
     assert_eq!(made.sql(&upstream, "select pg_drop_replication_slot('decoded') where true"), "");
     assert_eq!(upstream.sql("select slot_name from pg_replication_slots"), "walrelay");
+}
+
+fn rights_and_names_are_the_upstreams(server: &Server) {
+    let upstream = upstream(server);
+    let mut made = Made::new();
+    upstream.sql("create role plain; create role rep replication");
+    let view = "select count(*) from pg_stat_replication";
+    let slots = "select count(*) from pg_catalog.pg_replication_slots";
+    upstream.sql("revoke select on pg_stat_replication, pg_replication_slots from public");
+    for question in [view, slots] {
+        let text = made.rewritten(&upstream, question, &SqlContext::default());
+        let error = upstream.try_sql(&format!("set role plain; {text}")).expect_err("it was revoked").0;
+        assert!(error.contains("permission denied for view"), "{error}");
+    }
+    upstream.sql("grant select on pg_stat_replication, pg_replication_slots to public");
+    // A name without a schema may be that of something else.
+    let text = made.rewritten(&upstream, view, &SqlContext::default());
+    let hidden = upstream.try_sql(&format!("create temp table pg_stat_replication (); {text}"));
+    let error = hidden.expect_err("which is meant is not known").0;
+    assert!(
+        error.contains("pg_stat_replication is pg_temp") || error.contains("write pg_catalog.pg_stat"),
+        "{error}"
+    );
+    let text = made.rewritten(&upstream, slots, &SqlContext::default());
+    assert_eq!(
+        upstream.sql(&format!("create temp table pg_replication_slots (); {text}")).lines().last(),
+        Some("4")
+    );
+
+    let drop = "select pg_drop_replication_slot('walg')";
+    let question = match rewrite(drop.as_bytes(), &SqlContext::default(), &mut made).call {
+        Some(call) => String::from_utf8(call.question()).expect("it is ASCII"),
+        None => panic!("it is one"),
+    };
+    let judged = |before: &str| {
+        let rows = upstream.sql(&format!("{before}; {question}"));
+        rows.lines().find(|line| line.contains('|')).map(str::to_owned).unwrap_or_default()
+    };
+    assert_eq!(judged("set role rep"), "f|t|t|f");
+    assert_eq!(judged("set role plain"), "f|t|f|f");
+    upstream.sql("revoke execute on function pg_drop_replication_slot from public");
+    assert!(
+        upstream
+            .try_sql(&format!("set role rep; {question}"))
+            .expect_err("revoked")
+            .0
+            .contains("permission denied")
+    );
+    upstream.sql("grant execute on function pg_drop_replication_slot to public");
+    upstream
+        .sql("create function public.pg_drop_replication_slot(text) returns int language sql as 'select 1'");
+    assert_eq!(judged("set role rep"), "t|t|t|f");
+    assert!(made.slots.contains_key("walg"));
 }

@@ -152,6 +152,13 @@ fn the_relay_tells_of_itself(server: &Server) {
     primary.stop();
     relay.wait_for_sql(senders, "pg_receivewal|streaming");
     assert_eq!(ask("postgres", slots), "archive|t");
+    // Nobody takes it for a primary.
+    assert_eq!(ask("postgres", "select pg_is_in_recovery()"), "t");
+    assert_eq!(ask("walrelay", "show transaction_read_only"), "on");
+    let writable = relay.psql("dbname=postgres target_session_attrs=read-write", &["select 1"]);
+    assert!(writable.expect_err("it is not").0.contains("read-only"));
+    let standby = relay.psql("dbname=postgres target_session_attrs=standby", &["select 1"]);
+    assert_eq!(standby.as_deref(), Ok("1"));
     assert_eq!(ask("postgres", "select system_identifier::text from pg_control_system()"), system);
     assert_eq!(ask("postgres", "select setting from pg_settings where name='wal_segment_size'"), "16777216");
     archive.stop();

@@ -17,6 +17,10 @@ pub(super) struct Call {
     pub(super) last: usize,
     /// The slot's name, when it is a constant.
     pub(super) slot: Option<Name>,
+    /// Where the expression of the slot's name stands, of whatever kind.
+    pub(super) name_span: Option<Range<usize>>,
+    /// `pg_catalog` stands in front.
+    pub(super) is_qualified: bool,
     /// The arguments, when they are constants, and as many and called as they should be.
     pub(super) arguments: Option<Argument>,
 }
@@ -29,11 +33,22 @@ pub(super) struct Name {
 }
 
 /// What a function is called with.
+#[derive(Clone, PartialEq, Debug)]
 pub(super) enum Argument {
     Create { name: String, reserve: bool, temporary: bool },
     Drop { name: String },
     Copy { from: String, to: String, temporary: Option<bool> },
     Advance { name: String, upto: Result<Lsn, PgError> },
+}
+
+impl Argument {
+    /// The slot that is there or is not there afterwards.
+    pub(super) fn makes_or_changes(&self) -> &str {
+        match self {
+            Argument::Create { name, .. } | Argument::Drop { name } | Argument::Advance { name, .. } => name,
+            Argument::Copy { to, .. } => to,
+        }
+    }
 }
 
 impl Function {
@@ -47,58 +62,82 @@ impl Function {
             Function::Advance => &["slot_name", "upto_lsn"],
         }
     }
+
+    /// Types that their constants may be cast to; what another one does is the server's to say.
+    fn types(self) -> &'static [&'static [&'static str]] {
+        const NAME: &[&str] = &["name", "text"];
+        const FLAG: &[&str] = &["bool", "boolean"];
+        match self {
+            Function::Create => &[NAME, FLAG, FLAG],
+            Function::Drop => &[NAME],
+            Function::Copy => &[NAME, NAME, FLAG],
+            Function::Advance => &[NAME, &["pg_lsn"]],
+        }
+    }
 }
 
-/// Reads the call that begins at token `first` and whose parenthesis is token `open`.
-pub(super) fn parse(text: &[u8], tokens: &[Token], function: Function, first: usize, open: usize) -> Call {
-    let Some(written) = split(tokens, open) else {
-        return Call { function, first, last: tokens.len() - 1, slot: None, arguments: None };
+/// Reads the call whose name, with its qualification, are the tokens `named`, and whose parentheses are the next one
+/// and `close`, which is the number of tokens if there is none.
+pub(super) fn parse(
+    text: &[u8],
+    tokens: &[Token],
+    function: Function,
+    named: Range<usize>,
+    close: usize,
+    is_qualified: bool,
+) -> Call {
+    let first = named.start;
+    let mut call = Call {
+        function,
+        first,
+        last: close.min(tokens.len() - 1),
+        slot: None,
+        name_span: None,
+        is_qualified,
+        arguments: None,
     };
-    let last = written.last;
-    let bound = bind(text, tokens, function, &written.arguments);
-    let slot = bound.as_ref().and_then(|bound| {
-        let tokens_of = bound.first()?.clone()?;
-        let value = name_of(&constant(text, &tokens[tokens_of.clone()])?)?;
-        Some(Name { value, span: span(tokens, tokens_of.start, tokens_of.end - 1) })
+    if close == tokens.len() {
+        return call;
+    }
+    let Some(bound) = bind(text, tokens, function, &split(tokens, named.end + 1..close)) else { return call };
+    if let Some(name) = bound.first().cloned().flatten() {
+        let span = span(tokens, name.start, name.end - 1);
+        let value = constant(text, &tokens[name], &["name", "text"]).and_then(|value| name_of(&value));
+        call.slot = value.map(|value| Name { value, span: span.clone() });
+        call.name_span = Some(span);
+    }
+    let types = function.types();
+    let values = bound.into_iter().zip(types).map(|(range, types)| match range {
+        Some(range) => constant(text, &tokens[range], types).map(Some),
+        None => Some(None),
     });
-    let arguments = bound.and_then(|bound| {
-        let values = bound.into_iter().map(|range| match range {
-            Some(range) => constant(text, &tokens[range]).map(Some),
-            None => Some(None),
-        });
-        argument(function, values.collect::<Option<Vec<_>>>()?)
-    });
-    Call { function, first, last, slot, arguments }
+    call.arguments = values.collect::<Option<Vec<_>>>().and_then(|values| argument(function, values));
+    call
 }
 
-struct Written {
-    /// Tokens of each argument.
-    arguments: Vec<Range<usize>>,
-    /// The closing parenthesis.
-    last: usize,
-}
-
-fn split(tokens: &[Token], open: usize) -> Option<Written> {
+/// The arguments between two parentheses. None are many if there are more than any of the functions takes.
+fn split(tokens: &[Token], between: Range<usize>) -> Vec<Range<usize>> {
+    const MOST: usize = 8;
     let mut arguments = Vec::new();
-    let (mut depth, mut start) = (0_usize, open + 1);
-    for (at, token) in tokens.iter().enumerate().skip(open) {
-        match token.kind {
+    let (mut depth, mut start) = (0_usize, between.start);
+    for at in between.clone() {
+        match tokens[at].kind {
             Kind::Open => depth += 1,
-            Kind::Close if depth == 1 => {
-                if at > open + 1 {
-                    arguments.push(start..at);
-                }
-                return Some(Written { arguments, last: at });
-            }
-            Kind::Close => depth -= 1,
-            Kind::Comma if depth == 1 => {
+            Kind::Close => depth = depth.saturating_sub(1),
+            Kind::Comma if depth == 0 => {
                 arguments.push(start..at);
                 start = at + 1;
+                if arguments.len() > MOST {
+                    return arguments;
+                }
             }
             _ => {}
         }
     }
-    None
+    if !between.is_empty() {
+        arguments.push(start..between.end);
+    }
+    arguments
 }
 
 /// The tokens of each parameter's value, by position or by name.
@@ -135,35 +174,27 @@ enum Constant {
     Boolean(bool),
 }
 
-/// `'…'`, TRUE or FALSE, with a type in front or casts behind, where that changes nothing.
-fn constant(text: &[u8], tokens: &[Token]) -> Option<Constant> {
-    let tokens = match type_name(text, tokens) {
-        Some(rest) if rest.first().is_some_and(|next| matches!(next.kind, Kind::String(_))) => rest,
-        _ => tokens,
-    };
-    let (first, mut casts) = tokens.split_first()?;
-    while let Some((operator, rest)) = casts.split_first() {
-        let is_cast = operator.kind == Kind::Operator && &text[operator.span.clone()] == b"::";
-        casts = type_name(text, rest).filter(|_| is_cast)?;
+/// `'…'`, TRUE or FALSE, perhaps with a cast to one of the types, which changes nothing.
+fn constant(text: &[u8], tokens: &[Token], types: &[&str]) -> Option<Constant> {
+    let (first, cast) = tokens.split_first()?;
+    let is_type = |token: &Token| types.iter().any(|name| lex::is_identifier(text, token, name));
+    match cast {
+        [] => {}
+        [operator, rest @ ..] if &text[operator.span.clone()] == b"::" => match rest {
+            [name] if is_type(name) => {}
+            [schema, dot, name]
+                if lex::is_identifier(text, schema, "pg_catalog")
+                    && dot.kind == Kind::Dot
+                    && is_type(name) => {}
+            _ => return None,
+        },
+        _ => return None,
     }
     match first.kind {
         Kind::Word if lex::is_word(text, first, "true") => Some(Constant::Boolean(true)),
         Kind::Word if lex::is_word(text, first, "false") => Some(Constant::Boolean(false)),
         _ => lex::string_value(text, first).map(Constant::String),
     }
-}
-
-/// What follows a type's name, if it is one of those that arguments are written with.
-fn type_name<'a>(text: &[u8], tokens: &'a [Token]) -> Option<&'a [Token]> {
-    const TYPES: [&str; 6] = ["text", "name", "varchar", "pg_lsn", "bool", "boolean"];
-    let tokens = match tokens {
-        [schema, dot, rest @ ..] if dot.kind == Kind::Dot => {
-            lex::is_identifier(text, schema, "pg_catalog").then_some(rest)?
-        }
-        _ => tokens,
-    };
-    let (first, rest) = tokens.split_first()?;
-    TYPES.iter().any(|name| lex::is_identifier(text, first, name)).then_some(rest)
 }
 
 fn argument(function: Function, values: Vec<Option<Constant>>) -> Option<Argument> {

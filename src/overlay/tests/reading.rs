@@ -43,6 +43,7 @@ fn expressions_come_first() {
         "(select 1 from pg_stat_replication) union (table x)",
         "WITH SENDERS (select 1 from pg_stat_replication) union (table x)",
     );
+    check("((table pg_stat_replication) limit 1);", "((WITH SENDERS table pg_stat_replication) limit 1);");
     check(
         " /* a */ select 1 from pg_stat_replication r, pg_replication_slots",
         " /* a */ WITH SLOTS, SENDERS select 1 from pg_stat_replication r, pg_replication_slots",
@@ -80,9 +81,84 @@ fn other_names_are_no_business_of_ours() {
 fn other_statements_are_not_touched() {
     untouched("explain select 1 from pg_stat_replication");
     untouched("create view v as select 1 from pg_stat_replication");
-    untouched("insert into t select 1 from pg_replication_slots");
+    untouched("create materialized view v as select 1 from pg_stat_replication");
+    untouched("prepare p as select 1 from pg_stat_replication");
+    untouched("copy pg_stat_replication to stdout");
     untouched("create function f() begin atomic select 1; select 2 from pg_replication_slots; end");
     untouched("create rule r as on insert to t do also (select 1; select 2 from pg_stat_replication)");
+}
+
+#[test]
+fn queries_inside_of_other_statements_are_found() {
+    check(
+        "insert into t select 1 from pg_replication_slots",
+        "WITH SLOTS insert into t select 1 from pg_replication_slots",
+    );
+    check(
+        "create temp table t (a, b) with (fillfactor = 10) as with w as (table x) table pg_replication_slots",
+        "create temp table t (a, b) with (fillfactor = 10) as with SLOTS, w as (table x) table pg_replication_slots",
+    );
+    check(
+        "declare c no scroll cursor with hold for select 1 from pg_stat_replication",
+        "declare c no scroll cursor with hold for WITH SENDERS select 1 from pg_stat_replication",
+    );
+    check(
+        "copy (select 1 from pg_stat_replication) to stdout with csv",
+        "copy (WITH SENDERS select 1 from pg_stat_replication) to stdout with csv",
+    );
+    check(
+        "(with w as (table pg_replication_slots) table w) order by 1",
+        "(with SLOTS, w as (table pg_replication_slots) table w) order by 1",
+    );
+}
+
+#[test]
+fn the_client_is_told_when_the_rows_are_not_the_relays() {
+    let told = |text: &str| judged(text, &SqlContext::default(), PERMITTED).1.map(|notice| notice.message);
+    for text in ["explain table pg_stat_replication", "prepare p as table pg_replication_slots"] {
+        assert!(told(text).is_some_and(|notice| notice.contains("are the upstream server's")), "{text}");
+    }
+    for text in [
+        "grant select on pg_stat_replication to a",
+        "select 'pg_stat_replication'",
+        "table pg_replication_slots",
+    ] {
+        assert_eq!(told(text), None, "{text}");
+    }
+    let pipelined =
+        SqlContext { standard_conforming_strings: None, ascii_safe: false, ..SqlContext::default() };
+    for (text, is_certain) in [
+        ("select 'a' from pg_stat_replication", true),
+        ("select '\\' from pg_stat_replication", false),
+        ("select 'ä' from pg_stat_replication", false),
+    ] {
+        let (forwarded, notice, _) = judged(text, &pipelined, PERMITTED);
+        assert_eq!((forwarded != text, notice.is_none()), (is_certain, is_certain), "{text}");
+    }
+}
+
+#[test]
+fn names_without_a_schema_are_guarded() {
+    assert!(rewritten("table pg_stat_replication").contains("to_regclass('pg_stat_replication')"));
+    assert!(!rewritten("table pg_catalog.pg_stat_replication").contains("to_regclass"));
+}
+
+#[test]
+fn long_texts_take_their_time_and_no_more() {
+    // Quadratic, each of these took seconds.
+    for piece in
+        ["pg_replication_slots(", "pg_drop_replication_slot(", "$a$", "'a' -- \n", "/*", "(", "E'\\'"]
+    {
+        let text = format!("select pg_replication_slots {}", piece.repeat((1 << 20) / piece.len()));
+        let session = SqlContext { standard_conforming_strings: None, ..SqlContext::default() };
+        rewritten_in(&text, &session);
+    }
+    // Each statement gets the rows, up to a limit.
+    let (text, asked) = rewritten_in(&"table pg_replication_slots;".repeat(30_000), &SqlContext::default());
+    assert!(text.len() < 34 << 20, "{}", text.len());
+    assert_eq!(asked, ["slots"]);
+    let many = "table pg_replication_slots;".repeat(1 << 20);
+    assert!(rewritten_in(&many, &SqlContext::default()).0.contains("ERRCODE = '54000'"));
 }
 
 #[test]
@@ -141,7 +217,7 @@ fn rows_are_safe_in_every_text() {
 fn settings_decide_what_a_string_is() {
     let text = r"select '\' from pg_stat_replication --'";
     let conforming = SqlContext::default();
-    let escaping = SqlContext { standard_conforming_strings: false, ..conforming };
+    let escaping = SqlContext { standard_conforming_strings: Some(false), ..conforming };
     assert_ne!(rewritten_in(text, &conforming).0, text);
     assert_eq!(rewritten_in(text, &escaping).0, text);
     let hidden = SqlContext { overlay: false, ..conforming };
@@ -149,12 +225,31 @@ fn settings_decide_what_a_string_is() {
 }
 
 #[test]
-fn prepared_statements_are_rewritten_too() {
-    let parse = SqlContext { simple_query: false, ..SqlContext::default() };
-    let text = "select active from pg_catalog.pg_replication_slots where slot_name OPERATOR(pg_catalog.=) $1";
-    let (text, asked) = rewritten_in(text, &parse);
+fn prepared_statements_get_their_rows_as_a_parameter() {
+    let parse = |types| SqlContext { message: Message::Parse { types }, ..SqlContext::default() };
+    let mut relay = Fake::default();
+    let mut rewritten = |text: &str, types| rewrite(text.as_bytes(), &parse(types), &mut relay);
+    let question =
+        "select active from pg_catalog.pg_replication_slots where slot_name OPERATOR(pg_catalog.=) $1";
+    let result = rewritten(question, 0);
+    let text = String::from_utf8(result.text.unwrap()).unwrap();
+    assert!(
+        text.contains(
+            "($2::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.->) 'pg_replication_slots')"
+        ),
+        "{text}"
+    );
     assert!(
         text.ends_with(" select active from pg_replication_slots where slot_name OPERATOR(pg_catalog.=) $1")
     );
-    assert_eq!(asked, ["slots"]);
+    let declared = String::from_utf8(rewritten(question, 7).text.unwrap()).unwrap();
+    assert!(declared.contains("($8::"), "{declared}");
+    let copied = rewritten("copy (table pg_replication_slots) to stdout", 0);
+    assert!(copied.text.is_none() && copied.notice.is_some());
+    let both = rewritten("select 1 from pg_replication_slots, pg_stat_replication where $65534", 0);
+    assert_eq!(relay.asked, [""; 0], "rows are those of the execution");
+    let value = both.rows.unwrap().value(&mut relay);
+    let value: serde_json::Value = serde_json::from_slice(&value).unwrap();
+    assert_eq!(value["pg_stat_replication"][0]["pid"], "7");
+    assert_eq!(value["pg_replication_slots"][0]["slot_name"], "mine");
 }
