@@ -36,6 +36,7 @@ use super::histories::{Course, Standing, UpstreamHistory, read_history};
 use super::introduce::{Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot};
 use super::outage::Outages;
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
+use super::refill::refill;
 use super::seam::{self, CompareError, Compared, Entry, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
 use crate::store::{AppendError, HeldTimeline, Identity, StoreError, TimelinePosition, Writer};
@@ -72,6 +73,19 @@ pub struct UpstreamConfig {
 /// Receives until `stop`. Returns the error that ends the relay: one that is permanent while the data directory is
 /// empty, or one of the store.
 pub async fn follow(
+    config: UpstreamConfig,
+    writer: Writer,
+    stop: CancellationToken,
+) -> Result<(), UpstreamError> {
+    let (info, store) = (config.conninfo.clone(), writer.store().clone());
+    let followed = config.followed.subscribe();
+    tokio::select! {
+        result = follow_on(config, writer, stop) => result,
+        () = refill(&info, &store, followed) => Ok(()),
+    }
+}
+
+async fn follow_on(
     config: UpstreamConfig,
     mut writer: Writer,
     stop: CancellationToken,

@@ -17,6 +17,7 @@ mod login;
 mod message;
 mod outage;
 mod receive;
+mod refill;
 mod seam;
 mod stream;
 #[cfg(test)]

@@ -234,7 +234,7 @@ pub(super) async fn fetch(
 }
 
 /// The next message; however long the line takes for it, the server hears of us meanwhile.
-async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, bytes::Bytes), QueryError> {
+pub(super) async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, bytes::Bytes), QueryError> {
     let mut silent = 0;
     loop {
         let before = conn.buffer.len();
@@ -252,7 +252,7 @@ async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, bytes::Bytes
     }
 }
 
-fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHeader, &[u8])>, QueryError> {
+pub(super) fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHeader, &[u8])>, QueryError> {
     let bad = |problem: String| QueryError::Protocol { problem };
     match ServerMessage::decode(body).map_err(|error| bad(error.to_string()))? {
         ServerMessage::XLogData(header, _) if header.start != expected => {

@@ -22,6 +22,7 @@ mod foreign_directory;
 mod fork;
 mod frozen;
 mod full_disk;
+mod holes;
 mod login;
 mod no_lost_commit;
 mod overlay;
