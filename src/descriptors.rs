@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Kept for the relay itself: its upstream, the segments being written and synced, state files, directories.
 const RESERVED: u64 = 64;
+/// Segments opened for consumers at the same time; they are closed as soon as they are mapped.
+const PASSING: usize = 8;
 /// Kept for each archive target: connections, files on their way.
 const RESERVED_FOR_TARGET: u64 = 16;
 /// More than this is not asked for: what the kernel allows by default (`fs.nr_open`). Programs that the relay starts
@@ -27,6 +30,8 @@ pub struct Descriptors {
     limit: u64,
     reserved: u64,
     refused: Mutex<Repeated>,
+    /// For files that are open for a moment only.
+    passing: Semaphore,
 }
 
 /// The settings allow more connections than there are descriptors for.
@@ -67,7 +72,15 @@ impl Descriptors {
 
     /// `limit` descriptors, of which `reserved` are the relay's, but no more than half of them.
     pub fn new(limit: u64, reserved: u64) -> Descriptors {
-        Descriptors { limit, reserved: reserved.min(limit / 2), refused: Mutex::default() }
+        let (reserved, passing) = (reserved.min(limit / 2), Semaphore::new(PASSING));
+        Descriptors { limit, reserved, refused: Mutex::default(), passing }
+    }
+
+    /// A turn to open, for a client, a file that is closed again soon; such files are opened out of what is reserved,
+    /// a few at a time. Cancel-safe.
+    pub async fn for_a_moment(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.passing.acquire().await.ok()
     }
 
     /// Numbers below this one may be had by clients.

@@ -40,6 +40,7 @@ use super::orders::{Order, Orders};
 use super::patience::GRACE;
 use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::archive::{Recall, RecallError};
+use crate::descriptors::Descriptors;
 use crate::store::{
     FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
 };
@@ -137,8 +138,6 @@ fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
 /// A segment cannot be had.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
-    #[error("out of file descriptors")]
-    Descriptors,
     #[error(transparent)]
     Here(#[from] SegmentError),
     #[error(transparent)]
@@ -154,7 +153,6 @@ impl OpenError {
 impl From<OpenError> for PgError {
     fn from(error: OpenError) -> PgError {
         let sqlstate = match &error {
-            OpenError::Descriptors => sqlstate::INSUFFICIENT_RESOURCES,
             OpenError::Here(SegmentError::Removed(_)) => sqlstate::UNDEFINED_FILE,
             OpenError::Elsewhere(RecallError::Nowhere(_)) => sqlstate::UNDEFINED_FILE,
             OpenError::Here(_) | OpenError::Elsewhere(_) => sqlstate::IO_ERROR,
@@ -394,17 +392,13 @@ impl<'a> Walsender<'a> {
 
     /// Has a segment opened, or fetched back if it is not here any more, and read ahead.
     fn fetch(&mut self, segno: SegNo, open: Option<Arc<Segment>>) {
-        if open.is_none() && !self.cx.descriptors.has_room() {
-            self.cx.descriptors.tell_refusal();
-            self.fetch = Some(tokio::spawn(async { Err(OpenError::Descriptors) }));
-            return;
-        }
+        let descriptors = self.cx.descriptors.clone();
         let (store, recall, tli, at) = (self.cx.store.clone(), self.cx.recall.clone(), self.tli, self.sent);
         let history = self.history.clone();
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
                 Some(segment) => segment,
-                None => open_segment(store, recall, history, tli, segno).await?,
+                None => open_segment(&descriptors, store, recall, history, tli, segno).await?,
             };
             blocking(move || {
                 let offset = at.since(segment.start());
@@ -700,13 +694,16 @@ async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, OpenError> {
 
 /// From the relay's disk, or if it has been removed there, from wherever else it is.
 async fn open_segment(
+    descriptors: &Descriptors,
     store: Arc<Store>,
     recall: Option<Arc<Recall>>,
     history: Arc<TimelineHistory>,
     tli: TimelineId,
     segno: SegNo,
 ) -> Result<Arc<Segment>, OpenError> {
+    let turn = descriptors.for_a_moment().await;
     let opened = blocking(move || Ok(store.segment_on(&history, tli, segno)?)).await;
+    drop(turn);
     match (opened, recall) {
         (Err(OpenError::Here(SegmentError::Removed(_))), Some(recall)) => {
             Ok(recall.segment(tli, segno).await?)

@@ -261,10 +261,11 @@ impl Follower {
         host: &HostSpec,
         proof: Option<Proof>,
     ) -> Result<Next, UpstreamError> {
+        let mut slot = introduced.slot;
         if writer.position().is_none() {
             self.begin(conn, writer, identified, introduced).await?;
+            slot = Slot::There { reserved: None };
         }
-        let mut slot = introduced.slot;
         let proved = |tli, at| Proof { host: host.to_string(), identity: introduced.identity, tli, at };
         // Up to here our WAL is known to be this server's.
         let mut same = proof

@@ -35,7 +35,8 @@ fn slots_come_and_go(relay: &Relay) {
     let life = ["CREATE_REPLICATION_SLOT acc_a PHYSICAL RESERVE_WAL", "READ_REPLICATION_SLOT acc_a"];
     let rows = relay.psql("replication=1", &life).expect("both are commands");
     let (created, read) = rows.split_once('\n').expect("one row each");
-    assert_eq!(created, "acc_a|0/0||");
+    // 19 prints eight digits.
+    assert!(["acc_a|0/0||", "acc_a|0/00000000||"].contains(&created), "{created}");
     assert!(read.starts_with("physical|") && read.ends_with("|1"), "{read}");
     assert!(relay.slot_lsn("acc_a") <= Some(relay.flush_lsn()));
     refuses(relay, life[0], "replication slot \"acc_a\" already exists");

@@ -44,6 +44,7 @@ mod s3;
 mod scratch;
 mod server;
 mod standby;
+pub mod tools;
 mod trace;
 mod wait;
 pub mod waldump;

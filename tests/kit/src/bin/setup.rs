@@ -1,4 +1,4 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, Barman and moto, and prints where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto and some programs, and prints where they are.
 //!
 //! `setup` does so for all tested versions, `setup 17 18` for these servers alone. `setup missing` only says which of them
 //! could not be installed, so that the tests did nothing on them.
@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
-use walrelay_testkit::{moto, python};
+use walrelay_testkit::{moto, python, tools};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|arg| arg == "missing") {
@@ -23,11 +23,18 @@ fn main() -> ExitCode {
     }
     // All of them, so that one run tells everything that is missing.
     let servers = wanted.into_iter().map(report);
-    let missing = servers.chain(all.then(report_barman)).chain(all.then(report_moto)).filter_map(Result::err);
+    let others =
+        [report_tools, report_barman, report_moto].into_iter().filter(|_| all).map(|report| report());
+    let missing = servers.chain(others).filter_map(Result::err);
     match missing.inspect(|error| eprintln!("{error}")).count() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+fn report_tools() -> Result<(), InstallError> {
+    println!("programs   {}", tools::ensure()?.join(", "));
+    Ok(())
 }
 
 fn report_barman() -> Result<(), InstallError> {
