@@ -128,14 +128,20 @@ impl Root {
         *lock(&self.claim) = Some(Claim { places, name: name.to_owned(), marker, seen: None });
     }
 
-    /// Whether it may be the target `name`; an error only if it must not.
+    /// Whether it may be the target `name`; an error only if it must not. One that is not there is told.
     pub(super) fn place(&self, places: &Places, name: &str) -> Result<(), String> {
         let take = || places.take(&fs::canonicalize(&self.path)?, self.id()?, name);
         match take() {
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Refused>()) => {
                 Err(error.to_string())
             }
-            _ => Ok(()),
+            Err(error) => {
+                tracing::warn!(
+                    "archive target \"{name}\" cannot be used now: {error}; its WAL is kept until it can"
+                );
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
