@@ -37,7 +37,8 @@ fn main() -> ExitCode {
 
 /// PostgreSQL takes small exit codes of a `restore_command` for "no such file", and goes on without it.
 fn usage_exit_code(code: i32) -> u8 {
-    let is_restore = std::env::args().nth(1).is_some_and(|first| first == "restore");
+    // Options in front of it are a wrong call, and still one of a `restore_command`.
+    let is_restore = std::env::args_os().skip(1).any(|argument| argument == "restore");
     if code != 0 && is_restore { broken_here() } else { u8::try_from(code).unwrap_or(2) }
 }
 

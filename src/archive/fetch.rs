@@ -163,8 +163,11 @@ impl Fetcher {
             let found = source.later(file).await;
             later.extend(found.map_err(|source| Failure::Source { file: file.to_owned(), source })?);
         }
-        let is_wal = |file: &FileName| file.kind() != FileKind::Backup;
-        later.retain(is_wal);
+        // An unfinished beginning of the segment itself does not follow it.
+        let follows = |found: &FileName| {
+            found.kind() != FileKind::Backup && found.segment_digits().is_none_or(|digits| digits != file)
+        };
+        later.retain(follows);
         Ok(later)
     }
 
@@ -192,7 +195,8 @@ impl Fetcher {
                     Ok(bytes) => return Found::File(bytes),
                     Err(error) => failure = failure.or(Some(error)),
                 },
-                Err(error) => failure = failure.or(Some(error)),
+                // One that may have a good copy is waited for, whatever the others have.
+                Err(error) => failure = Some(error),
             }
         }
         failure.map_or(Found::Nothing, Found::Failed)

@@ -170,6 +170,13 @@ impl Progress {
         self.suspects.contains(name)
     }
 
+    /// Whether the target has taken anything.
+    pub(super) fn has_anything(&self) -> bool {
+        let first = self.since.map(|since| since.seg_at(self.size));
+        let moved = |line: &Line| first.is_some_and(|first| line.next > first) || !line.beyond.is_empty();
+        !self.files.is_empty() || self.lines.values().any(moved)
+    }
+
     /// What tells the target's directory from others in its place, once it was used.
     pub(super) fn marker(&self) -> Option<&str> {
         self.marker.as_deref()

@@ -88,6 +88,8 @@ pub struct Recall {
     /// Bytes.
     budget: u64,
     cache: Mutex<HashMap<WalFileName, Entry>>,
+    /// By which the files in the cache were chosen.
+    history: Mutex<Arc<TimelineHistory>>,
     files: AtomicU64,
     pauses: (Duration, Duration),
 }
@@ -141,8 +143,8 @@ impl Recall {
         let dir = store.data_dir().join(DIRECTORY);
         make_empty(&dir)?;
         let places = sources.into_iter().map(|source| Place { source, failed: Mutex::default() }).collect();
-        let (cache, files) = (Mutex::default(), AtomicU64::new(0));
-        let recall = Arc::new(Recall { store, places, dir, budget, cache, files, pauses });
+        let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
+        let recall = Arc::new(Recall { store, places, dir, budget, cache, history, files, pauses });
         Ok(recall)
     }
 
@@ -208,6 +210,7 @@ impl Recall {
     async fn round(self: &Arc<Self>, name: WalFileName) -> Outcome {
         let mut outcome = {
             let mut cache = lock(&self.cache);
+            self.forget_other_histories(&mut cache);
             if let Some(entry) = cache.get_mut(&name) {
                 entry.wanted = true;
                 entry.touched = Instant::now();
@@ -250,15 +253,28 @@ impl Recall {
         let recall = self.clone();
         tokio::spawn(async move {
             let outcome = recall.fetch(name).await;
-            recall.note(name, &outcome);
+            recall.note(name, &outcome, &report);
             report.send_replace(Some(outcome));
         });
         outcome
     }
 
-    /// Keeps what was found, forgets what was not.
-    fn note(&self, name: WalFileName, outcome: &Outcome) {
+    /// A timeline that was left may go on: what was another's segment for its readers is its own then.
+    fn forget_other_histories(&self, cache: &mut HashMap<WalFileName, Entry>) {
+        let (now, mut chosen_by) = (self.store.history(), lock(&self.history));
+        if !Arc::ptr_eq(&now, &chosen_by) {
+            *chosen_by = now;
+            cache.clear();
+        }
+    }
+
+    /// Keeps what was found, forgets what was not; nothing of it if the fetch is none of the cache's any more.
+    fn note(&self, name: WalFileName, outcome: &Outcome, report: &watch::Sender<Option<Outcome>>) {
         let mut cache = lock(&self.cache);
+        let fetch = cache.get(&name).and_then(|entry| entry.fetch.as_ref());
+        if !fetch.is_some_and(|fetch| fetch.same_channel(&report.subscribe())) {
+            return;
+        }
         match (outcome, cache.get_mut(&name)) {
             (Outcome::Found(segment), Some(entry)) => {
                 entry.fetch = None;

@@ -199,7 +199,7 @@ impl Restore {
     async fn look(&self, fetcher: &Fetcher) -> Result<Fetched, Failure> {
         let found = fetcher.fetch(&self.file).await?;
         let is_last = !matches!(found, Fetched::Whole(_));
-        if is_last && fetch::is_segment(&self.file) && !dir_of(&self.target).join(&self.file).exists() {
+        if is_last && fetch::is_segment(&self.file) && !self.has_more(1) {
             // What pg_wal has is used from there. Elsewhere recovery would end.
             fetcher.check_hole(&self.file).await?;
         }
@@ -217,7 +217,7 @@ impl Restore {
     }
 
     /// Whether `pg_wal` has this much of the segment, and perhaps more: what a standby has confirmed must not be
-    /// replaced by less.
+    /// replaced by less. A recycled file has nothing of it.
     fn has_more(&self, good: u64) -> bool {
         let path = dir_of(&self.target).join(&self.file);
         let read = File::open(path).and_then(|file| buffer::read_to_end(file, &Limit::segment()));

@@ -146,9 +146,10 @@ impl Storage {
     }
 
     /// Makes it the relay's target `name`, which has this marker if one is known. Reads and writes nothing yet.
-    pub(super) fn claim(&self, places: Arc<Places>, name: &str, marker: Option<String>) {
+    /// `used`: something was archived to it before.
+    pub(super) fn claim(&self, places: Arc<Places>, name: &str, marker: Option<String>, used: bool) {
         if let Kind::Directory(dir, _) = &self.kind {
-            dir.root().claim(places, name, marker);
+            dir.root().claim(places, name, marker, used);
         }
     }
 

@@ -80,6 +80,8 @@ pub(super) struct Worker {
 
 /// A file on its way.
 struct Sending {
+    /// It is written whatever is there.
+    again: bool,
     since: Instant,
     told: Option<Instant>,
     /// When it is time to wonder.
@@ -166,6 +168,7 @@ impl Worker {
                 self.places.clone(),
                 &self.target.name,
                 loaded.marker().map(str::to_owned),
+                loaded.has_anything(),
             );
         }
         // What was read may be in memory only, and lost with it. WAL is let go after this process has saved it.
@@ -303,8 +306,10 @@ impl Worker {
             let Some(name) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
             let again = lock(queue).progress().is_suspect(&name);
-            self.sending
-                .insert(name.clone(), Sending { since: now, told: None, late: now + self.slow_after(size) });
+            self.sending.insert(
+                name.clone(),
+                Sending { again, since: now, told: None, late: now + self.slow_after(size) },
+            );
             work.spawn(async move {
                 // Not even a fault of ours may lose sight of the file: its WAL would be held for ever, silently.
                 let sent =
@@ -318,8 +323,12 @@ impl Worker {
 
     fn sent(&mut self, queue: &SharedQueue, chores: &mut JoinSet<Event>, name: FileName, outcome: Outcome) {
         let now = Instant::now();
-        self.sending.remove(&name);
+        let again = self.sending.remove(&name).is_some_and(|sending| sending.again);
         match outcome {
+            // A sync of another file has failed meanwhile: this one's may have said yes for that reason.
+            Outcome::Taken(_) if !again && lock(queue).progress().is_suspect(&name) => {
+                lock(queue).failed(name, now);
+            }
             Outcome::Taken(written) => {
                 lock(queue).settled(&name);
                 self.unsaved_since.get_or_insert(now);

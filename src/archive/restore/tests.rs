@@ -115,8 +115,12 @@ async fn a_hole_and_a_source_that_is_down_stop_recovery() {
     let error = setting.restore(MIDDLE).run().await.unwrap_err();
     assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
     assert!(setting.source.asked(MIDDLE) > 1, "it may still be on its way");
-    // What pg_wal has is used from there.
-    fs::write(setting.dir.path().join(MIDDLE), "").unwrap();
+    // A recycled file of this name is of no use; what pg_wal really has is used from there.
+    let local = setting.dir.path().join(MIDDLE);
+    fs::write(&local, &setting.wal[..SEG]).unwrap();
+    let error = setting.restore(MIDDLE).run().await.unwrap_err();
+    assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
+    fs::write(&local, &setting.wal[2 * SEG..3 * SEG]).unwrap();
     assert_eq!(setting.restore(MIDDLE).run().await.unwrap(), Restored::Missing);
     setting.source.set_down(true);
     let error = setting.restore("00000002.history").run().await.unwrap_err();

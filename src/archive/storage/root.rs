@@ -104,6 +104,8 @@ struct Claim {
     places: Arc<Places>,
     name: String,
     marker: Option<String>,
+    /// It was archived to before there were markers.
+    used: bool,
     seen: Option<Id>,
 }
 
@@ -124,8 +126,10 @@ impl Root {
     }
 
     /// From now on it is the relay's target `name`, and must have this marker if one is known.
-    pub(super) fn claim(&self, places: Arc<Places>, name: &str, marker: Option<String>) {
-        *lock(&self.claim) = Some(Claim { places, name: name.to_owned(), marker, seen: None });
+    ///
+    /// One that was `used` and has no marker gets one only if something is there.
+    pub(super) fn claim(&self, places: Arc<Places>, name: &str, marker: Option<String>, used: bool) {
+        *lock(&self.claim) = Some(Claim { places, name: name.to_owned(), marker, used, seen: None });
     }
 
     /// Whether it may be the target `name`; an error only if it must not. One that is not there is told.
@@ -165,6 +169,9 @@ impl Root {
             claim.places.take(&fs::canonicalize(&self.path)?, id, &claim.name)?;
         }
         if !is_known || access == Access::Write {
+            if claim.used && claim.marker.is_none() {
+                self.has_something()?;
+            }
             let marker = self.checked_marker(claim.marker.as_deref())?;
             if let Some(claim) = lock(&self.claim).as_mut() {
                 claim.marker = Some(marker);
@@ -186,6 +193,10 @@ impl Root {
     /// Whether anything shows that this is an archive, and not a mount point without its file system.
     pub(super) fn looks_used(&self) -> io::Result<()> {
         self.admit(Access::Read)?;
+        self.has_something()
+    }
+
+    fn has_something(&self) -> io::Result<()> {
         if self.path.join(MARKER).exists() {
             return Ok(());
         }
@@ -297,7 +308,7 @@ mod tests {
 
         fn root(&self, path: &str, name: &str, marker: Option<&str>) -> Root {
             let root = Root::new(self.dir.path().join(path));
-            root.claim(self.places.clone(), name, marker.map(str::to_owned));
+            root.claim(self.places.clone(), name, marker.map(str::to_owned), false);
             root
         }
 
