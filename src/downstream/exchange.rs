@@ -14,6 +14,10 @@ use crate::wire::PgError;
 
 /// Messages that may wait for their answers; then the client is not read from. More than a server answers in one go.
 pub(super) const MOST_EXPECTED: usize = 1 << 16;
+/// Prepared statements with rows of ours in a session; a text that would make one more passes as it is.
+const MOST_STATEMENTS: usize = 1000;
+/// What a server keeps of a name (`NAMEDATALEN`).
+const NAME_LENGTH: usize = 63;
 /// Longest ParameterStatus that is looked at, and longest of our own answers.
 const KEPT: usize = 64 * 1024;
 
@@ -118,7 +122,7 @@ impl Exchange {
 
     /// What a text depends on that is sent now.
     pub(super) fn moment(&self) -> Moment {
-        let is_quiet = self.is_quiet();
+        let is_quiet = self.is_quiet() && self.statements.len() < MOST_STATEMENTS;
         Moment {
             is_quiet,
             has_failed: self.transaction == b'E',
@@ -134,7 +138,7 @@ impl Exchange {
 
     /// What belongs into a Bind of the statement.
     pub(super) fn rows_of(&self, statement: &[u8]) -> Option<&RowsParameter> {
-        self.statements.get(statement)
+        self.statements.get(kept_of(statement))
     }
 
     /// Whether any Bind has to be looked at.
@@ -158,7 +162,7 @@ impl Exchange {
 
     /// A Describe of a statement is sent.
     pub(super) fn describe_statement(&mut self, statement: &[u8]) {
-        let hide = self.statements.contains_key(statement);
+        let hide = self.statements.contains_key(kept_of(statement));
         self.extended(Expected::Describe { hide });
     }
 
@@ -172,10 +176,13 @@ impl Exchange {
         if self.skipping {
             return None;
         }
+        let statement = kept_of(statement);
         let before = match rows {
             Some(rows) => self.statements.insert(statement.to_owned(), rows),
             None => Some(self.statements.remove(statement)?),
         };
+        // The unnamed statement is gone as soon as the server parses another, whatever becomes of that.
+        let before = before.filter(|_| !statement.is_empty());
         Some(Box::new(Undo { statement: statement.to_owned(), before }))
     }
 
@@ -195,7 +202,10 @@ impl Exchange {
             b'Q' | b'F' if !self.skipping => self.expected.push_back(Expected::Query),
             b'c' | b'f' => {
                 self.copying = false;
-                self.expected.push_back(Expected::CopyEnd);
+                // Without a COPY they are overlooked, and nothing takes them away before the next answer.
+                if !matches!(self.expected.back(), None | Some(Expected::CopyEnd)) {
+                    self.expected.push_back(Expected::CopyEnd);
+                }
             }
             _ => {}
         }
@@ -293,6 +303,16 @@ impl Exchange {
         let skipped: Vec<_> = self.expected.drain(..sync.unwrap_or(self.expected.len())).collect();
         for expected in skipped.into_iter().rev() {
             let (Expected::Parse(Some(undo)) | Expected::Close(Some(undo))) = expected else { continue };
+            // What was sent behind the Sync has changed it since.
+            let is_newer = |expected: &Expected| match expected {
+                Expected::Parse(Some(later)) | Expected::Close(Some(later)) => {
+                    later.statement == undo.statement
+                }
+                _ => false,
+            };
+            if self.expected.iter().any(is_newer) {
+                continue;
+            }
             match undo.before {
                 Some(rows) => drop(self.statements.insert(undo.statement, rows)),
                 None => drop(self.statements.remove(&undo.statement)),
@@ -522,7 +542,7 @@ pub(super) fn bind_with(message: &[u8], value: &[u8]) -> Option<BytesMut> {
     new.put_slice(&body[..formats_at]);
     // None is text for all, and one is for all; as text or in binary, ours is the same.
     let more = u16::from(formats > 1);
-    new.put_u16(formats + more);
+    new.put_u16(formats.checked_add(more)?);
     new.put_slice(&body[formats_at + 2..count_at]);
     if more == 1 {
         new.put_u16(0);
@@ -535,6 +555,11 @@ pub(super) fn bind_with(message: &[u8], value: &[u8]) -> Option<BytesMut> {
     let length = u32::try_from(new.len() - 1).ok()?;
     new[1..5].copy_from_slice(&length.to_be_bytes());
     Some(new)
+}
+
+/// What the server tells names apart by.
+fn kept_of(statement: &[u8]) -> &[u8] {
+    &statement[..statement.len().min(NAME_LENGTH)]
 }
 
 /// The statement that a Bind's body names, and where its formats begin.

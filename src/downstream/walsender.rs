@@ -317,6 +317,8 @@ impl<'a> Walsender<'a> {
 
     /// Prepares the next messages; whether there are any.
     fn next_batch(&mut self) -> Result<bool, StreamError> {
+        // First: what is being fetched may be of no use any more, and has to be fetched anew.
+        self.look_at_history();
         if self.talk == Talk::TimelineEnded || self.client_done || self.fetch.is_some() {
             return Ok(false);
         }

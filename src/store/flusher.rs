@@ -231,8 +231,15 @@ impl Naming {
             let (name, size) = (segment.name(), identity.seg_size);
             let partial = store.dir.partial(name, size);
             match fs::rename(&partial, store.dir.segment(name, size)) {
-                // It came twice: the second time it has its name.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // It came twice: the second time it has its name.
+                    if !store.dir.segment(name, size).exists() {
+                        tracing::error!(
+                            "complete WAL segment {} has vanished from the data directory: somebody has removed it",
+                            partial.display()
+                        );
+                    }
+                }
                 Err(error) => {
                     if self.trouble.is_news(Instant::now()) {
                         tracing::error!(

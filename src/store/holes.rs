@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use walrelay_proto::{SegNo, SegSize, WalError, WalFileName, WalIdentity, WalVerifier};
 
 use super::path::WalPath;
-use super::{Identity, Store, dir};
+use super::{Identity, Store, dir, lock};
 
 /// Names that [`Store::missing_segments`] gives at most; more when these are filled.
 const MOST: usize = 4096;
@@ -73,6 +73,8 @@ impl Store {
         if self.has_failed() {
             return Err(FillError::Failed);
         }
+        // One at a time: a fill that hangs on the disk may come after it was given up.
+        let _filling = lock(&self.filling);
         let now = self.wal_path_now().map_err(io)?;
         let missing = |path: &WalPath| self.holes(path).iter().any(|hole| hole.contains(&name.segno));
         let Some((path, identity)) =

@@ -224,6 +224,8 @@ pub struct Store {
     cluster: RwLock<Option<(Identity, Arc<UpstreamParameters>)>>,
     /// Whether this process has saved `cluster`; held while it does.
     cluster_saved: Mutex<bool>,
+    /// Held by who fills a hole, over the disk.
+    filling: Mutex<()>,
     history: Mutex<Arc<TimelineHistory>>,
     written: watch::Sender<Option<TimelinePosition>>,
     flushed: watch::Sender<Option<TimelinePosition>>,
@@ -321,6 +323,7 @@ impl Store {
             dir,
             cluster: RwLock::new(cluster.map(|(identity, parameters)| (identity, Arc::new(parameters)))),
             cluster_saved: Mutex::new(false),
+            filling: Mutex::default(),
             history: Mutex::new(Arc::new(history)),
             written: watch::Sender::new(end),
             flushed: watch::Sender::new(end),

@@ -300,7 +300,7 @@ impl Scan<'_> {
             Ok(()) => self.dir.sync_wal_dir(),
             Err(error) => {
                 let _ = fs::remove_file(&copy);
-                if !matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                if !is_full(&error) {
                     return Err(error);
                 }
                 // Storing the same bytes in the same place makes the kernel write them, too; a torn one was not durable.
@@ -320,8 +320,17 @@ impl Scan<'_> {
         let names = self.dir.wal_files().map_err(failed("could not list", self.dir.wal().into()))?;
         for tli in names.iter().filter_map(|name| TimelineId::from_history_file_name(name)) {
             let path = self.dir.history(tli);
-            let renewed = dir::read_if_present(&path)
-                .and_then(|content| content.map_or(Ok(()), |content| self.dir.write_history(tli, &content)));
+            let renewed = dir::read_if_present(&path).and_then(|content| {
+                let Some(content) = content else { return Ok(()) };
+                match self.dir.write_history(tli, &content) {
+                    Err(error) if is_full(&error) => {
+                        let file = File::options().write(true).open(&path)?;
+                        file.write_all_at(&content, 0)?;
+                        file.sync_all()
+                    }
+                    other => other,
+                }
+            });
             renewed.map_err(failed("could not write again history file", path))?;
         }
         Ok(())
@@ -356,13 +365,38 @@ impl Scan<'_> {
             fs::rename(&path, self.dir.segment(found.name, size))
                 .map_err(failed("could not finish WAL segment", path))?;
         }
-        self.remove_partials_from(tail.next())?;
+        match end.error {
+            Some(_) => self.remove_partials_from(tail.next())?,
+            // A file is missing: what comes behind it may have been confirmed.
+            None => self.set_partials_aside_from(tail.next())?,
+        }
         // Kept even if it is empty: it may be all there is of the newest timeline.
         let tli = self.path.history().tli();
         let own = self.unfinished().find(|found| found.name.tli == tli && found.name.segno == tail);
         let result = own.map(|found| self.map_tail(found, lsn, how)).transpose()?;
         self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))?;
         Ok(result)
+    }
+
+    fn set_partials_aside_from(&self, from: SegNo) -> Result<(), StoreError> {
+        let tli = self.path.history().tli();
+        for found in self.path.segments() {
+            if found.partial && found.name.segno >= from && found.name.tli == tli {
+                let path = self.path_of(*found);
+                let to = self
+                    .dir
+                    .set_aside(&path)
+                    .map_err(failed("could not put aside WAL segment", path.clone()))?;
+                tracing::error!(
+                    "unfinished WAL segment \"{}\" lies behind one that is missing, so WAL up to it may have been \
+                     confirmed and is fetched again from {} on; it is now \"{}\"",
+                    path.display(),
+                    from.start(self.identity.seg_size),
+                    to.display()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Removes unfinished segments of the timeline that hold nothing verified.
@@ -407,6 +441,10 @@ fn read_exact(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
         ),
         _ => error,
     })
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Copies the first `len` bytes; both may be the same file.

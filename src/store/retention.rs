@@ -193,7 +193,8 @@ impl Store {
         // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
         if self.slots.is_durable() {
             let from = self.slots_keep_from(tip, size);
-            let keep = |by_slots| self.keep_with(tip, by_slots).seg_start(size);
+            // The end may have gone back meanwhile, to another timeline.
+            let keep = |by_slots| self.keep_with(self.tip().unwrap_or(tip), by_slots).seg_start(size);
             let keep = self.slots.decide_removal(from, keep);
             let removed = self.remove_segments_before(keep.seg_at(size), size);
             self.look_for_oldest();

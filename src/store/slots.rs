@@ -155,6 +155,29 @@ struct Table {
     slots: BTreeMap<String, Arc<Slot>>,
     /// WAL before this may have been removed by this process, so no new slot can reserve it.
     removed_before: Lsn,
+    /// How many want that nothing more is removed: see [`Pin`].
+    pins: usize,
+}
+
+/// As long as this lives, retention decides to remove nothing more. For the writer while it goes over to files that
+/// may be far behind the present end.
+#[derive(Debug)]
+pub(super) struct Pin {
+    slots: Arc<Slots>,
+    removed_before: Lsn,
+}
+
+impl Pin {
+    /// WAL before this may be gone, or going.
+    pub(super) fn removed_before(&self) -> Lsn {
+        self.removed_before
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        lock(&self.slots.table).pins -= 1;
+    }
 }
 
 /// A slot in use by one connection; released when this is dropped.
@@ -394,10 +417,20 @@ impl Slots {
         valid.filter(|restart| *restart >= from).min()
     }
 
+    /// Has retention remove nothing beyond what it has decided already.
+    pub(super) fn pin(self: &Arc<Self>) -> Pin {
+        let mut table = lock(&self.table);
+        table.pins += 1;
+        Pin { slots: self.clone(), removed_before: table.removed_before }
+    }
+
     /// Decides from where on WAL stays: `keep` is told the oldest that a slot keeps, now or after a crash, of those
     /// that need none before `from`. What lies before the result is as good as gone when this returns.
     pub(super) fn decide_removal(&self, from: Lsn, keep: impl FnOnce(Option<Lsn>) -> Lsn) -> Lsn {
         let mut table = lock(&self.table);
+        if table.pins > 0 {
+            return table.removed_before;
+        }
         let held = table.slots.values().flat_map(|slot| {
             let state = lock(&slot.state);
             let keeps = state.keeps();

@@ -22,6 +22,7 @@ use walrelay_proto::{
 use super::followed::{self, Followed};
 use super::mapped::Segment;
 use super::recovery::{self, Recovered};
+use super::slots::Pin;
 use super::trouble::Trouble;
 use super::{Identity, Store, StoreError, TimelinePosition, dir, lock};
 
@@ -112,6 +113,8 @@ pub struct Writer {
 pub struct HeldTimeline {
     recovered: Recovered,
     end: TimelinePosition,
+    /// Keeps its files here.
+    _pin: Pin,
 }
 
 impl HeldTimeline {
@@ -333,6 +336,10 @@ impl Writer {
             return Err(fail(at, format!("timeline {} is held only up to {end}", stream.tli)));
         }
         // Where generations were skipped, everything from the first fork on is the newer timeline's.
+        let pin = self.store.slots.pin();
+        if at.seg_start(stream.identity.seg_size) < pin.removed_before() {
+            return Err(fail(at, "WAL of that age has been removed here".to_owned()));
+        }
         let forked = stream.fork(&self.store, tli, at);
         self.tell(&forked);
         let forked = forked?;
@@ -354,10 +361,12 @@ impl Writer {
         let Some(identity) = self.store.identity() else { return Ok(None) };
         let tli = history.tli();
         let magic = self.store.upstream_parameters().expected_magic();
+        let pin = self.store.slots.pin();
         let found = recovery::held(&self.store.dir, identity, self.store.config.wal_write, magic, history)?;
         Ok(found.and_then(|recovered| {
             let lsn = recovered.verifier.verified_end()?;
-            Some(HeldTimeline { recovered, end: TimelinePosition { tli, lsn } })
+            let is_there = lsn.rewind(1).seg_start(identity.seg_size) >= pin.removed_before();
+            is_there.then(|| HeldTimeline { recovered, end: TimelinePosition { tli, lsn }, _pin: pin })
         }))
     }
 
@@ -367,11 +376,19 @@ impl Writer {
     /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed.
     pub fn take_up(&mut self, held: HeldTimeline, newest: TimelineId) -> Result<(), AppendError> {
         self.commit();
-        let HeldTimeline { recovered, end } = held;
+        // Nothing of it is removed before it is shown.
+        let HeldTimeline { recovered, end, _pin } = held;
         let Some(identity) = self.store.identity() else { return Err(AppendError::Failed) };
         if *self.store.flushed.borrow() != *self.store.written.borrow() {
             let reason = "what is held of the present timeline is not durable yet".to_owned();
             return Err(AppendError::Fork { tli: end.tli, at: end.lsn, reason });
+        }
+        if let Some(tail) = &recovered.tail
+            && let Err(error) = tail.sync()
+        {
+            // Zeros that nobody had sent may have made a record whole that was never synced.
+            self.store.fail_sync(&format!("could not sync WAL up to {}", end.lsn), &error);
+            return Err(AppendError::Failed);
         }
         self.note(Followed { tli: end.tli, newest: newest.max(end.tli) })?;
         if let Some(tail) = &recovered.tail {

@@ -4,13 +4,14 @@
 //! reports no positions. What arrives is verified with its neighbours before it takes its place; what a server does not
 //! have any more is told, and consumers are sent to the archive for it, if there is one.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use walrelay_proto::{SegSize, WalFileName};
+use walrelay_proto::{Lsn, SegSize, WalFileName};
 
 use super::connect::connect;
 use super::connection::UpstreamConnection;
@@ -81,41 +82,41 @@ pub(super) async fn refill(
 
 /// Fetches what is missing and this server has; returns when there is nothing left to try.
 async fn fill_from(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) {
-    let mut given_up = Vec::new();
+    let mut given_up = BTreeSet::new();
     loop {
-        let mut again = false;
-        let missing = match missing(store).await {
-            Ok(missing) => missing,
+        let missing: Vec<_> = match missing(store).await {
+            Ok(missing) => missing.into_iter().filter(|name| !given_up.contains(name)).collect(),
             Err(error) => {
-                tracing::warn!("{error}");
-                return;
-            }
-        };
-        for run in runs(&missing) {
-            if given_up.contains(&run[0]) {
+                tracing::warn!("{error}; trying again in {} s", TRY_AGAIN.as_secs());
+                tokio::time::sleep(TRY_AGAIN).await;
                 continue;
             }
-            let Err(error) = fill_run(info, store, host, run).await else { continue };
-            let (first, last) = (shown(store, run.first()), shown(store, run.last()));
-            if error.is_final() {
-                given_up.push(run[0]);
+        };
+        // One by one: where the first is of no use, the next may be.
+        let Some(run) = runs(&missing).first().copied() else { break };
+        let Err((name, error)) = fill_run(info, store, host, run).await else { continue };
+        let file = shown(store, name);
+        if error.is_final() {
+            if given_up.is_empty() {
                 tracing::error!(
-                    "missing WAL segments {first} to {last} cannot be fetched again from {host}: {error}; copy them from an \
-                     archive or another copy into pg_wal of the data directory while the relay is stopped"
-                );
-            } else {
-                again = true;
-                tracing::warn!(
-                    "missing WAL segments {first} to {last} could not be fetched again from {host} now: {error}; trying \
-                     again in {} s",
-                    TRY_AGAIN.as_secs()
+                    "missing WAL segment {file} cannot be fetched again from {host}: {error}; the next ones are tried"
                 );
             }
+            given_up.insert(name);
+        } else {
+            tracing::warn!(
+                "missing WAL segment {file} could not be fetched again from {host} now: {error}; trying again in {} s",
+                TRY_AGAIN.as_secs()
+            );
+            tokio::time::sleep(TRY_AGAIN).await;
         }
-        if !again {
-            return;
-        }
-        tokio::time::sleep(TRY_AGAIN).await;
+    }
+    if let (Some(first), Some(last)) = (given_up.first(), given_up.last()) {
+        let (count, first, last) = (given_up.len(), shown(store, *first), shown(store, *last));
+        tracing::error!(
+            "{count} WAL segments between {first} and {last} stay missing: {host} does not have them; copy them from an \
+             archive or another copy into pg_wal of the data directory while the relay is stopped"
+        );
     }
 }
 
@@ -131,44 +132,55 @@ fn runs(missing: &[WalFileName]) -> Vec<&[WalFileName]> {
     missing.chunk_by(follows).collect()
 }
 
-fn shown(store: &Store, name: Option<&WalFileName>) -> String {
-    let size = store.identity().map(|identity| identity.seg_size);
-    name.zip(size).map_or_else(String::new, |(name, size)| name.format(size))
+fn shown(store: &Store, name: WalFileName) -> String {
+    store.identity().map_or_else(String::new, |identity| name.format(identity.seg_size))
 }
 
-/// One connection for each run: it is hung up on when the last byte has come.
+/// One connection for each run: it is hung up on when the last byte has come. The segment at which it failed, and why.
 async fn fill_run(
     info: &ConnInfo,
     store: &Arc<Store>,
     host: &HostSpec,
     run: &[WalFileName],
-) -> Result<(), RefillError> {
-    let Some(Identity { system_id, seg_size }) = store.identity() else { return Ok(()) };
-    let mut conn = connect(info, host, Instant::now() + CONNECT_LIMIT).await?;
-    let theirs = identify(&mut conn).await?;
-    store.check(Identity { system_id: theirs.system_id, seg_size })?;
-    debug_assert_eq!(theirs.system_id, system_id);
-    let start = run[0].segno.start(seg_size);
-    conn.send_query(&format!("START_REPLICATION {start} TIMELINE {}", run[0].tli)).await?;
-    receive(&mut conn, store, run, seg_size).await
+) -> Result<(), (WalFileName, RefillError)> {
+    let Some(Identity { seg_size, .. }) = store.identity() else { return Ok(()) };
+    let first = run[0];
+    let opened = async {
+        let mut conn = connect(info, host, Instant::now() + CONNECT_LIMIT).await?;
+        let theirs = identify(&mut conn).await?;
+        store.check(Identity { system_id: theirs.system_id, seg_size })?;
+        let start = first.segno.start(seg_size);
+        conn.send_query(&format!("START_REPLICATION {start} TIMELINE {}", first.tli)).await?;
+        Ok(conn)
+    };
+    let mut conn = opened.await.map_err(|error| (first, error))?;
+    let mut received = Received { next: first.segno.start(seg_size), wal: Vec::new() };
+    for name in run {
+        let wal = received.segment(&mut conn, seg_size).await.map_err(|error| (*name, error))?;
+        fill(store, *name, wal).await.map_err(|error| (*name, error))?;
+    }
+    Ok(())
 }
 
-async fn receive(
-    conn: &mut UpstreamConnection,
-    store: &Arc<Store>,
-    run: &[WalFileName],
-    seg_size: SegSize,
-) -> Result<(), RefillError> {
-    let mut next = run[0].segno.start(seg_size);
-    let mut wal = Vec::with_capacity(seg_size.bytes() as usize);
-    for name in run {
-        while (wal.len() as u64) < seg_size.bytes() {
+/// What a stream has brought and no segment was made of yet.
+struct Received {
+    next: Lsn,
+    wal: Vec<u8>,
+}
+
+impl Received {
+    async fn segment(
+        &mut self,
+        conn: &mut UpstreamConnection,
+        size: SegSize,
+    ) -> Result<Vec<u8>, RefillError> {
+        while (self.wal.len() as u64) < size.bytes() {
             let (kind, body) = seam::next_message(conn).await?;
             match kind {
                 b'd' => {
-                    let Some((_, bytes)) = seam::xlog_data(&body, next)? else { continue };
-                    next = next.advance(bytes.len() as u64);
-                    wal.extend_from_slice(bytes);
+                    let Some((_, bytes)) = seam::xlog_data(&body, self.next)? else { continue };
+                    self.next = self.next.advance(bytes.len() as u64);
+                    self.wal.extend_from_slice(bytes);
                 }
                 b'E' => return Err(QueryError::Server(server_error(body)).into()),
                 b'c' | b'Z' => return Err(RefillError::Ended),
@@ -176,10 +188,9 @@ async fn receive(
             }
         }
         // Messages may reach over a segment's end.
-        let beyond = wal.split_off(seg_size.bytes() as usize);
-        fill(store, *name, std::mem::replace(&mut wal, beyond)).await?;
+        let beyond = self.wal.split_off(size.bytes() as usize);
+        Ok(std::mem::replace(&mut self.wal, beyond))
     }
-    Ok(())
 }
 
 async fn fill(store: &Arc<Store>, name: WalFileName, wal: Vec<u8>) -> Result<(), RefillError> {
