@@ -6,7 +6,7 @@
 //! stop:   upstream: last WAL synced and confirmed ── walsenders: everything sent and confirmed ── store: closed
 //! ```
 //!
-//! A stop has one limit over everything, `--shutdown-timeout` and [`GRACE`]: what hangs then is named and left behind.
+//! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
 mod receiver;
 mod signals;
