@@ -591,6 +591,13 @@ mod tests {
         (output.to_vec(), exchange.is_quiet())
     }
 
+    #[test]
+    fn what_a_server_overlooks_does_not_stop_a_session() {
+        let mut exchange = session();
+        (0..=MOST_EXPECTED).for_each(|_| exchange.send(b'c'));
+        assert!(!exchange.is_full() && exchange.is_quiet());
+    }
+
     /// Whether a conversation is quiet behind it.
     fn is_quiet(sent: &[u8], answers: &[u8]) -> bool {
         let mut exchange = session();

@@ -726,6 +726,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_removed_while_the_writer_goes_over_to_older_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = open(dir.path());
+        let decide = |keep: u64| slots.decide_removal(Lsn::INVALID, |_| Lsn::new(keep)).as_u64();
+        assert_eq!(decide(300), 300);
+        let pin = slots.pin();
+        assert_eq!((pin.removed_before().as_u64(), decide(900)), (300, 300));
+        drop(pin);
+        assert_eq!(decide(900), 900);
+    }
+
+    #[test]
     fn names_and_numbers_are_limited() {
         let dir = tempfile::tempdir().unwrap();
         let slots = open(dir.path());
