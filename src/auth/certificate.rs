@@ -1,8 +1,13 @@
 //! What is read out of certificates: names for logins, the hash for channel binding
 //! (PostgreSQL: `be-secure-openssl.c`).
 
+mod names;
+
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use x509_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate, X509Name};
+
+use names::short_name;
 
 /// The `tls-server-end-point` hash of a certificate (RFC 5929): by the hash of its signature, SHA-256 instead of
 /// weaker ones. `None` for signatures without a hash of their own, such as Ed25519.
@@ -51,7 +56,8 @@ impl ClientCertificate {
             X509Certificate::from_der(der).map_err(|_| ClientCertificateError::Malformed)?;
         let subject = certificate.subject();
         let first = subject.iter_common_name().next();
-        let common_name = first.and_then(|name| name.as_str().ok()).map(str::to_owned);
+        // PG takes the bytes as they are (X509_NAME_get_text_by_NID).
+        let common_name = first.and_then(|name| str::from_utf8(name.as_slice()).ok()).map(str::to_owned);
         if first.is_some_and(|name| name.as_slice().contains(&0)) {
             return Err(ClientCertificateError::EmbeddedNul);
         }
@@ -80,36 +86,46 @@ fn distinguished_name(subject: &X509Name<'_>) -> String {
     text
 }
 
-/// One `type=value`, as OpenSSL prints it with `XN_FLAG_RFC2253`.
+/// One `type=value`, as OpenSSL prints it with `XN_FLAG_RFC2253`: of a type without a name, and of what is no text, the
+/// whole encoding in hexadecimal.
 fn type_and_value(attribute: &AttributeTypeAndValue<'_>) -> String {
     let oid = attribute.attr_type().to_id_string();
-    match (short_name(&oid), attribute.as_str()) {
-        (Some(name), Ok(value)) => format!("{name}={}", escaped(value)),
-        _ => {
-            let hex: String = attribute.as_slice().iter().map(|byte| format!("{byte:02X}")).collect();
-            format!("{oid}=#{hex}")
-        }
+    let name = short_name(&oid);
+    let text = name.and_then(|_| text(attribute.attr_value()));
+    let value = text.map_or_else(|| format!("#{}", encoding(attribute.attr_value())), |text| escaped(&text));
+    format!("{}={value}", name.unwrap_or(&oid))
+}
+
+/// The characters, with as many bytes each as OpenSSL takes for the string's type (its `ASN1_STRING_print_ex`).
+fn text(value: &Any<'_>) -> Option<String> {
+    let latin = || value.data.iter().copied().map(char::from).collect();
+    match value.tag() {
+        Tag::Utf8String => str::from_utf8(value.data).ok().map(str::to_owned),
+        Tag::NumericString
+        | Tag::PrintableString
+        | Tag::T61String
+        | Tag::Ia5String
+        | Tag::UtcTime
+        | Tag::GeneralizedTime
+        | Tag::VisibleString => Some(latin()),
+        Tag::BmpString => wide(value.data, |[high, low]| u32::from(u16::from_be_bytes([high, low]))),
+        Tag::UniversalString => wide(value.data, u32::from_be_bytes),
+        _ => None,
     }
 }
 
-fn short_name(oid: &str) -> Option<&'static str> {
-    Some(match oid {
-        "2.5.4.3" => "CN",
-        "2.5.4.4" => "SN",
-        "2.5.4.5" => "serialNumber",
-        "2.5.4.6" => "C",
-        "2.5.4.7" => "L",
-        "2.5.4.8" => "ST",
-        "2.5.4.9" => "street",
-        "2.5.4.10" => "O",
-        "2.5.4.11" => "OU",
-        "2.5.4.12" => "title",
-        "2.5.4.42" => "GN",
-        "1.2.840.113549.1.9.1" => "emailAddress",
-        "0.9.2342.19200300.100.1.1" => "UID",
-        "0.9.2342.19200300.100.1.25" => "DC",
-        _ => return None,
-    })
+fn wide<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> u32) -> Option<String> {
+    let (characters, rest) = data.as_chunks::<N>();
+    if rest.is_empty() {
+        characters.iter().map(|&bytes| char::from_u32(number(bytes))).collect()
+    } else {
+        None
+    }
+}
+
+fn encoding(value: &Any<'_>) -> String {
+    let der = value.to_der_vec().unwrap_or_else(|_| value.data.to_vec());
+    der.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// RFC 2253 section 2.4; control characters and what is not ASCII as hexadecimal bytes, as OpenSSL does.
@@ -130,7 +146,7 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
 
     use super::*;
 
@@ -155,6 +171,39 @@ mod tests {
         check(&[(DnType::CommonName, "#ü")], "CN=\\#\\C3\\BC");
         check(&[(organization, "only")], "O=only");
         check(&[], "");
+    }
+
+    /// As OpenSSL 3.0 prints them.
+    #[test]
+    fn every_kind_of_attribute_and_string_is_written_as_openssl_writes_it() {
+        let check = |oid: &[u64], value: DnValue, expected: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CustomDnType(oid.to_vec()), value);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let subject = ClientCertificate::parse(certificate.der()).unwrap();
+            assert_eq!(subject.distinguished_name, expected);
+        };
+        let text = |text: &str| DnValue::Utf8String(text.to_owned());
+        for (number, name) in [
+            (13, "description"),
+            (17, "postalCode"),
+            (43, "initials"),
+            (46, "dnQualifier"),
+            (65, "pseudonym"),
+            (44, "generationQualifier"),
+            (97, "organizationIdentifier"),
+        ] {
+            check(&[2, 5, 4, number], text("DE"), &format!("{name}=DE"));
+        }
+        check(&[0, 9, 2342, 19200300, 100, 1, 44], text("x"), "uid=x");
+        check(&[2, 3, 4, 5], text("xé"), "2.3.4.5=#0C0378C3A9");
+        let wide = DnValue::BmpString("xé€".try_into().unwrap());
+        check(&[2, 5, 4, 13], wide, "description=x\\C3\\A9\\E2\\82\\AC");
+        check(&[2, 3, 4, 5], DnValue::BmpString("xé".try_into().unwrap()), "2.3.4.5=#1E04007800E9");
+        let wide = DnValue::UniversalString("é".try_into().unwrap());
+        check(&[2, 5, 4, 13], wide, "description=\\C3\\A9");
+        check(&[2, 5, 4, 13], DnValue::TeletexString("a+b".try_into().unwrap()), "description=a\\+b");
     }
 
     #[test]
