@@ -132,7 +132,9 @@ impl Tail {
     async fn send(&mut self) -> Result<(), WriteError> {
         let (Some(identity), Some(tip)) = (self.store.identity(), self.store.tip()) else { return Ok(()) };
         let size = identity.seg_size;
-        let Some(end) = tip.flush_lsn.valid() else { return Ok(()) };
+        let Some(end) = tip.flush_lsn.valid().filter(|end| Some(*end) != self.store.begun_at()) else {
+            return Ok(());
+        };
         let wal = WalFileName::new(tip.tli, end.seg_before(size));
         if self.current.as_ref().is_none_or(|current| current.wal != wal) {
             self.finish_last(wal, size).await?;

@@ -41,7 +41,7 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -240,6 +240,8 @@ pub struct Store {
     removed: Mutex<Vec<Arc<Segment>>>,
     /// See [`Store::oldest_kept`]; moved by retention.
     oldest_kept: AtomicU64,
+    /// See [`Store::begun_at`].
+    begun_at: OnceLock<Lsn>,
     slots: Arc<Slots>,
     senders: Arc<Senders>,
     lag: LagClock,
@@ -334,6 +336,7 @@ impl Store {
             files: watch::Sender::new(0),
             removed: Mutex::default(),
             oldest_kept: AtomicU64::default(),
+            begun_at: OnceLock::new(),
             slots,
             senders,
             lag: LagClock::new(),
@@ -418,7 +421,8 @@ impl Store {
         self.dir.replace(name, content)
     }
 
-    /// Where the WAL held here ends; `None` before the first record.
+    /// Where the WAL held here ends; `None` before the first record, unless the upstream streams and has none yet: then
+    /// where it will begin, [`begun_at`](Self::begun_at).
     pub fn tip(&self) -> Option<Tip> {
         // The three change together where the timeline does.
         let history = lock(&self.history);
@@ -457,6 +461,16 @@ impl Store {
             self.flushed.send_replace(Some(written));
         }
         self.written.send_replace(Some(written));
+    }
+
+    /// Shows where WAL begins of which there is none yet.
+    fn show_start(&self, start: TimelinePosition) {
+        let current = lock(&self.history);
+        self.begun_at.get_or_init(|| start.lsn);
+        self.oldest_kept.store(start.lsn.as_u64(), Ordering::Relaxed);
+        self.flushed.send_replace(Some(start));
+        self.written.send_replace(Some(start));
+        drop(current);
     }
 
     /// Timelines of which there are segments here, each with the history in its file; `None` if that is missing or no
@@ -554,9 +568,19 @@ impl Store {
         self.files.subscribe()
     }
 
-    /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment. Waits for the disk.
+    /// Where WAL begins that has been waited for since before there was any, while an idle upstream streamed. A position
+    /// that is no more than this says nothing of WAL that is held.
+    pub fn begun_at(&self) -> Option<Lsn> {
+        self.begun_at.get().copied()
+    }
+
+    /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment; the tip if there is none.
+    /// Waits for the disk.
     pub fn oldest(&self) -> Option<Lsn> {
         let (identity, tip) = (self.identity()?, self.tip()?);
+        if Some(tip.write_lsn) == self.begun_at() {
+            return Some(tip.write_lsn);
+        }
         let segments = self.dir.segments(identity.seg_size).ok()?;
         let mut oldest = tip.write_lsn.seg_before(identity.seg_size);
         let held: std::collections::BTreeSet<_> = segments.iter().map(|found| found.name.segno).collect();
@@ -624,7 +648,7 @@ impl Store {
 
     /// A sync failed: what was written may be lost although it can be read. Leaves word for the next start first.
     fn fail_sync(&self, what: &str, error: &io::Error) {
-        let (dir, confirmed) = (self.dir.clone(), *self.flushed.borrow());
+        let (dir, confirmed) = (self.dir.clone(), self.flushed.borrow().filter(|at| self.holds_before(*at)));
         let reason = format!("{what}: {error}");
         let (done, left) = std::sync::mpsc::channel();
         let mark = reason.clone();
@@ -642,12 +666,19 @@ impl Store {
     /// Says durably that everything written is on the disk, if it is.
     fn end_in_order(&self) {
         let (written, flushed) = (*self.written.borrow(), *self.flushed.borrow());
-        let Some(durable) = flushed.filter(|_| written == flushed && !self.has_failed()) else { return };
+        let in_order =
+            |end: &TimelinePosition| written == flushed && self.holds_before(*end) && !self.has_failed();
+        let Some(durable) = flushed.filter(in_order) else { return };
         if let Err(error) = last_run::end_in_order(&self.dir, durable) {
             tracing::warn!(
                 "could not note that all WAL is on the disk: {error}; the next start writes its end again"
             );
         }
+    }
+
+    /// Whether there is WAL here that this is the end of.
+    fn holds_before(&self, end: TimelinePosition) -> bool {
+        Some(end.lsn) != self.begun_at()
     }
 
     fn has_failed(&self) -> bool {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use walrelay_proto::generate::WalGenerator;
-use walrelay_proto::{SegNo, SystemId, WalIdentity};
+use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 
 use super::*;
 
@@ -118,6 +118,39 @@ fn what_is_appended_is_visible_then_durable_then_a_finished_file() {
         assert!(fs::read(finished).unwrap() == wal.bytes()[..SEG as usize]);
         assert!(dir.path().join("pg_wal/000000010000000000000005.partial").exists());
     }
+}
+
+#[test]
+fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = Opened::open(dir.path());
+    assert_eq!(opened.store.tip(), None);
+    opened.writer.show_start();
+    let tip = Tip { tli: TimelineId::FIRST, write_lsn: START, flush_lsn: START };
+    assert_eq!(opened.store.tip(), Some(tip));
+    assert_eq!((opened.store.oldest(), opened.store.oldest_kept()), (Some(START), Some(START)));
+    let name = SlotName::new("s").unwrap();
+    opened.store.create_reserving_slot(&name, SlotPersistence::Persistent).unwrap();
+    assert_eq!(opened.store.slots().get("s").unwrap().restart_lsn, Some(START));
+    opened.stop();
+    // The next start does not look for WAL up to there.
+    let noted = fs::read_to_string(dir.path().join("last-run.toml")).unwrap();
+    assert!(noted.contains("running"), "{noted}");
+
+    let mut opened = Opened::open(dir.path());
+    opened.writer.show_start();
+    let mut wal = generator(3);
+    wal.fill(1_500_000);
+    opened.append(START, wal.bytes());
+    let end = *wal.record_ends().last().unwrap();
+    opened.writer.show_start();
+    opened.wait_flushed(end);
+    assert_eq!(opened.store.tip().unwrap().write_lsn, end);
+    assert_eq!((opened.store.oldest(), opened.store.begun_at()), (Some(START), Some(START)));
+    assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+    opened.stop();
+    let noted = fs::read_to_string(dir.path().join("last-run.toml")).unwrap();
+    assert!(noted.contains("stopped"), "{noted}");
 }
 
 #[test]

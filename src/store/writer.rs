@@ -203,6 +203,23 @@ impl Writer {
             Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
     }
 
+    /// Shows readers where the WAL begins that is being received, although none of it has come: they may wait for it
+    /// there, and the upstream is told so, which makes its slot keep it. To be called when the upstream streams; without
+    /// effect once anything is published.
+    ///
+    /// What lies before is not ours, so it counts as durable, as with pg_receivewal.
+    pub fn show_start(&mut self) {
+        let Some(stream) = self.stream.as_mut().filter(|stream| stream.published.is_none()) else { return };
+        if stream.verifier.verified_end().is_some() {
+            return;
+        }
+        let mut start = stream.verifier.clone();
+        start.rewind();
+        let start = TimelinePosition { tli: stream.tli, lsn: start.position() };
+        stream.published = Some(start.lsn);
+        self.store.show_start(start);
+    }
+
     /// Forgets what was received beyond the last complete record. To be called before fetching again.
     pub fn rewind(&mut self) {
         if let Some(stream) = &mut self.stream {

@@ -428,6 +428,8 @@ impl<'a> Receiver<'a> {
             PeerDue::Nothing if now >= self.next_report => {
                 if self.entry.is_none() {
                     self.announce();
+                    // An upstream with nothing to send must not keep consumers waiting, nor its slot from keeping WAL.
+                    self.writer.show_start();
                 }
                 self.report(false).await
             }

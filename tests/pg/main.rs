@@ -23,6 +23,7 @@ mod fork;
 mod frozen;
 mod full_disk;
 mod holes;
+mod idle;
 mod login;
 mod no_lost_commit;
 mod overlay;
