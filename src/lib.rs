@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod downstream;
 pub mod error;
 pub mod gateway;
+mod lane;
 pub mod log;
 pub mod overlay;
 pub mod parts;

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use walrelay_proto::{SegSize, TimelineId, WalIdentity};
 
 use super::buffer;
-use super::lane::Lane;
 use super::limit::{self, Limit};
 use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
+use crate::lane::Lane;
 
 /// The WAL in a relay's data directory.
 #[derive(Debug)]

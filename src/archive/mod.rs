@@ -21,7 +21,6 @@ mod command;
 mod commits;
 mod directory;
 pub mod fetch;
-mod lane;
 mod layout;
 mod limit;
 pub mod list;

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 
-use super::lane::Lane;
 use super::limit::{self, Limit};
 use super::target::ObjectPlace;
+use crate::lane::Lane;
 use directory::{Directory, NotSynced};
 use objects::Objects;
 pub(super) use objects::reload;
@@ -135,7 +135,7 @@ impl Storage {
     #[cfg(test)]
     pub(super) fn patient_for(mut self, patience: std::time::Duration) -> Storage {
         if let Kind::Directory(_, lane) = &mut self.kind {
-            *lane = Lane::with_patience(patience);
+            *lane = Lane::new("archive-io", patience);
         }
         self
     }

@@ -186,6 +186,7 @@ fn is_outage(error: &ConnectError) -> bool {
         | ConnectError::Socket { .. }
         | ConnectError::Timeout { .. }
         | ConnectError::Io(_)
+        | ConnectError::Unread { .. }
         | ConnectError::Closed => true,
         _ => false,
     }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
+use super::aside;
 use super::connection::UpstreamConnection;
 use super::error::ConnectError;
 use super::login::{Failure, log_in};
@@ -155,10 +156,10 @@ async fn resolve(info: &ConnInfo, host: &HostSpec, deadline: Instant) -> Result<
         HostAddress::Ip(address) => return Ok(vec![Target::Tcp(SocketAddr::new(*address, host.port))]),
         HostAddress::Name(name) => name,
     };
-    let lookup = tokio::time::timeout_at(deadline, tokio::net::lookup_host((name.as_str(), host.port))).await;
+    let lookup = tokio::time::timeout_at(deadline, aside::addresses(info, name, host.port)).await;
     let lookup = lookup.map_err(|_| ConnectError::Timeout { target: host.to_string() })?;
     let failed = |source| ConnectError::Resolve { host: name.clone(), source };
-    let mut targets: Vec<_> = lookup.map_err(failed)?.map(Target::Tcp).collect();
+    let mut targets: Vec<_> = lookup.map_err(failed)?.into_iter().map(Target::Tcp).collect();
     if targets.is_empty() {
         return Err(failed(std::io::Error::other("no address")));
     }
@@ -196,14 +197,16 @@ async fn connect_unix(
     let target = || format!("socket \"{}\"", path.display());
     let stream = open_unix(path).await.map_err(|source| ConnectError::Socket { target: target(), source })?;
     if let Some(required) = &info.require_peer {
-        check_peer(&stream, required)?;
+        check_peer(&stream, required, info).await?;
     }
     log_in(Stream::Unix(stream), info, host).await.map_err(|failure| failure.error)
 }
 
-fn check_peer(stream: &UnixStream, required: &str) -> Result<(), ConnectError> {
+async fn check_peer(stream: &UnixStream, required: &str, info: &ConnInfo) -> Result<(), ConnectError> {
     let uid = stream.peer_cred().map_err(ConnectError::Io)?.uid();
-    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let what = format!("the entry of user {uid} in the user database");
+    let look_up = move |_: &aside::Files| nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let user = aside::with_files(info, what, look_up).await?;
     let actual = user.map_or_else(|| uid.to_string(), |user| user.name);
     if actual == required {
         return Ok(());
@@ -268,7 +271,9 @@ async fn connect_with(
 
 /// The encrypted stream; with `sslmode=prefer` the same socket in clear text if the server has no TLS.
 async fn encrypt(mut stream: TcpStream, info: &ConnInfo, host: &HostSpec) -> Result<Stream, Failure> {
-    let tls = Tls::prepare(&info.tls, host)?;
+    let (options, target) = (info.tls.clone(), host.clone());
+    let prepare = move |files: &aside::Files| Tls::prepare(&options, &target, files);
+    let tls = aside::with_files(info, "certificates and keys".to_owned(), prepare).await??;
     let direct = info.tls.negotiation == SslNegotiation::Direct;
     if !direct && !request_tls(&mut stream).await? {
         return match info.tls.mode {

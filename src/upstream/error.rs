@@ -134,6 +134,14 @@ pub enum ConnectError {
         /// Which, and why.
         problem: String,
     },
+    /// A file of ours, or the user database, did not answer.
+    #[error("could not read {what}: {reason}")]
+    Unread {
+        /// Which.
+        what: String,
+        /// How long it was waited for.
+        reason: String,
+    },
     /// TLS failed, by what the server sent or is.
     #[error("SSL error: {0}")]
     Tls(#[source] tokio_rustls::rustls::Error),
@@ -219,6 +227,7 @@ impl ConnectError {
             | ConnectError::Closed
             | ConnectError::ErrorBeforeTls
             | ConnectError::TlsIo(_)
+            | ConnectError::Unread { .. }
             | ConnectError::SessionAttrs { .. } => true,
             ConnectError::Socket { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
             ConnectError::Server(error) => error.is_transient(),

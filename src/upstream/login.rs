@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
+use super::aside;
 use super::connection::UpstreamConnection;
 use super::error::{ConnectError, ServerError};
 use super::frame::{self, FrameError, MAX_LOGIN_MESSAGE};
@@ -152,13 +153,13 @@ impl Login<'_> {
             (Authentication::Ok, progress) => return self.check_accepted(&progress).map(|()| None),
             (Authentication::CleartextPassword, Progress::Start) => {
                 self.check_method(AuthMethod::Password, "a cleartext password")?;
-                let password = self.password()?;
+                let password = self.password().await?;
                 self.send(&message::password(password.expose())).await?;
                 Progress::Answered
             }
             (Authentication::Md5Password { salt }, Progress::Start) => {
                 self.check_method(AuthMethod::Md5, "a hashed password")?;
-                let response = self.md5_response(salt)?;
+                let response = self.md5_response(salt).await?;
                 self.send(&message::password(response.as_bytes())).await?;
                 Progress::Answered
             }
@@ -190,7 +191,7 @@ impl Login<'_> {
         self.require(AuthMethod::ScramSha256, || format!("server requested {mechanism} authentication"))?;
         let secret = match self.info.scram_keys {
             Some(keys) => ClientSecret::Keys(keys),
-            None => ClientSecret::Password(self.password()?.expose().to_vec()),
+            None => ClientSecret::Password(self.password().await?.expose().to_vec()),
         };
         let bound = if mechanism == SCRAM_SHA_256_PLUS { Bound::Yes } else { Bound::No };
         let client = ScramClient::new(secret, binding).map_err(ConnectError::Scram)?;
@@ -267,19 +268,26 @@ impl Login<'_> {
         Err(ConnectError::Requirement { required: self.info.require_auth.to_string(), reason: reason() })
     }
 
-    fn md5_response(&self, salt: [u8; 4]) -> Result<String, ConnectError> {
+    async fn md5_response(&self, salt: [u8; 4]) -> Result<String, ConnectError> {
         let stored = self.info.stored_md5.as_ref().and_then(|hash| std::str::from_utf8(hash.expose()).ok());
         if let Some(response) = stored.and_then(|hash| md5::response_from_stored(hash, salt)) {
             return Ok(response);
         }
-        let password = self.password()?;
+        let password = self.password().await?;
         Ok(md5::response_from_password(&self.info.user, password.expose(), salt))
     }
 
-    fn password(&self) -> Result<Secret, ConnectError> {
-        let (password, hint) = match self.info.password_for(self.host) {
-            Ok(password) => (password, None),
-            Err(error) => (None, Some(error.to_string())),
+    async fn password(&self) -> Result<Secret, ConnectError> {
+        let (password, hint) = match (&self.info.password, &self.info.passfile) {
+            (None, Some(path)) => {
+                let (info, host) = (self.info.clone(), self.host.clone());
+                let what = format!("password file \"{}\"", path.display());
+                match aside::with_files(self.info, what, move |_| info.password_for(&host)).await? {
+                    Ok(password) => (password, None),
+                    Err(error) => (None, Some(error.to_string())),
+                }
+            }
+            (given, _) => (given.clone(), None),
         };
         password.filter(|password| !password.expose().is_empty()).ok_or(ConnectError::NoPassword { hint })
     }

@@ -4,6 +4,7 @@
 //! [`UpstreamConnection`] that is logged in and idle. Nothing here retries by itself beyond what libpq does within
 //! one attempt; [`ConnectError::is_transient`] tells the caller whether trying again makes sense.
 
+mod aside;
 mod connect;
 mod connection;
 mod error;

@@ -18,6 +18,7 @@ use crate::conninfo::{ConnInfo, Environment};
 mod comebacks;
 mod encryption;
 mod following;
+mod hanging;
 mod login;
 mod query;
 mod receiving;

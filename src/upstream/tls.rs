@@ -32,6 +32,7 @@ use tokio_rustls::rustls::{
 };
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate, X509Version};
 
+use super::aside::Files;
 use super::error::ConnectError;
 use crate::auth::certificate::end_point_hash;
 use crate::conninfo::{HostAddress, HostSpec, RootCert, SslCertMode, SslMode, TlsOptions, TlsVersion};
@@ -49,10 +50,10 @@ pub(super) struct Tls {
 
 impl Tls {
     /// Reads certificates and keys.
-    pub(super) fn prepare(options: &TlsOptions, host: &HostSpec) -> Result<Tls, ConnectError> {
+    pub(super) fn prepare(options: &TlsOptions, host: &HostSpec, files: &Files) -> Result<Tls, ConnectError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = ServerVerifier::new(options, host, &provider)?;
-        let client = Arc::new(ClientCertificate::load(options, &provider)?);
+        let verifier = ServerVerifier::new(options, host, &provider, files)?;
+        let client = Arc::new(ClientCertificate::load(options, &provider, files)?);
         let versions: Vec<_> =
             [(TlsVersion::V12, &rustls::version::TLS12), (TlsVersion::V13, &rustls::version::TLS13)]
                 .into_iter()
@@ -141,8 +142,9 @@ impl ServerVerifier {
         options: &TlsOptions,
         host: &HostSpec,
         provider: &Arc<CryptoProvider>,
+        files: &Files,
     ) -> Result<ServerVerifier, ConnectError> {
-        let trusted = trusted_certificates(options)?;
+        let trusted = trusted_certificates(options, files)?;
         let name = match (options.mode, &host.name) {
             (SslMode::VerifyFull, None) => {
                 let problem = "host name must be specified for a verified SSL connection";
@@ -151,7 +153,7 @@ impl ServerVerifier {
             (SslMode::VerifyFull, Some(name)) => Some(name.clone()),
             _ => None,
         };
-        let chain = trusted.map(|trusted| Chain::new(trusted, options, provider)).transpose()?;
+        let chain = trusted.map(|trusted| Chain::new(trusted, options, provider, files)).transpose()?;
         Ok(ServerVerifier { algorithms: provider.signature_verification_algorithms, chain, name })
     }
 }
@@ -161,10 +163,11 @@ impl Chain {
         trusted: Vec<CertificateDer<'static>>,
         options: &TlsOptions,
         provider: &Arc<CryptoProvider>,
+        files: &Files,
     ) -> Result<Chain, ConnectError> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trusted.iter().cloned());
-        let crls = revocation_lists(options)?;
+        let crls = revocation_lists(options, files)?;
         let has_crls = !crls.is_empty();
         let builder =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).with_crls(crls);
@@ -328,11 +331,14 @@ fn name_matches(pattern: &str, host: &str) -> bool {
 }
 
 /// `None` if nothing is to be checked.
-fn trusted_certificates(options: &TlsOptions) -> Result<Option<Vec<CertificateDer<'static>>>, ConnectError> {
+fn trusted_certificates(
+    options: &TlsOptions,
+    files: &Files,
+) -> Result<Option<Vec<CertificateDer<'static>>>, ConnectError> {
     let advice = "either provide the file, use the system's trusted roots with sslrootcert=system, or change \
                   sslmode to disable server certificate verification";
     let path = match &options.root_cert {
-        Some(RootCert::System) => return system_certificates().map(Some),
+        Some(RootCert::System) => return system_certificates(files).map(Some),
         Some(RootCert::File(path)) => path,
         None if options.mode >= SslMode::VerifyCa => {
             let problem = format!("could not get home directory to locate root certificate file; {advice}");
@@ -343,7 +349,8 @@ fn trusted_certificates(options: &TlsOptions) -> Result<Option<Vec<CertificateDe
     let unreadable = |reason: String| {
         configuration(format!("could not read root certificate file \"{}\": {reason}", path.display()))
     };
-    let Some(text) = read_if_present(path).map_err(|error| unreadable(error.to_string()))? else {
+    let text = files.read_if_present("root certificate file", path);
+    let Some(text) = text.map_err(|error| unreadable(error.to_string()))? else {
         if options.mode >= SslMode::VerifyCa {
             let path = path.display();
             return Err(configuration(format!("root certificate file \"{path}\" does not exist; {advice}")));
@@ -357,7 +364,8 @@ fn trusted_certificates(options: &TlsOptions) -> Result<Option<Vec<CertificateDe
     }
 }
 
-fn system_certificates() -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+fn system_certificates(files: &Files) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    files.at("the system's root certificates");
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let reason = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
@@ -368,6 +376,7 @@ fn system_certificates() -> Result<Vec<CertificateDer<'static>>, ConnectError> {
 
 fn revocation_lists(
     options: &TlsOptions,
+    files: &Files,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, ConnectError> {
     let Some(path) = &options.crl else {
         return Ok(Vec::new());
@@ -375,20 +384,11 @@ fn revocation_lists(
     let unreadable = |reason: String| {
         configuration(format!("could not read revocation list \"{}\": {reason}", path.display()))
     };
-    let text = read_if_present(path).map_err(|error| unreadable(error.to_string()))?.unwrap_or_default();
+    let text = files.read_if_present("revocation list", path);
+    let text = text.map_err(|error| unreadable(error.to_string()))?.unwrap_or_default();
     CertificateRevocationListDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(error.to_string()))
-}
-
-fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// Our certificate, if we have one, and whether the server asked.
@@ -399,10 +399,14 @@ struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    fn load(options: &TlsOptions, provider: &CryptoProvider) -> Result<ClientCertificate, ConnectError> {
+    fn load(
+        options: &TlsOptions,
+        provider: &CryptoProvider,
+        files: &Files,
+    ) -> Result<ClientCertificate, ConnectError> {
         let certified = match (options.cert_mode, &options.cert) {
             (SslCertMode::Allow | SslCertMode::Require, Some(path)) => {
-                load_certified(path, options, provider)?
+                load_certified(path, options, provider, files)?
             }
             _ => None,
         };
@@ -425,11 +429,13 @@ fn load_certified(
     path: &Path,
     options: &TlsOptions,
     provider: &CryptoProvider,
+    files: &Files,
 ) -> Result<Option<CertifiedKey>, ConnectError> {
     let unreadable = |reason: String| {
         configuration(format!("could not read certificate file \"{}\": {reason}", path.display()))
     };
-    let Some(text) = read_if_present(path).map_err(|error| unreadable(error.to_string()))? else {
+    let text = files.read_if_present("certificate file", path);
+    let Some(text) = text.map_err(|error| unreadable(error.to_string()))? else {
         return Ok(None);
     };
     let chain = CertificateDer::pem_slice_iter(&text)
@@ -442,7 +448,7 @@ fn load_certified(
         let problem = format!("certificate present, but no private key for \"{}\"", path.display());
         return Err(configuration(problem));
     };
-    let key = load_key(key_path)?;
+    let key = load_key(key_path, files)?;
     let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
         let key_path = key_path.display();
         configuration(format!("could not load private key file \"{key_path}\": {error}"))
@@ -451,10 +457,11 @@ fn load_certified(
 }
 
 /// PG: the checks of `initialize_SSL`; root may share its keys with a group.
-fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConnectError> {
+fn load_key(path: &Path, files: &Files) -> Result<PrivateKeyDer<'static>, ConnectError> {
     let shown = path.display();
     let unreadable =
         |reason: String| configuration(format!("could not load private key file \"{shown}\": {reason}"));
+    files.at(&format!("private key file \"{shown}\""));
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
     if !metadata.is_file() {
         return Err(configuration(format!("private key file \"{shown}\" is not a regular file")));
@@ -466,7 +473,7 @@ fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConnectError> {
              if owned by the current user, or permissions u=rw,g=r (0640) or less if owned by root"
         )));
     }
-    let text = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let text = files.read("private key file", path).map_err(|error| unreadable(error.to_string()))?;
     PrivateKeyDer::from_pem_slice(&text)
         .map_err(|error| unreadable(format!("{error}; keys with a passphrase are not supported")))
 }

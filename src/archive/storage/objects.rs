@@ -10,10 +10,10 @@ use futures_util::TryStreamExt;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::super::lane::{PATIENCE, SLOWEST};
 use super::super::limit::Limit;
 use super::super::target::ObjectPlace;
 use super::{OptionError, READING, StorageError, Stored, Trouble, options};
+use crate::lane::{PATIENCE, SLOWEST};
 
 /// After a failure credentials, authorities and the rest are read again, at most this often.
 const REOPEN_EVERY: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! Who it is (PostgreSQL: `auth.c`, `crypt.c`). Strangers get the same exchange as users who mistype.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pgwire::messages::startup::Authentication;
@@ -16,6 +17,7 @@ use crate::auth::users::Secret;
 use crate::conninfo::Credentials;
 use crate::downstream::{Access, Shared};
 use crate::gateway::Role;
+use crate::lane::Lane;
 use crate::wire::{Connection, Peer, PgError, TlsSession, sqlstate};
 
 /// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name and what the upstream
@@ -159,11 +161,16 @@ fn wrong_password(user: &str) -> LoginError {
     PgError::fatal(sqlstate::INVALID_PASSWORD, text).into()
 }
 
+/// The user database may be on another machine, and hang.
+static USERS: LazyLock<Lane> = LazyLock::new(|| Lane::new("user-names", Duration::from_secs(5)));
+
 async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str) -> Result<(), LoginError> {
     let Peer::Local { uid: Some(uid) } = peer else { return Err(wrong_peer(user)) };
-    // The user database may be on another machine.
     let lookup = move || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|found| found.name);
-    let name = tokio::task::spawn_blocking(lookup).await.ok().flatten();
+    let name = USERS.run(0, lookup).await.unwrap_or_else(|reason| {
+        tracing::warn!(uid, "could not look up a client's name in the user database: {reason}");
+        None
+    });
     let permitted = name.is_some_and(|name| access.idents.permit(rule.map(), user, &name));
     if permitted { Ok(()) } else { Err(wrong_peer(user)) }
 }

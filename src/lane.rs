@@ -1,4 +1,4 @@
-//! Work on a file system that may never answer.
+//! Work that may never come back: on a file system that hangs, with a name service that does not answer.
 //!
 //! A call into a hung network file system cannot be taken back: its thread is lost until the file system answers. So
 //! such calls have threads of their own, a bounded number for each place, and whoever waits for one waits for a limited
@@ -11,33 +11,34 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
 /// Least bytes per second that a healthy place takes or gives; slower is as good as gone.
-pub(super) const SLOWEST: u64 = 64 << 10;
+pub(crate) const SLOWEST: u64 = 64 << 10;
 /// What a call may take besides its bytes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Most calls into one place at a time, those that hang included.
 const THREADS: usize = 16;
 
 /// The threads of one place.
 #[derive(Clone, Debug)]
-pub(super) struct Lane {
+pub(crate) struct Lane {
+    name: &'static str,
     free: Arc<Semaphore>,
     patience: Duration,
 }
 
 impl Default for Lane {
     fn default() -> Lane {
-        Lane::with_patience(PATIENCE)
+        Lane::new("archive-io", PATIENCE)
     }
 }
 
 impl Lane {
-    /// Gives up a call after `patience`, and the time its bytes take.
-    pub(super) fn with_patience(patience: Duration) -> Lane {
-        Lane { free: Arc::new(Semaphore::new(THREADS)), patience }
+    /// Threads with this name. A call is given up after `patience`, and the time its bytes take.
+    pub(crate) fn new(name: &'static str, patience: Duration) -> Lane {
+        Lane { name, free: Arc::new(Semaphore::new(THREADS)), patience }
     }
 
     /// How long a call that moves `size` bytes may take.
-    pub(super) fn limit(&self, size: u64) -> Duration {
+    pub(crate) fn limit(&self, size: u64) -> Duration {
         self.patience + Duration::from_secs(size / SLOWEST)
     }
 
@@ -45,7 +46,7 @@ impl Lane {
     ///
     /// # Errors
     /// It did not end in time, or not in order.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         size: u64,
         work: impl FnOnce() -> T + Send + 'static,
@@ -64,7 +65,7 @@ impl Lane {
             drop(place);
             let _ = report.send(result);
         };
-        let thread = std::thread::Builder::new().name("archive-io".to_owned()).spawn(run);
+        let thread = std::thread::Builder::new().name(self.name.to_owned()).spawn(run);
         thread.map_err(|error| format!("could not start a thread: {error}"))?;
         match done.await {
             Ok(Ok(result)) => Ok(result),
@@ -80,7 +81,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_that_hang_cost_a_bounded_number_of_threads_and_nobodys_time() {
-        let lane = Lane::with_patience(Duration::from_millis(20));
+        let lane = Lane::new("test", Duration::from_millis(20));
         let mut hung = Vec::new();
         for _ in 0..THREADS {
             let (go_on, wait) = mpsc::channel::<()>();
