@@ -154,8 +154,10 @@ impl Restore {
     }
 
     async fn fetch_for_recovery(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {
+        let mut told: Option<Instant> = None;
+        // Since when it has been so without interruption: the one says nothing about the other.
+        let (mut hole_since, mut away_since): (Option<Instant>, Option<Instant>) = (None, None);
         let begun = Instant::now();
-        let mut told = None;
         loop {
             match self.look(fetcher).await {
                 Ok(found) => {
@@ -168,17 +170,21 @@ impl Restore {
                     }
                     return Ok(found);
                 }
-                Err(hole @ Failure::Hole { .. }) if begun.elapsed() > self.patience => {
-                    return Err(hole.into());
+                Err(hole @ Failure::Hole { .. }) => {
+                    away_since = None;
+                    if hole_since.get_or_insert_with(Instant::now).elapsed() > self.patience {
+                        return Err(hole.into());
+                    }
                 }
-                Err(Failure::Hole { .. }) => {}
                 Err(error @ Failure::Source { source: FetchError::Unreachable { .. }, .. }) => {
-                    if self.wait.is_some_and(|limit| begun.elapsed() >= limit) {
+                    hole_since = None;
+                    let away = away_since.get_or_insert_with(Instant::now).elapsed();
+                    if self.wait.is_some_and(|limit| away >= limit) {
                         return Err(error.into());
                     }
-                    if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                    if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
                         told = Some(Instant::now());
-                        self.tell(&error, begun.elapsed());
+                        self.tell(&error, away);
                     }
                 }
                 Err(error) => return Err(error.into()),

@@ -171,6 +171,23 @@ async fn a_recovery_waits_for_a_source_that_is_away() {
 }
 
 #[tokio::test]
+async fn a_hole_is_waited_for_whatever_came_before_it() {
+    let setting = Setting::new();
+    setting.source.remove(MIDDLE);
+    setting.source.set_down(true);
+    let restore = Restore { wait: None, ..setting.restore(MIDDLE) };
+    let running = tokio::spawn(async move { restore.run().await });
+    // Longer than a hole is waited for.
+    let source = setting.source.clone();
+    until("asked again and again", || source.asked(MIDDLE) > 20).await;
+    setting.source.set_down(false);
+    let before = setting.source.asked(MIDDLE);
+    let error = running.await.unwrap().unwrap_err();
+    assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
+    assert!(setting.source.asked(MIDDLE) > before + 1, "it may still be on its way");
+}
+
+#[tokio::test]
 async fn swapped_arguments_are_a_wrong_call() {
     let setting = Setting::new();
     for file in ["pg_wal/RECOVERYXLOG", "RECOVERYXLOG", "00000001.HISTORY", "", "000000010000000000000003.gz"]
