@@ -16,6 +16,7 @@ mod lane;
 pub mod log;
 pub mod overlay;
 pub mod parts;
+pub mod permissions;
 pub mod rate;
 pub mod relay;
 pub mod store;

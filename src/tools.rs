@@ -1,6 +1,5 @@
 //! `walrelay restore`, `archive` and `archive-cleanup`: short runs beside the relay.
 
-use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
@@ -180,7 +179,7 @@ fn worker(spool_dir: PathBuf, named: bool) -> spool::StartWorker {
         if !named {
             process.arg("--spool-dir").arg(&spool_dir);
         }
-        let log = File::create(spool_dir.join(spool::LOG))?;
+        let log = spool::worker_log(&spool_dir)?;
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         process.spawn().map(drop)
     })

@@ -1,7 +1,6 @@
 //! What is stored for what is archived: compression, then encryption; both optional, both of formats that
 //! common tools undo (`zstd`, `lz4`, `gzip`; `age`).
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,6 +9,7 @@ use age::x25519::{Identity, Recipient};
 use bytes::Bytes;
 
 use super::limit::{self, HEADER};
+use crate::permissions::{Distrust, check_shared_secret, read_rules};
 
 /// No content is longer than the largest segment.
 const MAX_PLAIN: u64 = 1 << 30;
@@ -114,13 +114,13 @@ impl Format {
 /// A key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The system refused it.
-    #[error("could not read key file \"{}\": {source}", path.display())]
-    Unreadable {
+    /// It cannot be read, or others could have read or changed it.
+    #[error("key file \"{}\" {source}", path.display())]
+    File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// Why not.
+        source: Distrust,
     },
     /// A line is not a key.
     #[error(
@@ -151,8 +151,8 @@ impl Keys {
     /// Reads a file of age identities (`AGE-SECRET-KEY-1...`) or recipients (`age1...`). With recipients
     /// alone, what is archived cannot be read back with this file.
     pub fn load(path: &Path) -> Result<Keys, KeyError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| KeyError::Unreadable { path: path.to_owned(), source })?;
+        let fail = |source| KeyError::File { path: path.to_owned(), source };
+        let text = read_rules(path).map_err(fail)?;
         let mut keys = Keys::default();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -167,6 +167,9 @@ impl Keys {
             } else {
                 return Err(KeyError::Syntax { path: path.to_owned(), line: number + 1 });
             }
+        }
+        if !keys.identities.is_empty() {
+            check_shared_secret(path).map_err(fail)?;
         }
         match keys.recipients.is_empty() {
             true => Err(KeyError::Empty { path: path.to_owned() }),
@@ -334,6 +337,8 @@ fn decrypt<'a>(keys: &Keys, stored: &'a [u8]) -> Result<Box<dyn Read + 'a>, Deco
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -418,8 +423,15 @@ mod tests {
         let identity = Identity::generate();
         let secret = identity.to_string().expose_secret().to_owned();
         fs::write(&path, format!("# created: today\n\n{secret}\n")).unwrap();
+        let set =
+            |mode| fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        set(0o644);
+        let error = Keys::load(&path).unwrap_err().to_string();
+        assert!(error.contains("holds secrets and is open to others"), "{error}");
+        set(0o640);
         let both = Codec::new(Compression::Lz4, Some(Keys::load(&path).unwrap()), false);
         fs::write(&path, identity.to_public().to_string()).unwrap();
+        set(0o644);
         let only_write = Codec::new(Compression::Lz4, Some(Keys::load(&path).unwrap()), false);
         let plain = Bytes::from_static(b"WAL");
         let stored = only_write.encode(&plain).unwrap();

@@ -15,9 +15,9 @@
 //! have lain there over a crash.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use super::fetch::{self, Fetcher};
 use super::limit::Limit;
 use super::temp::{TempFile, put};
 use super::{buffer, check};
+use crate::permissions::{Distrust, check_private_dir};
 
 /// How long a worker waits for the next segment to be wanted.
 pub const LINGER: Duration = Duration::from_secs(60);
@@ -77,10 +78,10 @@ impl Spool {
         }
         let (dir, file, target) = (self.dir.clone(), file.to_owned(), target.to_owned());
         let work = move || {
+            trusted(&dir).ok()?;
             wait_for(&dir.join(format!("{file}{FETCHING}")));
             let path = dir.join(&file);
-            let bytes =
-                File::open(&path).and_then(|file| buffer::read_to_end(file, &Limit::segment())).ok()?;
+            let bytes = open(&path).and_then(|file| buffer::read_to_end(file, &Limit::segment())).ok()?;
             let size = check::identity_of(&bytes).ok()?.seg_size;
             let good = fetch::check_file(&file, system_id, &bytes).is_ok();
             let moved = good && (fs::rename(&path, &target).is_ok() || put(&bytes, &target).is_ok());
@@ -98,6 +99,7 @@ impl Spool {
             return;
         }
         let gone_on = make_dir(&self.dir)
+            .and_then(|()| trusted(&self.dir))
             .and_then(|()| TempFile::create(&self.dir))
             .and_then(|temp| {
                 temp.finish(format!("{file} {}\n", size.bytes()).as_bytes(), &self.dir.join(WANTED))
@@ -117,6 +119,7 @@ impl Spool {
 
 /// The worker: fetches ahead until nobody has wanted anything for `linger`. Returns at once if there is another.
 pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
+    trusted(dir)?;
     let Some(_lock) = try_lock(dir)? else { return Ok(()) };
     TempFile::remove_leftovers(dir);
     let mut worker = Worker {
@@ -229,7 +232,7 @@ impl Worker {
 /// Whether the segment is there now.
 async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<bool> {
     let marker = dir.join(format!("{file}{FETCHING}"));
-    let lock = File::options().write(true).create(true).truncate(true).open(&marker)?;
+    let lock = own_file().truncate(true).open(&marker)?;
     lock.lock()?;
     let stored = match fetcher.fetch_finished(file).await {
         None => Ok(false),
@@ -245,7 +248,7 @@ async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<boo
 
 /// Waits until nobody is fetching any more.
 fn wait_for(marker: &Path) {
-    if let Ok(file) = File::open(marker) {
+    if let Ok(file) = open(marker) {
         let _ = file.lock_shared();
     }
 }
@@ -254,10 +257,39 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Segments that somebody else has put there would go into recovery, and files that we write would go where their links
+/// lead.
+fn trusted(dir: &Path) -> io::Result<()> {
+    check_private_dir(dir).map_err(|error| match error {
+        Distrust::Io(error) => error,
+        Distrust::Wrong(problem) => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("it {problem}; give restore a --spool-dir that only its user can write"),
+        ),
+    })
+}
+
+/// Opens a file to be read, and nothing that a link leads to.
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// For files that are written in place. Links are not followed.
+fn own_file() -> OpenOptions {
+    let mut options = File::options();
+    options.write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+/// The file for what a worker of this spool says.
+pub(crate) fn worker_log(dir: &Path) -> io::Result<File> {
+    own_file().truncate(true).open(dir.join(LOG))
+}
+
 /// The worker's lock; `None` if somebody has it.
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
     let path = dir.join("worker.lock");
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    let file = own_file().truncate(false).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

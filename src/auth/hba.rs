@@ -19,6 +19,8 @@ use std::sync::Arc;
 use address::Address;
 use pattern::Pattern;
 
+use crate::permissions::Distrust;
+
 pub use ident::Idents;
 
 /// The rules of a file, or the built-in ones.
@@ -147,7 +149,15 @@ pub struct Request<'a> {
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HbaError {
-    /// It, or a file it includes, cannot be read.
+    /// It, or a file it includes, cannot be read or is not to be believed.
+    #[error("\"{}\" {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Distrust,
+    },
+    /// A directory it includes cannot be read.
     #[error("could not read \"{}\": {source}", path.display())]
     Io {
         /// The file.

@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::md5;
 use super::scram::Verifier;
+use crate::permissions::{Distrust, read_secret};
 
 /// What a user must know.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,13 +54,13 @@ pub struct Users {
 /// The file cannot be used. Never shows what stands in it: that may be a password.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
-    /// It cannot be read.
-    #[error("could not read authentication file \"{}\": {source}", path.display())]
-    Io {
+    /// It cannot be read, or others could have read or changed it.
+    #[error("authentication file \"{}\" {source}", path.display())]
+    File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// Why not.
+        source: Distrust,
     },
     /// A line is not two quoted texts.
     #[error("{}:{line}: {problem}; write \"user\" \"secret\", a double quote inside as two", path.display())]
@@ -77,8 +77,8 @@ pub enum UsersError {
 impl Users {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Users, UsersError> {
-        let text = std::fs::read_to_string(path);
-        Users::parse(path, &text.map_err(|source| UsersError::Io { path: path.to_owned(), source })?)
+        let text = read_secret(path);
+        Users::parse(path, &text.map_err(|source| UsersError::File { path: path.to_owned(), source })?)
     }
 
     /// Reads a file's content; `path` is for messages.
@@ -169,6 +169,21 @@ mod tests {
         check("\"a\" \"hunter2", 1, "no secret");
         check("\"\" \"hunter2\"", 1, "empty user name");
         check("\"a\" \"b\"\n\"a\" \"hunter2\"", 2, "the user appears");
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_not_taken() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "\"a\" \"hunter2\"\n").unwrap();
+        assert!(Users::load(file.path()).unwrap().get("a").is_some());
+        std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).unwrap();
+        let error = Users::load(file.path()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("authentication file \"") && error.contains("has group or world access"),
+            "{error}"
+        );
     }
 
     proptest! {

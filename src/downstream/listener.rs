@@ -23,6 +23,7 @@ use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
 use crate::auth::scram::server::MockSecret;
 use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
+use crate::permissions::socket_dir_problem;
 use crate::store::Store;
 use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
 
@@ -112,6 +113,13 @@ impl Downstream {
         for address in &config.listen {
             if let ListenAddr::Unix { dir, port } = address {
                 let port = port.or(first_port).unwrap_or(DEFAULT_PORT);
+                if let Some(problem) = socket_dir_problem(dir) {
+                    tracing::warn!(
+                        "directory \"{}\" {problem}: somebody else may put their socket in the place of the relay's, and be \
+                         told passwords; listen in a directory of the relay's user",
+                        dir.display()
+                    );
+                }
                 let bound = unix::bind(dir, port);
                 let address = dir.display().to_string();
                 listeners

@@ -62,6 +62,8 @@ impl DataDir {
         };
         ownership::check(root)?;
         make_dir(&wal).map_err(fail(&wal))?;
+        // Somebody else may have made it meanwhile.
+        ownership::check_permissions(root, &wal)?;
         let path = root.join("walrelay.lock");
         let mut lock = File::options()
             .read(true)
@@ -275,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_second_relay_is_told_who_holds_the_directory() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let held = DataDir::lock(dir.path()).unwrap();
         let Err(StoreError::InUse { pid, .. }) = DataDir::lock(dir.path()) else { panic!("locked twice") };
         assert_eq!(pid, Some(std::process::id()));
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn segments_are_told_from_everything_else() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = crate::permissions::private_tempdir();
         let dir = DataDir::lock(temp.path()).unwrap();
         let size = SegSize::new(1 << 20).unwrap();
         for name in
@@ -300,7 +302,7 @@ mod tests {
 
     #[test]
     fn leftovers_are_removed() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = crate::permissions::private_tempdir();
         let dir = DataDir::lock(temp.path()).unwrap();
         let leftover = dir.new_file("segment");
         preallocate(&leftover, SegSize::new(1 << 20).unwrap()).unwrap();

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_found_again() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = crate::permissions::private_tempdir();
         let dir = DataDir::lock(temp.path()).unwrap();
         assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
         let at = TimelinePosition { tli: TimelineId::new(3).unwrap(), lsn: Lsn::new(0x5000028) };

@@ -257,7 +257,7 @@ mod tests {
     use walrelay_proto::{SegNo, TimelineId};
 
     fn segment(how: WalWrite) -> (tempfile::TempDir, Segment) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let size = SegSize::new(1 << 20).unwrap();
         let path = dir.path().join("segment");
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();

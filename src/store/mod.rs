@@ -60,6 +60,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 pub(crate) use flusher::FLUSHER;
 
 use crate::parts::PartEnded;
+use crate::permissions::Distrust;
 use dir::DataDir;
 use flusher::{FlushQueue, Flusher};
 use last_run::LastRun;
@@ -128,6 +129,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Others could have changed what is in the directory.
+    #[error("data directory \"{}\" {source}", dir.display())]
+    Distrust {
+        /// The data directory, or pg_wal in it.
+        dir: PathBuf,
+        /// What is wrong with it.
+        source: Distrust,
     },
     /// The directory belongs to a PostgreSQL server.
     #[error(

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use walrelay_proto::TimelineId;
 
 use super::StoreError;
+use crate::permissions::{check_data_dir, check_private_dir};
 
 /// What a relay has made, whatever it has done since.
 const LOCK: &str = "walrelay.lock";
@@ -29,6 +30,7 @@ pub(super) fn check(root: &Path) -> Result<(), StoreError> {
     if let Some(found) = server {
         return Err(StoreError::Server { dir: shown, found });
     }
+    check_permissions(root, &wal)?;
     let names = names(root).map_err(failed(root))?;
     let has = |name: &str| names.iter().any(|found| found == name);
     if has(CLUSTER) {
@@ -41,6 +43,22 @@ pub(super) fn check(root: &Path) -> Result<(), StoreError> {
         Some(found) if !root.join(LOCK).exists() => Err(StoreError::Foreign { dir: shown, found }),
         _ => Ok(()),
     }
+}
+
+/// Refuses what others could have put there, `roles.toml` for one, or WAL. What does not exist yet is made well.
+pub(super) fn check_permissions(root: &Path, wal: &Path) -> Result<(), StoreError> {
+    let distrust = |dir: &Path| {
+        let dir = dir.to_owned();
+        move |source| StoreError::Distrust { dir, source }
+    };
+    if root.symlink_metadata().is_ok() {
+        check_data_dir(root).map_err(distrust(root))?;
+    }
+    // It may be a link to another disk.
+    if wal.symlink_metadata().is_ok() {
+        check_private_dir(wal).map_err(distrust(wal))?;
+    }
+    Ok(())
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -83,7 +101,7 @@ mod tests {
 
     /// A directory with these files and directories (ending with a slash).
     fn directory(entries: &[&str]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         for entry in entries {
             let path = dir.path().join(entry);
             match entry.ends_with('/') {
@@ -145,6 +163,30 @@ mod tests {
     }
 
     #[test]
+    fn what_others_may_write_is_refused_before_anything_is_written() {
+        let set = |dir: &Path, mode: u32| {
+            fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let dir = directory(&["cluster.toml", "roles.toml", SEGMENT]);
+        let before = all_files(dir.path());
+        for (name, mode, problem) in [
+            ("", 0o777, "has invalid permissions (0777)"),
+            ("", 0o755, "has invalid permissions (0755)"),
+            ("pg_wal", 0o777, "pg_wal\" can be written by others (0777)"),
+        ] {
+            set(&dir.path().join(name), mode);
+            let error = DataDir::lock(dir.path()).unwrap_err();
+            assert!(error.to_string().contains(problem), "{error}");
+            assert_eq!(all_files(dir.path()), before);
+            set(&dir.path().join(name), 0o700);
+        }
+        for mode in [0o750, 0o700] {
+            set(dir.path(), mode);
+            drop(DataDir::lock(dir.path()).unwrap());
+        }
+    }
+
+    #[test]
     fn new_empty_and_own_directories_are_taken() {
         let cases: [&[&str]; 6] = [
             &[],
@@ -158,14 +200,14 @@ mod tests {
             let dir = directory(entries);
             DataDir::lock(dir.path()).unwrap_or_else(|error| panic!("{entries:?}: {error}"));
         }
-        let parent = tempfile::tempdir().unwrap();
+        let parent = crate::permissions::private_tempdir();
         DataDir::lock(&parent.path().join("a/b")).unwrap();
     }
 
     #[test]
     fn links_are_seen_through() {
         let server = directory(&["PG_VERSION", SEGMENT]);
-        let parent = tempfile::tempdir().unwrap();
+        let parent = crate::permissions::private_tempdir();
         let link = parent.path().join("data");
         std::os::unix::fs::symlink(server.path(), &link).unwrap();
         let error = DataDir::lock(&link).unwrap_err();

@@ -388,7 +388,7 @@ mod tests {
     /// However they race: what is published last is what holds then.
     #[test]
     fn the_published_horizon_is_never_older_than_the_feedback() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
         let senders = Senders::new(Slots::open(dir, 1).unwrap());
         let guards: Vec<_> = (1..=2).map(|pid| senders.register(identity(pid))).collect();

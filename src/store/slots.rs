@@ -673,7 +673,7 @@ mod tests {
 
     #[test]
     fn slots_survive_a_restart_and_temporary_ones_do_not() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(0x100_0000))).unwrap();
         slots.create(&name("t"), SlotPersistence::Temporary { owner: 7 }, None).unwrap();
@@ -687,7 +687,7 @@ mod tests {
 
     #[test]
     fn a_slot_knows_since_when_nobody_uses_it() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         let before = SystemTime::now();
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
@@ -702,7 +702,7 @@ mod tests {
 
     #[test]
     fn one_user_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
@@ -715,7 +715,7 @@ mod tests {
 
     #[test]
     fn a_temporary_slot_belongs_to_its_connection() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("t"), SlotPersistence::Temporary { owner: 7 }, None).unwrap();
         assert!(matches!(slots.acquire("t", 6), Err(SlotError::Active { pid: 7, .. })));
@@ -727,7 +727,7 @@ mod tests {
 
     #[test]
     fn nothing_is_removed_while_the_writer_goes_over_to_older_files() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         let decide = |keep: u64| slots.decide_removal(Lsn::INVALID, |_| Lsn::new(keep)).as_u64();
         assert_eq!(decide(300), 300);
@@ -739,7 +739,7 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_limited() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         for text in ["a", "b", "c"] {
             slots.create(&name(text), SlotPersistence::Persistent, None).unwrap();
@@ -752,7 +752,7 @@ mod tests {
 
     #[test]
     fn flush_reports_move_a_slot_in_both_directions_and_zero_does_not() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
@@ -766,7 +766,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slot_that_falls_behind_the_limit_is_lost_and_its_user_told() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
         slots.create(&name("b"), SlotPersistence::Persistent, Some(Lsn::new(200))).unwrap();
@@ -782,7 +782,7 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_served_otherwise_stays_and_keeps_nothing() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         for (text, at) in [("a", 100), ("b", 150), ("c", 200)] {
             slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(at))).unwrap();
@@ -795,7 +795,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_for_a_slot_ends_with_its_user() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
@@ -807,7 +807,7 @@ mod tests {
     /// As a disk that hangs leaves it: somebody writes the file for ever.
     #[test]
     fn while_the_file_is_written_only_those_wait_who_write_it_too() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         for text in ["a", "b"] {
             slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
@@ -849,7 +849,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_saved_is_as_it_was() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
         std::fs::remove_dir_all(dir.path()).unwrap();
@@ -868,7 +868,7 @@ mod tests {
 
     #[test]
     fn wal_goes_by_what_was_saved() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
         drop(slots);
@@ -888,7 +888,7 @@ mod tests {
 
     #[test]
     fn a_new_slot_reserves_nothing_that_is_being_removed() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         slots.decide_removal(Lsn::INVALID, |_| Lsn::new(500));
         slots.decide_removal(Lsn::INVALID, |_| Lsn::new(400));
@@ -902,7 +902,7 @@ mod tests {
 
     #[test]
     fn slots_beyond_an_end_move_back_to_it() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
         for (text, at) in [("a", 100), ("b", 200)] {
             slots.create(&name(text), SlotPersistence::Persistent, Some(Lsn::new(at))).unwrap();

@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn two_files_take_turns() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let files = StateFiles::open(dir.path()).unwrap();
         assert_eq!(files.read(NAME).unwrap(), None);
         let inode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().ino();
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_process_left_is_used() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let first = StateFiles::open(dir.path()).unwrap();
         first.replace(NAME, "a = 1\n").unwrap();
         drop(first);
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn files_of_earlier_versions_are_taken_over() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         fs::write(dir.path().join(NAME), "a = 1\n").unwrap();
         let files = StateFiles::open(dir.path()).unwrap();
         let text = files.read(NAME).unwrap().unwrap();
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn what_outgrows_its_room_gets_more() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let files = StateFiles::open(dir.path()).unwrap();
         let mut text = String::new();
         for line in 0..3000 {
@@ -321,7 +321,7 @@ mod tests {
     /// A full disk must not come between a slot's drop and its file.
     #[test]
     fn replacing_needs_no_descriptor_and_no_new_file() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let files = StateFiles::open(dir.path()).unwrap();
         files.replace(NAME, "a = 1\n").unwrap();
         let open = || {
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn without_exchange_the_spare_takes_the_name() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let files = StateFiles::open(dir.path()).unwrap();
         files.replace(NAME, "a = 1\n").unwrap();
         lock(&files.file(NAME)).exchanges = false;
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn hands_in_the_directory_do_no_harm() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let files = StateFiles::open(dir.path()).unwrap();
         let path = |name: &str| dir.path().join(name);
         files.replace(NAME, "a = 1\n").unwrap();

@@ -101,7 +101,7 @@ fn read_back(store: &Store, tli: TimelineId, to: Lsn) -> Vec<u8> {
 #[test]
 fn what_is_appended_is_visible_then_durable_then_a_finished_file() {
     for how in [WalWrite::Pwrite, WalWrite::Mmap] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let mut wal = generator(1);
         wal.fill(2_500_000);
         let mut opened = Opened::with(config(dir.path(), how));
@@ -155,7 +155,7 @@ fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
 
 #[test]
 fn bad_wal_is_refused_with_its_position_and_can_be_fetched_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(2);
     wal.fill(300_000);
     let mut opened = Opened::open(dir.path());
@@ -174,7 +174,7 @@ fn bad_wal_is_refused_with_its_position_and_can_be_fetched_again() {
 
 #[test]
 fn overlap_is_compared_and_a_gap_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(3);
     wal.fill(1_300_000);
     let mut opened = Opened::open(dir.path());
@@ -194,7 +194,7 @@ fn overlap_is_compared_and_a_gap_refused() {
 
 #[test]
 fn recovery_finds_the_last_complete_record() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(4);
     wal.fill(1_500_000);
     wal.record(3_500_000);
@@ -215,7 +215,7 @@ fn recovery_finds_the_last_complete_record() {
 
 #[test]
 fn recovery_drops_what_a_power_cut_tore() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(5);
     wal.fill(2_200_000);
     let mut opened = Opened::open(dir.path());
@@ -238,7 +238,7 @@ fn recovery_drops_what_a_power_cut_tore() {
 /// The kernel may have taken the pages of a failed sync for clean: a new file has pages of its own.
 #[test]
 fn what_is_not_known_to_be_durable_is_written_into_new_files() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
     let mut wal = generator(11);
     wal.fill(2_500_000);
@@ -277,7 +277,7 @@ fn what_is_not_known_to_be_durable_is_written_into_new_files() {
 
 #[test]
 fn an_orderly_stop_counts_only_once_and_only_where_it_was() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(12);
     wal.fill(300_000);
     let mut opened = Opened::open(dir.path());
@@ -299,7 +299,7 @@ fn an_orderly_stop_counts_only_once_and_only_where_it_was() {
 
 #[test]
 fn a_failed_sync_ends_everything_and_leaves_word() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(13);
     wal.fill(300_000);
     let mut opened = Opened::open(dir.path());
@@ -320,7 +320,7 @@ fn a_failed_sync_ends_everything_and_leaves_word() {
 
 #[test]
 fn unfinished_segments_of_no_use_are_put_aside() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
     let mut wal = generator(14);
     wal.fill(1_500_000);
@@ -347,7 +347,7 @@ fn unfinished_segments_of_no_use_are_put_aside() {
 /// A server that lost power behind an XLOG_SWITCH sends whatever its file had before.
 #[test]
 fn recovery_never_ends_before_what_was_confirmed_of_padding() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(15);
     wal.fill(300_000);
     wal.switch_segment();
@@ -370,7 +370,7 @@ fn recovery_never_ends_before_what_was_confirmed_of_padding() {
 
 #[test]
 fn errors_before_a_sync_are_waited_out() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
     let mut wal = generator(16);
     wal.fill(2_300_000);
@@ -407,7 +407,7 @@ fn open_below(dir: &Path) -> usize {
 
 #[test]
 fn a_long_record_needs_few_descriptors() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(17);
     wal.fill(300_000);
     wal.record(40_000_000);
@@ -445,7 +445,7 @@ fn a_long_record_needs_few_descriptors() {
 
 #[test]
 fn holes_are_found_and_filled_with_what_fits() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
     let name = |segment| WalFileName::new(TimelineId::FIRST, SegNo::new(segment));
     let mut wal = generator(18);
@@ -486,7 +486,7 @@ fn holes_are_found_and_filled_with_what_fits() {
 
 #[test]
 fn damage_in_a_finished_segment_stops_the_start() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(6);
     wal.fill(1_200_000);
     let mut opened = Opened::open(dir.path());
@@ -504,7 +504,7 @@ fn damage_in_a_finished_segment_stops_the_start() {
 #[test]
 fn a_new_timeline_begins_with_the_old_ones_bytes_in_a_file_of_its_own() {
     for behind in [0, 400_000] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let mut wal = generator(7);
         wal.fill(1_400_000);
         let fork = wal.position();
@@ -543,7 +543,7 @@ fn a_new_timeline_begins_with_the_old_ones_bytes_in_a_file_of_its_own() {
 /// Forks off at a segment's boundary, with more than that of the old timeline at hand, and dies.
 #[test]
 fn a_fork_is_remembered_before_its_first_byte() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
     let mut wal = generator(9);
     wal.fill(900_000);
@@ -586,7 +586,7 @@ fn a_fork_is_remembered_before_its_first_byte() {
 
 #[test]
 fn what_is_durable_on_a_new_timeline_was_durable_on_the_old() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(10);
     wal.fill(300_000);
     let fork = wal.position();
@@ -611,7 +611,7 @@ fn what_is_durable_on_a_new_timeline_was_durable_on_the_old() {
 
 #[test]
 fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(8);
     wal.fill(6_100_000);
     let mut opened = Opened::with(StoreConfig {
@@ -638,7 +638,7 @@ fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
 
 #[test]
 fn slots_whose_wal_is_archived_hold_nothing_and_are_not_lost() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(9);
     let mut opened = Opened::with(StoreConfig {
         wal_keep_size: 0,
@@ -670,7 +670,7 @@ fn slots_whose_wal_is_archived_hold_nothing_and_are_not_lost() {
 
 #[test]
 fn retention_keeps_what_the_archive_has_not_got() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(8);
     wal.fill(6_100_000);
     let config = StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) };
@@ -701,7 +701,7 @@ fn retention_keeps_what_the_archive_has_not_got() {
 /// Freeing a file's blocks may take the disk long; whoever reads it last must not wait for that.
 #[test]
 fn what_is_removed_while_it_is_read_is_let_go_by_retention() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(12);
     wal.fill(3_300_000);
     let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
@@ -725,7 +725,7 @@ fn what_is_removed_while_it_is_read_is_let_go_by_retention() {
 
 #[test]
 fn a_file_that_cannot_be_removed_does_not_keep_the_others() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(11);
     wal.fill(5_100_000);
     let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
@@ -747,7 +747,7 @@ fn a_file_that_cannot_be_removed_does_not_keep_the_others() {
 /// Each round the two meet anew: one removes two segments, the other reserves the oldest there is.
 #[test]
 fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut wal = generator(9);
     let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
     let (store, name) = (opened.store.clone(), "s".parse().unwrap());
@@ -780,7 +780,7 @@ fn wal_reserved_for_a_slot_is_not_removed_meanwhile() {
 
 #[test]
 fn an_upstream_changes_nothing_until_it_is_attached() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let opened = Opened::open(dir.path());
     let status = vec![("server_version".to_owned(), "18.1".to_owned())];
     let parameters = UpstreamParameters { status, ..UpstreamParameters::default() };
@@ -795,7 +795,7 @@ fn an_upstream_changes_nothing_until_it_is_attached() {
 
 #[test]
 fn another_clusters_upstream_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let opened = Opened::open(dir.path());
     let other = Identity { system_id: SystemId(78), ..identity() };
     let error = opened.store.attach(other, UpstreamParameters::default()).unwrap_err();
@@ -810,7 +810,7 @@ proptest! {
     /// one of which only zeros had not come yet, which the file has already, mostly its alignment padding.
     #[test]
     fn any_cut_any_crash(seed: u64, cuts in prop::collection::vec(1usize..400_000, 1..8), crash_at in 0usize..8) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let mut wal = generator(seed);
         wal.fill(2_000_000);
         let mut opened = Opened::open(dir.path());

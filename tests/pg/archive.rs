@@ -103,9 +103,8 @@ fn runtime() -> tokio::runtime::Runtime {
 /// A line of a target whose objects are encrypted with a new key.
 fn encrypted(scratch: &Scratch) -> String {
     use age::secrecy::ExposeSecret;
-    let path = scratch.join("archive.key");
     let secret = age::x25519::Identity::generate().to_string();
-    fs::write(&path, secret.expose_secret()).expect("the directory is ours");
+    let path = scratch.secret("archive.key", secret.expose_secret());
     format!("encryption-key-file = \"{}\"", path.display())
 }
 

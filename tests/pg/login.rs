@@ -13,9 +13,8 @@ fn passwords_and_rules(server: &Server) {
     primary.sql("set password_encryption = 'scram-sha-256'; create role copied login replication password 'swordfish'");
     let verifier = primary.sql("select rolpassword from pg_authid where rolname = 'copied'");
     let scratch = Scratch::new("auth");
-    let users = scratch.join("userlist.txt");
-    std::fs::write(&users, format!("\"copied\" \"{verifier}\"\n\"plain\" \"s3cret\"\n"))
-        .expect("the directory is ours");
+    let users = format!("\"copied\" \"{verifier}\"\n\"plain\" \"s3cret\"\n");
+    let users = scratch.secret("userlist.txt", &users);
     let rules = "host replication copied,plain 127.0.0.1/32 scram-sha-256\n\
                  host all,replication postgres 127.0.0.1/32 trust\n\
                  host replication banned 127.0.0.1/32 reject\n";

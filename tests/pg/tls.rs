@@ -27,11 +27,7 @@ fn scene(server: &Server) -> Scene {
     );
     let verifier = primary.sql("select rolpassword from pg_authid where rolname = 'copied'");
     let scratch = Scratch::new("auth");
-    let file = |name: &str, text: &str| {
-        let path = scratch.join(name);
-        std::fs::write(&path, text).expect("the directory is ours");
-        path.display().to_string()
-    };
+    let file = |name: &str, text: &str| scratch.secret(name, text).display().to_string();
     let users = file("userlist.txt", &format!("\"copied\" \"{verifier}\"\n"));
     let idents = file("ident.conf", "nodes /^(node[0-9]+)\\.example\\.com$ \\1\n");
     let certificates = Certificates::new();

@@ -50,7 +50,7 @@ impl Setting {
         }
         let length = (HELD + 1 - FIRST) * SEG + SEG / 2;
         wal.fill(length as usize - wal.bytes().len());
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let (store, mut writer, background) = Store::open(StoreConfig {
             data_dir: dir.path().to_owned(),
             wal_write: WalWrite::Pwrite,

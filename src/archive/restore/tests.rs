@@ -252,6 +252,45 @@ async fn a_spoiled_segment_in_the_spool_is_fetched_again() {
 }
 
 #[tokio::test]
+async fn a_spool_that_others_can_write_is_left_alone_and_recovery_goes_on() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let setting = Setting::new();
+    let dir = setting.dir.path().join("spool");
+    fs::create_dir(&dir).unwrap();
+    // What somebody else wants recovery to read, and a link of theirs.
+    let theirs = setting.wal[2 * SEG..3 * SEG].to_vec();
+    fs::write(dir.join(MIDDLE), &theirs).unwrap();
+    let precious = setting.dir.path().join("precious");
+    fs::write(&precious, "content").unwrap();
+    symlink(&precious, dir.join("worker.lock")).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let started = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let start = started.clone();
+    let start_worker = move || {
+        start.store(true, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    };
+    let spool = Spool::new(dir.clone(), Arc::new(start_worker));
+    let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+    assert_eq!(setting.source.asked(MIDDLE), 1, "fetched, not taken from there");
+    assert!(!started.load(std::sync::atomic::Ordering::Relaxed));
+    let fetcher = || Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
+    let error = spool::work(&dir, fetcher(), 3, Duration::from_secs(1)).await.unwrap_err().to_string();
+    assert!(error.contains("can be written by others (0777)") && error.contains("--spool-dir"), "{error}");
+    // Nor is a link followed in a directory that looks well now.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(spool::work(&dir, fetcher(), 3, Duration::from_secs(1)).await.is_err());
+    assert!(spool::worker_log(&dir).is_ok());
+    fs::remove_file(dir.join(spool::LOG)).unwrap();
+    symlink(&precious, dir.join(spool::LOG)).unwrap();
+    assert!(spool::worker_log(&dir).is_err());
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
+    assert!(fs::read(dir.join(MIDDLE)).unwrap() == theirs);
+}
+
+#[tokio::test]
 async fn an_idle_worker_leaves_no_segments() {
     let setting = Setting::new();
     let dir = setting.dir.path().join("spool");

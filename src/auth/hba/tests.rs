@@ -202,7 +202,7 @@ fn what_cannot_be_decided_is_refused_with_its_line() {
     refused("hostssl replication all all trust verify", "not in name=value format: verify");
     refused("host replication \"all all trust", "does not end on its line");
     assert!(matches!(parse("# nothing\n"), Err(HbaError::Empty(_))));
-    assert!(matches!(Hba::load(Path::new("/nonexistent/x")), Err(HbaError::Io { .. })));
+    assert!(matches!(Hba::load(Path::new("/nonexistent/x")), Err(HbaError::File { .. })));
 }
 
 #[test]
@@ -228,7 +228,25 @@ fn files_include_files() {
     let error = Hba::load(&dir.path().join("loop")).unwrap_err().to_string();
     assert!(error.contains("nested too deeply"), "{error}");
     write("missing", "include none");
-    assert!(matches!(Hba::load(&dir.path().join("missing")), Err(HbaError::Io { .. })));
+    assert!(matches!(Hba::load(&dir.path().join("missing")), Err(HbaError::File { .. })));
+}
+
+#[test]
+fn a_file_that_everybody_writes_is_refused_also_where_it_is_included() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("main"), "local all @users trust\ninclude more").unwrap();
+    fs::write(path("users"), "joe").unwrap();
+    fs::write(path("more"), "local all all reject").unwrap();
+    assert!(Hba::load(&path("main")).is_ok());
+    for name in ["main", "users", "more"] {
+        fs::set_permissions(path(name), PermissionsExt::from_mode(0o666)).unwrap();
+        let error = Hba::load(&path("main")).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}\" can be written by everybody")), "{error}");
+        fs::set_permissions(path(name), PermissionsExt::from_mode(0o644)).unwrap();
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{HbaError, Place};
+use crate::permissions::read_rules;
 
 /// How deep files may include each other (PG: `CONF_FILE_MAX_DEPTH`).
 const MAX_DEPTH: usize = 10;
@@ -33,9 +34,13 @@ pub(super) struct Line {
 /// The lines of a file and of all it includes, in order.
 pub(super) fn read_file(path: &Path) -> Result<Vec<Line>, HbaError> {
     let mut lines = Vec::new();
-    let text = fs::read_to_string(path).map_err(|source| HbaError::Io { path: path.to_owned(), source })?;
+    let text = read(path)?;
     read_text(path, &text, 0, &mut lines)?;
     Ok(lines)
+}
+
+fn read(path: &Path) -> Result<String, HbaError> {
+    read_rules(path).map_err(|source| HbaError::File { path: path.to_owned(), source })
 }
 
 /// The lines of a file's text; files that it includes are looked for beside `path`.
@@ -96,7 +101,7 @@ fn include(
 }
 
 fn read_included(file: &Path, depth: usize, lines: &mut Vec<Line>) -> Result<(), HbaError> {
-    let text = fs::read_to_string(file).map_err(|source| HbaError::Io { path: file.to_owned(), source })?;
+    let text = read(file)?;
     read_text(file, &text, depth + 1, lines)
 }
 
@@ -142,7 +147,7 @@ fn expand(token: Token, place: &Place, depth: usize, into: &mut Vec<Token>) -> R
     };
     let path = place.beside(name);
     check_depth(&path, place, depth)?;
-    let text = fs::read_to_string(&path).map_err(|source| HbaError::Io { path: path.clone(), source })?;
+    let text = read(&path)?;
     let path: Arc<Path> = path.into();
     for (n, line) in text.lines().enumerate() {
         let place = Place { path: path.clone(), line: n + 1 };

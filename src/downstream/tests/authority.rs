@@ -37,7 +37,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, "test authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let authority = Authority { issuer, dir: tempfile::tempdir().unwrap() };
+        let authority = Authority { issuer, dir: crate::permissions::private_tempdir() };
         std::fs::write(authority.path("root.crt"), authority.issuer.pem()).unwrap();
         authority.install(&authority.issue("server", 1));
         authority

@@ -119,7 +119,7 @@ impl Relay {
     }
 
     pub(super) async fn with(options: Options) -> Relay {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let config = StoreConfig {
             data_dir: dir.path().join("data"),
             wal_write: WalWrite::Pwrite,

@@ -235,7 +235,7 @@ struct Relay {
 
 impl Relay {
     fn new() -> Relay {
-        let mut relay = Relay { dir: tempfile::tempdir().unwrap(), open: None };
+        let mut relay = Relay { dir: crate::permissions::private_tempdir(), open: None };
         relay.reopen();
         relay
     }

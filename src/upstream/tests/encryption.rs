@@ -29,7 +29,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::permissions::private_tempdir();
         std::fs::write(directory.path().join("root.crt"), issuer.pem()).unwrap();
         Authority { issuer, directory }
     }
@@ -468,7 +468,7 @@ async fn certificates_of_version_1_are_good_enough() {
     let der = CertificateDer::from_pem_slice(include_bytes!("version1/server.crt")).unwrap();
     let key = KeyPair::from_pem(include_str!("version1/server.key")).unwrap();
     let identity = Identity { der, key };
-    let directory = tempfile::tempdir().unwrap();
+    let directory = crate::permissions::private_tempdir();
     let root = directory.path().join("root.crt");
     std::fs::write(&root, include_str!("version1/root.crt")).unwrap();
     let root = format!("sslrootcert='{}'", root.display());

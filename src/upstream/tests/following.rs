@@ -238,7 +238,7 @@ struct Setup {
 
 impl Setup {
     fn holding(wal: &[u8]) -> Setup {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let config = StoreConfig {
             data_dir: dir.path().to_owned(),
             wal_write: WalWrite::Pwrite,

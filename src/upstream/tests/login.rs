@@ -324,7 +324,7 @@ async fn hosts_are_tried_until_one_is_as_wanted() {
 
 #[tokio::test]
 async fn unix_sockets_are_found_by_port_and_owner() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = crate::permissions::private_tempdir();
     let listener = tokio::net::UnixListener::bind(directory.path().join(".s.PGSQL.77")).unwrap();
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();

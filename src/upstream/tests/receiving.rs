@@ -51,7 +51,7 @@ fn zero_time() -> PgTimestamp {
 
 impl Setup {
     fn new() -> Setup {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let (store, writer) = open(dir.path());
         let (store, background) = store;
         let (client, server) = UnixStream::pair().unwrap();

@@ -2,7 +2,6 @@
 //! `check_ssl_key_file_permissions`).
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use super::{ALPN, TlsSession};
 use crate::auth::certificate::end_point_hash;
 use crate::conninfo::TlsVersion;
+use crate::permissions::{Distrust, read_rules, read_secret};
 
 /// Where everything stands that TLS for clients needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,13 +59,15 @@ pub enum TlsError {
         /// What is wrong with it. Nothing of a key.
         reason: String,
     },
-    /// Others could have read or changed the key.
-    #[error("private key file \"{}\" {problem}", path.display())]
-    KeyFile {
+    /// Others could have read the key, or changed it or another file.
+    #[error("{what} \"{}\" {problem}", path.display())]
+    Distrust {
+        /// What it should hold.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong and how it should be.
-        problem: &'static str,
+        problem: String,
     },
     /// The pieces do not fit together.
     #[error("could not set up TLS for clients: {0}")]
@@ -153,8 +155,17 @@ fn client_verifier(
     Ok(Some(verifier))
 }
 
+/// Whoever may write a certificate of an authority lets in whom they like.
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Io { what, path: path.to_owned(), source })
+    read_rules(path).map(String::into_bytes).map_err(|error| trusted(what, path, error))
+}
+
+fn trusted(what: &'static str, path: &Path, error: Distrust) -> TlsError {
+    let path = path.to_owned();
+    match error {
+        Distrust::Io(source) => TlsError::Io { what, path, source },
+        Distrust::Wrong(problem) => TlsError::Distrust { what, path, problem },
+    }
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -177,37 +188,12 @@ fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'sta
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     const WHAT: &str = "private key file";
-    check_key_file(path)?;
-    PrivateKeyDer::from_pem_slice(&read(WHAT, path)?).map_err(|error| TlsError::Content {
+    let text = read_secret(path).map_err(|error| trusted(WHAT, path, error))?;
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| TlsError::Content {
         what: WHAT,
         path: path.to_owned(),
         reason: format!("{error}; keys with a passphrase are not supported"),
     })
-}
-
-/// Root may share its keys with a group; nobody else may share.
-fn check_key_file(path: &Path) -> Result<(), TlsError> {
-    let bad = |problem| Err(TlsError::KeyFile { path: path.to_owned(), problem });
-    let metadata = std::fs::metadata(path).map_err(|source| TlsError::Io {
-        what: "private key file",
-        path: path.to_owned(),
-        source,
-    })?;
-    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
-    if !metadata.is_file() {
-        return bad("is not a regular file");
-    }
-    if !ours && metadata.uid() != 0 {
-        return bad("must be owned by the relay's user or root");
-    }
-    let shared = if metadata.uid() == 0 { 0o037 } else { 0o077 };
-    if metadata.mode() & shared != 0 {
-        return bad(
-            "has group or world access; it must have permissions u=rw (0600) or less if owned by the relay's user, \
-             or u=rw,g=r (0640) or less if owned by root",
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]

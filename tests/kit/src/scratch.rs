@@ -52,6 +52,14 @@ impl Scratch {
         dir
     }
 
+    /// A file below it that nobody else can read.
+    pub fn secret(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.join(name);
+        fs::write(&path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("we just wrote it");
+        path
+    }
+
     /// A path below it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
