@@ -23,6 +23,8 @@ pub(crate) struct Lane {
     name: &'static str,
     free: Arc<Semaphore>,
     patience: Duration,
+    /// Bytes per second.
+    slowest: u64,
 }
 
 impl Default for Lane {
@@ -34,12 +36,18 @@ impl Default for Lane {
 impl Lane {
     /// Threads with this name. A call is given up after `patience`, and the time its bytes take.
     pub(crate) fn new(name: &'static str, patience: Duration) -> Lane {
-        Lane { name, free: Arc::new(Semaphore::new(THREADS)), patience }
+        Lane { name, free: Arc::new(Semaphore::new(THREADS)), patience, slowest: SLOWEST }
+    }
+
+    /// A call is given up after `patience`, whatever it moves.
+    #[cfg(test)]
+    pub(crate) fn hasty(patience: Duration) -> Lane {
+        Lane { slowest: u64::MAX, ..Lane::new("hasty-io", patience) }
     }
 
     /// How long a call that moves `size` bytes may take.
     pub(crate) fn limit(&self, size: u64) -> Duration {
-        self.patience + Duration::from_secs(size / SLOWEST)
+        self.patience + Duration::from_secs(size / self.slowest)
     }
 
     /// Runs `work`, which moves about `size` bytes. When its time is over it goes on without anybody waiting.

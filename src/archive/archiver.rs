@@ -54,7 +54,7 @@ pub(super) struct Floors {
 
 impl Floors {
     /// Holds everything until all of `names` have a floor.
-    fn new(store: Arc<Store>, names: impl Iterator<Item = String>) -> Floors {
+    pub(super) fn new(store: Arc<Store>, names: impl Iterator<Item = String>) -> Floors {
         Floors { store, floors: Mutex::new(names.map(|name| (name, None)).collect()) }
     }
 

@@ -8,6 +8,7 @@ mod directory;
 mod objects;
 mod options;
 mod root;
+mod sync;
 mod upload;
 
 use std::io::{self, ErrorKind, Write};
@@ -21,12 +22,15 @@ use object_store::path::Path as ObjectPath;
 use super::limit::{self, Limit};
 use super::target::ObjectPlace;
 use crate::lane::Lane;
-use directory::{Directory, NotSynced};
+use directory::Directory;
 use objects::Objects;
 pub(super) use objects::reload;
 pub use options::OptionError;
 pub(super) use root::Places;
 use root::Refused;
+#[cfg(test)]
+pub(super) use sync::Fault;
+use sync::NotSynced;
 
 /// Where one target's objects are. Paths are relative to it and separated by `/`.
 ///
@@ -106,6 +110,9 @@ impl StorageError {
 
 const READING: &str = "could not read";
 const WRITING: &str = "could not write";
+const SYNCING: &str = "could not sync";
+/// What syncs, so that its end matters.
+const SYNCS: [&str; 2] = [WRITING, SYNCING];
 
 fn one_line(text: &str) -> String {
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -131,11 +138,20 @@ impl Storage {
         Storage { kind: Kind::Objects(Arc::new(Objects::over(store, ObjectPath::from(prefix)))) }
     }
 
-    /// Gives up each call after this time, and that for its bytes; 30 seconds if this is not called.
+    /// Gives up each call after this time, whatever it moves.
     #[cfg(test)]
     pub(super) fn patient_for(mut self, patience: std::time::Duration) -> Storage {
         if let Kind::Directory(_, lane) = &mut self.kind {
-            *lane = Lane::new("archive-io", patience);
+            *lane = Lane::hasty(patience);
+        }
+        self
+    }
+
+    /// Has `fault` decide about each sync of a directory before it is done.
+    #[cfg(test)]
+    pub(super) fn with_fault(self, fault: Fault) -> Storage {
+        if let Kind::Directory(dir, _) = &self.kind {
+            dir.root().syncs().faults.set(fault);
         }
         self
     }
@@ -226,7 +242,7 @@ impl Storage {
     /// Makes durable what somebody else has written. A store's objects are.
     pub(super) async fn sync(&self, path: &str, size: u64) -> Result<(), StorageError> {
         let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
-        on(lane, dir, size, "could not sync", path, Directory::sync).await
+        on(lane, dir, size, SYNCING, path, Directory::sync).await
     }
 
     /// Reads an object that is no larger than a segment of 16 MB; `None` if there is certainly none.
@@ -307,7 +323,11 @@ async fn on<T: Send + 'static>(
     let done = lane.run(size, move || {
         work(&at, &owned).map_err(|error| StorageError::of_io(action, &at.show(&owned), &error))
     });
-    done.await.unwrap_or_else(|reason| Err(StorageError::new(action, &dir.show(path), &reason)))
+    done.await.unwrap_or_else(|reason| {
+        // It goes on, and whether its sync says no will be said to nobody.
+        let kind = if SYNCS.contains(&action) { Trouble::NotSynced } else { Trouble::Passing };
+        Err(StorageError { kind, ..StorageError::new(action, &dir.show(path), &reason) })
+    })
 }
 
 #[cfg(test)]
@@ -357,5 +377,48 @@ mod tests {
         assert!(storage.head("a").await.is_err());
         assert!(storage.list("").await.is_err());
         assert!(storage.put("a", Bytes::new()).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_sync_that_fails_after_it_was_given_up_puts_those_under_way_in_doubt() {
+        use std::sync::mpsc;
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let open = || Storage::open(&ObjectPlace::parse(&url).unwrap()).unwrap();
+        let (fail, failing) = mpsc::channel::<()>();
+        let (go_on, waiting) = mpsc::channel::<()>();
+        let (say, reached) = mpsc::channel();
+        let waits = std::sync::Mutex::new((Some(failing), Some(waiting)));
+        // The directory's sync of "a" fails late, and meanwhile the file's of "b" waits.
+        let fault = move |file: &std::fs::File| {
+            let meta = file.metadata()?;
+            let (fails, wait) = match &mut *waits.lock().unwrap() {
+                (failing, _) if meta.is_dir() => (true, failing.take()),
+                (_, waiting) if meta.len() == 2 => (false, waiting.take()),
+                _ => return Ok(()),
+            };
+            let Some(wait) = wait else { return Ok(()) };
+            say.send(()).unwrap();
+            wait.recv().unwrap();
+            if fails { Err(ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+        };
+        let hasty = open().patient_for(std::time::Duration::from_millis(50)).with_fault(Box::new(fault));
+        let error = hasty.put_new("a", Bytes::from_static(b"a")).await.unwrap_err();
+        assert_eq!(error.kind, Trouble::NotSynced, "{error}");
+        assert!(error.reason.contains("no answer in"), "{error}");
+        reached.recv().unwrap();
+        let Storage { kind: Kind::Directory(at, _) } = hasty else { panic!("it is a directory") };
+        let none = at.root().syncs().failures();
+        let patient = Storage { kind: Kind::Directory(at.clone(), Lane::default()) };
+        let other = tokio::spawn(async move { patient.put_new("b", Bytes::from_static(b"bb")).await });
+        reached.recv().unwrap();
+        fail.send(()).unwrap();
+        while at.root().syncs().failures() == none {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+        let error = other.await.unwrap().unwrap_err();
+        assert_eq!(error.kind, Trouble::NotSynced, "{error}");
+        assert!(error.reason.contains("has failed meanwhile"), "{error}");
     }
 }

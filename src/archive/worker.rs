@@ -1,6 +1,8 @@
 //! One target's worker: its queue, its failures, its pace.
 
 mod send;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -232,6 +234,8 @@ impl Worker {
         }
         if !self.sending.is_empty() {
             let left = self.sending.len();
+            // Whether their syncs say no will be said to nobody.
+            lock(&queue).suspect(self.sending.keys().cloned());
             tracing::warn!(
                 "archive target \"{}\" has not taken {left} files by the end of the shutdown; they are offered again \
                  at the next start",

@@ -297,6 +297,19 @@ async fn what_could_not_be_synced_is_written_again() {
     assert_eq!(there.write_again(&segment(), wal(3)).await.unwrap(), Written::Same);
     assert_ne!(inode(), before);
     assert!(there.read(&segment()).await.unwrap() == Some(wal(3)));
+    // What its checksum promises is not what has reached the disk.
+    for lost in [vec![0; 1 << 20], Vec::new()] {
+        std::fs::write(&path, lost).unwrap();
+        assert_eq!(there.write_again(&segment(), wal(3)).await.unwrap(), Written::Same);
+        assert!(there.read(&segment()).await.unwrap() == Some(wal(3)));
+    }
+    // Written by somebody who compresses.
+    let url = format!("file://{}", dir.path().display());
+    let storage = Storage::open(&crate::archive::ObjectPlace::parse(&url).unwrap()).unwrap();
+    let packing = Codec::new(Compression::Zstd(1), None, false);
+    let packing = Repository::over(storage, "test", Layout::Plain, packing);
+    assert_eq!(packing.write_again(&segment(), wal(3)).await.unwrap(), Written::Same);
+    assert!(!path.exists() && there.read(&segment()).await.unwrap() == Some(wal(3)));
     // Of what is not there nothing is believed either.
     let other = name("000000010000000000000004");
     assert!(matches!(there.write_again(&other, wal(4)).await.unwrap(), Written::New { .. }));

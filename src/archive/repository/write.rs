@@ -45,8 +45,8 @@ impl Repository {
         self.write_with(name, plain, false).await
     }
 
-    /// Like [`write`](Self::write), for a file that could not be synced: what is there of it is written again, because it
-    /// can be read and may be lost nevertheless.
+    /// Like [`write`](Self::write), for a file that could not be synced: where its content is there it is stored once more,
+    /// because what can be read may be lost nevertheless.
     pub async fn write_again(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
         self.write_with(name, plain, true).await
     }
@@ -56,9 +56,13 @@ impl Repository {
         let looks = || self.storage.is_directory() || self.has_others.load(Ordering::Relaxed);
         for _ in 0..3 {
             if looks() || again {
-                match self.look(name, &plain, sha256).await.map_err(from_read)? {
+                match self.look(name, &plain, sha256, again).await.map_err(from_read)? {
+                    Found::Same { path, .. } if again => {
+                        self.put_again(name, &path, plain, sha256).await?;
+                        return Ok(Written::Same);
+                    }
                     Found::Same { path, size } => {
-                        self.make_durable(name, &path, size, again).await?;
+                        self.make_durable(name, &path, size).await?;
                         return Ok(Written::Same);
                     }
                     Found::Other => return self.keep_aside(name, plain, sha256).await,
@@ -86,29 +90,40 @@ impl Repository {
     }
 
     /// What others have written, or we before a crash, counts when it is on the disk, its name and checksum included.
-    async fn make_durable(
-        &self,
-        name: &FileName,
-        path: &str,
-        size: u64,
-        again: bool,
-    ) -> Result<(), WriteError> {
-        let objects = [(path.to_owned(), size), (self.layout.sidecar(name), 0)];
-        for (object, size) in objects {
-            if !again {
-                self.storage.sync(&object, size).await.map_err(|error| self.not_written(error))?;
-                continue;
-            }
-            let format = Format::split(&object).1;
-            if let Some(stored) = self.get(&object, self.limit(name, format)).await.map_err(from_read)? {
-                self.storage.put(&object, stored).await.map_err(|error| self.not_written(error))?;
-            }
+    async fn make_durable(&self, name: &FileName, path: &str, size: u64) -> Result<(), WriteError> {
+        for (object, size) in [(path, size), (&self.layout.sidecar(name), 0)] {
+            self.storage.sync(object, size).await.map_err(|error| self.not_written(error))?;
         }
         Ok(())
     }
 
-    /// What is there under this name. Makes a missing or wrong checksum of our content good.
-    async fn look(&self, name: &FileName, plain: &Bytes, sha256: Sha256) -> Result<Found, ReadError> {
+    /// What can be read of it may be in memory only, and something else on the disk: nothing of it is used.
+    async fn put_again(
+        &self,
+        name: &FileName,
+        found: &str,
+        plain: Bytes,
+        sha256: Sha256,
+    ) -> Result<(), WriteError> {
+        let path = self.layout.file(name, self.codec.format());
+        if let Some(sidecar) = self.put_file(name, &path, plain, sha256, false).await? {
+            self.put_sidecar(name, &sidecar).await?;
+        }
+        if found != path {
+            self.storage.delete(found).await.map_err(|error| self.not_written(error))?;
+        }
+        Ok(())
+    }
+
+    /// What is there under this name. Makes a missing or wrong checksum of our content good. `lost`: of what should be
+    /// our content anything may be left.
+    async fn look(
+        &self,
+        name: &FileName,
+        plain: &Bytes,
+        sha256: Sha256,
+        lost: bool,
+    ) -> Result<Found, ReadError> {
         let Some(sidecar) = self.sidecar(name).await? else {
             return match self.locate(name).await? {
                 Some((path, format, stored)) => {
@@ -121,7 +136,7 @@ impl Repository {
         let path = self.layout.file(name, format);
         match self.storage.head(&path).await.map_err(|source| self.unreachable(source))? {
             None => Ok(Found::Nothing),
-            Some(there) if there.size == sidecar.size && sidecar.plain_sha256 == sha256 => {
+            Some(there) if sidecar.plain_sha256 == sha256 && (lost || there.size == sidecar.size) => {
                 Ok(Found::Same { path, size: there.size })
             }
             Some(there) => self.compare(name, path, format, there, plain, sha256, Some(sidecar)).await,

@@ -14,20 +14,12 @@ use super::super::buffer;
 use super::super::limit::Limit;
 use super::Stored;
 use super::root::{Access, MARKER, Root};
+use super::sync::{NotSynced, Syncs};
 
 /// Begins the names of files that are being written.
 const NEW_FILE_PREFIX: &str = ".walrelay-new.";
 /// After this time nobody writes such a file any more.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
-
-/// A sync has failed: what was written may be lost although it can be read. Inside of an [`io::Error`].
-#[derive(Debug, thiserror::Error)]
-#[error("could not sync: {0}")]
-pub(super) struct NotSynced(io::Error);
-
-fn sync(file: &File) -> io::Result<()> {
-    file.sync_all().map_err(|error| io::Error::new(error.kind(), NotSynced(error)))
-}
 
 /// The root must exist: a file system that is not mounted must not be taken for an empty archive, nor be
 /// filled up below its mount point.
@@ -77,9 +69,10 @@ impl Directory {
             return Ok(None);
         }
         let parent = target.parent().unwrap_or(self.root.path()).to_owned();
-        self.make_dirs(&parent)?;
+        let before = self.syncs().failures();
+        self.make_dirs(path)?;
         let temporary = parent.join(new_file_name());
-        let named = write_synced(&temporary, fill).and_then(|made| {
+        let named = write_synced(&temporary, self.syncs(), fill).and_then(|made| {
             let is_named = rename(&temporary, &target, replace)?;
             Ok(is_named.then_some(made))
         });
@@ -87,9 +80,35 @@ impl Directory {
             let _ = fs::remove_file(&temporary);
         }
         let Some(made) = named? else { return Ok(None) };
-        sync(&File::open(&parent)?)?;
+        self.sync_dirs(path)?;
+        self.syncs().none_failed_since(before)?;
         self.root.is_unchanged()?;
         Ok(Some(made))
+    }
+
+    fn syncs(&self) -> &Syncs {
+        self.root.syncs()
+    }
+
+    /// Makes what is missing between the root and a file, and never the root.
+    fn make_dirs(&self, path: &str) -> io::Result<()> {
+        let mut dir = self.root.path().to_owned();
+        for part in Path::new(path).parent().into_iter().flat_map(Path::iter) {
+            dir.push(part);
+            match fs::DirBuilder::new().mode(0o750).create(&dir) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the name of a file durable, and those of the directories it is in, whoever has made them.
+    fn sync_dirs(&self, path: &str) -> io::Result<()> {
+        for dir in Path::new(path).ancestors().skip(1) {
+            self.syncs().sync(&File::open(self.root.path().join(dir))?)?;
+        }
+        Ok(())
     }
 
     /// A root that has gone meanwhile says more than a file that cannot be made; a sync that has failed comes first.
@@ -103,28 +122,11 @@ impl Directory {
     /// Makes durable what somebody has written, its name included.
     pub(super) fn sync(&self, path: &str) -> io::Result<()> {
         self.root.admit(Access::Write)?;
-        sync(&File::open(self.at(path))?)?;
-        for dir in Path::new(path).ancestors().skip(1) {
-            sync(&File::open(self.root.path().join(dir))?)?;
-        }
+        let before = self.syncs().failures();
+        self.syncs().sync(&File::open(self.at(path))?)?;
+        self.sync_dirs(path)?;
+        self.syncs().none_failed_since(before)?;
         self.root.is_unchanged()
-    }
-
-    /// Makes what is missing of a directory, durably.
-    fn make_dirs(&self, dir: &Path) -> io::Result<()> {
-        let mut missing = Vec::new();
-        let mut at = dir;
-        while !at.is_dir() {
-            missing.push(at);
-            at = at.parent().ok_or(ErrorKind::NotFound)?;
-        }
-        for dir in missing.into_iter().rev() {
-            match fs::DirBuilder::new().mode(0o750).create(dir) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => sync(&File::open(dir.parent().unwrap_or(dir))?)?,
-            }
-        }
-        Ok(())
     }
 
     /// Reads a file.
@@ -166,7 +168,7 @@ impl Directory {
         }
         let parent = target.parent().unwrap_or(self.root.path());
         if parent == self.root.path() || fs::remove_dir(parent).is_err() {
-            return sync(&File::open(parent)?);
+            return self.syncs().sync(&File::open(parent)?);
         }
         Ok(())
     }
@@ -210,10 +212,14 @@ fn is_new(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX)
 }
 
-fn write_synced<T>(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
+fn write_synced<T>(
+    path: &Path,
+    syncs: &Syncs,
+    fill: impl FnOnce(&mut File) -> io::Result<T>,
+) -> io::Result<T> {
     let mut file = File::options().write(true).create_new(true).mode(0o640).open(path)?;
     let made = fill(&mut file)?;
-    sync(&file)?;
+    syncs.sync(&file)?;
     Ok(made)
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::limit;
+use super::sync::Syncs;
 
 /// Name of the file that tells a target from the directory its file system is mounted on.
 pub(super) const MARKER: &str = ".walrelay-archive";
@@ -96,6 +97,7 @@ fn data_directory(dir: &Path) -> Option<&'static str> {
 pub(super) struct Root {
     path: PathBuf,
     claim: Mutex<Option<Claim>>,
+    syncs: Syncs,
 }
 
 /// Whose it is, and how it was when it was looked at last.
@@ -118,11 +120,16 @@ pub(super) enum Access {
 
 impl Root {
     pub(super) fn new(path: PathBuf) -> Root {
-        Root { path, claim: Mutex::default() }
+        Root { path, claim: Mutex::default(), syncs: Syncs::default() }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All syncs below it.
+    pub(super) fn syncs(&self) -> &Syncs {
+        &self.syncs
     }
 
     /// From now on it is the relay's target `name`, and must have this marker if one is known.
@@ -264,7 +271,7 @@ impl Root {
         let id = format!("{:016x}", getrandom::u64().map_err(io::Error::other)?);
         let (path, new) = (self.path.join(MARKER), self.path.join(super::directory::new_file_name()));
         let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
-        let made = writeln!(file, "{EXPLANATION}{id}").and_then(|()| file.sync_all()).and_then(|()| {
+        let made = writeln!(file, "{EXPLANATION}{id}").and_then(|()| self.syncs.sync(&file)).and_then(|()| {
             match super::directory::rename(&new, &path, false)? {
                 true => Ok(Some(id)),
                 // Another relay was faster.
@@ -272,7 +279,7 @@ impl Root {
             }
         });
         let _ = fs::remove_file(&new);
-        File::open(&self.path)?.sync_all()?;
+        self.syncs.sync(&File::open(&self.path)?)?;
         made?.ok_or_else(|| self.changed(&format!("its {MARKER} is empty; remove it")))
     }
 }
