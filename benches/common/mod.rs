@@ -81,5 +81,5 @@ fn no_upstream(store: &Arc<Store>) -> Arc<Gateway> {
         auth_dbname: "postgres".to_owned(),
         base_backup_max_rate: None,
     };
-    Arc::new(Gateway::new(config, tokio::sync::watch::channel(None).1, store.clone()))
+    Arc::new(Gateway::new(config, walrelay::upstream::Following::channel().1, store.clone()))
 }

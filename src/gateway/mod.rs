@@ -11,13 +11,12 @@ mod scan;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::conninfo::{ConnInfo, Credentials, HostSpec, TargetSessionAttrs};
 use crate::rate::RateLimit;
 use crate::store::Store;
-use crate::upstream::{ConnectError, UpstreamConnection, connect};
+use crate::upstream::{ConnectError, Followed, UpstreamConnection, connect};
 use crate::wire::{PgError, sqlstate};
 
 pub use cancel::{CancelKey, Cancellable};
@@ -26,6 +25,9 @@ pub use scan::{Scan, Scanner};
 
 /// Time a login upstream may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long an attempt to follow a server is waited for, where none is followed.
+const REACH_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the gateway is made from.
 #[derive(Clone, Debug)]
@@ -44,7 +46,7 @@ pub struct GatewayConfig {
 #[derive(Debug)]
 pub struct Gateway {
     info: ConnInfo,
-    followed: watch::Receiver<Option<HostSpec>>,
+    followed: Followed,
     roles: Roles,
     running: cancel::Running,
     backup_rate: Option<RateLimit>,
@@ -53,7 +55,7 @@ pub struct Gateway {
 /// There is no session upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No server is followed at the moment.
+    /// No server is followed, and none could be just now.
     #[error("the upstream server cannot be reached")]
     Down,
     /// The server is there and this is what came of it.
@@ -63,11 +65,7 @@ pub enum OpenError {
 
 impl Gateway {
     /// `followed` tells which server WAL comes from.
-    pub fn new(
-        config: GatewayConfig,
-        followed: watch::Receiver<Option<HostSpec>>,
-        store: Arc<Store>,
-    ) -> Gateway {
+    pub fn new(config: GatewayConfig, followed: Followed, store: Arc<Store>) -> Gateway {
         let sql = config.conninfo.for_sql(&config.auth_dbname);
         Gateway {
             roles: Roles::new(sql, config.auth_query, followed.clone(), store),
@@ -80,7 +78,7 @@ impl Gateway {
 
     /// The server WAL comes from, if it can be reached.
     pub fn host(&self) -> Option<HostSpec> {
-        self.followed.borrow().clone()
+        self.followed.host()
     }
 
     /// What is known of the upstream's roles.
@@ -120,7 +118,7 @@ impl Gateway {
         &self,
         info: &ConnInfo,
     ) -> Result<(UpstreamConnection, Option<Cancellable>), OpenError> {
-        let host = self.host().ok_or(OpenError::Down)?;
+        let host = self.followed.reach(REACH_LIMIT).await.ok_or(OpenError::Down)?;
         let connection = connect(info, &host, Instant::now() + CONNECT_LIMIT).await;
         let connection = connection.map_err(OpenError::Connect)?;
         let cancellable = self.cancellable(&connection, host);

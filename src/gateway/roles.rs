@@ -9,14 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::users::Secret;
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::store::Store;
-use crate::upstream::{QueryError, UpstreamConnection, connect};
+use crate::upstream::{Followed, QueryError, UpstreamConnection, connect};
 
 /// PgBouncer's default, but for `rolcanlogin`: who may not log in is told so after the password.
 pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL \
@@ -115,7 +114,7 @@ fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
 pub struct Roles {
     info: ConnInfo,
     auth_query: Option<String>,
-    followed: watch::Receiver<Option<HostSpec>>,
+    followed: Followed,
     store: Arc<Store>,
     cache: Arc<Mutex<Cache>>,
     asker: tokio::sync::Mutex<Asker>,
@@ -141,7 +140,7 @@ impl Roles {
     pub(super) fn new(
         info: ConnInfo,
         auth_query: Option<String>,
-        followed: watch::Receiver<Option<HostSpec>>,
+        followed: Followed,
         store: Arc<Store>,
     ) -> Roles {
         let cache = Cache { roles: load(&store, auth_query.is_some()), ..Cache::default() };
@@ -152,8 +151,15 @@ impl Roles {
     /// What is known of a role, asking the upstream if it can be reached. Takes 5 s at most.
     pub async fn look_up(&self, name: &str) -> Role {
         let fresh = self.lock().asked.get(name).is_some_and(|at| at.elapsed() < FRESH);
-        if !fresh && self.followed.borrow().is_some() {
-            let _ = tokio::time::timeout(ANSWER_LIMIT, self.ask(name)).await;
+        let (host, known) = (self.followed.host(), self.lock().roles.contains_key(name));
+        if !fresh && (host.is_some() || !known) {
+            let ask = async {
+                // Of whom nothing is known, no server is not the last word.
+                if host.is_some() || self.followed.reach(ANSWER_LIMIT).await.is_some() {
+                    self.ask(name).await;
+                }
+            };
+            let _ = tokio::time::timeout(ANSWER_LIMIT, ask).await;
         }
         let cache = self.lock();
         let absent = || Role { absent: cache.absent.contains(name), ..Role::default() };
@@ -169,7 +175,7 @@ impl Roles {
                 () = stop.cancelled() => return,
             }
             self.save();
-            if last.elapsed() >= REFRESH && self.followed.borrow().is_some() {
+            if last.elapsed() >= REFRESH && self.followed.host().is_some() {
                 last = Instant::now();
                 let names: Vec<String> = self.lock().roles.keys().cloned().collect();
                 for name in names {
@@ -218,7 +224,7 @@ impl Roles {
     }
 
     async fn connection(&self, asker: &mut Asker) -> Option<(HostSpec, UpstreamConnection)> {
-        let host = self.followed.borrow().clone()?;
+        let host = self.followed.host()?;
         if let Some((known, connection)) = asker.connection.take()
             && known == host
         {

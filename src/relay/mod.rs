@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +29,7 @@ use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::store::{Background, FLUSHER, Store};
+use crate::upstream::Following;
 use crate::wire::ServerTls;
 use receiver::Receiver;
 use signals::{IgnoredSignals, Order, StopSignals};
@@ -84,8 +84,8 @@ impl Relay {
         store.report_missing_wal();
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
-        let (followed, host) = watch::channel(None);
-        let gateway = Arc::new(Gateway::new(gateway_config(&config), host, store.clone()));
+        let (following, followed) = Following::channel();
+        let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
             downstream_config(&config, listen, recall.clone(), descriptors),
             access.clone(),
@@ -109,7 +109,7 @@ impl Relay {
             tasks.spawn("cleaner of recalled WAL", recall.keep_clean(stop()));
         }
         tasks.spawn("signal handler", ignored.tell(stop()));
-        let receiver = Receiver::start(&config, writer, followed)?;
+        let receiver = Receiver::start(&config, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
         let shutdown_timeout = config.shutdown_timeout;
         tasks.spawn("configuration reloader", reload_on(hangup, Arc::new(config), access, stop()));

@@ -1,16 +1,14 @@
 //! The thread that receives, with a runtime of its own, so that storing WAL, which may wait for the disk, holds up no
 //! consumer.
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::conninfo::HostSpec;
 use crate::error::RelayError;
 use crate::parts::{HowEnded, PartEnded, Thread};
 use crate::store::Writer;
-use crate::upstream::{self, UpstreamConfig, UpstreamError};
+use crate::upstream::{self, Following, UpstreamConfig, UpstreamError};
 
 const NAME: &str = "walreceiver";
 
@@ -27,7 +25,7 @@ impl Receiver {
     pub(super) fn start(
         config: &Config,
         writer: Writer,
-        followed: watch::Sender<Option<HostSpec>>,
+        followed: Following,
     ) -> Result<Receiver, RelayError> {
         let system = |source| RelayError::System { action: "could not start the upstream thread", source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;

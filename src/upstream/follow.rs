@@ -23,7 +23,6 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SlotName, TimelineHistory, TimelineId};
 
@@ -31,6 +30,7 @@ use super::connect::connect;
 use super::connection::UpstreamConnection;
 use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
+use super::followed::Following;
 use super::format;
 use super::histories::{Course, Standing, UpstreamHistory, read_history};
 use super::introduce::{Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot};
@@ -66,8 +66,8 @@ pub struct UpstreamConfig {
     /// `--shutdown-timeout`: how long a stop waits for the last WAL to be synced, and for the upstream to take its
     /// confirmation.
     pub shutdown_timeout: Duration,
-    /// Told which host is followed, while one is.
-    pub followed: watch::Sender<Option<HostSpec>>,
+    /// Told which host is followed, while one is; tells that somebody waits for one.
+    pub followed: Following,
 }
 
 /// Receives until `stop`. Returns the error that ends the relay: one that is permanent while the data directory is
@@ -92,6 +92,7 @@ async fn follow_on(
 ) -> Result<(), UpstreamError> {
     let mut follower = Follower::new(config, stop);
     loop {
+        let covered = follower.config.followed.begin();
         let Err(error) = follower.round(&mut writer).await else { return Ok(()) };
         if follower.stop.is_cancelled() {
             return Ok(());
@@ -106,8 +107,16 @@ async fn follow_on(
             2.. => follower.outages.tell_all(pause),
             _ => follower.outages.tell(&error, pause),
         }
+        let followed = &follower.config.followed;
+        followed.fail(covered);
+        // A client that waits for the server ends the pause, but has nobody asked without a break.
+        let woken = async {
+            tokio::time::sleep(pause.min(BACKOFF.0)).await;
+            followed.asked_beyond(covered).await;
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = woken => {}
             () = follower.stop.cancelled() => return Ok(()),
         }
     }
@@ -243,7 +252,7 @@ impl Follower {
                 Ok(Next::Over)
             }
         };
-        self.config.followed.send_replace(None);
+        self.config.followed.show(None);
         if matches!(result, Ok(Next::Over)) {
             // Nobody waits for long for a goodbye.
             let _ = tokio::time::timeout(GOODBYE, conn.close()).await;
@@ -301,7 +310,7 @@ impl Follower {
             let files = theirs.fetch_all(conn, writer.store()).await?;
             // From then on it is one that we follow: only now it may leave, and get, anything.
             let store = writer.store().clone();
-            let followed = self.config.followed.clone();
+            let followed = self.config.followed.shower();
             let accept = move || {
                 store.attach(introduced.identity, introduced.parameters.clone())?;
                 files.save(&store)?;
@@ -663,7 +672,7 @@ mod tests {
             slot: "s".parse().unwrap(),
             wal_receiver_timeout: None,
             shutdown_timeout: Duration::from_secs(10),
-            followed: watch::Sender::new(None),
+            followed: Following::channel().0,
         };
         let mut follower = Follower::new(config, CancellationToken::new());
         let pauses: Vec<_> = (0..12).map(|_| follower.next_pause()).collect();

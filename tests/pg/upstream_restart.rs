@@ -1,10 +1,11 @@
 //! The upstream stops, or crashes, and comes back.
 
-use walrelay_testkit::{Cluster, Server, compare, on_every_version};
+use walrelay_testkit::{Cluster, Scratch, Server, compare, on_every_version, on_one_version};
 
 use crate::relay_below;
 
 on_every_version!(the_primary_restarts_and_crashes);
+on_one_version!(who_asks_for_the_upstream_has_it_looked_for);
 
 fn the_primary_restarts_and_crashes(server: &Server) {
     let mut primary = Cluster::builder(server).seg_mb(1).start();
@@ -33,4 +34,26 @@ fn the_primary_restarts_and_crashes(server: &Server) {
     compare::assert_segments(&primary, &relay.wal_dir(), 5);
     standby.wait_for_replay(primary.settled_lsn());
     compare::assert_dumps(&primary, &standby);
+}
+
+/// The receiver pauses up to 2 s between attempts, and nobody is refused who comes meanwhile.
+fn who_asks_for_the_upstream_has_it_looked_for(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    let relay = relay_below(&primary).arg("--log-level").arg("debug").start();
+    let scratch = Scratch::new("looked_for");
+    for round in 0..3 {
+        let mark = relay.log().mark();
+        primary.stop();
+        // None is there, which is said at once.
+        let error = relay.psql("dbname=postgres", &["select 40 + 2"]).unwrap_err();
+        assert!(error.0.contains("the upstream server cannot be reached"), "{error}");
+        relay.log().wait_for_after(mark, "trying again in 1.");
+        primary.start();
+        if round == 1 {
+            let dir = scratch.join("backup").display().to_string();
+            let args = ["-d", &relay.conninfo(), "-c", "fast", "--no-sync", "-X", "none", "-D", &dir];
+            server.run("pg_basebackup", &args).unwrap();
+        }
+        assert_eq!(relay.sql("select 40 + 2"), "42");
+    }
 }

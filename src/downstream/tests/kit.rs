@@ -24,6 +24,7 @@ use crate::downstream::{
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
+use crate::upstream::Following;
 use crate::wire::{ServerTls, TlsFiles};
 
 pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
@@ -478,5 +479,5 @@ fn no_upstream(store: &Arc<Store>) -> Arc<Gateway> {
         auth_dbname: "postgres".to_owned(),
         base_backup_max_rate: None,
     };
-    Arc::new(Gateway::new(config, tokio::sync::watch::channel(None).1, store.clone()))
+    Arc::new(Gateway::new(config, Following::channel().1, store.clone()))
 }

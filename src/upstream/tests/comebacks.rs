@@ -278,7 +278,7 @@ impl Relay {
         });
         let mut conninfo = info(port, "sslmode=disable");
         conninfo.hosts = vec![conninfo.hosts[0].clone(); 2];
-        let followed = tokio::sync::watch::Sender::new(None);
+        let (followed, _) = Following::channel();
         let slot = "s".parse().unwrap();
         let shutdown_timeout = Duration::from_secs(10);
         let config =

@@ -273,7 +273,8 @@ impl Setup {
         });
         let mut conninfo = info(port, "sslmode=disable");
         conninfo.hosts = vec![conninfo.hosts[0].clone(); hosts];
-        let (followed, mut shown) = tokio::sync::watch::channel(None);
+        let (followed, _) = Following::channel();
+        let mut shown = followed.subscribe();
         let watching = tokio::spawn(async move { shown.wait_for(Option::is_some).await.is_ok() });
         let slot = "s".parse().unwrap();
         let config = UpstreamConfig {

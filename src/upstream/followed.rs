@@ -1,0 +1,142 @@
+//! Which server is followed, for those who want something else of it than WAL, and their way to have it looked for now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::conninfo::HostSpec;
+
+/// The receiver's end: says whom it follows, and hears that somebody waits for it.
+#[derive(Debug)]
+pub struct Following {
+    host: watch::Sender<Option<HostSpec>>,
+    attempts: Arc<Attempts>,
+}
+
+/// Everybody else's end.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    host: watch::Receiver<Option<HostSpec>>,
+    attempts: Arc<Attempts>,
+}
+
+/// Questions for a server to follow are counted. An attempt covers those that were asked before it began.
+#[derive(Debug, Default)]
+struct Attempts {
+    asked: watch::Sender<u64>,
+    /// Those that were answered by an attempt that has failed.
+    failed: watch::Sender<u64>,
+}
+
+impl Following {
+    /// Both ends; nobody is followed yet.
+    pub fn channel() -> (Following, Followed) {
+        let (sender, host) = watch::channel(None);
+        let attempts = Arc::<Attempts>::default();
+        (Following { host: sender, attempts: attempts.clone() }, Followed { host, attempts })
+    }
+
+    /// Watches whom it follows.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<HostSpec>> {
+        self.host.subscribe()
+    }
+
+    /// Says whom it follows.
+    pub(super) fn show(&self, host: Option<HostSpec>) {
+        self.host.send_replace(host);
+    }
+
+    /// A way to say it later.
+    pub(super) fn shower(&self) -> watch::Sender<Option<HostSpec>> {
+        self.host.clone()
+    }
+
+    /// An attempt begins: which questions it covers.
+    pub(super) fn begin(&self) -> u64 {
+        *self.attempts.asked.borrow()
+    }
+
+    /// The attempt that covered these has failed.
+    pub(super) fn fail(&self, covered: u64) {
+        self.attempts.failed.send_replace(covered);
+    }
+
+    /// Resolves when somebody asks whom the last attempt did not cover. Cancel-safe.
+    pub(super) async fn asked_beyond(&self, covered: u64) {
+        // The sender is ours.
+        let _ = self.attempts.asked.subscribe().wait_for(|asked| *asked > covered).await;
+    }
+}
+
+impl Followed {
+    /// The server WAL comes from, if there is one at the moment.
+    pub fn host(&self) -> Option<HostSpec> {
+        self.host.borrow().clone()
+    }
+
+    /// The same, but where there is none the receiver, which may pause between two attempts, is woken, and what comes of
+    /// its next attempt is waited for, `limit` at most. The receiver decides whether a server is one to be followed; so
+    /// nothing is asked of one that it has not looked at. Cancel-safe.
+    pub async fn reach(&self, limit: Duration) -> Option<HostSpec> {
+        let (mut host, mut mine) = (self.host.clone(), 0);
+        if host.borrow().is_some() {
+            return self.host();
+        }
+        self.attempts.asked.send_modify(|asked| {
+            *asked += 1;
+            mine = *asked;
+        });
+        let mut failed = self.attempts.failed.subscribe();
+        tokio::select! {
+            _ = host.wait_for(Option::is_some) => {}
+            _ = failed.wait_for(|covered| *covered >= mine) => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+        self.host()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conninfo::{ConnInfo, Environment};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn host() -> HostSpec {
+        ConnInfo::parse("host=a", &Environment::of_user("x")).unwrap().hosts[0].clone()
+    }
+
+    #[tokio::test]
+    async fn who_asks_wakes_the_receiver_and_hears_of_the_attempt_after() {
+        let (following, followed) = Following::channel();
+        // One is under way: the server may have come back behind it.
+        let covered = following.begin();
+        let asking = tokio::spawn(async move { followed.reach(LONG).await });
+        following.asked_beyond(covered).await;
+        following.fail(covered);
+        tokio::task::yield_now().await;
+        assert!(!asking.is_finished());
+        let next = following.begin();
+        assert_eq!(next, covered + 1);
+        following.show(Some(host()));
+        assert_eq!(asking.await.unwrap(), Some(host()));
+    }
+
+    #[tokio::test]
+    async fn who_asks_is_refused_when_the_attempt_fails() {
+        let (following, followed) = Following::channel();
+        let asking = tokio::spawn({
+            let followed = followed.clone();
+            async move { followed.reach(LONG).await }
+        });
+        following.asked_beyond(0).await;
+        following.fail(following.begin());
+        assert_eq!(asking.await.unwrap(), None);
+        // A server that is followed is there at once, and one that hangs is not waited for without end.
+        assert_eq!(followed.reach(Duration::ZERO).await, None);
+        following.show(Some(host()));
+        assert_eq!(followed.reach(Duration::ZERO).await, Some(host()));
+    }
+}
