@@ -18,6 +18,7 @@ pub mod overlay;
 pub mod parts;
 pub mod permissions;
 pub mod rate;
+pub mod redact;
 pub mod relay;
 pub mod store;
 pub mod tools;

@@ -5,14 +5,18 @@
 //! one could be written again. A line is written with one call, so that lines of other processes on the same file
 //! stay apart.
 
+use std::backtrace::BacktraceStatus;
 use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::{FormatFields, MakeWriter, format};
 
 use crate::parts;
 
@@ -134,19 +138,61 @@ impl Log {
     }
 }
 
-/// As the standard library tells it, on one line; the backtrace, if RUST_BACKTRACE asks for one, behind it.
+/// As the standard library tells it, on one line; the backtrace, if RUST_BACKTRACE asks for one, on lines behind it.
 fn tell_panic(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let words = parts::words(info.payload()).replace('\n', " ");
     let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
     let backtrace = std::backtrace::Backtrace::capture();
-    match backtrace.status() {
-        std::backtrace::BacktraceStatus::Captured => {
-            tracing::error!("thread '{name}' panicked{place}: {words}\n{backtrace}");
-        }
-        _ => tracing::error!("thread '{name}' panicked{place}: {words}"),
+    tracing::error!("thread '{name}' panicked{place}: {words}");
+    if backtrace.status() == BacktraceStatus::Captured {
+        backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
     }
+}
+
+/// How a line of text shows a message and its fields: as tracing's own format does, but nobody's words can end the line, or
+/// speak to a terminal. JSON has its own way.
+pub fn text_fields() -> impl for<'writer> FormatFields<'writer> + Clone + Send + Sync + 'static {
+    format::debug_fn(|writer: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        match field.name() {
+            "message" => write!(Escaping(writer), "{value:?}"),
+            // Of events that came by way of the `log` crate.
+            name if name.starts_with("log.") => Ok(()),
+            name => {
+                write!(writer, "{}=", name.strip_prefix("r#").unwrap_or(name))?;
+                write!(Escaping(writer), "{value:?}")
+            }
+        }
+    })
+    .delimited(" ")
+}
+
+/// The text on one line: what controls a terminal or the order of characters is written as in a string of Rust.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    // A String takes everything.
+    let _ = Escaping(&mut line).write_str(text);
+    line
+}
+
+struct Escaping<W>(W);
+
+impl<W: fmt::Write> fmt::Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_control(*c)) {
+            write!(self.0, "{}{}", &rest[..at], c.escape_default())?;
+            rest = &rest[at + c.len_utf8()..];
+        }
+        self.0.write_str(rest)
+    }
+}
+
+/// Controls, line and paragraph separators, and marks that turn the direction of text.
+fn is_control(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// One event's line, on its way.
@@ -221,6 +267,35 @@ mod tests {
         let out = Gate { permits: gate, written: written_to };
         let log = Log::start(out, capacity, move |dropped| tell.send(dropped).unwrap()).unwrap();
         Rig { log, permits, written, told }
+    }
+
+    #[test]
+    fn what_a_peer_says_cannot_write_a_line_of_its_own() {
+        let rig = rig(10_000);
+        let lines =
+            tracing_subscriber::fmt().with_writer(rig.log.clone()).with_ansi(false).with_target(false);
+        let name = "joe\n2026-01-01T00:00:00Z ERROR forged\r\x1b[2J\u{9b}1m\u{202e}\u{2028}é";
+        let escaped = r"joe\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{9b}1m\u{202e}\u{2028}é";
+        let refusal = crate::wire::PgError::fatal("28000", format!("role \"{name}\" does not exist"));
+        tracing::subscriber::with_default(lines.fmt_fields(text_fields()).finish(), || {
+            tracing::info!("no role \"{name}\"");
+            tracing::info!(user = name, application_name = %name, error = ?refusal.to_string(), "refused");
+            tracing::warn!("{refusal}");
+        });
+        let mut written = Vec::new();
+        for _ in 0..3 {
+            rig.permits.send(Ok(())).unwrap();
+            written
+                .push(String::from_utf8(rig.written.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap());
+        }
+        for line in &written {
+            assert!(line.ends_with('\n') && !line.trim_end().contains(is_control), "{line:?}");
+        }
+        assert!(written[0].ends_with(&format!(" INFO no role \"{escaped}\"\n")), "{}", written[0]);
+        // Quoted once: Debug has done it for those that it quotes.
+        assert!(written[1].contains(" INFO refused user=\"joe\\n2026"), "{}", written[1]);
+        assert!(written[1].contains(&format!("application_name={escaped} error=")), "{}", written[1]);
+        assert!(written[2].contains(escaped), "{}", written[2]);
     }
 
     #[test]

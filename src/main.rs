@@ -12,8 +12,9 @@ use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::RelayError;
-use walrelay::log::Log;
+use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
+use walrelay::redact::{holds_secret, redact};
 use walrelay::{relay, tools};
 
 /// How long the end waits for the log's reader.
@@ -29,9 +30,19 @@ fn main() -> ExitCode {
             }
         },
         Err(error) => {
-            let _ = error.print();
+            refuse(&error);
             ExitCode::from(usage_exit_code(error.exit_code()))
         }
+    }
+}
+
+/// Says what is wrong with the arguments. A connection string in the wrong place is among them with its password.
+fn refuse(error: &clap::Error) {
+    let text = error.render().to_string();
+    if holds_secret(&text) {
+        eprint!("{}", redact(&text));
+    } else {
+        let _ = error.print();
     }
 }
 
@@ -78,7 +89,8 @@ fn tool(command: Command) -> ExitCode {
 
 fn run_tool(command: &Command) -> Result<u8, RelayError> {
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new("walrelay=warn"));
-    log.with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().init();
+    let log = log.fmt_fields(text_fields()).with_writer(std::io::stderr);
+    log.with_ansi(false).with_target(false).without_time().init();
     let runtime = start_runtime()?;
     let result = runtime.block_on(tools::run(command, &Environment::of_process()));
     runtime.shutdown_background();
@@ -97,7 +109,7 @@ fn report(error: &RelayError, log: &Log, format: LogFormat) {
 
 fn last_words(error: &RelayError) -> String {
     let hint = error.hint().map(|hint| format!("\nHINT:  {hint}")).unwrap_or_default();
-    format!("walrelay: error: {error}{hint}")
+    format!("walrelay: error: {}{hint}", one_line(&error.to_string()))
 }
 
 /// `format` is set as soon as the log has begun.
@@ -123,7 +135,10 @@ fn start_log(config: &Config, log: &Log) {
     let filter = EnvFilter::new(config.log_level.to_string());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     match config.log_format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Text => {
+            let ansi = std::io::stderr().is_terminal();
+            lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false).init();
+        }
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
 }

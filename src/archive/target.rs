@@ -9,6 +9,7 @@ use url::Url;
 use super::codec::Compression;
 use super::layout::Layout;
 use super::sidecar::Sha256;
+use crate::redact::redact;
 
 /// One target of the archive.
 #[derive(Clone, PartialEq, Debug)]
@@ -71,7 +72,10 @@ pub enum OnQuota {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Not a URL at all.
-    #[error("\"{url}\" is not a URL: {reason}; use file:///directory, s3://bucket/prefix, gs:// or az://")]
+    #[error(
+        "\"{}\" is not a URL: {reason}; use file:///directory, s3://bucket/prefix, gs:// or az://",
+        redact(url)
+    )]
     Syntax {
         /// The text.
         url: String,
@@ -79,13 +83,16 @@ pub enum TargetError {
         reason: String,
     },
     /// A URL for something else.
-    #[error("\"{url}\" is not an archive: use file:///directory, s3://bucket/prefix, gs:// or az://")]
+    #[error(
+        "\"{}\" is not an archive: use file:///directory, s3://bucket/prefix, gs:// or az://",
+        redact(url)
+    )]
     Scheme {
         /// The text.
         url: String,
     },
     /// The URL lacks a part or has one too many.
-    #[error("\"{url}\": {reason}")]
+    #[error("\"{}\": {reason}", redact(url))]
     Part {
         /// The text.
         url: String,
@@ -194,5 +201,16 @@ mod tests {
         check("file:///", "names no directory");
         check("s3:///x", "names no bucket");
         check("s3://bucket/x?region=a", "do not belong in the URL");
+        check("s3://key:hunter2@bucket/x", "\"s3://key:***@bucket/x\": credentials do not belong in the URL");
+        for url in [
+            "s3://k:hunter2@b",
+            "s3://b?secret_access_key=hunter2",
+            "s3:/k:hunter2@b/%",
+            "ftp://u:hunter2@h",
+            "k:hunter2@b",
+        ] {
+            let text = Target::from_url(url).unwrap_err().to_string();
+            assert!(!text.contains("hunter2"), "{text}");
+        }
     }
 }

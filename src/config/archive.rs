@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, units};
 use crate::archive::{Compression, Layout, ObjectPlace, OnQuota, Place, Target, command_placeholders};
+use crate::redact::holds_secret;
 
 /// One target as it was typed.
 #[derive(Clone, Debug)]
@@ -200,6 +201,12 @@ fn add_options(place: &mut ObjectPlace, table: &Table) -> Result<(), String> {
         if scheme == "file" || (only_s3 && scheme != "s3") {
             return Err(format!("{} does not apply to {scheme}: URLs", name.replace('_', "-")));
         }
+        if name == "endpoint" && holds_secret(&value) {
+            return Err(
+                "endpoint: credentials do not belong in the URL; give them by environment or profile"
+                    .to_owned(),
+            );
+        }
         place.options.insert(name.to_owned(), value);
     }
     for (name, value) in &table.options {
@@ -362,11 +369,11 @@ mod tests {
         };
         check(
             "[archive.a]\nurl = \"file:///a\"\npartial_intervall = \"1s\"\n",
-            "line 3: unknown field `partial-intervall`; the nearest known one is `partial-interval`",
+            "line 3, key \"partial_intervall\": unknown field `partial-intervall`; the nearest known one is `partial-interval`",
         );
         check(
             "\nwal_keep_sise = 1\n",
-            "line 2: unknown field `wal-keep-sise`; the nearest known one is `wal-keep-size`",
+            "line 2, key \"wal_keep_sise\": unknown field `wal-keep-sise`; the nearest known one is `wal-keep-size`",
         );
         check("wal_keep_size = 1\nwal-keep-size = 1\n", "is given twice");
     }

@@ -121,7 +121,7 @@ pub(super) struct Settings {
 
     /// Where to archive WAL: file:///directory, s3://bucket/prefix, gs:// or az://; repeatable; options of each
     /// in [archive.NAME] of the --config file
-    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ')]
+    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ', hide_env_values = true)]
     #[serde(default, deserialize_with = "super::archive::settings")]
     pub(super) archive: Vec<ArchiveSetting>,
 
@@ -277,5 +277,10 @@ where
     T: clap::ValueEnum,
 {
     let text = String::deserialize(input)?;
-    T::from_str(&text, false).map(Some).map_err(serde::de::Error::custom)
+    let names =
+        || T::value_variants().iter().filter_map(|it| Some(it.to_possible_value()?.get_name().to_owned()));
+    // What was given is not repeated: it may be a secret in the wrong place.
+    let expected =
+        |_| serde::de::Error::custom(format!("expected one of {}", names().collect::<Vec<_>>().join(", ")));
+    T::from_str(&text, false).map(Some).map_err(expected)
 }

@@ -9,6 +9,7 @@ use super::{ConfigError, archive_targets, read_file, units, value};
 use crate::archive::restore::PATIENCE;
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
+use crate::redact::redact;
 
 /// What to do instead of running a relay.
 #[derive(Subcommand, Debug)]
@@ -192,7 +193,7 @@ fn origin(text: &str, known: &[Target], environment: &Environment) -> Result<Ori
     }
     let expected =
         "expected a URL, the name of an archive in the --config file, a connection string or a directory";
-    Err(value("from", &format!("\"{text}\" is no place to look in: {expected}")))
+    Err(value("from", &format!("\"{}\" is no place to look in: {expected}", redact(text))))
 }
 
 /// The configuration knows more of an archive than its URL.
@@ -239,6 +240,8 @@ mod tests {
         for bad in ["mian", "ftp://x/y"] {
             assert!(origins(&[bad], Some(config)).unwrap_err().to_string().contains("--from"), "{bad}");
         }
+        let error = origins(&["joe:hunter2@relay"], Some(config)).unwrap_err().to_string();
+        assert!(error.contains("\"joe:***@relay\" is no place"), "{error}");
         assert!(origins(&[], None).unwrap_err().to_string().contains("no place given"));
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
         let reason = error.message().trim().replace('\n', " ");
-        Fault { reason: with_nearest(&reason), span: error.span() }
+        Fault { reason: without_value(&with_nearest(&reason)), span: error.span() }
     }
 }
 
@@ -65,6 +65,25 @@ fn with_nearest(reason: &str) -> String {
     }
 }
 
+/// "invalid type: string "x", expected a boolean" without the value, which may be a secret in the wrong place.
+fn without_value(reason: &str) -> String {
+    let kinds = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let Some(kind) = kinds.iter().find(|kind| reason.starts_with(**kind)) else { return reason.to_owned() };
+    let (given, expected) =
+        reason[kind.len()..].rsplit_once(", expected ").unwrap_or((&reason[kind.len()..], ""));
+    // serde writes the value behind what it is, in quotes of one kind or the other.
+    let what = given.split(['"', '`']).next().unwrap_or_default().trim_end();
+    let separator = if what.is_empty() { "" } else { ", " };
+    format!(
+        "{}{what}{separator}expected {expected}",
+        if what.is_empty() {
+            kind.trim_end_matches([':', ' ']).to_owned() + ", "
+        } else {
+            (*kind).to_owned()
+        }
+    )
+}
+
 /// How many letters have to be added, taken away or changed.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -93,6 +112,19 @@ mod tests {
         check("partial-intervall", "partial-interval", 1);
         check("keep-sise", "keep-size", 1);
         check("kitten", "sitting", 3);
+    }
+
+    #[test]
+    fn values_are_left_out() {
+        let check = |reason: &str, expected: &str| assert_eq!(without_value(reason), expected);
+        check(
+            "invalid type: string \"a, expected b\", expected usize",
+            "invalid type: string, expected usize",
+        );
+        check("invalid type: integer `5`, expected a string", "invalid type: integer, expected a string");
+        check("invalid type: map, expected a string", "invalid type: map, expected a string");
+        check("unknown variant `x`, expected `on` or `off`", "unknown variant, expected `on` or `off`");
+        check("string values must be quoted", "string values must be quoted");
     }
 
     #[test]

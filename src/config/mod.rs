@@ -19,6 +19,8 @@ use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::Limits;
 use crate::gateway::DEFAULT_AUTH_QUERY;
+use crate::permissions::{Distrust, check_shared_secret, read_rules};
+use crate::redact::{holds_secret, redact};
 use crate::store::{StoreConfig, WalWrite};
 use crate::wire::TlsFiles;
 
@@ -81,13 +83,13 @@ pub struct Config {
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The configuration file cannot be read.
-    #[error("could not read configuration file \"{}\": {source}", path.display())]
-    Unreadable {
+    /// The configuration file cannot be read, or others could have changed it or read the secrets in it.
+    #[error("configuration file \"{}\" {source}", path.display())]
+    File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// Why not.
+        source: Distrust,
     },
     /// The configuration file is not what it should be.
     #[error("configuration file \"{}\": {reason}", path.display())]
@@ -106,7 +108,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// An archive target is wrong.
-    #[error("archive target \"{target}\": {reason}")]
+    #[error("archive target \"{}\": {reason}", redact(target))]
     Archive {
         /// Its name or URL.
         target: String,
@@ -205,14 +207,28 @@ fn default_data_dir() -> Result<PathBuf, ConfigError> {
 }
 
 fn read_file(path: &Path) -> Result<Settings, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let fail = |source| ConfigError::File { path: path.to_owned(), source };
+    let text = read_rules(path).map_err(fail)?;
+    let settings = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    if settings.into_iter().any(holds_secret) {
+        check_shared_secret(path).map_err(fail)?;
+    }
     keys::parse(&text).map_err(|fault| {
-        let line = fault.span.map(|span| text[..span.start].matches('\n').count() + 1);
-        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        let place = fault.span.map(|span| place(&text, span.start)).unwrap_or_default();
         let reason = format!("{place}{}", fault.reason);
         ConfigError::Syntax { path: path.to_owned(), reason }
     })
+}
+
+/// `line 3, key "slot": `
+fn place(text: &str, at: usize) -> String {
+    let before = &text[..at];
+    let line = &text[before.rfind('\n').map_or(0, |newline| newline + 1)..];
+    let key = line.lines().next().and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    let is_key =
+        |key: &&str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let key = key.filter(is_key).map(|key| format!(", key \"{key}\"")).unwrap_or_default();
+    format!("line {}{key}: ", before.matches('\n').count() + 1)
 }
 
 fn time(name: &'static str, given: Option<String>, default: &str) -> Result<Duration, ConfigError> {
@@ -282,10 +298,73 @@ mod tests {
         tls(&["--ssl-min-protocol-version", "TLSv1"], "expected TLSv1.2 or TLSv1.3");
         let range = ["--ssl-min-protocol-version", "TLSv1.3", "--ssl-max-protocol-version", "TLSv1.2"];
         tls(&range, "older than --ssl-min-protocol-version");
-        check(&["--config", "/nonexistent/walrelay.toml"], "could not read configuration file");
+        check(
+            &["--config", "/nonexistent/walrelay.toml"],
+            "configuration file \"/nonexistent/walrelay.toml\" cannot be read",
+        );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bad.toml");
         std::fs::write(&path, "slot = \"a\"\nno-such = 1\n").unwrap();
-        check(&["--config", path.to_str().unwrap()], "line 2: unknown field `no-such`");
+        check(&["--config", path.to_str().unwrap()], "line 2, key \"no-such\": unknown field `no-such`");
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walrelay.toml");
+        let in_file = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            resolve(&["--config", path.to_str().unwrap()]).unwrap_err().to_string()
+        };
+        let place = |line: usize| format!("configuration file \"{}\": line {line}, key ", path.display());
+        for (text, line) in [
+            ("slot = \"a\"\nmax-connections = \"hunter2\"\n", 2),
+            ("upstream = host=a password=hunter2\n", 1),
+            ("upstream = \"host=a password=hunter2\n", 1),
+            ("[archive.a]\nurl = \"s3://b\"\noptions = \"secret_access_key=hunter2\"\n", 3),
+            ("log-format = \"hunter2\"\n", 1),
+            ("sql-overlay = 'hunter2'\n", 1),
+        ] {
+            let error = in_file(text);
+            assert!(!error.contains("hunter2") && error.starts_with(&place(line)), "{text}: {error}");
+        }
+        for (text, named) in [
+            ("upstream = \"host=a\"\narchive = \"s3://k:hunter2@b\"\n", "s3://k:***@b"),
+            ("upstream = \"u:hunter2@host\"\n", "u:***@host"),
+            ("upstream = \"postgresql://u:hun@ter2@host\"\n", "a host name contains"),
+            ("upstream = \"postgresql://u:hun/ter2@host\"\n", "percent-encode"),
+            ("upstream = \"pg://u:hunter2@host\"\n", "pg://u:***@host"),
+            ("upstream = \"host=a sslmode='x password=hunter2'\"\n", "invalid sslmode value"),
+            ("upstream = \"host=a hostaddr=u:hunter2@1.2.3.4\"\n", "u:***@1.2.3.4"),
+        ] {
+            let error = in_file(text);
+            assert!(!error.contains("ter2") && error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_secrets_is_not_everybodys_to_read_and_no_file_everybodys_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walrelay.toml");
+        let with_mode = |text: &str, mode: u32| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            resolve(&["--config", path.to_str().unwrap(), "-D", "/x"]).map_err(|error| error.to_string())
+        };
+        let (open, secret) = ("upstream = \"host=a user=u\"\n", "upstream = \"host=a user=u password=x\"\n");
+        assert!(with_mode(open, 0o644).is_ok() && with_mode(secret, 0o640).is_ok());
+        assert!(with_mode(&format!("# password=x\n{open}"), 0o644).is_ok(), "an example is no secret");
+        assert!(with_mode(open, 0o646).unwrap_err().contains("can be written by everybody"));
+        for text in [
+            secret,
+            "upstream = \"postgresql://u:x@h\"\n",
+            "upstream = \"host=a user=u\"\n[archive.a]\nurl = \"s3://b\"\noptions = { secret-access-key = \"x\" }\n",
+        ] {
+            assert!(
+                with_mode(text, 0o644).unwrap_err().contains("holds secrets and is open to others (0644)"),
+                "{text}"
+            );
+        }
     }
 }

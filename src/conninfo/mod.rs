@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth::scram::Keys;
+use crate::redact::redact;
 
 mod environment;
 mod keyword_value;
@@ -311,7 +312,15 @@ impl ConnInfo {
     pub fn parse(text: &str, environment: &Environment) -> Result<ConnInfo, ConnInfoError> {
         let mut settings = read(text)?;
         add_defaults(&mut settings, environment)?;
-        validate::validate(&settings, environment)
+        validate::validate(&settings, environment).map_err(|error| match error {
+            ConnInfoError::InvalidInteger { keyword: Keyword::Port, .. }
+            | ConnInfoError::InvalidPort { .. }
+                if uri::has_stray_at(text) =>
+            {
+                ConnInfoError::UriStrayAt
+            }
+            error => error,
+        })
     }
 
     /// The same servers, as another role with other start-up parameters. The password file is the relay's own and
@@ -409,7 +418,7 @@ impl fmt::Display for ConnInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnInfoError {
     /// A word without `=`.
-    #[error("missing \"=\" after \"{name}\" in connection info string")]
+    #[error("missing \"=\" after \"{}\" in connection info string", redact(name))]
     MissingEquals {
         /// The word.
         name: String,
@@ -429,13 +438,13 @@ pub enum ConnInfoError {
     #[error("zero byte in connection info string")]
     ZeroByte,
     /// No such option.
-    #[error("invalid connection option \"{name}\"")]
+    #[error("invalid connection option \"{}\"", redact(name))]
     UnknownOption {
         /// As typed.
         name: String,
     },
     /// No such option, in a URI.
-    #[error("invalid URI query parameter: \"{name}\"")]
+    #[error("invalid URI query parameter: \"{}\"", redact(name))]
     UriParameter {
         /// As typed.
         name: String,
@@ -444,11 +453,23 @@ pub enum ConnInfoError {
     #[error("missing key/value separator \"=\" in URI query parameter")]
     UriMissingEquals,
     /// A query parameter with two `=`.
-    #[error("extra key/value separator \"=\" in URI query parameter: \"{name}\"")]
+    #[error("extra key/value separator \"=\" in URI query parameter: \"{}\"", redact(name))]
     UriExtraEquals {
         /// The option.
         name: String,
     },
+    /// What is no credentials for libpq, and meant to be.
+    #[error(
+        "\"@\" behind the host part of the URI: if it ends a password, percent-encode the password's special characters \
+         (%40 for \"@\", %2F for \"/\", %3A for \":\"), else write %40"
+    )]
+    UriStrayAt,
+    /// A host name with `@`, most likely the end of a password. Not shown.
+    #[error(
+        "a host name contains \"@\": if it ends a password, percent-encode the password's special characters (%40 for \"@\"), or \
+         give the password by password=... or a password file"
+    )]
+    AtInHost,
     /// `[` without `]`.
     #[error("end of string reached when looking for matching \"]\" in IPv6 host address in URI")]
     UriBracket,
@@ -510,7 +531,7 @@ pub enum ConnInfoError {
         problem: &'static str,
     },
     /// A value that libpq would refuse too.
-    #[error("invalid {keyword} value: \"{value}\"")]
+    #[error("invalid {keyword} value: \"{}\"", redact(value))]
     InvalidValue {
         /// The option.
         keyword: Keyword,
@@ -524,7 +545,7 @@ pub enum ConnInfoError {
         keyword: Keyword,
     },
     /// A value that libpq would honour and walrelay cannot.
-    #[error("{keyword} value \"{value}\" is not supported by walrelay")]
+    #[error("{keyword} value \"{}\" is not supported by walrelay", redact(value))]
     Unsupported {
         /// The option.
         keyword: Keyword,
@@ -532,7 +553,7 @@ pub enum ConnInfoError {
         value: String,
     },
     /// Not a number.
-    #[error("invalid integer value \"{value}\" for connection option \"{keyword}\"")]
+    #[error("invalid integer value \"{}\" for connection option \"{keyword}\"", redact(value))]
     InvalidInteger {
         /// The option.
         keyword: Keyword,
@@ -546,7 +567,7 @@ pub enum ConnInfoError {
         value: String,
     },
     /// Not an address.
-    #[error("could not parse network address \"{value}\"")]
+    #[error("could not parse network address \"{}\"", redact(value))]
     InvalidAddress {
         /// As typed.
         value: String,

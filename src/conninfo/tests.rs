@@ -65,6 +65,10 @@ const UNSUPPORTED: [&str; 7] = [
     "ssl_min_protocol_version=TLSv1 ssl_max_protocol_version=TLSv1",
 ];
 
+/// Strings in which the end of a password counts as something else: refused without showing it, where libpq would try to connect,
+/// or says it.
+const SPILT: [&str; 2] = ["postgresql://u:p@w@host", "postgresql://user:pass/word@host/db"];
+
 #[test]
 fn strings_are_read_as_real_libpq_reads_them() {
     let mut count = 0;
@@ -94,6 +98,9 @@ fn values_are_checked_as_real_libpq_checks_them() {
         match (ours, case.valid) {
             (Err(error), _) if unsupported(&case.input) => {
                 assert!(error.to_string().contains("not supported by walrelay"), "{}: {error}", case.input);
+            }
+            (Err(error), _) if SPILT.contains(&&*case.input) => {
+                assert!(error.to_string().contains("percent-encode"), "{}: {error}", case.input);
             }
             (Ok(_), valid) => assert!(valid, "{:?}: {}", case.input, case.message),
             (Err(error), true) => panic!("{:?}: {error}", case.input),

@@ -58,6 +58,13 @@ fn split_bare(text: &str) -> Option<(&str, &str)> {
     }
 }
 
+/// Whether a URI without credentials has an `@` in its path: a password with a slash in it, most likely, whose beginning counts
+/// as a port.
+pub(super) fn has_stray_at(text: &str) -> bool {
+    let Some(rest) = strip_scheme(text) else { return false };
+    split_credentials(rest).0.is_none() && rest.split('?').next().is_some_and(|path| path.contains('@'))
+}
+
 /// Credentials end at the first `@`, unless a slash comes before it.
 fn split_credentials(text: &str) -> (Option<&str>, &str) {
     match text.find(['@', '/']) {

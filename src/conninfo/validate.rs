@@ -150,6 +150,7 @@ fn host(name: Option<String>, address: Option<String>, port: u16) -> Result<Host
         (Some(name), None) if name.starts_with('@') => {
             return Err(Error::Unsupported { keyword: Keyword::Host, value: name.clone() });
         }
+        (Some(name), None) if name.contains('@') => return Err(Error::AtInHost),
         (Some(name), None) => HostAddress::Name(name.clone()),
         (None, None) => HostAddress::UnixDirectory(default_socket_dir()),
     };
