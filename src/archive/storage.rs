@@ -202,8 +202,8 @@ impl Storage {
         self.put_as(path, content, false).await.map(drop)
     }
 
-    /// Stores an object only if there is none; tells whether it did. Where the store cannot promise that, and for
-    /// objects that are uploaded in parts, one that appears at the same moment is replaced.
+    /// Stores an object only if there is none; tells whether it did. Where the store cannot promise that (other than S3:
+    /// for objects that are uploaded in parts), one that appears at the same moment is replaced.
     pub async fn put_new(&self, path: &str, content: Bytes) -> Result<bool, StorageError> {
         self.put_as(path, content, true).await
     }

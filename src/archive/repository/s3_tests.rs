@@ -147,3 +147,34 @@ async fn large_files_go_in_parts() {
         );
     }
 }
+
+/// What `make` has to say when the object of another relay appears while ours is sent in parts.
+async fn put_while_another_appears(s3: &Arc<S3>, path: &str) -> Option<()> {
+    let (others, key) = (s3.clone(), format!("main/{path}"));
+    let make = move |out: &mut dyn std::io::Write| {
+        // More than can be made before the first part is on its way.
+        (0..80).try_for_each(|_| out.write_all(&[1; 1 << 20]))?;
+        others.put(&key, b"theirs");
+        Ok(())
+    };
+    repository(s3).storage().put_made(path, 80 << 20, true, make).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_appears_during_an_upload_in_parts_is_not_replaced() {
+    let s3 = Arc::new(S3::start());
+    assert_eq!(put_while_another_appears(&s3, "one").await, None);
+    assert_eq!(s3.objects()["main/one"], b"theirs");
+    assert_eq!(s3.uploads(), 0, "ours is aborted");
+    // A store that knows no conditions: it is looked for again, the second time before the end of the upload.
+    s3.behave(|it| it.no_conditions = true);
+    let store = repository(&s3);
+    let make = |out: &mut dyn std::io::Write| (0..80).try_for_each(|_| out.write_all(&[2; 1 << 20]));
+    assert_eq!(store.storage().put_made("two", 80 << 20, true, make).await.unwrap(), Some(()));
+    assert_eq!(s3.objects()["main/two"].len(), 80 << 20);
+    s3.take_requests();
+    assert_eq!(store.storage().put_made("three", 80 << 20, true, make).await.unwrap(), Some(()));
+    let asked = s3.take_requests();
+    let count = |method: &str| asked.iter().filter(|request| request.starts_with(method)).count();
+    assert_eq!((count("HEAD"), count("POST")), (2, 2), "{asked:#?}");
+}

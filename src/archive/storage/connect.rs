@@ -3,7 +3,10 @@
 //! Stores answer with redirects when a region is wrong; anybody in between could. A client that follows them hands
 //! session tokens and WAL to whatever host it is told.
 
+use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +14,7 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
 };
 use object_store::{ClientConfigKey, ClientOptions};
+use reqwest::header::HeaderValue;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -67,6 +71,21 @@ impl HttpConnector for Connector {
     }
 }
 
+tokio::task_local! {
+    /// Uploads in parts that are completed here may replace nothing; set when the store does not know that.
+    static NEW_ONLY: Arc<AtomicBool>;
+}
+
+/// Runs `complete`, which ends an upload in parts to S3, so that it fails with "precondition" if the object is there. Also
+/// tells whether the store knows that; if not, the upload is completed without.
+///
+/// The library can say this for single requests only. As there, the header is not among the signed ones.
+pub(super) async fn only_if_none<T>(complete: impl Future<Output = T>) -> (T, bool) {
+    let unknown = Arc::new(AtomicBool::new(false));
+    let done = NEW_ONLY.scope(unknown.clone(), complete).await;
+    (done, !unknown.load(Ordering::Relaxed))
+}
+
 /// A client that stays with its host.
 #[derive(Debug)]
 struct Staying(reqwest::Client);
@@ -74,6 +93,26 @@ struct Staying(reqwest::Client);
 #[async_trait]
 impl HttpService for Staying {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let unknown = NEW_ONLY.try_with(Arc::clone).ok().filter(|_| completes_upload(&request));
+        let Some(unknown) = unknown else { return self.ask(request).await };
+        let mut conditional = request.clone();
+        conditional.headers_mut().insert("if-none-match", HeaderValue::from_static("*"));
+        let answer = self.ask(conditional).await?;
+        if answer.status().as_u16() != 501 {
+            return Ok(answer);
+        }
+        unknown.store(true, Ordering::Relaxed);
+        self.ask(request).await
+    }
+}
+
+/// Credentials may be asked for on the way.
+fn completes_upload(request: &HttpRequest) -> bool {
+    request.method() == "POST" && request.uri().query().is_some_and(|query| query.contains("uploadId="))
+}
+
+impl Staying {
+    async fn ask(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let answer = self.0.call(request).await?;
         let status = answer.status();
         match answer.headers().get("location") {

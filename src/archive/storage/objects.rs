@@ -39,6 +39,8 @@ pub(super) struct Objects {
     is_there: AtomicBool,
     /// The store does not know "only if there is none".
     pub(super) replaces: AtomicBool,
+    /// It does not know that for uploads in parts.
+    pub(super) replaces_by_parts: AtomicBool,
 }
 
 /// The store with the credentials that were found at the time.
@@ -61,13 +63,21 @@ impl Opened {
 impl Objects {
     pub(super) fn open(place: &ObjectPlace) -> Result<Objects, OptionError> {
         let (store, prefix) = options::store(place)?;
-        Ok(Objects { place: Some(place.clone()), ..Objects::over(store, prefix) })
+        // Google and Azure sign, or call, what says so in other ways than the library's.
+        let replaces_by_parts = AtomicBool::new(place.url.scheme() != "s3");
+        Ok(Objects { place: Some(place.clone()), replaces_by_parts, ..Objects::over(store, prefix) })
     }
 
     pub(super) fn over(store: Arc<dyn ObjectStore>, prefix: ObjectPath) -> Objects {
         let opened = RwLock::new(Opened::new(store));
-        let (is_there, replaces) = (AtomicBool::new(false), AtomicBool::new(false));
-        Objects { place: None, opened, prefix, is_there, replaces }
+        Objects {
+            place: None,
+            opened,
+            prefix,
+            is_there: AtomicBool::new(false),
+            replaces: AtomicBool::new(false),
+            replaces_by_parts: AtomicBool::new(true),
+        }
     }
 
     pub(super) fn location(&self, path: &str) -> ObjectPath {

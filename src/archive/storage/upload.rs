@@ -13,6 +13,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio::sync::mpsc;
 
+use super::connect::only_if_none;
 use super::objects::{Objects, failed, in_time};
 use super::{StorageError, WRITING};
 
@@ -121,11 +122,7 @@ async fn single(objects: &Objects, path: &str, content: Bytes, create: bool) -> 
         }
         Err(error) if conditional && knows_no_conditions(&error) => {
             if !objects.replaces.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    "the object store does not know If-None-Match ({}): objects are looked for before they are \
-                     written, and of two relays that write one at the same moment the later one replaces the other's",
-                    super::one_line(&error.to_string()),
-                );
+                warn_of_replacing(&super::one_line(&error.to_string()));
             }
             Box::pin(single(objects, path, content, create)).await
         }
@@ -161,13 +158,21 @@ fn knows_no_conditions(error: &object_store::Error) -> bool {
     }
 }
 
-/// Stores an object in parts. A store has no "only if there is none" for these that all of them know.
+fn warn_of_replacing(how: &str) {
+    tracing::warn!(
+        "the object store does not know If-None-Match ({how}): objects are looked for before they are written, and of two \
+         relays that write one at the same moment the later one replaces the other's"
+    );
+}
+
+/// Stores an object in parts.
 async fn multipart(
     objects: &Objects,
     path: &str,
     create: bool,
     parts: impl Stream<Item = io::Result<Bytes>>,
 ) -> Result<bool, StorageError> {
+    // Before all its bytes are sent in vain.
     if create && objects.head(path).await?.is_some() {
         return Ok(false);
     }
@@ -178,12 +183,17 @@ async fn multipart(
     };
     let begun = objects.request(0, WRITING, path, begin).await?;
     let mut upload = begun.map_err(|error| failed(WRITING, path, &error))?;
-    let done = send_parts(&mut upload, path, parts).await;
-    if done.is_err() {
+    let sent = send_parts(&mut upload, path, parts).await;
+    let done = match sent {
+        Ok(()) if create => complete_new(objects, &mut upload, path).await,
+        Ok(()) => complete(&mut upload, path).await.map(|()| true),
+        Err(error) => Err(error),
+    };
+    if !matches!(done, Ok(true)) {
         // Else they lie there, unseen and paid for, until a rule of the bucket removes them.
         let _ = tokio::time::timeout(ABORT, upload.abort()).await;
     }
-    done.map(|()| true)
+    done
 }
 
 async fn send_parts(
@@ -200,6 +210,37 @@ async fn send_parts(
         let sent = in_time(part.len() as u64, WRITING, path, upload.put_part(part.into())).await?;
         sent.map_err(|error| failed(WRITING, path, &error))?;
     }
+    Ok(())
+}
+
+async fn complete(upload: &mut Box<dyn MultipartUpload>, path: &str) -> Result<(), StorageError> {
     let completed = in_time(0, WRITING, path, upload.complete()).await?;
     completed.map(drop).map_err(|error| failed(WRITING, path, &error))
+}
+
+/// Only if there is no such object; tells whether there was none.
+async fn complete_new(
+    objects: &Objects,
+    upload: &mut Box<dyn MultipartUpload>,
+    path: &str,
+) -> Result<bool, StorageError> {
+    if objects.replaces_by_parts.load(Ordering::Relaxed) {
+        // The upload may have taken long.
+        return match objects.head(path).await? {
+            Some(_) => Ok(false),
+            None => complete(upload, path).await.map(|()| true),
+        };
+    }
+    let completed = in_time(0, WRITING, path, only_if_none(upload.complete())).await?;
+    let (completed, is_known) = completed;
+    if !is_known && !objects.replaces_by_parts.swap(true, Ordering::Relaxed) {
+        warn_of_replacing("501 for an upload in parts");
+    }
+    match completed {
+        Ok(_) => Ok(true),
+        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+            Ok(false)
+        }
+        Err(error) => Err(failed(WRITING, path, &error)),
+    }
 }

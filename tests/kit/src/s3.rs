@@ -87,6 +87,11 @@ impl S3 {
         lock(&self.shared.objects).clone()
     }
 
+    /// How many uploads in parts are neither completed nor aborted.
+    pub fn uploads(&self) -> usize {
+        lock(&self.shared.uploads).len()
+    }
+
     /// Puts an object there.
     pub fn put(&self, key: &str, content: &[u8]) {
         lock(&self.shared.objects).insert(key.to_owned(), content.to_vec());
@@ -152,6 +157,13 @@ impl Shared {
                     ))
                 }
                 Some(id) => {
+                    let conditional = request.headers.contains_key("if-none-match");
+                    if conditional && behaviour.no_conditions {
+                        return error("501 Not Implemented", "NotImplemented");
+                    }
+                    if conditional && lock(&self.objects).contains_key(&key) {
+                        return error("412 Precondition Failed", "PreconditionFailed");
+                    }
                     let parts = lock(&self.uploads).remove(&id).unwrap_or_default();
                     lock(&self.objects).insert(key, parts.into_values().flatten().collect());
                     xml("<CompleteMultipartUploadResult><ETag>\"x\"</ETag></CompleteMultipartUploadResult>"
