@@ -12,6 +12,7 @@ use crate::downstream::{ListenError, ParseListenAddrError};
 use crate::parts::PartEnded;
 use crate::store::StoreError;
 use crate::upstream::{ConnectError, UpstreamError};
+use crate::verify::{RepairError, VerifyError};
 use crate::wire::TlsError;
 
 /// A fault of walrelay itself (`EX_SOFTWARE` of sysexits.h).
@@ -61,6 +62,12 @@ pub enum RelayError {
     /// A WAL file could not be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A directory cannot be verified.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// A directory cannot be repaired.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
     /// WAL could not be made durable.
     #[error("{0}; the relay stops because what it holds may not be durable")]
     Durability(String),
@@ -94,7 +101,9 @@ impl RelayError {
             | RelayError::Hba(_)
             | RelayError::Users(_)
             | RelayError::Tls(_) => 2,
-            RelayError::Store(StoreError::InUse { .. }) => 3,
+            RelayError::Store(StoreError::InUse { .. })
+            | RelayError::Repair(RepairError::InUse(_) | RepairError::Store(StoreError::InUse { .. })) => 3,
+            RelayError::Verify(_) | RelayError::Repair(_) => 8,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
             | RelayError::Upstream(UpstreamError::Store(_)) => 4,
             RelayError::Bind(_) => 5,

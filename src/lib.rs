@@ -23,4 +23,5 @@ pub mod relay;
 pub mod store;
 pub mod tools;
 pub mod upstream;
+pub mod verify;
 pub mod wire;

@@ -1,5 +1,6 @@
-//! `walrelay restore`, `archive` and `archive-cleanup`: short runs beside the relay.
+//! `walrelay restore`, `archive`, `verify` and `archive-cleanup`: short runs beside the relay.
 
+use std::num::NonZero;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
@@ -17,9 +18,11 @@ use crate::archive::verify::{self, Report};
 use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
 use crate::config::{
     ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
+    VerifyPlaceArgs,
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
+use crate::verify as offline;
 
 /// Runs a command; its exit code, if nothing else went wrong. Needs a runtime.
 pub async fn run(command: &Command, environment: &Environment) -> Result<u8, RelayError> {
@@ -27,6 +30,7 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         Command::Restore(args) => restore(args, environment).await,
         Command::Archive(ArchiveCommand::Verify(args)) => verify(args, environment).await,
         Command::Archive(ArchiveCommand::List(args)) => list(args, environment).await,
+        Command::Verify(args) => verify_place(args, environment).await,
         Command::ArchiveCleanup(args) => cleanup(args, environment).await,
     }
 }
@@ -87,6 +91,7 @@ fn show_report(report: &Report) {
     for it in &report.findings {
         let problem = if it.problem == verify::Problem::Missing { "missing" } else { "damaged" };
         let wal = it.from.as_ref().zip(it.to.as_ref()).map(|(from, to)| format!(" (WAL {from} to {to})"));
+        let wal = wal.or_else(|| it.lsn.as_ref().map(|lsn| format!(" (WAL from {lsn} on)")));
         let healed = it.healed_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
         let (wal, healed) = (wal.unwrap_or_default(), healed.unwrap_or_default());
         println!("{}: {problem}: {}{wal}: {}{healed}", report.target, it.file, it.reason);
@@ -94,6 +99,67 @@ fn show_report(report: &Report) {
     let bad = report.findings.iter().filter(|it| it.healed_from.is_none()).count();
     let healed = report.findings.len() - bad;
     println!("{}: {} segments checked, {bad} problems, {healed} healed", report.target, report.segments);
+}
+
+/// Exit code 1 if something is wrong and stays so.
+async fn verify_place(args: &VerifyPlaceArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let sources = args.sources(environment)?.into_iter().map(|origin| Ok(source(origin)?));
+    let sources = sources.collect::<Result<Vec<_>, RelayError>>()?;
+    let target = match args.origin(environment)? {
+        Origin::Directory(dir) if !is_archive(&dir)? => {
+            return verify_directory(&dir, args.json, &sources).await;
+        }
+        Origin::Directory(dir) => VerifyPlaceArgs::archive_in(&dir)?,
+        Origin::Target(target) => *target,
+        Origin::Server(_) => unreachable!("a server is no place to verify"),
+    };
+    let repository = Repository::open(&target)?;
+    let mut report = verify::verify(&repository, None).await?;
+    if !report.is_good() && !sources.is_empty() {
+        verify::heal(&repository, &mut report, &sources).await?;
+    }
+    let good = report.is_good();
+    show(args.json, &[report], show_report)?;
+    Ok(u8::from(!good))
+}
+
+fn is_archive(dir: &Path) -> Result<bool, RelayError> {
+    let failed = |source| offline::VerifyError::Io { path: dir.to_owned(), source };
+    Ok(offline::is_archive(dir).map_err(failed)?)
+}
+
+async fn verify_directory(dir: &Path, json: bool, sources: &[Arc<dyn Source>]) -> Result<u8, RelayError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let path = dir.to_owned();
+    let read = tokio::task::spawn_blocking(move || offline::verify(&path, threads)).await;
+    let mut report = read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    if !sources.is_empty() {
+        offline::repair(dir, &mut report, sources).await?;
+    }
+    let good = report.is_good();
+    show(json, &[report], show_directory)?;
+    Ok(u8::from(!good))
+}
+
+fn show_directory(report: &offline::Report) {
+    let place = &report.place;
+    println!("{place}: {}, cluster {}", report.kind, report.system_identifier);
+    for it in &report.stretches {
+        println!("  timeline {}: {} to {}, {} segments", it.timeline, it.from, it.to, it.segments);
+    }
+    report.notes.iter().for_each(|note| println!("  note: {note}"));
+    for it in &report.findings {
+        let problem = if it.problem == offline::Problem::Missing { "missing" } else { "damaged" };
+        let at = it.lsn.as_ref().map(|lsn| format!(" from {lsn} on")).unwrap_or_default();
+        let repaired = it.repaired_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
+        println!("{place}: {problem}: {}{at}: {}{}", it.file, it.reason, repaired.unwrap_or_default());
+    }
+    let bad = report.findings.iter().filter(|it| it.repaired_from.is_none()).count();
+    let (repaired, mb) = (report.findings.len() - bad, report.bytes >> 20);
+    let segments: usize = report.stretches.iter().map(|stretch| stretch.segments).sum();
+    let first = report.first_fault().and_then(|it| it.lsn.as_ref());
+    let first = first.map(|lsn| format!(", the first at {lsn}")).unwrap_or_default();
+    println!("{place}: {segments} segments checked ({mb} MB), {bad} problems{first}, {repaired} repaired");
 }
 
 async fn list(args: &ListArgs, environment: &Environment) -> Result<u8, RelayError> {

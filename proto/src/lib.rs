@@ -36,4 +36,4 @@ pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
 pub use timer::{PeerDue, PeerTimer};
-pub use walk::{WalError, WalIdentity, WalVerifier};
+pub use walk::{SegmentHead, WalError, WalIdentity, WalVerifier};

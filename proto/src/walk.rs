@@ -36,6 +36,40 @@ impl WalIdentity {
     }
 }
 
+/// What a segment's first page says of the segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentHead {
+    /// Whose WAL it is.
+    pub id: WalIdentity,
+    /// Position of its first byte. In a file that a server keeps for later it is not the one of the file's name.
+    pub start: Lsn,
+    /// Timeline of the first byte.
+    pub tli: u32,
+    /// Bytes of a record that began in an earlier segment; 0 if a record or its padding begins here.
+    pub rest_of_record: u32,
+}
+
+impl SegmentHead {
+    /// Bytes that [`parse`](Self::parse) needs.
+    pub const LEN: usize = LONG_HEADER;
+
+    /// Reads it from the beginning of a segment; `None` if that is not the WAL of PostgreSQL 13 or later.
+    pub fn parse(first_page: &[u8]) -> Option<SegmentHead> {
+        let id = WalIdentity::of_segment(first_page)?;
+        let header = PageHeader::parse(first_page.first_chunk()?);
+        let rest_of_record = if header.has(flags::FIRST_IS_CONTRECORD) { header.rem_len } else { 0 };
+        Some(SegmentHead { id, start: header.pageaddr, tli: header.tli, rest_of_record })
+    }
+
+    /// Whether the segment holds nothing but the middle of one record.
+    pub fn is_middle_of_record(&self) -> bool {
+        let size = self.id.seg_size.bytes();
+        let headers =
+            size / PAGE_SIZE * page::SHORT_HEADER as u64 + (LONG_HEADER - page::SHORT_HEADER) as u64;
+        u64::from(self.rest_of_record) >= size - headers
+    }
+}
+
 /// Checks WAL, byte after byte, and knows where its last complete record ends.
 ///
 /// Bytes are given to [`push`](Self::push) in order, cut anywhere. What PostgreSQL's own reader checks is

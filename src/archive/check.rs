@@ -34,6 +34,17 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// The first position that is not good, where that can be said.
+    pub fn lsn(&self) -> Option<Lsn> {
+        match self {
+            Fault::Wal(error) => Some(error.lsn()),
+            Fault::Timeline { at, .. } => Some(*at),
+            Fault::Length { .. } | Fault::NoSegment => None,
+        }
+    }
+}
+
 /// Reads from a segment's first page whose it is.
 pub fn identity_of(bytes: &[u8]) -> Result<WalIdentity, Fault> {
     WalIdentity::of_segment(bytes).ok_or(Fault::NoSegment)
@@ -109,13 +120,15 @@ fn is_padding_of_earlier_switch(
         && bytes.get(offset..).is_some_and(|rest| rest.iter().all(|&byte| byte == 0))
 }
 
-/// A page carries the timeline of its first byte; those behind an XLOG_SWITCH are zeros.
-fn pages_are_on(history: &TimelineHistory, start: Lsn, bytes: &[u8]) -> Result<(), Fault> {
+/// Checks that pages are on the timelines that the history says. A page carries the timeline of its first byte; what
+/// lies behind an XLOG_SWITCH are zeros, or pages of elsewhere. `start` is the first page's.
+pub(crate) fn pages_are_on(history: &TimelineHistory, start: Lsn, bytes: &[u8]) -> Result<(), Fault> {
     for (number, page) in (0u64..).zip(bytes.chunks_exact(PAGE)) {
         let at = start.advance(number * PAGE as u64);
         let expected = history.timeline_at(at);
         let found = u32::from_le_bytes([page[4], page[5], page[6], page[7]]);
-        if found != expected.as_u32() && page[..2] != [0, 0] {
+        let is_padding = page[8..16] != at.as_u64().to_le_bytes();
+        if found != expected.as_u32() && !is_padding {
             return Err(Fault::Timeline { at, found, expected });
         }
     }

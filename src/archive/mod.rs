@@ -14,6 +14,7 @@
 mod archiver;
 mod backoff;
 mod buffer;
+mod chain;
 pub mod check;
 pub mod cleanup;
 mod codec;
@@ -48,6 +49,7 @@ pub mod verify;
 mod worker;
 
 pub use archiver::{Archiver, reload};
+pub use chain::missing_segments;
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
 pub use command::command_placeholders;
 pub use directory::RelayDirectory;

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
-use walrelay_proto::{
-    Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity, WalVerifier,
-};
+use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalFileName, WalIdentity, WalVerifier};
 
+use super::chain::missing_segments;
 use super::check;
 use super::layout::Item;
-use super::name::{FileKind, FileName};
+use super::name::{ChunkName, FileKind, FileName};
 use super::repository::{ReadError, Repository, WriteError};
 use super::source::Source;
 
@@ -35,6 +34,8 @@ pub struct Finding {
     pub from: Option<String>,
     /// First byte after that.
     pub to: Option<String>,
+    /// The first position that is not good, where that is known.
+    pub lsn: Option<String>,
     /// What was found.
     pub reason: String,
     /// Where a good copy came from.
@@ -147,6 +148,8 @@ struct Check<'a> {
     /// Files that are there, and files whose checksum is.
     files: BTreeSet<FileName>,
     described: BTreeSet<FileName>,
+    /// Pieces of segments that are not finished.
+    pieces: BTreeSet<ChunkName>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
     id: Option<WalIdentity>,
     segments: usize,
@@ -155,17 +158,18 @@ struct Check<'a> {
 
 impl<'a> Check<'a> {
     async fn begin(repository: &'a Repository, id: Option<WalIdentity>) -> Result<Check<'a>, ReadError> {
-        let (mut files, mut described) = (BTreeSet::new(), BTreeSet::new());
+        let (mut files, mut described, mut pieces) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for entry in repository.list().await? {
             match entry.item {
                 Item::File(name, _) => _ = files.insert(name),
                 Item::Sidecar(name) => _ = described.insert(name),
+                Item::Chunk(piece, _) => _ = pieces.insert(piece),
                 _ => {}
             }
         }
         let histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
         let findings = BTreeMap::new();
-        Ok(Check { repository, files, described, histories, id, segments: 0, findings })
+        Ok(Check { repository, files, described, pieces, histories, id, segments: 0, findings })
     }
 
     fn of_kind(&self, kind: FileKind) -> Vec<FileName> {
@@ -207,10 +211,11 @@ impl<'a> Check<'a> {
         for group in names.chunks(AT_A_TIME) {
             for (name, content) in group.iter().zip(self.read(group).await?) {
                 self.segments += 1;
+                let content = content.map_err(|reason| (reason, None));
                 let checked = content.and_then(|bytes| self.check_segment(name, &bytes, &mut run));
-                if let Err(reason) = checked {
+                if let Err((reason, lsn)) = checked {
                     run = None;
-                    self.note(name.as_str(), Problem::Damaged, reason);
+                    self.note_at(name.as_str(), Problem::Damaged, reason, lsn);
                 }
             }
         }
@@ -235,19 +240,26 @@ impl<'a> Check<'a> {
         Ok(votes.into_iter().max_by_key(|(_, count)| *count).map(|(id, _)| id))
     }
 
-    fn check_segment(&self, name: &FileName, bytes: &Bytes, run: &mut Option<Run>) -> Result<(), String> {
-        let found = check::identity_of(bytes).map_err(|fault| fault.to_string())?;
+    fn check_segment(
+        &self,
+        name: &FileName,
+        bytes: &Bytes,
+        run: &mut Option<Run>,
+    ) -> Result<(), (String, Option<Lsn>)> {
+        let described = |fault: check::Fault| (fault.to_string(), fault.lsn());
+        let found = check::identity_of(bytes).map_err(described)?;
         let id = self.id.unwrap_or(found);
         if found.system_id != id.system_id {
-            return Err(format!(
+            let reason = format!(
                 "it belongs to another cluster: its system identifier is {}, expected {}",
                 found.system_id, id.system_id
-            ));
+            );
+            return Err((reason, None));
         }
         let wal = name.wal(id.seg_size);
-        let wal = wal.ok_or_else(|| format!("there is no such segment of {}", id.seg_size.to_show()))?;
-        check::whole_segment(id, wal, self.histories.get(&wal.tli), bytes)
-            .map_err(|fault| fault.to_string())?;
+        let wal =
+            wal.ok_or_else(|| (format!("there is no such segment of {}", id.seg_size.to_show()), None))?;
+        check::whole_segment(id, wal, self.histories.get(&wal.tli), bytes).map_err(described)?;
         let before = run.take().filter(|run| run.next == wal);
         let mut run_on = before.unwrap_or_else(|| Run::begin(id, wal));
         run_on.push(bytes)?;
@@ -266,6 +278,21 @@ impl<'a> Check<'a> {
                     }
                 }
             }
+        }
+        self.read_pieces().await
+    }
+
+    /// Their names say what they contain. Those that came from other WAL than the rest are of no use, and no fault.
+    async fn read_pieces(&mut self) -> Result<(), ReadError> {
+        for piece in self.pieces.clone() {
+            let reason = match self.repository.read_chunk(&piece).await {
+                Ok(_) => continue,
+                Err(ReadError::Damaged { reason, .. }) => reason,
+                Err(error) => return Err(error),
+            };
+            let file = format!("{}.chunks/{}", piece.segment, piece.file_name());
+            let from = self.id.and_then(|id| Some(piece.segment.wal(id.seg_size)?.segno.start(id.seg_size)));
+            self.note_at(&file, Problem::Damaged, reason, from.map(|start| start.advance(piece.start)));
         }
         Ok(())
     }
@@ -292,48 +319,22 @@ impl<'a> Check<'a> {
         for wal in self.of_kind(FileKind::Segment).iter().filter_map(|name| name.wal(size)) {
             held.entry(wal.tli).or_default().insert(wal.segno);
         }
-        for (&tli, segnos) in &held {
+        for &tli in held.keys() {
             if !self.histories.contains_key(&tli) {
                 let reason = format!("there is WAL of timeline {tli}");
                 self.note(&tli.history_file_name(), Problem::Missing, reason);
             }
-            for segno in self.expected(tli, segnos, &held, size) {
-                if !segnos.contains(&segno) {
-                    let reason = "there is WAL before and after it".to_owned();
-                    self.note(&WalFileName::new(tli, segno).format(size), Problem::Missing, reason);
-                }
-            }
         }
-    }
-
-    /// The segments that a timeline should have: from where it begins, if there is anything of its ancestors, to
-    /// where it was left, if there is anything of a timeline that forked off it.
-    fn expected(
-        &self,
-        tli: TimelineId,
-        segnos: &BTreeSet<SegNo>,
-        held: &BTreeMap<TimelineId, BTreeSet<SegNo>>,
-        size: SegSize,
-    ) -> impl Iterator<Item = SegNo> + use<> {
-        let (first, last) = (segnos.first().copied(), segnos.last().copied());
-        let (mut from, mut to) = (first.unwrap_or(SegNo::new(0)), last.unwrap_or(SegNo::new(0)));
-        if let Some(history) = self.histories.get(&tli) {
-            let ancestors = history.ancestors().iter().any(|entry| held.contains_key(&entry.tli));
-            if ancestors {
-                from = from.min(history.begin().seg_at(size));
-            }
+        for wal in missing_segments(&held, &self.histories, size) {
+            self.note(&wal.format(size), Problem::Missing, "there is WAL before and after it".to_owned());
         }
-        for child in held.keys() {
-            let left_at = self.histories.get(child).and_then(|history| history.switch_point(tli));
-            // Where it was left, the segment is the next timeline's.
-            if let Some(before) = left_at.and_then(|(left_at, _)| left_at.seg_at(size).prev()) {
-                to = to.max(before);
-            }
-        }
-        (from.as_u64()..=to.as_u64()).map(SegNo::new)
     }
 
     fn note(&mut self, file: &str, problem: Problem, reason: String) {
+        self.note_at(file, problem, reason, None);
+    }
+
+    fn note_at(&mut self, file: &str, problem: Problem, reason: String, lsn: Option<Lsn>) {
         let size = self.id.map(|id| id.seg_size);
         let wal = size.and_then(|size| Some((FileName::parse(file)?.wal(size)?, size)));
         let wal = wal.filter(|_| !file.ends_with(".backup"));
@@ -342,6 +343,7 @@ impl<'a> Check<'a> {
             problem,
             from: wal.map(|(wal, size)| wal.segno.start(size).to_string()),
             to: wal.map(|(wal, size)| wal.segno.end(size).to_string()),
+            lsn: lsn.map(|lsn| lsn.to_string()),
             reason,
             healed_from: None,
         };
@@ -371,7 +373,7 @@ impl Run {
         Run { verifier, next: wal }
     }
 
-    fn push(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), (String, Option<Lsn>)> {
         let at: Lsn = self.verifier.position();
         self.next = WalFileName::new(self.next.tli, self.next.segno.next());
         match self.verifier.push(bytes) {
@@ -380,7 +382,9 @@ impl Run {
                 self.next = WalFileName::new(self.next.tli, SegNo::new(u64::MAX));
                 Ok(())
             }
-            other => other.map_err(|error| format!("{error} (in WAL that goes on from before {at})")),
+            other => other.map_err(|error| {
+                (format!("{error} (in WAL that goes on from before {at})"), Some(error.lsn()))
+            }),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The commands besides running a relay, and the places they look for WAL in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use url::Url;
 
 use super::{ConfigError, archive_targets, read_file, units, value};
 use crate::archive::restore::PATIENCE;
@@ -19,6 +20,8 @@ pub enum Command {
     /// Check what the archive holds, or list it
     #[command(subcommand)]
     Archive(ArchiveCommand),
+    /// Check a data directory, a directory of WAL or an archive, record by record; exit code 1 if anything is wrong
+    Verify(VerifyPlaceArgs),
     /// Remove archived WAL before a file, as pg_archivecleanup does
     ArchiveCleanup(CleanupArgs),
 }
@@ -107,6 +110,60 @@ pub struct VerifyArgs {
     /// Write the findings as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `walrelay verify`.
+#[derive(Args, Debug)]
+pub struct VerifyPlaceArgs {
+    /// A relay's data directory, a PostgreSQL data directory, a directory of WAL segments, the URL of an archive, or
+    /// the name of one in the --config file. A relay or server may be running on it
+    #[arg(value_name = "DIR|URL")]
+    pub place: String,
+
+    /// Fetch what is missing or damaged from here, an archive, a data directory or a running relay, in this order;
+    /// repeatable. What is replaced is kept. Nothing may be running on the directory
+    #[arg(long, value_name = "PLACE")]
+    pub repair_from: Vec<String>,
+
+    /// The relay's configuration file: its archives
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Write the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl VerifyPlaceArgs {
+    /// What to verify. A name without a slash that is no archive's is a directory's.
+    pub fn origin(&self, environment: &Environment) -> Result<Origin, ConfigError> {
+        let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
+        let is_target = self.place.contains("://") || targets.iter().any(|target| target.name == self.place);
+        if !is_target {
+            return Ok(Origin::Directory(PathBuf::from(&self.place)));
+        }
+        let found = origin(&self.place, &targets, environment)?;
+        match found {
+            Origin::Server(_) => {
+                Err(value("DIR|URL", &"a running server cannot be verified; give its data directory"))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A directory that turned out to be an archive.
+    pub fn archive_in(dir: &Path) -> Result<Target, ConfigError> {
+        let path = std::fs::canonicalize(dir).map_err(|error| value("DIR", &error))?;
+        let url = Url::from_file_path(&path).map_err(|()| value("DIR", &"not a path"))?;
+        Target::from_url(url.as_str()).map_err(|error| value("DIR", &error))
+    }
+
+    /// Where to fetch from.
+    pub fn sources(&self, environment: &Environment) -> Result<Vec<Origin>, ConfigError> {
+        let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
+        let from = |text: &String| origin(text, &targets, environment);
+        self.repair_from.iter().map(from).collect()
+    }
 }
 
 /// `walrelay archive list`.

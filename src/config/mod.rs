@@ -29,6 +29,7 @@ use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
     ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
+    VerifyPlaceArgs,
 };
 
 /// A checked configuration.

@@ -11,7 +11,7 @@ use walrelay_proto::{SegSize, SystemId, wal_magic_of};
 
 use super::dir::DataDir;
 
-const FILE: &str = "cluster.toml";
+pub(super) const FILE: &str = "cluster.toml";
 
 /// Which cluster this is. Never changes in a data directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,14 +61,18 @@ struct Saved {
 }
 
 pub(super) fn load(dir: &DataDir) -> io::Result<Option<(Identity, UpstreamParameters)>> {
-    let Some(text) = dir.read(FILE)? else { return Ok(None) };
+    dir.read(FILE)?.as_deref().map(parse).transpose()
+}
+
+/// Understands the file's content.
+pub(super) fn parse(text: &str) -> io::Result<(Identity, UpstreamParameters)> {
     let bad =
         |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
     let saved: Saved =
-        toml::from_str(&text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
+        toml::from_str(text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
     let system_id = saved.system_identifier.parse().map_err(|error| bad(&error))?;
     let seg_size = SegSize::new(saved.wal_segment_size).map_err(|error| bad(&error))?;
-    Ok(Some((Identity { system_id, seg_size }, saved.parameters)))
+    Ok((Identity { system_id, seg_size }, saved.parameters))
 }
 
 pub(super) fn save(dir: &DataDir, identity: Identity, parameters: &UpstreamParameters) -> io::Result<()> {

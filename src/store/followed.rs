@@ -16,7 +16,7 @@ use walrelay_proto::TimelineId;
 
 use super::dir::DataDir;
 
-const FILE: &str = "timeline.toml";
+pub(super) const FILE: &str = "timeline.toml";
 
 /// What the file says. It is missing in directories of before, where the highest number is followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,12 +36,17 @@ struct Saved {
 pub(super) fn load(dir: &DataDir) -> io::Result<Option<Followed>> {
     let Some(text) = dir.read(FILE)? else { return Ok(None) };
     dir.reserve(FILE, &text);
+    parse(&text).map(Some)
+}
+
+/// Understands the file's content.
+pub(super) fn parse(text: &str) -> io::Result<Followed> {
     let bad =
         |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
     let saved: Saved =
-        toml::from_str(&text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
+        toml::from_str(text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
     let timeline = |number| TimelineId::new(number).ok_or_else(|| bad(&"there is no timeline 0"));
-    Ok(Some(Followed { tli: timeline(saved.timeline)?, newest: timeline(saved.newest)? }))
+    Ok(Followed { tli: timeline(saved.timeline)?, newest: timeline(saved.newest)? })
 }
 
 pub(super) fn save(dir: &DataDir, followed: Followed) -> io::Result<()> {

@@ -18,7 +18,7 @@ use walrelay_proto::{TimelineHistory, TimelineId};
 use super::TimelinePosition;
 use super::dir::DataDir;
 
-const FILE: &str = "last-run.toml";
+pub(super) const FILE: &str = "last-run.toml";
 /// Longest error text that is kept.
 const MOST_TEXT: usize = 200;
 
@@ -69,7 +69,10 @@ impl LastRun {
                 None
             }
         };
-        let Some(saved) = saved else { return LastRun::NotInOrder };
+        saved.map_or(LastRun::NotInOrder, LastRun::from_saved)
+    }
+
+    fn from_saved(saved: Saved) -> LastRun {
         let position = || {
             let (tli, lsn) = (TimelineId::new(saved.timeline?)?, saved.flush_lsn.as_ref()?.parse().ok()?);
             Some(TimelinePosition { tli, lsn })
@@ -136,6 +139,19 @@ impl LastRun {
             );
         }
     }
+}
+
+/// What the file's content says was confirmed as durable when the run ended; `None` if it does not say, or goes on.
+pub(super) fn confirmed_in(text: &str) -> std::io::Result<Option<TimelinePosition>> {
+    let saved = toml::from_str::<Saved>(text);
+    let saved = saved.map_err(|error| {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{FILE}: {}", error.message()))
+    })?;
+    Ok(match LastRun::from_saved(saved) {
+        LastRun::NotInOrder => None,
+        LastRun::Stopped(durable) => Some(durable),
+        LastRun::Failed { confirmed, .. } => confirmed,
+    })
 }
 
 /// Says durably that a run has begun: from now on nothing is known to be durable.

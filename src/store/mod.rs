@@ -25,6 +25,7 @@ mod followed;
 mod holes;
 mod last_run;
 mod mapped;
+pub mod offline;
 mod ownership;
 mod path;
 mod recovery;

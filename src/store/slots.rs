@@ -30,7 +30,7 @@ use super::lock;
 use super::senders::FeedbackHorizon;
 
 /// File of the data directory that holds the slots.
-const FILE: &str = "slots.toml";
+pub(super) const FILE: &str = "slots.toml";
 /// Changes of slots under way at a time: a disk that hangs must not take all threads that may wait for it.
 const CHANGES: usize = 8;
 
@@ -205,15 +205,31 @@ struct SavedSlot {
     catalog_xmin: Option<u64>,
 }
 
+/// Understands the file's content: what others than a relay want to know of it.
+pub(super) fn parse(text: &str) -> io::Result<Vec<super::offline::SavedSlot>> {
+    let slot = |saved: SavedSlot| {
+        let slot = Slot::from_saved(&saved).map_err(bad)?;
+        let SlotInfo { name, restart_lsn, invalidated, .. } = slot.info();
+        Ok(super::offline::SavedSlot { name, restart_lsn, invalidated })
+    };
+    saved_in(text)?.into_iter().map(slot).collect()
+}
+
+fn saved_in(text: &str) -> io::Result<Vec<SavedSlot>> {
+    let saved = toml::from_str::<Saved>(text);
+    saved.map(|saved| saved.slot).map_err(|error| bad(error.message().replace('\n', " ")))
+}
+
+fn bad(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"))
+}
+
 impl Slots {
     /// Reads the slots of a data directory, and makes room on the disk to save them when it is full.
     pub(super) fn open(dir: Arc<DataDir>, limit: usize) -> io::Result<Arc<Slots>> {
         let text = dir.read(FILE)?.unwrap_or_default();
-        let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
-        let saved: Saved = toml::from_str(&text)
-            .map_err(|error: toml::de::Error| bad(error.message().replace('\n', " ")))?;
         let mut table = Table::default();
-        for one in saved.slot {
+        for one in saved_in(&text)? {
             let slot = Slot::from_saved(&one).map_err(bad)?;
             table.slots.insert(one.name, Arc::new(slot));
         }

@@ -49,6 +49,7 @@ mod targets;
 mod tls;
 mod unusable_upstream;
 mod upstream_restart;
+mod verify;
 mod versions;
 mod wal_write;
 mod zombie;

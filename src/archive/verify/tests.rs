@@ -1,9 +1,9 @@
 use object_store::memory::InMemory;
-use walrelay_proto::SystemId;
 use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::{SegSize, SystemId};
 
 use super::*;
-use crate::archive::codec::{Codec, Compression};
+use crate::archive::codec::{Codec, Compression, Format};
 use crate::archive::layout::Layout;
 use crate::archive::storage::Storage;
 use crate::archive::target_source::TargetSource;
@@ -223,4 +223,24 @@ async fn compressed_segments_are_listed_and_checked() {
     let shown: Vec<_> =
         listing.stretches.iter().map(|it| (it.timeline, &*it.from, &*it.to, it.segments)).collect();
     assert_eq!(shown, [(1, "0/300000", "0/800000", 5), (2, "0/800000", "0/F00064", 7)]);
+}
+
+#[tokio::test]
+async fn a_damaged_piece_of_an_unfinished_segment_is_found() {
+    let files = files(77);
+    let target = filled("a", &files).await;
+    let segment = name(2, 15);
+    let (one, other) = (Bytes::from(vec![1; 100]), Bytes::from(vec![2; 300]));
+    target.write_chunk(&segment, 0, one).await.unwrap();
+    target.write_chunk(&segment, 100, other.clone()).await.unwrap();
+    assert_eq!(found(&target).await, []);
+    let piece = ChunkName::of(&segment, 100, &other);
+    let path = Layout::Plain.chunk(&piece, Format::split("").1);
+    target.storage().put(&path, Bytes::from(vec![3; 300])).await.unwrap();
+    let report = verify(&target, None).await.unwrap();
+    let [finding] = &report.findings[..] else { panic!("{report:?}") };
+    assert_eq!(
+        (&finding.file, finding.lsn.as_deref()),
+        (&format!("{segment}.chunks/{}", piece.file_name()), Some("0/F00064"))
+    );
 }

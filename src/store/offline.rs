@@ -1,0 +1,84 @@
+//! What a data directory says of itself, read while no relay has it, or beside one that has.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use walrelay_proto::{Lsn, TimelineId, WalIdentity};
+
+use super::dir::DataDir;
+use super::{Identity, StoreError, TimelinePosition, cluster, dir, followed, last_run, slots};
+
+/// What a relay has left word of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SavedState {
+    /// `cluster.toml`: whose WAL it is.
+    pub identity: Option<WalIdentity>,
+    /// `timeline.toml`: the timeline that is followed.
+    pub timeline: Option<TimelineId>,
+    /// `last-run.toml`: what was confirmed to the upstream as durable when the last run ended; `None` if it did not
+    /// say, or goes on.
+    pub confirmed: Option<TimelinePosition>,
+    /// `slots.toml`.
+    pub slots: Vec<SavedSlot>,
+}
+
+/// A slot as it was saved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SavedSlot {
+    /// Its name.
+    pub name: String,
+    /// The oldest WAL it keeps.
+    pub restart_lsn: Option<Lsn>,
+    /// Whether it keeps nothing any more.
+    pub invalidated: bool,
+}
+
+/// Reads it; beside what could be read, the files that could not, and why.
+pub fn read(data_dir: &Path) -> (SavedState, Vec<(String, String)>) {
+    let (mut state, mut bad) = (SavedState::default(), Vec::new());
+    if let Some((Identity { system_id, seg_size }, _)) =
+        one(data_dir, cluster::FILE, cluster::parse, &mut bad)
+    {
+        state.identity = Some(WalIdentity { system_id, seg_size });
+    }
+    let followed = one(data_dir, followed::FILE, followed::parse, &mut bad);
+    state.timeline = followed.map(|followed| followed.tli);
+    state.confirmed = one(data_dir, last_run::FILE, last_run::confirmed_in, &mut bad).flatten();
+    state.slots = one(data_dir, slots::FILE, slots::parse, &mut bad).unwrap_or_default();
+    (state, bad)
+}
+
+/// One file; `None` if there is none.
+fn one<T>(
+    data_dir: &Path,
+    file: &str,
+    parse: impl FnOnce(&str) -> io::Result<T>,
+    bad: &mut Vec<(String, String)>,
+) -> Option<T> {
+    let text = dir::read_if_present(&data_dir.join(file))
+        .and_then(|content| content.map(String::from_utf8).transpose().map_err(io::Error::other));
+    let parsed = text.and_then(|text| text.as_deref().map(parse).transpose());
+    parsed.unwrap_or_else(|error| {
+        bad.push((file.to_owned(), error.to_string()));
+        None
+    })
+}
+
+/// A data directory that no relay can take meanwhile.
+#[derive(Debug)]
+pub struct OfflineLock(DataDir);
+
+impl OfflineLock {
+    /// Takes a relay's data directory.
+    ///
+    /// # Errors
+    /// A relay runs on it, or it is none.
+    pub fn take(data_dir: &Path) -> Result<OfflineLock, StoreError> {
+        DataDir::lock(data_dir).map(OfflineLock)
+    }
+
+    /// Moves a file of `pg_wal` out of the way, into `aside`, durably; where it is then.
+    pub fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        self.0.set_aside(path)
+    }
+}
