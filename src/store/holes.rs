@@ -182,7 +182,8 @@ impl Store {
         }
     }
 
-    fn wal_path_now(&self) -> io::Result<Option<(WalPath, Identity)>> {
+    /// The files on the way to the timeline that is followed, as they are now. Waits for the disk.
+    pub(super) fn wal_path_now(&self) -> io::Result<Option<(WalPath, Identity)>> {
         let Some(identity) = self.identity() else { return Ok(None) };
         let path = WalPath::read(&self.dir, identity.seg_size, (*self.history()).clone())?;
         Ok(Some((path, identity)))

@@ -587,16 +587,11 @@ impl Store {
     /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment; the tip if there is none.
     /// Waits for the disk.
     pub fn oldest(&self) -> Option<Lsn> {
-        let (identity, tip) = (self.identity()?, self.tip()?);
+        let (tip, (path, identity)) = (self.tip()?, self.wal_path_now().ok()??);
         if Some(tip.write_lsn) == self.begun_at() {
             return Some(tip.write_lsn);
         }
-        let segments = self.dir.segments(identity.seg_size).ok()?;
-        let mut oldest = tip.write_lsn.seg_before(identity.seg_size);
-        let held: std::collections::BTreeSet<_> = segments.iter().map(|found| found.name.segno).collect();
-        while let Some(before) = oldest.prev().filter(|before| held.contains(before)) {
-            oldest = before;
-        }
+        let oldest = path.oldest_before(tip.write_lsn.seg_before(identity.seg_size));
         Some(oldest.start(identity.seg_size))
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName};
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, WalFileName};
 
 use super::dir::{DataDir, FoundSegment};
 
@@ -33,12 +33,11 @@ impl WalPath {
     }
 
     /// The file that holds `segno` on the way to the timeline; the finished one where there are two.
+    ///
+    /// The file of one name only: an ancestor's of the same number holds what was left there behind the switch, or
+    /// nothing.
     pub(super) fn file_for(&self, segno: SegNo) -> Option<FoundSegment> {
-        let ancestors = self.history.ancestors().iter().rev();
-        let timelines = std::iter::once(self.history.tli()).chain(ancestors.map(|entry| entry.tli));
-        timelines
-            .filter(|&tli| self.leads_through(tli, segno))
-            .find_map(|tli| self.find(WalFileName::new(tli, segno)))
+        self.find(self.name_of(segno))
     }
 
     fn find(&self, name: WalFileName) -> Option<FoundSegment> {
@@ -46,27 +45,37 @@ impl WalPath {
         self.segments.get(at).copied().filter(|found| found.name == name)
     }
 
-    /// Whether the way goes through this segment on `tli`: an abandoned branch may have files beyond its switch point.
-    fn leads_through(&self, tli: TimelineId, segno: SegNo) -> bool {
-        let start = segno.start(self.size);
-        self.history.switch_point(tli).is_none_or(|(left_at, _)| start < left_at)
+    /// Whether this file holds its segment on the way.
+    pub(super) fn leads_through(&self, found: &FoundSegment) -> bool {
+        self.file_for(found.name.segno) == Some(*found)
     }
 
-    /// Whether this is a segment of an older timeline all of which lies on the way: complete, though a crash may have
-    /// come before it got its name.
-    pub(super) fn is_whole(&self, found: &FoundSegment) -> bool {
-        let end = found.name.segno.end(self.size);
-        self.history.switch_point(found.name.tli).is_some_and(|(left_at, _)| end <= left_at)
-            && self.file_for(found.name.segno) == Some(*found)
+    /// Where files go on behind a hole that begins with `hole`, if all WAL before them is sure to have been durable:
+    /// it was when a segment got its final name, and when a timeline got its first segment. `None` if nothing says
+    /// so, or there are none.
+    pub(super) fn durable_behind(&self, hole: SegNo) -> Option<SegNo> {
+        let begin = self.history.begin().seg_at(self.size);
+        let behind =
+            || self.segments.iter().filter(|found| found.name.segno > hole && self.leads_through(found));
+        let is_sure = hole <= begin || behind().any(|found| !found.partial);
+        behind().map(|found| found.name.segno).min().filter(|_| is_sure)
+    }
+
+    /// The first segment of those that lead to `segno` without a hole; `segno` itself where there are none.
+    pub(super) fn oldest_before(&self, segno: SegNo) -> SegNo {
+        let mut oldest = segno;
+        while let Some(before) = oldest.prev().filter(|&before| self.file_for(before).is_some()) {
+            oldest = before;
+        }
+        oldest
     }
 
     /// The segments without a file between the oldest that has one, or `from` if that is before it, and the one that
     /// holds `end`, in order.
     pub(super) fn holes(&self, from: Option<Lsn>, end: Lsn) -> Vec<Range<SegNo>> {
-        let mut held: Vec<SegNo> = self.segments.iter().map(|found| found.name.segno).collect();
+        let on_the_way = self.segments.iter().filter(|found| self.leads_through(found));
+        let mut held: Vec<SegNo> = on_the_way.map(|found| found.name.segno).collect();
         held.sort_unstable();
-        held.dedup();
-        held.retain(|&segno| self.file_for(segno).is_some());
         let tail = end.seg_at(self.size);
         let Some(&oldest) = held.first() else { return Vec::new() };
         let mut next = from.map_or(oldest, |from| from.seg_at(self.size).min(oldest));
@@ -88,6 +97,8 @@ impl WalPath {
 
 #[cfg(test)]
 mod tests {
+    use walrelay_proto::TimelineId;
+
     use super::*;
 
     fn segno(number: u64) -> SegNo {
@@ -112,11 +123,31 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_looked_for_on_the_newest_timeline_first_and_never_beyond_a_switch() {
-        let path = path(&[(1, 5, false), (1, 6, true), (1, 7, false), (2, 6, false), (2, 8, true)]);
-        let found = |number| path.file_for(segno(number)).map(|found| found.name.tli.as_u32());
-        assert_eq!([5, 6, 7, 8].map(found), [Some(1), Some(2), None, Some(2)]);
-        assert_eq!([5, 6, 7].map(|number| path.name_of(segno(number)).tli.as_u32()), [1, 2, 2]);
+    fn a_segment_is_looked_for_on_the_timeline_of_its_end() {
+        let files = [(1, 5, false), (1, 6, true), (1, 7, false), (2, 4, false), (2, 6, false), (2, 8, true)];
+        let found =
+            |path: &WalPath, number| path.file_for(segno(number)).map(|found| found.name.tli.as_u32());
+        let all = path(&files);
+        assert_eq!(
+            [4, 5, 6, 7, 8].map(|number| found(&all, number)),
+            [None, Some(1), Some(2), None, Some(2)]
+        );
+        assert_eq!([5, 6, 7].map(|number| all.name_of(segno(number)).tli.as_u32()), [1, 2, 2]);
+        assert_eq!((all.oldest_before(segno(6)), all.oldest_before(segno(8))), (segno(5), segno(8)));
+        let without_first: Vec<_> = files.into_iter().filter(|file| *file != (2, 6, false)).collect();
+        assert_eq!(found(&path(&without_first), 6), None, "its predecessor's is another");
+        let at = segno(8).start(SegSize::new(1 << 20).unwrap()).advance(8);
+        assert_eq!(path(&without_first).holes(None, at), [segno(6)..segno(8)]);
+    }
+
+    #[test]
+    fn what_lies_behind_a_hole_counts_where_all_before_it_was_durable() {
+        let behind = |files: &[(u32, u64, bool)], hole| path(files).durable_behind(segno(hole));
+        assert_eq!(behind(&[(1, 5, true), (2, 7, true)], 6), Some(segno(7)), "the first of a timeline");
+        assert_eq!(behind(&[(1, 3, true), (2, 6, true)], 4), Some(segno(6)), "an ancestor's");
+        assert_eq!(behind(&[(2, 6, true), (2, 8, true), (2, 9, false)], 7), Some(segno(8)), "a name");
+        assert_eq!(behind(&[(2, 6, true), (2, 8, true), (1, 9, false)], 7), None);
+        assert_eq!(behind(&[(1, 5, true), (1, 6, true)], 6), None);
     }
 
     #[test]

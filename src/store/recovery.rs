@@ -5,6 +5,10 @@
 //! its start. The end is the end of the last complete record: preallocated zeros, torn pages and half
 //! records are all beyond it. Files are read with `pread`, so that a bad sector is an error.
 //!
+//! Where a segment is missing, what lies behind it counts if everything before it is sure to have been durable once
+//! ([`WalPath::durable_behind`]); it is verified from there on, and the hole is somebody else's
+//! ([`holes`](super::holes)). Else the WAL ends there.
+//!
 //! What is read back need not be on the disk. After a failed sync the kernel takes the pages for clean: they can be
 //! read, and a sync says yes without writing them. So whatever recovery takes over is copied into a new file, which is
 //! synced and takes the old one's name, before anybody hears of it, unless the last run ended in order at just this
@@ -67,7 +71,11 @@ pub(super) fn recover(
     let segments = list()?;
     let Some(newest) = segments.iter().map(|found| found.name.tli).max() else { return Ok(None) };
     let is_here = |tli: &TimelineId| segments.iter().any(|found| found.name.tli == *tli);
-    let history = read_history(dir, plan.timeline.filter(is_here).unwrap_or(newest))?;
+    let tli = match plan.timeline {
+        Some(followed) if !is_here(&followed) => instead_of(dir, followed, is_here).unwrap_or(newest),
+        followed => followed.unwrap_or(newest),
+    };
+    let history = read_history(dir, tli)?;
     let path =
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
     let scan = Scan { dir, identity, path, magic: plan.magic };
@@ -84,6 +92,19 @@ pub(super) fn recover(
     let TimelinePosition { tli, lsn } = scan.position(&end);
     tracing::info!("recovered WAL up to {lsn} on timeline {tli}");
     Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail }))
+}
+
+/// The last timeline on the way to `followed` of which there is a file; there is none of `followed` itself.
+fn instead_of(
+    dir: &DataDir,
+    followed: TimelineId,
+    is_here: impl Fn(&TimelineId) -> bool,
+) -> Option<TimelineId> {
+    tracing::error!(
+        "timeline {followed} was followed, and the data directory holds nothing of it any more: what was confirmed on it is \
+         lost here, and comes back only if the upstream still has it; did somebody remove its files from pg_wal?"
+    );
+    read_history(dir, followed).ok()?.way().rev().find(is_here)
 }
 
 /// A `.partial` file has its full size before anything in it is confirmed: in a shorter one nothing was.
@@ -176,32 +197,41 @@ impl Scan<'_> {
         let first_partial = self.unfinished().map(|found| found.name.segno).min();
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
-        let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
-        // Older timelines' segments on the way carry lower numbers, which the newest one allows.
-        let mut verifier = WalVerifier::at_segment_start(id, tli, from.start(id.seg_size));
-        verifier.accept_any_padding(true);
-        if let Some(magic) = self.magic {
-            verifier.expect_magic(magic);
-        }
-        let mut end = End { verifier, error: None };
+        let mut end = End { verifier: self.verifier_at(from), error: None };
         let mut segno = from;
-        while let Some(found) = self.path.file_for(segno) {
-            if let Some(error) = self.verify(&mut end.verifier, found)? {
-                self.must_be_partial(found, error)?;
-                end.error = Some(error);
+        while end.error.is_none() {
+            if let Some(found) = self.path.file_for(segno) {
+                end.error = self.verify(&mut end.verifier, found)?;
+                end.error.map_or(Ok(()), |error| self.must_be_partial(found, error))?;
+                segno = segno.next();
+            } else if let Some(behind) = self.path.durable_behind(segno) {
+                end.verifier = self.verifier_at(behind);
+                segno = behind;
+            } else {
                 break;
             }
-            segno = segno.next();
         }
         end.verifier.rewind();
         Ok(end)
     }
 
-    /// Segments on the way without a final name.
-    fn unfinished(&self) -> impl Iterator<Item = FoundSegment> {
+    fn verifier_at(&self, segno: SegNo) -> WalVerifier {
+        let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
+        // Older timelines' segments on the way carry lower numbers, which the newest one allows.
         let tli = self.path.history().tli();
-        let on_the_way = move |found: &FoundSegment| found.name.tli == tli || self.path.is_whole(found);
-        self.path.segments().iter().copied().filter(|found| found.partial).filter(on_the_way)
+        let mut verifier = WalVerifier::at_segment_start(id, tli, segno.start(id.seg_size));
+        verifier.accept_any_padding(true);
+        if let Some(magic) = self.magic {
+            verifier.expect_magic(magic);
+        }
+        verifier
+    }
+
+    /// Segments on the way without a final name. Those of older timelines are complete, though a crash may have come
+    /// before they got it.
+    fn unfinished(&self) -> impl Iterator<Item = FoundSegment> {
+        let on_the_way = |found: &FoundSegment| found.partial && self.path.leads_through(found);
+        self.path.segments().iter().copied().filter(on_the_way)
     }
 
     fn position(&self, end: &End) -> TimelinePosition {
@@ -277,14 +307,15 @@ impl Scan<'_> {
                 .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
         }
         self.renew_names()?;
-        let end = self.run()?;
-        let after = self.position(&end).lsn;
+        let again = self.run()?;
+        let after = self.position(&again).lsn;
         if after < before {
             tracing::error!(
                 "WAL that was read up to {before} is only there up to {after} after it was written again: look at the disk"
             );
         }
-        Ok(end)
+        // A copy has nothing behind the end: where the files ended there, they still do.
+        Ok(End { error: end.error.and(again.error), ..again })
     }
 
     /// Puts a copy of a file's first `len` bytes in its place, durably.
@@ -372,10 +403,23 @@ impl Scan<'_> {
         }
         // Kept even if it is empty: it may be all there is of the newest timeline.
         let tli = self.path.history().tli();
-        let own = self.unfinished().find(|found| found.name.tli == tli && found.name.segno == tail);
+        let own = self.path.file_for(tail).filter(|found| found.name.tli == tli);
+        let own = own.map(|found| self.open_again(found)).transpose()?;
         let result = own.map(|found| self.map_tail(found, lsn, how)).transpose()?;
         self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))?;
         Ok(result)
+    }
+
+    /// The file that WAL goes on in. A finished one loses its name: its last record reached into a segment that is
+    /// lost, and comes again.
+    fn open_again(&self, found: FoundSegment) -> Result<FoundSegment, StoreError> {
+        let unfinished = FoundSegment { partial: true, ..found };
+        if !found.partial {
+            let path = self.path_of(found);
+            fs::rename(&path, self.path_of(unfinished))
+                .map_err(failed("could not go on in finished WAL segment", path))?;
+        }
+        Ok(unfinished)
     }
 
     fn set_partials_aside_from(&self, from: SegNo) -> Result<(), StoreError> {

@@ -11,6 +11,8 @@ use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 
 use super::*;
 
+mod lost_files;
+
 const SEG: u64 = 1 << 20;
 const START: Lsn = Lsn::new(3 * SEG);
 
@@ -122,7 +124,7 @@ fn what_is_appended_is_visible_then_durable_then_a_finished_file() {
 
 #[test]
 fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::permissions::private_tempdir();
     let mut opened = Opened::open(dir.path());
     assert_eq!(opened.store.tip(), None);
     opened.writer.show_start();

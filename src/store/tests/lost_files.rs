@@ -1,0 +1,195 @@
+//! Files of `pg_wal` that are lost: nothing that was confirmed behind them goes with them.
+
+use super::*;
+
+const SECOND: u32 = 2;
+
+fn second() -> TimelineId {
+    TimelineId::new(SECOND).unwrap()
+}
+
+fn name(tli: u32, segment: u64) -> WalFileName {
+    WalFileName::new(TimelineId::new(tli).unwrap(), SegNo::new(segment))
+}
+
+fn path(dir: &Path, tli: u32, segment: u64, suffix: &str) -> std::path::PathBuf {
+    dir.join("pg_wal").join(format!("{tli:08X}{:016X}{suffix}", segment))
+}
+
+/// The bytes of a segment on the way.
+fn content(wal: &WalGenerator, segment: u64) -> &[u8] {
+    &wal.bytes()[((segment - 3) * SEG) as usize..][..SEG as usize]
+}
+
+fn last_end(wal: &WalGenerator) -> Lsn {
+    *wal.record_ends().last().unwrap()
+}
+
+/// Timeline 2 left 1 in segment 4, with `behind` bytes more on 1, and has come `on` bytes further.
+fn forked(dir: &Path, behind: usize, on: usize) -> WalGenerator {
+    let mut wal = generator(31);
+    wal.fill(1_400_000);
+    let fork = wal.position();
+    let mut longer = wal.clone();
+    longer.fill(behind);
+    let mut opened = Opened::open(dir);
+    opened.append(START, longer.bytes());
+    let content = format!("1\t{fork}\tno recovery target specified\n");
+    opened.store.save_history_file(second(), content.as_bytes()).unwrap();
+    let history = TimelineHistory::parse(second(), content.as_bytes()).unwrap();
+    opened.writer.switch_timeline(history).unwrap();
+    wal.switch_timeline(second());
+    wal.fill(on);
+    opened.append(fork, &wal.bytes()[fork.since(START) as usize..]);
+    opened.wait_flushed(last_end(&wal));
+    opened.stop();
+    wal
+}
+
+/// A hand or a disk may take any file; with its predecessor's file of the same number beside it the gap is easily
+/// taken for filled.
+#[test]
+fn the_first_segment_of_a_timeline_is_missed_although_its_predecessor_has_one_of_that_number() {
+    // How far 1 went on in its own file, how far 2 has come, and whether 1's end has its final name.
+    for (behind, on, finished) in
+        [(0, 900_000, false), (400_000, 900_000, false), (400_000, 3_500_000, false), (0, 3_500_000, true)]
+    {
+        let dir = crate::permissions::private_tempdir();
+        let wal = forked(dir.path(), behind, on);
+        let end = last_end(&wal);
+        fs::remove_file(path(dir.path(), 2, 4, "")).unwrap();
+        if finished {
+            fs::rename(path(dir.path(), 1, 4, ".partial"), path(dir.path(), 1, 4, "")).unwrap();
+        }
+        for in_order in [true, false] {
+            let opened = Opened::open(dir.path());
+            let tip = opened.store.tip().unwrap();
+            assert_eq!((tip.tli, tip.write_lsn, tip.flush_lsn), (second(), end, end));
+            assert_eq!(opened.store.missing_segments().unwrap(), [name(2, 4)]);
+            assert_eq!(opened.store.oldest(), Some(Lsn::new(5 * SEG)), "what leads to the tip without a gap");
+            if in_order { opened.stop() } else { opened.crash() }
+        }
+        let opened = Opened::open(dir.path());
+        opened.store.fill_segment(name(2, 4), content(&wal, 4)).unwrap();
+        assert!(opened.store.missing_segments().unwrap().is_empty());
+        assert_eq!(opened.store.oldest(), Some(START));
+        let from = 4 * SEG;
+        let read = opened.store.segment(second(), SegNo::new(4)).unwrap();
+        assert!(read.bytes(0, SEG as usize) == content(&wal, 4) && read.start() == Lsn::new(from));
+        opened.stop();
+    }
+}
+
+/// A crash may have come before the last whole segment of the old timeline got its name.
+#[test]
+fn what_lies_behind_a_hole_at_the_switch_stays_whatever_lies_before_it() {
+    for on in [900_000, 3_500_000] {
+        let dir = crate::permissions::private_tempdir();
+        let wal = forked(dir.path(), 0, on);
+        fs::remove_file(path(dir.path(), 2, 4, "")).unwrap();
+        fs::rename(path(dir.path(), 1, 3, ""), path(dir.path(), 1, 3, ".partial")).unwrap();
+        for _ in 0..2 {
+            let opened = Opened::open(dir.path());
+            let tip = opened.store.tip().unwrap();
+            assert_eq!((tip.tli, tip.flush_lsn), (second(), last_end(&wal)));
+            assert_eq!(opened.store.missing_segments().unwrap(), [name(2, 4)]);
+            assert!(fs::read(path(dir.path(), 1, 3, "")).unwrap() == content(&wal, 3));
+            opened.crash();
+        }
+    }
+}
+
+/// A finished segment was durable, and everything before it.
+#[test]
+fn what_lies_behind_a_hole_and_is_finished_stays() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(32);
+    wal.fill(5_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 7, "").exists());
+    opened.crash();
+    fs::rename(path(dir.path(), 1, 4, ""), path(dir.path(), 1, 4, ".partial")).unwrap();
+    fs::remove_file(path(dir.path(), 1, 5, "")).unwrap();
+    let opened = Opened::open(dir.path());
+    assert_eq!(opened.store.tip().unwrap().flush_lsn, last_end(&wal));
+    assert_eq!(opened.store.missing_segments().unwrap(), [name(1, 5)]);
+    opened.store.fill_segment(name(1, 5), content(&wal, 5)).unwrap();
+    let to = last_end(&wal);
+    assert!(read_back(&opened.store, TimelineId::FIRST, to) == wal.bytes()[..to.since(START) as usize]);
+}
+
+/// Only unfinished segments behind a hole: nobody knows whether they were confirmed. They are received again, and kept.
+#[test]
+fn unfinished_segments_behind_a_hole_are_put_aside() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(33);
+    wal.fill(3_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 5, "").exists());
+    opened.crash();
+    fs::rename(path(dir.path(), 1, 4, ""), path(dir.path(), 1, 4, ".partial")).unwrap();
+    fs::remove_file(path(dir.path(), 1, 5, "")).unwrap();
+    let before = fs::read(path(dir.path(), 1, 6, ".partial")).unwrap();
+    let mut opened = Opened::open(dir.path());
+    let at = opened.store.tip().unwrap().flush_lsn;
+    assert!(at < Lsn::new(5 * SEG) && wal.record_ends().contains(&at));
+    assert!(fs::read(dir.path().join("aside/000000010000000000000006.partial")).unwrap() == before);
+    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+    let to = last_end(&wal);
+    opened.wait_flushed(to);
+    assert!(read_back(&opened.store, TimelineId::FIRST, to) == wal.bytes()[..to.since(START) as usize]);
+}
+
+/// The last record of a finished segment may have reached into the one that is lost. So WAL comes again from within the
+/// finished segment, what it holds before that must not go.
+#[test]
+fn a_lost_tail_takes_nothing_of_the_finished_segment_before_it() {
+    for in_order in [true, false] {
+        let dir = crate::permissions::private_tempdir();
+        let mut wal = generator(34);
+        wal.fill(2_500_000);
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, wal.bytes());
+        wait("names", || path(dir.path(), 1, 4, "").exists());
+        if in_order {
+            opened.stop()
+        } else {
+            opened.crash()
+        }
+        fs::remove_file(path(dir.path(), 1, 5, ".partial")).unwrap();
+        let mut opened = Opened::open(dir.path());
+        let at = opened.store.tip().unwrap().flush_lsn;
+        assert!(Lsn::new(4 * SEG) < at && at < Lsn::new(5 * SEG), "{at}");
+        let from = at.since(START) as usize;
+        assert!(read_back(&opened.store, TimelineId::FIRST, at) == wal.bytes()[..from]);
+        opened.append(at, &wal.bytes()[from..]);
+        let to = last_end(&wal);
+        opened.wait_flushed(to);
+        wait("the name", || path(dir.path(), 1, 4, "").exists());
+        assert!(fs::read(path(dir.path(), 1, 4, "")).unwrap() == content(&wal, 4));
+        assert!(read_back(&opened.store, TimelineId::FIRST, to) == wal.bytes()[..to.since(START) as usize]);
+    }
+}
+
+/// Nothing at all is left of the timeline that was followed: its ancestor is gone on with, never a dead sibling.
+#[test]
+fn without_a_file_of_the_followed_timeline_its_last_ancestor_is_followed() {
+    let dir = crate::permissions::private_tempdir();
+    let wal = forked(dir.path(), 300_000, 100_000);
+    fs::remove_file(path(dir.path(), 2, 4, ".partial")).unwrap();
+    // A sibling with a higher number that was left.
+    fs::copy(path(dir.path(), 1, 4, ".partial"), path(dir.path(), 3, 4, ".partial")).unwrap();
+    fs::write(dir.path().join("pg_wal/00000003.history"), "1\t0/400000\tx\n").unwrap();
+    let mut opened = Opened::open(dir.path());
+    let tip = opened.store.tip().unwrap();
+    assert_eq!(tip.tli, TimelineId::FIRST);
+    let history = opened.store.history_file(second()).unwrap().unwrap();
+    let history = TimelineHistory::parse(second(), &history).unwrap();
+    let fork = history.begin();
+    assert!(tip.write_lsn >= fork);
+    opened.writer.switch_timeline(history).unwrap();
+    opened.append(fork, &wal.bytes()[fork.since(START) as usize..]);
+    opened.wait_flushed(last_end(&wal));
+}
