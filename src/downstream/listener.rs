@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
-use super::login::{self, Failures, LoggedIn, LoginError, Source};
+use super::login::{self, Failures, LoggedIn, LoginError};
 use super::pending::{Pending, Place};
 use super::registry::Registry;
 use super::sql::SqlSession;
@@ -191,7 +191,7 @@ impl Downstream {
         }
         let Ok(conn) = Connection::new(socket) else { return };
         let peer = conn.peer();
-        let place = self.pending.admit(peer.ip().map(Source::from));
+        let place = self.pending.admit(peer.source());
         tasks.spawn(peer, serve(conn, place, self.shared.clone()));
     }
 

@@ -20,10 +20,10 @@ use crate::conninfo::Credentials;
 use crate::gateway::{Attributes, Role};
 use crate::store::{SenderIdentity, UpstreamParameters};
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
-use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, TlsSession, messages, sqlstate};
+use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate};
 use request::{Kind, StartupRequest};
 
-pub(super) use failures::{Failures, Source};
+pub(super) use failures::Failures;
 
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -77,13 +77,11 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     };
     let request = read_request(conn, &message)?;
     check_ready(shared, request.kind)?;
-    let source = conn.peer().ip().map(Source::from);
+    let source = conn.peer().source();
     check_failures(shared, source)?;
-    let authenticated = authenticate::authenticate(conn, shared, &request).await;
-    if let (Err(LoginError::Refused(_)), Some(source)) = (&authenticated, source) {
-        shared.failures.note(source, Instant::now());
-    }
-    let (credentials, role) = authenticated?;
+    let attempt = shared.failures.attempt(source);
+    let (credentials, role) = authenticate::authenticate(conn, shared, &request).await?;
+    attempt.succeeded();
     check_role(&request, &role, &shared.store.upstream_parameters())?;
     conn.put(&Authentication::Ok);
     conn.set_phase(Phase::Command);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::login::Source;
+use crate::wire::Source;
 
 /// All of them, oldest first.
 #[derive(Debug)]

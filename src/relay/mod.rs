@@ -104,7 +104,7 @@ impl Relay {
             }
         });
         let stop_refresh = stop();
-        tasks.spawn("roles refresher", async move { gateway.roles().refresh(stop_refresh).await });
+        tasks.spawn("roles refresher", async move { gateway.roles().run(stop_refresh).await });
         if let Some(recall) = recall {
             tasks.spawn("cleaner of recalled WAL", recall.keep_clean(stop()));
         }

@@ -108,7 +108,7 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// All are final for the connection.
-    pub(super) async fn query_each(
+    pub async fn query_each(
         &mut self,
         commands: &[String],
         most: usize,

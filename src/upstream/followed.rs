@@ -43,7 +43,7 @@ impl Following {
     }
 
     /// Says whom it follows.
-    pub(super) fn show(&self, host: Option<HostSpec>) {
+    pub(crate) fn show(&self, host: Option<HostSpec>) {
         self.host.send_replace(host);
     }
 

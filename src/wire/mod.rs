@@ -10,6 +10,7 @@ mod error;
 pub mod frame;
 pub mod messages;
 mod socket;
+mod source;
 pub mod startup;
 mod tls;
 
@@ -17,4 +18,5 @@ pub use connection::{Connection, ReadError};
 pub use error::{PgError, Severity, sqlstate};
 pub use frame::{Frame, FrameError, Phase};
 pub use socket::{Peer, Socket};
+pub use source::Source;
 pub use tls::{ServerTls, TlsError, TlsFiles, TlsSession};

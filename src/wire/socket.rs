@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::source::Source;
 use super::tls::{ServerTls, TlsSession};
 
 /// A connected socket, perhaps encrypted.
@@ -44,6 +45,11 @@ impl Peer {
             Peer::Tcp(address) => Some(address.ip().to_canonical()),
             Peer::Local { .. } => None,
         }
+    }
+
+    /// Whose share of everything it takes; `None` for those of this machine.
+    pub fn source(&self) -> Option<Source> {
+        self.ip().map(Source::from)
     }
 
     /// The address for the registry of consumers.

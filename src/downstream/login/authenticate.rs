@@ -33,15 +33,25 @@ pub(super) async fn authenticate(
         return Err(refusal("connection requires a valid client certificate".to_owned()).into());
     }
     // The upstream is asked only about those whom the rules let try.
+    let roles = shared.gateway.roles();
     let role = match rule.method() {
         Method::Reject => Role::default(),
-        _ => shared.gateway.roles().look_up(&request.user).await,
+        _ => roles.look_up(&request.user, conn.peer().source()).await,
     };
     let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
         check_certificate(conn, &access.idents, rule, &request.user)?;
     }
-    Ok((credentials, role))
+    // An answer that came too late for the beginning counts now.
+    let now = roles.current(&request.user);
+    if needs_secret(rule.method()) && access.users.get(&request.user).is_none() && now.secret != role.secret {
+        return Err(wrong_password(&request.user));
+    }
+    Ok((credentials, now))
+}
+
+fn needs_secret(method: Method) -> bool {
+    matches!(method, Method::Password | Method::Md5 | Method::ScramSha256)
 }
 
 async fn by_method(

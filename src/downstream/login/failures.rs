@@ -1,9 +1,10 @@
 //! Failed logins use up a source's credit, so that passwords cannot be guessed in bulk.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::wire::Source;
 
 /// Time in which all of the credit comes back.
 const REFILL: Duration = Duration::from_secs(10);
@@ -19,19 +20,6 @@ pub(in crate::downstream) struct Failures {
     /// Failures at once and within [`REFILL`]; 0 for no limit.
     limit: u32,
     full_at: Mutex<HashMap<Source, Instant>>,
-}
-
-/// An IPv4 address, or the network that one IPv6 customer has.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(in crate::downstream) struct Source(IpAddr);
-
-impl From<IpAddr> for Source {
-    fn from(ip: IpAddr) -> Source {
-        Source(match ip.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
-            v4 @ IpAddr::V4(_) => v4,
-        })
-    }
 }
 
 impl Failures {
@@ -66,13 +54,43 @@ impl Failures {
         *at = ((*at).max(now) + self.cost()).min(now + REFILL);
     }
 
+    /// A login from there begins. It counts as failed unless it is said to have succeeded, however it ends: a client
+    /// that goes away when it is asked for its password has cost as much as one with a wrong password.
+    pub(super) fn attempt(&self, source: Option<Source>) -> Attempt<'_> {
+        Attempt { failures: self, source }
+    }
+
     fn cost(&self) -> Duration {
         REFILL / self.limit.max(1)
     }
 }
 
+/// See [`Failures::attempt`].
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Attempt<'a> {
+    failures: &'a Failures,
+    source: Option<Source>,
+}
+
+impl Attempt<'_> {
+    pub(super) fn succeeded(mut self) {
+        self.source = None;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(source) = self.source {
+            self.failures.note(source, Instant::now());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn source(text: &str) -> Source {

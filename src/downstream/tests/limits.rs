@@ -104,6 +104,50 @@ async fn passwords_cannot_be_guessed_in_bulk() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_given_up_has_failed() {
+    for method in ["scram-sha-256", "password"] {
+        let options = Options {
+            hba: if method == "password" {
+                "host all all all password"
+            } else {
+                "host all all all scram-sha-256"
+            },
+            max_failed_logins: 2,
+            ..Options::default()
+        };
+        let relay = Relay::with(options).await;
+        let begin = async || {
+            let mut client = relay.connect().await;
+            client.start_up(&[("user", "madeup"), ("database", "db")]).await;
+            client
+        };
+        for _ in 0..2 {
+            let mut client = begin().await;
+            assert_eq!(client.next().await.unwrap().kind, b'R', "a challenge");
+            client.socket.shutdown().await.unwrap();
+            assert_eq!(client.until_closed().await, []);
+        }
+        assert_eq!(begin().await.fatal().await, pair("53300", "too many failed logins from this address"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_takes_too_long_has_failed() {
+    let options = Options {
+        hba: "host all all all scram-sha-256",
+        authentication_timeout: Duration::from_millis(50),
+        max_failed_logins: 1,
+        ..Options::default()
+    };
+    let relay = Relay::with(options).await;
+    for expected in ["canceling authentication due to timeout", "too many failed logins from this address"] {
+        let mut client = relay.connect().await;
+        client.start_up(&[("user", "madeup"), ("database", "db")]).await;
+        assert_eq!(client.fatal().await.1, expected);
+    }
+}
+
 /// One of the ways to bother a server without logging in.
 async fn bother(relay: &Relay, n: usize) -> std::io::Result<TcpStream> {
     let mut socket = connect_from(relay, [127, 0, 0, 66]).await?;

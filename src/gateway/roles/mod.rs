@@ -1,29 +1,37 @@
 //! What is known of the upstream's roles: how they log in, and what they may.
 //!
-//! Asked for in SQL, with a connection of the relay's own role that is closed again soon. What was learnt is kept
+//! Asked for in SQL, with connections of the relay's own role that are closed again soon. What was learnt is kept
 //! in the data directory, so that who could log in still can while the upstream is down and the relay restarts.
 //! The WAL beside it holds the same secrets: `pg_authid` is a table like others.
+//!
+//! Those who are known and those who are not are asked for through two connections, so that names made up in any
+//! number hold up nobody who logs in every day.
+
+mod asker;
+mod questions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::users::Secret;
-use crate::conninfo::{ConnInfo, HostSpec};
+use crate::conninfo::ConnInfo;
 use crate::store::Store;
-use crate::upstream::{Followed, QueryError, UpstreamConnection, connect};
+use crate::upstream::Followed;
+use crate::wire::Source;
+use asker::{Answering, Asker};
+use questions::{Question, Questions};
 
 /// PgBouncer's default, but for `rolcanlogin`: who may not log in is told so after the password.
 pub const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL \
      ELSE rolpassword END FROM pg_catalog.pg_authid WHERE rolname = $1";
-
-/// Anybody may ask this.
-const ATTRIBUTES_QUERY: &str = "SELECT rolsuper, rolreplication, rolcanlogin, \
-     pg_catalog.pg_has_role(oid, 'pg_monitor', 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
 
 const FILE: &str = "roles.toml";
 /// An answer this young is not asked for again: many logins of one role at once cost one question.
@@ -32,10 +40,17 @@ const FRESH: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_secs(60);
 /// An idle connection lives that long.
 const IDLE: Duration = Duration::from_secs(5);
-/// Time an answer may take; then what is known already has to do.
+/// Time an answer may take, for who is not known.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// No new attempt that soon after a connection has failed.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Time after which what is known of a role has to do, at least and at most. Between them it is a multiple of what
+/// answers take, so that a password which was changed is not good any longer for an upstream being far away.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+/// That multiple.
+const TIMES_USUAL: u32 = 3;
+/// Roles asked for with one round trip.
+const BATCH: usize = 16;
+/// Names that nobody knows yet and one address may have asked for at a time.
+const SHARE: usize = 32;
 /// Roles remembered at most, so that logins with invented names cannot fill the memory. Only existing roles count.
 const MOST: usize = 10_000;
 
@@ -73,6 +88,7 @@ pub struct Role {
 
 /// As kept in the file.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Debug))]
 struct Known {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
@@ -105,6 +121,12 @@ struct Cache {
     told: Option<String>,
 }
 
+impl Cache {
+    fn is_fresh(&self, name: &str) -> bool {
+        self.asked.get(name).is_some_and(|at| at.elapsed() < FRESH)
+    }
+}
+
 /// For a moment: nothing is waited for while it is held.
 fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
     cache.lock().unwrap_or_else(PoisonError::into_inner)
@@ -117,17 +139,12 @@ pub struct Roles {
     followed: Followed,
     store: Arc<Store>,
     cache: Arc<Mutex<Cache>>,
-    asker: tokio::sync::Mutex<Asker>,
-}
-
-/// The connection to ask through.
-#[derive(Default)]
-struct Asker {
-    connection: Option<(HostSpec, UpstreamConnection)>,
-    last_used: Option<Instant>,
-    failed: Option<Instant>,
-    /// Why it failed last; told once.
-    told: Option<String>,
+    /// About those who are known.
+    known: Questions,
+    /// About those who are not.
+    strangers: Questions,
+    /// What an answer about those who are known takes, in milliseconds, as far as that has been seen.
+    usual_ms: AtomicU64,
 }
 
 impl std::fmt::Debug for Roles {
@@ -144,130 +161,112 @@ impl Roles {
         store: Arc<Store>,
     ) -> Roles {
         let cache = Cache { roles: load(&store, auth_query.is_some()), ..Cache::default() };
-        let cache = Arc::new(Mutex::new(cache));
-        Roles { info, auth_query, followed, store, cache, asker: Default::default() }
+        Roles {
+            info,
+            auth_query,
+            followed,
+            store,
+            cache: Arc::new(Mutex::new(cache)),
+            known: Questions::new(MOST, true),
+            strangers: Questions::new(SHARE, false),
+            usual_ms: AtomicU64::new(0),
+        }
     }
 
-    /// What is known of a role, asking the upstream if it can be reached. Takes 5 s at most.
-    pub async fn look_up(&self, name: &str) -> Role {
-        let fresh = self.lock().asked.get(name).is_some_and(|at| at.elapsed() < FRESH);
-        let (host, known) = (self.followed.host(), self.lock().roles.contains_key(name));
-        if !fresh && (host.is_some() || !known) {
+    /// What is known of a role, after the upstream was asked if it can be reached. A role that is known waits for the
+    /// answer for half a second, or longer where answers always take longer; the answer is taken all the same
+    /// when it comes. One that is not waits for 5 s at most, behind few others from the same source.
+    pub async fn look_up(&self, name: &str, source: Option<Source>) -> Role {
+        let (fresh, known) = {
+            let cache = self.lock();
+            (cache.is_fresh(name), cache.roles.contains_key(name))
+        };
+        if known && !fresh && self.followed.host().is_some() {
+            let _ = timeout(self.patience(), self.known.ask(name, None)).await;
+        } else if !known && !fresh {
             let ask = async {
                 // Of whom nothing is known, no server is not the last word.
-                if host.is_some() || self.followed.reach(ANSWER_LIMIT).await.is_some() {
-                    self.ask(name).await;
+                if self.followed.reach(ANSWER_LIMIT).await.is_some() {
+                    self.strangers.ask(name, source).await;
                 }
             };
-            let _ = tokio::time::timeout(ANSWER_LIMIT, ask).await;
+            let _ = timeout(ANSWER_LIMIT, ask).await;
         }
+        self.current(name)
+    }
+
+    /// What is known of a role at this moment.
+    pub fn current(&self, name: &str) -> Role {
         let cache = self.lock();
         let absent = || Role { absent: cache.absent.contains(name), ..Role::default() };
         cache.roles.get(name).map_or_else(absent, Known::role)
     }
 
-    /// Keeps what is known up to date until told to stop.
-    pub async fn refresh(&self, stop: CancellationToken) {
-        let mut last = Instant::now();
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(IDLE) => {}
-                () = stop.cancelled() => return,
-            }
-            self.save();
-            if last.elapsed() >= REFRESH && self.followed.host().is_some() {
-                last = Instant::now();
-                let names: Vec<String> = self.lock().roles.keys().cloned().collect();
-                for name in names {
-                    let _ = tokio::time::timeout(ANSWER_LIMIT, self.ask(&name)).await;
-                }
-            }
-            let mut asker = self.asker.lock().await;
-            if asker.last_used.is_some_and(|at| at.elapsed() >= IDLE)
-                && let Some((_, connection)) = asker.connection.take()
-            {
-                connection.close().await;
-            }
-        }
+    fn patience(&self) -> Duration {
+        let usual = Duration::from_millis(self.usual_ms.load(Ordering::Relaxed));
+        (usual * TIMES_USUAL).clamp(PATIENCE.0, PATIENCE.1)
     }
 
-    async fn ask(&self, name: &str) {
-        let mut asker = self.asker.lock().await;
-        // Whoever waited here may find that the question was answered meanwhile.
-        if self.lock().asked.get(name).is_some_and(|at| at.elapsed() < FRESH) {
-            return;
-        }
-        // Out of its place while in use: an answer that was not waited for must not be taken for the next one.
-        let was_idle = asker.connection.is_some();
-        let Some((mut host, mut connection)) = self.connection(&mut asker).await else { return };
-        let mut answer = self.ask_through(&mut connection, name).await;
-        // While nobody used it the server may have ended it, by a restart for one. A new one may do; that is no news.
-        if was_idle && answer.as_ref().is_err_and(|error| !error.is_recoverable()) {
-            let Some(fresh) = self.connection(&mut asker).await else { return };
-            (host, connection) = fresh;
-            answer = self.ask_through(&mut connection, name).await;
-        }
-        match answer {
-            Ok(known) => {
-                asker.connection = Some((host, connection));
-                (asker.last_used, asker.told) = (Some(Instant::now()), None);
-                self.learn(name, known);
-            }
-            Err(error) => {
-                if error.is_recoverable() {
-                    asker.connection = Some((host, connection));
-                    asker.last_used = Some(Instant::now());
-                }
-                tell(&mut asker, format!("could not ask the upstream for role \"{name}\": {error}"));
-            }
-        }
-    }
-
-    async fn connection(&self, asker: &mut Asker) -> Option<(HostSpec, UpstreamConnection)> {
-        let host = self.followed.host()?;
-        if let Some((known, connection)) = asker.connection.take()
-            && known == host
-        {
-            return Some((known, connection));
-        }
-        if asker.failed.is_some_and(|at| at.elapsed() < PAUSE) {
-            return None;
-        }
-        match connect(&self.info, &host, Instant::now() + ANSWER_LIMIT).await {
-            Ok(connection) => {
-                asker.failed = None;
-                Some((host, connection))
-            }
-            Err(error) => {
-                asker.failed = Some(Instant::now());
-                tell(asker, format!("could not connect to the upstream's database for roles: {error}"));
-                None
-            }
-        }
-    }
-
-    async fn ask_through(
-        &self,
-        connection: &mut UpstreamConnection,
-        name: &str,
-    ) -> Result<Option<Known>, QueryError> {
-        let row = first_row(connection, ATTRIBUTES_QUERY, name).await?;
-        let flag = |at: usize| row.as_ref().and_then(|row| row.get(at)?.as_deref()).map(|text| text == "t");
-        let attributes = (|| {
-            Some(Attributes {
-                superuser: flag(0)?,
-                replication: flag(1)?,
-                can_login: flag(2)?,
-                monitor: flag(3).unwrap_or(false),
-            })
-        })();
-        let secret = match &self.auth_query {
-            None => None,
-            Some(query) => {
-                first_row(connection, query, name).await?.and_then(|row| row.into_iter().nth(1)?)
-            }
+    /// Asks the upstream for whom [`Roles::look_up`] wants to know, and keeps what is known up to date, until told to
+    /// stop.
+    pub async fn run(&self, stop: CancellationToken) {
+        let asker = || Asker::new(self.info.clone(), self.auth_query.clone(), self.followed.clone());
+        let all = async {
+            tokio::join!(
+                self.answer(&self.known, asker()),
+                self.answer(&self.strangers, asker()),
+                self.refresh()
+            )
         };
-        Ok((attributes.is_some() || secret.is_some()).then_some(Known { secret, attributes }))
+        stop.run_until_cancelled(all).await;
+    }
+
+    async fn answer(&self, questions: &Questions, mut upstream: impl Answering) {
+        loop {
+            if timeout(IDLE, questions.any()).await.is_err() {
+                upstream.rest().await;
+                continue;
+            }
+            let batch = self.still_open(questions.take(BATCH));
+            let names: Vec<String> = batch.iter().map(|question| question.name.clone()).collect();
+            if names.is_empty() {
+                continue;
+            }
+            match timeout(ANSWER_LIMIT, upstream.ask(&names)).await {
+                Ok(answers) => answers.into_iter().for_each(|(name, known)| self.learn(&name, known)),
+                Err(_) => upstream.give_up(&names),
+            }
+            let usual = u64::try_from(upstream.usual().as_millis()).unwrap_or(u64::MAX);
+            self.usual_ms.store(usual, Ordering::Relaxed);
+        }
+    }
+
+    /// Without those that have been answered while they waited for their turn.
+    fn still_open(&self, mut batch: Vec<Question>) -> Vec<Question> {
+        let cache = self.lock();
+        batch.retain(|question| !cache.is_fresh(&question.name));
+        batch
+    }
+
+    /// Looks all known roles up again, now and then; first as soon as there is a server to ask.
+    async fn refresh(&self) {
+        let mut last: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(IDLE).await;
+            self.save();
+            if last.is_some_and(|at| at.elapsed() < REFRESH) || self.followed.host().is_none() {
+                continue;
+            }
+            last = Some(Instant::now());
+            let names: Vec<String> = self.lock().roles.keys().cloned().collect();
+            // Not all at once: who logs in meanwhile waits for one batch at most.
+            for batch in names.chunks(BATCH) {
+                let answers: Vec<_> = batch.iter().map(|name| self.known.ask(name, None)).collect();
+                for answer in answers {
+                    answer.await;
+                }
+            }
+        }
     }
 
     fn learn(&self, name: &str, known: Option<Known>) {
@@ -287,7 +286,9 @@ impl Roles {
             return;
         }
         match known {
-            Some(known) if cache.roles.len() < MOST => drop(cache.roles.insert(name.to_owned(), known)),
+            Some(known) if cache.roles.len() < MOST || cache.roles.contains_key(name) => {
+                drop(cache.roles.insert(name.to_owned(), known))
+            }
             Some(_) => return,
             None => drop(cache.roles.remove(name)),
         }
@@ -359,47 +360,4 @@ fn load(store: &Store, with_secrets: bool) -> BTreeMap<String, Known> {
         roles.values_mut().for_each(|known| known.secret = None);
     }
     roles
-}
-
-fn tell(asker: &mut Asker, text: String) {
-    if asker.told.as_deref() != Some(&text) {
-        tracing::warn!("{text}");
-        asker.told = Some(text);
-    }
-}
-
-async fn first_row(
-    connection: &mut UpstreamConnection,
-    query: &str,
-    name: &str,
-) -> Result<Option<Vec<Option<String>>>, QueryError> {
-    let result = connection.query(&with_name(query, name)).await?;
-    let text = |value: bytes::Bytes| String::from_utf8_lossy(&value).into_owned();
-    Ok(result.rows.into_iter().next().map(|row| row.into_iter().map(|value| value.map(text)).collect()))
-}
-
-/// The query with the name in the place of `$1`.
-fn with_name(query: &str, name: &str) -> String {
-    // Good whatever standard_conforming_strings is. Names have no NUL: they come from start-up messages.
-    let literal = format!("E'{}'", name.replace('\\', "\\\\").replace('\'', "''"));
-    let mut text = String::new();
-    let mut rest = query;
-    while let Some((before, after)) = rest.split_once("$1") {
-        let longer = after.starts_with(|c: char| c.is_ascii_digit());
-        text.push_str(before);
-        text.push_str(if longer { "$1" } else { &literal });
-        rest = after;
-    }
-    text + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_quoted() {
-        assert_eq!(with_name("SELECT f($1), $1, $12", "a"), "SELECT f(E'a'), E'a', $12");
-        assert_eq!(with_name("f($1)", r"o'b\"), r"f(E'o''b\\')");
-    }
 }

@@ -1,0 +1,333 @@
+//! Asks the upstream about roles, in SQL, through a connection of the relay's own role.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::{ANSWER_LIMIT, Attributes, Known};
+use crate::conninfo::{ConnInfo, HostSpec};
+use crate::upstream::{Followed, QueryError, QueryResult, UpstreamConnection, connect};
+
+/// Anybody may ask this.
+const ATTRIBUTES_QUERY: &str = "SELECT rolsuper, rolreplication, rolcanlogin, \
+     pg_catalog.pg_has_role(oid, 'pg_monitor', 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
+
+/// No new attempt that soon after the upstream could not be asked.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Bytes that an answer may have.
+const MOST_ANSWER: usize = 64 << 10;
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What is known of each role now; `None` for one that does not exist.
+pub(super) type Answers = Vec<(String, Option<Known>)>;
+
+/// Who answers questions about roles: the upstream, or a test's script.
+pub(super) trait Answering: Send {
+    /// Asks for these roles, all at once. A role that is missing in the result could not be asked for. Dropped half-way,
+    /// the answer is given up, and with it the connection.
+    fn ask(&mut self, names: &[String]) -> impl Future<Output = Answers> + Send;
+    /// An answer was given up.
+    fn give_up(&mut self, names: &[String]);
+    /// Nobody wants to know anything at the moment.
+    fn rest(&mut self) -> impl Future<Output = ()> + Send;
+    /// How long an answer takes, connecting included, as it did last.
+    fn usual(&self) -> Duration;
+}
+
+/// The connection to ask through, kept while it is needed.
+pub(super) struct Asker {
+    info: ConnInfo,
+    auth_query: Option<String>,
+    followed: Followed,
+    connection: Option<(HostSpec, UpstreamConnection)>,
+    failed: Option<Instant>,
+    usual: Duration,
+    /// Why it failed last; told once.
+    told: Option<String>,
+}
+
+impl Answering for Asker {
+    async fn ask(&mut self, names: &[String]) -> Answers {
+        let began = Instant::now();
+        // Out of its place while in use: an answer that was not waited for must not be taken for the next one.
+        let was_idle = self.connection.is_some();
+        let Some((mut host, mut connection)) = self.connect().await else { return Answers::new() };
+        let mut results = connection.query_each(&self.commands(names), MOST_ANSWER).await;
+        // While nobody used it the server may have ended it, by a restart for one. A new one may do; that is no news.
+        if was_idle && results.is_err() {
+            let Some(fresh) = self.connect().await else { return Answers::new() };
+            (host, connection) = fresh;
+            results = connection.query_each(&self.commands(names), MOST_ANSWER).await;
+        } else if !was_idle {
+            self.usual = began.elapsed();
+        }
+        match results {
+            Ok(results) => {
+                self.connection = Some((host, connection));
+                self.read(names, results)
+            }
+            Err(error) => {
+                self.tell(format!("could not ask the upstream for role \"{}\": {error}", names[0]));
+                Answers::new()
+            }
+        }
+    }
+
+    fn give_up(&mut self, names: &[String]) {
+        (self.connection, self.failed) = (None, Some(Instant::now()));
+        let limit = ANSWER_LIMIT.as_secs();
+        self.tell(format!("could not ask the upstream for role \"{}\": no answer in {limit} s", names[0]));
+    }
+
+    async fn rest(&mut self) {
+        if let Some((_, connection)) = self.connection.take() {
+            let _ = timeout(GOODBYE, connection.close()).await;
+        }
+    }
+
+    fn usual(&self) -> Duration {
+        self.usual
+    }
+}
+
+impl Asker {
+    /// `followed` tells which server to ask.
+    pub(super) fn new(info: ConnInfo, auth_query: Option<String>, followed: Followed) -> Asker {
+        Asker {
+            info,
+            auth_query,
+            followed,
+            connection: None,
+            failed: None,
+            usual: Duration::ZERO,
+            told: None,
+        }
+    }
+
+    async fn connect(&mut self) -> Option<(HostSpec, UpstreamConnection)> {
+        let host = self.followed.host()?;
+        if let Some((known, connection)) = self.connection.take()
+            && known == host
+        {
+            return Some((known, connection));
+        }
+        if self.failed.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
+        }
+        match connect(&self.info, &host, Instant::now() + ANSWER_LIMIT).await {
+            Ok(connection) => {
+                self.failed = None;
+                Some((host, connection))
+            }
+            Err(error) => {
+                self.failed = Some(Instant::now());
+                self.tell(format!("could not connect to the upstream's database for roles: {error}"));
+                None
+            }
+        }
+    }
+
+    /// For each name the same commands, one or two.
+    fn commands(&self, names: &[String]) -> Vec<String> {
+        let queries = || std::iter::once(ATTRIBUTES_QUERY).chain(self.auth_query.as_deref());
+        names.iter().flat_map(|name| queries().map(move |query| with_name(query, name))).collect()
+    }
+
+    fn read(
+        &mut self,
+        names: &[String],
+        results: Vec<Result<QueryResult, crate::upstream::ServerError>>,
+    ) -> Answers {
+        let mut results = results.into_iter().map(|result| result.map_err(QueryError::Server).map(first_row));
+        let (mut answers, mut failed) = (Answers::new(), false);
+        for name in names {
+            let attributes = results.next();
+            let secret = self.auth_query.is_some().then(|| results.next()).flatten();
+            match known(attributes, secret) {
+                Ok(known) => answers.push((name.clone(), known)),
+                Err(error) => {
+                    failed = true;
+                    self.tell(format!("could not ask the upstream for role \"{name}\": {error}"));
+                }
+            }
+        }
+        if !failed {
+            self.told = None;
+        }
+        answers
+    }
+
+    fn tell(&mut self, text: String) {
+        if self.told.as_deref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.told = Some(text);
+        }
+    }
+}
+
+type Row = Option<Vec<Option<String>>>;
+
+fn known(
+    attributes: Option<Result<Row, QueryError>>,
+    secret: Option<Result<Row, QueryError>>,
+) -> Result<Option<Known>, QueryError> {
+    let row = attributes.transpose()?.flatten();
+    let flag = |at: usize| row.as_ref().and_then(|row| row.get(at)?.as_deref()).map(|text| text == "t");
+    let attributes = (|| {
+        Some(Attributes {
+            superuser: flag(0)?,
+            replication: flag(1)?,
+            can_login: flag(2)?,
+            monitor: flag(3).unwrap_or(false),
+        })
+    })();
+    let secret = secret.transpose()?.flatten().and_then(|row| row.into_iter().nth(1)?);
+    Ok((attributes.is_some() || secret.is_some()).then_some(Known { secret, attributes }))
+}
+
+fn first_row(result: QueryResult) -> Row {
+    let text = |value: bytes::Bytes| String::from_utf8_lossy(&value).into_owned();
+    result.rows.into_iter().next().map(|row| row.into_iter().map(|value| value.map(text)).collect())
+}
+
+/// The query with the name in the place of `$1`.
+fn with_name(query: &str, name: &str) -> String {
+    // Good whatever standard_conforming_strings is. Names have no NUL: they come from start-up messages.
+    let literal = format!("E'{}'", name.replace('\\', "\\\\").replace('\'', "''"));
+    let mut text = String::new();
+    let mut rest = query;
+    while let Some((before, after)) = rest.split_once("$1") {
+        let longer = after.starts_with(|c: char| c.is_ascii_digit());
+        text.push_str(before);
+        text.push_str(if longer { "$1" } else { &literal });
+        rest = after;
+    }
+    text + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::conninfo::Environment;
+    use crate::upstream::Following;
+
+    #[test]
+    fn names_are_quoted() {
+        assert_eq!(with_name("SELECT f($1), $1, $12", "a"), "SELECT f(E'a'), E'a', $12");
+        assert_eq!(with_name("f($1)", r"o'b\"), r"f(E'o''b\\')");
+    }
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[kind][..], &len, body].concat()
+    }
+
+    /// A result with one row, or none, and ReadyForQuery.
+    fn result(row: Option<&[&str]>) -> Vec<u8> {
+        let width = row.map_or(0, <[_]>::len);
+        let count = u16::try_from(width).unwrap().to_be_bytes();
+        let columns = [&b"c\0"[..], &[0; 18]].concat().repeat(width);
+        let mut answer = message(b'T', &[&count[..], &columns].concat());
+        if let Some(row) = row {
+            let value =
+                |text: &&str| [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat();
+            let values: Vec<u8> = row.iter().flat_map(value).collect();
+            answer.extend(message(b'D', &[&count[..], &values].concat()));
+        }
+        [answer, message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat()
+    }
+
+    struct Server {
+        listener: TcpListener,
+        stream: Option<TcpStream>,
+    }
+
+    impl Server {
+        async fn accept(&mut self) {
+            let (mut stream, _) = self.listener.accept().await.unwrap();
+            let len = stream.read_u32().await.unwrap();
+            stream.read_exact(&mut vec![0; len as usize - 4]).await.unwrap();
+            let welcome = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
+            stream.write_all(&welcome).await.unwrap();
+            self.stream = Some(stream);
+        }
+
+        /// Reads as many queries, before it answers.
+        async fn answer(&mut self, queries: usize, answers: &[Vec<u8>]) -> Vec<String> {
+            let stream = self.stream.as_mut().unwrap();
+            let mut texts = Vec::new();
+            for _ in 0..queries {
+                assert_eq!(stream.read_u8().await.unwrap(), b'Q');
+                let mut text = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+                stream.read_exact(&mut text).await.unwrap();
+                texts.push(String::from_utf8(text).unwrap());
+            }
+            stream.write_all(&answers.concat()).await.unwrap();
+            texts
+        }
+    }
+
+    #[tokio::test]
+    async fn all_questions_are_one_round_trip_and_an_error_is_one_names() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text =
+            format!("host=127.0.0.1 port={} user=u sslmode=disable", listener.local_addr().unwrap().port());
+        let info = ConnInfo::parse(&text, &Environment::of_user("u")).unwrap();
+        let (following, host) = Following::channel();
+        following.show(Some(info.hosts[0].clone()));
+        let mut asker = Asker::new(info, Some("SELECT secret($1)".to_owned()), host);
+        let mut server = Server { listener, stream: None };
+        let names = ["a".to_owned(), "b".to_owned()];
+        let attributes = Attributes { superuser: false, replication: true, can_login: true, monitor: false };
+        let known = Known { secret: Some("s".to_owned()), attributes: Some(attributes) };
+        let yes = [result(Some(&["f", "t", "t", "f"])), result(Some(&["a", "s"]))].concat();
+        let no = [result(None), result(None)].concat();
+
+        let script = async {
+            server.accept().await;
+            server.answer(4, &[yes.clone(), no.clone()]).await
+        };
+        let (answers, queries) = tokio::join!(asker.ask(&names), script);
+        assert_eq!(answers, [("a".to_owned(), Some(known.clone())), ("b".to_owned(), None)]);
+        assert!(queries[3].starts_with("SELECT secret(E'b')"), "{queries:?}");
+
+        // A server that was restarted meanwhile is no news.
+        server.stream = None;
+        let script = async {
+            server.accept().await;
+            server.answer(2, std::slice::from_ref(&yes)).await
+        };
+        let (answers, _) = tokio::join!(asker.ask(&names[..1]), script);
+        assert_eq!(answers, [("a".to_owned(), Some(known.clone()))]);
+        assert_eq!(asker.told, None);
+
+        let error = message(b'E', b"SERROR\0VERROR\0C42501\0Mno\0\0");
+        let refused = [result(None), error, message(b'Z', b"I")].concat();
+        let answered = [refused, yes];
+        let (answers, _) = tokio::join!(asker.ask(&names), server.answer(4, &answered));
+        assert_eq!(answers, [("b".to_owned(), Some(known))]);
+        assert!(asker.told.as_deref().is_some_and(|text| text.contains("role \"a\": ERROR: no")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_that_gave_no_answer_is_not_asked_again_at_once() {
+        let info = ConnInfo::parse("host=127.0.0.1 port=1 user=u", &Environment::of_user("u")).unwrap();
+        let (following, host) = Following::channel();
+        following.show(Some(info.hosts[0].clone()));
+        let mut asker = Asker::new(info, None, host);
+        let names = ["a".to_owned()];
+        asker.give_up(&names);
+        assert_eq!(asker.ask(&names).await, []);
+        assert!(
+            asker.told.as_deref().is_some_and(|text| text.ends_with("no answer in 5 s")),
+            "not even tried"
+        );
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(asker.ask(&names).await, []);
+        assert!(asker.told.as_deref().is_some_and(|text| text.contains("could not connect")));
+    }
+}

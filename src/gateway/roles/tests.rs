@@ -1,0 +1,224 @@
+//! Roles against a scripted upstream, in virtual time.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::asker::Answers;
+use super::*;
+use crate::conninfo::Environment;
+use crate::store::{Background, StoreConfig, WalWrite};
+use crate::upstream::Following;
+
+/// How long answers take, and what they are; roles that are not in it do not exist.
+#[derive(Clone)]
+struct Script {
+    takes: Duration,
+    roles: HashMap<&'static str, Known>,
+    /// What was asked, in batches.
+    asked: Arc<Mutex<Vec<Vec<String>>>>,
+}
+
+impl Script {
+    fn taking(takes: Duration) -> Script {
+        Script { takes, roles: HashMap::new(), asked: Arc::default() }
+    }
+
+    fn with(mut self, name: &'static str, password: &str) -> Script {
+        self.roles.insert(name, known(password));
+        self
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().unwrap().iter().flatten().count()
+    }
+}
+
+impl Answering for Script {
+    async fn ask(&mut self, names: &[String]) -> Answers {
+        self.asked.lock().unwrap().push(names.to_vec());
+        tokio::time::sleep(self.takes).await;
+        names.iter().map(|name| (name.clone(), self.roles.get(&name[..]).cloned())).collect()
+    }
+
+    fn give_up(&mut self, _names: &[String]) {}
+
+    async fn rest(&mut self) {}
+
+    fn usual(&self) -> Duration {
+        self.takes
+    }
+}
+
+fn known(password: &str) -> Known {
+    let attributes = Attributes { superuser: false, replication: true, can_login: true, monitor: false };
+    Known { secret: Some(password.to_owned()), attributes: Some(attributes) }
+}
+
+struct Fixture {
+    roles: Roles,
+    _following: Following,
+    _background: Background,
+    _dir: tempfile::TempDir,
+}
+
+/// `"old"` is known with the password of that name.
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig {
+        data_dir: dir.path().join("data"),
+        wal_write: WalWrite::Pwrite,
+        wal_keep_size: 0,
+        max_slot_wal_keep_size: None,
+        max_replication_slots: 1,
+    };
+    let (store, _writer, background) = Store::open(config).unwrap();
+    let info = ConnInfo::parse("host=127.0.0.1 user=relay", &Environment::of_user("relay")).unwrap();
+    let (following, host) = Following::channel();
+    following.show(Some(info.hosts[0].clone()));
+    let roles = Roles::new(info, Some(DEFAULT_AUTH_QUERY.to_owned()), host, store);
+    lock(&roles.cache).roles.insert("old".to_owned(), known("old"));
+    Fixture { roles, _following: following, _background: background, _dir: dir }
+}
+
+impl Fixture {
+    /// Does `work` while the two scripts answer.
+    async fn with<T>(&self, known: Script, strangers: Script, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            result = work => result,
+            () = self.roles.answer(&self.roles.known, known) => unreachable!(),
+            () = self.roles.answer(&self.roles.strangers, strangers) => unreachable!(),
+        }
+    }
+
+    /// What is known of a role, and how long that took to find out.
+    async fn look_up(&self, name: &str) -> (Role, Duration) {
+        let began = Instant::now();
+        (self.roles.look_up(name, source(1)).await, began.elapsed())
+    }
+}
+
+fn source(last: u8) -> Option<Source> {
+    Some(IpAddr::from([192, 0, 2, last]).into())
+}
+
+fn password(text: &str) -> Option<Secret> {
+    Some(Secret::Password(text.to_owned()))
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+const MS: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_known_role_does_not_wait_for_a_hung_upstream() {
+    let (fixture, hung) = (fixture(), Script::taking(NEVER));
+    let (role, took) = fixture.with(hung.clone(), hung, fixture.look_up("old")).await;
+    assert_eq!((role.secret, role.absent), (password("old"), false));
+    assert_eq!(took, PATIENCE.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_healthy_upstreams_answer_counts_however_far_it_is() {
+    for takes in [MS, 20 * MS, 600 * MS] {
+        let fixture = fixture();
+        let upstream = Script::taking(takes).with("old", "new").with("other", "x");
+        let work = async {
+            // What an answer takes is seen at the first one.
+            fixture.look_up("other").await;
+            fixture.roles.look_up("other", None).await;
+            tokio::time::sleep(FRESH).await;
+            fixture.look_up("old").await
+        };
+        let (role, took) = fixture.with(upstream.clone(), upstream, work).await;
+        assert_eq!(role.secret, password("new"), "{takes:?}");
+        assert!(took < takes + 2 * MS, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_too_late_is_known_afterwards() {
+    for (upstream, secret, absent) in [
+        (Script::taking(2000 * MS).with("old", "new"), password("new"), false),
+        // Dropped.
+        (Script::taking(2000 * MS), None, true),
+    ] {
+        let fixture = fixture();
+        let work = async {
+            let (role, _) = fixture.look_up("old").await;
+            assert_eq!(role.secret, password("old"));
+            tokio::time::sleep(1600 * MS).await;
+            fixture.roles.current("old")
+        };
+        let role = fixture.with(upstream.clone(), upstream, work).await;
+        assert_eq!((role.secret, role.absent), (secret, absent));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_made_up_hold_up_neither_known_roles_nor_other_addresses() {
+    let fixture = fixture();
+    let upstream = || Script::taking(20 * MS).with("old", "old").with("first", "first");
+    let strangers = upstream();
+    let asked = strangers.clone();
+    let work = async {
+        let evil: Vec<_> = (0..1000)
+            .map(|n| Box::pin(async move { n }))
+            .map(|n| async { fixture.roles.look_up(&format!("evil{}", n.await), source(9)).await })
+            .collect();
+        let mut evil: futures_util::stream::FuturesUnordered<_> = evil.into_iter().collect();
+        let flood = async { while futures_util::StreamExt::next(&mut evil).await.is_some() {} };
+        let others = async {
+            let (role, took) = fixture.look_up("old").await;
+            assert_eq!(role.secret, password("old"));
+            assert!(took <= 21 * MS, "{took:?}");
+            let (role, took) = fixture.look_up("first").await;
+            assert_eq!(role.secret, password("first"));
+            assert!(took <= 63 * MS, "{took:?}");
+        };
+        let began = Instant::now();
+        tokio::join!(flood, others);
+        began.elapsed()
+    };
+    let took = fixture.with(upstream(), strangers, work).await;
+    // Nobody waits for his turn longer than a share of questions takes.
+    assert!(took < 200 * MS, "{took:?}");
+    assert!(asked.asked() <= SHARE + 2, "{}", asked.asked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_logins_of_one_role_are_one_question() {
+    let fixture = fixture();
+    let upstream = Script::taking(20 * MS).with("old", "old");
+    let asked = upstream.clone();
+    let work = async {
+        let logins: futures_util::stream::FuturesUnordered<_> =
+            (0..100).map(|_| fixture.look_up("old")).collect();
+        futures_util::StreamExt::count(logins).await
+    };
+    assert_eq!(fixture.with(upstream.clone(), upstream, work).await, 100);
+    assert_eq!(asked.asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_gets_no_answer_from_a_hung_upstream_within_the_limit() {
+    let (fixture, hung) = (fixture(), Script::taking(NEVER));
+    let (role, took) = fixture.with(hung.clone(), hung, fixture.look_up("first")).await;
+    assert_eq!((role.secret, role.absent), (None, false));
+    assert_eq!(took, ANSWER_LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_known_roles_are_looked_up_again_soon_after_the_start_and_each_minute() {
+    let fixture = fixture();
+    let upstream = Script::taking(MS).with("old", "new");
+    let asked = upstream.clone();
+    let work = async {
+        tokio::select! {
+            () = fixture.roles.refresh() => unreachable!(),
+            () = tokio::time::sleep(6000 * MS) => {}
+        }
+        fixture.roles.current("old")
+    };
+    let role = fixture.with(upstream.clone(), upstream, work).await;
+    assert_eq!(role.secret, password("new"));
+    assert_eq!(asked.asked(), 1);
+}
