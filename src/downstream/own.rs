@@ -98,7 +98,8 @@ impl Relay for OwnRelay {
             let text = format!("cannot advance replication slot to {upto}, minimum is {minimum}");
             return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text));
         }
-        slot.confirm_flush(upto);
+        // The end may have gone back meanwhile.
+        slot.confirm_flush(|| Some(upto.min(store.tip()?.flush_lsn)));
         Ok(upto)
     }
 }

@@ -630,10 +630,8 @@ impl<'a> Walsender<'a> {
         let (write, flush) = (lsn(status.write), lsn(status.flush));
         self.cx.sender.set_reply(write, flush, lsn(status.apply), self.cx.store.lag_clock());
         self.confirmed = status.flush.unwrap_or(write);
-        if let Some(slot) = &self.slot
-            && let Some(flush) = self.confirmable(flush)
-        {
-            slot.confirm_flush(flush);
+        if let Some(slot) = &self.slot {
+            slot.confirm_flush(|| self.confirmable(flush));
         }
         if status.reply_requested {
             self.owed.get_or_insert(false);

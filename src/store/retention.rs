@@ -259,7 +259,10 @@ impl Store {
         name: &SlotName,
         persistence: SlotPersistence,
     ) -> Result<(), SlotError> {
-        self.slots.create_reserving(name, persistence, self.wal_to_reserve())
+        let size = self.identity().map(|identity| identity.seg_size);
+        let end =
+            || self.tip().zip(size).map_or(Lsn::new(u64::MAX), |(tip, size)| tip.write_lsn.seg_start(size));
+        self.slots.create_reserving(name, persistence, self.wal_to_reserve(), end)
     }
 
     /// Drops a slot; what it kept goes soon. Waits for the disk. Fails as [`Slots::drop_slot`](super::Slots::drop_slot)

@@ -260,14 +260,16 @@ impl Slots {
     }
 
     /// Makes a slot that keeps WAL from `oldest` on, which was on disk a moment ago, or as much of it as is not
-    /// being removed. As [`Slots::create`].
+    /// being removed; but not beyond the `end` of that moment, which may have gone back. As [`Slots::create`].
     pub(super) fn create_reserving(
         &self,
         name: &SlotName,
         persistence: SlotPersistence,
         oldest: Option<Lsn>,
+        end: impl FnOnce() -> Lsn,
     ) -> Result<(), SlotError> {
-        self.create_at(name, persistence, |table| Ok(oldest.map(|oldest| oldest.max(table.removed_before))))
+        let reserve = |table: &Table| oldest.map(|oldest| oldest.max(table.removed_before).min(end()));
+        self.create_at(name, persistence, |table| Ok(reserve(table)))
     }
 
     /// Makes a slot that keeps what another one keeps. As [`Slots::create`].
@@ -641,11 +643,15 @@ impl SlotGuard {
         self.slot.name.as_str()
     }
 
-    /// Takes a flush report: the slot keeps WAL from there on. `0/0` is no report
+    /// Takes a flush report: the slot keeps WAL from there on. `0/0` and `None` are no report
     /// (PostgreSQL: `PhysicalConfirmReceivedLocation`). A lost slot stays as it is.
-    pub fn confirm_flush(&self, flush: Lsn) {
+    ///
+    /// `flush` is asked while nobody else can move the slot. Where it goes by the history of the moment, a report of a
+    /// timeline that is being left cannot overtake [`Slots::clamp_to`]: that comes after the other history is shown.
+    pub fn confirm_flush(&self, flush: impl FnOnce() -> Option<Lsn>) {
         let mut state = lock(&self.slot.state);
-        if flush != Lsn::INVALID && !state.invalidated && state.restart_lsn != Some(flush) {
+        let Some(flush) = flush().and_then(Lsn::valid) else { return };
+        if !state.invalidated && state.restart_lsn != Some(flush) {
             state.restart_lsn = Some(flush);
             self.slots.dirty.store(true, Ordering::Relaxed);
         }
@@ -693,7 +699,7 @@ mod tests {
         let slots = open(dir.path());
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(0x100_0000))).unwrap();
         slots.create(&name("t"), SlotPersistence::Temporary { owner: 7 }, None).unwrap();
-        slots.acquire("a", 5).unwrap().confirm_flush(Lsn::new(0x200_0000));
+        slots.acquire("a", 5).unwrap().confirm_flush(|| Some(Lsn::new(0x200_0000)));
         slots.save().unwrap();
         drop(slots);
         let slots = open(dir.path());
@@ -766,6 +772,45 @@ mod tests {
         assert!(matches!(fourth, Err(SlotError::Full)));
     }
 
+    /// The writer goes back to a common ancestor just when the report is judged by the history of before.
+    #[test]
+    fn a_flush_report_does_not_overtake_a_clamp() {
+        let dir = crate::permissions::private_tempdir();
+        let slots = open(dir.path());
+        slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
+        let guard = slots.acquire("a", 5).unwrap();
+        guard.confirm_flush(|| Some(Lsn::new(300)));
+        let (done, clamped) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            guard.confirm_flush(|| {
+                threads.spawn(|| {
+                    slots.clamp_to(Lsn::new(200));
+                    done.send(()).unwrap();
+                });
+                // It would come to its end now if nothing held it up.
+                let too_early = clamped.recv_timeout(std::time::Duration::from_millis(50));
+                assert!(too_early.is_err(), "moved while a report is judged");
+                Some(Lsn::new(900))
+            });
+            clamped.recv().unwrap();
+        });
+        assert_eq!(slots.get("a").unwrap().restart_lsn, Some(Lsn::new(200)));
+        guard.confirm_flush(|| None);
+        assert_eq!(slots.get("a").unwrap().restart_lsn, Some(Lsn::new(200)));
+    }
+
+    #[test]
+    fn nothing_is_reserved_beyond_an_end_that_has_gone_back() {
+        let dir = crate::permissions::private_tempdir();
+        let slots = open(dir.path());
+        let reserve = |text, end| {
+            let (oldest, end) = (Some(Lsn::new(500)), move || Lsn::new(end));
+            slots.create_reserving(&name(text), SlotPersistence::Persistent, oldest, end).unwrap();
+            slots.get(text).unwrap().restart_lsn
+        };
+        assert_eq!((reserve("a", 900), reserve("b", 400)), (Some(Lsn::new(500)), Some(Lsn::new(400))));
+    }
+
     #[test]
     fn flush_reports_move_a_slot_in_both_directions_and_zero_does_not() {
         let dir = crate::permissions::private_tempdir();
@@ -773,10 +818,10 @@ mod tests {
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
         let restart = || slots.get("a").unwrap().restart_lsn;
-        guard.confirm_flush(Lsn::INVALID);
+        guard.confirm_flush(|| Some(Lsn::INVALID));
         assert_eq!(restart(), None);
-        guard.confirm_flush(Lsn::new(500));
-        guard.confirm_flush(Lsn::new(400));
+        guard.confirm_flush(|| Some(Lsn::new(500)));
+        guard.confirm_flush(|| Some(Lsn::new(400)));
         assert_eq!(restart(), Some(Lsn::new(400)));
     }
 
@@ -844,7 +889,7 @@ mod tests {
             active(slots.acquire("b", 5).unwrap_err());
             active(slots.drop_slot("b", 5).unwrap_err());
             let guard = slots.acquire("a", 5).unwrap();
-            guard.confirm_flush(Lsn::new(300));
+            guard.confirm_flush(|| Some(Lsn::new(300)));
             guard.set_feedback(FeedbackHorizon { xmin: FullXid::new(0, 7), catalog_xmin: None });
             assert_eq!(slots.feedback().xmin, FullXid::new(0, 7));
             drop(guard);
@@ -874,7 +919,7 @@ mod tests {
         assert!(matches!(slots.drop_slot("a", 1), Err(SlotError::Io(_))));
         assert_eq!(slots.list().len(), 1);
         let guard = slots.acquire("a", 5).unwrap();
-        guard.confirm_flush(Lsn::new(300));
+        guard.confirm_flush(|| Some(Lsn::new(300)));
         slots.save().unwrap_err();
         let keep = |from| slots.decide_removal(Lsn::new(from), |held| held.unwrap());
         assert_eq!(keep(0), Lsn::new(100), "that is what a crash leaves");
@@ -894,11 +939,11 @@ mod tests {
         assert!(slots.is_durable());
         let keep = |from| slots.decide_removal(Lsn::new(from), |held| held.unwrap());
         let guard = slots.acquire("a", 5).unwrap();
-        guard.confirm_flush(Lsn::new(300));
+        guard.confirm_flush(|| Some(Lsn::new(300)));
         assert_eq!((keep(0), keep(200)), (Lsn::new(100), Lsn::new(100)));
         slots.save().unwrap();
         assert_eq!(keep(0), Lsn::new(300));
-        guard.confirm_flush(Lsn::new(200));
+        guard.confirm_flush(|| Some(Lsn::new(200)));
         assert_eq!(keep(0), Lsn::new(200), "consumers may go back");
     }
 
@@ -910,8 +955,9 @@ mod tests {
         slots.decide_removal(Lsn::INVALID, |_| Lsn::new(400));
         let restart = |text: &str| slots.get(text).unwrap().restart_lsn;
         let persistent = SlotPersistence::Persistent;
-        slots.create_reserving(&name("a"), persistent, Some(Lsn::new(200))).unwrap();
-        slots.create_reserving(&name("b"), persistent, Some(Lsn::new(600))).unwrap();
+        let anywhere = || Lsn::new(u64::MAX);
+        slots.create_reserving(&name("a"), persistent, Some(Lsn::new(200)), anywhere).unwrap();
+        slots.create_reserving(&name("b"), persistent, Some(Lsn::new(600)), anywhere).unwrap();
         slots.copy("a", &name("c"), persistent).unwrap();
         assert_eq!(["a", "b", "c"].map(restart), [500, 600, 500].map(|at| Some(Lsn::new(at))));
     }
