@@ -18,7 +18,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -132,6 +132,22 @@ impl DataDir {
             return Err(io::Error::other("an earlier sync of it has failed"));
         }
         self.wal_dir.sync_all().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
+    }
+
+    /// Which directory `pg_wal` is, as long as its file system keeps its number.
+    pub(super) fn place(&self) -> io::Result<String> {
+        self.wal_dir.metadata().map(|wal| format!("{}:{}", wal.dev(), wal.ino()))
+    }
+
+    /// When the entries of `pg_wal` have changed last. Copies do not keep it.
+    pub(super) fn changed(&self) -> io::Result<String> {
+        self.wal_dir.metadata().map(|wal| format!("{}.{:09}", wal.ctime(), wal.ctime_nsec()))
+    }
+
+    /// Makes all files of `pg_wal` durable, whoever has written them. One call, however many they are; it waits for
+    /// whatever else is written to the file system.
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.wal_dir)?)
     }
 
     /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.

@@ -5,6 +5,12 @@
 //! start believes nothing that it reads back: it writes it again ([`recovery`](super::recovery)), unless this file
 //! says that the last run ended in order and had everything synced up to a position.
 //!
+//! It says so of one directory, `pg_wal` as it was left: a copy of it that nobody has synced reads the same. So the
+//! file also says which one: its device and inode, and when files were put into it or taken out last. Where that is not
+//! so (copied, moved to another disk, restored, filled by hand), nothing in it counts before its file system was
+//! synced, and the end of the WAL is written again. Devices may get other numbers at a boot; then this is done for
+//! nothing.
+//!
 //! ```text
 //!   start: what the file says is read ── recovery ── "running", durably ── WAL is taken
 //!   end:   everything synced ── "stopped" with the position        a sync fails ── "failed", as far as that goes
@@ -56,11 +62,24 @@ struct Saved {
     what: Option<String>,
     /// Seconds since 1970.
     at: Option<u64>,
+    /// Which directory `pg_wal` is.
+    place: Option<String>,
+    /// When its entries have changed last, as the run ended in order.
+    changed: Option<String>,
+}
+
+/// Whether the files are those of the last run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Files {
+    /// As it has left them.
+    AsLeft,
+    /// Somebody has put files there since, or all of them: nobody knows whether they are durable.
+    Others,
 }
 
 impl LastRun {
-    /// What the last run has left. What cannot be read says nothing.
-    pub(super) fn load(dir: &DataDir) -> LastRun {
+    /// What the last run has left, and whether that is what is here. What cannot be read says nothing.
+    pub(super) fn load(dir: &DataDir) -> (LastRun, Files) {
         let saved = match dir.read(FILE) {
             Ok(Some(text)) => toml::from_str::<Saved>(&text).ok(),
             Ok(None) => None,
@@ -69,7 +88,9 @@ impl LastRun {
                 None
             }
         };
-        saved.map_or(LastRun::NotInOrder, LastRun::from_saved)
+        let Some(saved) = saved else { return (LastRun::NotInOrder, Files::Others) };
+        let files = saved.files(dir);
+        (LastRun::from_saved(saved), files)
     }
 
     fn from_saved(saved: Saved) -> LastRun {
@@ -88,7 +109,7 @@ impl LastRun {
         }
     }
 
-    /// What it says is durable without a doubt.
+    /// What it says is durable without a doubt, if the files are as it left them.
     pub(super) fn durable(&self) -> Option<TimelinePosition> {
         match self {
             LastRun::Stopped(durable) => Some(*durable),
@@ -154,6 +175,21 @@ pub(super) fn confirmed_in(text: &str) -> std::io::Result<Option<TimelinePositio
     })
 }
 
+impl Saved {
+    fn files(&self, dir: &DataDir) -> Files {
+        let (place, changed) = match (dir.place(), dir.changed()) {
+            (Ok(place), Ok(changed)) => (place, changed),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!("could not look at pg_wal: {error}");
+                return Files::Others;
+            }
+        };
+        let as_left = self.place.as_ref() == Some(&place)
+            && (self.state != State::Stopped || self.changed.as_ref() == Some(&changed));
+        if as_left { Files::AsLeft } else { Files::Others }
+    }
+}
+
 /// Says durably that a run has begun: from now on nothing is known to be durable.
 pub(super) fn begin(dir: &DataDir) -> std::io::Result<()> {
     save(dir, State::Running, None, None)
@@ -186,6 +222,8 @@ fn save(
         timeline: position.map(|position| position.tli.as_u32()),
         flush_lsn: position.map(|position| position.lsn.to_string()),
         what,
+        place: dir.place().ok(),
+        changed: dir.changed().ok(),
     };
     dir.replace(FILE, &toml::to_string(&saved).map_err(std::io::Error::other)?)
 }
@@ -199,18 +237,47 @@ mod tests {
     fn what_is_left_is_found_again() {
         let temp = crate::permissions::private_tempdir();
         let dir = DataDir::lock(temp.path()).unwrap();
-        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+        let load = || LastRun::load(&dir);
+        assert_eq!(load(), (LastRun::NotInOrder, Files::Others));
         let at = TimelinePosition { tli: TimelineId::new(3).unwrap(), lsn: Lsn::new(0x5000028) };
         end_in_order(&dir, at).unwrap();
-        assert_eq!((LastRun::load(&dir), LastRun::load(&dir).durable()), (LastRun::Stopped(at), Some(at)));
+        assert_eq!((load(), load().0.durable()), ((LastRun::Stopped(at), Files::AsLeft), Some(at)));
         begin(&dir).unwrap();
-        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+        assert_eq!(load(), (LastRun::NotInOrder, Files::AsLeft));
         end_with_failure(&dir, Some(at), &"fdatasync: \"EIO\"\n".repeat(100)).unwrap();
-        let LastRun::Failed { confirmed, what, at: when } = LastRun::load(&dir) else { panic!() };
+        let (LastRun::Failed { confirmed, what, at: when }, Files::AsLeft) = load() else { panic!() };
         assert_eq!(confirmed, Some(at));
         assert!(when.elapsed().unwrap() < Duration::from_secs(600));
         assert!(what.starts_with("fdatasync: \"EIO\"") && what.len() < 300, "{what}");
         std::fs::write(temp.path().join(FILE), "state = \"stop").unwrap();
-        assert_eq!(LastRun::load(&dir), LastRun::NotInOrder);
+        assert_eq!(load(), (LastRun::NotInOrder, Files::Others));
+    }
+
+    #[test]
+    fn files_that_come_between_two_runs_are_noticed() {
+        let temp = crate::permissions::private_tempdir();
+        let dir = DataDir::lock(temp.path()).unwrap();
+        let file = temp.path().join("pg_wal/000000010000000000000003");
+        let at = TimelinePosition { tli: TimelineId::FIRST, lsn: Lsn::new(0x5000028) };
+        end_in_order(&dir, at).unwrap();
+        // The clock of the file system may stand still for some milliseconds.
+        let before = dir.changed().unwrap();
+        while dir.changed().unwrap() == before {
+            std::fs::write(&file, "x").unwrap();
+            std::fs::remove_file(&file).unwrap();
+        }
+        assert_eq!(LastRun::load(&dir), (LastRun::Stopped(at), Files::Others));
+        // While a relay runs files come and go.
+        begin(&dir).unwrap();
+        std::fs::write(&file, "x").unwrap();
+        assert_eq!(LastRun::load(&dir).1, Files::AsLeft);
+        drop(dir);
+        // A copy, as `cp -a` makes it.
+        let copy = crate::permissions::private_tempdir();
+        std::fs::copy(temp.path().join(FILE), copy.path().join(FILE)).unwrap();
+        std::fs::copy(temp.path().join("walrelay.lock"), copy.path().join("walrelay.lock")).unwrap();
+        std::fs::create_dir(copy.path().join("pg_wal")).unwrap();
+        let dir = DataDir::lock(copy.path()).unwrap();
+        assert_eq!(LastRun::load(&dir), (LastRun::NotInOrder, Files::Others));
     }
 }

@@ -64,7 +64,7 @@ use crate::parts::PartEnded;
 use crate::permissions::Distrust;
 use dir::DataDir;
 use flusher::{FlushQueue, Flusher};
-use last_run::LastRun;
+use last_run::{Files, LastRun};
 use recovery::RecoveryPlan;
 use retention::Retention;
 use segments::SegmentCache;
@@ -300,13 +300,16 @@ impl Store {
         let cluster = cluster::load(&dir).map_err(io("could not read cluster state in"))?;
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
-        let last_run = LastRun::load(&dir);
+        let (last_run, files) = LastRun::load(&dir);
+        if files == Files::Others {
+            sync_others(&dir)?;
+        }
         let followed = followed::load(&dir).map_err(io("could not read which timeline is followed in"))?;
         let plan = RecoveryPlan {
             how: config.wal_write,
             magic: cluster.as_ref().and_then(|(_, parameters)| parameters.expected_magic()),
             timeline: followed.map(|followed| followed.tli),
-            durable: last_run.durable(),
+            durable: last_run.durable().filter(|_| files == Files::AsLeft),
         };
         let recovered = match &cluster {
             Some((identity, _)) => recovery::recover(&dir, *identity, &plan)?,
@@ -689,6 +692,27 @@ impl Store {
     fn has_failed(&self) -> bool {
         self.failure.borrow().is_some()
     }
+}
+
+/// Syncs files that the last run has not left so: finished segments count as durable from then on, unfinished ones are
+/// written again.
+fn sync_others(dir: &DataDir) -> Result<(), StoreError> {
+    let fail = |source| StoreError::Io { action: "could not sync", path: dir.wal().to_owned(), source };
+    if dir.wal_files().map_err(fail)?.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(
+        "files of \"{}\" were copied or changed since the last run, or the disk has another number: all are synced before any of them counts",
+        dir.wal().display()
+    );
+    dir.sync_file_system().map_err(|source| {
+        // A sync that failed says yes the next time: somebody has to know.
+        let what = format!("could not sync files that were copied: {source}");
+        if let Err(error) = last_run::end_with_failure(dir, None, &what) {
+            tracing::warn!("could not leave word of it in the data directory: {error}");
+        }
+        fail(source)
+    })
 }
 
 /// A history file cannot be stored.

@@ -74,7 +74,8 @@ impl Opened {
     fn crash(self) {
         let state = self.store.data_dir().join("last-run.toml");
         self.stop();
-        fs::remove_file(state).unwrap();
+        let said = fs::read_to_string(&state).unwrap();
+        fs::write(state, said.replace("\"stopped\"", "\"running\"")).unwrap();
     }
 }
 
@@ -285,7 +286,7 @@ fn an_orderly_stop_counts_only_once_and_only_where_it_was() {
     let mut opened = Opened::open(dir.path());
     opened.append(START, &wal.take());
     opened.stop();
-    let state = |dir: &DataDir| LastRun::load(dir).durable();
+    let state = |dir: &DataDir| LastRun::load(dir).0.durable();
     let kept = fs::read(dir.path().join("last-run.toml")).unwrap();
     let opened = Opened::open(dir.path());
     assert_eq!(state(&opened.store.dir), None, "it is over as soon as another run has begun");
@@ -297,6 +298,31 @@ fn an_orderly_stop_counts_only_once_and_only_where_it_was() {
     let before = fs::metadata(&tail).unwrap().ino();
     drop(Opened::open(dir.path()));
     assert_ne!(fs::metadata(&tail).unwrap().ino(), before);
+}
+
+/// `cp -a`, rsync, a restored snapshot: it reads as the original does, and nobody has synced it.
+#[test]
+fn a_copy_of_a_directory_that_was_stopped_in_order_is_written_again() {
+    let (dir, copies) = (crate::permissions::private_tempdir(), crate::permissions::private_tempdir());
+    let mut wal = generator(20);
+    wal.fill(1_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || dir.path().join("pg_wal/000000010000000000000003").exists());
+    opened.stop();
+    let copy = copies.path().join("copy");
+    let copied = std::process::Command::new("cp").arg("-a").args([dir.path(), &copy]).status();
+    assert!(copied.unwrap().success());
+    let tail = "pg_wal/000000010000000000000004.partial";
+    for (root, is_written_again) in [(dir.path(), false), (&copy, true), (&copy, false)] {
+        let inode = || fs::metadata(root.join(tail)).unwrap().ino();
+        let before = inode();
+        let opened = Opened::open(root);
+        assert_eq!(inode() != before, is_written_again, "{}", root.display());
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+        opened.stop();
+    }
 }
 
 #[test]
@@ -313,7 +339,7 @@ fn a_failed_sync_ends_everything_and_leaves_word() {
     let store = opened.store.clone();
     drop(opened.writer);
     opened.background.stop();
-    let LastRun::Failed { confirmed, what, .. } = LastRun::load(&store.dir) else {
+    let (LastRun::Failed { confirmed, what, .. }, _) = LastRun::load(&store.dir) else {
         panic!("no word was left")
     };
     assert_eq!(confirmed, Some(TimelinePosition { tli: TimelineId::FIRST, lsn: end }));
