@@ -33,6 +33,7 @@ impl Receiver {
         let upstream = UpstreamConfig {
             conninfo: config.upstream.clone(),
             slot: config.slot.clone(),
+            dbname: config.auth_dbname.clone(),
             wal_receiver_timeout: config.wal_receiver_timeout,
             shutdown_timeout: config.shutdown_timeout,
             followed,

@@ -33,7 +33,9 @@ use super::failure::{UpstreamError, explain};
 use super::followed::Following;
 use super::format;
 use super::histories::{Course, Standing, UpstreamHistory, read_history};
-use super::introduce::{Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot};
+use super::introduce::{
+    Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot, slot_in_sql,
+};
 use super::outage::Outages;
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
 use super::refill::refill;
@@ -61,6 +63,8 @@ pub struct UpstreamConfig {
     pub conninfo: ConnInfo,
     /// `--slot`.
     pub slot: SlotName,
+    /// `--auth-dbname`: where a server is asked in SQL what it does not tell otherwise.
+    pub dbname: String,
     /// `--wal-receiver-timeout`; `None` for never.
     pub wal_receiver_timeout: Option<Duration>,
     /// `--shutdown-timeout`: how long a stop waits for the last WAL to be synced, and for the upstream to take its
@@ -272,7 +276,7 @@ impl Follower {
     ) -> Result<Next, UpstreamError> {
         let mut slot = introduced.slot;
         if writer.position().is_none() {
-            self.begin(conn, writer, identified, introduced).await?;
+            self.begin(conn, writer, identified, introduced, host).await?;
             slot = Slot::There { reserved: None };
         }
         let proved = |tli, at| Proof { host: host.to_string(), identity: introduced.identity, tli, at };
@@ -476,37 +480,76 @@ impl Follower {
         }
     }
 
-    /// Makes our slot.
-    async fn create_slot(&self, conn: &mut UpstreamConnection) -> Result<(), UpstreamError> {
+    /// Makes our slot; whether there was none.
+    async fn create_slot(&self, conn: &mut UpstreamConnection) -> Result<bool, UpstreamError> {
         let slot = &self.config.slot;
         let parenthesised = major_version(conn) >= 15;
         let option = if parenthesised { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" {option}");
         match conn.query(&command).await {
             Ok(_) => tracing::info!("created replication slot \"{slot}\" on the upstream"),
-            Err(QueryError::Server(error)) if error.is_duplicate_object() => {}
+            Err(QueryError::Server(error)) if error.is_duplicate_object() => return Ok(false),
             Err(source) => return Err(UpstreamError::Command { command, source }),
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Where our slot's WAL begins, if the server can tell; makes it if there is none.
+    /// Where our slot's WAL begins, if it keeps any and the server can tell; makes it if there is none.
     async fn reserved(
         &self,
         conn: &mut UpstreamConnection,
         slot: Slot,
+        identified: Identified,
+        host: &HostSpec,
+        theirs: &TimelineHistory,
     ) -> Result<Option<(Lsn, TimelineId)>, UpstreamError> {
         let slot = match slot {
             Slot::There { .. } => slot,
-            Slot::Missing | Slot::Unknown => {
+            Slot::Missing => {
                 self.create_slot(conn).await?;
                 read_slot(conn, &self.config.slot).await?
+            }
+            Slot::Unknown => {
+                let restart = self.reserved_in_sql(conn, identified, host).await?;
+                Slot::There { reserved: restart.map(|lsn| (lsn, theirs.timeline_at(lsn))) }
             }
         };
         Ok(match slot {
             Slot::There { reserved } => reserved,
             Slot::Missing | Slot::Unknown => None,
         })
+    }
+
+    /// The same of a server before 15. If it cannot be asked and the slot was there before, WAL may be passed over, and
+    /// somebody has to know.
+    async fn reserved_in_sql(
+        &self,
+        conn: &mut UpstreamConnection,
+        identified: Identified,
+        host: &HostSpec,
+    ) -> Result<Option<Lsn>, UpstreamError> {
+        let UpstreamConfig { conninfo, dbname, slot, .. } = &self.config;
+        let asked = match slot_in_sql(conninfo, dbname, host, slot).await {
+            Ok(None) => {
+                self.create_slot(conn).await?;
+                slot_in_sql(conninfo, dbname, host, slot).await
+            }
+            asked => asked,
+        };
+        let error = match asked {
+            Ok(restart) => return Ok(restart.flatten()),
+            Err(error) => error,
+        };
+        if !self.create_slot(conn).await? {
+            tracing::warn!(
+                "slot \"{slot}\" on {host} was there before, and from where on it keeps WAL cannot be found out ({error}): WAL \
+                 from its restart_lsn up to {} is not fetched; if it is needed, stop the relay, let role \"{}\" log in to \
+                 database \"{dbname}\" there, and start again with an empty data directory before the slot has moved",
+                identified.xlogpos,
+                conninfo.user
+            );
+        }
+        Ok(None)
     }
 
     /// Decides where an empty data directory begins: where the slot's WAL does.
@@ -516,12 +559,13 @@ impl Follower {
         writer: &mut Writer,
         identified: Identified,
         introduced: &Introduced,
+        host: &HostSpec,
     ) -> Result<(), UpstreamError> {
         let identity = introduced.identity;
-        let reserved = self.reserved(conn, introduced.slot).await?;
+        let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
+        let reserved = self.reserved(conn, introduced.slot, identified, host, &theirs.history).await?;
         let (at, tli) = reserved.unwrap_or((identified.xlogpos, identified.tli));
         writer.store().attach(identity, introduced.parameters.clone())?;
-        let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
         theirs.fetch_all(conn, writer.store()).await?.save(writer.store())?;
         writer.begin(identity, read_history(writer.store(), tli)?, at);
         tracing::info!(
@@ -670,6 +714,7 @@ mod tests {
         let config = UpstreamConfig {
             conninfo: ConnInfo::parse("host=a", &crate::conninfo::Environment::of_user("x")).unwrap(),
             slot: "s".parse().unwrap(),
+            dbname: "postgres".to_owned(),
             wal_receiver_timeout: None,
             shutdown_timeout: Duration::from_secs(10),
             followed: Following::channel().0,

@@ -1,10 +1,14 @@
 //! What is asked of a server before it is followed: who it is, what it is set to, what our slot there holds.
 
+use std::time::Duration;
+
 use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineId};
 
+use super::connect::connect;
 use super::connection::{QueryResult, UpstreamConnection};
 use super::error::QueryError;
-use super::failure::UpstreamError;
+use super::failure::{UpstreamError, explain};
+use crate::conninfo::{ConnInfo, HostSpec};
 use crate::store::{Identity, Store, UpstreamParameters};
 
 const IDENTIFY: &str = "IDENTIFY_SYSTEM";
@@ -53,10 +57,12 @@ pub(super) enum Slot {
     There { reserved: Option<(Lsn, TimelineId)> },
     /// There is none.
     Missing,
-    /// Servers before 15 cannot be asked; one that has none says so when it is to be used.
+    /// Servers before 15 cannot be asked here, but in SQL ([`slot_in_sql`]); one that has none says so when it is to be used.
     Unknown,
 }
 
+/// Limit for connecting to ask in SQL.
+const SQL_LIMIT: Duration = Duration::from_secs(15);
 /// The largest answer that makes sense to what is asked here, bytes.
 const MOST: usize = 64 << 10;
 
@@ -152,6 +158,29 @@ pub(super) async fn read_slot(conn: &mut UpstreamConnection, slot: &SlotName) ->
     let command = format!("READ_REPLICATION_SLOT \"{slot}\"");
     let failed = |source| UpstreamError::Command { command: command.clone(), source };
     parse_slot(conn.query(&command).await.map_err(failed)?)
+}
+
+/// Where our slot's WAL begins, from a server that can be asked in SQL only, in the database `dbname`, which the relay's role
+/// must be let into: `None` if there is no slot, `Some(None)` if it keeps nothing.
+pub(super) async fn slot_in_sql(
+    info: &ConnInfo,
+    dbname: &str,
+    host: &HostSpec,
+    slot: &SlotName,
+) -> Result<Option<Option<Lsn>>, UpstreamError> {
+    let deadline = tokio::time::Instant::now() + SQL_LIMIT;
+    let connected = connect(&info.for_sql(dbname), host, deadline).await;
+    let mut conn = connected.map_err(|error| explain(host, error))?;
+    let command =
+        format!("SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'");
+    let result = conn.query(&command).await;
+    conn.close().await;
+    let result = result.map_err(|source| UpstreamError::Command { command: command.clone(), source })?;
+    if result.rows.is_empty() {
+        return Ok(None);
+    }
+    let Some(restart) = row(&command, result)?.into_iter().next().flatten() else { return Ok(Some(None)) };
+    restart.parse().map(|lsn| Some(Some(lsn))).map_err(|_| answer(&command, restart.clone()))
 }
 
 fn parse_slot(result: QueryResult) -> Result<Slot, UpstreamError> {

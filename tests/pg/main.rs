@@ -39,6 +39,7 @@ mod restore;
 mod retention;
 mod segment_size;
 mod siblings;
+mod slot_position;
 mod slotsync;
 mod slow_line;
 mod sql;

@@ -281,8 +281,9 @@ impl Relay {
         let (followed, _) = Following::channel();
         let slot = "s".parse().unwrap();
         let shutdown_timeout = Duration::from_secs(10);
+        let dbname = "postgres".to_owned();
         let config =
-            UpstreamConfig { conninfo, slot, wal_receiver_timeout: None, shutdown_timeout, followed };
+            UpstreamConfig { conninfo, slot, dbname, wal_receiver_timeout: None, shutdown_timeout, followed };
         let mut follower = Follower::new(config, CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(60), follower.round(self.writer()));
         let error = round.await.expect("an end").unwrap_err();

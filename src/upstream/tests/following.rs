@@ -280,6 +280,7 @@ impl Setup {
         let config = UpstreamConfig {
             conninfo,
             slot,
+            dbname: "postgres".to_owned(),
             wal_receiver_timeout: None,
             shutdown_timeout: Duration::from_secs(10),
             followed,
