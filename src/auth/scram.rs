@@ -138,6 +138,11 @@ impl Verifier {
         Ok(Verifier::from_password(password, &salt, DEFAULT_ITERATIONS))
     }
 
+    /// What it costs to derive the keys.
+    pub fn iterations(&self) -> NonZeroU32 {
+        self.iterations
+    }
+
     /// Whether a password sent in clear text belongs to this verifier (PG: `scram_verify_plain_password`).
     pub fn matches_password(&self, password: &[u8]) -> bool {
         Keys::derive(password, &self.salt, self.iterations).server_key.ct_eq(&self.server_key)

@@ -4,13 +4,17 @@
 //! and lines that begin with `;` are comments. The secret is a password, or what `pg_authid.rolpassword`
 //! holds: `md5…` or `SCRAM-SHA-256$…`.
 
+mod kinds;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::md5;
 use super::scram::Verifier;
+
 use crate::permissions::{Distrust, read_secret};
+pub use kinds::Kinds;
 
 /// What a user must know.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,6 +53,7 @@ impl Secret {
 #[derive(Clone, Debug, Default)]
 pub struct Users {
     secrets: HashMap<String, Secret>,
+    kinds: Kinds,
 }
 
 /// The file cannot be used. Never shows what stands in it: that may be a password.
@@ -99,12 +104,19 @@ impl Users {
                 return Err(bad("the user appears for the second time"));
             }
         }
-        Ok(Users { secrets })
+        let mut kinds = Kinds::default();
+        secrets.values().for_each(|secret| kinds.add(secret));
+        Ok(Users { secrets, kinds })
     }
 
     /// Whether there are passwords in clear text.
     pub fn has_passwords(&self) -> bool {
         self.secrets.values().any(|secret| matches!(secret, Secret::Password(_)))
+    }
+
+    /// What their secrets look like.
+    pub fn kinds(&self) -> &Kinds {
+        &self.kinds
     }
 
     /// What `user` must know; `None` for strangers and for users without a password.

@@ -20,7 +20,6 @@ use super::sql::SqlSession;
 use super::tasks::Tasks;
 use super::unix::{self, BoundUnix};
 use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
-use crate::auth::scram::server::MockSecret;
 use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
 use crate::permissions::socket_dir_problem;
@@ -127,7 +126,7 @@ impl Downstream {
             }
         }
         let registry = Arc::new(Registry::new(config.limits));
-        let mock = MockSecret::random().map_err(ListenError::Random)?;
+        let mock = login::mock_secret(&store).map_err(ListenError::Random)?;
         let failures = Failures::new(config.max_failed_logins);
         let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
         let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);

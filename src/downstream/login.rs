@@ -2,6 +2,7 @@
 
 mod authenticate;
 mod failures;
+mod mock;
 mod request;
 
 use std::io;
@@ -24,6 +25,7 @@ use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, Source, TlsS
 use request::{Kind, StartupRequest};
 
 pub(super) use failures::Failures;
+pub(super) use mock::secret as mock_secret;
 
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;

@@ -15,7 +15,7 @@ const IDENTIFY: &str = "IDENTIFY_SYSTEM";
 const SEG_SIZE: &str = "SHOW wal_segment_size";
 
 /// What is asked of the server with SHOW, for consumers that ask us, and the first major version that has it.
-const SETTINGS: [(&str, u32); 16] = [
+const SETTINGS: [(&str, u32); 17] = [
     ("server_version_num", 0),
     ("wal_level", 0),
     ("block_size", 0),
@@ -33,6 +33,8 @@ const SETTINGS: [(&str, u32); 16] = [
     ("archive_mode", 0),
     ("wal_compression", 0),
     ("summarize_wal", 17),
+    // What strangers at the door are to look like.
+    ("password_encryption", 0),
 ];
 
 /// What IDENTIFY_SYSTEM says.

@@ -11,16 +11,21 @@ use super::{
     AuthMessage, BASE64, BINDING_HEADER, DEFAULT_ITERATIONS, Key, Keys, SALT_LEN, SCRAM_SHA_256,
     SCRAM_SHA_256_PLUS, Verifier, cut_at_comma, is_printable, new_nonce,
 };
+use std::num::NonZeroU32;
+
 use base64::Engine;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Per-process secret behind the salts of users who do not exist (PG: `mock_authentication_nonce`).
+/// Secret behind the salts of users who do not exist (PG: `mock_authentication_nonce`), and what else they look like.
 #[derive(Clone)]
-pub struct MockSecret([u8; 32]);
+pub struct MockSecret {
+    nonce: [u8; 32],
+    iterations: NonZeroU32,
+}
 
 impl MockSecret {
-    /// Fresh random bytes. Make one per process: a salt that changed between two attempts would tell that the
+    /// Fresh random bytes. Make one and keep it: a salt that changed between two attempts would tell that the
     /// user does not exist.
     ///
     /// # Errors
@@ -28,11 +33,27 @@ impl MockSecret {
     pub fn random() -> Result<MockSecret, getrandom::Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)?;
-        Ok(MockSecret(bytes))
+        Ok(MockSecret { nonce: bytes, iterations: DEFAULT_ITERATIONS })
+    }
+
+    /// What [`MockSecret::to_text`] gave; `None` for anything else.
+    pub fn from_text(text: &str) -> Option<MockSecret> {
+        let nonce = BASE64.decode(text).ok()?.try_into().ok()?;
+        Some(MockSecret { nonce, iterations: DEFAULT_ITERATIONS })
+    }
+
+    /// To be kept where nobody else reads it.
+    pub fn to_text(&self) -> String {
+        BASE64.encode(self.nonce)
+    }
+
+    /// The same, with the iterations that those who exist have.
+    pub fn with_iterations(&self, iterations: NonZeroU32) -> MockSecret {
+        MockSecret { iterations, ..self.clone() }
     }
 
     fn salt(&self, user: &str, len: usize) -> Vec<u8> {
-        Sha256::new().chain_update(user).chain_update(self.0).finalize()[..len].to_vec()
+        Sha256::new().chain_update(user).chain_update(self.nonce).finalize()[..len].to_vec()
     }
 
     /// Takes as long as checking a password sent in clear text against a verifier, for users who have none. Never
@@ -46,7 +67,7 @@ impl MockSecret {
     fn verifier(&self, user: &str) -> Verifier {
         let key = Key::new([0; 32]);
         let salt = self.salt(user, SALT_LEN);
-        Verifier { iterations: DEFAULT_ITERATIONS, salt, stored_key: key, server_key: key }
+        Verifier { iterations: self.iterations, salt, stored_key: key, server_key: key }
     }
 }
 
@@ -172,7 +193,7 @@ impl ScramServer {
         end_point: Option<Vec<u8>>,
         mock: &MockSecret,
     ) -> Result<ScramServer, ServerError> {
-        let verifier = Verifier::from_password(password, &mock.salt(user, SALT_LEN), DEFAULT_ITERATIONS);
+        let verifier = Verifier::from_password(password, &mock.salt(user, SALT_LEN), mock.iterations);
         ScramServer::new(mechanism, user, ServerSecret::Verifier(verifier), end_point, mock)
     }
 

@@ -12,6 +12,7 @@ use super::request::{Kind, StartupRequest};
 use crate::auth::certificate::ClientCertificate;
 use crate::auth::hba::{ClientCert, ClientName, Hba, Idents, Method, Request, Rule, Target};
 use crate::auth::md5;
+use crate::auth::scram::DEFAULT_ITERATIONS;
 use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret, mechanisms};
 use crate::auth::users::Secret;
 use crate::conninfo::Credentials;
@@ -64,7 +65,7 @@ async fn by_method(
 ) -> Result<Credentials, LoginError> {
     let secret = access.users.get(&request.user).or(role.secret.as_ref()).cloned();
     let user = &request.user;
-    let stranger = Stranger { mock: &shared.mock, derives: access.users.has_passwords() };
+    let stranger = Stranger::among(shared, access);
     match (rule.method(), secret) {
         // PG: a certificate is checked like trust with clientcert=verify-full.
         (Method::Trust | Method::Cert, _) => Ok(Credentials::None),
@@ -76,15 +77,38 @@ async fn by_method(
             md5_challenge(conn, user, &md5::stored_hash(user, password.as_bytes())).await?;
             Ok(Credentials::Password(crate::conninfo::Secret::new(password)))
         }
+        (Method::Md5, None) if stranger.md5 => {
+            md5_challenge(conn, user, &md5::stored_hash(user, stranger.mock.to_text().as_bytes())).await?;
+            Err(wrong_password(user))
+        }
         (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &stranger).await,
     }
 }
 
-/// How to spend on a user who does not exist what a login of one who does would cost.
-struct Stranger<'a> {
-    mock: &'a MockSecret,
+/// How to treat a user who does not exist like those who do, at the same cost.
+struct Stranger {
+    mock: MockSecret,
     /// Some users' keys are derived at each login, from a password in clear text.
     derives: bool,
+    /// Where the method is `md5`, most users get an MD5 challenge.
+    md5: bool,
+}
+
+impl Stranger {
+    /// Like most of those who are known; if nobody is, like those whose password is set upstream now (PG:
+    /// `CheckPWChallengeAuth`, which looks at `password_encryption` only).
+    fn among(shared: &Shared, access: &Access) -> Stranger {
+        let kinds = shared.gateway.roles().kinds().with(access.users.kinds());
+        let upstream = shared.store.upstream_parameters();
+        let set_now = || upstream.status("scram_iterations").and_then(|text| text.parse().ok());
+        let iterations = kinds.iterations().or_else(set_now).unwrap_or(DEFAULT_ITERATIONS);
+        let encryption = upstream.settings.get("password_encryption");
+        Stranger {
+            mock: shared.mock.with_iterations(iterations),
+            derives: access.users.has_passwords(),
+            md5: kinds.mostly_md5().unwrap_or_else(|| encryption.is_some_and(|method| method == "md5")),
+        }
+    }
 }
 
 fn certificate(conn: &Connection) -> Option<&ClientCertificate> {
@@ -194,7 +218,7 @@ async fn password(
     conn: &mut Connection,
     user: &str,
     secret: Option<Secret>,
-    stranger: &Stranger<'_>,
+    stranger: &Stranger,
 ) -> Result<Credentials, LoginError> {
     conn.put(&Authentication::CleartextPassword);
     conn.flush().await?;
@@ -237,7 +261,7 @@ async fn scram(
     conn: &mut Connection,
     user: &str,
     secret: Option<Secret>,
-    stranger: &Stranger<'_>,
+    stranger: &Stranger,
 ) -> Result<Credentials, LoginError> {
     let password = match &secret {
         Some(Secret::Password(password)) => Some(crate::conninfo::Secret::new(password.clone())),
@@ -270,7 +294,7 @@ async fn scram_server(
     user: &str,
     secret: Option<Secret>,
     end_point: Option<Vec<u8>>,
-    stranger: &Stranger<'_>,
+    stranger: &Stranger,
 ) -> Result<ScramServer, ServerError> {
     let (user, mock, derives) = (user.to_owned(), stranger.mock.clone(), stranger.derives);
     let begin = move || {

@@ -281,6 +281,56 @@ async fn clear_text_and_md5_passwords() {
     assert_eq!(empty, pair("28P01", "empty password returned by client"));
 }
 
+/// The first answer to somebody who begins with SCRAM: salt and iterations.
+async fn challenge(relay: &Relay, user: &str) -> (String, String) {
+    let mut client = relay.connect().await;
+    client.start_up(&[("user", user), ("replication", "true")]).await;
+    assert_eq!(client.next().await.unwrap().body[..4], [0, 0, 0, 10], "SASL");
+    let first = b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=x";
+    client.message(b'p', first).await;
+    let message = client.next().await.unwrap();
+    let text = String::from_utf8(message.body[4..].to_vec()).unwrap();
+    let (salt, iterations) = text.split_once(",s=").unwrap().1.split_once(",i=").unwrap();
+    (salt.to_owned(), iterations.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_look_like_users() {
+    use std::num::NonZeroU32;
+
+    use crate::auth::scram::Verifier;
+    let verifier = |iterations| {
+        Verifier::from_password(b"secret", b"0123456789abcdef", NonZeroU32::new(iterations).unwrap())
+    };
+    let line = |name: &str, iterations| format!("\"{name}\" \"{}\"\n", verifier(iterations));
+    let hba = "host replication all all scram-sha-256";
+    let relay = Relay::with(Options { hba, ..Options::default() }).await;
+    // Nobody is known, and the upstream says nothing.
+    let (salt, iterations) = challenge(&relay, "stranger").await;
+    assert_eq!(iterations, "4096");
+    relay.access.replace(access(hba, &[line("a", 9000), line("b", 9000), line("c", 4096)].concat()));
+    assert_eq!(challenge(&relay, "a").await.1, "9000");
+    assert_eq!(challenge(&relay, "stranger").await, (salt.clone(), "9000".to_owned()));
+    assert_ne!(challenge(&relay, "another").await.0, salt);
+
+    let md5 = "host replication all all md5";
+    let user = format!("\"m\" \"{}\"\n", md5::stored_hash("m", b"secret"));
+    for (users, expected) in [(user, 5), (line("a", 9000), 10)] {
+        relay.access.replace(access(md5, &users));
+        let mut client = relay.connect().await;
+        client.start_up(&[("user", "stranger"), ("replication", "true")]).await;
+        let message = client.next().await.unwrap();
+        assert_eq!(message.body[..4], [0, 0, 0, expected]);
+        if expected == 5 {
+            let salt = message.body[4..].try_into().unwrap();
+            let answer = md5::response_from_password("stranger", b"secret", salt);
+            client.message(b'p', &[answer.as_bytes(), b"\0"].concat()).await;
+            let text = "password authentication failed for user \"stranger\"";
+            assert_eq!(client.fatal().await, pair("28P01", text));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scram_with_passwords_verifiers_and_strangers() {
     use crate::auth::scram::Verifier;

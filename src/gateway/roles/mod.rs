@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::users::Secret;
+use crate::auth::users::{Kinds, Secret};
 use crate::conninfo::ConnInfo;
 use crate::store::Store;
 use crate::upstream::Followed;
@@ -96,9 +96,12 @@ struct Known {
 }
 
 impl Known {
+    fn secret(&self) -> Option<Secret> {
+        self.secret.as_deref().map(Secret::classify)
+    }
+
     fn role(&self) -> Role {
-        let secret = self.secret.as_deref().map(Secret::classify);
-        Role { secret, attributes: self.attributes, absent: false }
+        Role { secret: self.secret(), attributes: self.attributes, absent: false }
     }
 }
 
@@ -111,6 +114,8 @@ struct Saved {
 struct Cache {
     roles: BTreeMap<String, Known>,
     asked: BTreeMap<String, Instant>,
+    /// What the secrets of `roles` look like.
+    kinds: Kinds,
     /// Those of whom the upstream has said that there are none.
     absent: BTreeSet<String>,
     /// `roles` is not in the file.
@@ -122,6 +127,33 @@ struct Cache {
 }
 
 impl Cache {
+    fn of(roles: BTreeMap<String, Known>) -> Cache {
+        let mut kinds = Kinds::default();
+        roles.values().filter_map(Known::secret).for_each(|secret| kinds.add(&secret));
+        Cache { roles, kinds, ..Cache::default() }
+    }
+
+    /// Whether there was something to change.
+    fn put(&mut self, name: &str, known: Option<Known>) -> bool {
+        if self.roles.get(name) == known.as_ref() {
+            return false;
+        }
+        if known.is_some() && self.roles.len() >= MOST && !self.roles.contains_key(name) {
+            return false;
+        }
+        if let Some(secret) = known.as_ref().and_then(Known::secret) {
+            self.kinds.add(&secret);
+        }
+        let before = match known {
+            Some(known) => self.roles.insert(name.to_owned(), known),
+            None => self.roles.remove(name),
+        };
+        if let Some(secret) = before.as_ref().and_then(Known::secret) {
+            self.kinds.remove(&secret);
+        }
+        true
+    }
+
     fn is_fresh(&self, name: &str) -> bool {
         self.asked.get(name).is_some_and(|at| at.elapsed() < FRESH)
     }
@@ -160,7 +192,7 @@ impl Roles {
         followed: Followed,
         store: Arc<Store>,
     ) -> Roles {
-        let cache = Cache { roles: load(&store, auth_query.is_some()), ..Cache::default() };
+        let cache = Cache::of(load(&store, auth_query.is_some()));
         Roles {
             info,
             auth_query,
@@ -200,6 +232,11 @@ impl Roles {
         let cache = self.lock();
         let absent = || Role { absent: cache.absent.contains(name), ..Role::default() };
         cache.roles.get(name).map_or_else(absent, Known::role)
+    }
+
+    /// What the secrets of those who are known look like.
+    pub fn kinds(&self) -> Kinds {
+        self.lock().kinds.clone()
     }
 
     fn patience(&self) -> Duration {
@@ -282,15 +319,8 @@ impl Roles {
             Some(_) => cache.absent.remove(name),
             None => cache.absent.insert(name.to_owned()),
         };
-        if cache.roles.get(name) == known.as_ref() {
+        if !cache.put(name, known) {
             return;
-        }
-        match known {
-            Some(known) if cache.roles.len() < MOST || cache.roles.contains_key(name) => {
-                drop(cache.roles.insert(name.to_owned(), known))
-            }
-            Some(_) => return,
-            None => drop(cache.roles.remove(name)),
         }
         cache.unsaved = true;
         drop(cache);

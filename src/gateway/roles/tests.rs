@@ -76,7 +76,7 @@ fn fixture() -> Fixture {
     let (following, host) = Following::channel();
     following.show(Some(info.hosts[0].clone()));
     let roles = Roles::new(info, Some(DEFAULT_AUTH_QUERY.to_owned()), host, store);
-    lock(&roles.cache).roles.insert("old".to_owned(), known("old"));
+    lock(&roles.cache).put("old", Some(known("old")));
     Fixture { roles, _following: following, _background: background, _dir: dir }
 }
 
@@ -107,6 +107,26 @@ fn password(text: &str) -> Option<Secret> {
 
 const NEVER: Duration = Duration::from_secs(3600);
 const MS: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn what_secrets_look_like_is_counted_as_they_come_and_go() {
+    let fixture = fixture();
+    let (scram, hash) = (
+        format!("SCRAM-SHA-256$7:AAAA${0}:{0}", "A".repeat(43) + "="),
+        crate::auth::md5::stored_hash("h", b"x"),
+    );
+    let looks = || (fixture.roles.kinds().iterations().map(u32::from), fixture.roles.kinds().mostly_md5());
+    fixture.roles.learn("old", None);
+    assert_eq!(looks(), (None, None));
+    for name in ["a", "b"] {
+        fixture.roles.learn(name, Some(known(&scram)));
+    }
+    assert_eq!(looks(), (Some(7), Some(false)));
+    for name in ["a", "b"] {
+        fixture.roles.learn(name, Some(known(&hash)));
+    }
+    assert_eq!(looks(), (None, Some(true)));
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_known_role_does_not_wait_for_a_hung_upstream() {
