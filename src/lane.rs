@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::pulse::Pulse;
+
 /// Least bytes per second that a healthy place takes or gives; slower is as good as gone.
 pub(crate) const SLOWEST: u64 = 64 << 10;
 /// What a call may take besides its bytes.
@@ -64,6 +66,28 @@ impl Lane {
         done.unwrap_or_else(|_| Err(format!("no answer in {} s", limit.as_secs_f32().round())))
     }
 
+    /// Runs `work` as long as it shows signs of life, whatever it moves. When it has been silent for too long it goes on
+    /// without anybody waiting.
+    ///
+    /// # Errors
+    /// It was silent, or did not end in order.
+    pub(crate) async fn run_alive<T: Send + 'static>(
+        &self,
+        whole: &Pulse,
+        work: impl FnOnce(&Pulse) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let pulse = whole.part();
+        let alive = pulse.clone();
+        let work = move || {
+            let done = work(&alive);
+            alive.beat();
+            done
+        };
+        let done = pulse.heed(self.patience, self.start(work)).await;
+        let silent = || format!("no answer in {} s", self.patience.as_secs_f32().round());
+        done.unwrap_or_else(|| Err(silent()))
+    }
+
     async fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
         let place = self.free.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let (report, done) = oneshot::channel();
@@ -102,6 +126,23 @@ mod tests {
         hung.clear();
         while lane.run(0, || 1).await.is_err() {}
         assert_eq!(lane.run(0, || 2).await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn slow_work_is_waited_for_and_silent_work_is_not() {
+        let (lane, pulse) = (Lane::new("test", Duration::from_millis(300)), Pulse::default());
+        let slow = |alive: &Pulse| {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(700) {
+                alive.beat();
+                std::thread::yield_now();
+            }
+            1
+        };
+        assert_eq!(lane.run_alive(&pulse, slow).await, Ok(1));
+        let (_go_on, wait) = mpsc::channel::<()>();
+        let error = lane.run_alive(&pulse, move |_| wait.recv().is_ok()).await.unwrap_err();
+        assert!(error.contains("no answer"), "{error}");
     }
 
     #[tokio::test]

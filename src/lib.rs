@@ -17,6 +17,7 @@ pub mod log;
 pub mod overlay;
 pub mod parts;
 pub mod permissions;
+pub mod pulse;
 pub mod rate;
 pub mod redact;
 pub mod relay;

@@ -12,7 +12,9 @@ use serde::Serialize;
 use crate::archive::cleanup::{self, Limit};
 use crate::archive::fetch::Fetcher;
 use crate::archive::list::{self, Listing};
-use crate::archive::restore::{MISSING, PATIENCE, Restore, Restored, Role, data_dir, system_id_of};
+use crate::archive::restore::{
+    MISSING, PATIENCE, Restore, Restored, Role, data_dir, seg_size_of, system_id_of,
+};
 use crate::archive::spool::{self, Spool};
 use crate::archive::verify::{self, Report};
 use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
@@ -48,16 +50,21 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let sources = sources(&args.places, environment)?;
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
     if args.spool_worker {
-        let fetcher = Fetcher::new(sources, system_id_of(&data_dir(&args.target)));
-        let worked = spool::work(&spool_dir, fetcher, args.prefetch, spool::LINGER).await;
+        let data_dir = data_dir(&args.target);
+        let fetcher = Fetcher::new(sources, system_id_of(&data_dir)).with_seg_size(seg_size_of(&data_dir));
+        // Who has left one to it will want the next one.
+        let (fetcher, ahead) = (fetcher.with_silence(PATIENCE), args.prefetch.max(1));
+        let worked = spool::work(&spool_dir, fetcher, ahead, spool::LINGER).await;
         let action = "could not fetch segments ahead";
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
     }
     let named = args.spool_dir.is_some();
-    let spool = (args.prefetch > 0).then(|| Spool::new(spool_dir.clone(), worker(spool_dir, named)));
+    let background = Spool::new(spool_dir.clone(), worker(spool_dir, named));
+    let spool = (args.prefetch > 0).then(|| background.clone());
+    let background = Some(background);
     let wait = args.wait()?;
     let (file, target) = (args.file.clone(), args.target.clone());
-    let restore = Restore { sources, file, target, spool, patience: PATIENCE, wait };
+    let restore = Restore { sources, file, target, spool, background, patience: PATIENCE, wait };
     match restore.run().await? {
         Restored::Done => Ok(0),
         Restored::Missing => Ok(MISSING),
@@ -67,10 +74,10 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
 /// Exit code 1 if something is wrong and stays so.
 async fn verify(args: &VerifyArgs, environment: &Environment) -> Result<u8, RelayError> {
     let origins = args.places.origins(environment)?;
-    let id = origins.iter().find_map(|origin| match origin {
-        Origin::Directory(dir) => RelayDirectory::identity(dir),
-        _ => None,
-    });
+    let mut id = None;
+    for dir in origins.iter().filter_map(relay_directory) {
+        id = id.or(RelayDirectory::new(dir).identity().await);
+    }
     let mut reports = Vec::new();
     for (number, target) in targets(&origins) {
         let repository = Repository::open(target)?;
@@ -109,7 +116,7 @@ async fn verify_place(args: &VerifyPlaceArgs, environment: &Environment) -> Resu
         Origin::Directory(dir) if !is_archive(&dir)? => {
             return verify_directory(&dir, args.json, &sources).await;
         }
-        Origin::Directory(dir) => VerifyPlaceArgs::archive_in(&dir)?,
+        Origin::Directory(dir) | Origin::OwnDirectory(dir) => VerifyPlaceArgs::archive_in(&dir)?,
         Origin::Target(target) => *target,
         Origin::Server(_) => unreachable!("a server is no place to verify"),
     };
@@ -232,6 +239,13 @@ fn targets(origins: &[Origin]) -> impl Iterator<Item = (usize, &Target)> {
     })
 }
 
+fn relay_directory(origin: &Origin) -> Option<&Path> {
+    match origin {
+        Origin::Directory(dir) | Origin::OwnDirectory(dir) => Some(dir),
+        _ => None,
+    }
+}
+
 fn beside(target: &Path) -> PathBuf {
     target.with_file_name("walrelay-spool")
 }
@@ -259,6 +273,7 @@ fn sources(places: &PlacesArgs, environment: &Environment) -> Result<Vec<Arc<dyn
 fn source(origin: Origin) -> Result<Arc<dyn Source>, ArchiveError> {
     Ok(match origin {
         Origin::Directory(dir) => Arc::new(RelayDirectory::new(&dir)),
+        Origin::OwnDirectory(dir) => Arc::new(RelayDirectory::if_here(&dir)),
         Origin::Server(info) => Arc::new(Server::new(*info)),
         Origin::Target(target) => Arc::new(TargetSource::open(&target)?),
     })

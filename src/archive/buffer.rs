@@ -7,21 +7,25 @@ use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
 
 use super::limit::Limit;
+use crate::pulse::Pulse;
 
 /// From this size on, huge pages are asked for: to get and give back 16 MB in small ones takes as long as to check
 /// them.
 const LARGE: usize = 1 << 20;
+/// Bytes read at a time, each of which is a sign of life.
+const STEP: usize = 128 << 10;
 
-/// Reads an open file from its beginning to its end.
+/// Reads an open file from its beginning to its end; each piece of it makes `pulse` beat.
 ///
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] if it is larger than it may be; then next to nothing was read.
-pub(super) fn read_to_end(mut file: File, limit: &Limit) -> io::Result<Bytes> {
+pub(super) fn read_to_end(mut file: File, limit: &Limit, pulse: &Pulse) -> io::Result<Bytes> {
     let size = file.metadata()?.len();
     let refused = |reason: String| io::Error::new(ErrorKind::FileTooLarge, reason);
     if limit.must_look(size).map_err(refused)? {
         let mut beginning = Vec::new();
         file.by_ref().take(limit.peek as u64).read_to_end(&mut beginning)?;
+        pulse.beat();
         limit.judge(&beginning, size).map_err(refused)?;
         file.seek(SeekFrom::Start(0))?;
     }
@@ -35,17 +39,21 @@ pub(super) fn read_to_end(mut file: File, limit: &Limit) -> io::Result<Bytes> {
     let mut memory = MmapMut::map_anon(size)?;
     // The kernel may have none.
     let _ = memory.advise(Advice::HugePage);
-    let filled = fill(&mut file, &mut memory)?;
+    let filled = fill(&mut file, &mut memory, pulse)?;
     Ok(Bytes::from_owner(memory).slice(..filled))
 }
 
 /// How much there was.
-fn fill(file: &mut impl Read, memory: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &mut impl Read, memory: &mut [u8], pulse: &Pulse) -> io::Result<usize> {
     let mut filled = 0;
     while filled < memory.len() {
-        match file.read(&mut memory[filled..]) {
+        let end = memory.len().min(filled + STEP);
+        match file.read(&mut memory[filled..end]) {
             Ok(0) => break,
-            Ok(read) => filled += read,
+            Ok(read) => {
+                filled += read;
+                pulse.beat();
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -64,7 +72,8 @@ mod tests {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
             file.write_all(&content).unwrap();
-            let read = read_to_end(File::open(file.path()).unwrap(), &Limit::segment()).unwrap();
+            let read =
+                read_to_end(File::open(file.path()).unwrap(), &Limit::segment(), &Pulse::default()).unwrap();
             assert!(read == content, "{size}");
         }
     }
@@ -75,7 +84,8 @@ mod tests {
         // Sparse: nobody has this much memory to spare.
         file.as_file().set_len(1 << 40).unwrap();
         for limit in [Limit::most(4096), Limit::segment(), Limit::packed_segment(|_| None)] {
-            let error = read_to_end(File::open(file.path()).unwrap(), &limit).unwrap_err();
+            let file = File::open(file.path()).unwrap();
+            let error = read_to_end(file, &limit, &Pulse::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::FileTooLarge, "{limit:?}");
             assert!(error.to_string().contains("1099511627776 bytes long"), "{error}");
         }

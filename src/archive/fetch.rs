@@ -2,16 +2,28 @@
 //!
 //! Recovery takes "no such file" for the end of the archive, and ends. So [`Fetched::Missing`] is said only if every
 //! source has said it, and if nothing says that the file should be there: everything else is an error.
+//!
+//! Sources are asked in turn, and the next one also while one is silent. One that stays silent cannot be reached; one from
+//! which anything comes is waited for, however long it takes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use walrelay_proto::{SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 use super::check;
 use super::name::{FileKind, FileName};
-use super::source::{FetchError, Source};
+use super::source::{FetchError, Fetching, Source};
+
+/// After this silence of a source the next one is asked, too.
+const MEANWHILE: Duration = Duration::from_secs(1);
+/// After this silence a source cannot be reached.
+pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// What became of a question.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,9 +67,31 @@ pub enum Failure {
 /// Asks sources in turn.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
-    sources: Vec<Arc<dyn Source>>,
+    places: Arc<[Place]>,
     system_id: Option<SystemId>,
     seg_size: Option<SegSize>,
+    /// [`MEANWHILE`] and [`SILENCE`] but for tests and for those in a hurry.
+    meanwhile: Duration,
+    silence: Duration,
+}
+
+#[derive(Debug)]
+struct Place {
+    source: Arc<dyn Source>,
+    /// It was silent when it was asked last: the next one is asked at once.
+    silent: AtomicBool,
+}
+
+impl Place {
+    /// An answer of the source; silence is one.
+    async fn answer<T>(&self, limit: Duration, asked: Fetching<'_, T>) -> Result<T, FetchError> {
+        let answer = self.source.pulse().heed(limit, asked).await;
+        self.silent.store(answer.is_none(), Ordering::Relaxed);
+        answer.unwrap_or_else(|| {
+            let reason = format!("nothing has come from it for {} s", limit.as_secs_f32().round());
+            Err(FetchError::Unreachable { place: self.source.name().to_owned(), reason })
+        })
+    }
 }
 
 /// A finished file, or the first reason why there is none.
@@ -67,10 +101,38 @@ enum Found {
     Failed(FetchError),
 }
 
+impl Found {
+    /// With one more failure. Who cannot be reached may have a good copy, and is waited for, whatever the others have.
+    fn or(self, error: FetchError) -> Found {
+        let is_away = |error: &FetchError| matches!(error, FetchError::Unreachable { .. });
+        match self {
+            Found::Failed(first) if is_away(&first) || !is_away(&error) => Found::Failed(first),
+            _ => Found::Failed(error),
+        }
+    }
+}
+
 impl Fetcher {
     /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
     pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
-        Fetcher { sources, system_id, seg_size: None }
+        let place = |source| Place { source, silent: AtomicBool::new(false) };
+        let places = sources.into_iter().map(place).collect();
+        Fetcher { places, system_id, seg_size: None, meanwhile: MEANWHILE, silence: SILENCE }
+    }
+
+    /// Takes so long a silence of a source for an answer.
+    pub fn with_silence(self, silence: Duration) -> Fetcher {
+        Fetcher { silence, meanwhile: self.meanwhile.min(silence / 2), ..self }
+    }
+
+    /// Whether anything has come from any of the sources for so long.
+    pub(super) fn heard_within(&self, time: Duration) -> bool {
+        self.places.iter().any(|place| place.source.pulse().last().elapsed() < time)
+    }
+
+    /// What "no such file" does not cover.
+    pub(super) fn caveats(&self) -> impl Iterator<Item = String> {
+        self.places.iter().filter_map(|place| place.source.caveat())
     }
 
     /// For a cluster with this segment size, if that is known.
@@ -159,8 +221,7 @@ impl Fetcher {
 
     async fn later(&self, file: &str) -> Result<BTreeSet<FileName>, Failure> {
         let mut later = BTreeSet::new();
-        for source in &self.sources {
-            let found = source.later(file).await;
+        for found in self.all(|source| source.later(file)).await {
             later.extend(found.map_err(|source| Failure::Source { file: file.to_owned(), source })?);
         }
         // An unfinished beginning of the segment itself does not follow it.
@@ -183,23 +244,63 @@ impl Fetcher {
                 return id.seg_size;
             }
         }
-        SegSize::new(16 << 20).expect("PostgreSQL's default segment size")
+        default_size()
     }
 
     async fn finished(&self, file: &str) -> Found {
-        let mut failure = None;
-        for source in &self.sources {
-            match source.read(file).await {
-                Ok(None) => {}
-                Ok(Some(bytes)) => match self.check(file, source.name(), bytes).await {
-                    Ok(bytes) => return Found::File(bytes),
-                    Err(error) => failure = failure.or(Some(error)),
-                },
-                // One that may have a good copy is waited for, whatever the others have.
-                Err(error) => failure = Some(error),
+        let (mut found, mut asked) = (Found::Nothing, FuturesUnordered::new());
+        for (number, place) in self.places.iter().enumerate() {
+            let patience = match place.silent.load(Ordering::Relaxed) {
+                true => Duration::ZERO,
+                false => self.meanwhile,
+            };
+            asked.push(async move { (number, self.read(place, file).await) });
+            let mut silence = std::pin::pin!(place.source.pulse().silence(patience));
+            loop {
+                let answer = tokio::select! {
+                    biased;
+                    answer = asked.next() => answer,
+                    () = &mut silence => {
+                        place.silent.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                };
+                let Some((who, answer)) = answer else { break };
+                match answer {
+                    Ok(Some(bytes)) => return Found::File(bytes),
+                    Ok(None) => {}
+                    Err(error) => found = found.or(error),
+                }
+                if who == number {
+                    break;
+                }
             }
         }
-        failure.map_or(Found::Nothing, Found::Failed)
+        while let Some((_, answer)) = asked.next().await {
+            match answer {
+                Ok(Some(bytes)) => return Found::File(bytes),
+                Ok(None) => {}
+                Err(error) => found = found.or(error),
+            }
+        }
+        found
+    }
+
+    /// One source's copy, checked.
+    async fn read(&self, place: &Place, file: &str) -> Result<Option<Bytes>, FetchError> {
+        match place.answer(self.silence, place.source.read(file)).await? {
+            Some(bytes) => self.check(file, place.source.name(), bytes).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// All sources' answers to a question, in their order.
+    async fn all<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a dyn Source) -> Fetching<'a, T>,
+    ) -> Vec<Result<T, FetchError>> {
+        let asked = self.places.iter().map(|place| place.answer(self.silence, ask(&*place.source)));
+        join_all(asked).await
     }
 
     /// Checks a file as far as its name says what it should be.
@@ -222,8 +323,8 @@ impl Fetcher {
     async fn unfinished(&self, file: &str) -> Result<Fetched, Failure> {
         let failed = |source| Failure::Source { file: file.to_owned(), source };
         let mut longest: Option<(Bytes, WalIdentity, u64)> = None;
-        for source in &self.sources {
-            for bytes in source.read_unfinished(file).await.map_err(failed)? {
+        for found in self.all(|source| source.read_unfinished(file)).await {
+            for bytes in found.map_err(failed)? {
                 let Some((id, good)) = self.good_length(file, &bytes) else { continue };
                 if longest.as_ref().is_none_or(|(_, _, best)| good > *best) {
                     longest = Some((bytes, id, good));
@@ -304,6 +405,11 @@ pub(super) fn is_segment(file: &str) -> bool {
     WalFileName::parse(file, smallest).is_some()
 }
 
+/// PostgreSQL's default segment size.
+pub(super) fn default_size() -> SegSize {
+    SegSize::new(16 << 20).expect("a power of two in its range")
+}
+
 /// The place of a file's segment, whatever its timeline; sorts by position. None for a history.
 fn number(file: &FileName) -> Option<&str> {
     file.segment_digits().map(|digits| &digits[8..])
@@ -376,6 +482,65 @@ mod tests {
         }
         one.put("00000002.history", "rubbish");
         fetcher(&[&one]).fetch("00000002.history").await.unwrap_err();
+    }
+
+    fn hasty(sources: &[&Arc<Memory>]) -> Fetcher {
+        fetcher(sources).with_silence(Duration::from_millis(100))
+    }
+
+    #[tokio::test]
+    async fn a_silent_source_hides_no_other() {
+        let wal = wal(77);
+        let (silent, good) = (memory(), memory());
+        silent.set_open(false);
+        good.put(THIRD, wal[..SEG].to_vec());
+        let fetcher = hasty(&[&silent, &good]);
+        let patient = Fetcher { silence: Duration::from_secs(3600), ..fetcher.clone() };
+        assert!(matches!(patient.fetch(THIRD).await, Ok(Fetched::Whole(_))));
+        // From then on the others need not wait for it.
+        let patient = Fetcher { meanwhile: Duration::from_secs(3600), ..patient };
+        assert!(matches!(patient.fetch(THIRD).await, Ok(Fetched::Whole(_))));
+        assert_eq!(silent.asked(THIRD), 2);
+        // What only it may have is waited for, and it cannot be reached.
+        for file in [FOURTH, "00000002.history"] {
+            let error = fetcher.fetch(file).await.unwrap_err();
+            assert!(error.to_string().contains("nothing has come from it"), "{error}");
+        }
+        assert!(matches!(fetcher.check_hole(THIRD).await, Err(Failure::Source { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_slow_source_is_waited_for() {
+        let wal = wal(77);
+        let (slow, other) = (memory(), memory());
+        slow.set_open(false);
+        slow.put(THIRD, wal[..SEG].to_vec());
+        let fetcher = fetcher(&[&slow, &other]).with_silence(Duration::from_secs(1));
+        let coming = async {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(1300) {
+                slow.pulse().beat();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            slow.set_open(true);
+        };
+        let (found, ()) = tokio::join!(fetcher.fetch(THIRD), coming);
+        assert!(matches!(found, Ok(Fetched::Whole(_))), "{found:?}");
+        assert_eq!((slow.asked(THIRD), other.asked(THIRD)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_away_is_waited_for_whatever_the_others_have() {
+        let (away, damaged) = (memory(), memory());
+        away.set_down(true);
+        damaged.put(THIRD, "rubbish");
+        for sources in [[&away, &damaged], [&damaged, &away]] {
+            let error = fetcher(&sources).fetch(THIRD).await.unwrap_err().to_string();
+            assert!(error.contains("cannot be reached"), "{error}");
+        }
+        away.set_down(false);
+        let error = fetcher(&[&away, &damaged]).fetch(THIRD).await.unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
     }
 
     #[tokio::test]

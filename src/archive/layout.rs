@@ -95,6 +95,19 @@ impl Layout {
         format!("{}{segment}.chunks", self.own())
     }
 
+    /// Where files lie whose names come after this one, and pieces of them: directories, and the path in each that all of
+    /// them come after. Others may be there, too.
+    pub fn places_after(self, name: &FileName) -> Vec<(&'static str, String)> {
+        match self {
+            Layout::Plain => vec![("", name.to_string())],
+            Layout::Barman | Layout::BarmanCloud => {
+                // Histories lie beside the directories of the segments.
+                let files = self.file(name, Format::PLAIN);
+                vec![("wals", files), ("walrelay", format!("{}{name}", self.own()))]
+            }
+        }
+    }
+
     /// Path of a piece.
     pub fn chunk(self, chunk: &ChunkName, format: Format) -> String {
         format!("{}/{}{}", self.chunk_dir(&chunk.segment), chunk.file_name(), format.suffix())

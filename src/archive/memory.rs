@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
+use crate::pulse::Pulse;
 
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -17,6 +18,7 @@ pub(crate) struct Memory {
     /// Answers are given while this is true.
     open: watch::Sender<bool>,
     down: watch::Sender<bool>,
+    pulse: Pulse,
 }
 
 impl Memory {
@@ -27,6 +29,7 @@ impl Memory {
             asked: Mutex::default(),
             open: watch::Sender::new(true),
             down: watch::Sender::new(false),
+            pulse: Pulse::default(),
         }
     }
 
@@ -68,6 +71,10 @@ impl Memory {
 impl Source for Memory {
     fn name(&self) -> &str {
         self.name
+    }
+
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {

@@ -48,6 +48,7 @@ mod temp;
 pub mod verify;
 mod worker;
 
+pub use crate::pulse::Pulse;
 pub use archiver::{Archiver, reload};
 pub use chain::missing_segments;
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};

@@ -6,6 +6,7 @@
 
 mod write;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
@@ -372,19 +373,18 @@ impl Repository {
     /// Files that come after this one in the order of their names, those included of which there are only pieces: of
     /// its timeline and of all later ones.
     pub async fn later(&self, name: &FileName) -> Result<Vec<FileName>, ReadError> {
-        let listed = match self.layout {
-            Layout::Plain => self.storage.list_after(name.as_str()).await,
-            Layout::Barman | Layout::BarmanCloud => self.storage.list("").await,
-        };
-        let listed = listed.map_err(|source| self.unreachable(source))?;
-        let file = |one: Stored| match self.layout.parse(&one.path) {
-            Item::File(file, _) => Some(file),
-            Item::Chunk(chunk, _) => Some(chunk.segment),
-            _ => None,
-        };
-        let mut later: Vec<_> = listed.into_iter().filter_map(file).filter(|file| file > name).collect();
-        later.dedup();
-        Ok(later)
+        let mut later = BTreeSet::new();
+        for (dir, after) in self.layout.places_after(name) {
+            let listed = self.storage.names_after(dir, &after).await;
+            let listed = listed.map_err(|source| self.unreachable(source))?;
+            let file = |path: String| match self.layout.parse(&path) {
+                Item::File(file, _) => Some(file),
+                Item::Chunk(chunk, _) => Some(chunk.segment),
+                _ => None,
+            };
+            later.extend(listed.into_iter().filter_map(file).filter(|file| file > name));
+        }
+        Ok(later.into_iter().collect())
     }
 
     /// Nothing is missing where there never was anything: see [`Storage::looks_used`].

@@ -20,18 +20,24 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use walrelay_proto::{SegSize, SystemId};
 
-use super::fetch::{self, Failure, Fetched, Fetcher};
+use super::fetch::{self, Failure, Fetched, Fetcher, SILENCE};
 use super::limit::Limit;
 use super::name::{FileKind, FileName};
 use super::source::{FetchError, Source};
-use super::spool::Spool;
+use super::spool::{Spool, Taken};
 use super::temp::{TempFile, dir_of, put};
 use super::{buffer, check};
+use crate::pulse::Pulse;
 pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
 
-/// How long a file that should be there is waited for, because uploads need not arrive in order; and all that a
-/// standby is kept from looking elsewhere.
+/// How long a file that should be there is waited for, because uploads need not arrive in order; and the longest silence
+/// of a source that keeps a standby from looking elsewhere.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// So many times [`PATIENCE`] is all that a standby is kept from looking elsewhere, also while something comes: it streams
+/// nothing meanwhile.
+const LONGEST: u32 = 3;
+/// After this part of [`PATIENCE`] a segment on its way to a standby is left to the background.
+const LEAVE_AFTER: u32 = 5;
 /// Attempts in that time.
 const ATTEMPTS: u32 = 10;
 /// How often a wait is told.
@@ -48,6 +54,8 @@ pub struct Restore {
     pub target: PathBuf,
     /// Where segments fetched ahead are; `None` to fetch nothing ahead.
     pub spool: Option<Spool>,
+    /// Where a standby leaves what takes long; `None` to give that up.
+    pub background: Option<Spool>,
     /// How long to wait for what may still come; [`PATIENCE`] but for tests.
     pub patience: Duration,
     /// How long a recovery waits for a source that cannot be reached; `None` for ever.
@@ -77,6 +85,16 @@ pub enum RestoreError {
         /// How long it took.
         seconds: u64,
     },
+    /// A standby was to be told in time, and what comes goes on coming.
+    #[error("\"{file}\" takes longer than {seconds} s; it is fetched in the background, see \"{}\"", log.display())]
+    Slow {
+        /// The file.
+        file: String,
+        /// How long it took by now.
+        seconds: u64,
+        /// Where the background complains.
+        log: PathBuf,
+    },
     /// PostgreSQL never asks for a file of this name.
     #[error(
         "\"{file}\" is no name of a WAL file: expected a segment or a history file first and then the path to put it \
@@ -104,18 +122,32 @@ impl Restore {
         }
         let data_dir = data_dir(&self.target);
         let system_id = system_id_of(&data_dir);
-        let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size_of(&data_dir));
+        let (role, seg_size) = (Role::of(&data_dir), seg_size_of(&data_dir));
         TempFile::remove_leftovers(dir_of(&self.target));
-        let role = Role::of(&data_dir);
-        if let Some(spool) = &self.spool
-            && let Some(size) = self.take(spool, system_id, role).await?
-        {
-            spool.go_on(&self.file, size);
-            return Ok(Restored::Done);
+        let deadline = Instant::now() + self.patience * LONGEST;
+        let mut found = None;
+        if let Some(spool) = self.spool_of(role) {
+            match self.take(spool, system_id, role, deadline).await? {
+                Some(Taken::Put(size)) => {
+                    spool.go_on(&self.file, size);
+                    return Ok(Restored::Done);
+                }
+                Some(Taken::Unfinished(segment)) => found = Some(self.unfinished(segment)),
+                None => {}
+            }
         }
-        let found = match role {
-            Role::Standby => self.fetch_for_standby(&fetcher).await?,
-            Role::Recovery => self.fetch_for_recovery(&fetcher).await?,
+        let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size);
+        let fetcher = fetcher.with_silence(self.silence(role));
+        let found = match (found, role) {
+            (Some(found), _) => found,
+            (None, Role::Recovery) => self.fetch_for_recovery(&fetcher).await?,
+            (None, Role::Standby) => match self.fetch_for_standby(&fetcher, deadline).await? {
+                Some(found) => found,
+                None => match self.wait_for_background(system_id, seg_size, deadline).await? {
+                    Taken::Put(_) => return Ok(Restored::Done),
+                    Taken::Unfinished(segment) => self.unfinished(segment),
+                },
+            },
         };
         let content = match found {
             Fetched::Whole(content) => content,
@@ -135,22 +167,77 @@ impl Restore {
         spool: &Spool,
         system_id: Option<SystemId>,
         role: Role,
-    ) -> Result<Option<SegSize>, RestoreError> {
+        deadline: Instant,
+    ) -> Result<Option<Taken>, RestoreError> {
         let taking = spool.take(&self.file, &self.target, system_id);
         match role {
             Role::Recovery => Ok(taking.await),
-            Role::Standby => tokio::time::timeout(self.patience, taking).await.map_err(|_| self.late()),
+            Role::Standby => {
+                let taken = tokio::time::timeout_at(deadline, taking).await;
+                taken.map_err(|_| self.slow(spool))
+            }
         }
     }
 
-    fn late(&self) -> RestoreError {
-        RestoreError::Late { file: self.file.clone(), seconds: self.patience.as_secs() }
+    /// The spool to look into first: a standby may have left something in the background.
+    fn spool_of(&self, role: Role) -> Option<&Spool> {
+        let background = self.background.as_ref().filter(|_| role == Role::Standby);
+        self.spool.as_ref().or(background)
     }
 
-    /// A standby asks again in a moment, and meanwhile looks elsewhere: one look, and no long one.
-    async fn fetch_for_standby(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {
-        let looked = tokio::time::timeout(self.patience, fetcher.fetch(&self.file)).await;
-        Ok(looked.map_err(|_| self.late())??)
+    /// The longest silence of a source.
+    fn silence(&self, role: Role) -> Duration {
+        match role {
+            Role::Standby => self.patience,
+            Role::Recovery => self.wait.map_or(SILENCE, |wait| wait.min(SILENCE)),
+        }
+    }
+
+    fn slow(&self, spool: &Spool) -> RestoreError {
+        let seconds = (self.patience * LONGEST).as_secs();
+        RestoreError::Slow { file: self.file.clone(), seconds, log: spool.log() }
+    }
+
+    fn unfinished(&self, segment: Bytes) -> Fetched {
+        Fetched::Unfinished { good: self.good_length(&segment), segment }
+    }
+
+    /// A standby asks again in a moment, and meanwhile looks elsewhere: one look, and no long one. `None` if a segment is
+    /// on its way, and takes its time: that is for the background.
+    async fn fetch_for_standby(
+        &self,
+        fetcher: &Fetcher,
+        deadline: Instant,
+    ) -> Result<Option<Fetched>, RestoreError> {
+        let moment = self.patience / LEAVE_AFTER;
+        let may_leave = self.background.is_some() && fetch::is_segment(&self.file);
+        let mut looking = std::pin::pin!(fetcher.fetch(&self.file));
+        loop {
+            if let Ok(found) = tokio::time::timeout(moment, &mut looking).await {
+                return Ok(Some(found?));
+            }
+            if may_leave && fetcher.heard_within(moment) {
+                return Ok(None);
+            }
+            if Instant::now() >= deadline {
+                let seconds = (self.patience * LONGEST).as_secs();
+                return Err(RestoreError::Late { file: self.file.clone(), seconds });
+            }
+        }
+    }
+
+    /// Leaves the segment to the background, which is not ended with us, and waits for it as long as a standby may wait.
+    async fn wait_for_background(
+        &self,
+        system_id: Option<SystemId>,
+        seg_size: Option<SegSize>,
+        deadline: Instant,
+    ) -> Result<Taken, RestoreError> {
+        let spool = self.background.as_ref().expect("nothing is left to one that is not there");
+        spool.leave(&self.file, seg_size.unwrap_or_else(fetch::default_size));
+        let waiting = spool.wait(&self.file, &self.target, system_id);
+        let waited = tokio::time::timeout_at(deadline, waiting).await;
+        waited.ok().flatten().ok_or_else(|| self.slow(spool))
     }
 
     async fn fetch_for_recovery(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {
@@ -204,6 +291,11 @@ impl Restore {
     /// Looks once; "missing" is an answer only if nothing says that there is more.
     async fn look(&self, fetcher: &Fetcher) -> Result<Fetched, Failure> {
         let found = fetcher.fetch(&self.file).await?;
+        if found == Fetched::Missing && fetch::is_segment(&self.file) {
+            for caveat in fetcher.caveats() {
+                tracing::warn!("nobody has \"{}\"; {caveat}, and was not asked", self.file);
+            }
+        }
         let is_last = !matches!(found, Fetched::Whole(_));
         if is_last && fetch::is_segment(&self.file) && !self.has_more(1) {
             // What pg_wal has is used from there. Elsewhere recovery would end.
@@ -226,11 +318,16 @@ impl Restore {
     /// replaced by less. A recycled file has nothing of it.
     fn has_more(&self, good: u64) -> bool {
         let path = dir_of(&self.target).join(&self.file);
-        let read = File::open(path).and_then(|file| buffer::read_to_end(file, &Limit::segment()));
-        let Ok(bytes) = read else { return false };
-        let Ok(id) = check::identity_of(&bytes) else { return false };
+        let read =
+            File::open(path).and_then(|file| buffer::read_to_end(file, &Limit::segment(), &Pulse::default()));
+        read.is_ok_and(|bytes| self.good_length(&bytes) >= good)
+    }
+
+    /// Bytes of the file that are whole records.
+    fn good_length(&self, bytes: &[u8]) -> u64 {
+        let Ok(id) = check::identity_of(bytes) else { return 0 };
         let name = walrelay_proto::WalFileName::parse(&self.file, id.seg_size);
-        name.is_some_and(|name| check::good_length(id, name, &bytes) >= good)
+        name.map_or(0, |name| check::good_length(id, name, bytes))
     }
 
     fn put(&self, content: Bytes) -> Result<(), RestoreError> {

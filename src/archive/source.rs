@@ -7,6 +7,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 
 use super::name::FileName;
+use crate::pulse::Pulse;
 
 /// What a [`Source`] answers, in time.
 pub type Fetching<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + Send + 'a>>;
@@ -19,6 +20,14 @@ pub type Fetching<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + 
 pub trait Source: Send + Sync + Debug {
     /// For messages.
     fn name(&self) -> &str;
+
+    /// Signs of life: it beats with everything that comes from the place.
+    fn pulse(&self) -> &Pulse;
+
+    /// What is not covered when this place says that it has no such file.
+    fn caveat(&self) -> Option<String> {
+        None
+    }
 
     /// A file, whole: a finished segment, a `.partial` one, or a `.history` file; `None` if it is certainly not
     /// there.

@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! <spool>/
-//!   wanted                              the segment asked for last, and the segment size
+//!   wanted                              the segment asked for last, the segment size, and whether to fetch itself
 //!   worker.lock                         locked by the worker while there is one
 //!   worker.log                          what it complains about
 //!   000000010000000000000005            fetched, checked, synced
 //!   000000010000000000000006.fetching   on its way, locked by the worker
+//!   000000010000000000000007.unfinished one that nobody has finished, as far as it goes
 //! ```
 //!
 //! PostgreSQL waits for each `walrelay restore` to end, so a process of its own goes on fetching: the worker. There is
 //! one per spool. It keeps the `ahead` segments behind the one wanted last, removes all others, and ends, leaving
-//! nothing, when nobody has wanted anything for a minute. Whoever takes a segment checks it again: the files may
-//! have lain there over a crash.
+//! nothing, when nothing is on its way and nobody has wanted anything for a minute. Whoever takes a segment checks it
+//! again: the files may have lain there over a crash.
+//!
+//! A standby that cannot wait for a segment leaves it to the worker, too: then that comes first, and alone.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -22,15 +25,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use walrelay_proto::{SegSize, SystemId};
 
-use super::fetch::{self, Fetcher};
+use super::fetch::{self, Fetched, Fetcher};
 use super::limit::Limit;
 use super::temp::{TempFile, put};
 use super::{buffer, check};
 use crate::permissions::{Distrust, check_private_dir};
+use crate::pulse::Pulse;
 
 /// How long a worker waits for the next segment to be wanted.
 pub const LINGER: Duration = Duration::from_secs(60);
@@ -38,6 +43,10 @@ pub const LINGER: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 /// Suffix of a segment on its way.
 const FETCHING: &str = ".fetching";
+/// Suffix of a segment that nobody has finished.
+const UNFINISHED: &str = ".unfinished";
+/// What is wanted is the segment itself, too.
+const ITSELF: &str = "itself";
 /// What the worker says on standard error.
 pub const LOG: &str = "worker.log";
 /// The file that says what is wanted.
@@ -45,6 +54,15 @@ const WANTED: &str = "wanted";
 
 /// Starts the worker; called by whoever has taken a segment.
 pub type StartWorker = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// A segment out of the spool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Taken {
+    /// It is at its place.
+    Put(SegSize),
+    /// Nobody has finished it: its beginning, and zeros.
+    Unfinished(Bytes),
+}
 
 /// A directory of segments fetched ahead.
 #[derive(Clone)]
@@ -66,55 +84,96 @@ impl Spool {
     }
 
     /// Moves a segment that was fetched ahead to its place; waits for one that is on its way. `None` if it has to be
-    /// fetched, else the segment size.
-    pub(super) async fn take(
-        &self,
-        file: &str,
-        target: &Path,
-        system_id: Option<SystemId>,
-    ) -> Option<SegSize> {
+    /// fetched.
+    pub(super) async fn take(&self, file: &str, target: &Path, system_id: Option<SystemId>) -> Option<Taken> {
         if !fetch::is_segment(file) {
             return None;
         }
+        wait_for(&self.dir.join(format!("{file}{FETCHING}"))).await;
         let (dir, file, target) = (self.dir.clone(), file.to_owned(), target.to_owned());
         let work = move || {
             trusted(&dir).ok()?;
-            wait_for(&dir.join(format!("{file}{FETCHING}")));
             let path = dir.join(&file);
-            let bytes = open(&path).and_then(|file| buffer::read_to_end(file, &Limit::segment())).ok()?;
+            let Ok(bytes) = read(&path) else {
+                let path = dir.join(format!("{file}{UNFINISHED}"));
+                let beginning = read(&path).ok()?;
+                // More may have come until it is asked for again.
+                let _ = fs::remove_file(&path);
+                return Some(Taken::Unfinished(beginning));
+            };
             let size = check::identity_of(&bytes).ok()?.seg_size;
             let good = fetch::check_file(&file, system_id, &bytes).is_ok();
             let moved = good && (fs::rename(&path, &target).is_ok() || put(&bytes, &target).is_ok());
             if !moved {
                 let _ = fs::remove_file(&path);
             }
-            moved.then_some(size)
+            moved.then_some(Taken::Put(size))
         };
         tokio::task::spawn_blocking(work).await.ok().flatten()
     }
 
     /// Says what was wanted, and sees to it that there is a worker. Without one, nothing is fetched ahead.
     pub(super) fn go_on(&self, file: &str, size: SegSize) {
-        if !fetch::is_segment(file) {
-            return;
-        }
-        let gone_on = make_dir(&self.dir)
-            .and_then(|()| trusted(&self.dir))
-            .and_then(|()| TempFile::create(&self.dir))
-            .and_then(|temp| {
-                temp.finish(format!("{file} {}\n", size.bytes()).as_bytes(), &self.dir.join(WANTED))
-            })
-            .and_then(|()| match try_lock(&self.dir)? {
-                None => Ok(()),
-                Some(lock) => {
-                    drop(lock);
-                    (self.start_worker)()
-                }
-            });
-        if let Err(error) = gone_on {
-            tracing::warn!("could not fetch segments ahead into \"{}\": {error}", self.dir.display());
+        if fetch::is_segment(file) {
+            self.want(&format!("{file} {}\n", size.bytes()));
         }
     }
+
+    /// Leaves a segment to the worker; what was fetched of it by now is given up.
+    pub(super) fn leave(&self, file: &str, size: SegSize) {
+        // Somebody who asks once more wants it to be tried once more.
+        let time = getrandom::u32().unwrap_or_default();
+        self.want(&format!("{file} {} {ITSELF} {time:08x}\n", size.bytes()));
+    }
+
+    fn want(&self, text: &str) {
+        let wanted = make_dir(&self.dir)
+            .and_then(|()| trusted(&self.dir))
+            .and_then(|()| TempFile::create(&self.dir))
+            .and_then(|temp| temp.finish(text.as_bytes(), &self.dir.join(WANTED)))
+            .and_then(|()| self.see_to_a_worker());
+        if let Err(error) = wanted {
+            tracing::warn!(
+                "could not fetch segments in the background into \"{}\": {error}",
+                self.dir.display()
+            );
+        }
+    }
+
+    fn see_to_a_worker(&self) -> io::Result<()> {
+        match try_lock(&self.dir)? {
+            None => Ok(()),
+            Some(lock) => {
+                drop(lock);
+                (self.start_worker)()
+            }
+        }
+    }
+
+    /// Waits for a segment that was left to the worker; `None` if the worker has not got it.
+    pub(super) async fn wait(&self, file: &str, target: &Path, system_id: Option<SystemId>) -> Option<Taken> {
+        let (marker, mut was_there) = (self.dir.join(format!("{file}{FETCHING}")), false);
+        loop {
+            let is_there = marker.exists();
+            if let Some(taken) = self.take(file, target, system_id).await {
+                return Some(taken);
+            }
+            if was_there && !is_there {
+                return None;
+            }
+            was_there |= is_there;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Where the worker says why it has not got something.
+    pub(super) fn log(&self) -> PathBuf {
+        self.dir.join(LOG)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Bytes> {
+    buffer::read_to_end(open(path)?, &Limit::segment(), &Pulse::default())
 }
 
 /// The worker: fetches ahead until nobody has wanted anything for `linger`. Returns at once if there is another.
@@ -135,7 +194,8 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) 
     let mut last_change = Instant::now();
     // Whoever removes the spool wants no worker either.
     while last_change.elapsed() < linger && dir.is_dir() {
-        if worker.look() {
+        // What is on its way over a slow line is not given up because nobody has asked for anything else.
+        if worker.look() || !worker.tasks.is_empty() {
             last_change = Instant::now();
         }
         tokio::select! {
@@ -172,34 +232,52 @@ impl Worker {
             let window = self.window().into_iter().collect();
             self.remove_others(&window);
             self.fetched.retain(|file| window.contains(file));
+            if let Some(itself) = self.itself() {
+                self.fetched.remove(&itself);
+            }
         }
+        let itself = self.itself();
         for file in self.window() {
             if self.end.as_ref() == Some(&file) {
                 break;
             }
             let is_new = !self.on_the_way.contains(&file) && !self.fetched.contains(&file);
+            let is_itself = itself.as_ref() == Some(&file);
             if is_new && !self.dir.join(&file).exists() {
-                self.start(file);
+                self.start(file.clone(), is_itself);
+            }
+            if is_itself && self.on_the_way.contains(&file) {
+                // Somebody waits for it: the line is for nothing else.
+                break;
             }
         }
         changed
     }
 
+    /// The segment that somebody has left to the worker.
+    fn itself(&self) -> Option<String> {
+        let mut words = self.wanted.split_whitespace();
+        let file = words.next().filter(|file| fetch::is_segment(file))?;
+        (words.nth(1) == Some(ITSELF)).then(|| file.to_owned())
+    }
+
     fn window(&self) -> Vec<String> {
-        let Some((file, size)) = self.wanted.trim_end().split_once(' ') else { return Vec::new() };
+        let mut words = self.wanted.split_whitespace();
+        let (Some(file), Some(size)) = (words.next(), words.next()) else { return Vec::new() };
         let size = size.parse().ok().and_then(|bytes| SegSize::new(bytes).ok());
         let Some(size) = size else { return Vec::new() };
         let next = |file: &String| fetch::successor(file, size);
-        std::iter::successors(next(&file.to_owned()), next).take(self.ahead).collect()
+        let ahead = std::iter::successors(next(&file.to_owned()), next).take(self.ahead);
+        self.itself().into_iter().chain(ahead).collect()
     }
 
-    fn start(&mut self, file: String) {
+    fn start(&mut self, file: String, itself: bool) {
         let (dir, fetcher) = (self.dir.clone(), self.fetcher.clone());
         self.on_the_way.insert(file.clone());
         self.tasks.spawn(async move {
-            let fetched = fetch_into(&dir, &fetcher, &file).await;
+            let fetched = fetch_into(&dir, &fetcher, &file, itself).await;
             if let Err(error) = &fetched {
-                tracing::warn!("could not store \"{file}\" in \"{}\": {error}", dir.display());
+                tracing::warn!("could not put \"{file}\" into \"{}\": {error}", dir.display());
             }
             (file, fetched.unwrap_or(false))
         });
@@ -220,7 +298,8 @@ impl Worker {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let segment = name.strip_suffix(FETCHING).unwrap_or(&name);
+            let segment = [FETCHING, UNFINISHED].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+            let segment = segment.unwrap_or(&name);
             let busy = self.on_the_way.contains(segment);
             if fetch::is_segment(segment) && !window.contains(segment) && !busy {
                 let _ = fs::remove_file(entry.path());
@@ -229,15 +308,25 @@ impl Worker {
     }
 }
 
-/// Whether the segment is there now.
-async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<bool> {
+/// Whether the segment is there now. Of one that was asked for, a beginning will do.
+async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str, itself: bool) -> io::Result<bool> {
     let marker = dir.join(format!("{file}{FETCHING}"));
     let lock = own_file().truncate(true).open(&marker)?;
     lock.lock()?;
-    let stored = match fetcher.fetch_finished(file).await {
-        None => Ok(false),
-        Some(bytes) => {
-            let (dir, path) = (dir.to_owned(), dir.join(file));
+    let fetched = match itself {
+        true => fetcher.fetch(file).await.map_err(io::Error::other),
+        false => Ok(fetcher.fetch_finished(file).await.map_or(Fetched::Missing, Fetched::Whole)),
+    };
+    let content = fetched.map(|fetched| match fetched {
+        Fetched::Missing => None,
+        Fetched::Whole(bytes) => Some((bytes, "")),
+        Fetched::Unfinished { segment, .. } => Some((segment, UNFINISHED)),
+    });
+    let stored = match content {
+        Err(error) => Err(error),
+        Ok(None) => Ok(false),
+        Ok(Some((bytes, suffix))) => {
+            let (dir, path) = (dir.to_owned(), dir.join(format!("{file}{suffix}")));
             let store = move || TempFile::create(&dir)?.finish_synced(&bytes, &path);
             tokio::task::spawn_blocking(store).await.unwrap_or_else(|error| Err(error.into())).map(|()| true)
         }
@@ -246,10 +335,12 @@ async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str) -> io::Result<boo
     stored
 }
 
-/// Waits until nobody is fetching any more.
-fn wait_for(marker: &Path) {
-    if let Ok(file) = open(marker) {
-        let _ = file.lock_shared();
+/// Waits until nobody is fetching any more. Cancel-safe: a thread that waits for the lock would take the segment for
+/// somebody who has gone.
+async fn wait_for(marker: &Path) {
+    let Ok(file) = open(marker) else { return };
+    while matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+        tokio::time::sleep(LOOK / 10).await;
     }
 }
 

@@ -22,6 +22,7 @@ use object_store::path::Path as ObjectPath;
 use super::limit::{self, Limit};
 use super::target::ObjectPlace;
 use crate::lane::Lane;
+use crate::pulse::Pulse;
 use directory::Directory;
 use objects::Objects;
 pub(super) use objects::reload;
@@ -34,11 +35,13 @@ use sync::NotSynced;
 
 /// Where one target's objects are. Paths are relative to it and separated by `/`.
 ///
-/// Nothing here waits for ever: each call has a deadline, which allows for the bytes it moves. A directory's calls run
-/// on threads of the target's own.
+/// Nothing here waits for ever: what writes has a deadline, which allows for the bytes it moves, what reads and lists has
+/// one for silence. A directory's calls run on threads of the target's own.
 #[derive(Clone, Debug)]
 pub struct Storage {
     kind: Kind,
+    /// Signs of life of whatever is read and listed.
+    pulse: Pulse,
 }
 
 #[derive(Clone, Debug)]
@@ -113,6 +116,7 @@ const WRITING: &str = "could not write";
 const SYNCING: &str = "could not sync";
 /// What syncs, so that its end matters.
 const SYNCS: [&str; 2] = [WRITING, SYNCING];
+const LISTING: &str = "could not list";
 
 fn one_line(text: &str) -> String {
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -128,14 +132,24 @@ impl Storage {
         if place.url.scheme() == "file" {
             let root = place.url.to_file_path().expect("checked when the target was made");
             options::none_but_known(&place.options, &[])?;
-            return Ok(Storage { kind: Kind::Directory(Arc::new(Directory::new(root)), Lane::default()) });
+            let kind = Kind::Directory(Arc::new(Directory::new(root)), Lane::default());
+            return Ok(Storage { kind, pulse: Pulse::default() });
         }
-        Ok(Storage { kind: Kind::Objects(Arc::new(Objects::open(place)?)) })
+        let objects = Objects::open(place)?;
+        let pulse = objects.pulse().clone();
+        Ok(Storage { kind: Kind::Objects(Arc::new(objects)), pulse })
     }
 
     /// Objects below `prefix` of any store.
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Storage {
-        Storage { kind: Kind::Objects(Arc::new(Objects::over(store, ObjectPath::from(prefix)))) }
+        let objects = Objects::over(store, ObjectPath::from(prefix));
+        let pulse = objects.pulse().clone();
+        Storage { kind: Kind::Objects(Arc::new(objects)), pulse }
+    }
+
+    /// Signs of life of whatever is read and listed.
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Gives up each call after this time, whatever it moves.
@@ -194,7 +208,8 @@ impl Storage {
     /// Whether anything shows that there ever was an archive: a mount point without its file system is no empty one.
     pub async fn looks_used(&self) -> Result<(), StorageError> {
         let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
-        on(lane, dir, 0, READING, "", |dir, _| dir.root().looks_used()).await
+        let look = |dir: &Directory, _: &str, _: &Pulse| dir.root().looks_used();
+        on_alive(lane, dir, &self.pulse, READING, "", look).await
     }
 
     /// Stores an object whole and durably; one that is there already is replaced.
@@ -254,11 +269,8 @@ impl Storage {
     pub(super) async fn get_within(&self, path: &str, limit: Limit) -> Result<Option<Bytes>, StorageError> {
         match &self.kind {
             Kind::Directory(dir, lane) => {
-                let size = match limit.peek > 0 {
-                    true => self.head(path).await?.map_or(0, |found| found.size),
-                    false => 0,
-                };
-                on(lane, dir, size, READING, path, move |dir, path| dir.read(path, &limit)).await
+                let read = move |dir: &Directory, path: &str, pulse: &Pulse| dir.read(path, &limit, pulse);
+                on_alive(lane, dir, &self.pulse, READING, path, read).await
             }
             Kind::Objects(objects) => objects.get(path, &limit).await,
         }
@@ -267,7 +279,10 @@ impl Storage {
     /// Size and time of an object; `None` if there is certainly none.
     pub async fn head(&self, path: &str) -> Result<Option<Stored>, StorageError> {
         match &self.kind {
-            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not look for", path, Directory::head).await,
+            Kind::Directory(dir, lane) => {
+                let head = |dir: &Directory, path: &str, _: &Pulse| dir.head(path);
+                on_alive(lane, dir, &self.pulse, "could not look for", path, head).await
+            }
             Kind::Objects(objects) => objects.head(path).await,
         }
     }
@@ -275,20 +290,27 @@ impl Storage {
     /// All objects below a directory, sorted by path; the empty path is everything.
     pub async fn list(&self, dir: &str) -> Result<Vec<Stored>, StorageError> {
         match &self.kind {
-            Kind::Directory(root, lane) => on(lane, root, 0, "could not list", dir, Directory::list).await,
+            Kind::Directory(root, lane) => {
+                on_alive(lane, root, &self.pulse, LISTING, dir, Directory::list).await
+            }
             Kind::Objects(objects) => objects.list(dir, None).await,
         }
     }
 
-    /// All objects whose paths sort after this one.
-    pub(super) async fn list_after(&self, path: &str) -> Result<Vec<Stored>, StorageError> {
+    /// Paths of all objects below a directory that sort after this path, sorted: as much as names tell, and nothing of
+    /// what comes before is looked at that need not be. The empty directory is everything.
+    pub(super) async fn names_after(&self, dir: &str, after: &str) -> Result<Vec<String>, StorageError> {
         match &self.kind {
-            Kind::Directory(..) => {
-                let mut found = self.list("").await?;
-                found.retain(|one| one.path.as_str() > path);
-                Ok(found)
+            Kind::Directory(root, lane) => {
+                let after = after.to_owned();
+                let names =
+                    move |root: &Directory, dir: &str, pulse: &Pulse| root.names_after(dir, &after, pulse);
+                on_alive(lane, root, &self.pulse, LISTING, dir, names).await
             }
-            Kind::Objects(objects) => objects.list("", Some(path)).await,
+            Kind::Objects(objects) => {
+                let found = objects.list(dir, Some(after)).await?;
+                Ok(found.into_iter().map(|one| one.path).collect())
+            }
         }
     }
 
@@ -308,6 +330,22 @@ impl Storage {
             Kind::Objects(_) => Ok(()),
         }
     }
+}
+
+/// Reads or lists in a directory, on one of its target's own threads, as long as it shows signs of life.
+async fn on_alive<T: Send + 'static>(
+    lane: &Lane,
+    dir: &Arc<Directory>,
+    pulse: &Pulse,
+    action: &'static str,
+    path: &str,
+    work: impl FnOnce(&Directory, &str, &Pulse) -> io::Result<T> + Send + 'static,
+) -> Result<T, StorageError> {
+    let (at, owned) = (dir.clone(), path.to_owned());
+    let done = lane.run_alive(pulse, move |alive| {
+        work(&at, &owned, alive).map_err(|error| StorageError::of_io(action, &at.show(&owned), &error))
+    });
+    done.await.unwrap_or_else(|reason| Err(StorageError::new(action, &dir.show(path), &reason)))
 }
 
 /// Works on a directory, on one of its target's own threads.
@@ -354,6 +392,12 @@ mod tests {
         assert_eq!(paths("").await, ["a/b", "a/c/d", "ab"]);
         assert_eq!(paths("a").await, ["a/b", "a/c/d"]);
         assert_eq!(paths("nothing").await, [""; 0]);
+        let after = async |dir: &str, path: &str| storage.names_after(dir, path).await.unwrap();
+        assert_eq!(after("", "").await, ["a/b", "a/c/d", "ab"]);
+        assert_eq!(after("", "a/b").await, ["a/c/d", "ab"]);
+        assert_eq!(after("", "a/c/d").await, ["ab"]);
+        assert_eq!(after("a", "a/b").await, ["a/c/d"]);
+        assert_eq!(after("nothing", "a").await, [""; 0]);
         storage.delete("a/b").await.unwrap();
         storage.delete("a/b").await.unwrap();
         assert_eq!(paths("").await, ["a/c/d", "ab"]);
@@ -407,9 +451,9 @@ mod tests {
         assert_eq!(error.kind, Trouble::NotSynced, "{error}");
         assert!(error.reason.contains("no answer in"), "{error}");
         reached.recv().unwrap();
-        let Storage { kind: Kind::Directory(at, _) } = hasty else { panic!("it is a directory") };
+        let Storage { kind: Kind::Directory(at, _), pulse } = hasty else { panic!("it is a directory") };
         let none = at.root().syncs().failures();
-        let patient = Storage { kind: Kind::Directory(at.clone(), Lane::default()) };
+        let patient = Storage { kind: Kind::Directory(at.clone(), Lane::default()), pulse };
         let other = tokio::spawn(async move { patient.put_new("b", Bytes::from_static(b"bb")).await });
         reached.recv().unwrap();
         fail.send(()).unwrap();

@@ -10,6 +10,7 @@ use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, W
 use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
 use crate::conninfo::ConnInfo;
+use crate::pulse::Pulse;
 use crate::upstream::{QueryError, ServerError, UpstreamConnection, connect_any};
 
 /// Longest wait for a connection, and for the next message of one.
@@ -20,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Server {
     name: String,
     info: ConnInfo,
+    pulse: Pulse,
 }
 
 /// What a server says of itself.
@@ -41,7 +43,7 @@ enum Part {
 impl Server {
     /// The server that a connection string leads to.
     pub fn new(info: ConnInfo) -> Server {
-        Server { name: format!("server {info}"), info }
+        Server { name: format!("server {info}"), info, pulse: Pulse::default() }
     }
 
     async fn get(&self, file: &str, unfinished: bool) -> Result<Option<Bytes>, FetchError> {
@@ -52,9 +54,10 @@ impl Server {
         let mut conn = connect_any(&self.info, Instant::now() + LIMIT)
             .await
             .map_err(|error| unreachable(error.to_string()))?;
+        self.pulse.beat();
         let answer = match TimelineId::from_history_file_name(file) {
             Some(tli) => history(&mut conn, tli).await,
-            None => segment(&mut conn, file, unfinished).await,
+            None => segment(&mut conn, file, unfinished, &self.pulse).await,
         };
         let answer = answer.map_err(|error| unreachable(error.to_string()))?;
         conn.close().await;
@@ -85,6 +88,10 @@ impl Source for Server {
         &self.name
     }
 
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file, false))
     }
@@ -110,8 +117,10 @@ async fn segment(
     conn: &mut UpstreamConnection,
     file: &str,
     unfinished: bool,
+    pulse: &Pulse,
 ) -> Result<Option<Bytes>, QueryError> {
     let Some(facts) = facts(conn).await? else { return Ok(None) };
+    pulse.beat();
     let Some(name) = WalFileName::parse(file, facts.size) else { return Ok(None) };
     let len = match (facts.part(name), unfinished) {
         (Part::Whole, false) => facts.size.bytes(),
@@ -119,7 +128,7 @@ async fn segment(
         _ => return Ok(None),
     };
     let start = name.segno.start(facts.size);
-    match stream(conn, start, name.tli, len as usize).await {
+    match stream(conn, start, name.tli, len as usize, pulse).await {
         Err(QueryError::Server(error)) if is_missing(&error) => Ok(None),
         other => other.map(Some),
     }
@@ -175,12 +184,14 @@ async fn stream(
     start: Lsn,
     tli: TimelineId,
     len: usize,
+    pulse: &Pulse,
 ) -> Result<Bytes, QueryError> {
     conn.send_query(&format!("START_REPLICATION PHYSICAL {start} TIMELINE {tli}")).await?;
     let mut wal = BytesMut::with_capacity(len);
     while wal.len() < len {
         let message = timeout(LIMIT, conn.next_message()).await;
         let (kind, body) = message.map_err(|_| QueryError::Io(io::ErrorKind::TimedOut.into()))??;
+        pulse.beat();
         match kind {
             b'd' => append(&mut wal, start, &body)?,
             b'E' => return Err(QueryError::Server(ServerError::of_message(body))),

@@ -6,6 +6,7 @@ use super::name::{FileKind, FileName};
 use super::repository::{ArchiveError, ReadError, Repository};
 use super::source::{FetchError, Fetching, Source};
 use super::target::Target;
+use crate::pulse::Pulse;
 
 /// Reads what the archiver, or another archiver with the same layout, has stored.
 #[derive(Debug)]
@@ -66,6 +67,10 @@ impl TargetSource {
 impl Source for TargetSource {
     fn name(&self) -> &str {
         self.repository.name()
+    }
+
+    fn pulse(&self) -> &Pulse {
+        self.repository.storage().pulse()
     }
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {

@@ -202,6 +202,8 @@ pub struct CleanupArgs {
 pub enum Origin {
     /// A relay's data directory.
     Directory(PathBuf),
+    /// The data directory of the configuration file's relay, which may be on another machine.
+    OwnDirectory(PathBuf),
     /// A running relay, or another server.
     Server(Box<ConnInfo>),
     /// An archive.
@@ -210,7 +212,8 @@ pub enum Origin {
 
 impl PlacesArgs {
     /// The places in the order in which to look: the data directory if one is given, then those typed, or those of
-    /// the configuration file. Targets that are commands cannot be read and are left out.
+    /// the configuration file. Targets that are commands cannot be read and are left out. Looks into none of them: one
+    /// may hang.
     pub fn origins(&self, environment: &Environment) -> Result<Vec<Origin>, ConfigError> {
         let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
@@ -219,10 +222,14 @@ impl PlacesArgs {
             origins.push(origin(text, &targets, environment)?);
         }
         if self.from.is_empty() {
-            let dir = file.data_dir.filter(|dir| self.data_dir.is_none() && dir.join("pg_wal").is_dir());
-            origins.extend(dir.map(Origin::Directory));
             let readable = targets.into_iter().filter(|target| matches!(target.place, Place::Objects(_)));
-            origins.extend(readable.map(|target| Origin::Target(Box::new(target))));
+            let readable: Vec<_> = readable.map(|target| Origin::Target(Box::new(target))).collect();
+            let dir = file.data_dir.filter(|_| self.data_dir.is_none());
+            // Where there is nothing else to ask, it is meant to be here.
+            let may_be_away = !readable.is_empty();
+            let origin = if may_be_away { Origin::OwnDirectory } else { Origin::Directory };
+            origins.extend(dir.map(origin));
+            origins.extend(readable);
         }
         match origins.is_empty() {
             true => Err(value("from", &"no place given; use --from PLACE, --data-dir DIR or --config FILE")),
@@ -277,6 +284,7 @@ mod tests {
     fn kinds(origins: &[Origin]) -> String {
         let kind = |origin: &Origin| match origin {
             Origin::Directory(dir) => format!("directory {}", dir.display()),
+            Origin::OwnDirectory(dir) => format!("own directory {}", dir.display()),
             Origin::Server(info) => format!("server {}", info.hosts[0]),
             Origin::Target(target) => format!("target {}", target.name),
         };
@@ -299,6 +307,11 @@ mod tests {
         }
         let error = origins(&["joe:hunter2@relay"], Some(config)).unwrap_err().to_string();
         assert!(error.contains("\"joe:***@relay\" is no place"), "{error}");
+        // Whether it is here, and can be read, is for whoever asks it: looking may hang.
+        let with_dir = format!("data-dir = \"/nonexistent\"\n{config}");
+        assert_eq!(kinds(&origins(&[], Some(&with_dir)).unwrap()), "own directory /nonexistent, target main");
+        let only = origins(&[], Some("data-dir = \"/nonexistent\"\n")).unwrap();
+        assert_eq!(kinds(&only), "directory /nonexistent");
         assert!(origins(&[], None).unwrap_err().to_string().contains("no place given"));
     }
 }

@@ -57,6 +57,7 @@ impl Setting {
             file: file.to_owned(),
             target: self.target(),
             spool: None,
+            background: None,
             patience: Duration::from_millis(50),
             wait: Some(Duration::from_millis(50)),
         }
@@ -151,7 +152,7 @@ async fn a_standby_is_told_at_once_and_a_hole_is_nothing_to_it() {
     // One that does not answer at all is not waited for either.
     setting.source.set_open(false);
     let error = restore(LAST).run().await.unwrap_err();
-    assert!(error.to_string().contains("no answer in"), "{error}");
+    assert!(error.to_string().contains("nothing has come from it"), "{error}");
     assert_eq!(Role::of(&data_dir(&target)).broken(), NOT_NOW);
 }
 
@@ -236,6 +237,83 @@ async fn segments_are_fetched_ahead_once_and_in_bounds() {
         assert!(held <= 2, "{held} segments");
     }
     assert!((3..=8).all(|segno| setting.source.asked(&name(segno)) == 1), "each is fetched once");
+}
+
+/// Shows signs of life of a source, as if something came.
+fn beat(setting: &Setting) -> tokio::task::JoinHandle<()> {
+    let source = setting.source.clone();
+    tokio::spawn(async move {
+        loop {
+            source.pulse().beat();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_is_slow_is_fetched_for_a_standby_in_the_background_and_once() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let (background, dir) = with_spool(&setting, 1);
+    let restore = |file: &str| {
+        let (background, target) = (Some(background.clone()), target.clone());
+        Restore { target, background, patience: Duration::from_millis(400), ..setting.restore(file) }
+    };
+    setting.source.set_open(false);
+    let beating = beat(&setting);
+    for _ in 0..2 {
+        let error = restore(MIDDLE).run().await.unwrap_err();
+        assert!(matches!(error, RestoreError::Slow { .. }), "{error}");
+    }
+    // Who asked first gave it up for the worker, which goes on whatever becomes of those who ask.
+    assert_eq!(setting.source.asked(MIDDLE), 2);
+    assert_eq!(setting.source.asked(&name(6)), 0, "the line is for what is waited for");
+    setting.source.set_open(true);
+    until("fetched in the background", || dir.join(MIDDLE).exists()).await;
+    beating.abort();
+    assert_eq!(restore(MIDDLE).run().await.unwrap(), Restored::Done);
+    assert!(fs::read(&target).unwrap() == setting.wal[2 * SEG..3 * SEG]);
+    assert_eq!(setting.source.asked(MIDDLE), 2);
+    // And then the next one.
+    until("fetched ahead", || dir.join(name(6)).exists()).await;
+    assert_eq!(restore(&name(6)).run().await.unwrap(), Restored::Done);
+    assert_eq!(setting.source.asked(&name(6)), 1);
+}
+
+#[tokio::test]
+async fn a_slow_beginning_is_fetched_in_the_background_too() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let (background, dir) = with_spool(&setting, 1);
+    let restore = || {
+        let (background, target) = (Some(background.clone()), target.clone());
+        Restore { target, background, patience: Duration::from_millis(400), ..setting.restore(LAST) }
+    };
+    setting.source.set_open(false);
+    let beating = beat(&setting);
+    let error = restore().run().await.unwrap_err();
+    assert!(matches!(error, RestoreError::Slow { .. }), "{error}");
+    setting.source.set_open(true);
+    let beginning = dir.join(format!("{LAST}.unfinished"));
+    until("fetched in the background", || beginning.exists()).await;
+    beating.abort();
+    assert_eq!(restore().run().await.unwrap(), Restored::Done);
+    let good = setting.wal.len() - 6 * SEG;
+    let restored = fs::read(&target).unwrap();
+    assert!(restored.len() == SEG && restored[..good] == setting.wal[6 * SEG..]);
+    assert!(!beginning.exists(), "more may have come until it is asked for again");
+}
+
+#[tokio::test]
+async fn a_silent_source_is_no_reason_to_leave_anything_to_the_background() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let (background, dir) = with_spool(&setting, 1);
+    setting.source.set_open(false);
+    let restore = Restore { target, background: Some(background), ..setting.restore(MIDDLE) };
+    let error = restore.run().await.unwrap_err().to_string();
+    assert!(error.contains("nothing has come from it"), "{error}");
+    assert!(!dir.exists());
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use super::super::limit::Limit;
 use super::Stored;
 use super::root::{Access, MARKER, Root};
 use super::sync::{NotSynced, Syncs};
+use crate::pulse::Pulse;
 
 /// Begins the names of files that are being written.
 const NEW_FILE_PREFIX: &str = ".walrelay-new.";
@@ -130,11 +131,12 @@ impl Directory {
     }
 
     /// Reads a file.
-    pub(super) fn read(&self, path: &str, limit: &Limit) -> io::Result<Option<Bytes>> {
+    pub(super) fn read(&self, path: &str, limit: &Limit, pulse: &Pulse) -> io::Result<Option<Bytes>> {
         let Some(file) = self.if_found(File::open(self.at(path)))? else { return Ok(None) };
+        pulse.beat();
         match file.metadata()?.is_dir() {
             true => Ok(None),
-            false => buffer::read_to_end(file, limit).map(Some),
+            false => buffer::read_to_end(file, limit, pulse).map(Some),
         }
     }
 
@@ -143,10 +145,26 @@ impl Directory {
         found.filter(fs::Metadata::is_file).map(|meta| stored(path.to_owned(), &meta)).transpose()
     }
 
-    pub(super) fn list(&self, path: &str) -> io::Result<Vec<Stored>> {
+    /// Paths of files below a directory that sort after `after`. Looks at names only, and into no directory that cannot
+    /// have any.
+    pub(super) fn names_after(&self, path: &str, after: &str, pulse: &Pulse) -> io::Result<Vec<String>> {
         self.root.admit(Access::Read)?;
         let mut found = Vec::new();
-        walk(&self.at(path), path, &mut |path, entry| {
+        let descend = |path: &str| path.as_bytes() >= &after.as_bytes()[..path.len().min(after.len())];
+        walk(&self.at(path), path, &descend, pulse, &mut |path, entry| {
+            if path.as_str() > after && !is_new(entry) && path != MARKER {
+                found.push(path);
+            }
+            Ok(())
+        })?;
+        found.sort();
+        Ok(found)
+    }
+
+    pub(super) fn list(&self, path: &str, pulse: &Pulse) -> io::Result<Vec<Stored>> {
+        self.root.admit(Access::Read)?;
+        let mut found = Vec::new();
+        walk(&self.at(path), path, &|_| true, pulse, &mut |path, entry| {
             match entry.metadata() {
                 Ok(meta) if !is_new(entry) && path != MARKER => found.push(stored(path, &meta)?),
                 // Removed or renamed while we looked.
@@ -176,7 +194,7 @@ impl Directory {
     /// Removes files that were being written a day ago and more.
     pub(super) fn tidy(&self) -> io::Result<()> {
         self.root.admit(Access::Write)?;
-        walk(self.root.path(), "", &mut |_, entry| {
+        walk(self.root.path(), "", &|_| true, &Pulse::default(), &mut |_, entry| {
             let old = |meta: fs::Metadata| {
                 let age = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
                 age.is_some_and(|age| age > ABANDONED)
@@ -246,10 +264,12 @@ fn stored(path: String, meta: &fs::Metadata) -> io::Result<Stored> {
     Ok(Stored { path, size: meta.len(), modified: meta.modified()? })
 }
 
-/// Shows every file below `dir`, whose path is `path`.
+/// Shows every file below `dir`, whose path is `path`; looks into directories if `descend` says so.
 fn walk(
     dir: &Path,
     path: &str,
+    descend: &dyn Fn(&str) -> bool,
+    pulse: &Pulse,
     show: &mut dyn FnMut(String, &fs::DirEntry) -> io::Result<()>,
 ) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
@@ -258,12 +278,14 @@ fn walk(
     };
     for entry in entries {
         let entry = entry?;
+        pulse.beat();
         let name = entry.file_name();
         // Ours are all text; others' are nothing to us.
         let Some(name) = name.to_str() else { continue };
         let path = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
         match entry.file_type()?.is_dir() {
-            true => walk(&entry.path(), &path, show)?,
+            true if descend(&path) => walk(&entry.path(), &path, descend, pulse, show)?,
+            true => {}
             false => show(path, &entry)?,
         }
     }

@@ -6,14 +6,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::TryStreamExt;
+use futures_util::{Stream, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::super::limit::Limit;
 use super::super::target::ObjectPlace;
-use super::{OptionError, READING, StorageError, Stored, Trouble, options};
+use super::{LISTING, OptionError, READING, StorageError, Stored, Trouble, options};
 use crate::lane::{PATIENCE, SLOWEST};
+use crate::pulse::Pulse;
 
 /// After a failure credentials, authorities and the rest are read again, at most this often.
 const REOPEN_EVERY: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ pub(super) struct Objects {
     pub(super) replaces: AtomicBool,
     /// It does not know that for uploads in parts.
     pub(super) replaces_by_parts: AtomicBool,
+    pulse: Pulse,
 }
 
 /// The store with the credentials that were found at the time.
@@ -77,7 +79,13 @@ impl Objects {
             is_there: AtomicBool::new(false),
             replaces: AtomicBool::new(false),
             replaces_by_parts: AtomicBool::new(true),
+            pulse: Pulse::default(),
         }
+    }
+
+    /// Beats with each answer, and with each piece of one.
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     pub(super) fn location(&self, path: &str) -> ObjectPath {
@@ -129,6 +137,9 @@ impl Objects {
         F: Future<Output = object_store::Result<T>>,
     {
         let answer = in_time(size, action, path, ask(self.store().await)).await;
+        if answer.is_ok() {
+            self.pulse.beat();
+        }
         if !matches!(&answer, Ok(Err(error)) if refuses_credentials(error)) {
             if matches!(&answer, Err(_) | Ok(Err(object_store::Error::Generic { .. }))) {
                 self.opened.write().unwrap_or_else(PoisonError::into_inner).doubtful = true;
@@ -185,20 +196,29 @@ impl Objects {
         let mut look = limit.must_look(size).map_err(too_large)?;
         let mut content = BytesMut::new();
         let mut stream = found.into_stream();
-        let collect = async {
-            while let Some(bytes) = stream.try_next().await.map_err(|error| failed(READING, path, &error))? {
-                content.extend_from_slice(&bytes);
-                if content.len() as u64 > size {
-                    return Err(too_large("it is longer than the store said".to_owned()));
-                }
-                if look && (content.len() >= limit.peek || content.len() as u64 == size) {
-                    limit.judge(&content, size).map_err(too_large)?;
-                    look = false;
-                }
+        while let Some(bytes) = self.next(READING, path, &mut stream).await? {
+            content.extend_from_slice(&bytes);
+            if content.len() as u64 > size {
+                return Err(too_large("it is longer than the store said".to_owned()));
             }
-            Ok(content.freeze())
-        };
-        in_time(size, READING, path, collect).await?.map(Some)
+            if look && (content.len() >= limit.peek || content.len() as u64 == size) {
+                limit.judge(&content, size).map_err(too_large)?;
+                look = false;
+            }
+        }
+        Ok(Some(content.freeze()))
+    }
+
+    /// The next piece of an answer: however long all of it takes, it must not pause for long.
+    async fn next<T>(
+        &self,
+        action: &'static str,
+        path: &str,
+        pieces: &mut (impl Stream<Item = object_store::Result<T>> + Unpin),
+    ) -> Result<Option<T>, StorageError> {
+        let next = in_time(0, action, path, pieces.try_next()).await?;
+        self.pulse.beat();
+        next.map_err(|error| failed(action, path, &error))
     }
 
     pub(super) async fn head(&self, path: &str) -> Result<Option<Stored>, StorageError> {
@@ -219,7 +239,7 @@ impl Objects {
 
     /// Objects below a directory, or only those after a path.
     pub(super) async fn list(&self, dir: &str, after: Option<&str>) -> Result<Vec<Stored>, StorageError> {
-        let action = "could not list";
+        let action = LISTING;
         let below = self.location(dir);
         let after = after.map(|after| self.location(after));
         let prefix = self.prefix.as_ref();
@@ -234,9 +254,7 @@ impl Objects {
             None => store.list(Some(&below)),
         };
         let mut found = Vec::new();
-        while let Some(one) =
-            in_time(0, action, dir, listing.try_next()).await?.map_err(|error| failed(action, dir, &error))?
-        {
+        while let Some(one) = self.next(action, dir, &mut listing).await? {
             found.push(relative(one));
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
