@@ -42,7 +42,7 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -251,7 +251,7 @@ pub struct Store {
     /// See [`Store::oldest_kept`]; moved by retention.
     oldest_kept: AtomicU64,
     /// See [`Store::begun_at`].
-    begun_at: OnceLock<Lsn>,
+    begun_at: AtomicU64,
     slots: Arc<Slots>,
     senders: Arc<Senders>,
     lag: LagClock,
@@ -349,7 +349,7 @@ impl Store {
             files: watch::Sender::new(0),
             removed: Mutex::default(),
             oldest_kept: AtomicU64::default(),
-            begun_at: OnceLock::new(),
+            begun_at: AtomicU64::default(),
             slots,
             senders,
             lag: LagClock::new(),
@@ -479,11 +479,32 @@ impl Store {
     /// Shows where WAL begins of which there is none yet.
     fn show_start(&self, start: TimelinePosition) {
         let current = lock(&self.history);
-        self.begun_at.get_or_init(|| start.lsn);
+        self.begun_at.store(start.lsn.as_u64(), Ordering::Relaxed);
         self.oldest_kept.store(start.lsn.as_u64(), Ordering::Relaxed);
         self.flushed.send_replace(Some(start));
         self.written.send_replace(Some(start));
         drop(current);
+    }
+
+    /// Moves slots back that wait for WAL of another timeline beyond `common`.
+    fn clamp_slots(&self, common: Lsn) {
+        for slot in self.slots.clamp_to(common) {
+            let (name, was) = (slot.name, slot.restart_lsn.unwrap_or_default());
+            tracing::info!(
+                "slot \"{name}\" keeps WAL from {common} on: {was} was on a timeline that is left"
+            );
+        }
+    }
+
+    /// Takes that back, because WAL will begin elsewhere.
+    fn forget_start(&self) {
+        let current = lock(&self.history);
+        self.begun_at.store(0, Ordering::Relaxed);
+        self.oldest_kept.store(0, Ordering::Relaxed);
+        self.flushed.send_replace(None);
+        self.written.send_replace(None);
+        drop(current);
+        self.lag.reset();
     }
 
     /// Timelines of which there are segments here, each with the history in its file; `None` if that is missing or no
@@ -584,7 +605,7 @@ impl Store {
     /// Where WAL begins that has been waited for since before there was any, while an idle upstream streamed. A position
     /// that is no more than this says nothing of WAL that is held.
     pub fn begun_at(&self) -> Option<Lsn> {
-        self.begun_at.get().copied()
+        Lsn::new(self.begun_at.load(Ordering::Relaxed)).valid()
     }
 
     /// Oldest WAL on disk that leads to the tip without a gap, as the start of its segment; the tip if there is none.

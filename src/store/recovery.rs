@@ -58,6 +58,8 @@ pub(super) struct Recovered {
     pub(super) verifier: WalVerifier,
     /// The segment that holds the next byte, unless that is the first of a new one.
     pub(super) tail: Option<Arc<Segment>>,
+    /// There is nothing else, and no whole record in it.
+    pub(super) is_bare: bool,
 }
 
 /// Reads the data directory; `None` if it holds no WAL. What is found is durable.
@@ -91,7 +93,8 @@ pub(super) fn recover(
     let tail = scan.settle(&end, plan.how)?;
     let TimelinePosition { tli, lsn } = scan.position(&end);
     tracing::info!("recovered WAL up to {lsn} on timeline {tli}");
-    Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail }))
+    let is_bare = end.verifier.last_record().is_none() && segments.iter().all(|found| found.partial);
+    Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail, is_bare }))
 }
 
 /// The last timeline on the way to `followed` of which there is a file; there is none of `followed` itself.
@@ -152,7 +155,8 @@ pub(super) fn held(
         return Ok(None);
     }
     let tail = scan.settle(&end, how)?;
-    Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail }))
+    let history = scan.path.history().clone();
+    Ok(Some(Recovered { history, verifier: end.verifier, tail, is_bare: false }))
 }
 
 fn read_history(dir: &DataDir, tli: TimelineId) -> Result<TimelineHistory, StoreError> {

@@ -154,6 +154,8 @@ struct Stream {
     touched: Vec<Arc<Segment>>,
     /// What `commit` published last.
     published: Option<Lsn>,
+    /// Whether there was nothing before it.
+    is_first: bool,
 }
 
 impl Writer {
@@ -185,11 +187,24 @@ impl Writer {
         stream.verifier.verified_end().map(|lsn| TimelinePosition { tli: stream.tli, lsn })
     }
 
-    /// Starts an empty data directory at the beginning of the segment that holds `at`. The store must
-    /// have been attached to a cluster.
+    /// Whether it was decided where WAL begins, and not a single record has come since, at most the header of its page:
+    /// then it may [`begin`](Self::begin) elsewhere.
+    pub fn is_bare(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_first && stream.verifier.last_record().is_none())
+    }
+
+    /// Starts an empty data directory at the beginning of the segment that holds `at`, or begins anew while it is
+    /// [bare](Self::is_bare) and what is written is durable. The store must have been attached to a cluster. Slots that
+    /// wait for WAL beyond come back to it.
+    ///
+    /// Waits for the disk.
     pub fn begin(&mut self, identity: Identity, history: TimelineHistory, at: Lsn) {
-        assert!(self.stream.is_none(), "the data directory is not empty");
+        assert!(self.stream.is_none() || self.is_bare(), "the data directory is not empty");
         let tli = history.tli();
+        if let Some(bare) = self.stream.take() {
+            self.forget(bare);
+            self.store.clamp_slots(at.seg_start(identity.seg_size));
+        }
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         *lock(&self.store.history) = Arc::new(history);
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
@@ -199,8 +214,32 @@ impl Writer {
         }
         // Whatever was followed before, its WAL is not here.
         self.newest = Some(tli);
-        self.stream =
-            Some(Stream { identity, tli, verifier, current: None, touched: Vec::new(), published: None });
+        self.stream = Some(Stream {
+            identity,
+            tli,
+            verifier,
+            current: None,
+            touched: Vec::new(),
+            published: None,
+            is_first: true,
+        });
+    }
+
+    /// Files of a beginning that was given up hold nothing; the next start would read them, if only to say so.
+    fn forget(&self, bare: Stream) {
+        self.store.forget_start();
+        let (dir, size, tli) = (&self.store.dir, bare.identity.seg_size, bare.tli);
+        drop(bare);
+        let files = dir.segments(size).unwrap_or_else(|error| {
+            tracing::warn!("could not list pg_wal in the data directory: {error}");
+            Vec::new()
+        });
+        for found in files.iter().filter(|found| found.partial && found.name.tli == tli) {
+            let path = dir.partial(found.name, size);
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!("could not remove empty WAL segment \"{}\": {error}", path.display());
+            }
+        }
     }
 
     /// Shows readers where the WAL begins that is being received, although none of it has come: they may wait for it
@@ -425,12 +464,7 @@ impl Writer {
         if before.is_some_and(|before| before.lsn > end.lsn) {
             self.store.lag.reset();
         }
-        for slot in self.store.slots.clamp_to(common) {
-            let (name, was) = (slot.name, slot.restart_lsn.unwrap_or_default());
-            tracing::info!(
-                "slot \"{name}\" keeps WAL from {common} on: {was} was on a timeline that is left"
-            );
-        }
+        self.store.clamp_slots(common);
     }
 
     /// Commits on the present timeline's way from `from` on, where a record begins; `None` if not all of that WAL can
@@ -463,6 +497,7 @@ impl Stream {
             identity,
             tli: found.history.tli(),
             published: found.verifier.verified_end(),
+            is_first: found.is_bare,
             verifier: found.verifier,
             current: found.tail,
             touched: Vec::new(),
@@ -632,6 +667,7 @@ impl Stream {
             current: Some(first),
             touched: Vec::new(),
             published: Some(at),
+            is_first: self.is_first,
         })
     }
 

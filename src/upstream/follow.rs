@@ -285,12 +285,19 @@ impl Follower {
             .filter(|proof| *proof == proved(identified.tli, proof.at))
             .map_or(Lsn::INVALID, |proof| proof.at);
         let mut compared = same;
+        let mut began = false;
         loop {
             writer.rewind();
             let Some(position) = writer.position() else {
                 return Err(answer("START_REPLICATION", "nowhere to start"));
             };
             let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
+            if !began && begins_elsewhere(writer, &theirs.history) {
+                self.wait_until_durable(writer).await?;
+                self.begin(conn, writer, identified, introduced).await?;
+                (slot, began) = (Slot::There { reserved: None }, true);
+                continue;
+            }
             let (next, taken) = match course(writer, position.lsn, &theirs.history)? {
                 Course::Stream => (None, None),
                 Course::Switch(next) => (Some(next), None),
@@ -569,7 +576,7 @@ impl Follower {
         theirs.fetch_all(conn, writer.store()).await?.save(writer.store())?;
         writer.begin(identity, read_history(writer.store(), tli)?, at);
         tracing::info!(
-            "the data directory is empty, starting at {} on timeline {tli}",
+            "the data directory holds no WAL, starting at {} on timeline {tli}",
             at.seg_start(identity.seg_size)
         );
         Ok(())
@@ -608,6 +615,16 @@ impl Follower {
         let random = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
         pause.mul_f64(0.5 + random / 2.0)
     }
+}
+
+/// Whether nothing is held yet and what was waited for does not come from a server with this history: it has gone
+/// another way before. Older servers than the one that was waited for are not gone to.
+fn begins_elsewhere(writer: &Writer, theirs: &TimelineHistory) -> bool {
+    let Some(start) = writer.position().filter(|start| writer.is_bare() && start.tli <= theirs.tli()) else {
+        return false;
+    };
+    let comes_from_ours = theirs.up_to(start.tli).as_ref() == Some(&*writer.store().history());
+    !comes_from_ours || theirs.switch_point(start.tli).is_some_and(|(left_at, _)| left_at < start.lsn)
 }
 
 /// What is to be done to follow a server with this history.

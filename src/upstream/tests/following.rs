@@ -12,7 +12,8 @@ use walrelay_proto::{
 
 use super::*;
 use crate::store::{
-    AppendError, Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer,
+    AppendError, Background, Identity, SlotPersistence, Store, StoreConfig, UpstreamParameters, WalWrite,
+    Writer,
 };
 use crate::upstream::follow::Follower;
 
@@ -39,6 +40,8 @@ struct Script {
     oldest: Lsn,
     /// Whether it has our slot.
     slot: bool,
+    /// The timeline on which the slot's WAL begins.
+    slot_tli: &'static str,
     /// Commands it got.
     asked: Arc<Mutex<Vec<String>>>,
     /// How often it had answered all that was asked: round trips.
@@ -55,6 +58,7 @@ impl Script {
             wal: wal.to_vec(),
             oldest: START,
             slot: true,
+            slot_tli: "1",
             asked: Arc::default(),
             trips: Arc::default(),
             told: Arc::default(),
@@ -124,7 +128,7 @@ impl Script {
             ["SHOW", "max_connections"] => vec!["4711"],
             ["SHOW", _] => vec!["on"],
             ["TIMELINE_HISTORY", _] => vec![&name, self.history],
-            ["READ_REPLICATION_SLOT", _] if self.slot => vec!["physical", "0/300000", "1"],
+            ["READ_REPLICATION_SLOT", _] if self.slot => vec!["physical", "0/300000", self.slot_tli],
             ["READ_REPLICATION_SLOT", _] => {
                 let nulls = frame(b'D', &[&[0, 3][..], &[0xff; 12]].concat());
                 return [columns(3), nulls, frame(b'C', b"OK\0"), frame(b'Z', b"I")].concat();
@@ -238,6 +242,14 @@ struct Setup {
 
 impl Setup {
     fn holding(wal: &[u8]) -> Setup {
+        let mut setup = Setup::waiting_at(START);
+        setup.writer.append(START, wal).unwrap();
+        setup.writer.commit();
+        setup
+    }
+
+    /// Holds nothing.
+    fn waiting_at(start: Lsn) -> Setup {
         let dir = crate::permissions::private_tempdir();
         let config = StoreConfig {
             data_dir: dir.path().to_owned(),
@@ -248,9 +260,7 @@ impl Setup {
         };
         let (store, mut writer, background) = Store::open(config).unwrap();
         store.attach(identity(), UpstreamParameters::default()).unwrap();
-        writer.begin(identity(), TimelineHistory::first(), START);
-        writer.append(START, wal).unwrap();
-        writer.commit();
+        writer.begin(identity(), TimelineHistory::first(), start);
         Setup { store, writer, was_followed: false, _background: background, dir }
     }
 
@@ -508,6 +518,52 @@ async fn an_older_fork_of_which_nothing_is_held_is_refused() {
         assert_eq!(setup.store.history().tli(), TimelineId::FIRST);
         setup.is_untouched_by(&script);
     }
+}
+
+/// A failover to a server that had less than where the relay was to begin, before it had got anything.
+#[tokio::test]
+async fn a_relay_that_holds_nothing_begins_anew_where_its_beginning_is_on_no_way() {
+    let mut setup = Setup::waiting_at(Lsn::new(5 * SEG));
+    setup.writer.show_start();
+    let reserve = setup.store.create_reserving_slot(&"c".parse().unwrap(), SlotPersistence::Persistent);
+    reserve.unwrap();
+    // Half a record of what was never to be.
+    let Identity { system_id, seg_size } = identity();
+    let id = WalIdentity { system_id, seg_size };
+    let mut lost = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(5 * SEG), 20);
+    lost.record(300_000);
+    setup.writer.append(Lsn::new(5 * SEG), &lost.bytes()[..8192]).unwrap();
+    let in_wal = |name: &str| setup.dir.path().join("pg_wal").join(name);
+    let abandoned = in_wal("000000010000000000000005.partial");
+    assert!(abandoned.exists() && setup.writer.verified().is_some(), "the page's header");
+    setup.writer.commit();
+    let second = TimelineId::new(2).unwrap();
+    let mut wal = WalGenerator::new(id, second, START, 21);
+    wal.fill(600_000);
+    let history = "1\t0/280000\tx\n";
+    let older = Script { slot_tli: "1", ..Script::of(&[]) };
+    let (error, _) =
+        setup.round(&Script { tli: 2, history, slot_tli: "2", ..Script::of(wal.bytes()) }, 1).await;
+    assert!(follows(&error) && setup.was_followed, "{error}");
+    let tip = setup.store.tip().unwrap();
+    assert_eq!((tip.tli, tip.write_lsn), (second, wal.position()));
+    assert_eq!(setup.store.slots().get("c").unwrap().restart_lsn, Some(START));
+    assert!(!abandoned.exists() && setup.store.begun_at().is_none());
+    let (error, _) = setup.round(&older, 1).await;
+    assert!(matches!(error, UpstreamError::OldTimeline { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_relay_that_holds_nothing_waits_where_it_did_for_the_same_server() {
+    let mut setup = Setup::waiting_at(START);
+    setup.writer.show_start();
+    let mut wal = generator(22);
+    wal.fill(200_000);
+    // Its slot says another position than where the relay began, which is a promise to consumers.
+    let script = Script { slot_tli: "2", ..Script::of(wal.bytes()) };
+    let (error, confirmed) = setup.round(&script, 1).await;
+    assert!(follows(&error), "{error}");
+    assert_eq!((setup.store.begun_at(), confirmed), (Some(START), Some(wal.position())));
 }
 
 #[tokio::test]
