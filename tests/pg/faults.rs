@@ -13,7 +13,7 @@ use walrelay_testkit::{
     Cluster, Moto, Relay, Scratch, Server, compare, on_every_version, tied_command, wait_until,
 };
 
-use crate::relay_below;
+use crate::{relay_below, walrelay};
 
 on_every_version!(a_hundred_faults_are_found_and_healed);
 
@@ -84,7 +84,7 @@ impl Archived {
 
     /// `walrelay archive verify`: its exit code, and for each target what was found, and what of it was healed.
     fn verify(&self, options: &[&str]) -> (Option<i32>, [Found; 2]) {
-        let mut command = tied_command(env!("CARGO_BIN_EXE_walrelay"));
+        let mut command = tied_command(walrelay());
         command.args(["archive", "verify", "--json", "--config"]).arg(&self.conf).args(options);
         let output = command.output().expect("the program is there");
         let reports: Value = serde_json::from_slice(&output.stdout)

@@ -55,9 +55,17 @@ mod versions;
 mod wal_write;
 mod zombie;
 
+use std::path::PathBuf;
+
 use walrelay_testkit::{Cluster, Relay, RelayBuilder};
 
-/// A relay below `primary`, from the binary built for these tests.
+/// A relay below `primary`, from [`walrelay`].
 fn relay_below(primary: &Cluster) -> RelayBuilder {
-    Relay::builder(env!("CARGO_BIN_EXE_walrelay"), primary)
+    Relay::builder(walrelay(), primary)
+}
+
+/// The program under test: the one built for these tests, unless `WALRELAY_BIN` names another, such as an older build
+/// that a story about a bug has to fail on.
+fn walrelay() -> PathBuf {
+    std::env::var_os("WALRELAY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_walrelay").into(), PathBuf::from)
 }

@@ -3,7 +3,7 @@
 
 use walrelay_testkit::{Cluster, Port, Process, Relay, Scratch, Server, on_every_version, tied_command};
 
-use crate::relay_below;
+use crate::{relay_below, walrelay};
 
 on_every_version!(mistakes_are_named, the_upstream_may_come_later);
 
@@ -80,7 +80,7 @@ fn ends(primary: &Cluster, upstream: &str, code: i32, words: &str) {
 fn run(args: &[&str]) -> (i32, String) {
     let scratch = Scratch::new("refused");
     let log = scratch.join("log");
-    let mut command = tied_command(env!("CARGO_BIN_EXE_walrelay"));
+    let mut command = tied_command(walrelay());
     command.args(args);
     let code = Process::spawn("walrelay", command, &log).wait().code();
     (code.expect("it ends by itself"), std::fs::read_to_string(log).expect("it was written"))

@@ -8,7 +8,7 @@ use std::process::Output;
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{Cluster, Moto, Relay, Scratch, Server, on_every_version, tied_command, wait_until};
 
-use crate::relay_below;
+use crate::{relay_below, walrelay};
 
 on_every_version!(
     recovery_to_every_kind_of_target_from_every_kind_of_place,
@@ -104,8 +104,10 @@ impl Setting {
 
 /// Servers run under another account, which need not be able to reach the build directory.
 pub(crate) fn readable_binary(scratch: &Scratch) -> PathBuf {
-    let (built, ours) = (env!("CARGO_BIN_EXE_walrelay"), scratch.join("walrelay"));
-    fs::hard_link(built, &ours).or_else(|_| fs::copy(built, &ours).map(drop)).expect("there is room for it");
+    let (built, ours) = (walrelay(), scratch.join("walrelay"));
+    fs::hard_link(&built, &ours)
+        .or_else(|_| fs::copy(&built, &ours).map(drop))
+        .expect("there is room for it");
     ours
 }
 

@@ -10,8 +10,8 @@ use walrelay_testkit::{
     wait_for, wait_until,
 };
 
-use crate::relay_below;
 use crate::restore::{copy_dir, readable_binary};
+use crate::{relay_below, walrelay};
 
 on_every_version!(a_hot_standby_outlives_its_archive, a_recovery_waits_for_its_archive);
 on_one_version!(
@@ -44,7 +44,7 @@ fn wait_for_file(path: &Path, relay: &Relay) {
 }
 
 fn restore(options: &[&str], file: &str, to: &Path) -> Output {
-    let mut command = tied_command(env!("CARGO_BIN_EXE_walrelay"));
+    let mut command = tied_command(walrelay());
     command.arg("restore").args(options).arg(file).arg(to).output().expect("the program is there")
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use walrelay_testkit::{Cluster, Relay, Scratch, Server, compare, on_versions, wait_until};
 
-use crate::relay_below;
+use crate::{relay_below, walrelay};
 
 // Its subject is the version.
 on_versions!(
@@ -104,7 +104,7 @@ fn recovery_from(archive: &Path, primary: &Cluster, relay: &Relay, backup: &Path
     primary.sql("create table archived as select 42 as answer");
     let last = primary.switch_wal();
     wait_until(format_args!("{last} in the archive"), || archive.join(&last).exists());
-    let checked = std::process::Command::new(env!("CARGO_BIN_EXE_walrelay"))
+    let checked = std::process::Command::new(walrelay())
         .args(["archive", "verify", "--from"])
         .arg(format!("file://{}", archive.display()))
         .output()
@@ -112,8 +112,8 @@ fn recovery_from(archive: &Path, primary: &Cluster, relay: &Relay, backup: &Path
     assert!(checked.status.success(), "{checked:?}\n{}", relay.log().tail());
     // The servers' account can read neither the build directory nor what belongs to the relay's.
     let binary = backup.with_file_name("walrelay");
-    std::fs::hard_link(env!("CARGO_BIN_EXE_walrelay"), &binary)
-        .or_else(|_| std::fs::copy(env!("CARGO_BIN_EXE_walrelay"), &binary).map(drop))
+    std::fs::hard_link(walrelay(), &binary)
+        .or_else(|_| std::fs::copy(walrelay(), &binary).map(drop))
         .unwrap();
     let opened = std::process::Command::new("chmod").args(["-R", "a+rX"]).arg(archive).status().unwrap();
     assert!(opened.success());
