@@ -1,8 +1,9 @@
 //! Clients that do not read, and a relay that is held up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpSocket, TcpStream};
+use walrelay_proto::{SegNo, TimelineId};
 
 use super::kit::*;
 use super::limits::resident;
@@ -10,6 +11,9 @@ use super::limits::resident;
 const DEADLINE: Duration = Duration::from_secs(20);
 /// More than the sockets of a client that does not read take.
 const WAL: usize = 12 << 20;
+/// So many settings shown are more, too.
+const STATEMENTS: usize = 50_000;
+const REPLICATION: &[(&str, &str)] = &[("replication", "true")];
 
 async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
@@ -30,7 +34,7 @@ async fn frozen(relay: &Relay, more: &[(&str, &str)]) -> (Client<TcpStream>, Vec
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = Client::new(socket.connect(relay.address).await.unwrap());
-    client.start_up(&[&[("user", "rep"), ("replication", "true")], more].concat()).await;
+    client.start_up(&[&[("user", "rep")], more].concat()).await;
     let messages = client.until_ready().await;
     let key = messages.into_iter().find(|message| message.kind == b'K').unwrap().body;
     (client, key)
@@ -40,7 +44,7 @@ async fn frozen(relay: &Relay, more: &[(&str, &str)]) -> (Client<TcpStream>, Vec
 async fn full_sockets(relay: &mut Relay, count: usize) -> Vec<(Client<TcpStream>, Vec<u8>)> {
     let mut clients = Vec::new();
     for n in 0..count {
-        let (mut client, key) = frozen(relay, &[]).await;
+        let (mut client, key) = frozen(relay, REPLICATION).await;
         client.query(&format!("CREATE_REPLICATION_SLOT s{n} PHYSICAL RESERVE_WAL")).await;
         client.start(&format!("SLOT s{n} 0/300000 TIMELINE 1")).await;
         clients.push((client, key));
@@ -103,22 +107,73 @@ async fn frozen_consumers_that_are_cancelled_are_cut_and_hold_up_nobody() {
     assert!(relay.store.slots().list().iter().all(|slot| slot.active_pid.is_none()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_far_behind_can_be_cancelled_while_wal_flows() {
-    let mut relay = Relay::start().await;
-    relay.receive(|wal| wal.fill(4 * WAL));
+/// How much WAL a consumer gets that takes it as fast as it comes, and what it gets then; `order` is given, with its key,
+/// when half of the WAL has come. All is on one thread, the segments stay mapped, and the sockets have grown meanwhile: so
+/// the walsender finds the next WAL and room for it at each turn, and has never to wait.
+async fn told_while_wal_flows(relay: &mut Relay, order: impl FnOnce(&mut Relay, &[u8])) -> (usize, Rest) {
     let (mut client, messages) = relay.log_in(&[("user", "rep"), ("replication", "true")]).await;
     let key = messages.into_iter().find(|message| message.kind == b'K').unwrap().body;
-    client.start("0/300000 TIMELINE 1").await;
-    client.wal().await;
-    cancel(&relay, &key).await;
-    let rest = client.until_ready().await;
-    assert_eq!(kinds(&rest).trim_start_matches('d'), "EZ");
-    let (severity, sqlstate, message) = rest[rest.len() - 2].error();
+    client.query("CREATE_REPLICATION_SLOT s PHYSICAL RESERVE_WAL").await;
+    relay.receive(|wal| wal.fill(2 * WAL));
+    let segment = |segno| relay.store.segment(TimelineId::FIRST, SegNo::new(segno)).ok();
+    let _mapped: Vec<_> = (START.as_u64() / SEG..).map_while(segment).collect();
+    client.start("SLOT s 0/300000 TIMELINE 1").await;
+    while client.wal().await.0 < START.advance(WAL as u64) {}
+    order(relay, &key);
+    let (mut wal, mut messages) = (0, Vec::new());
+    while messages.last().is_none_or(|message: &Message| message.kind != b'Z')
+        && let Some(message) = client.next().await
+    {
+        match message.kind {
+            b'd' => wal += message.body.len(),
+            _ => messages.push(message),
+        }
+    }
+    (wal, Rest { messages, client })
+}
+
+/// What comes behind the WAL.
+struct Rest {
+    messages: Vec<Message>,
+    client: Client<TcpStream>,
+}
+
+#[tokio::test]
+async fn a_consumer_far_behind_can_be_cancelled_while_wal_flows() {
+    let mut relay = Relay::start().await;
+    let (wal, mut rest) = told_while_wal_flows(&mut relay, |relay, key| {
+        let pid = u32::from_be_bytes(key[..4].try_into().unwrap());
+        relay.registry.cancel(pid, &key[4..]);
+    })
+    .await;
+    assert_eq!(kinds(&rest.messages), "EZ");
+    let (severity, sqlstate, message) = rest.messages[0].error();
     assert_eq!(severity, "ERROR");
     assert_eq!((sqlstate, message), pair("57014", "canceling statement due to user request"));
-    assert!(rest.len() < 4 * WAL / (128 * 1024), "it was sent everything first");
-    client.row("IDENTIFY_SYSTEM").await;
+    assert!(wal < WAL / 2, "it was sent {wal} bytes first");
+    rest.client.row("IDENTIFY_SYSTEM").await;
+}
+
+#[tokio::test]
+async fn a_consumer_far_behind_can_be_evicted_while_wal_flows() {
+    let limit = Some(3 * WAL as u64);
+    let options = Options { wal_keep_size: 0, max_slot_wal_keep_size: limit, ..Options::default() };
+    let mut relay = Relay::with(options).await;
+    let (wal, rest) = told_while_wal_flows(&mut relay, |relay, _| {
+        relay.receive(|wal| wal.fill(2 * WAL));
+        // Retention has a thread of its own; this one stands still, and the walsender with it.
+        let begun = Instant::now();
+        while !relay.store.slots().list()[0].invalidated {
+            assert!(begun.elapsed() < DEADLINE, "the slot is not lost");
+            std::thread::yield_now();
+        }
+    })
+    .await;
+    assert_eq!(kinds(&rest.messages), "E");
+    let (severity, sqlstate, message) = rest.messages[0].error();
+    assert_eq!(severity, "FATAL");
+    assert_eq!((sqlstate, message), pair("57P01", "terminating connection due to administrator command"));
+    assert!(wal < WAL / 2, "it was sent {wal} bytes first");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,18 +201,16 @@ async fn a_client_that_asks_and_does_not_read_is_owed_one_answer() {
     assert_eq!(kinds(&answer).trim_start_matches('d'), "cCCZ");
 }
 
-/// Sends so many queries that the answers fill the sockets, and reads none.
-async fn flood(client: &mut Client<TcpStream>, query: &str) {
-    let mut text = query.as_bytes().to_vec();
-    text.push(0);
-    let message = [&b"Q"[..], &(text.len() as u32 + 4).to_be_bytes(), &text].concat();
-    let many = message.repeat(20_000);
-    // The relay stops reading when it cannot write; it may also close the connection.
-    let _ = tokio::time::timeout(
-        Duration::from_millis(500),
-        tokio::io::AsyncWriteExt::write_all(&mut client.socket, &many),
-    )
-    .await;
+/// An answer to a walsender's client that no socket takes whole.
+fn keep_long_history(relay: &Relay) {
+    let history = [&b"#".repeat(2 * WAL)[..], b"\n1\t0/300000\tnone\n"].concat();
+    relay.store.save_history_file(TimelineId::new(2).unwrap(), &history).unwrap();
+}
+
+/// Asks for more than the sockets take; when the answer begins to come, the relay waits for a client that reads none of it.
+async fn ask_and_not_read(client: &mut Client<TcpStream>, query: &str) {
+    client.message(b'Q', &[query.as_bytes(), b"\0"].concat()).await;
+    assert_eq!(within("the answer", client.socket.peek(&mut [0])).await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,10 +218,11 @@ async fn clients_that_read_nothing_do_not_hold_up_the_stop() {
     let options = Options { shutdown_timeout: Duration::from_millis(500), ..Options::default() };
     let mut relay = Relay::with(options).await;
     let streaming = full_sockets(&mut relay, 1).await;
-    let (mut session, _) = frozen(&relay, &[]).await;
-    flood(&mut session, "SHOW ALL").await;
-    let mut console = relay.log_in(&[("user", "rep"), ("database", "walrelay")]).await.0;
-    flood(&mut console, "select * from pg_stat_replication; show all").await;
+    keep_long_history(&relay);
+    let (mut session, _) = frozen(&relay, REPLICATION).await;
+    ask_and_not_read(&mut session, "TIMELINE_HISTORY 2").await;
+    let (mut console, _) = frozen(&relay, &[("database", "walrelay")]).await;
+    ask_and_not_read(&mut console, &"show all;".repeat(STATEMENTS)).await;
     assert_eq!(relay.registry.len(), 3, "all are there, blocked");
     relay.shutdown.cancel();
     within("the stop", &mut relay.running).await.unwrap().unwrap();
@@ -177,7 +231,6 @@ async fn clients_that_read_nothing_do_not_hold_up_the_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_answers_are_made_as_they_are_read() {
-    const STATEMENTS: usize = 50_000;
     let relay = Relay::start().await;
     let (mut console, _) = relay.log_in(&[("user", "rep"), ("database", "walrelay")]).await;
     let before = resident();
@@ -193,10 +246,12 @@ async fn many_answers_are_made_as_they_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_does_not_read_its_answer_ends_when_told_or_after_a_while() {
     let relay = Relay::start().await;
-    let (mut patient, key) = frozen(&relay, &[]).await;
-    flood(&mut patient, "SHOW ALL").await;
-    let (mut hasty, _) = frozen(&relay, &[("options", "-c wal_sender_timeout=300ms")]).await;
-    flood(&mut hasty, "SHOW ALL").await;
+    keep_long_history(&relay);
+    let (mut patient, key) = frozen(&relay, REPLICATION).await;
+    ask_and_not_read(&mut patient, "TIMELINE_HISTORY 2").await;
+    let hasty = [REPLICATION, &[("options", "-c wal_sender_timeout=300ms")]].concat();
+    let (mut hasty, _) = frozen(&relay, &hasty).await;
+    ask_and_not_read(&mut hasty, "TIMELINE_HISTORY 2").await;
     until("the one with a short timeout to end", || relay.registry.len() == 1).await;
     cancel(&relay, &key).await;
     until("the cancelled one to end", || relay.registry.is_empty()).await;
