@@ -8,6 +8,9 @@ RUN_TESTS = $(if $(HAS_NEXTEST),$(CARGO) nextest run,$(CARGO) test)
 # Stories run on the oldest version, the newest and one between; those named `more` are for `make test-all`.
 FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 
+# A target without files, sockets and clocks: what `proto` is written for.
+BARE = wasm32-unknown-unknown
+
 .PHONY: help demo setup build fmt lint test test-all docs check check-all told bench clean cc
 
 help:
@@ -45,6 +48,9 @@ fmt:
 lint: cc
 	@echo '== lints'
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if rustup target list --installed 2>/dev/null | grep -qx $(BARE); then \
+	    $(CARGO) check --package walrelay-proto --target $(BARE); \
+	else echo 'not checked: proto without an operating system (rustup target add $(BARE))'; fi
 
 check: cc
 	@echo '== tests'

@@ -2,6 +2,7 @@
 //!
 //! One process between a primary and everything that wants its WAL. Start reading at
 //! `docs/ARCHITECTURE.md`.
+#![deny(unsafe_code)]
 
 pub mod archive;
 pub mod auth;
@@ -13,6 +14,8 @@ pub mod downstream;
 pub mod error;
 pub mod gateway;
 mod lane;
+#[cfg(test)]
+mod layers;
 pub mod log;
 pub mod overlay;
 pub mod parts;

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+// See clippy.toml. Tests may ask what time it is.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 mod command;
 mod commit;

@@ -1,0 +1,138 @@
+//! The arrows between the parts, as a test: docs/ARCHITECTURE.md draws them, this holds them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each top-level module may know. Tests may know everything.
+const MAY_KNOW: &[(&str, &[&str])] = &[
+    ("archive", &["conninfo", "lane", "parts", "permissions", "redact", "store", "upstream"]),
+    ("auth", &["permissions"]),
+    ("config", &["archive", "conninfo", "downstream", "gateway", "permissions", "redact", "store", "wire"]),
+    ("conninfo", &["auth", "redact"]),
+    ("console", &["overlay", "wire"]),
+    ("descriptors", &[]),
+    (
+        "downstream",
+        &[
+            "archive",
+            "auth",
+            "conninfo",
+            "console",
+            "descriptors",
+            "gateway",
+            "lane",
+            "overlay",
+            "permissions",
+            "redact",
+            "store",
+            "upstream",
+            "wire",
+        ],
+    ),
+    ("error", &["archive", "auth", "config", "downstream", "parts", "store", "upstream", "verify", "wire"]),
+    ("gateway", &["auth", "conninfo", "lane", "rate", "redact", "store", "upstream", "wire"]),
+    ("lane", &["parts"]),
+    ("log", &["parts", "redact"]),
+    ("overlay", &["store", "wire"]),
+    ("parts", &[]),
+    ("permissions", &[]),
+    ("rate", &[]),
+    ("redact", &[]),
+    (
+        "relay",
+        &[
+            "archive",
+            "auth",
+            "config",
+            "conninfo",
+            "descriptors",
+            "downstream",
+            "error",
+            "gateway",
+            "lane",
+            "parts",
+            "permissions",
+            "redact",
+            "store",
+            "upstream",
+            "wire",
+        ],
+    ),
+    ("store", &["parts", "permissions"]),
+    ("tools", &["archive", "config", "conninfo", "error", "lane", "redact", "verify"]),
+    ("upstream", &["auth", "conninfo", "lane", "permissions", "redact", "store"]),
+    ("verify", &["archive", "store"]),
+    ("wire", &["auth", "conninfo", "permissions"]),
+];
+
+#[test]
+fn arrows_point_one_way() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let parts: BTreeSet<String> =
+        fs::read_dir(&src).unwrap().map(|entry| part_of(&entry.unwrap().path())).collect();
+    let mut wrong = Vec::new();
+    for file in sources(&src) {
+        let part = part_of(&src.join(file.strip_prefix(&src).unwrap().components().next().unwrap()));
+        if ["lib", "main", "layers"].contains(&part.as_str()) {
+            continue;
+        }
+        let (_, may_know) =
+            MAY_KNOW.iter().find(|(name, _)| *name == part).unwrap_or_else(|| panic!("no rule for {part}"));
+        let known = names_in(&fs::read_to_string(&file).unwrap());
+        let known = known.into_iter().filter(|name| parts.contains(name) && *name != part);
+        wrong.extend(
+            known
+                .filter(|name| !may_know.contains(&name.as_str()))
+                .map(|name| format!("{}: {name}", file.display())),
+        );
+    }
+    assert!(wrong.is_empty(), "arrows that docs/ARCHITECTURE.md does not draw: {wrong:#?}");
+}
+
+fn part_of(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// All that is not tests.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("tests") {
+            continue;
+        }
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// What follows `crate::`, also in braces, before a module's tests begin.
+fn names_in(text: &str) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut names = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let group = group.split('}').next().unwrap_or_default();
+                names.extend(group.split(',').map(|name| word(name.trim())));
+            }
+            None => _ = names.insert(word(rest)),
+        }
+    }
+    names
+}
+
+#[test]
+fn names_are_found_in_all_spellings() {
+    let text =
+        "use crate::store::{Store, x};\n// crate::no\nuse crate::{auth, wire};\nlet x = crate::log::f();\n";
+    let found: Vec<_> = names_in(text).into_iter().collect();
+    assert_eq!(found, ["auth", "log", "store", "wire"]);
+}
