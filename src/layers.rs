@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What each top-level module may know. Tests may know everything.
 const MAY_KNOW: &[(&str, &[&str])] = &[
-    ("archive", &["conninfo", "lane", "parts", "permissions", "redact", "store", "upstream"]),
+    ("archive", &["conninfo", "lane", "parts", "permissions", "rate", "redact", "store", "upstream"]),
     ("auth", &["permissions"]),
     ("config", &["archive", "conninfo", "downstream", "gateway", "permissions", "redact", "store", "wire"]),
     ("conninfo", &["auth", "redact"]),

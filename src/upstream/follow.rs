@@ -294,7 +294,7 @@ impl Follower {
             let theirs = UpstreamHistory::fetch(conn, identified.tli).await?;
             if !began && begins_elsewhere(writer, &theirs.history) {
                 self.wait_until_durable(writer).await?;
-                self.begin(conn, writer, identified, introduced).await?;
+                self.begin(conn, writer, identified, introduced, host).await?;
                 (slot, began) = (Slot::There { reserved: None }, true);
                 continue;
             }
