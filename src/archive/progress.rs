@@ -30,6 +30,17 @@ struct Line {
     beyond: BTreeSet<SegNo>,
 }
 
+/// The file of the target with this name.
+pub(super) fn state_file(target: &str) -> String {
+    format!("archive-{target}.toml")
+}
+
+/// The marker in a text that was saved for the target with this identity.
+pub(super) fn saved_marker(text: &str, identity: &str) -> Option<String> {
+    let saved: Saved = toml::from_str(text).ok()?;
+    saved.marker.filter(|_| saved.target == identity)
+}
+
 /// What a target has got.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Progress {

@@ -392,6 +392,11 @@ impl Repository {
         self.storage.looks_used().await.map_err(|source| self.unreachable(source))
     }
 
+    /// It is the one that was archived to: see [`Storage::is_marked`].
+    pub(super) async fn is_marked(&self, marker: String) -> Result<(), ReadError> {
+        self.storage.is_marked(marker).await.map_err(|source| self.unreachable(source))
+    }
+
     /// Removes an object; the checksum of a file goes with it, first.
     pub async fn remove(&self, entry: &Entry) -> Result<(), WriteError> {
         if let Item::File(name, _) = &entry.item {

@@ -212,6 +212,13 @@ impl Storage {
         on_alive(lane, dir, &self.pulse, READING, "", look).await
     }
 
+    /// Whether it is the one that was archived to: a directory with this marker.
+    pub(super) async fn is_marked(&self, expected: String) -> Result<(), StorageError> {
+        let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
+        let look = move |dir: &Directory, _: &str, _: &Pulse| dir.root().is_marked(&expected);
+        on_alive(lane, dir, &self.pulse, READING, "", look).await
+    }
+
     /// Stores an object whole and durably; one that is there already is replaced.
     pub async fn put(&self, path: &str, content: Bytes) -> Result<(), StorageError> {
         self.put_as(path, content, false).await.map(drop)

@@ -1,17 +1,30 @@
 //! A target of the archive as a source.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::name::{FileKind, FileName};
+use super::progress::{saved_marker, state_file};
 use super::repository::{ArchiveError, ReadError, Repository};
 use super::source::{FetchError, Fetching, Source};
 use super::target::Target;
 use crate::pulse::Pulse;
+use crate::store::Store;
 
 /// Reads what the archiver, or another archiver with the same layout, has stored.
 #[derive(Debug)]
 pub struct TargetSource {
     repository: Repository,
+    archived: Option<Archived>,
+}
+
+/// What a relay remembers of a target that it archives to.
+#[derive(Debug)]
+struct Archived {
+    store: Arc<Store>,
+    file: String,
+    identity: String,
 }
 
 impl TargetSource {
@@ -25,17 +38,45 @@ impl TargetSource {
 
     /// Over a repository that is open already.
     pub fn over(repository: Repository) -> TargetSource {
-        TargetSource { repository }
+        TargetSource { repository, archived: None }
+    }
+
+    /// A target that the relay with this store archives to: what is in another one than that proves nothing.
+    ///
+    /// # Errors
+    /// As for [`TargetSource::open`].
+    pub fn archived(target: &Target, store: Arc<Store>) -> Result<TargetSource, ArchiveError> {
+        let archived = Archived { store, file: state_file(&target.name), identity: target.identity() };
+        Ok(TargetSource { archived: Some(archived), ..TargetSource::open(target)? })
     }
 
     async fn get(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
         let Some(name) = FileName::parse(file) else { return Ok(None) };
         let content = self.repository.read(&name).await.map_err(|error| self.error(file, error))?;
-        if content.is_none() {
-            // A mount point without its file system has no files either.
-            self.repository.looks_used().await.map_err(|error| self.error(file, error))?;
+        // A segment shows by itself what it is.
+        if content.is_none() || name.kind() != FileKind::Segment {
+            self.is_the_same().await.map_err(|error| self.error(file, error))?;
         }
         Ok(content)
+    }
+
+    /// Whether it is the archive that it should be: a mount point without its file system has no files either, and another
+    /// file system has others.
+    async fn is_the_same(&self) -> Result<(), ReadError> {
+        self.repository.looks_used().await?;
+        match self.marker().await {
+            Some(marker) => self.repository.is_marked(marker).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The marker that the relay has seen there, as it was saved.
+    async fn marker(&self) -> Option<String> {
+        let archived = self.archived.as_ref()?;
+        let (store, file, identity) =
+            (archived.store.clone(), archived.file.clone(), archived.identity.clone());
+        let read = move || saved_marker(&store.read_state(&file).ok()??, &identity);
+        tokio::task::spawn_blocking(read).await.ok()?
     }
 
     async fn beginnings(&self, segment: &str) -> Result<Vec<Bytes>, FetchError> {
@@ -89,6 +130,7 @@ impl Source for TargetSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::DirBuilderExt;
 
     fn name(text: &str) -> FileName {
         FileName::parse(text).unwrap()
@@ -119,6 +161,42 @@ mod tests {
         let later = source.later("000000010000000000000001").await.unwrap();
         let later: Vec<_> = later.iter().map(FileName::as_str).collect();
         assert_eq!(later, ["000000010000000000000002", "00000002.history"]);
+    }
+
+    #[tokio::test]
+    async fn another_place_than_the_one_archived_to_proves_nothing() {
+        use crate::store::{StoreConfig, WalWrite};
+        let dir = tempfile::tempdir().unwrap();
+        let (root, data) = (dir.path().join("archive"), dir.path().join("relay"));
+        for made in [&root, &data] {
+            std::fs::DirBuilder::new().mode(0o700).create(made).unwrap();
+        }
+        let (store, _writer, _background) = Store::open(StoreConfig {
+            data_dir: data,
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 0,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 1,
+        })
+        .unwrap();
+        let target = Target::from_url(&format!("file://{}", root.display())).unwrap();
+        let source = TargetSource::archived(&target, store.clone()).unwrap();
+        let segment = "000000010000000000000001";
+        // Whatever lies there, as long as nothing was archived.
+        std::fs::write(root.join("00000002.history"), "1\t0/1\tx\n").unwrap();
+        assert_eq!(source.read(segment).await, Ok(None));
+        let saved = format!("target = \"{}\"\nmarker = \"0123\"\n", target.identity());
+        store.replace_state(&state_file(&target.name), &saved).unwrap();
+        for file in [segment, "00000002.history"] {
+            let error = source.read(file).await.unwrap_err().to_string();
+            assert!(error.contains("is its file system mounted?") && error.contains("0123"), "{error}");
+        }
+        std::fs::write(root.join(".walrelay-archive"), "4567\n").unwrap();
+        let error = source.read(segment).await.unwrap_err().to_string();
+        assert!(error.contains("says 4567, expected 0123"), "{error}");
+        std::fs::write(root.join(".walrelay-archive"), "0123\n").unwrap();
+        assert_eq!(source.read(segment).await, Ok(None));
+        assert!(source.read("00000002.history").await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use super::layout::Item;
 use super::listing::Listing;
 use super::name::{FileKind, FileName};
 use super::outlook::{Pace, bytes, outlook};
-use super::progress::Progress;
+use super::progress::{Progress, state_file};
 use super::queue::{Queue, needed_from};
 use super::repository::{Entry, Repository, Written};
 use super::storage::Places;
@@ -247,7 +247,7 @@ impl Worker {
     }
 
     fn file(&self) -> String {
-        format!("archive-{}.toml", self.target.name)
+        state_file(&self.target.name)
     }
 
     /// What was saved; from the beginning if that cannot be used, which is safe: the target knows what it has.

@@ -247,7 +247,8 @@ fn gateway_config(config: &Config) -> GatewayConfig {
 /// For WAL that consumers want and that is only in the archive; `None` if nothing can be read there.
 fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Option<Arc<Recall>>, RelayError> {
     let readable = config.archive.iter().filter(|target| matches!(target.place, Place::Objects(_)));
-    let sources = readable.map(|target| Ok(Arc::new(TargetSource::open(target)?) as Arc<dyn Source>));
+    let source = |target| Ok(Arc::new(TargetSource::archived(target, store.clone())?) as Arc<dyn Source>);
+    let sources = readable.map(source);
     let sources = sources.collect::<Result<Vec<_>, ArchiveError>>()?;
     if sources.is_empty() {
         return Ok(None);

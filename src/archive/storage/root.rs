@@ -203,6 +203,12 @@ impl Root {
         self.has_something()
     }
 
+    /// Whether it is the one with this marker. Makes none.
+    pub(super) fn is_marked(&self, expected: &str) -> io::Result<()> {
+        self.id()?;
+        self.checked_marker(Some(expected)).map(drop)
+    }
+
     fn has_something(&self) -> io::Result<()> {
         if self.path.join(MARKER).exists() {
             return Ok(());
