@@ -106,8 +106,10 @@ impl LocalSession<'_> {
 
     /// Sends answers as they are made: a text may have thousands of statements.
     async fn query(&mut self, conn: &mut Connection, patience: &Patience<'_>, text: &[u8]) -> io::Result<()> {
-        let mut script = Script::new(text);
-        while let Some(answer) = script.answer_next(self) {
+        let mut script = aside(text, || Script::new(text));
+        while let Some(answer) = aside(text, || script.answer_next(self)) {
+            // Those who have a socket that is always ready give way too.
+            tokio::task::consume_budget().await;
             match answer {
                 Ok(Answer::Rows { columns, rows, tag }) => {
                     put_rows(conn, patience, &columns, &rows).await?;
@@ -161,6 +163,13 @@ impl LocalSession<'_> {
             .into_iter()
             .fold(Row::default(), |kept, name| kept.with(name, row.get(name).map(str::to_owned)))
     }
+}
+
+/// Does some work on a text: a long one may take a while, and not from a thread that serves WAL.
+fn aside<T>(text: &[u8], work: impl FnOnce() -> T) -> T {
+    /// About a millisecond.
+    const SHORT: usize = 16 << 10;
+    if text.len() > SHORT { tokio::task::block_in_place(work) } else { work() }
 }
 
 async fn put_rows(

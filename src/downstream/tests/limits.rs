@@ -148,6 +148,25 @@ async fn a_login_that_takes_too_long_has_failed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_text_of_many_statements_holds_up_nobody_on_the_same_thread() {
+    let relay = Relay::start().await;
+    let session = [("user", "rep"), ("database", "walrelay")];
+    let (mut long, _) = relay.log_in(&session).await;
+    let (mut other, _) = relay.log_in(&session).await;
+    let text = "begin;".repeat(75_000);
+    long.message(b'Q', &[text.as_bytes(), b"\0"].concat()).await;
+    let mut answer = long.read_once().await;
+    other.row("select 1").await;
+    let mut bytes = vec![0; 4 << 20];
+    while let Ok(read @ 1..) = long.socket.try_read(&mut bytes) {
+        answer.extend(&bytes[..read]);
+    }
+    assert!(!answer.ends_with(b"Z\0\0\0\x05I"), "all of {} bytes was sent before", answer.len());
+    long.buffer = answer;
+    assert_eq!(long.until_ready().await.len(), 75_001);
+}
+
 /// One of the ways to bother a server without logging in.
 async fn bother(relay: &Relay, n: usize) -> std::io::Result<TcpStream> {
     let mut socket = connect_from(relay, [127, 0, 0, 66]).await?;
