@@ -196,8 +196,12 @@ pub struct TlsOptions {
     pub key: Option<PathBuf>,
     /// Whether to send our certificate.
     pub cert_mode: SslCertMode,
+    /// Passphrase of the key, `sslpassword`.
+    pub key_password: Option<Secret>,
     /// Revoked certificates; used if the file exists.
     pub crl: Option<PathBuf>,
+    /// A directory of such lists, named by the hashes of their issuers.
+    pub crl_dir: Option<PathBuf>,
     /// Whether to tell the server which host name was wanted.
     pub sni: bool,
     /// Oldest version to speak.

@@ -55,13 +55,12 @@ fn unescape(field: &str) -> String {
 /// Strings that walrelay takes as its short form and libpq refuses.
 const BARE: [&str; 1] = ["host"];
 /// Strings that libpq takes and walrelay cannot honour.
-const UNSUPPORTED: [&str; 7] = [
+const UNSUPPORTED: [&str; 6] = [
     "gssencmode=require",
     "require_auth=gss",
     "require_auth=oauth",
     "min_protocol_version=3.2",
     "sslkeylogfile=/nonexistent/keys",
-    "sslcrldir=/nonexistent",
     "ssl_min_protocol_version=TLSv1 ssl_max_protocol_version=TLSv1",
 ];
 

@@ -90,10 +90,8 @@ fn check_unsupported(settings: &Settings) -> Result<(), Error> {
     if choose(settings, Keyword::Gssencmode, &GSS_MODES)? {
         return unsupported(settings, Keyword::Gssencmode);
     }
-    for keyword in [Keyword::Sslcrldir, Keyword::Sslkeylogfile] {
-        if settings.non_empty(keyword).is_some() {
-            return unsupported(settings, keyword);
-        }
+    if settings.non_empty(Keyword::Sslkeylogfile).is_some() {
+        return unsupported(settings, Keyword::Sslkeylogfile);
     }
     Ok(())
 }
@@ -237,6 +235,12 @@ fn tls(settings: &Settings, environment: &Environment) -> Result<TlsOptions, Err
         Some("system") => Some(RootCert::System),
         _ => file(Keyword::Sslrootcert, "root.crt").map(RootCert::File),
     };
+    let crl_dir = settings.non_empty(Keyword::Sslcrldir).map(PathBuf::from);
+    let crl = match &crl_dir {
+        // No default beside it.
+        Some(_) => settings.non_empty(Keyword::Sslcrl).map(PathBuf::from),
+        None => file(Keyword::Sslcrl, "root.crl"),
+    };
     let (min_version, max_version) = tls_versions(settings)?;
     Ok(TlsOptions {
         mode,
@@ -245,7 +249,9 @@ fn tls(settings: &Settings, environment: &Environment) -> Result<TlsOptions, Err
         cert: file(Keyword::Sslcert, "postgresql.crt"),
         key: file(Keyword::Sslkey, "postgresql.key"),
         cert_mode: choose(settings, Keyword::Sslcertmode, &SSL_CERT_MODES)?,
-        crl: file(Keyword::Sslcrl, "root.crl"),
+        key_password: settings.get(Keyword::Sslpassword).map(Secret::new),
+        crl,
+        crl_dir,
         sni: settings.get(Keyword::Sslsni).is_some_and(|value| value.starts_with('1')),
         min_version,
         max_version,

@@ -72,6 +72,12 @@ impl Files {
         }
     }
 
+    /// Whether a file can be seen, as libpq looks for those that need not be there (`stat`).
+    pub(super) fn is_there(&self, what: &str, path: &Path) -> bool {
+        self.at(&format!("{what} \"{}\"", path.display()));
+        fs::metadata(path).is_ok()
+    }
+
     fn current(&self) -> String {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Once;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -269,11 +270,25 @@ async fn connect_with(
     })
 }
 
-/// The encrypted stream; with `sslmode=prefer` the same socket in clear text if the server has no TLS.
+/// Said once that `sslmode=prefer` goes without.
+static UNUSABLE: Once = Once::new();
+
+/// The encrypted stream; with `sslmode=prefer` the same socket in clear text if the server has no TLS, or our own files
+/// cannot be used for it.
 async fn encrypt(mut stream: TcpStream, info: &ConnInfo, host: &HostSpec) -> Result<Stream, Failure> {
     let (options, target) = (info.tls.clone(), host.clone());
     let prepare = move |files: &aside::Files| Tls::prepare(&options, &target, files);
-    let tls = aside::with_files(info, "certificates and keys".to_owned(), prepare).await??;
+    let tls = match aside::with_files(info, "certificates and keys".to_owned(), prepare).await? {
+        Err(error) if info.tls.mode == SslMode::Prefer => {
+            UNUSABLE.call_once(|| {
+                tracing::warn!(
+                    "connecting without SSL, as sslmode=prefer allows, because of our own files: {error}"
+                );
+            });
+            return Ok(Stream::Tcp(stream));
+        }
+        prepared => prepared?,
+    };
     let direct = info.tls.negotiation == SslNegotiation::Direct;
     if !direct && !request_tls(&mut stream).await? {
         return match info.tls.mode {

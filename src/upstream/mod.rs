@@ -15,6 +15,7 @@ mod format;
 mod frame;
 mod histories;
 mod introduce;
+mod key;
 mod login;
 mod message;
 mod outage;

@@ -34,8 +34,11 @@ use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate, X509
 
 use super::aside::Files;
 use super::error::ConnectError;
+use super::key;
 use crate::auth::certificate::end_point_hash;
-use crate::conninfo::{HostAddress, HostSpec, RootCert, SslCertMode, SslMode, TlsOptions, TlsVersion};
+use crate::conninfo::{
+    HostAddress, HostSpec, RootCert, Secret, SslCertMode, SslMode, TlsOptions, TlsVersion,
+};
 
 /// The protocol name both sides agree on, mandatory for direct TLS.
 const ALPN: &[u8] = b"postgresql";
@@ -349,14 +352,15 @@ fn trusted_certificates(
     let unreadable = |reason: String| {
         configuration(format!("could not read root certificate file \"{}\": {reason}", path.display()))
     };
-    let text = files.read_if_present("root certificate file", path);
-    let Some(text) = text.map_err(|error| unreadable(error.to_string()))? else {
+    // One in a directory that may not be entered counts as none.
+    if !files.is_there("root certificate file", path) {
         if options.mode >= SslMode::VerifyCa {
             let path = path.display();
             return Err(configuration(format!("root certificate file \"{path}\" does not exist; {advice}")));
         }
         return Ok(None);
-    };
+    }
+    let text = files.read("root certificate file", path).map_err(|error| unreadable(error.to_string()))?;
     let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     match certificates.map_err(|error| unreadable(error.to_string()))? {
         none if none.is_empty() => Err(unreadable("no certificate in it".to_owned())),
@@ -378,17 +382,49 @@ fn revocation_lists(
     options: &TlsOptions,
     files: &Files,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, ConnectError> {
-    let Some(path) = &options.crl else {
-        return Ok(Vec::new());
-    };
+    let mut lists = Vec::new();
+    if let Some(path) = options.crl.as_ref().filter(|path| files.is_there("revocation list", path)) {
+        lists.extend(revocation_lists_in(path, files)?);
+    }
+    if let Some(dir) = &options.crl_dir {
+        let unreadable = |reason: String| {
+            configuration(format!("could not read revocation list directory \"{}\": {reason}", dir.display()))
+        };
+        files.at(&format!("revocation list directory \"{}\"", dir.display()));
+        let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = entries.map_err(|error| unreadable(error.to_string()))?;
+        let before = lists.len();
+        for entry in entries.iter().filter(|entry| is_hashed_list(&entry.file_name())) {
+            lists.extend(revocation_lists_in(&entry.path(), files)?);
+        }
+        if lists.len() == before {
+            // With OpenSSL no certificate would do then.
+            return Err(unreadable("there is no list in it named as by \"openssl rehash\"".to_owned()));
+        }
+    }
+    Ok(lists)
+}
+
+fn revocation_lists_in(
+    path: &Path,
+    files: &Files,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, ConnectError> {
     let unreadable = |reason: String| {
         configuration(format!("could not read revocation list \"{}\": {reason}", path.display()))
     };
-    let text = files.read_if_present("revocation list", path);
-    let text = text.map_err(|error| unreadable(error.to_string()))?.unwrap_or_default();
+    let text = files.read("revocation list", path).map_err(|error| unreadable(error.to_string()))?;
     CertificateRevocationListDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(error.to_string()))
+}
+
+/// `0123abcd.r0`: the issuer's hash, and a number.
+fn is_hashed_list(name: &std::ffi::OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.split_once(".r"));
+    parts.is_some_and(|(hash, number)| {
+        let is_hash = hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 /// Our certificate, if we have one, and whether the server asked.
@@ -448,7 +484,7 @@ fn load_certified(
         let problem = format!("certificate present, but no private key for \"{}\"", path.display());
         return Err(configuration(problem));
     };
-    let key = load_key(key_path, files)?;
+    let key = load_key(key_path, options.key_password.as_ref(), files)?;
     let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
         let key_path = key_path.display();
         configuration(format!("could not load private key file \"{key_path}\": {error}"))
@@ -457,7 +493,11 @@ fn load_certified(
 }
 
 /// PG: the checks of `initialize_SSL`; root may share its keys with a group.
-fn load_key(path: &Path, files: &Files) -> Result<PrivateKeyDer<'static>, ConnectError> {
+fn load_key(
+    path: &Path,
+    password: Option<&Secret>,
+    files: &Files,
+) -> Result<PrivateKeyDer<'static>, ConnectError> {
     let shown = path.display();
     let unreadable =
         |reason: String| configuration(format!("could not load private key file \"{shown}\": {reason}"));
@@ -474,8 +514,7 @@ fn load_key(path: &Path, files: &Files) -> Result<PrivateKeyDer<'static>, Connec
         )));
     }
     let text = files.read("private key file", path).map_err(|error| unreadable(error.to_string()))?;
-    PrivateKeyDer::from_pem_slice(&text)
-        .map_err(|error| unreadable(format!("{error}; keys with a passphrase are not supported")))
+    key::parse(&text, password).map_err(unreadable)
 }
 
 #[cfg(test)]

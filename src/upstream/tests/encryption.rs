@@ -11,6 +11,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::*;
 use crate::auth::certificate::end_point_hash;
+use crate::conninfo::HostSpec;
 
 /// A certificate authority of our own, with its certificate in a file.
 struct Authority {
@@ -257,7 +258,9 @@ async fn our_own_files_are_named_when_they_are_bad() {
         ("sslmode=require sslrootcert=EMPTY".to_owned(), "no certificate in it"),
         ("sslmode=require sslcert=CRT sslkey=KEY".to_owned(), "has group or world access"),
         ("sslmode=require sslcert=CRT sslkey=/nonexistent/k".to_owned(), "could not load private key file"),
+        ("sslmode=verify-ca sslrootcert=ROOT sslcrldir=/nonexistent".to_owned(), "revocation list directory"),
     ] {
+        let more = more.replace("ROOT", &authority.root());
         let more = more.replace("EMPTY", &authority.file("empty"));
         let more = more.replace("CRT", &authority.file("c.crt")).replace("KEY", &authority.file("c.key"));
         let (_listener, port) = listen().await;
@@ -451,6 +454,87 @@ async fn our_certificate_is_shown_to_who_asks() {
     let (port, _server) = serve_tls(server_identity.acceptor(&[])).await;
     let error = try_connect(port, &format!("sslmode=require sslcertmode=require {files}")).await.unwrap_err();
     assert!(matches!(error, ConnectError::CertificateNotRequested), "{error}");
+}
+
+#[tokio::test]
+async fn prefer_does_without_what_cannot_be_used() {
+    let authority = Authority::new();
+    let home = crate::permissions::private_tempdir();
+    std::fs::create_dir(home.path().join(".postgresql")).unwrap();
+    // As in a directory that may not be entered, which root may: it cannot be looked at.
+    std::os::unix::fs::symlink("root.crt", home.path().join(".postgresql/root.crt")).unwrap();
+    let at_home = |port: u16, more: &str| {
+        let text = format!("host=db.test hostaddr=127.0.0.1 port={port} user=rep password=secret {more}");
+        let environment = Environment::default().with("HOME", home.path().to_str().unwrap());
+        ConnInfo::parse(&text, &environment).unwrap()
+    };
+    let identity = authority.issue(&["db.test"], "x");
+    for mode in ["prefer", "require"] {
+        let (port, server) = serve_tls(identity.acceptor(&[])).await;
+        let info = at_home(port, &format!("sslmode={mode}"));
+        connect(&info, &info.hosts[0], deadline()).await.unwrap();
+        assert!(server.await.unwrap(), "{mode}");
+    }
+    let info = at_home(1, "sslmode=verify-ca");
+    let (_listener, port) = listen().await;
+    let info = ConnInfo { hosts: vec![HostSpec { port, ..info.hosts[0].clone() }], ..info };
+    let error = connect(&info, &info.hosts[0], deadline()).await.unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+
+    // A file of no use, where encryption need not be.
+    std::fs::remove_file(home.path().join(".postgresql/root.crt")).unwrap();
+    std::fs::write(home.path().join(".postgresql/root.crt"), "nothing here").unwrap();
+    let (port, server) = serve(|mut stream| async move {
+        read_startup(&mut stream).await;
+        stream.write_all(&welcome()).await.unwrap();
+        read_rest(&mut stream).await
+    })
+    .await;
+    let info = at_home(port, "sslmode=prefer");
+    connect(&info, &info.hosts[0], deadline()).await.unwrap();
+    assert_eq!(server.await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_found_in_a_directory_of_lists() {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let authority = Authority::new();
+    let (good, bad) = (authority.issue(&["db.test"], "x"), authority.issue(&["db.test"], "y"));
+    let (_, certificate) = X509Certificate::from_der(&bad.der).unwrap();
+    let revoked = rcgen::RevokedCertParams {
+        serial_number: certificate.raw_serial().to_vec().into(),
+        revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2024, 1, 1),
+        next_update: rcgen::date_time_ymd(2124, 1, 1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&authority.issuer).unwrap().pem().unwrap();
+    let dir = crate::permissions::private_tempdir();
+    let more = format!(
+        "sslmode=verify-full sslrootcert='{}' sslcrldir='{}'",
+        authority.root(),
+        dir.path().display()
+    );
+    // A name that OpenSSL would not look for.
+    std::fs::write(dir.path().join("list.pem"), &list).unwrap();
+    let (_listener, port) = listen().await;
+    let error = connect_named("db.test", port, &more).await.unwrap_err();
+    assert!(error.to_string().contains("openssl rehash"), "{error}");
+
+    std::fs::rename(dir.path().join("list.pem"), dir.path().join("0123abcd.r0")).unwrap();
+    let (port, server) = serve_tls(good.acceptor(&[])).await;
+    connect_named("db.test", port, &more).await.unwrap();
+    assert!(server.await.unwrap());
+    let (port, _server) = serve_tls(bad.acceptor(&[])).await;
+    let error = connect_named("db.test", port, &more).await.unwrap_err();
+    assert!(error.to_string().contains("Revoked"), "{error}");
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {
