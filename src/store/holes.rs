@@ -5,17 +5,20 @@
 //! loudly, and filled by whoever finds its WAL elsewhere, before consumers meet it.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use walrelay_proto::{SegNo, SegSize, WalError, WalFileName, WalIdentity, WalVerifier};
+use walrelay_proto::{SegNo, WalError, WalFileName, WalIdentity, WalVerifier};
 
 use super::path::WalPath;
 use super::{Identity, Store, dir, lock};
 
 /// Names that [`Store::missing_segments`] gives at most; more when these are filled.
 const MOST: usize = 4096;
+/// What is verified and written at a time, bytes.
+const PIECE: usize = 1 << 20;
 
 /// A missing segment cannot be filled with what was given.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +26,13 @@ pub enum FillError {
     /// It is here, or nobody needs it.
     #[error("WAL segment {0} is not missing")]
     NotMissing(String),
-    /// It is not as long as a segment.
-    #[error("WAL segment {file} is {found} bytes long, expected {expected}")]
+    /// It ended too early.
+    #[error("WAL segment {file} ended after {found} bytes, expected {expected}")]
     Length {
         /// The segment.
         file: String,
         /// Bytes given.
-        found: usize,
+        found: u64,
         /// Bytes of a segment.
         expected: u64,
     },
@@ -64,31 +67,29 @@ impl Store {
         Ok(names.take(MOST).collect())
     }
 
-    /// Puts a missing segment in its place, durably: `wal` is all of it. It is verified as WAL of this cluster that
-    /// goes on where the segment before ends and leads to the one behind, as far as those are here. Waits for the
-    /// disk.
-    pub fn fill_segment(&self, name: WalFileName, wal: &[u8]) -> Result<(), FillError> {
+    /// Puts a missing segment in its place, durably, piece by piece as `wal` brings it: all of it and nothing more is read.
+    /// It is verified as WAL of this cluster that goes on where the segment before ends and leads to the one behind, as
+    /// far as those are here, before it gets its name. Waits for the disk, and for `wal`.
+    pub fn fill_segment(&self, name: WalFileName, wal: &mut dyn Read) -> Result<(), FillError> {
         let file = self.file_name(name);
-        let io = |source| FillError::Io { file: file.clone(), source };
         if self.has_failed() {
             return Err(FillError::Failed);
         }
         // One at a time: a fill that hangs on the disk may come after it was given up.
         let _filling = lock(&self.filling);
-        let now = self.wal_path_now().map_err(io)?;
+        let now = self.wal_path_now().map_err(|source| FillError::Io { file: file.clone(), source })?;
         let missing = |path: &WalPath| self.holes(path).iter().any(|hole| hole.contains(&name.segno));
         let Some((path, identity)) =
             now.filter(|(path, _)| missing(path) && path.name_of(name.segno) == name)
         else {
             return Err(FillError::NotMissing(file));
         };
-        let size = identity.seg_size;
-        if wal.len() as u64 != size.bytes() {
-            return Err(FillError::Length { file, found: wal.len(), expected: size.bytes() });
+        let temporary = self.dir.new_file(&format!("fill.{file}"));
+        let filled = Filling { store: self, path, identity, name }.run(wal, &temporary);
+        if filled.is_err() {
+            let _ = fs::remove_file(&temporary);
         }
-        self.check_fit(&path, identity, name, wal)
-            .map_err(|source| FillError::Invalid { file: file.clone(), source })?;
-        self.put_in_place(name, size, wal).map_err(io)?;
+        filled?;
         if let Err(error) = self.dir.sync_wal_dir() {
             self.fail_sync(&format!("could not sync pg_wal for WAL segment {file}"), &error);
             return Err(FillError::Failed);
@@ -96,58 +97,6 @@ impl Store {
         tracing::info!("missing WAL segment {file} is here again");
         self.files.send_modify(|step| *step += 1);
         Ok(())
-    }
-
-    /// Under a name of its own until it is durable: a finished segment is, by its name.
-    fn put_in_place(&self, name: WalFileName, size: SegSize, wal: &[u8]) -> io::Result<()> {
-        let temporary = self.dir.new_file(&format!("fill.{}", name.format(size)));
-        let made = dir::preallocate(&temporary, size).and_then(|new| {
-            new.write_all_at(wal, 0)?;
-            new.sync_data()?;
-            fs::rename(&temporary, self.dir.segment(name, size))
-        });
-        if made.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        made
-    }
-
-    /// Verifies the segment together with its neighbours.
-    fn check_fit(
-        &self,
-        path: &WalPath,
-        identity: Identity,
-        name: WalFileName,
-        wal: &[u8],
-    ) -> Result<(), WalError> {
-        let Identity { system_id, seg_size } = identity;
-        let before = name.segno.prev().and_then(|before| self.content(path, seg_size, before));
-        let behind = self.content(path, seg_size, name.segno.next());
-        let first = if before.is_some() { name.segno.prev().unwrap_or(name.segno) } else { name.segno };
-        let id = WalIdentity { system_id, seg_size };
-        let mut verifier = WalVerifier::at_segment_start(id, path.history().tli(), first.start(seg_size));
-        verifier.accept_any_padding(true);
-        [before.as_deref(), Some(wal), behind.as_deref()]
-            .into_iter()
-            .flatten()
-            .try_for_each(|wal| verifier.push(wal))
-    }
-
-    /// What is final of a segment that is here; `None` if it cannot be read.
-    fn content(&self, path: &WalPath, size: SegSize, segno: SegNo) -> Option<Vec<u8>> {
-        let found = path.file_for(segno)?;
-        let len = match found.partial {
-            false => size.bytes(),
-            true => self.mapped_segment(found.name.tli, segno)?.published(),
-        };
-        let path = if found.partial {
-            self.dir.partial(found.name, size)
-        } else {
-            self.dir.segment(found.name, size)
-        };
-        let mut content = vec![0; len as usize];
-        File::open(path).and_then(|file| file.read_exact_at(&mut content, 0)).ok()?;
-        Some(content)
     }
 
     /// Says which WAL is missing. To be called when it is known whether an archive can be read back.
@@ -197,6 +146,99 @@ impl Store {
 
     fn file_name(&self, name: WalFileName) -> String {
         self.identity().map_or_else(|| format!("{name:?}"), |identity| name.format(identity.seg_size))
+    }
+}
+
+/// A hole that is being filled.
+struct Filling<'a> {
+    store: &'a Store,
+    path: WalPath,
+    identity: Identity,
+    name: WalFileName,
+}
+
+impl Filling<'_> {
+    /// Under a name of its own until it is durable: a finished segment is, by its name.
+    fn run(&self, wal: &mut dyn Read, temporary: &Path) -> Result<(), FillError> {
+        let (name, size) = (self.name, self.identity.seg_size);
+        let mut verifier = self.verifier_before()?;
+        let new = dir::preallocate(temporary, size).map_err(self.io())?;
+        let (mut piece, mut found) = (vec![0; PIECE], 0);
+        while found < size.bytes() {
+            let room = piece.len().min((size.bytes() - found) as usize);
+            match wal.read(&mut piece[..room]) {
+                Ok(0) => {
+                    let (file, expected) = (self.file(), size.bytes());
+                    return Err(FillError::Length { file, found, expected });
+                }
+                Ok(len) => {
+                    verifier.push(&piece[..len]).map_err(self.invalid())?;
+                    new.write_all_at(&piece[..len], found).map_err(self.io())?;
+                    found += len as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.io()(error)),
+            }
+        }
+        self.push_content(&mut verifier, name.segno.next())?;
+        new.sync_data().map_err(self.io())?;
+        fs::rename(temporary, self.store.dir.segment(name, size)).map_err(self.io())
+    }
+
+    /// Stands at the segment's start, behind the one before it if that is here.
+    fn verifier_before(&self) -> Result<WalVerifier, FillError> {
+        let Identity { system_id, seg_size } = self.identity;
+        let (id, tli) = (WalIdentity { system_id, seg_size }, self.path.history().tli());
+        let at = |segno: SegNo| {
+            let mut verifier = WalVerifier::at_segment_start(id, tli, segno.start(seg_size));
+            verifier.accept_any_padding(true);
+            verifier
+        };
+        if let Some(before) = self.name.segno.prev() {
+            let mut verifier = at(before);
+            if self.push_content(&mut verifier, before)? {
+                return Ok(verifier);
+            }
+        }
+        Ok(at(self.name.segno))
+    }
+
+    /// Verifies what is final of a segment that is here; whether that was all of it. One that cannot be read says
+    /// nothing.
+    fn push_content(&self, verifier: &mut WalVerifier, segno: SegNo) -> Result<bool, FillError> {
+        let (dir, size) = (&self.store.dir, self.identity.seg_size);
+        let Some(found) = self.path.file_for(segno) else { return Ok(false) };
+        let (path, len) = match found.partial {
+            false => (dir.segment(found.name, size), size.bytes()),
+            true => {
+                let segment = self.store.mapped_segment(found.name.tli, segno);
+                (dir.partial(found.name, size), segment.map_or(0, |segment| segment.published()))
+            }
+        };
+        let Ok(file) = File::open(path) else { return Ok(false) };
+        let mut piece = vec![0; PIECE];
+        for at in (0..len).step_by(PIECE) {
+            let piece = &mut piece[..PIECE.min((len - at) as usize)];
+            if file.read_exact_at(piece, at).is_err() {
+                return Ok(false);
+            }
+            verifier.push(piece).map_err(self.invalid())?;
+        }
+        Ok(len == size.bytes())
+    }
+
+    fn file(&self) -> String {
+        self.name.format(self.identity.seg_size)
+    }
+
+    fn io(&self) -> impl Fn(io::Error) -> FillError + use<> {
+        let file = self.file();
+        move |source| FillError::Io { file: file.clone(), source }
+    }
+
+    fn invalid(&self) -> impl Fn(WalError) -> FillError + use<> {
+        let file = self.file();
+        move |source| FillError::Invalid { file: file.clone(), source }
     }
 }
 

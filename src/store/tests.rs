@@ -1,6 +1,7 @@
 //! The store as a whole: what was appended is there, durable, and there again after a crash.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -493,21 +494,31 @@ fn holes_are_found_and_filled_with_what_fits() {
     assert_eq!(store.tip().unwrap().flush_lsn, end, "what was confirmed stays confirmed");
     assert_eq!(store.missing_segments().unwrap(), [name(4), name(6)]);
     let content = |segment: u64| &wal.bytes()[((segment - 3) * SEG) as usize..((segment - 2) * SEG) as usize];
+    let fill = |name, mut wal: &[u8]| store.fill_segment(name, &mut wal);
     let mut other = generator(19);
     other.fill(5_500_000);
     let strange = &other.bytes()[SEG as usize..2 * SEG as usize];
-    assert!(matches!(store.fill_segment(name(4), strange), Err(FillError::Invalid { .. })));
-    assert!(matches!(store.fill_segment(name(4), content(6)), Err(FillError::Invalid { .. })));
-    assert!(matches!(store.fill_segment(name(4), &content(4)[1..]), Err(FillError::Length { .. })));
+    assert!(matches!(fill(name(4), strange), Err(FillError::Invalid { .. })));
+    assert!(matches!(fill(name(4), content(6)), Err(FillError::Invalid { .. })));
+    assert!(matches!(fill(name(4), &content(4)[..500_000]), Err(FillError::Length { .. })));
     let second = WalFileName::new(TimelineId::new(2).unwrap(), SegNo::new(4));
     for not_missing in [name(5), name(2), name(8), second] {
-        let error = store.fill_segment(not_missing, content(5)).unwrap_err();
+        let error = fill(not_missing, content(5)).unwrap_err();
         assert!(matches!(error, FillError::NotMissing(_)), "{error}");
     }
     assert_eq!(store.missing_segments().unwrap(), [name(4), name(6)]);
-    store.fill_segment(name(4), content(4)).unwrap();
+    fill(name(4), content(4)).unwrap();
     assert_eq!(store.missing_segments().unwrap(), [name(6)]);
-    store.fill_segment(name(6), content(6)).unwrap();
+    let mut more = [content(6), content(7)].concat();
+    // Neither in one piece, nor all that comes is this segment's.
+    let mut pieces = io::Cursor::new(&mut more[..300_000 + SEG as usize]).take(u64::MAX);
+    store.fill_segment(name(6), &mut pieces).unwrap();
+    assert_eq!(pieces.into_inner().position(), SEG);
+    let left =
+        store.wal_path("").read_dir().unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("walrelay-new")
+        });
+    assert_eq!(left.count(), 0);
     assert!(store.missing_segments().unwrap().is_empty());
     assert!(read_back(store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
 }

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
@@ -26,6 +28,8 @@ use crate::store::{FillError, Identity, Store, StoreError};
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// What did not work for a reason that may pass is tried again after so long.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// Messages that may wait for the disk.
+const PIECES: usize = 8;
 
 /// Missing segments could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +47,7 @@ enum RefillError {
     #[error(transparent)]
     Fill(#[from] FillError),
     #[error("could not look for missing WAL segments: {0}")]
-    Look(std::io::Error),
+    Look(io::Error),
 }
 
 impl RefillError {
@@ -154,10 +158,9 @@ async fn fill_run(
         Ok(conn)
     };
     let mut conn = opened.await.map_err(|error| (first, error))?;
-    let mut received = Received { next: first.segno.start(seg_size), wal: Vec::new() };
+    let mut received = Received { next: first.segno.start(seg_size), rest: Bytes::new() };
     for name in run {
-        let wal = received.segment(&mut conn, seg_size).await.map_err(|error| (*name, error))?;
-        fill(store, *name, wal).await.map_err(|error| (*name, error))?;
+        received.segment(&mut conn, store, *name, seg_size).await.map_err(|error| (*name, error))?;
     }
     Ok(())
 }
@@ -165,37 +168,98 @@ async fn fill_run(
 /// What a stream has brought and no segment was made of yet.
 struct Received {
     next: Lsn,
-    wal: Vec<u8>,
+    rest: Bytes,
 }
 
 impl Received {
+    /// Has one segment stored while it comes: what is on its way to the disk is a few messages.
     async fn segment(
         &mut self,
         conn: &mut UpstreamConnection,
+        store: &Arc<Store>,
+        name: WalFileName,
         size: SegSize,
-    ) -> Result<Vec<u8>, RefillError> {
-        while (self.wal.len() as u64) < size.bytes() {
+    ) -> Result<(), RefillError> {
+        let (pieces, wal) = mpsc::channel(PIECES);
+        let filling = fill(store, name, wal);
+        tokio::pin!(filling);
+        let sending = self.send(conn, pieces, size);
+        // A disk that does not take it ends both; what it says counts.
+        let sent = tokio::select! {
+            filled = &mut filling => return filled,
+            sent = sending => sent,
+        };
+        let filled = filling.await;
+        sent.and(filled)
+    }
+
+    async fn send(
+        &mut self,
+        conn: &mut UpstreamConnection,
+        pieces: mpsc::Sender<Bytes>,
+        size: SegSize,
+    ) -> Result<(), RefillError> {
+        let mut left = size.bytes();
+        while left > 0 {
+            if self.rest.is_empty() {
+                self.rest = self.next_wal(conn).await?;
+            }
+            // Messages may reach over a segment's end.
+            let len = (self.rest.len() as u64).min(left);
+            left -= len;
+            // Nobody takes it any more: whoever did says why.
+            if pieces.send(self.rest.split_to(len as usize)).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn next_wal(&mut self, conn: &mut UpstreamConnection) -> Result<Bytes, RefillError> {
+        loop {
             let (kind, body) = seam::next_message(conn).await?;
             match kind {
                 b'd' => {
-                    let Some((_, bytes)) = seam::xlog_data(&body, self.next)? else { continue };
-                    self.next = self.next.advance(bytes.len() as u64);
-                    self.wal.extend_from_slice(bytes);
+                    let Some((_, wal)) = seam::xlog_data(&body, self.next)? else { continue };
+                    self.next = self.next.advance(wal.len() as u64);
+                    return Ok(body.slice_ref(wal));
                 }
                 b'E' => return Err(QueryError::Server(server_error(body)).into()),
                 b'c' | b'Z' => return Err(RefillError::Ended),
                 _ => {}
             }
         }
-        // Messages may reach over a segment's end.
-        let beyond = self.wal.split_off(size.bytes() as usize);
-        Ok(std::mem::replace(&mut self.wal, beyond))
     }
 }
 
-async fn fill(store: &Arc<Store>, name: WalFileName, wal: Vec<u8>) -> Result<(), RefillError> {
+/// What a stream brings, for a thread that may wait for it; it ends where the stream does.
+struct Pieces {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let len = self.piece.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.piece.split_to(len));
+        Ok(len)
+    }
+}
+
+async fn fill(
+    store: &Arc<Store>,
+    name: WalFileName,
+    pieces: mpsc::Receiver<Bytes>,
+) -> Result<(), RefillError> {
     let store = store.clone();
-    let filled = tokio::task::spawn_blocking(move || store.fill_segment(name, &wal)).await;
+    let mut wal = Pieces { pieces, piece: Bytes::new() };
+    let filled = tokio::task::spawn_blocking(move || store.fill_segment(name, &mut wal)).await;
     match filled {
         Ok(Ok(()) | Err(FillError::NotMissing(_))) => Ok(()),
         Ok(Err(error)) => Err(error.into()),
@@ -203,7 +267,7 @@ async fn fill(store: &Arc<Store>, name: WalFileName, wal: Vec<u8>) -> Result<(),
     }
 }
 
-fn server_error(body: bytes::Bytes) -> ServerError {
+fn server_error(body: Bytes) -> ServerError {
     message::server_error(body).unwrap_or_default()
 }
 

@@ -70,7 +70,7 @@ fn the_first_segment_of_a_timeline_is_missed_although_its_predecessor_has_one_of
             if in_order { opened.stop() } else { opened.crash() }
         }
         let opened = Opened::open(dir.path());
-        opened.store.fill_segment(name(2, 4), content(&wal, 4)).unwrap();
+        opened.store.fill_segment(name(2, 4), &mut content(&wal, 4)).unwrap();
         assert!(opened.store.missing_segments().unwrap().is_empty());
         assert_eq!(opened.store.oldest(), Some(START));
         let from = 4 * SEG;
@@ -114,7 +114,7 @@ fn what_lies_behind_a_hole_and_is_finished_stays() {
     let opened = Opened::open(dir.path());
     assert_eq!(opened.store.tip().unwrap().flush_lsn, last_end(&wal));
     assert_eq!(opened.store.missing_segments().unwrap(), [name(1, 5)]);
-    opened.store.fill_segment(name(1, 5), content(&wal, 5)).unwrap();
+    opened.store.fill_segment(name(1, 5), &mut content(&wal, 5)).unwrap();
     let to = last_end(&wal);
     assert!(read_back(&opened.store, TimelineId::FIRST, to) == wal.bytes()[..to.since(START) as usize]);
 }
@@ -192,4 +192,62 @@ fn without_a_file_of_the_followed_timeline_its_last_ancestor_is_followed() {
     opened.writer.switch_timeline(history).unwrap();
     opened.append(fork, &wal.bytes()[fork.since(START) as usize..]);
     opened.wait_flushed(last_end(&wal));
+}
+
+/// What was given up may still hang on the disk when the next one comes with the same segment.
+#[test]
+fn a_hole_is_filled_once_however_many_fill_it() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(35);
+    wal.fill(3_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 5, "").exists());
+    fs::remove_file(path(dir.path(), 1, 4, "")).unwrap();
+    let store = &opened.store;
+    let start = std::sync::Barrier::new(4);
+    let filled = std::thread::scope(|threads| {
+        let fill = || {
+            start.wait();
+            store.fill_segment(name(1, 4), &mut content(&wal, 4))
+        };
+        let all: Vec<_> = (0..4).map(|_| threads.spawn(fill)).collect();
+        all.into_iter()
+            .map(|one| one.join().unwrap())
+            .filter(|filled| match filled {
+                Ok(()) => true,
+                Err(error) => !matches!(error, FillError::NotMissing(_)),
+            })
+            .collect::<Vec<_>>()
+    });
+    assert!(matches!(filled[..], [Ok(())]), "{filled:?}");
+    assert!(fs::read(path(dir.path(), 1, 4, "")).unwrap() == content(&wal, 4));
+}
+
+/// A source that fails in the middle leaves the hole, and nothing else.
+#[test]
+fn a_fill_that_breaks_off_leaves_the_hole() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(36);
+    wal.fill(3_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 5, "").exists());
+    fs::remove_file(path(dir.path(), 1, 4, "")).unwrap();
+    let files = || {
+        let mut names: Vec<_> =
+            dir.path().join("pg_wal").read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = files();
+    let mut torn = content(&wal, 4).to_vec();
+    torn[900_000] ^= 1;
+    for (source, expected) in
+        [(&content(&wal, 4)[..600_000], "ended after 600000 bytes"), (&torn, "does not belong")]
+    {
+        let error = opened.store.fill_segment(name(1, 4), &mut &source[..]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!((files(), opened.store.missing_segments().unwrap()), (before.clone(), vec![name(1, 4)]));
+    }
 }
