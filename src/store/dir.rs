@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
-use super::{StoreError, ownership};
+use super::{StoreError, ownership, steps};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -161,6 +161,7 @@ impl DataDir {
         });
         let to = free.into_iter().find(|to| !to.exists()).unwrap_or_else(|| aside.join(&*name));
         fs::rename(path, &to)?;
+        steps::taken();
         File::open(&aside)?.sync_all()?;
         self.sync_wal_dir()?;
         Ok(to)
@@ -213,7 +214,9 @@ impl DataDir {
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
+        steps::taken();
         fs::rename(&temporary, self.history(tli))?;
+        steps::taken();
         self.sync_wal_dir()
     }
 

@@ -36,6 +36,7 @@ mod segments;
 mod senders;
 mod slots;
 mod state_file;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod trouble;

@@ -29,7 +29,7 @@ use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalIdent
 use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
 use super::path::WalPath;
-use super::{Identity, StoreError, TimelinePosition, dir};
+use super::{Identity, StoreError, TimelinePosition, dir, steps};
 
 /// Finished segments of which a crash may have left the names in memory only: the flusher syncs them in turns.
 const RENAMED: usize = 16;
@@ -329,10 +329,14 @@ impl Scan<'_> {
         let copied = dir::preallocate(&copy, size).and_then(|new| {
             copy_bytes(&File::open(&path)?, &new, len)?;
             new.sync_data()?;
+            steps::taken();
             fs::rename(&copy, &path)
         });
         match copied {
-            Ok(()) => self.dir.sync_wal_dir(),
+            Ok(()) => {
+                steps::taken();
+                self.dir.sync_wal_dir()
+            }
             Err(error) => {
                 let _ = fs::remove_file(&copy);
                 if !is_full(&error) {
@@ -399,6 +403,7 @@ impl Scan<'_> {
             let path = self.path_of(found);
             fs::rename(&path, self.dir.segment(found.name, size))
                 .map_err(failed("could not finish WAL segment", path))?;
+            steps::taken();
         }
         match end.error {
             Some(_) => self.remove_partials_from(tail.next())?,
@@ -422,6 +427,7 @@ impl Scan<'_> {
             let path = self.path_of(found);
             fs::rename(&path, self.path_of(unfinished))
                 .map_err(failed("could not go on in finished WAL segment", path))?;
+            steps::taken();
         }
         Ok(unfinished)
     }
@@ -454,6 +460,7 @@ impl Scan<'_> {
             if found.partial && found.name.segno >= from && found.name.tli == tli {
                 let path = self.path_of(*found);
                 fs::remove_file(&path).map_err(failed("could not remove WAL segment", path))?;
+                steps::taken();
             }
         }
         Ok(())

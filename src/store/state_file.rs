@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::lock;
+use super::{lock, steps};
 
 /// Files are multiples of this long: a block of nearly every file system.
 const BLOCK: usize = 4096;
@@ -143,6 +143,7 @@ impl StateFile {
             self.spare = Some(spare);
             return Err(error);
         }
+        steps::taken();
         self.swap(dir, spare)?;
         if self.is_short_of(content.len()) {
             match Room::make(dir, &self.spare_name(), content.len()) {
@@ -174,6 +175,7 @@ impl StateFile {
                 None
             }
         };
+        steps::taken();
         // After an error nobody knows which of them has the name on the disk, and neither is written to again.
         dir.sync_all()?;
         self.spare = old;

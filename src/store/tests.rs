@@ -12,6 +12,7 @@ use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 
 use super::*;
 
+mod going_back;
 mod lost_files;
 
 const SEG: u64 = 1 << 20;

@@ -24,7 +24,7 @@ use super::mapped::Segment;
 use super::recovery::{self, Recovered};
 use super::slots::Pin;
 use super::trouble::Trouble;
-use super::{Identity, Store, StoreError, TimelinePosition, dir, lock};
+use super::{Identity, Store, StoreError, TimelinePosition, dir, lock, steps};
 
 /// WAL was not taken. Nothing that was published before is affected.
 #[derive(Debug, thiserror::Error)]
@@ -595,11 +595,13 @@ impl Stream {
         let name = WalFileName::new(tli, segno);
         let temporary = store.dir.new_file(&name.format(size));
         let segment = self.make_segment(store, &temporary, name, head).and_then(|segment| {
+            steps::taken();
             let renamed = std::fs::rename(&temporary, store.dir.partial(name, size));
             renamed.map(|()| segment).map_err(self.disk("name", name))
         });
         // All of it is thrown away, a failed sync of the head included: the next attempt has another file.
         let segment = segment.inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
+        steps::taken();
         let segment = Arc::new(segment);
         store.segments.insert(&segment);
         Ok(segment)
