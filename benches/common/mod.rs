@@ -65,8 +65,9 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");
-    let access =
-        SharedAccess::new(Access { hba, users: Users::default(), idents: Idents::default(), tls: None });
+    // Without an upstream it is the only way to be known.
+    let users = Users::parse(Path::new("users"), "\"bench\" \"\"").expect("one valid line");
+    let access = SharedAccess::new(Access { hba, users, idents: Idents::default(), tls: None });
     let (gateway, ended) = (no_upstream(&store), CancellationToken::new());
     let bound = Downstream::bind(config, Arc::new(access), store, gateway, ended).await;
     bound.expect("a free port")

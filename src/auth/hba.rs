@@ -1,8 +1,11 @@
 //! Host-based authentication: `pg_hba.conf` (PostgreSQL: `hba.c`).
 //!
 //! The syntax is PostgreSQL's, quotes, lists, regular expressions, continuation lines and includes too. What
-//! walrelay cannot decide (host names, groups, methods it does not have) is an error that names the line: a line that
-//! were skipped could be the one that keeps somebody out.
+//! walrelay cannot decide (methods it does not have) is an error that names the line: a line that were skipped could be
+//! the one that keeps somebody out.
+//!
+//! What a line wants to know and only others can say, the client's host name and the user's memberships, is a [`Fact`]
+//! that the search asks for when a line depends on it. Nothing is looked up here.
 
 mod address;
 mod ident;
@@ -68,6 +71,70 @@ pub enum ClientName {
     DistinguishedName,
 }
 
+/// What lines may depend on that has to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fact {
+    /// The client's host name.
+    HostName,
+    /// What roles the user belongs to.
+    Membership,
+}
+
+/// What is known of those; `None` if it was not asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The name of the client's address, if a look-up of the name leads back to the address.
+    pub host_name: Option<Option<String>>,
+    /// The roles that the user belongs to, itself among them; none for a role that does not exist.
+    pub member_of: Option<Vec<String>>,
+}
+
+/// What a search has found.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'a> {
+    /// The first line that fits.
+    Rule(&'a Rule),
+    /// No line fits.
+    Nothing,
+    /// It depends; to be repeated with what was asked for.
+    Unknown(Fact),
+}
+
+/// Whether something fits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Yes,
+    No,
+    Unknown(Fact),
+}
+
+impl From<bool> for Verdict {
+    fn from(fits: bool) -> Verdict {
+        if fits { Verdict::Yes } else { Verdict::No }
+    }
+}
+
+impl Verdict {
+    /// One is enough.
+    fn any(all: impl Iterator<Item = Verdict>) -> Verdict {
+        let mut verdict = Verdict::No;
+        for one in all {
+            match one {
+                Verdict::Yes => return Verdict::Yes,
+                Verdict::Unknown(_) if verdict == Verdict::No => verdict = one,
+                Verdict::Unknown(_) | Verdict::No => {}
+            }
+        }
+        verdict
+    }
+
+    /// All are needed. One that does not fit spares the questions of the others.
+    fn all(all: &[Verdict]) -> Verdict {
+        let unknown = all.iter().find(|one| matches!(one, Verdict::Unknown(_)));
+        if all.contains(&Verdict::No) { Verdict::No } else { unknown.copied().unwrap_or(Verdict::Yes) }
+    }
+}
+
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -78,6 +145,8 @@ pub struct Rule {
     method: Method,
     options: Options,
     place: Place,
+    /// What people may not mean by it.
+    doubt: Option<String>,
 }
 
 /// What stands behind the method.
@@ -110,7 +179,7 @@ enum Transport {
 enum Database {
     All,
     SameUser,
-    /// `samerole`, `samegroup`; of its members only the role itself is known here.
+    /// `samerole`, `samegroup`: the user belongs to the role of the database's name.
     SameRole,
     Replication,
     Name(String),
@@ -121,6 +190,8 @@ enum Database {
 enum User {
     All,
     Name(String),
+    /// `+role`: whoever belongs to it, directly or not; a superuser belongs to nothing by that.
+    Member(String),
     Pattern(Pattern),
 }
 
@@ -240,7 +311,8 @@ impl Hba {
     /// # Errors
     /// A line wants certificates and there is nothing to check them against.
     pub fn check_tls(&self, verifies_clients: Option<bool>) -> Result<Vec<String>, HbaError> {
-        let mut warnings = Vec::new();
+        let doubts = self.rules.iter().filter_map(|rule| Some((&rule.place, rule.doubt.as_ref()?)));
+        let mut warnings: Vec<_> = doubts.map(|(place, doubt)| format!("{place}: {doubt}")).collect();
         for rule in self.rules.iter().filter(|rule| rule.transport == Transport::HostSsl) {
             if rule.client_cert().is_some() && verifies_clients != Some(true) {
                 return Err(rule.place.error(
@@ -255,8 +327,15 @@ impl Hba {
     }
 
     /// The first line that fits the connection; nobody gets in without one.
-    pub fn find(&self, request: &Request<'_>) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.matches(request))
+    pub fn find(&self, request: &Request<'_>, facts: &Facts) -> Found<'_> {
+        for rule in &self.rules {
+            match rule.matches(request, facts) {
+                Verdict::Yes => return Found::Rule(rule),
+                Verdict::No => {}
+                Verdict::Unknown(fact) => return Found::Unknown(fact),
+            }
+        }
+        Found::Nothing
     }
 }
 
@@ -286,11 +365,13 @@ impl Rule {
         &self.place
     }
 
-    fn matches(&self, request: &Request<'_>) -> bool {
-        self.transport.matches(request)
-            && self.databases.iter().any(|database| database.matches(request))
-            && self.users.iter().any(|user| user.matches(request.user))
-            && request.ip.is_none_or(|ip| self.address.matches(ip))
+    fn matches(&self, request: &Request<'_>, facts: &Facts) -> Verdict {
+        Verdict::all(&[
+            self.transport.matches(request).into(),
+            request.ip.map_or(Verdict::Yes, |ip| self.address.matches(ip, facts)),
+            Verdict::any(self.databases.iter().map(|database| database.matches(request, facts))),
+            Verdict::any(self.users.iter().map(|user| user.matches(request.user, facts))),
+        ])
     }
 }
 
@@ -307,25 +388,49 @@ impl Transport {
 }
 
 impl Database {
-    fn matches(&self, request: &Request<'_>) -> bool {
+    fn matches(&self, request: &Request<'_>, facts: &Facts) -> Verdict {
         match (self, request.target) {
-            (Database::Replication, target) => target == Target::Replication,
-            (_, Target::Replication) => false,
-            (Database::All, _) => true,
-            (Database::SameUser | Database::SameRole, Target::Database(name)) => name == request.user,
-            (Database::Name(wanted), Target::Database(name)) => name == wanted,
-            (Database::Pattern(pattern), Target::Database(name)) => pattern.matches(name),
+            (Database::Replication, target) => (target == Target::Replication).into(),
+            (_, Target::Replication) => Verdict::No,
+            (Database::All, _) => Verdict::Yes,
+            (Database::SameUser, Target::Database(name)) => (name == request.user).into(),
+            (Database::SameRole, Target::Database(name)) => facts.is_member(name),
+            (Database::Name(wanted), Target::Database(name)) => (name == wanted).into(),
+            (Database::Pattern(pattern), Target::Database(name)) => pattern.matches(name).into(),
         }
     }
 }
 
 impl User {
-    fn matches(&self, user: &str) -> bool {
+    fn matches(&self, user: &str, facts: &Facts) -> Verdict {
         match self {
-            User::All => true,
-            User::Name(name) => name == user,
-            User::Pattern(pattern) => pattern.matches(user),
+            User::All => Verdict::Yes,
+            User::Name(name) => (name == user).into(),
+            User::Member(role) => facts.is_member(role),
+            User::Pattern(pattern) => pattern.matches(user).into(),
         }
+    }
+}
+
+impl Facts {
+    /// PG: `is_member`; a role belongs to itself.
+    fn is_member(&self, role: &str) -> Verdict {
+        let known = self.member_of.as_ref();
+        known.map_or(Verdict::Unknown(Fact::Membership), |known| known.iter().any(|it| it == role).into())
+    }
+
+    /// PG: `hostname_match`.
+    fn is_named(&self, pattern: &str) -> Verdict {
+        let Some(known) = &self.host_name else { return Verdict::Unknown(Fact::HostName) };
+        let fits = |name: &str| match pattern.starts_with('.') {
+            true => name
+                .len()
+                .checked_sub(pattern.len())
+                .and_then(|at| name.get(at..))
+                .is_some_and(|end| end.eq_ignore_ascii_case(pattern)),
+            false => name.eq_ignore_ascii_case(pattern),
+        };
+        known.as_deref().is_some_and(fits).into()
     }
 }
 

@@ -52,7 +52,8 @@ impl Secret {
 /// The users of an `--auth-file`.
 #[derive(Clone, Debug, Default)]
 pub struct Users {
-    secrets: HashMap<String, Secret>,
+    /// `None` for a line without a password.
+    secrets: HashMap<String, Option<Secret>>,
     kinds: Kinds,
 }
 
@@ -100,18 +101,19 @@ impl Users {
             if user.is_empty() {
                 return Err(bad("empty user name"));
             }
-            if secrets.insert(user, Secret::classify(&secret)).is_some() {
+            let secret = (!secret.is_empty()).then(|| Secret::classify(&secret));
+            if secrets.insert(user, secret).is_some() {
                 return Err(bad("the user appears for the second time"));
             }
         }
         let mut kinds = Kinds::default();
-        secrets.values().for_each(|secret| kinds.add(secret));
+        secrets.values().flatten().for_each(|secret| kinds.add(secret));
         Ok(Users { secrets, kinds })
     }
 
     /// Whether there are passwords in clear text.
     pub fn has_passwords(&self) -> bool {
-        self.secrets.values().any(|secret| matches!(secret, Secret::Password(_)))
+        self.secrets.values().flatten().any(|secret| matches!(secret, Secret::Password(_)))
     }
 
     /// What their secrets look like.
@@ -119,9 +121,14 @@ impl Users {
         &self.kinds
     }
 
+    /// Whether there is a line for `user`, be it without a password: who is let in by other means may be in the file too.
+    pub fn has(&self, user: &str) -> bool {
+        self.secrets.contains_key(user)
+    }
+
     /// What `user` must know; `None` for strangers and for users without a password.
     pub fn get(&self, user: &str) -> Option<&Secret> {
-        self.secrets.get(user).filter(|secret| !matches!(secret, Secret::Password(text) if text.is_empty()))
+        self.secrets.get(user)?.as_ref()
     }
 }
 
@@ -166,6 +173,8 @@ mod tests {
         assert!(matches!(users.get("scram"), Some(Secret::Scram(_))));
         assert!(matches!(users.get("md5ish"), Some(Secret::Password(_))));
         assert_eq!((users.get("none"), users.get("Plain")), (None, None));
+        assert!(users.has("none") && !users.has("Plain"));
+        assert!(!parse("\"none\" \"\"\n").unwrap().has_passwords());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod authenticate;
 mod failures;
 mod mock;
+mod names;
 mod request;
 
 use std::io;
@@ -24,6 +25,7 @@ use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
 use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate};
 use request::{Kind, StartupRequest};
 
+use authenticate::Authenticated;
 pub(super) use failures::Failures;
 pub(super) use mock::secret as mock_secret;
 
@@ -82,9 +84,10 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     let source = conn.peer().source();
     check_failures(shared, source)?;
     let attempt = shared.failures.attempt(source);
-    let (credentials, role) = authenticate::authenticate(conn, shared, &request).await?;
+    let Authenticated { credentials, role, in_auth_file } =
+        authenticate::authenticate(conn, shared, &request).await?;
     attempt.succeeded();
-    check_role(&request, &role, &shared.store.upstream_parameters())?;
+    check_role(&request, &role, in_auth_file, &shared.store.upstream_parameters())?;
     conn.put(&Authentication::Ok);
     conn.set_phase(Phase::Command);
     Ok(match request.kind {
@@ -96,13 +99,25 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
 }
 
 /// What the upstream would check when the session begins (PostgreSQL: `InitializeSessionUserId`, `InitPostgres`).
-/// What it could never be asked about, the hba file and the user file have decided.
-fn check_role(request: &StartupRequest, role: &Role, upstream: &UpstreamParameters) -> Result<(), PgError> {
+/// Of whom it could never be asked, nobody knows what they may: they receive WAL only by a line of `--auth-file`, not because a
+/// rule lets everybody in.
+fn check_role(
+    request: &StartupRequest,
+    role: &Role,
+    in_auth_file: bool,
+    upstream: &UpstreamParameters,
+) -> Result<(), PgError> {
     if role.absent {
         let text = format!("role \"{}\" does not exist", request.user);
         return Err(PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text));
     }
-    let Some(attributes) = role.attributes else { return Ok(()) };
+    let Some(attributes) = role.attributes else {
+        return if request.kind == Kind::Sql || in_auth_file {
+            Ok(())
+        } else {
+            Err(never_known(&request.user))
+        };
+    };
     if !attributes.can_login {
         let text = format!("role \"{}\" is not permitted to log in", request.user);
         return Err(PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text));
@@ -117,6 +132,13 @@ fn check_role(request: &StartupRequest, role: &Role, upstream: &UpstreamParamete
     let text = "permission denied to start WAL sender";
     let detail = "Only roles with the REPLICATION attribute may start a WAL sender process.";
     Err(PgError::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail))
+}
+
+fn never_known(user: &str) -> PgError {
+    let text = format!("the upstream server cannot be asked for role \"{user}\"");
+    PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text)
+        .with_detail("A role that it could never be asked for receives no WAL.")
+        .with_hint("Let the relay's role connect to the database --auth-dbname, or give the role a line in --auth-file.")
 }
 
 /// The first packet that is no encryption request; each kind of those may be made once (PostgreSQL:

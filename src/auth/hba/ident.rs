@@ -29,6 +29,8 @@ enum SystemUser {
 enum Role {
     All,
     Name(String),
+    /// `+role`: whoever belongs to it.
+    Member(String),
     /// Around `\1`.
     WithGroup(String, String),
     Pattern(Pattern),
@@ -57,19 +59,23 @@ impl Idents {
         Ok(Idents { lines: lines.into_iter().map(mapping).collect::<Result<_, _>>()? })
     }
 
-    /// Whether who is known elsewhere as `system_user` may be `user` here. Without a map the names must be the same.
-    pub fn permit(&self, map: Option<&str>, user: &str, system_user: &str) -> bool {
+    /// Whether who is known elsewhere as `system_user` may be `user` here, who belongs to the roles `member_of`. Without a map the
+    /// names must be the same.
+    pub fn permit(&self, map: Option<&str>, user: &str, member_of: &[String], system_user: &str) -> bool {
         let Some(map) = map.filter(|map| !map.is_empty()) else { return user == system_user };
         let lines = self.lines.iter().filter(|line| line.map == map);
         // A line that cannot be decided ends the search.
-        lines.map(|line| line.permits(user, system_user)).find(|verdict| *verdict != Some(false)).flatten()
+        lines
+            .map(|line| line.permits(user, member_of, system_user))
+            .find(|verdict| *verdict != Some(false))
+            .flatten()
             == Some(true)
     }
 }
 
 impl Mapping {
     /// `None` if the group that the role's name is made of has not taken part in the match.
-    fn permits(&self, user: &str, system_user: &str) -> Option<bool> {
+    fn permits(&self, user: &str, member_of: &[String], system_user: &str) -> Option<bool> {
         let group = match &self.system_user {
             SystemUser::Name(name) if name == system_user => None,
             SystemUser::Name(_) => return Some(false),
@@ -81,6 +87,7 @@ impl Mapping {
         match &self.role {
             Role::All => Some(true),
             Role::Name(name) => Some(name == user),
+            Role::Member(role) => Some(member_of.contains(role)),
             Role::Pattern(pattern) => Some(pattern.matches(user)),
             Role::WithGroup(before, after) => {
                 let group = group?;
@@ -115,11 +122,8 @@ fn role(token: Token, system_user: &SystemUser, place: &Place) -> Result<Role, H
     if token.is_keyword("all") {
         return Ok(Role::All);
     }
-    if !token.quoted && token.text.starts_with('+') {
-        return Err(place.error(format!(
-            "walrelay does not know who belongs to role \"{}\"; write one line for each user",
-            token.text
-        )));
+    if let Some(role) = token.membership() {
+        return Ok(Role::Member(role.to_owned()));
     }
     if let Some(pattern) = token.text.strip_prefix('/') {
         return compiled(pattern, place).map(Role::Pattern);
@@ -161,7 +165,11 @@ mod tests {
     fn maps_permit_what_they_say() {
         let idents = parse(FILE).unwrap();
         let check = |map: &str, system_user: &str, user: &str, expected: bool| {
-            assert_eq!(idents.permit(Some(map), user, system_user), expected, "{map} {system_user} {user}");
+            assert_eq!(
+                idents.permit(Some(map), user, &[], system_user),
+                expected,
+                "{map} {system_user} {user}"
+            );
         };
         check("m", "joe", "joe", true);
         check("m", "joe", "rep user", true);
@@ -181,19 +189,28 @@ mod tests {
     }
 
     #[test]
+    fn a_map_may_name_whoever_belongs_to_a_role() {
+        let idents = parse("m root +dba\nm joe \"+dba\"\n").unwrap();
+        let dba = ["postgres".to_owned(), "dba".to_owned()];
+        assert!(idents.permit(Some("m"), "postgres", &dba, "root"));
+        assert!(!idents.permit(Some("m"), "postgres", &[], "root"));
+        assert!(!idents.permit(Some("m"), "postgres", &dba, "joe"), "a name in quotes");
+    }
+
+    #[test]
     fn without_a_map_the_names_are_the_same() {
         let idents = Idents::default();
         for map in [None, Some("")] {
-            assert!(idents.permit(map, "joe", "joe") && !idents.permit(map, "joe", "Joe"));
+            assert!(idents.permit(map, "joe", &[], "joe") && !idents.permit(map, "joe", &[], "Joe"));
         }
     }
 
     #[test]
     fn a_group_that_has_no_part_ends_the_search() {
         let idents = parse("m /^(a)?b$ \\1\nm b x\n").unwrap();
-        assert!(idents.permit(Some("m"), "a", "ab"));
-        assert!(!idents.permit(Some("m"), "x", "b"));
-        assert!(!idents.permit(Some("m"), "", "b"));
+        assert!(idents.permit(Some("m"), "a", &[], "ab"));
+        assert!(!idents.permit(Some("m"), "x", &[], "b"));
+        assert!(!idents.permit(Some("m"), "", &[], "b"));
     }
 
     #[test]
@@ -207,6 +224,5 @@ mod tests {
         check("m joe,jim x", "multiple values in ident field");
         check("m /( x", "invalid regular expression \"(\"");
         check("m /a \\1", "no subexpression");
-        check("m joe +dba", "does not know who belongs to role \"+dba\"");
     }
 }

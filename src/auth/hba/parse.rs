@@ -1,9 +1,8 @@
 //! One line of `pg_hba.conf` (PostgreSQL: `parse_hba_line`).
 
-use std::net::IpAddr;
 use std::vec;
 
-use super::address::{Address, Network, interface_addresses};
+use super::address::{self, Address, Network};
 use super::pattern::Pattern;
 use super::tokens::{Line, Token};
 use super::{ClientCert, ClientName, Database, HbaError, Method, Options, Place, Rule, Transport, User};
@@ -11,7 +10,7 @@ use super::{ClientCert, ClientName, Database, HbaError, Method, Options, Place, 
 type Result<T> = std::result::Result<T, HbaError>;
 
 pub(super) fn rule(line: Line) -> Result<Rule> {
-    let mut fields = Fields { place: line.place, rest: line.fields.into_iter() };
+    let mut fields = Fields { place: line.place, rest: line.fields.into_iter(), doubt: None };
     let transport = fields.transport()?;
     let databases = fields.next("database specification")?;
     let databases =
@@ -20,13 +19,9 @@ pub(super) fn rule(line: Line) -> Result<Rule> {
     let users = users.into_iter().map(|token| user(token, &fields.place)).collect::<Result<Vec<_>>>()?;
     let address = if transport == Transport::Local { Address::All } else { fields.address()? };
     let method = fields.method(transport)?;
-    if method == Method::Reject && databases.contains(&Database::SameRole) {
-        return Err(fields.place.error(
-            "walrelay does not know who belongs to a role, so \"samerole\" cannot keep anybody out; name the databases",
-        ));
-    }
     let options = fields.options(transport, method)?;
-    Ok(Rule { transport, databases, users, address, method, options, place: fields.place })
+    let doubt = fields.doubt.take();
+    Ok(Rule { transport, databases, users, address, method, options, place: fields.place, doubt })
 }
 
 fn database(token: Token, place: &Place) -> Result<Database> {
@@ -46,13 +41,11 @@ fn user(token: Token, place: &Place) -> Result<User> {
     if let Some(pattern) = pattern(&token, place)? {
         return Ok(User::Pattern(pattern));
     }
-    if !token.quoted && token.text.starts_with('+') {
-        return Err(place.error(format!(
-            "walrelay does not know who belongs to role \"{}\"; list the users, or put them into a file and write @file",
-            token.text
-        )));
-    }
-    Ok(if token.is_keyword("all") { User::All } else { User::Name(token.text) })
+    Ok(match token.membership() {
+        Some(role) => User::Member(role.to_owned()),
+        None if token.is_keyword("all") => User::All,
+        None => User::Name(token.text),
+    })
 }
 
 /// What begins with a slash, in quotes or not (PostgreSQL 16).
@@ -64,6 +57,7 @@ fn pattern(token: &Token, place: &Place) -> Result<Option<Pattern>> {
 struct Fields {
     place: Place,
     rest: vec::IntoIter<Vec<Token>>,
+    doubt: Option<String>,
 }
 
 impl Fields {
@@ -100,38 +94,38 @@ impl Fields {
         let token = self.single("IP address specification")?;
         match token.text.as_str() {
             "all" if !token.quoted => Ok(Address::All),
-            "samehost" if !token.quoted => self.own_addresses(false),
-            "samenet" if !token.quoted => self.own_addresses(true),
-            text => self.network(text).map(Address::Network),
+            "samehost" if !token.quoted => Ok(Address::SameHost),
+            "samenet" if !token.quoted => Ok(Address::SameNet),
+            text => self.network_or_name(text),
         }
     }
 
-    fn own_addresses(&self, whole_net: bool) -> Result<Address> {
-        let addresses = interface_addresses()
-            .map_err(|error| self.place.error(format!("could not list this machine's addresses: {error}")))?;
-        let network = |(address, mask): (IpAddr, IpAddr)| {
-            let width = if address.is_ipv4() { 32 } else { 128 };
-            if whole_net { Network::with_mask(address, mask) } else { Network::with_prefix(address, width) }
-        };
-        Ok(Address::Any(addresses.into_iter().filter_map(network).collect()))
-    }
-
-    fn network(&mut self, text: &str) -> Result<Network> {
-        let (ip, prefix) = text.split_once('/').map_or((text, None), |(ip, prefix)| (ip, Some(prefix)));
-        let Ok(ip) = ip.parse::<IpAddr>() else {
-            return Err(self.place.error(format!(
-                "\"{text}\" is no IP address, and host names are not supported; write an address range such as 192.0.2.0/24"
-            )));
+    fn network_or_name(&mut self, text: &str) -> Result<Address> {
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(ip, prefix)| (ip, Some(prefix)));
+        let invalid = |fields: &Fields| fields.place.error(format!("invalid netmask of address \"{text}\""));
+        let Some(ip) = address::parse(address) else {
+            return match prefix {
+                None => Ok(Address::Name(address.to_owned())),
+                Some(_) => Err(self.place.error(format!(
+                    "specifying both host name and CIDR mask is invalid: \"{text}\"; an address such as 192.0.2.0/24 was expected"
+                ))),
+            };
         };
         let network = match prefix {
             Some(bits) => bits.parse().ok().and_then(|bits| Network::with_prefix(ip, bits)),
             None => {
                 let mask =
                     self.single("netmask specification; write an address range such as 192.0.2.0/24")?;
-                mask.text.parse().ok().and_then(|mask| Network::with_mask(ip, mask))
+                address::parse(&mask.text).and_then(|mask| Network::with_mask(ip, mask))
             }
         };
-        network.ok_or_else(|| self.place.error(format!("invalid netmask of address \"{text}\"")))
+        if ip.is_ipv4() && address.matches('.').count() < 3 {
+            let range = text.strip_prefix(address).unwrap_or_default();
+            self.doubt = Some(format!(
+                "address \"{text}\" is {ip}{range}, as on PostgreSQL; if a network was meant, write all four numbers"
+            ));
+        }
+        network.map(Address::Network).ok_or_else(|| invalid(self))
     }
 
     fn method(&mut self, transport: Transport) -> Result<Method> {

@@ -18,7 +18,17 @@ fn replication<'a>(ip: &str, user: &'a str) -> Request<'a> {
 
 #[track_caller]
 fn check(hba: &Hba, request: Request<'_>, expected: Option<Method>) {
-    assert_eq!(hba.find(&request).map(Rule::method), expected, "{request:?}");
+    assert_eq!(found(hba, request).map(Rule::method), expected, "{request:?}");
+}
+
+/// What is found where nothing has to be asked for.
+#[track_caller]
+fn found<'a>(hba: &'a Hba, request: Request<'_>) -> Option<&'a Rule> {
+    match hba.find(&request, &Facts::default()) {
+        Found::Rule(rule) => Some(rule),
+        Found::Nothing => None,
+        Found::Unknown(fact) => panic!("{fact:?} would have to be known"),
+    }
 }
 
 #[track_caller]
@@ -60,7 +70,7 @@ fn replication_is_a_keyword_unless_quoted() {
     check(&database, request("1.2.3.4", Target::Database("replication"), "u"), Some(Method::Trust));
     let all = parse("host all all all trust").unwrap();
     check(&all, replication("1.2.3.4", "u"), None);
-    let same = parse("host sameuser,samerole all all trust").unwrap();
+    let same = parse("host sameuser all all trust").unwrap();
     check(&same, replication("1.2.3.4", "u"), None);
     check(&same, request("1.2.3.4", Target::Database("u"), "u"), Some(Method::Trust));
     check(&same, request("1.2.3.4", Target::Database("v"), "u"), None);
@@ -70,7 +80,7 @@ fn replication_is_a_keyword_unless_quoted() {
 fn connection_types_without_encryption() {
     let fits = |kind: &str| {
         let hba = parse(&format!("{kind} replication all all trust")).unwrap();
-        hba.find(&replication("1.2.3.4", "u")).is_some()
+        found(&hba, replication("1.2.3.4", "u")).is_some()
     };
     assert!(fits("host") && fits("hostnossl") && fits("hostnogssenc"));
     assert!(!fits("hostssl") && !fits("hostgssenc"));
@@ -143,7 +153,7 @@ fn names_may_be_regular_expressions() {
 fn addresses() {
     let fits = |address: &str, ip: &str| {
         let hba = parse(&format!("host replication all {address} trust")).unwrap();
-        hba.find(&replication(ip, "u")).is_some()
+        found(&hba, replication(ip, "u")).is_some()
     };
     assert!(fits("0.0.0.0/0", "9.9.9.9") && !fits("0.0.0.0/0", "::1"));
     assert!(fits("::/0", "::1") && !fits("::/0", "9.9.9.9"));
@@ -151,6 +161,84 @@ fn addresses() {
     assert!(fits("fe80::1 ffff::", "fe80:2::9") && !fits("fe80::1 ffff::", "fe81::1"));
     assert!(fits("samehost", "127.0.0.1") && !fits("samehost", "127.9.9.9"));
     assert!(fits("samenet", "127.9.9.9"));
+}
+
+#[test]
+fn masks_may_have_holes_and_short_addresses_mean_what_they_mean_to_postgresql() {
+    let hba = parse(
+        "host all all 1.2.3.4 255.0.255.0 trust\nhost all all 10/8 md5\nhost all all 10.0.0.0/8 reject",
+    )
+    .unwrap();
+    let database = |ip| request(ip, Target::Database("x"), "u");
+    check(&hba, database("1.9.3.9"), Some(Method::Trust));
+    check(&hba, database("1.2.4.4"), None);
+    check(&hba, database("0.1.2.3"), Some(Method::Md5));
+    check(&hba, database("10.1.2.3"), Some(Method::Reject));
+    let warnings = hba.check_tls(None).unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("pg_hba.conf:2: address \"10/8\" is 0.0.0.10/8, as on PostgreSQL"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_host_name_is_asked_for_when_a_line_depends_on_it() {
+    let hba = parse(
+        "host other all db.example.com reject\nhost all joe db.example.com trust\nhost all all .example.org md5\nhost all all all reject",
+    )
+    .unwrap();
+    let find = |user: &str, database: &str, name: Option<Option<&str>>| {
+        let facts = Facts { host_name: name.map(|name| name.map(str::to_owned)), ..Facts::default() };
+        match hba.find(&request("192.0.2.1", Target::Database(database), user), &facts) {
+            Found::Rule(rule) => Ok(rule.method()),
+            Found::Unknown(fact) => Err(fact),
+            Found::Nothing => panic!("the last line fits everybody"),
+        }
+    };
+    assert_eq!(find("joe", "x", None), Err(Fact::HostName));
+    assert_eq!(find("joe", "x", Some(None)), Ok(Method::Reject));
+    assert_eq!(find("joe", "x", Some(Some("DB.example.com"))), Ok(Method::Trust));
+    assert_eq!(find("joe", "other", Some(Some("db.example.com"))), Ok(Method::Reject));
+    assert_eq!(find("jim", "x", Some(Some("db.example.com"))), Ok(Method::Reject));
+    assert_eq!(find("jim", "x", Some(Some("a.b.EXAMPLE.org"))), Ok(Method::Md5));
+    for name in ["example.org", "badexample.org.evil", "é.example.orgx"] {
+        assert_eq!(find("jim", "x", Some(Some(name))), Ok(Method::Reject), "{name}");
+    }
+    // Where no line depends on it, nobody is asked.
+    check(&parse("host all all db.example.com trust").unwrap(), replication("192.0.2.1", "u"), None);
+    check(
+        &parse("host all all \"all\" trust\nlocal all all trust").unwrap(),
+        request("local", Target::Database("x"), "u"),
+        Some(Method::Trust),
+    );
+}
+
+#[test]
+fn memberships_are_asked_for_when_a_line_depends_on_them() {
+    let hba = parse("host all +admins 10.0.0.0/8 reject\nhost samerole all all md5\nhost all \"+admins\",x,+staff all trust").unwrap();
+    let find = |ip: &str, user: &str, database: &str, member_of: Option<&[&str]>| {
+        let member_of = member_of.map(|roles| roles.iter().map(|&role| role.to_owned()).collect());
+        match hba
+            .find(&request(ip, Target::Database(database), user), &Facts { member_of, ..Facts::default() })
+        {
+            Found::Rule(rule) => Ok(Some(rule.method())),
+            Found::Nothing => Ok(None),
+            Found::Unknown(fact) => Err(fact),
+        }
+    };
+    assert_eq!(find("10.0.0.1", "joe", "d", None), Err(Fact::Membership));
+    assert_eq!(find("10.0.0.1", "joe", "d", Some(&["joe", "admins"])), Ok(Some(Method::Reject)));
+    assert_eq!(find("10.0.0.1", "joe", "d", Some(&["joe", "staff"])), Ok(Some(Method::Trust)));
+    assert_eq!(find("1.0.0.1", "joe", "staff", Some(&["joe", "staff"])), Ok(Some(Method::Md5)));
+    assert_eq!(
+        find("1.0.0.1", "joe", "joe", Some(&["joe"])),
+        Ok(Some(Method::Md5)),
+        "everybody belongs to themselves"
+    );
+    assert_eq!(find("1.0.0.1", "joe", "d", Some(&[])), Ok(None), "no such role");
+    assert_eq!(find("1.0.0.1", "+admins", "d", Some(&[])), Ok(Some(Method::Trust)), "a name in quotes");
+    assert_eq!(find("1.0.0.1", "x", "d", Some(&[])), Ok(Some(Method::Trust)));
 }
 
 #[test]
@@ -172,15 +260,20 @@ fn what_cannot_be_decided_is_refused_with_its_line() {
     refused("host replication all", "end-of-line before IP address specification");
     refused("host replication all 1.2.3.4", "end-of-line before netmask specification");
     refused("host replication all 1.2.3.4/33 trust", "invalid netmask");
-    refused("host replication all 1.2.3.4 255.0.255.0 trust", "invalid netmask");
+    refused("host replication all 10/33 trust", "invalid netmask of address \"10/33\"");
+    refused(
+        "host replication all db.example.com/24 trust",
+        "specifying both host name and CIDR mask is invalid",
+    );
     refused("host replication all ::1 255.0.0.0 trust", "invalid netmask");
     refused("host replication all 1.2.3.4/32", "end-of-line before authentication method");
     refused("host replication all 1.2.3.4/32,1.2.3.5/32 trust", "multiple values");
-    refused("host replication all db.example.com trust", "host names are not supported");
-    refused("host replication +dba all trust", "list the users");
+    refused(
+        "host replication all db.example.com 255.0.0.0 trust",
+        "invalid authentication method \"255.0.0.0\"",
+    );
     refused("host replication /^r(.*$ all trust", "invalid regular expression \"^r(.*$\"");
     refused("host /\\bx all all trust", "does not read as PostgreSQL does");
-    refused("host samerole all all reject", "samerole");
     refused("host replication all all ldap", "method \"ldap\" is not supported by walrelay");
     refused("host replication all all magic", "invalid authentication method \"magic\"");
     refused("host replication all all peer", "only supported on local sockets");

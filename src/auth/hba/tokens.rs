@@ -19,6 +19,11 @@ pub(super) struct Token {
 }
 
 impl Token {
+    /// The role of `+role`.
+    pub(super) fn membership(&self) -> Option<&str> {
+        self.text.strip_prefix('+').filter(|_| !self.quoted)
+    }
+
     pub(super) fn is_keyword(&self, keyword: &str) -> bool {
         !self.quoted && self.text == keyword
     }

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use pgwire::messages::startup::Authentication;
 use subtle::ConstantTimeEq;
 
-use super::LoginError;
 use super::request::{Kind, StartupRequest};
+use super::{LoginError, names};
 use crate::auth::certificate::ClientCertificate;
-use crate::auth::hba::{ClientCert, ClientName, Hba, Idents, Method, Request, Rule, Target};
+use crate::auth::hba::{
+    ClientCert, ClientName, Fact, Facts, Found, Hba, Idents, Method, Request, Rule, Target,
+};
 use crate::auth::md5;
 use crate::auth::scram::DEFAULT_ITERATIONS;
 use crate::auth::scram::server::{MockSecret, ScramServer, ServerError, ServerSecret, mechanisms};
@@ -21,15 +23,25 @@ use crate::gateway::Role;
 use crate::lane::Lane;
 use crate::wire::{Connection, Peer, PgError, TlsSession, sqlstate};
 
-/// Succeeds when the client is who it says, with what it takes to log in elsewhere in its name and what the upstream
-/// knows of the role; `--auth-file` goes before that. The answer so far waits in the connection.
+/// Who it is.
+pub(super) struct Authenticated {
+    /// What it takes to log in elsewhere in its name.
+    pub(super) credentials: Credentials,
+    /// What the upstream knows of the role.
+    pub(super) role: Role,
+    /// It has a line in `--auth-file`.
+    pub(super) in_auth_file: bool,
+}
+
+/// Succeeds when the client is who it says; of secrets, those of `--auth-file` go before the upstream's. The answer so far waits
+/// in the connection.
 pub(super) async fn authenticate(
     conn: &mut Connection,
     shared: &Arc<Shared>,
     request: &StartupRequest,
-) -> Result<(Credentials, Role), LoginError> {
+) -> Result<Authenticated, LoginError> {
     let access = shared.access.current();
-    let rule = rule(&access.hba, conn, request)?;
+    let rule = rule(&access.hba, conn, shared, request).await?;
     if rule.client_cert().is_some() && certificate(conn).is_none() {
         return Err(refusal("connection requires a valid client certificate".to_owned()).into());
     }
@@ -41,14 +53,14 @@ pub(super) async fn authenticate(
     };
     let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
-        check_certificate(conn, &access.idents, rule, &request.user)?;
+        check_certificate(conn, &access.idents, rule, &request.user, &role)?;
     }
     // An answer that came too late for the beginning counts now.
     let now = roles.current(&request.user);
     if needs_secret(rule.method()) && access.users.get(&request.user).is_none() && now.secret != role.secret {
         return Err(wrong_password(&request.user));
     }
-    Ok((credentials, now))
+    Ok(Authenticated { credentials, role: now, in_auth_file: access.users.has(&request.user) })
 }
 
 fn needs_secret(method: Method) -> bool {
@@ -70,7 +82,7 @@ async fn by_method(
         // PG: a certificate is checked like trust with clientcert=verify-full.
         (Method::Trust | Method::Cert, _) => Ok(Credentials::None),
         (Method::Reject, _) => Err(refusal(rejects(request, conn)).into()),
-        (Method::Peer, _) => peer(conn.peer(), access, rule, user).await.map(|()| Credentials::None),
+        (Method::Peer, _) => peer(conn.peer(), access, rule, user, role).await.map(|()| Credentials::None),
         (Method::Password, secret) => password(conn, user, secret, &stranger).await,
         (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
         (Method::Md5, Some(Secret::Password(password))) => {
@@ -115,31 +127,58 @@ fn certificate(conn: &Connection) -> Option<&ClientCertificate> {
     conn.tls().and_then(TlsSession::client_certificate)
 }
 
-fn rule<'a>(hba: &'a Hba, conn: &Connection, request: &StartupRequest) -> Result<&'a Rule, PgError> {
+/// The line that decides. What it depends on is asked for when a line does: host names, memberships.
+async fn rule<'a>(
+    hba: &'a Hba,
+    conn: &Connection,
+    shared: &Shared,
+    request: &StartupRequest,
+) -> Result<&'a Rule, PgError> {
     let target = match request.kind {
         Kind::Physical => Target::Replication,
         Kind::Sql | Kind::Database => Target::Database(&request.database),
     };
     let ssl = conn.tls().is_some();
     let judged = Request { ip: conn.peer().ip(), ssl, target, user: &request.user };
-    match hba.find(&judged) {
-        Some(rule) => Ok(rule),
-        None if hba.is_builtin() => Err(refusal(no_entry(request, conn)).with_hint(
-            "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
-        )),
-        None => Err(refusal(no_entry(request, conn))),
+    let mut facts = Facts::default();
+    loop {
+        match hba.find(&judged, &facts) {
+            Found::Rule(rule) => return Ok(rule),
+            Found::Nothing if hba.is_builtin() => return Err(refusal(no_entry(request, conn)).with_hint(
+                "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
+            )),
+            Found::Nothing => return Err(refusal(no_entry(request, conn))),
+            Found::Unknown(Fact::HostName) => facts.host_name = Some(names::host_name(judged.ip).await),
+            Found::Unknown(Fact::Membership) => facts.member_of = Some(memberships(conn, shared, &request.user).await?),
+        }
     }
+}
+
+/// Nobody gets past a line of which it is not known whether it is for them.
+async fn memberships(conn: &Connection, shared: &Shared, user: &str) -> Result<Vec<String>, PgError> {
+    let role = shared.gateway.roles().look_up(user, conn.peer().source()).await;
+    role.memberships().ok_or_else(|| {
+        let text = format!("the upstream server cannot be asked which roles \"{user}\" belongs to");
+        PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text)
+    })
 }
 
 /// PG: `CheckCertAuth`. What does not fit is told in the log only; the client learns what it would for a wrong
 /// password.
-fn check_certificate(conn: &Connection, idents: &Idents, rule: &Rule, user: &str) -> Result<(), LoginError> {
+fn check_certificate(
+    conn: &Connection,
+    idents: &Idents,
+    rule: &Rule,
+    user: &str,
+    role: &Role,
+) -> Result<(), LoginError> {
     let name = certificate(conn).and_then(|certificate| match rule.client_name() {
         ClientName::CommonName => certificate.common_name.as_deref(),
         ClientName::DistinguishedName => Some(certificate.distinguished_name.as_str()),
     });
     let name = name.filter(|name| !name.is_empty());
-    if name.is_some_and(|name| idents.permit(rule.map(), user, name)) {
+    let member_of = role.memberships().unwrap_or_default();
+    if name.is_some_and(|name| idents.permit(rule.map(), user, &member_of, name)) {
         return Ok(());
     }
     tracing::info!(peer = %conn.peer(), user, certificate = name, "client certificate is not one of this user's");
@@ -198,14 +237,15 @@ fn wrong_password(user: &str) -> LoginError {
 /// The user database may be on another machine, and hang.
 static USERS: LazyLock<Lane> = LazyLock::new(|| Lane::new("user-names", Duration::from_secs(5)));
 
-async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str) -> Result<(), LoginError> {
+async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str, role: &Role) -> Result<(), LoginError> {
     let Peer::Local { uid: Some(uid) } = peer else { return Err(wrong_peer(user)) };
     let lookup = move || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|found| found.name);
     let name = USERS.run(0, lookup).await.unwrap_or_else(|reason| {
         tracing::warn!(uid, "could not look up a client's name in the user database: {reason}");
         None
     });
-    let permitted = name.is_some_and(|name| access.idents.permit(rule.map(), user, &name));
+    let member_of = role.memberships().unwrap_or_default();
+    let permitted = name.is_some_and(|name| access.idents.permit(rule.map(), user, &member_of, &name));
     if permitted { Ok(()) } else { Err(wrong_peer(user)) }
 }
 

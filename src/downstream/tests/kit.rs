@@ -36,6 +36,8 @@ pub(super) struct Options {
     pub(super) version: &'static str,
     pub(super) hba: &'static str,
     pub(super) users: &'static str,
+    /// What `roles.toml` says.
+    pub(super) roles: &'static str,
     pub(super) max_wal_senders: usize,
     pub(super) max_connections: usize,
     pub(super) max_user_connections: usize,
@@ -57,6 +59,7 @@ impl Default for Options {
             version: "17.10",
             hba: "host all,replication all all trust\nlocal all,replication all trust",
             users: "",
+            roles: "",
             max_wal_senders: 10,
             max_connections: 20,
             max_user_connections: 0,
@@ -105,10 +108,18 @@ fn parameters(version: &str) -> UpstreamParameters {
     }
 }
 
+/// Roles that the tests log in as and no upstream is there to be asked for: a line for each that has none, without a password.
+fn known(users: &str) -> String {
+    let me = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    let roles = ["rep", "a", "trust", "third", "other", "app", "mapped", "ca", "trusted", &me];
+    let missing = roles.iter().filter(|role| !users.contains(&format!("\"{role}\" ")));
+    missing.map(|role| format!("\"{role}\" \"\"\n")).collect()
+}
+
 pub(super) fn access(hba: &str, users: &str) -> Access {
     Access {
         hba: if hba.is_empty() { Hba::builtin() } else { Hba::parse(Path::new("hba"), hba).unwrap() },
-        users: Users::parse(Path::new("users"), users).unwrap(),
+        users: Users::parse(Path::new("users"), &(known(users) + users)).unwrap(),
         idents: Idents::default(),
         tls: None,
     }
@@ -143,6 +154,9 @@ impl Relay {
             let mut flushed = store.flushed();
             let all = |end: &Option<_>| *end == *store.written().borrow();
             tokio::time::timeout(DEADLINE, flushed.wait_for(all)).await.unwrap().unwrap();
+        }
+        if !options.roles.is_empty() {
+            store.replace_state("roles.toml", options.roles).unwrap();
         }
         let sources = options.sources;
         let recall = (!sources.is_empty()).then(|| Recall::start(store.clone(), sources, 0).unwrap());

@@ -420,6 +420,59 @@ async fn peers_are_known_by_their_system_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_nobody_has_ever_known_receives_wal_only_by_a_line_of_the_auth_file() {
+    let hba = "host all,replication all all trust\nlocal all,replication all trust";
+    let relay = Relay::with(Options { hba, users: "\"explicit\" \"\"\n", ..Options::default() }).await;
+    let log_in = async |user: &str, more: &[(&str, &str)]| {
+        let mut client = relay.connect().await;
+        client.start_up(&[&[("user", user)], more].concat()).await;
+        client.until_closed_or_ready().await
+    };
+    let physical = [("replication", "true")];
+    assert_eq!(log_in("explicit", &physical).await, Ok(()));
+    let refused = Err(pair("57P03", "the upstream server cannot be asked for role \"stranger\""));
+    assert_eq!(log_in("stranger", &physical).await, refused);
+    assert_eq!(log_in("stranger", &[("replication", "database"), ("database", "x")]).await, refused);
+    // It may look at the relay, without any right.
+    assert_eq!(log_in("stranger", &[("database", "walrelay")]).await, Ok(()));
+    // What was last known of a role counts.
+    let known = "[roles.standby.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n\
+                 [roles.plain.attributes]\nsuperuser = false\nreplication = false\ncan_login = true\nmonitor = false\n\
+                 [roles.group.attributes]\nsuperuser = false\nreplication = true\ncan_login = false\nmonitor = false\n";
+    let relay = Relay::with(Options { hba, roles: known, ..Options::default() }).await;
+    let log_in = async |user: &str| {
+        let mut client = relay.connect().await;
+        client.start_up(&[("user", user), ("replication", "true")]).await;
+        client.until_closed_or_ready().await
+    };
+    assert_eq!(log_in("standby").await, Ok(()));
+    assert_eq!(log_in("plain").await, Err(pair("42501", "permission denied to start WAL sender")));
+    assert_eq!(log_in("group").await, Err(pair("28000", "role \"group\" is not permitted to log in")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_roles_and_host_names_decide_with_what_is_known() {
+    let hba = "host replication +staff all trust\nhost replication other localhost reject\n";
+    let known = "[roles.standby]\nmember_of = [\"standby\", \"staff\"]\n\
+                 [roles.standby.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n\
+                 [roles.other]\nmember_of = [\"other\"]\n\
+                 [roles.other.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n";
+    let relay = Relay::with(Options { hba, roles: known, ..Options::default() }).await;
+    let log_in = async |user: &str| {
+        let mut client = relay.connect().await;
+        client.start_up(&[("user", user), ("replication", "true")]).await;
+        client.until_closed_or_ready().await
+    };
+    assert_eq!(log_in("standby").await, Ok(()));
+    let text =
+        "pg_hba.conf rejects replication connection for host \"127.0.0.1\", user \"other\", no encryption";
+    assert_eq!(log_in("other").await, Err(pair("28000", text)));
+    // Of whom nobody knows what it belongs to, no line is for certain.
+    let text = "the upstream server cannot be asked which roles \"stranger\" belongs to";
+    assert_eq!(log_in("stranger").await, Err(pair("57P03", text)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_login_is_ended() {
     let hba = "host replication all all scram-sha-256";
     let timeout = Duration::from_millis(50);

@@ -8,9 +8,14 @@ use super::{ANSWER_LIMIT, Attributes, Known};
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::upstream::{Followed, QueryError, QueryResult, UpstreamConnection, connect};
 
-/// Anybody may ask this.
+/// Anybody may ask this. Of memberships all count, whatever their options, and a superuser has none by that (PostgreSQL:
+/// `is_member_of_role_nosuper`).
 const ATTRIBUTES_QUERY: &str = "SELECT rolsuper, rolreplication, rolcanlogin, \
-     pg_catalog.pg_has_role(oid, 'pg_monitor', 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
+     pg_catalog.pg_has_role(oid, 'pg_monitor', 'USAGE'), \
+     (WITH RECURSIVE held (id) AS (SELECT r.oid UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m \
+     JOIN held ON m.member = held.id) SELECT pg_catalog.json_agg(g.rolname)::pg_catalog.text \
+     FROM pg_catalog.pg_roles g JOIN held ON g.oid = held.id) \
+     FROM pg_catalog.pg_roles r WHERE rolname = $1";
 
 /// No new attempt that soon after the upstream could not be asked.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -182,8 +187,9 @@ fn known(
             monitor: flag(3).unwrap_or(false),
         })
     })();
+    let member_of = row.as_ref().and_then(|row| serde_json::from_str(row.get(4)?.as_deref()?).ok());
     let secret = secret.transpose()?.flatten().and_then(|row| row.into_iter().nth(1)?);
-    Ok((attributes.is_some() || secret.is_some()).then_some(Known { secret, attributes }))
+    Ok((attributes.is_some() || secret.is_some()).then_some(Known { secret, attributes, member_of }))
 }
 
 fn first_row(result: QueryResult) -> Row {
@@ -283,8 +289,10 @@ mod tests {
         let mut server = Server { listener, stream: None };
         let names = ["a".to_owned(), "b".to_owned()];
         let attributes = Attributes { superuser: false, replication: true, can_login: true, monitor: false };
-        let known = Known { secret: Some("s".to_owned()), attributes: Some(attributes) };
-        let yes = [result(Some(&["f", "t", "t", "f"])), result(Some(&["a", "s"]))].concat();
+        let member_of = Some(vec!["a".to_owned(), "staff \"x\"".to_owned()]);
+        let known = Known { secret: Some("s".to_owned()), attributes: Some(attributes), member_of };
+        let yes = [result(Some(&["f", "t", "t", "f", r#"["a", "staff \"x\""]"#])), result(Some(&["a", "s"]))]
+            .concat();
         let no = [result(None), result(None)].concat();
 
         let script = async {

@@ -82,8 +82,17 @@ pub struct Role {
     pub secret: Option<Secret>,
     /// What it may do; `None` if the upstream could never be asked.
     pub attributes: Option<Attributes>,
+    /// The roles that it belongs to, itself among them; `None` if the upstream could never be asked.
+    pub member_of: Option<Vec<String>>,
     /// The upstream has been asked, and has no such role.
     pub absent: bool,
+}
+
+impl Role {
+    /// The roles that it belongs to, none if there is no such role; `None` if nobody has ever said.
+    pub fn memberships(&self) -> Option<Vec<String>> {
+        if self.absent { Some(Vec::new()) } else { self.member_of.clone() }
+    }
 }
 
 /// As kept in the file.
@@ -93,6 +102,8 @@ struct Known {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
     attributes: Option<Attributes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    member_of: Option<Vec<String>>,
 }
 
 impl Known {
@@ -101,7 +112,12 @@ impl Known {
     }
 
     fn role(&self) -> Role {
-        Role { secret: self.secret(), attributes: self.attributes, absent: false }
+        Role {
+            secret: self.secret(),
+            attributes: self.attributes,
+            member_of: self.member_of.clone(),
+            absent: false,
+        }
     }
 }
 
@@ -371,12 +387,16 @@ fn save_all(store: &Store, cache: &Mutex<Cache>) {
     }
 }
 
+/// Where the file is damaged, and nothing of what stands there.
+fn damaged(text: &str, error: &toml::de::Error) -> std::io::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    std::io::Error::other(format!("line {} is damaged", before.matches('\n').count() + 1))
+}
+
 /// What an earlier process knew. Secrets only if they are still asked for.
 fn load(store: &Store, with_secrets: bool) -> BTreeMap<String, Known> {
     let saved = store.read_state(FILE).and_then(|text| {
-        // The error would quote the line, and with it a secret.
-        let damaged = |_| std::io::Error::other("it is damaged");
-        let parse = |text: String| toml::from_str::<Saved>(&text).map_err(damaged);
+        let parse = |text: String| toml::from_str::<Saved>(&text).map_err(|error| damaged(&text, &error));
         text.map(parse).transpose()
     });
     let mut roles = match saved {

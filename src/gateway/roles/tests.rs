@@ -51,7 +51,24 @@ impl Answering for Script {
 
 fn known(password: &str) -> Known {
     let attributes = Attributes { superuser: false, replication: true, can_login: true, monitor: false };
-    Known { secret: Some(password.to_owned()), attributes: Some(attributes) }
+    Known { secret: Some(password.to_owned()), attributes: Some(attributes), member_of: None }
+}
+
+#[test]
+fn a_damaged_file_is_told_without_its_content() {
+    let text = "[roles.joe]\nsecret = \"SCRAM-SHA-256$4096:salt$StoredKey:ServerKey\nattributes = 1\n";
+    let error = toml::from_str::<Saved>(text).map(drop).unwrap_err();
+    assert_eq!(damaged(text, &error).to_string(), "line 2 is damaged");
+}
+
+#[test]
+fn what_earlier_versions_have_saved_is_read() {
+    let text =
+        "[roles.joe.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n";
+    let saved: Saved = toml::from_str(text).unwrap();
+    let role = saved.roles["joe"].role();
+    assert!(role.attributes.is_some() && role.memberships().is_none());
+    assert_eq!(Role { absent: true, ..Role::default() }.memberships(), Some(Vec::new()));
 }
 
 struct Fixture {
