@@ -7,21 +7,26 @@
 //! Workers share nothing but the listing: one that waits for its target holds up nobody. All WAL is held until
 //! every worker has said what it needs.
 
+mod control;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
 use super::listing::Listing;
-use super::repository::{ArchiveError, Repository};
+use super::repository::ArchiveError;
 use super::storage::Places;
-use super::target::{Place, Target};
-use super::worker::{Sink, Worker};
+use super::target::Target;
+use super::worker::Sink;
 use crate::parts::{PartEnded, Tasks};
 use crate::store::{ArchivedWal, Store};
+pub use control::{ArchiveControl, Prepared};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -33,8 +38,13 @@ const START_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Archiver {
     tasks: Tasks,
-    stop: CancellationToken,
+    /// Parts that the control starts; as many as there ever were targets.
+    started: mpsc::UnboundedReceiver<Part>,
+    control: Arc<ArchiveControl>,
 }
+
+/// A part to be watched, and its name.
+type Part = (String, BoxFuture<'static, ()>);
 
 /// What one target needs and has.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +63,30 @@ pub(super) struct Floors {
 }
 
 impl Floors {
-    /// Holds everything until all of `names` have a floor.
-    pub(super) fn new(store: Arc<Store>, names: impl Iterator<Item = String>) -> Floors {
-        Floors { store, floors: Mutex::new(names.map(|name| (name, None)).collect()) }
+    pub(super) fn new(store: Arc<Store>) -> Floors {
+        Floors { store, floors: Mutex::default() }
+    }
+
+    /// Holds everything until this target has said what it needs.
+    pub(super) fn expect(&self, name: &str) {
+        lock(&self.floors).insert(name.to_owned(), None);
+        self.store.hold_for_archive(Some(Lsn::INVALID));
     }
 
     pub(super) fn set(&self, name: &str, floor: Floor) {
-        let mut floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut floors = lock(&self.floors);
         floors.insert(name.to_owned(), Some(floor));
+        self.tell(&floors);
+    }
+
+    /// Nothing is held for this target any more.
+    fn remove(&self, name: &str) {
+        let mut floors = lock(&self.floors);
+        floors.remove(name);
+        self.tell(&floors);
+    }
+
+    fn tell(&self, floors: &BTreeMap<String, Option<Floor>>) {
         let hold = floors.values().map(|floor| floor.map_or(Lsn::INVALID, |floor| floor.hold)).min();
         let archived = floors.values().flatten().filter_map(|floor| floor.archived);
         self.store.set_archived(archived.max_by_key(|archived| archived.to));
@@ -74,46 +100,47 @@ impl Archiver {
     ///
     /// Must be called before WAL arrives, because it makes retention wait for the archive.
     pub fn start(store: &Arc<Store>, targets: &[Target], grace: Duration) -> Result<Archiver, ArchiveError> {
-        let stop = CancellationToken::new();
-        let mut archiver = Archiver { tasks: Tasks::default(), stop: stop.clone() };
-        if targets.is_empty() {
-            return Ok(archiver);
-        }
-        let sinks = targets.iter().map(|target| match &target.place {
-            Place::Objects(_) => Repository::open(target).map(Sink::Objects),
-            Place::Command(command) => Ok(Sink::Command(command.clone())),
-        });
-        let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
-        let places = Arc::new(Places::new(store.data_dir()));
-        refuse_wrong_places(targets, &sinks, &places)?;
-        store.hold_for_archive(Some(Lsn::INVALID));
-        let floors = Arc::new(Floors::new(store.clone(), targets.iter().map(|target| target.name.clone())));
-        let (listings, listing) = watch::channel(None);
-        for (target, sink) in targets.iter().zip(sinks) {
-            let (store, places) = (store.clone(), places.clone());
-            let worker = Worker::new(target.clone(), sink, store, floors.clone(), places, listing.clone());
-            let name = format!("worker of archive target \"{}\"", target.name);
-            archiver.tasks.spawn(name, worker.run(stop.clone(), grace));
-        }
-        archiver.tasks.spawn("scanner of pg_wal for the archive", scan(store.clone(), listings, stop));
+        let (starts, started) = mpsc::unbounded_channel();
+        let control = Arc::new(ArchiveControl::new(store, grace, starts));
+        let prepared = control.prepare(targets)?;
+        let mut archiver = Archiver { tasks: Tasks::default(), started, control };
+        archiver.control.apply(prepared);
+        archiver.watch_started();
         Ok(archiver)
     }
 
-    /// Resolves when a worker has ended by itself; never, if there are none. Cancel-safe.
+    /// What changes the targets while the workers run.
+    pub fn control(&self) -> Arc<ArchiveControl> {
+        self.control.clone()
+    }
+
+    fn watch_started(&mut self) {
+        while let Ok((name, part)) = self.started.try_recv() {
+            self.tasks.spawn(name, part);
+        }
+    }
+
+    /// Resolves when a worker has ended by itself; never, if there are none. Workers of new targets start only while this
+    /// is waited for. Cancel-safe.
     pub async fn lost(&mut self) -> PartEnded {
-        self.tasks.lost().await
+        loop {
+            tokio::select! {
+                lost = self.tasks.lost() => return lost,
+                Some((name, part)) = self.started.recv() => self.tasks.spawn(name, part),
+            }
+        }
     }
 
     /// Lets uploads end within the grace time and saves how far the targets have got. A worker that panicked instead.
     /// Cancel-safe.
     pub async fn stop(&mut self) -> Result<(), PartEnded> {
-        self.stop.cancel();
+        self.control.stop.cancel();
         self.tasks.finish().await
     }
 
     /// Tells the workers to stop and does not wait.
     pub fn abandon(&self) {
-        self.stop.cancel();
+        self.control.stop.cancel();
     }
 
     /// The names of workers that have not ended.
@@ -122,17 +149,17 @@ impl Archiver {
     }
 }
 
-/// Has every target's credentials and certificates read again before it is used next.
-pub fn reload() {
-    super::storage::reload();
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Directories that must not be targets end the start, before anything is written to them. One that does not answer, or
+/// Directories that must not be targets are refused before anything is written to them. One that does not answer, or
 /// does not exist yet, is looked at when it is used first.
-fn refuse_wrong_places(targets: &[Target], sinks: &[Sink], places: &Arc<Places>) -> Result<(), ArchiveError> {
+fn refuse_wrong_places(targets: &[(Target, Sink)], data_dir: &Path) -> Result<(), ArchiveError> {
     let (report, answers) = std::sync::mpsc::channel();
+    let places = Arc::new(Places::new(data_dir));
     let mut asked = 0;
-    for (target, sink) in targets.iter().zip(sinks) {
+    for (target, sink) in targets {
         let Sink::Objects(repository) = sink else { continue };
         let (name, storage) = (target.name.clone(), repository.storage().clone());
         let (places, report) = (places.clone(), report.clone());

@@ -9,6 +9,7 @@ use age::x25519::{Identity, Recipient};
 use bytes::Bytes;
 
 use super::limit::{self, HEADER};
+use super::sidecar::Sha256;
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
 
 /// No content is longer than the largest segment.
@@ -145,6 +146,8 @@ pub enum KeyError {
 pub struct Keys {
     recipients: Vec<Recipient>,
     identities: Vec<Identity>,
+    /// Of the file's text.
+    digest: Option<Sha256>,
 }
 
 impl Keys {
@@ -153,7 +156,7 @@ impl Keys {
     pub fn load(path: &Path) -> Result<Keys, KeyError> {
         let fail = |source| KeyError::File { path: path.to_owned(), source };
         let text = read_rules(path).map_err(fail)?;
-        let mut keys = Keys::default();
+        let mut keys = Keys { digest: Some(Sha256::of(text.as_bytes())), ..Keys::default() };
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
@@ -175,6 +178,13 @@ impl Keys {
             true => Err(KeyError::Empty { path: path.to_owned() }),
             false => Ok(keys),
         }
+    }
+}
+
+impl Keys {
+    /// Whether both were read from the same text.
+    pub(super) fn are(&self, other: &Keys) -> bool {
+        self.digest.is_some() && self.digest == other.digest
     }
 }
 
@@ -208,6 +218,11 @@ impl Codec {
     /// Compresses so, and encrypts if there are keys. With `nameless`, the compression is not in the name.
     pub fn new(compression: Compression, keys: Option<Keys>, nameless: bool) -> Codec {
         Codec { compression, keys, nameless }
+    }
+
+    /// The keys that it encrypts with.
+    pub(super) fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
     }
 
     /// How new objects are stored, as far as their names show it.
@@ -344,7 +359,7 @@ mod tests {
 
     fn codecs() -> Vec<Codec> {
         let identity = Identity::generate();
-        let keys = Keys { recipients: vec![identity.to_public()], identities: vec![identity] };
+        let keys = Keys { recipients: vec![identity.to_public()], identities: vec![identity], digest: None };
         let compressions = [Compression::None, Compression::Lz4, Compression::Zstd(3), Compression::Gzip(6)];
         let with = |keys: Option<Keys>| {
             compressions.into_iter().map(move |one| Codec::new(one, keys.clone(), false))

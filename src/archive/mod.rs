@@ -49,7 +49,7 @@ pub mod verify;
 mod worker;
 
 pub use crate::pulse::Pulse;
-pub use archiver::{Archiver, reload};
+pub use archiver::{ArchiveControl, Archiver, Prepared};
 pub use chain::missing_segments;
 pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
 pub use command::command_placeholders;

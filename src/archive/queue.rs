@@ -146,6 +146,11 @@ impl Queue {
         pause
     }
 
+    /// What has failed need not wait any longer.
+    pub(super) fn retry_now(&mut self) {
+        self.failed.clear();
+    }
+
     /// It is not here any more; the next look at `pg_wal` tells what that means.
     pub(super) fn gone(&mut self, name: &FileName) {
         self.in_flight.remove(name);

@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -83,7 +83,7 @@ enum Outcome {
 #[derive(Debug)]
 pub struct Recall {
     store: Arc<Store>,
-    places: Vec<Place>,
+    places: RwLock<Vec<Arc<Place>>>,
     dir: PathBuf,
     /// Bytes.
     budget: u64,
@@ -142,10 +142,20 @@ impl Recall {
     ) -> io::Result<Arc<Recall>> {
         let dir = store.data_dir().join(DIRECTORY);
         make_empty(&dir)?;
-        let places = sources.into_iter().map(|source| Place { source, failed: Mutex::default() }).collect();
+        let places = RwLock::new(places(sources));
         let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
         let recall = Arc::new(Recall { store, places, dir, budget, cache, history, files, pauses });
         Ok(recall)
+    }
+
+    /// Whether there is anywhere to fetch from.
+    pub fn has_sources(&self) -> bool {
+        !self.places.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// From now on it fetches from these; fetches that are under way end as they began.
+    pub fn set_sources(&self, sources: Vec<Arc<dyn Source>>) {
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = places(sources);
     }
 
     /// Forgets now and then what nobody reads any more, until told to stop. Whoever has started it runs this too.
@@ -298,7 +308,7 @@ impl Recall {
             for place in self.best_first() {
                 match place.read(&text).await {
                     Ok(None) => {}
-                    Ok(Some(bytes)) => match self.take(wanted, place, bytes).await {
+                    Ok(Some(bytes)) => match self.take(wanted, &place, bytes).await {
                         Ok(segment) => return Outcome::Found(segment),
                         Err(TakeError::Damaged(error)) => damaged = Some(error),
                         Err(TakeError::Disk(error)) => {
@@ -432,14 +442,20 @@ impl Recall {
     }
 
     /// Those that have failed lately come last.
-    fn best_first(&self) -> impl Iterator<Item = &Place> {
-        let (bad, good): (Vec<_>, Vec<_>) = self.places.iter().partition(|place| place.is_in_disgrace());
-        good.into_iter().chain(bad)
+    fn best_first(&self) -> Vec<Arc<Place>> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (bad, good): (Vec<_>, Vec<_>) = places.into_iter().partition(|place| place.is_in_disgrace());
+        good.into_iter().chain(bad).collect()
     }
 
     fn file_name(&self, name: WalFileName) -> String {
         self.store.identity().map_or_else(|| format!("{name:?}"), |identity| name.format(identity.seg_size))
     }
+}
+
+fn places(sources: Vec<Arc<dyn Source>>) -> Vec<Arc<Place>> {
+    let place = |source| Arc::new(Place { source, failed: Mutex::default() });
+    sources.into_iter().map(place).collect()
 }
 
 /// A file that may be asked for.

@@ -170,6 +170,15 @@ impl Repository {
         }
     }
 
+    /// Whether both encrypt with the same keys.
+    pub(super) fn has_keys_of(&self, other: &Repository) -> bool {
+        match (self.codec.keys(), other.codec.keys()) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.are(other),
+            _ => false,
+        }
+    }
+
     /// The target's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,6 +1,6 @@
 //! What an archive target is, as configured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -130,6 +130,31 @@ impl Target {
         }
     }
 
+    /// Names of the settings, as they are written in a file, that are not the same in `other`.
+    pub fn differences(&self, other: &Target) -> Vec<String> {
+        let mut names = self.place.differences(&other.place);
+        let compared = [
+            ("layout", self.layout == other.layout),
+            ("compression", self.compression == other.compression),
+            ("encryption-key-file", self.key_file == other.key_file),
+            ("rate", self.rate == other.rate),
+            ("concurrency", self.concurrency == other.concurrency),
+            ("partial-interval", self.partial_interval == other.partial_interval),
+            ("quota", self.quota == other.quota),
+            ("on-quota", self.on_quota == other.on_quota),
+            ("keep-age", self.keep_age == other.keep_age),
+            ("keep-size", self.keep_size == other.keep_size),
+        ];
+        names.extend(compared.into_iter().filter(|(_, same)| !same).map(|(name, _)| name.to_owned()));
+        names
+    }
+
+    /// Whether objects are stored and read in the same way.
+    pub fn has_objects_of(&self, other: &Target) -> bool {
+        let way = |target: &Target| (target.layout, target.compression, target.key_file.clone());
+        self.place == other.place && way(self) == way(other)
+    }
+
     /// What tells whether progress made earlier still counts: the place and its layout.
     pub fn identity(&self) -> String {
         match &self.place {
@@ -139,7 +164,26 @@ impl Target {
     }
 }
 
+impl Place {
+    fn differences(&self, other: &Place) -> Vec<String> {
+        match (self, other) {
+            (Place::Objects(one), Place::Objects(other)) => one.differences(other),
+            (Place::Command(one), Place::Command(other)) if one == other => Vec::new(),
+            (Place::Command(_), Place::Command(_)) => vec!["command".to_owned()],
+            _ => vec!["url".to_owned(), "command".to_owned()],
+        }
+    }
+}
+
 impl ObjectPlace {
+    /// Names only: there are secrets among the values.
+    fn differences(&self, other: &ObjectPlace) -> Vec<String> {
+        let url = (self.url != other.url).then(|| "url".to_owned());
+        let names: BTreeSet<_> = self.options.keys().chain(other.options.keys()).collect();
+        let differ = |name: &&&String| self.options.get(**name) != other.options.get(**name);
+        url.into_iter().chain(names.iter().filter(differ).map(|name| name.replace('_', "-"))).collect()
+    }
+
     /// Reads a URL without options.
     pub fn parse(text: &str) -> Result<ObjectPlace, TargetError> {
         let owned = || text.to_owned();
@@ -187,6 +231,20 @@ mod tests {
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '-';
         let odd = Target::from_url("file:///var/lib/ä b/%41").unwrap();
         assert!(odd.name.chars().all(legal), "{}", odd.name);
+    }
+
+    #[test]
+    fn what_differs_is_named_without_its_value() {
+        let one = Target::from_url("s3://bucket/a").unwrap();
+        assert_eq!(one.differences(&one), [""; 0]);
+        let mut other = one.clone();
+        let Place::Objects(place) = &mut other.place else { panic!("it is one") };
+        place.options.insert("secret_access_key".to_owned(), "secret".to_owned());
+        other.keep_size = Some(1);
+        other.compression = Compression::Lz4;
+        assert_eq!(one.differences(&other), ["secret-access-key", "compression", "keep-size"]);
+        let elsewhere = Target { place: Target::from_url("s3://bucket/b").unwrap().place, ..one.clone() };
+        assert_eq!(one.differences(&elsewhere), ["url"]);
     }
 
     #[test]

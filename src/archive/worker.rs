@@ -2,7 +2,7 @@
 
 mod send;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -53,6 +53,23 @@ pub(super) enum Sink {
     Command(String),
 }
 
+impl Sink {
+    /// Whether what goes to both is encrypted with the same keys.
+    pub(super) fn has_keys_of(&self, other: &Sink) -> bool {
+        match (self, other) {
+            (Sink::Objects(one), Sink::Objects(other)) => one.has_keys_of(other),
+            _ => true,
+        }
+    }
+}
+
+/// What a target is to be.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) target: Target,
+    pub(super) sink: Sink,
+}
+
 /// A queue that the tail's task may look into.
 pub(super) type SharedQueue = Arc<Mutex<Queue>>;
 
@@ -64,6 +81,8 @@ pub(super) fn lock(queue: &SharedQueue) -> MutexGuard<'_, Queue> {
 pub(super) struct Worker {
     target: Target,
     sink: Sink,
+    /// What it is to be; `None` when it is no target any more.
+    wanted: watch::Receiver<Option<Arc<Wanted>>>,
     store: Arc<Store>,
     floors: Arc<Floors>,
     places: Arc<Places>,
@@ -124,25 +143,30 @@ enum Event {
     Retention(Plan),
     /// Work on the side is done.
     Aside,
+    /// Somebody has changed what it is to be.
+    Wanted,
     Listing,
     Time,
     Stop,
 }
 
 impl Worker {
+    /// For the target that is wanted `now`; `wanted` tells when that changes.
     pub(super) fn new(
-        target: Target,
-        sink: Sink,
+        now: Arc<Wanted>,
+        wanted: watch::Receiver<Option<Arc<Wanted>>>,
         store: Arc<Store>,
         floors: Arc<Floors>,
         places: Arc<Places>,
         listings: watch::Receiver<Option<Arc<Listing>>>,
     ) -> Worker {
+        let (target, sink) = (now.target.clone(), now.sink.clone());
         let rate = target.rate.map(RateLimit::new);
         let health = Health { failures: 0, not_before: Instant::now(), told: None, pace: None };
         Worker {
             target,
             sink,
+            wanted,
             store,
             floors,
             places,
@@ -157,31 +181,23 @@ impl Worker {
         }
     }
 
-    /// Sends files until it is told to stop; then those in flight have `grace` to arrive.
+    /// Sends files until it is told to stop, or is no target or another one any more; then those in flight have `grace` to
+    /// arrive.
     pub(super) async fn run(mut self, stop: CancellationToken, grace: Duration) {
         let first = tokio::select! {
             first = self.listings.wait_for(Option::is_some) => first.ok().and_then(|first| first.clone()),
             () = stop.cancelled() => None,
+            _ = self.wanted.changed() => None,
         };
         let Some(mut listing) = first else { return };
         let loaded = self.load(listing.size).await;
-        if let Sink::Objects(repository) = &self.sink {
-            repository.storage().claim(
-                self.places.clone(),
-                &self.target.name,
-                loaded.marker().map(str::to_owned),
-                loaded.has_anything(),
-            );
-        }
+        self.claim(&loaded);
         // What was read may be in memory only, and lost with it. WAL is let go after this process has saved it.
         let mut saved = Progress::new(listing.size, self.target.identity());
         let queue: SharedQueue = Arc::new(Mutex::new(Queue::new(loaded)));
         let (mut work, mut chores) = (JoinSet::new(), JoinSet::new());
-        let mut tail = JoinSet::new();
-        if let (Sink::Objects(repository), Some(interval)) = (&self.sink, self.target.partial_interval) {
-            let parts = Tail::new(repository.clone(), self.store.clone(), queue.clone(), interval);
-            tail.spawn(parts.run(stop.clone()));
-        }
+        let stop_tail = stop.child_token();
+        let mut tail = self.start_tail(&queue, &stop_tail);
         let mut tidy_at = Instant::now();
         self.observe(&queue, &listing).await;
         self.save(&queue, &mut saved, &listing).await;
@@ -198,6 +214,7 @@ impl Worker {
                 Some(done) = chores.join_next() => done.unwrap_or_else(resume),
                 // It ends before it is told to only by a panic, which is ours then: somebody watches us.
                 Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
+                changed = self.wanted.changed() => changed.map_or(Event::Stop, |()| Event::Wanted),
                 changed = self.listings.changed() => changed.map_or(Event::Stop, |()| Event::Listing),
                 () = sleep_until(wake) => Event::Time,
                 () = stop.cancelled() => Event::Stop,
@@ -219,6 +236,15 @@ impl Worker {
                         self.remove(&mut chores, plan);
                     }
                 }
+                Event::Wanted => {
+                    let wanted = self.wanted.borrow_and_update().clone();
+                    let same = |wanted: &Arc<Wanted>| wanted.target.identity() == self.target.identity();
+                    let Some(wanted) = wanted.filter(same) else { break };
+                    self.take_over(&wanted, &queue);
+                    // Ended in the middle it leaves pieces that are good, or none; the new one looks what is there.
+                    tail = self.start_tail(&queue, &stop_tail);
+                    tidy_at = Instant::now();
+                }
                 Event::Time | Event::Aside => {}
                 Event::Stop => break,
             }
@@ -226,6 +252,7 @@ impl Worker {
                 self.save(&queue, &mut saved, &listing).await;
             }
         }
+        stop_tail.cancel();
         let deadline = Instant::now() + grace;
         while let Ok(Some(done)) = timeout_at(deadline, work.join_next()).await {
             if let Ok(Event::Sent(name, outcome)) = done {
@@ -236,14 +263,47 @@ impl Worker {
             let left = self.sending.len();
             // Whether their syncs say no will be said to nobody.
             lock(&queue).suspect(self.sending.keys().cloned());
-            tracing::warn!(
-                "archive target \"{}\" has not taken {left} files by the end of the shutdown; they are offered again \
-                 at the next start",
-                self.target.name
-            );
+            let until = match stop.is_cancelled() {
+                true => "by the end of the shutdown; they are offered again at the next start",
+                false => "in time when it was taken out of the configuration or changed there",
+            };
+            tracing::warn!("archive target \"{}\" has not taken {left} files {until}", self.target.name);
         }
         let _ = timeout_at(deadline, tail.join_next()).await;
         self.save(&queue, &mut saved, &listing).await;
+    }
+
+    /// Tells the place whose it is.
+    fn claim(&self, progress: &Progress) {
+        let Sink::Objects(repository) = &self.sink else { return };
+        repository.storage().claim(
+            self.places.clone(),
+            &self.target.name,
+            progress.marker().map(str::to_owned),
+            progress.has_anything(),
+        );
+    }
+
+    fn start_tail(&self, queue: &SharedQueue, stop: &CancellationToken) -> JoinSet<()> {
+        let mut tail = JoinSet::new();
+        if let (Sink::Objects(repository), Some(interval)) = (&self.sink, self.target.partial_interval) {
+            let parts = Tail::new(repository.clone(), self.store.clone(), queue.clone(), interval);
+            tail.spawn(parts.run(stop.clone()));
+        }
+        tail
+    }
+
+    /// Goes on with other settings: what is on its way ends as it began, what has failed is tried again at once.
+    fn take_over(&mut self, wanted: &Wanted, queue: &SharedQueue) {
+        self.note_marker(queue);
+        if self.target.rate != wanted.target.rate {
+            self.rate = wanted.target.rate.map(RateLimit::new);
+        }
+        (self.target, self.sink) = (wanted.target.clone(), wanted.sink.clone());
+        self.health.not_before = Instant::now();
+        lock(queue).retry_now();
+        let progress = lock(queue).progress().clone();
+        self.claim(&progress);
     }
 
     fn file(&self) -> String {
@@ -559,11 +619,7 @@ impl Worker {
 
     /// Saves what the target has got, and lets go of what it needs no more; whether it could.
     async fn save(&mut self, queue: &SharedQueue, saved: &mut Progress, listing: &Listing) -> bool {
-        if let Sink::Objects(repository) = &self.sink
-            && let Some(marker) = repository.storage().marker()
-        {
-            lock(queue).set_marker(marker);
-        }
+        self.note_marker(queue);
         let progress = lock(queue).progress().clone();
         let (store, file, text) = (self.store.clone(), self.file(), progress.format());
         let written = tokio::task::spawn_blocking(move || store.replace_state(&file, &text)).await;
@@ -579,6 +635,15 @@ impl Worker {
                 tracing::error!("could not save how far archive target \"{}\" is: {error}", self.target.name);
                 false
             }
+        }
+    }
+
+    /// What the place is known by is kept with the progress.
+    fn note_marker(&self, queue: &SharedQueue) {
+        if let Sink::Objects(repository) = &self.sink
+            && let Some(marker) = repository.storage().marker()
+        {
+            lock(queue).set_marker(marker);
         }
     }
 

@@ -1,11 +1,13 @@
 //! `--archive URL` and `[archive.NAME]`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use toml::Spanned;
 
 use super::{ConfigError, units};
 use crate::archive::{Compression, Layout, ObjectPlace, OnQuota, Place, Target, command_placeholders};
@@ -17,6 +19,22 @@ pub(super) struct ArchiveSetting {
     /// `None` for a bare URL.
     name: Option<String>,
     table: Table,
+    /// Where in its file it begins.
+    span: Option<Range<usize>>,
+    /// The same for people: file and line, with a colon behind.
+    place: String,
+}
+
+impl ArchiveSetting {
+    fn new(name: Option<String>, table: Table) -> ArchiveSetting {
+        ArchiveSetting { name, table, span: None, place: String::new() }
+    }
+
+    /// Finds out in which line of this file it is.
+    pub(super) fn note_place(&mut self, file: &Path, line: impl Fn(Range<usize>) -> usize) {
+        let line = self.span.clone().map(|span| format!(", line {}", line(span))).unwrap_or_default();
+        self.place = format!("configuration file \"{}\"{line}: ", file.display());
+    }
 }
 
 /// `[archive.NAME]`.
@@ -54,7 +72,7 @@ impl FromStr for ArchiveSetting {
     type Err = std::convert::Infallible;
 
     fn from_str(url: &str) -> Result<ArchiveSetting, Self::Err> {
-        Ok(ArchiveSetting { name: None, table: Table { url: Some(url.to_owned()), ..Table::default() } })
+        Ok(ArchiveSetting::new(None, Table { url: Some(url.to_owned()), ..Table::default() }))
     }
 }
 
@@ -84,8 +102,10 @@ pub(super) fn settings<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Archiv
 
         fn visit_map<A: serde::de::MapAccess<'de>>(self, mut tables: A) -> Result<Self::Value, A::Error> {
             let mut settings = Vec::new();
-            while let Some(name) = tables.next_key::<String>()? {
-                settings.push(ArchiveSetting { name: Some(name), table: tables.next_value()? });
+            while let Some(name) = tables.next_key::<Spanned<String>>()? {
+                let span = Some(name.span());
+                let setting = ArchiveSetting::new(Some(name.into_inner()), tables.next_value()?);
+                settings.push(ArchiveSetting { span, ..setting });
             }
             Ok(settings)
         }
@@ -98,7 +118,10 @@ pub(super) fn targets(settings: &[ArchiveSetting]) -> Result<Vec<Target>, Config
     let mut targets: Vec<Target> = Vec::new();
     for setting in settings {
         let shown = setting.name.clone().or_else(|| setting.table.url.clone()).unwrap_or_default();
-        let fail = |reason: String| ConfigError::Archive { target: shown.clone(), reason };
+        let fail = |reason: String| {
+            let (place, target) = (setting.place.clone(), shown.clone());
+            ConfigError::Archive { place, target, reason }
+        };
         let target = target(setting.clone()).map_err(fail)?;
         let place = spelling(&target.place);
         let same = |other: &&Target| place.is_some() && spelling(&other.place) == place;

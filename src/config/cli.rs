@@ -242,6 +242,26 @@ impl Settings {
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
         }
     }
+
+    /// Names of those that are not the same in `other`; archive targets are compared elsewhere.
+    pub(super) fn differences(&self, other: &Settings) -> Vec<String> {
+        macro_rules! compare {
+            ($($name:ident)*) => {{
+                // A new setting that is not named here does not compile.
+                let Settings { archive: _, $($name: _),* } = self;
+                let compared = [$((stringify!($name), self.$name == other.$name)),*];
+                compared.into_iter().filter(|(_, same)| !same).map(|(name, _)| name.replace('_', "-")).collect()
+            }};
+        }
+        compare! {
+            upstream data_dir listen slot hba_file auth_file ident_file ssl_cert_file ssl_key_file
+            ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
+            max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
+            recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
+            max_replication_slots wal_sender_timeout wal_receiver_timeout authentication_timeout
+            shutdown_timeout
+        }
+    }
 }
 
 /// A TOML string or number, as text.

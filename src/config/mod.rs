@@ -79,6 +79,24 @@ pub struct Config {
     pub authentication_timeout: Duration,
     /// `--shutdown-timeout`.
     pub shutdown_timeout: Duration,
+    typed: Typed,
+}
+
+/// What was typed, to read the file again.
+#[derive(Clone)]
+struct Typed {
+    file: Option<PathBuf>,
+    settings: Settings,
+    environment: Environment,
+    /// The settings with those of the file.
+    all: Settings,
+}
+
+/// Without what was typed: there are passwords in it.
+impl std::fmt::Debug for Typed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Typed").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 /// The configuration cannot be used.
@@ -109,8 +127,10 @@ pub enum ConfigError {
         reason: String,
     },
     /// An archive target is wrong.
-    #[error("archive target \"{}\": {reason}", redact(target))]
+    #[error("{place}archive target \"{}\": {reason}", redact(target))]
     Archive {
+        /// File and line, for what stands in a file, with a colon behind.
+        place: String,
         /// Its name or URL.
         target: String,
         /// What is wrong and what was expected.
@@ -126,8 +146,25 @@ pub enum ConfigError {
 impl Config {
     /// Brings together flags (with environment variables), file and defaults.
     pub fn resolve(cli: Cli, environment: &Environment) -> Result<Config, ConfigError> {
-        let file = cli.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let settings = cli.settings.or(file);
+        Config::of(cli.config, cli.settings, environment)
+    }
+
+    /// Reads the file again; flags and environment variables are those of the start.
+    pub fn read_again(&self) -> Result<Config, ConfigError> {
+        let Typed { file, settings, environment, .. } = self.typed.clone();
+        Config::of(file, settings, &environment)
+    }
+
+    /// Names of the settings, archive targets left out, that are not the same in `other`.
+    pub fn differences(&self, other: &Config) -> Vec<String> {
+        self.typed.all.differences(&other.typed.all)
+    }
+
+    fn of(path: Option<PathBuf>, typed: Settings, environment: &Environment) -> Result<Config, ConfigError> {
+        let file = path.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let settings = typed.clone().or(file);
+        let typed =
+            Typed { file: path, settings: typed, environment: environment.clone(), all: settings.clone() };
         let given = settings.upstream.as_deref().filter(|text| !text.trim().is_empty());
         let upstream = given.ok_or(ConfigError::NoUpstream)?;
         let upstream = ConnInfo::parse(upstream, environment).map_err(|error| value("upstream", &error))?;
@@ -165,6 +202,7 @@ impl Config {
             wal_receiver_timeout: timeout("wal-receiver-timeout", settings.wal_receiver_timeout, "60s")?,
             authentication_timeout: time("authentication-timeout", settings.authentication_timeout, "1min")?,
             shutdown_timeout: time("shutdown-timeout", settings.shutdown_timeout, "10s")?,
+            typed,
         })
     }
 }
@@ -210,15 +248,18 @@ fn default_data_dir() -> Result<PathBuf, ConfigError> {
 fn read_file(path: &Path) -> Result<Settings, ConfigError> {
     let fail = |source| ConfigError::File { path: path.to_owned(), source };
     let text = read_rules(path).map_err(fail)?;
-    let settings = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-    if settings.into_iter().any(holds_secret) {
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    if lines.any(holds_secret) {
         check_shared_secret(path).map_err(fail)?;
     }
-    keys::parse(&text).map_err(|fault| {
+    let line = |span: std::ops::Range<usize>| text[..span.start].matches('\n').count() + 1;
+    let mut settings: Settings = keys::parse(&text).map_err(|fault| {
         let place = fault.span.map(|span| place(&text, span.start)).unwrap_or_default();
         let reason = format!("{place}{}", fault.reason);
         ConfigError::Syntax { path: path.to_owned(), reason }
-    })
+    })?;
+    settings.archive.iter_mut().for_each(|setting| setting.note_place(path, line));
+    Ok(settings)
 }
 
 /// `line 3, key "slot": `
@@ -307,6 +348,31 @@ mod tests {
         let path = dir.path().join("bad.toml");
         std::fs::write(&path, "slot = \"a\"\nno-such = 1\n").unwrap();
         check(&["--config", path.to_str().unwrap()], "line 2, key \"no-such\": unknown field `no-such`");
+        let text = "slot = \"a\"\n\n[archive.one]\nurl = \"file:///a\"\n[archive.two]\nurl = \"file:///b\"\nrate = \"fast\"\n";
+        std::fs::write(&path, text).unwrap();
+        let args = ["--upstream", "host=a user=u", "--config", path.to_str().unwrap()];
+        check(&args, &format!("\"{}\", line 5: archive target \"two\": rate: ", path.display()));
+    }
+
+    #[test]
+    fn the_file_is_read_again_and_what_differs_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walrelay.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("upstream = \"host=a user=u\"\nslot = \"one\"\n");
+        let file = path.to_str().unwrap();
+        let before = resolve(&["--config", file, "--wal-keep-size", "64", "-D", "/tmp/x"]).unwrap();
+        write(
+            "upstream = \"host=b user=u\"\nslot = \"one\"\nwal_keep_size = 65\nhba-file = \"h\"\n\
+             archive = \"file:///a\"\n",
+        );
+        let after = before.read_again().unwrap();
+        // A flag wins as it did at the start, and archive targets are compared elsewhere.
+        assert_eq!(before.differences(&after), ["upstream", "hba-file"]);
+        assert_eq!(after.archive.len(), 1);
+        assert_eq!(after.differences(&after.read_again().unwrap()), [""; 0]);
+        write("slot = \n");
+        assert!(before.read_again().unwrap_err().to_string().contains("line 1"));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
 mod receiver;
+mod reload;
 mod signals;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, TargetSource};
+use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
@@ -32,6 +33,7 @@ use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
 use receiver::Receiver;
+use reload::Reload;
 use signals::{IgnoredSignals, Order, StopSignals};
 
 /// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
@@ -87,7 +89,7 @@ impl Relay {
         let (following, followed) = Following::channel();
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, recall.clone(), descriptors),
+            downstream_config(&config, listen, Some(recall.clone()), descriptors),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -105,14 +107,13 @@ impl Relay {
         });
         let stop_refresh = stop();
         tasks.spawn("roles refresher", async move { gateway.roles().run(stop_refresh).await });
-        if let Some(recall) = recall {
-            tasks.spawn("cleaner of recalled WAL", recall.keep_clean(stop()));
-        }
+        tasks.spawn("cleaner of recalled WAL", recall.clone().keep_clean(stop()));
         tasks.spawn("signal handler", ignored.tell(stop()));
         let receiver = Receiver::start(&config, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
         let shutdown_timeout = config.shutdown_timeout;
-        tasks.spawn("configuration reloader", reload_on(hangup, Arc::new(config), access, stop()));
+        let reload = Reload::new(config, access, store.clone(), archiver.control(), recall);
+        tasks.spawn("configuration reloader", reload.run_on(hangup, stop()));
         Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown })
     }
 
@@ -244,19 +245,22 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     }
 }
 
-/// For WAL that consumers want and that is only in the archive; `None` if nothing can be read there.
-fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Option<Arc<Recall>>, RelayError> {
-    let readable = config.archive.iter().filter(|target| matches!(target.place, Place::Objects(_)));
-    let source = |target| Ok(Arc::new(TargetSource::archived(target, store.clone())?) as Arc<dyn Source>);
-    let sources = readable.map(source);
-    let sources = sources.collect::<Result<Vec<_>, ArchiveError>>()?;
-    if sources.is_empty() {
-        return Ok(None);
+/// For WAL that consumers want and that is only in the archive.
+fn start_recall(config: &Config, store: &Arc<Store>) -> Result<Arc<Recall>, RelayError> {
+    let sources = sources(&config.archive, store)?;
+    if !sources.is_empty() {
+        store.expect_archive();
     }
-    store.expect_archive();
     let action = "could not prepare the directory for archived WAL";
     let recall = Recall::start(store.clone(), sources, config.recall_size);
-    recall.map(Some).map_err(|source| RelayError::System { action, source })
+    recall.map_err(|source| RelayError::System { action, source })
+}
+
+/// The targets that can be read.
+fn sources(targets: &[Target], store: &Arc<Store>) -> Result<Vec<Arc<dyn Source>>, ArchiveError> {
+    let readable = targets.iter().filter(|target| matches!(target.place, Place::Objects(_)));
+    let source = |target| Ok(Arc::new(TargetSource::archived(target, store.clone())?) as Arc<dyn Source>);
+    readable.map(source).collect()
 }
 
 fn downstream_config(
@@ -295,31 +299,4 @@ fn load_access(config: &Config) -> Result<Access, RelayError> {
         tracing::warn!("{warning}");
     }
     Ok(Access { hba, users, idents, tls })
-}
-
-/// SIGHUP, until told to stop. The files are read on another thread: they may lie on a disk that hangs.
-async fn reload_on(
-    mut hangup: Signal,
-    config: Arc<Config>,
-    access: Arc<SharedAccess>,
-    stop: CancellationToken,
-) {
-    while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
-        let (config, access) = (config.clone(), access.clone());
-        let reading = tokio::task::spawn_blocking(move || reload(&config, &access));
-        // A panic has been told of; the old configuration stays.
-        let _ = stop.run_until_cancelled(reading).await;
-    }
-}
-
-/// Files that cannot be used leave everything as it was.
-fn reload(config: &Config, access: &SharedAccess) {
-    crate::archive::reload();
-    match load_access(config) {
-        Ok(new) => {
-            access.replace(new);
-            tracing::info!("configuration reloaded");
-        }
-        Err(error) => tracing::error!("configuration not reloaded, the old one stays: {error}"),
-    }
 }

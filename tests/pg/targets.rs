@@ -19,6 +19,7 @@ on_one_version!(
     a_mount_point_without_its_file_system,
     a_hung_target_is_told_and_holds_up_nobody,
     rotated_keys_are_read_again,
+    targets_change_at_a_reload,
     retention_says_what_it_cannot_do,
 );
 
@@ -222,6 +223,58 @@ fn rotated_keys_are_read_again(server: &Server) {
     relay.reload();
     let third = next_segment(&primary, &relay);
     wait_for_object(&third, &relay);
+}
+
+fn targets_change_at_a_reload(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("targets");
+    let (one, two, conf) = (scratch.dir("one"), scratch.dir("two"), scratch.join("walrelay.toml"));
+    let write = |text: String| fs::write(&conf, text).expect("ours");
+    let section = |name: &str, dir: &Path| format!("[archive.{name}]\nurl = \"{}\"\n", url(dir));
+    write(section("one", &one));
+    let mut relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&one.join(&first), &relay);
+    let reload = |relay: &mut Relay, expected: &str| {
+        let mark = relay.log().mark();
+        relay.reload();
+        relay.log().wait_for_after(mark, expected);
+    };
+    // A mistake changes nothing, whatever else is in the file.
+    write(format!(
+        "recall-size = \"1GB\"\n{}[archive.bad]\nurl = \"{}\"\nlayout = \"x\"\n",
+        section("two", &two),
+        url(&one)
+    ));
+    reload(&mut relay, "line 4: archive target \"bad\": layout: ");
+    let second = next_segment(&primary, &relay);
+    wait_for_file(&one.join(&second), &relay);
+    assert_eq!(fs::read_dir(&two).expect("ours").count(), 0);
+
+    write(format!(
+        "recall-size = \"1GB\"\n{}compression = \"lz4\"\n{}",
+        section("one", &one),
+        section("two", &two)
+    ));
+    reload(&mut relay, "configuration reloaded");
+    let log = relay.log().text();
+    for line in [
+        "archive target \"one\": compression changed, in effect",
+        "archive target \"two\" is new",
+        "recall-size changed, which takes a restart",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+    let third = next_segment(&primary, &relay);
+    wait_for_file(&one.join(format!("{third}.lz4")), &relay);
+    for segment in [&first, &second, &third] {
+        wait_for_file(&two.join(segment), &relay);
+    }
+    write(section("two", &two));
+    reload(&mut relay, "archive target \"one\" is no longer configured");
+    let fourth = next_segment(&primary, &relay);
+    wait_for_file(&two.join(&fourth), &relay);
+    assert!(!one.join(format!("{fourth}.lz4")).exists());
 }
 
 fn retention_says_what_it_cannot_do(server: &Server) {

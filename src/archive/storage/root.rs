@@ -43,6 +43,11 @@ impl Places {
         Places { data_dir: data_dir.to_owned(), taken: Mutex::default() }
     }
 
+    /// The target `name` has no directory any more.
+    pub(crate) fn release(&self, name: &str) {
+        lock(&self.taken).retain(|_, other| other != name);
+    }
+
     /// Gives a directory to the target `name`, or says why not.
     fn take(&self, root: &Path, id: Id, name: &str) -> io::Result<()> {
         let shown = root.display();

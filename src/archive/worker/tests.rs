@@ -14,32 +14,34 @@ use crate::archive::codec::Codec;
 use crate::archive::layout::Layout;
 use crate::archive::storage::{Fault, Storage};
 use crate::archive::target::{ObjectPlace, Place};
-use crate::store::{Background, Identity, StoreConfig, UpstreamParameters, WalWrite};
+use crate::store::{Background, Identity, StoreConfig, UpstreamParameters, WalWrite, Writer};
 
 const SEG: u64 = 1 << 20;
 /// The segments that are there to be archived.
-const FIRST: u64 = 3;
-const LAST: u64 = 5;
+pub(in crate::archive) const FIRST: u64 = 3;
+pub(in crate::archive) const LAST: u64 = 5;
 
 fn id() -> WalIdentity {
     WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(SEG).unwrap() }
 }
 
-fn segment(segno: u64) -> FileName {
+pub(in crate::archive) fn segment(segno: u64) -> FileName {
     FileName::segment(WalFileName::new(TimelineId::FIRST, SegNo::new(segno)), id().seg_size)
 }
 
 /// A store with some finished segments, and a directory to archive them to.
-struct Setting {
-    store: Arc<Store>,
-    target: Target,
+pub(in crate::archive) struct Setting {
+    pub(in crate::archive) store: Arc<Store>,
+    pub(in crate::archive) target: Target,
+    pub(in crate::archive) dir: tempfile::TempDir,
     stop: CancellationToken,
+    writer: Writer,
+    wal: WalGenerator,
     _background: Background,
-    dir: tempfile::TempDir,
 }
 
 impl Setting {
-    fn new() -> Setting {
+    pub(in crate::archive) fn new() -> Setting {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("archive")).unwrap();
         let (store, mut writer, background) = Store::open(StoreConfig {
@@ -58,13 +60,27 @@ impl Setting {
         writer.begin(identity, TimelineHistory::first(), start);
         writer.append(start, &wal.take()).unwrap();
         writer.commit();
-        wait_until("the segments to be finished", || {
-            store.wal_files().unwrap().iter().any(|name| *name == segment(LAST).to_string())
-        });
         let url = format!("file://{}", dir.path().join("archive").display());
         let place = Place::Objects(ObjectPlace::parse(&url).unwrap());
         let target = Target { concurrency: 1, ..Target::new("main".to_owned(), place) };
-        Setting { store, target, stop: CancellationToken::new(), _background: background, dir }
+        let stop = CancellationToken::new();
+        let it = Setting { store, target, dir, stop, writer, wal, _background: background };
+        it.wait_for_segment(LAST);
+        it
+    }
+
+    fn wait_for_segment(&self, segno: u64) {
+        let name = segment(segno).to_string();
+        wait_until(&name, || self.store.wal_files().unwrap().contains(&name));
+    }
+
+    /// Finishes one more segment, the one after this.
+    pub(in crate::archive) fn more(&mut self, last: u64) {
+        let start = self.wal.position();
+        self.wal.fill(SEG as usize);
+        self.writer.append(start, &self.wal.take()).unwrap();
+        self.writer.commit();
+        self.wait_for_segment(last + 1);
     }
 
     fn archive(&self) -> PathBuf {
@@ -84,13 +100,15 @@ impl Setting {
         let names = self.store.wal_files().unwrap();
         let listing = Listing::new(&names, id().seg_size, self.store.history(), tip.write_lsn);
         let (listings, listing) = watch::channel(Some(Arc::new(listing)));
-        let floors = Arc::new(Floors::new(self.store.clone(), ["main".to_owned()].into_iter()));
+        let floors = Arc::new(Floors::new(self.store.clone()));
         let places = Arc::new(Places::new(self.store.data_dir()));
-        let worker = Worker::new(self.target.clone(), sink, self.store.clone(), floors, places, listing);
+        let now = Arc::new(Wanted { target: self.target.clone(), sink });
+        let (order, wanted) = watch::channel(Some(now.clone()));
+        let worker = Worker::new(now, wanted, self.store.clone(), floors, places, listing);
         let stop = self.stop.clone();
         tokio::spawn(async move {
             worker.run(stop, Duration::from_millis(200)).await;
-            drop(listings);
+            drop((listings, order));
         })
     }
 
