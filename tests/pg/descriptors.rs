@@ -1,9 +1,9 @@
 //! A relay with few file descriptors.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-use walrelay_testkit::{Cluster, Receivewal, Server, compare, on_one_version, wait_until};
+use walrelay_testkit::{Cluster, PATIENCE, Receivewal, Server, compare, on_one_version, wait_until};
 
 use crate::relay_below;
 
@@ -20,9 +20,12 @@ fn sessions(port: u16, count: usize) -> Vec<TcpStream> {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
         let startup = b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0walrelay\0\0";
         socket.write_all(&startup[..]).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).expect("sockets have timeouts");
         let mut kind = [0];
-        socket.read_exact(&mut kind).ok()?;
-        (kind == *b"R").then_some(socket)
+        match socket.read_exact(&mut kind) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("neither let in nor refused"),
+            answer => answer.ok().filter(|()| kind == *b"R").map(|()| socket),
+        }
     };
     (0..count).filter_map(|_| open()).collect()
 }
@@ -30,7 +33,6 @@ fn sessions(port: u16, count: usize) -> Vec<TcpStream> {
 fn idle_connections_do_not_take_the_relays_own_descriptors(server: &Server) {
     let primary = Cluster::builder(server).seg_mb(1).start();
     let relay = relay_below(&primary).limit("--nofile=128").start();
-    relay.log().wait_for("open files are limited to 128, but --max-connections 1000");
     relay.create_slot("archive");
     let archive = Receivewal::start(server, &relay.conninfo(), "archive");
     let first = primary.switch_wal();
@@ -38,7 +40,6 @@ fn idle_connections_do_not_take_the_relays_own_descriptors(server: &Server) {
 
     let sessions = sessions(relay.port(), 200);
     assert!(sessions.len() > 20, "only {} sessions were let in", sessions.len());
-    relay.log().wait_for("out of file descriptors for clients");
     let mut held = Vec::new();
     let mut last = String::new();
     for _ in 0..4 {
@@ -54,6 +55,8 @@ fn idle_connections_do_not_take_the_relays_own_descriptors(server: &Server) {
     for bad in ["Too many open files", "may not be durable", "panicked"] {
         assert!(!relay.log().text().contains(bad), "{}", relay.log().tail());
     }
+    relay.log().wait_for("open files are limited to 128, but --max-connections 1000");
+    relay.log().wait_for("out of file descriptors for clients");
     // Who comes when others have left is let in, whatever the idle ones hold.
     drop(sessions);
     wait_until("a place for somebody who logs in", || relay.try_command("IDENTIFY_SYSTEM").is_ok());

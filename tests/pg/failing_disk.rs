@@ -1,7 +1,7 @@
 //! Disks that fail: what could not be synced is not confirmed later, and what failed before a sync is tried again.
 
 use walrelay_proto::Lsn;
-use walrelay_testkit::{Cluster, Disk, Relay, Server, on_one_version};
+use walrelay_testkit::{Cluster, Disk, Relay, Server, on_one_version, wait_until};
 
 use crate::relay_below;
 
@@ -49,18 +49,21 @@ fn errors_before_a_sync_are_waited_out(server: &Server) {
     primary.sql("create table t (i int, filler text)");
     relay.wait_for_flush(primary.flush_lsn());
     let cases = [
-        ("fallocate:error=ENOSPC", "could not allocate WAL segment"),
-        ("fallocate:error=EDQUOT", "could not allocate WAL segment"),
         ("pwrite64:error=EIO", "could not write WAL segment"),
         ("/^rename:error=EIO", "could not name WAL segment"),
+        ("fallocate:error=EDQUOT", "could not allocate WAL segment"),
+        ("fallocate:error=ENOSPC", "could not allocate WAL segment"),
     ];
     for (injected, said) in cases {
         let mark = relay.log().mark();
         let trace = relay.trace(&[&format!("inject={injected}")]);
         primary.sql("insert into t select i, repeat('x', 500) from generate_series(1, 6000) i");
-        relay.log().wait_for_after(mark, said);
+        wait_until(format_args!("{injected}\n{}", relay.log().tail()), || {
+            trace.text().contains("(INJECTED)")
+        });
         drop(trace);
         relay.wait_for_flush(primary.flush_lsn());
+        relay.log().wait_for_after(mark, said);
         relay.log().wait_for_after(mark, "WAL is received again");
         let lines = relay.log().lines_with(said, mark);
         assert_eq!(lines.len(), 1, "it is said once, not at each attempt: {lines:#?}");

@@ -22,11 +22,11 @@ fn a_full_disk_is_waited_out_also_by_a_relay_that_was_killed(server: &Server) {
     // Nothing says that what it has is on the disk, and there is no room for a copy of it.
     relay.kill9();
     relay.start();
-    relay.log().wait_for("it is written again in place");
     assert!(relay.flush_lsn() >= held, "{} after {held}", relay.flush_lsn());
 
     disk.empty();
     relay.wait_for_flush(primary.flush_lsn());
+    relay.log().wait_for("it is written again in place");
     let last = primary.switch_wal();
     relay.wait_for_segment(&last);
     relay.terminate();

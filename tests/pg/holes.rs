@@ -21,11 +21,11 @@ fn what_is_missing_is_fetched_again(server: &Server) {
         fs::remove_file(relay.wal_dir().join(name)).expect("a finished segment");
     }
     relay.start();
-    relay.log().wait_for("is missing in the data directory");
     for name in &segments[..2] {
-        relay.log().wait_for(&format!("missing WAL segment {name} is here again"));
         wait_until(name, || relay.wal_dir().join(name).exists());
+        relay.log().wait_for(&format!("missing WAL segment {name} is here again"));
     }
+    relay.log().wait_for("is missing in the data directory");
     relay.wait_for_segment(&primary.switch_wal());
     compare::assert_segments(&primary, &relay.wal_dir(), 5);
 

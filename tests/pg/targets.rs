@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use walrelay_testkit::{
-    Cluster, Disk, Hung, Relay, S3, Scratch, Server, on_every_version, on_one_version, tied_command,
+    Cluster, Disk, Hung, Relay, S3, Scratch, Server, Signal, on_every_version, on_one_version, tied_command,
     wait_for, wait_until,
 };
 
@@ -21,6 +21,8 @@ on_one_version!(
     rotated_keys_are_read_again,
     targets_change_at_a_reload,
     retention_says_what_it_cannot_do,
+    what_is_there_already_is_synced_before_it_counts,
+    a_copy_that_is_still_being_made_is_waited_for,
 );
 
 fn primary(server: &Server) -> Cluster {
@@ -154,9 +156,11 @@ fn a_mount_point_without_its_file_system(server: &Server) {
     wait_for_file(&disk.join(&format!("{first}.sha256")), &relay);
     disk.unmount();
     let second = next_segment(&primary, &relay);
-    relay.log().wait_for("is its file system mounted?");
+    let below = || fs::read_dir(disk.path()).expect("it is there").count();
+    let said = || relay.log().text().contains("is its file system mounted?");
+    wait_until("the target to be looked at", || said() || below() > 0);
     // Nothing went below the mount point, and nothing was let go.
-    assert_eq!(fs::read_dir(disk.path()).expect("it is there").count(), 0);
+    assert_eq!(below(), 0);
     assert!(relay.wal_dir().join(&second).exists());
     let scratch = Scratch::new("restored");
     let to = scratch.join("RECOVERYXLOG");
@@ -290,11 +294,56 @@ fn retention_says_what_it_cannot_do(server: &Server) {
     }
     fs::write(
         &conf,
-        format!("[archive.main]\nurl = \"{}\"\nkeep_size = \"2MB\"\nkeep_age = \"30d\"\n", url(&archive)),
+        format!("[archive.main]\nurl = \"{}\"\nkeep-size = \"2MB\"\nkeep-age = \"30d\"\n", url(&archive)),
     )
     .expect("ours");
     let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
     primary.switch_wal();
     relay.log().wait_for(&format!("because \"{label}\" keeps all WAL"));
     assert!(archive.join("0000000100000000000000A0").exists());
+}
+
+/// A segment that the relay is about to archive, while it is held: the primary's `archive_command` was faster.
+fn next_segment_while_held(primary: &Cluster, relay: &mut Relay) -> (String, Vec<u8>) {
+    relay.signal(Signal::STOP);
+    primary.sql("create table if not exists t (i int); insert into t select generate_series(1, 100)");
+    let segment = primary.switch_wal();
+    let content = fs::read(primary.wal_dir().join(&segment)).expect("the primary keeps it");
+    (segment, content)
+}
+
+fn what_is_there_already_is_synced_before_it_counts(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("archive");
+    let archive = scratch.dir("wal");
+    let mut relay = relay_below(&primary).arg("--archive").arg(&url(&archive)).start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&archive.join(format!("{first}.sha256")), &relay);
+    let trace = relay.trace(&["trace=fsync,fdatasync", "decode-fds=path"]);
+    let (segment, content) = next_segment_while_held(&primary, &mut relay);
+    fs::write(archive.join(&segment), content).expect("there is room");
+    relay.signal(Signal::CONT);
+    wait_for_file(&archive.join(format!("{segment}.sha256")), &relay);
+    let synced = |path: &Path| trace.text().contains(&format!("<{}>", path.display()));
+    assert!(synced(&archive.join(&segment)) && synced(&archive), "{}", trace.text());
+}
+
+fn a_copy_that_is_still_being_made_is_waited_for(server: &Server) {
+    let primary = primary(server);
+    let scratch = Scratch::new("archive");
+    let archive = scratch.dir("wal");
+    let mut relay = relay_below(&primary).arg("--archive").arg(&url(&archive)).start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&archive.join(format!("{first}.sha256")), &relay);
+    let (segment, content) = next_segment_while_held(&primary, &mut relay);
+    fs::write(archive.join(&segment), &content[..300_000]).expect("there is room");
+    let mark = relay.log().mark();
+    relay.signal(Signal::CONT);
+    wait_until("the copy to be found", || !relay.log().lines_with(&segment, mark).is_empty());
+    fs::write(archive.join(&segment), &content).expect("there is room");
+    wait_for_file(&archive.join(format!("{segment}.sha256")), &relay);
+    let to = scratch.join("RECOVERYXLOG");
+    let output = restore(&["--from", &url(&archive)], &segment, &to);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(&to).expect("it was restored") == content);
 }
