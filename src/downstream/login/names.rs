@@ -41,7 +41,7 @@ fn confirmed(
 }
 
 fn reverse(ip: IpAddr) -> Result<String, String> {
-    let address = SocketAddr::new(ip, 0).into();
+    let address = SocketAddr::new(ip, 0);
     let (name, _) =
         dns_lookup::getnameinfo(&address, libc::NI_NAMEREQD).map_err(|error| format!("{error:?}"))?;
     Ok(name)
