@@ -80,12 +80,16 @@ struct Place {
     source: Arc<dyn Source>,
     /// It was silent when it was asked last: the next one is asked at once.
     silent: AtomicBool,
+    /// Its answer is waited for.
+    asked: AtomicBool,
 }
 
 impl Place {
     /// An answer of the source; silence is one.
     async fn answer<T>(&self, limit: Duration, asked: Fetching<'_, T>) -> Result<T, FetchError> {
+        self.asked.store(true, Ordering::Relaxed);
         let answer = self.source.pulse().heed(limit, asked).await;
+        self.asked.store(false, Ordering::Relaxed);
         self.silent.store(answer.is_none(), Ordering::Relaxed);
         answer.unwrap_or_else(|| {
             let reason = format!("nothing has come from it for {} s", limit.as_secs_f32().round());
@@ -115,7 +119,7 @@ impl Found {
 impl Fetcher {
     /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
     pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
-        let place = |source| Place { source, silent: AtomicBool::new(false) };
+        let place = |source| Place { source, silent: AtomicBool::new(false), asked: AtomicBool::new(false) };
         let places = sources.into_iter().map(place).collect();
         Fetcher { places, system_id, seg_size: None, meanwhile: MEANWHILE, silence: SILENCE }
     }
@@ -125,9 +129,12 @@ impl Fetcher {
         Fetcher { silence, meanwhile: self.meanwhile.min(silence / 2), ..self }
     }
 
-    /// Whether anything has come from any of the sources for so long.
-    pub(super) fn heard_within(&self, time: Duration) -> bool {
-        self.places.iter().any(|place| place.source.pulse().last().elapsed() < time)
+    /// Whether anything has come for so long from a source whose answer is waited for.
+    pub(super) fn is_coming(&self, time: Duration) -> bool {
+        let is_coming = |place: &Place| {
+            place.asked.load(Ordering::Relaxed) && place.source.pulse().last().elapsed() < time
+        };
+        self.places.iter().any(is_coming)
     }
 
     /// What "no such file" does not cover.

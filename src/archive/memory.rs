@@ -58,6 +58,7 @@ impl Memory {
     async fn get(&self, name: &str) -> Result<Option<Bytes>, FetchError> {
         self.asked.lock().unwrap().push(name.to_owned());
         let _ = self.open.subscribe().wait_for(|open| *open).await;
+        self.pulse.beat();
         if *self.down.borrow() {
             return Err(FetchError::Unreachable {
                 place: self.name.to_owned(),

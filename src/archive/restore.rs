@@ -95,6 +95,14 @@ pub enum RestoreError {
         /// Where the background complains.
         log: PathBuf,
     },
+    /// The background has not got it.
+    #[error("could not get \"{file}\" in the background, see \"{}\"", log.display())]
+    Background {
+        /// The file.
+        file: String,
+        /// Where the background complains.
+        log: PathBuf,
+    },
     /// PostgreSQL never asks for a file of this name.
     #[error(
         "\"{file}\" is no name of a WAL file: expected a segment or a history file first and then the path to put it \
@@ -216,7 +224,7 @@ impl Restore {
             if let Ok(found) = tokio::time::timeout(moment, &mut looking).await {
                 return Ok(Some(found?));
             }
-            if may_leave && fetcher.heard_within(moment) {
+            if may_leave && fetcher.is_coming(moment) {
                 return Ok(None);
             }
             if Instant::now() >= deadline {
@@ -237,7 +245,8 @@ impl Restore {
         spool.leave(&self.file, seg_size.unwrap_or_else(fetch::default_size));
         let waiting = spool.wait(&self.file, &self.target, system_id);
         let waited = tokio::time::timeout_at(deadline, waiting).await;
-        waited.ok().flatten().ok_or_else(|| self.slow(spool))
+        let waited = waited.map_err(|_| self.slow(spool))?;
+        waited.ok_or_else(|| RestoreError::Background { file: self.file.clone(), log: spool.log() })
     }
 
     async fn fetch_for_recovery(&self, fetcher: &Fetcher) -> Result<Fetched, RestoreError> {

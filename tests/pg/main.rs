@@ -28,6 +28,7 @@ mod login;
 mod no_lost_commit;
 mod overlay;
 mod pitr;
+mod places;
 mod process;
 mod promotion;
 mod promotions;

@@ -121,9 +121,8 @@ fn consumers_catch_up_over_ten_times_the_quota(server: &Server) {
 
 fn a_standby_catches_up_from_s3(server: &Server) {
     let (scratch, moto) = (Scratch::new("archive"), Moto::start("wal"));
-    let conf = scratch.join("walrelay.toml");
     let target = "[archive.s3]\nurl = \"s3://wal/main\"\ncompression = \"zstd\"\n";
-    fs::write(&conf, target.to_owned() + &moto.options()).expect("the directory is ours");
+    let conf = scratch.secret("walrelay.toml", &(target.to_owned() + &moto.options()));
     let primary = Setting::primary(server, &scratch);
     let relay = Setting::relay(&primary, "--config", &conf.display().to_string()).start();
     relay.create_slot("b");

@@ -36,7 +36,6 @@ impl Setting {
         let scratch = Scratch::new("archive");
         let archive = scratch.dir("wal");
         let primary = Cluster::builder(server).name("a").seg_mb(1).start();
-        let conf = scratch.join("walrelay.toml");
         let moto = Moto::start("wal");
         let text = format!(
             "[archive.main]\nurl = \"file://{}\"\n[archive.s3]\nurl = \"s3://wal/main\"\n\
@@ -44,7 +43,7 @@ impl Setting {
             archive.display(),
             moto.options()
         );
-        fs::write(&conf, text).expect("ours");
+        let conf = scratch.shared_secret("walrelay.toml", &text);
         let relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
         relay.create_slot("keep");
         let binary = readable_binary(&scratch);
@@ -215,10 +214,9 @@ fn missing_and_broken_are_told_apart(server: &Server) {
     );
     check(&["--from", "nonsense"], &last, 200, "is no place to look in");
     // A bucket that does not exist is no archive that ends here.
-    let (conf, mistyped) = (it.conf.display().to_string(), it.scratch.join("mistyped.toml"));
+    let conf = it.conf.display().to_string();
     let text = fs::read_to_string(&conf).expect("it was written").replace("s3://wal/main", "s3://wall/main");
-    fs::write(&mistyped, text).expect("ours");
-    let mistyped = mistyped.display().to_string();
+    let mistyped = it.scratch.secret("mistyped.toml", &text).display().to_string();
     check(&["--config", &conf, "--from", "s3"], "0000000100000000000000EE", 1, "");
     let mistyped = ["--timeout", "1s", "--config", &mistyped, "--from", "s3"];
     check(&mistyped, "0000000100000000000000EE", 200, "NoSuchBucket");

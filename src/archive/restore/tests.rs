@@ -310,7 +310,13 @@ async fn a_silent_source_is_no_reason_to_leave_anything_to_the_background() {
     let target = server(&setting, "standby.signal");
     let (background, dir) = with_spool(&setting, 1);
     setting.source.set_open(false);
-    let restore = Restore { target, background: Some(background), ..setting.restore(MIDDLE) };
+    // Another one, from which something comes, has not got it.
+    let other = Arc::new(Memory::new("other"));
+    other.pulse().beat();
+    let sources = vec![setting.source.clone() as Arc<dyn Source>, other];
+    let patience = Duration::from_millis(200);
+    let restore =
+        Restore { sources, target, background: Some(background), patience, ..setting.restore(MIDDLE) };
     let error = restore.run().await.unwrap_err().to_string();
     assert!(error.contains("nothing has come from it"), "{error}");
     assert!(!dir.exists());

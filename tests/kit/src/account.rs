@@ -92,6 +92,11 @@ pub(crate) fn give(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Gives a file to the group of the servers' account.
+pub(crate) fn give_group(path: &Path) -> io::Result<()> {
+    (*SERVERS).map_or(Ok(()), |ids| chown(path, None, Some(ids.gid)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,7 +28,7 @@ impl Hung {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = device.unwrap_or_else(|error| panic!("/dev/fuse: {error}"));
         fcntl_setfd(&device, FdFlags::empty()).expect("the descriptor is open");
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let mut mount = Command::new("mount");
         mount.args(["-i", "-t", "fuse", "-o", &options, "walrelay-hung"]).arg(mount_point);
         output(&mut mount).unwrap_or_else(|error| panic!("could not mount a FUSE file system: {error}"));

@@ -60,6 +60,15 @@ impl Scratch {
         path
     }
 
+    /// A file below it that only the servers' group can read besides us.
+    pub fn shared_secret(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.secret(name, content);
+        let shared = account::give_group(&path)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o640)));
+        shared.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        path
+    }
+
     /// A path below it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
