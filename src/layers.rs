@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// What each top-level module may know. Tests may know everything.
 const MAY_KNOW: &[(&str, &[&str])] = &[
-    ("archive", &["conninfo", "lane", "parts", "permissions", "rate", "redact", "store", "upstream"]),
+    (
+        "archive",
+        &["conninfo", "lane", "parts", "permissions", "pulse", "rate", "redact", "store", "upstream"],
+    ),
     ("auth", &["permissions"]),
     ("config", &["archive", "conninfo", "downstream", "gateway", "permissions", "redact", "store", "wire"]),
     ("conninfo", &["auth", "redact"]),
@@ -32,11 +35,12 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("error", &["archive", "auth", "config", "downstream", "parts", "store", "upstream", "verify", "wire"]),
     ("gateway", &["auth", "conninfo", "lane", "rate", "redact", "store", "upstream", "wire"]),
-    ("lane", &["parts"]),
+    ("lane", &["parts", "pulse"]),
     ("log", &["parts", "redact"]),
     ("overlay", &["store", "wire"]),
     ("parts", &[]),
     ("permissions", &[]),
+    ("pulse", &[]),
     ("rate", &[]),
     ("redact", &[]),
     (
