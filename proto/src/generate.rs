@@ -38,6 +38,7 @@ const XLOG_NOOP: u8 = 0x20;
 const XLOG_SWITCH: u8 = 0x40;
 const XLOG_END_OF_RECOVERY: u8 = 0x90;
 const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
+const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 
 /// Appends WAL to a buffer, as a server would write it.
 #[derive(Clone, Debug)]
@@ -172,6 +173,14 @@ impl WalGenerator {
         let mut body = vec![0xFF, 8];
         body.extend(self.random.next().to_le_bytes());
         self.append_of(RM_XACT, XACT_COMMIT, &body)
+    }
+
+    /// Appends an XLOG_CHECKPOINT_ONLINE record from which replay begins at `redo`, and returns its end.
+    pub fn checkpoint(&mut self, redo: Lsn) -> Lsn {
+        let mut body = vec![0xFF, 88];
+        body.extend(redo.as_u64().to_le_bytes());
+        body.resize(2 + 88, 0);
+        self.append(XLOG_CHECKPOINT_ONLINE, &body)
     }
 
     /// Goes on on timeline `tli`, as a promoted standby would: the page begun keeps the old one.

@@ -83,10 +83,21 @@ impl RecordHeader {
     /// first [`OVERWRITE_BODY`] bytes behind the header (`xl_overwrite_contrecord` as short main data).
     pub(crate) fn overwritten(&self, body: &[u8]) -> Option<Lsn> {
         let is_overwrite = self.rmid == 0 && self.info & 0xF0 == 0xD0;
-        let body =
-            body.first_chunk::<OVERWRITE_BODY>().filter(|body| is_overwrite && body[0] == DATA_SHORT)?;
-        Some(Lsn::new(u64::from_le_bytes(part(body, 2))))
+        first_position(body).filter(|_| is_overwrite)
     }
+
+    /// If it is a checkpoint (XLOG_CHECKPOINT_SHUTDOWN or XLOG_CHECKPOINT_ONLINE), where replay from it begins
+    /// (`CheckPoint.redo`); of `body` as much is needed as for [`overwritten`](Self::overwritten).
+    pub(crate) fn redo(&self, body: &[u8]) -> Option<Lsn> {
+        let is_checkpoint = self.rmid == 0 && matches!(self.info & 0xF0, 0x00 | 0x10);
+        if is_checkpoint { first_position(body) } else { None }
+    }
+}
+
+/// The position that short main data begins with.
+fn first_position(body: &[u8]) -> Option<Lsn> {
+    let body = body.first_chunk::<OVERWRITE_BODY>().filter(|body| body[0] == DATA_SHORT)?;
+    Some(Lsn::new(u64::from_le_bytes(part(body, 2))))
 }
 
 /// `XLR_BLOCK_ID_DATA_SHORT`.

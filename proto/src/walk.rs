@@ -104,6 +104,8 @@ pub struct WalVerifier {
     anchor_in_padding: bool,
     /// Whether a record's start was reached.
     synced: bool,
+    /// See [`WalVerifier::newest_redo`].
+    redo: Option<Lsn>,
 }
 
 /// A position and what must be known there to go on.
@@ -193,6 +195,7 @@ impl WalVerifier {
             anchor: mark,
             anchor_in_padding: false,
             synced,
+            redo: None,
         }
     }
 
@@ -245,6 +248,11 @@ impl WalVerifier {
     /// The start of the last verified record, which the next one must name as its predecessor.
     pub fn last_record(&self) -> Option<Lsn> {
         self.anchor.last_record
+    }
+
+    /// Where replay from the newest checkpoint that was seen begins; `None` before the first.
+    pub fn newest_redo(&self) -> Option<Lsn> {
+        self.redo
     }
 
     /// The magic number of the pages seen, or expected, which tells the server's major version.
@@ -333,6 +341,7 @@ impl WalVerifier {
             let body = record.get(RECORD_HEADER..length).unwrap_or_default();
             header.check_crc(crc32c::crc32c(body), raw, start)?;
             self.check_lost(&header, body)?;
+            self.redo = header.redo(body).or(self.redo);
             rest = behind;
             self.advance(aligned);
             self.finish(Finished { start, is_switch: header.is_switch() });
@@ -369,7 +378,9 @@ impl WalVerifier {
         self.advance(taken);
         let finished = assembly.finished()?;
         if finished.is_some() {
-            self.check_lost(&RecordHeader::parse(&assembly.header), &assembly.body_start)?;
+            let header = RecordHeader::parse(&assembly.header);
+            self.check_lost(&header, &assembly.body_start)?;
+            self.redo = header.redo(&assembly.body_start).or(self.redo);
         }
         match finished {
             Some(record) => self.align(alignment_padding(assembly.tot_len.into()), Some(record)),

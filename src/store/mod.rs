@@ -18,6 +18,7 @@
 //!   followed (`followed`), before anything is written on it.
 //! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost.
 
+mod checkpoint;
 mod cluster;
 mod dir;
 mod flusher;
@@ -255,6 +256,7 @@ pub struct Store {
     oldest_kept: AtomicU64,
     /// See [`Store::begun_at`].
     begun_at: AtomicU64,
+    checkpoint: checkpoint::Checkpoint,
     slots: Arc<Slots>,
     senders: Arc<Senders>,
     lag: LagClock,
@@ -336,6 +338,7 @@ impl Store {
             slots.clamp_to(end.lsn);
         }
         let senders = Senders::new(slots.clone());
+        let checkpoint = checkpoint::Checkpoint::load(&dir);
         let store = Arc::new(Store {
             config,
             dir,
@@ -353,6 +356,7 @@ impl Store {
             removed: Mutex::default(),
             oldest_kept: AtomicU64::default(),
             begun_at: AtomicU64::default(),
+            checkpoint,
             slots,
             senders,
             lag: LagClock::new(),

@@ -115,6 +115,9 @@ impl Retention {
         if let Err(error) = store.slots.save() {
             tracing::error!("could not save replication slots: {error}");
         }
+        if let Err(error) = store.save_checkpoint() {
+            tracing::warn!("{error}");
+        }
         ended
     }
 }
@@ -126,6 +129,10 @@ pub(super) enum RetentionError {
         "could not save replication slots: {0}; WAL stays that they needed when they were saved last, look at the data directory's file system"
     )]
     Save(io::Error),
+    #[error(
+        "could not save where the newest checkpoint begins: {0}; after a restart new slots may keep more WAL than they need, look at the data directory's file system"
+    )]
+    Checkpoint(io::Error),
     #[error("could not list pg_wal in the data directory, so no WAL is removed: {0}; {hint}", hint = hint(.0))]
     List(io::Error),
     /// The others were removed.
@@ -198,9 +205,13 @@ impl Store {
             let keep = self.slots.decide_removal(from, keep);
             let removed = self.remove_segments_before(keep.seg_at(size), size);
             self.look_for_oldest();
-            return removed.and(saved);
+            return removed.and(saved).and_then(|()| self.save_checkpoint());
         }
-        saved
+        saved.and_then(|()| self.save_checkpoint())
+    }
+
+    fn save_checkpoint(&self) -> Result<(), RetentionError> {
+        self.checkpoint.save(&self.dir).map_err(RetentionError::Checkpoint)
     }
 
     /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here.
@@ -250,8 +261,10 @@ impl Store {
         state.archived.filter(|_| state.readable).or(state.pending.then_some(anything))
     }
 
-    /// Makes a slot that keeps all WAL held here, as there is no checkpoint of our own to start from; but no more
-    /// than a slot may keep, else it would be lost at once. What it keeps is there when this returns.
+    /// Makes a slot that keeps WAL from where replay from the newest checkpoint begins: no base backup that is begun from
+    /// now on needs more. Below a standby, whose backups may begin at an older one, and before any checkpoint was seen, it
+    /// keeps all that is here; but never more than a slot may keep, else it would be lost at once. What it keeps is
+    /// there when this returns.
     ///
     /// Waits for the disk. Fails as [`Slots::create`](super::Slots::create) does.
     pub fn create_reserving_slot(
@@ -259,9 +272,7 @@ impl Store {
         name: &SlotName,
         persistence: SlotPersistence,
     ) -> Result<(), SlotError> {
-        let size = self.identity().map(|identity| identity.seg_size);
-        let end =
-            || self.tip().zip(size).map_or(Lsn::new(u64::MAX), |(tip, size)| tip.write_lsn.seg_start(size));
+        let end = || self.tip().map_or(Lsn::new(u64::MAX), |tip| tip.write_lsn);
         self.slots.create_reserving(name, persistence, self.wal_to_reserve(), end)
     }
 
@@ -280,7 +291,10 @@ impl Store {
             Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
             None => oldest,
         };
-        Some(oldest.max(allowed).min(tip.seg_start(size)))
+        let at_least = oldest.max(allowed).min(tip.seg_start(size));
+        let below_standby = self.upstream_parameters().status("in_hot_standby") == Some("on");
+        let redo = self.checkpoint.redo(&self.history()).filter(|redo| !below_standby && *redo <= tip);
+        Some(redo.map_or(at_least, |redo| redo.max(at_least)))
     }
 
     /// Oldest position that has to stay.

@@ -158,6 +158,38 @@ fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
     assert!(noted.contains("stopped"), "{noted}");
 }
 
+/// As PostgreSQL's slots do.
+#[test]
+fn a_slot_reserves_from_where_the_newest_checkpoint_begins() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(4);
+    wal.fill(1_200_000);
+    let redo = wal.position();
+    wal.fill(300_000);
+    wal.checkpoint(redo);
+    wal.fill(2_500_000);
+    let mut opened = Opened::open(dir.path());
+    let reserved = |opened: &Opened, name: &str| {
+        let name = SlotName::new(name).unwrap();
+        opened.store.create_reserving_slot(&name, SlotPersistence::Persistent).unwrap();
+        opened.store.slots().get(name.as_str()).unwrap().restart_lsn
+    };
+    let before = &wal.bytes()[..1_400_000];
+    opened.append(START, before);
+    assert_eq!(reserved(&opened, "early"), Some(START), "no checkpoint was seen");
+    opened.append(START.advance(before.len() as u64), &wal.bytes()[before.len()..]);
+    assert_eq!(reserved(&opened, "now"), Some(redo));
+    opened.stop();
+    // The checkpoint lies before the segments that a start reads.
+    let opened = Opened::open(dir.path());
+    assert_eq!(reserved(&opened, "again"), Some(redo));
+    // A standby's backups may begin at a checkpoint before that.
+    let status = vec![("in_hot_standby".to_owned(), "on".to_owned())];
+    let standby = UpstreamParameters { status, ..UpstreamParameters::default() };
+    opened.store.attach(identity(), standby).unwrap();
+    assert_eq!(reserved(&opened, "standby"), Some(START));
+}
+
 #[test]
 fn bad_wal_is_refused_with_its_position_and_can_be_fetched_again() {
     let dir = crate::permissions::private_tempdir();

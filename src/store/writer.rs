@@ -154,6 +154,8 @@ struct Stream {
     touched: Vec<Arc<Segment>>,
     /// What `commit` published last.
     published: Option<Lsn>,
+    /// The redo position of the newest checkpoint that the store knows of.
+    redo: Option<Lsn>,
     /// Whether there was nothing before it.
     is_first: bool,
 }
@@ -221,6 +223,7 @@ impl Writer {
             current: None,
             touched: Vec::new(),
             published: None,
+            redo: None,
             is_first: true,
         });
     }
@@ -331,6 +334,12 @@ impl Writer {
         }
         stream.published = Some(end);
         let target = TimelinePosition { tli: stream.tli, lsn: end };
+        if stream.verifier.newest_redo() != stream.redo
+            && let Some(redo) = stream.verifier.newest_redo()
+        {
+            stream.redo = Some(redo);
+            self.store.checkpoint.note(self.store.history().timeline_at(redo), redo);
+        }
         self.store.lag.arrived(end, Instant::now());
         // Before it can be called durable.
         self.store.written.send_replace(Some(target));
@@ -497,6 +506,7 @@ impl Stream {
             identity,
             tli: found.history.tli(),
             published: found.verifier.verified_end(),
+            redo: None,
             is_first: found.is_bare,
             verifier: found.verifier,
             current: found.tail,
@@ -669,6 +679,7 @@ impl Stream {
             current: Some(first),
             touched: Vec::new(),
             published: Some(at),
+            redo: None,
             is_first: self.is_first,
         })
     }
