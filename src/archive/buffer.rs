@@ -23,9 +23,10 @@ pub(super) fn read_to_end(mut file: File, limit: &Limit, pulse: &Pulse) -> io::R
     let size = file.metadata()?.len();
     let refused = |reason: String| io::Error::new(ErrorKind::FileTooLarge, reason);
     if limit.must_look(size).map_err(refused)? {
-        let mut beginning = Vec::new();
-        file.by_ref().take(limit.peek as u64).read_to_end(&mut beginning)?;
-        pulse.beat();
+        // As with all of it: on a slow line each piece is a sign of life.
+        let mut beginning = vec![0; limit.peek];
+        let filled = fill(&mut file, &mut beginning, pulse)?;
+        beginning.truncate(filled);
         limit.judge(&beginning, size).map_err(refused)?;
         file.seek(SeekFrom::Start(0))?;
     }
@@ -76,6 +77,36 @@ mod tests {
                 read_to_end(File::open(file.path()).unwrap(), &Limit::segment(), &Pulse::default()).unwrap();
             assert!(read == content, "{size}");
         }
+    }
+
+    /// Gives little at a time, and notes whether it was heard since.
+    struct Pieces<'a> {
+        pulse: &'a Pulse,
+        heard: std::time::Instant,
+        left: usize,
+    }
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let now = self.pulse.last();
+            assert!(now > self.heard || self.left == 3 * STEP, "nobody has heard of what came");
+            self.heard = now;
+            // A sign of life has a time, to the microsecond.
+            while now.elapsed() < std::time::Duration::from_micros(10) {
+                std::hint::spin_loop();
+            }
+            let given = buffer.len().min(self.left);
+            assert!(given <= STEP, "{given}");
+            self.left -= given;
+            Ok(given)
+        }
+    }
+
+    #[test]
+    fn each_piece_is_a_sign_of_life() {
+        let pulse = Pulse::default();
+        let mut slow = Pieces { pulse: &pulse, heard: pulse.last(), left: 3 * STEP };
+        assert_eq!(fill(&mut slow, &mut vec![0; 4 * STEP], &pulse).unwrap(), 3 * STEP);
     }
 
     #[test]
