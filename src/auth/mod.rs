@@ -8,3 +8,4 @@ pub mod hba;
 pub mod md5;
 pub mod scram;
 pub mod users;
+pub mod version_1;

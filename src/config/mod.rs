@@ -193,17 +193,37 @@ impl Config {
             log_level: log_level(settings.log_level.as_deref().unwrap_or("info"))?,
             ident_file: settings.ident_file,
             limits: Limits {
-                connections: settings.max_connections.unwrap_or(1000),
+                connections: at_least_one("max-connections", settings.max_connections)?,
                 user_connections: settings.max_user_connections.unwrap_or(0),
-                wal_senders: settings.max_wal_senders.unwrap_or(1000),
+                wal_senders: at_least_one("max-wal-senders", settings.max_wal_senders)?,
             },
             max_failed_logins: settings.max_failed_logins.unwrap_or(100),
             wal_sender_timeout: timeout("wal-sender-timeout", settings.wal_sender_timeout, "60s")?,
             wal_receiver_timeout: timeout("wal-receiver-timeout", settings.wal_receiver_timeout, "60s")?,
-            authentication_timeout: time("authentication-timeout", settings.authentication_timeout, "1min")?,
+            authentication_timeout: login_time(settings.authentication_timeout)?,
             shutdown_timeout: time("shutdown-timeout", settings.shutdown_timeout, "10s")?,
             typed,
         })
+    }
+}
+
+/// With none, nobody would get in.
+fn at_least_one(name: &'static str, given: Option<usize>) -> Result<usize, ConfigError> {
+    match given {
+        Some(0) => Err(value(name, &"0 lets nobody in; the least is 1")),
+        given => Ok(given.unwrap_or(1000)),
+    }
+}
+
+/// PG: from 1 s to 10 min; there is no "never".
+fn login_time(given: Option<String>) -> Result<Duration, ConfigError> {
+    let (name, limits) = ("authentication-timeout", Duration::from_secs(1)..=Duration::from_secs(600));
+    match time(name, given, "1min")? {
+        time if limits.contains(&time) => Ok(time),
+        time => Err(value(
+            name,
+            &format!("{time:?} is not in 1s to 10min; nobody could log in, or hold a place for ever"),
+        )),
     }
 }
 
@@ -329,6 +349,11 @@ mod tests {
         check(&["--upstream", upstream, "--wal-keep-size", "1gb"], "--wal-keep-size");
         check(&["--upstream", upstream, "--log-level", "verbose"], "invalid value for --log-level");
         check(&["--upstream", ""], "no upstream given");
+        check(&["--upstream", upstream, "--max-connections", "0"], "--max-connections: 0 lets nobody in");
+        check(&["--upstream", upstream, "--max-wal-senders", "0"], "--max-wal-senders: 0 lets nobody in");
+        for time in ["0", "10", "11min"] {
+            check(&["--upstream", upstream, "--authentication-timeout", time], "is not in 1s to 10min");
+        }
         let tls =
             |args: &[&str], expected: &str| check(&[&["--upstream", upstream], args].concat(), expected);
         tls(&["--ssl-cert-file", "c"], "invalid value for --ssl-cert-file: needs --ssl-key-file");

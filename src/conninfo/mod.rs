@@ -327,8 +327,8 @@ impl ConnInfo {
         })
     }
 
-    /// The same servers, as another role with other start-up parameters. The password file is the relay's own and
-    /// is not looked into.
+    /// The same servers, as another role with other start-up parameters. The password file and the certificate are the
+    /// relay's own: they are not used.
     pub fn in_the_name_of(
         &self,
         user: &str,
@@ -339,6 +339,8 @@ impl ConnInfo {
         info.user = user.to_owned();
         info.purpose = Purpose::Session(parameters);
         info.target_session_attrs = TargetSessionAttrs::Any;
+        // It is the relay's: a client who has none must not satisfy with it who wants one of clients.
+        info.tls.cert_mode = SslCertMode::Disable;
         (info.password, info.passfile, info.scram_keys, info.stored_md5) = (None, None, None, None);
         match credentials.clone() {
             Credentials::None => {}

@@ -379,3 +379,16 @@ proptest::proptest! {
         proptest::prop_assert_eq!(info.application_name, format!("{value}x"));
     }
 }
+
+#[test]
+fn in_a_clients_name_nothing_of_the_relays_own_proves_anything() {
+    let info = parse("host=a user=relay password=secret sslcert=/c sslkey=/k sslcertmode=require");
+    assert_eq!(info.tls.cert_mode, SslCertMode::Require);
+    let theirs = info.in_the_name_of("app", &Credentials::None, Vec::new());
+    assert_eq!(
+        theirs.tls.cert_mode,
+        SslCertMode::Disable,
+        "no certificate is sent, and none has to be asked for"
+    );
+    assert!(theirs.password.is_none() && theirs.passfile.is_none());
+}

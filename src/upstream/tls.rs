@@ -30,12 +30,13 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
-use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate, X509Version};
+use x509_parser::prelude::{GeneralName, X509Version};
 
 use super::aside::Files;
 use super::error::ConnectError;
 use super::key;
 use crate::auth::certificate::end_point_hash;
+use crate::auth::version_1::{self, certified_key, check_dates, parse};
 use crate::conninfo::{
     HostAddress, HostSpec, RootCert, Secret, SslCertMode, SslMode, TlsOptions, TlsVersion,
 };
@@ -192,7 +193,7 @@ impl Chain {
             return check_dates(&parse(certificate)?, now);
         }
         if parse(certificate)?.version() == X509Version::V1 && !self.has_crls {
-            return self.check_version_1(&parse(certificate)?, now);
+            return version_1::check(certificate, &self.trusted, now);
         }
         // The name is checked later by libpq's rules, so any will do and its mismatch is no fault.
         let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
@@ -202,23 +203,6 @@ impl Chain {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(()),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Issued by one of the trusted certificates itself, and both valid today.
-    fn check_version_1(&self, certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-        check_dates(certificate, now)?;
-        let issued = |issuer: &X509Certificate<'_>| {
-            issuer.subject().as_raw() == certificate.issuer().as_raw()
-                && (issuer.is_ca() || issuer.version() == X509Version::V1)
-                && check_dates(issuer, now).is_ok()
-                && certificate.verify_signature(Some(issuer.public_key())).is_ok()
-        };
-        let mut trusted = self.trusted.iter().filter_map(|trusted| parse(trusted).ok());
-        if trusted.any(|issuer| issued(&issuer)) {
-            Ok(())
-        } else {
-            Err(CertificateError::UnknownIssuer.into())
         }
     }
 }
@@ -265,25 +249,6 @@ impl ServerCertVerifier for ServerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
-}
-
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, rustls::Error> {
-    match X509Certificate::from_der(certificate) {
-        Ok(([], certificate)) => Ok(certificate),
-        _ => Err(CertificateError::BadEncoding.into()),
-    }
-}
-
-fn check_dates(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-    let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
-    let now = now.ok_or(CertificateError::BadEncoding)?;
-    if now < certificate.validity().not_before {
-        return Err(CertificateError::NotValidYet.into());
-    }
-    if now > certificate.validity().not_after {
-        return Err(CertificateError::Expired.into());
-    }
-    Ok(())
 }
 
 /// PG: `pgtls_verify_peer_name_matches_certificate_guts`: alternative names first, and the common name if there is
@@ -485,7 +450,7 @@ fn load_certified(
         return Err(configuration(problem));
     };
     let key = load_key(key_path, options.key_password.as_ref(), files)?;
-    let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
+    let certified = certified_key(chain, key, provider).map_err(|error| {
         let key_path = key_path.display();
         configuration(format!("could not load private key file \"{key_path}\": {error}"))
     })?;

@@ -6,6 +6,7 @@
 //! write, with a flush, or while somebody waits for the socket to become ready.
 
 mod config;
+mod verifier;
 
 use std::fmt;
 use std::io::{self, BufRead, IoSlice, Read, Write};

@@ -1,10 +1,13 @@
 //! PostgreSQL's own clients over TLS.
 
-use walrelay_testkit::{Certificates, Cluster, Receivewal, Relay, Scratch, Server, on_every_version};
+use walrelay_testkit::{
+    Certificates, Cluster, Receivewal, Relay, Scratch, Server, on_every_version, on_one_version,
+};
 
 use crate::relay_below;
 
 on_every_version!(clients_prove_who_they_are, wal_is_encrypted);
+on_one_version!(certificates_without_extensions);
 
 const HBA: &str = "hostssl all,replication copied 127.0.0.1/32 scram-sha-256\n\
                    hostssl replication certified,other 127.0.0.1/32 cert\n\
@@ -104,4 +107,35 @@ fn wal_is_encrypted(server: &Server) {
     assert!(bytes(archive.wal_dir()) == bytes(scene.primary.wal_dir()), "the same bytes");
     archive.stop();
     scene.relay.assert_calm();
+}
+
+/// X.509 version 1, as PostgreSQL's manual has had people make them: libpq takes them, and so does the relay, from both sides.
+fn certificates_without_extensions(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role rep login replication");
+    let scratch = Scratch::new("version-1");
+    let file = |name: &str, pem: &str| scratch.secret(name, pem).display().to_string();
+    let theirs = |name: &str, pem: &str| scratch.their_secret(name, pem).display().to_string();
+    let root = theirs("root.crt", include_str!("../kit/version-1/root.crt"));
+    let relay = relay_below(&primary)
+        .hba("hostssl replication rep 127.0.0.1/32 cert\nhost all,replication postgres 127.0.0.1/32 trust\n");
+    let relay = relay
+        .arg("--ssl-cert-file")
+        .arg(&file("server.crt", include_str!("../kit/version-1/server.crt")))
+        .arg("--ssl-key-file")
+        .arg(&file("server.key", include_str!("../kit/version-1/server.key")))
+        .arg("--ssl-ca-file")
+        .arg(&root)
+        .start();
+    let identify = |options: &str| {
+        let verified = format!(
+            "host=localhost hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={root} user=rep replication=1"
+        );
+        relay.psql(&format!("{verified} {options}"), &["IDENTIFY_SYSTEM"]).map_err(|error| error.0)
+    };
+    let cert = theirs("client.crt", include_str!("../kit/version-1/client.crt"));
+    let key = theirs("client.key", include_str!("../kit/version-1/client.key"));
+    identify(&format!("sslcert={cert} sslkey={key}")).expect("libpq takes ours, and the relay takes libpq's");
+    let error = identify("sslcert=/nonexistent").expect_err("no certificate");
+    assert!(error.contains("connection requires a valid client certificate"), "{error}");
 }

@@ -384,3 +384,51 @@ async fn noise_instead_of_a_handshake_is_survived() {
     }
     assert!(gets_in(&relay, &authority.client()).await);
 }
+
+/// Made as PostgreSQL's manual has it, without extensions. Our own client side takes what libpq takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_version_1_are_shown_and_taken() {
+    use crate::conninfo::{ConnInfo, Environment};
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, pem: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path
+    };
+    let root = file("root.crt", include_str!("../../../tests/kit/version-1/root.crt"));
+    let files = TlsFiles {
+        cert: file("server.crt", include_str!("../../../tests/kit/version-1/server.crt")),
+        key: file("server.key", include_str!("../../../tests/kit/version-1/server.key")),
+        ca: Some(root.clone()),
+        crl: None,
+        min_version: TlsVersion::V12,
+        max_version: TlsVersion::V13,
+    };
+    let cert = file("client.crt", include_str!("../../../tests/kit/version-1/client.crt"));
+    let key = file("client.key", include_str!("../../../tests/kit/version-1/client.key"));
+    let relay = relay(files, "hostssl replication all all cert").await;
+    let log_in = async |user: &str, more: &str| {
+        let text = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user={user} sslmode=verify-full sslrootcert={} {more}",
+            relay.address.port(),
+            root.display()
+        );
+        let info = ConnInfo::parse(&text, &Environment::of_user("tester")).unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        crate::upstream::connect(&info, &info.hosts[0], deadline)
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    let own = format!("sslcert={} sslkey={}", cert.display(), key.display());
+    log_in("rep", &own).await.unwrap();
+    let refused = async |user: &str, more: &str, text: &str| {
+        let error = log_in(user, more).await.unwrap_err();
+        assert!(error.contains(text), "{error}");
+    };
+    refused("other", &own, "certificate authentication failed for user").await;
+    refused("rep", "sslcertmode=disable", "connection requires a valid client certificate").await;
+    refused("rep", &own.replace("client.crt", "server.crt"), "keys may not be consistent").await;
+}

@@ -12,10 +12,13 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio_rustls::rustls::sign::SingleCertAndKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use super::verifier::ClientVerifier;
 use super::{ALPN, TlsSession};
 use crate::auth::certificate::end_point_hash;
+use crate::auth::version_1::certified_key;
 use crate::conninfo::TlsVersion;
 use crate::permissions::{Distrust, read_rules, read_secret};
 
@@ -101,15 +104,16 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions(files))
             .map_err(TlsError::Setup)?;
-        let builder = match client_verifier(files, provider)? {
+        let builder = match client_verifier(files, provider.clone())? {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| TlsError::Content {
+        let certified = certified_key(chain, key, &provider).map_err(|error| TlsError::Content {
             what: "private key file",
             path: files.key.clone(),
-            reason: error.to_string(),
+            reason: format!("{error}; does it belong to the certificate \"{}\"?", files.cert.display()),
         })?;
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // Each connection proves everything anew, so that a revoked certificate is refused at once.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -143,16 +147,18 @@ fn client_verifier(
     let Some(path) = &files.ca else { return Ok(None) };
     let unusable = |reason: String| TlsError::Content { what: WHAT, path: path.clone(), reason };
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(WHAT, path)? {
-        roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+    let trusted = certificates(WHAT, path)?;
+    for certificate in &trusted {
+        roots.add(certificate.clone()).map_err(|error| unusable(error.to_string()))?;
     }
+    let algorithms = provider.signature_verification_algorithms;
     let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     if let Some(crl) = &files.crl {
         // PG: X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL: each certificate needs a list, and a current one.
         builder = builder.with_crls(revocation_lists(crl)?).enforce_revocation_expiration();
     }
-    let verifier = builder.allow_unauthenticated().build().map_err(|error| unusable(error.to_string()))?;
-    Ok(Some(verifier))
+    let webpki = builder.allow_unauthenticated().build().map_err(|error| unusable(error.to_string()))?;
+    Ok(Some(Arc::new(ClientVerifier { webpki, trusted, has_crls: files.crl.is_some(), algorithms })))
 }
 
 /// Whoever may write a certificate of an authority lets in whom they like.

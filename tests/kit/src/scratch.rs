@@ -69,6 +69,13 @@ impl Scratch {
         path
     }
 
+    /// The same for the servers' account, which clients run as.
+    pub fn their_secret(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.secret(name, content);
+        account::give(&path).expect("root may give files away");
+        path
+    }
+
     /// A path below it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
