@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
@@ -33,7 +33,7 @@ const PIECES: usize = 8;
 
 /// Missing segments could not be fetched.
 #[derive(Debug, thiserror::Error)]
-enum RefillError {
+pub(super) enum RefillError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -85,7 +85,11 @@ pub(super) async fn refill(
 }
 
 /// Fetches what is missing and this server has; returns when there is nothing left to try.
-async fn fill_from(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) {
+pub(super) async fn fill_from(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) {
+    // Before the first record nobody can tell what is missing.
+    if store.written().wait_for(Option::is_some).await.is_err() {
+        return;
+    }
     let mut given_up = BTreeSet::new();
     loop {
         let missing: Vec<_> = match missing(store).await {
@@ -141,7 +145,7 @@ fn shown(store: &Store, name: WalFileName) -> String {
 }
 
 /// One connection for each run: it is hung up on when the last byte has come. The segment at which it failed, and why.
-async fn fill_run(
+pub(super) async fn fill_run(
     info: &ConnInfo,
     store: &Arc<Store>,
     host: &HostSpec,
@@ -183,7 +187,7 @@ impl Received {
         let (pieces, wal) = mpsc::channel(PIECES);
         let filling = fill(store, name, wal);
         tokio::pin!(filling);
-        let sending = self.send(conn, pieces, size);
+        let sending = self.send(conn, pieces, name.segno.start(size), size);
         // A disk that does not take it ends both; what it says counts.
         let sent = tokio::select! {
             filled = &mut filling => return filled,
@@ -197,8 +201,16 @@ impl Received {
         &mut self,
         conn: &mut UpstreamConnection,
         pieces: mpsc::Sender<Bytes>,
+        start: Lsn,
         size: SegSize,
     ) -> Result<(), RefillError> {
+        // What nobody took of a segment that had come another way.
+        while self.at() < start {
+            match start.since(self.at()).min(self.rest.len() as u64) {
+                0 => self.rest = self.next_wal(conn).await?,
+                strange => self.rest.advance(strange as usize),
+            }
+        }
         let mut left = size.bytes();
         while left > 0 {
             if self.rest.is_empty() {
@@ -213,6 +225,11 @@ impl Received {
             }
         }
         Ok(())
+    }
+
+    /// Where `rest` begins.
+    fn at(&self) -> Lsn {
+        self.next.rewind(self.rest.len() as u64)
     }
 
     async fn next_wal(&mut self, conn: &mut UpstreamConnection) -> Result<Bytes, RefillError> {

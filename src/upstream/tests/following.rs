@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
-    ClientMessage, Lsn, PgTimestamp, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity,
-    XLogDataHeader,
+    ClientMessage, Lsn, PgTimestamp, SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName,
+    WalIdentity, XLogDataHeader,
 };
 
 use super::*;
@@ -16,6 +16,7 @@ use crate::store::{
     Writer,
 };
 use crate::upstream::follow::Follower;
+use crate::upstream::refill;
 
 const SEG: u64 = 1 << 20;
 const START: Lsn = Lsn::new(3 * SEG);
@@ -564,6 +565,45 @@ async fn a_relay_that_holds_nothing_waits_where_it_did_for_the_same_server() {
     let (error, confirmed) = setup.round(&script, 1).await;
     assert!(follows(&error), "{error}");
     assert_eq!((setup.store.begun_at(), confirmed), (Some(START), Some(wal.position())));
+}
+
+/// Messages reach over the ends of segments.
+#[tokio::test]
+async fn missing_segments_are_stored_while_they_come() {
+    let mut wal = generator(23);
+    wal.fill(6 * SEG as usize + 300_000);
+    let setup = Setup::holding(wal.bytes());
+    let in_wal =
+        |segment: u64| setup.dir.path().join(format!("pg_wal/{:024X}", (1u128 << 64) + u128::from(segment)));
+    let deadline = deadline();
+    while !in_wal(8).exists() {
+        assert!(Instant::now() < deadline, "no names");
+        tokio::task::yield_now().await;
+    }
+    // The second time one of them is not missing any more when its turn comes.
+    for missing in [vec![4, 5, 6], vec![4, 6]] {
+        for segment in &missing {
+            std::fs::remove_file(in_wal(*segment)).unwrap();
+        }
+        let (listener, port) = listen().await;
+        let script = Script::of(wal.bytes());
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            script.play(stream).await
+        });
+        let conninfo = info(port, "sslmode=disable");
+        let run = [4, 5, 6].map(|number| WalFileName::new(TimelineId::FIRST, SegNo::new(number)));
+        match missing.len() {
+            3 => refill::fill_from(&conninfo, &setup.store, &conninfo.hosts[0]).await,
+            _ => refill::fill_run(&conninfo, &setup.store, &conninfo.hosts[0], &run).await.unwrap(),
+        }
+        server.await.unwrap();
+        assert!(setup.store.missing_segments().unwrap().is_empty());
+        for segment in [4, 5, 6] {
+            let from = ((segment - 3) * SEG) as usize;
+            assert!(std::fs::read(in_wal(segment)).unwrap() == wal.bytes()[from..][..SEG as usize]);
+        }
+    }
 }
 
 #[tokio::test]
