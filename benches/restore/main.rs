@@ -86,8 +86,7 @@ fn main() {
              options = {{ access-key-id = \"x\", secret-access-key = \"x\" }}\n",
             s3.endpoint()
         );
-        let conf = bench.scratch.join("slow.toml");
-        fs::write(&conf, text).expect("the directory is ours");
+        let conf = bench.scratch.secret("slow.toml", &text);
         archive_targets(&conf).expect("it is a configuration").remove(0)
     });
     if let Ok(line) = std::env::var("WALRELAY_BENCH_COMMAND") {
@@ -115,7 +114,6 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(wal: &'a Wal, moto: &Moto, barman: &BarmanServer) -> Bench<'a> {
         let scratch = Scratch::new("restore");
-        let conf = scratch.join("walrelay.toml");
         let runtime = Runtime::new().expect("threads can be started");
         let near = moto.endpoint();
         let address = near.trim_start_matches("http://").parse().expect("a host's address and a port");
@@ -130,7 +128,7 @@ impl<'a> Bench<'a> {
             barman.wals_parent().display(),
             s3.replace(&near, &far),
         );
-        fs::write(&conf, text).expect("the directory is ours");
+        let conf = scratch.secret("walrelay.toml", &text);
         Bench { wal, conf, scratch, runtime }
     }
 
