@@ -410,6 +410,20 @@ mod tests {
         assert!(again.admit(Access::Read).is_err());
     }
 
+    /// Archived to by a version without markers: an empty directory in its place may be a mount point.
+    #[test]
+    fn a_target_that_was_used_gets_its_marker_only_where_something_is() {
+        let it = Setting::new();
+        let (path, marker) = (it.dir.path().join("archive"), it.dir.path().join("archive").join(MARKER));
+        let root = Root::new(path.clone());
+        root.claim(it.places.clone(), "one", None, true);
+        let error = root.admit(Access::Write).unwrap_err().to_string();
+        assert!(error.contains("is its file system mounted?") && !marker.exists(), "{error}");
+        fs::write(path.join("000000010000000000000001"), "").unwrap();
+        root.admit(Access::Write).unwrap();
+        assert!(marker.exists());
+    }
+
     #[test]
     fn an_empty_directory_is_no_archive() {
         let it = Setting::new();
