@@ -4,7 +4,7 @@
 //! somebody's `pg_wal` looks like an archive. So the root is looked at by device and inode, and holds a marker of its
 //! own (`.walrelay-archive`), made at its first use.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -34,7 +34,48 @@ fn refused(reason: String) -> io::Error {
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     data_dir: PathBuf,
-    taken: Mutex<HashMap<Id, String>>,
+    taken: Mutex<BTreeMap<String, Spot>>,
+}
+
+/// Where a directory is, or will be when somebody makes it: links are followed as far as it exists.
+#[derive(Debug)]
+struct Spot {
+    path: PathBuf,
+    id: Option<Id>,
+    /// Those it lies in.
+    above: Vec<Id>,
+}
+
+impl Spot {
+    fn of(path: &Path) -> io::Result<Spot> {
+        let (mut at, mut missing) = (path, Vec::new());
+        let found = loop {
+            match fs::canonicalize(at) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let (Some(parent), Some(name)) = (at.parent(), at.file_name()) else { return Err(error) };
+                    missing.push(name);
+                    at = parent;
+                }
+                found => break found?,
+            }
+        };
+        let id = |dir: &Path| fs::metadata(dir).map(|found| id_of(&found));
+        let mut above: Vec<_> = found.ancestors().filter_map(|dir| id(dir).ok()).collect();
+        let own = id(&found)?;
+        if missing.is_empty() {
+            above.retain(|other| *other != own);
+        }
+        let path = missing.iter().rev().fold(found, |path, name| path.join(name));
+        Ok(Spot { path, id: missing.is_empty().then_some(own), above })
+    }
+
+    fn is(&self, other: &Spot) -> bool {
+        self.path == other.path || (self.id.is_some() && self.id == other.id)
+    }
+
+    fn lies_in(&self, other: &Spot) -> bool {
+        self.path.starts_with(&other.path) || other.id.is_some_and(|id| self.above.contains(&id))
+    }
 }
 
 impl Places {
@@ -45,28 +86,31 @@ impl Places {
 
     /// The target `name` has no directory any more.
     pub(crate) fn release(&self, name: &str) {
-        lock(&self.taken).retain(|_, other| other != name);
+        lock(&self.taken).remove(name);
     }
 
-    /// Gives a directory to the target `name`, or says why not.
-    fn take(&self, root: &Path, id: Id, name: &str) -> io::Result<()> {
-        let shown = root.display();
-        let own = fs::canonicalize(&self.data_dir)?;
-        let own_id = id_of(&fs::metadata(&own)?);
-        let is_at = |dir: &Path, id: Id| fs::metadata(dir).is_ok_and(|found| id_of(&found) == id);
-        if id == own_id || root.ancestors().skip(1).any(|dir| is_at(dir, own_id)) {
+    /// Gives a directory, be it there or not, to the target `name`, or says why not.
+    fn take(&self, spot: Spot, name: &str) -> io::Result<()> {
+        let shown = spot.path.display();
+        let own = Spot::of(&self.data_dir)?;
+        if spot.is(&own) || spot.lies_in(&own) {
             return Err(refused(format!("directory \"{shown}\" is, or lies in, the relay's data directory")));
         }
-        if own.ancestors().skip(1).any(|dir| is_at(dir, id)) {
+        if own.lies_in(&spot) {
             return Err(refused(format!("directory \"{shown}\" contains the relay's data directory")));
         }
-        refuse_foreign(root)?;
+        refuse_foreign(&spot.path)?;
         let mut taken = lock(&self.taken);
-        if let Some(other) = taken.get(&id).filter(|other| *other != name) {
-            return Err(refused(format!("directory \"{shown}\" is archive target \"{other}\" already")));
+        for (other, theirs) in taken.iter().filter(|(other, _)| *other != name) {
+            let how = match () {
+                () if spot.is(theirs) => format!("is archive target \"{other}\" already"),
+                () if spot.lies_in(theirs) => format!("lies in that of archive target \"{other}\""),
+                () if theirs.lies_in(&spot) => format!("contains that of archive target \"{other}\""),
+                () => continue,
+            };
+            return Err(refused(format!("directory \"{shown}\" {how}")));
         }
-        taken.retain(|_, other| other != name);
-        taken.insert(id, name.to_owned());
+        taken.insert(name.to_owned(), spot);
         Ok(())
     }
 }
@@ -146,7 +190,7 @@ impl Root {
 
     /// Whether it may be the target `name`; an error only if it must not. One that is not there is told.
     pub(super) fn place(&self, places: &Places, name: &str) -> Result<(), String> {
-        let take = || places.take(&fs::canonicalize(&self.path)?, self.id()?, name);
+        let take = || places.take(Spot::of(&self.path)?, name).and_then(|()| self.id().map(drop));
         match take() {
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Refused>()) => {
                 Err(error.to_string())
@@ -178,7 +222,7 @@ impl Root {
         };
         let is_known = claim.seen == Some(id);
         if !is_known {
-            claim.places.take(&fs::canonicalize(&self.path)?, id, &claim.name)?;
+            claim.places.take(Spot::of(&self.path)?, &claim.name)?;
         }
         if !is_known || access == Access::Write {
             if claim.used && claim.marker.is_none() {
@@ -381,6 +425,41 @@ mod tests {
         }
         it.root("link", "one", None).admit(Access::Write).unwrap();
         it.root("other", "two", None).admit(Access::Write).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_is_refused_for_where_it_would_be() {
+        let it = Setting::new();
+        let path = |name: &str| it.dir.path().join(name);
+        symlink(path("relay/pg_wal"), path("link")).unwrap();
+        symlink(path("archive"), path("other-way")).unwrap();
+        fs::create_dir_all(path("server/pg_wal")).unwrap();
+        fs::write(path("server/PG_VERSION"), "18\n").unwrap();
+        let place = |name: &str, dir: &str| Root::new(path(dir)).place(&it.places, name);
+        for dir in ["relay/archive", "relay/a/b/c", "link/x", "relay/pg_wal/x"] {
+            let error = place("new", dir).unwrap_err();
+            assert!(error.contains("lies in, the relay's data directory"), "{dir}: {error}");
+        }
+        let error = place("new", "server/pg_wal/x/y").unwrap_err();
+        assert!(error.contains("pg_wal of a PostgreSQL server"), "{error}");
+        // Not there yet is no mistake elsewhere.
+        place("later", "later/deep").unwrap();
+        place("one", "archive").unwrap();
+        let inside = "lies in that of archive target";
+        for (dir, expected) in [
+            ("archive/deep/new", inside),
+            ("other-way/new", inside),
+            ("later/deep/er", inside),
+            ("later/deep", "is archive target \"later\" already"),
+            ("later", "contains that of archive target \"later\""),
+        ] {
+            let error = place("new", dir).unwrap_err();
+            assert!(error.contains(expected), "{dir}: {error}");
+        }
+        fs::create_dir_all(path("archive/deep/there")).unwrap();
+        it.refuses("archive/deep/there", inside);
+        place("new", "archive-2").unwrap();
+        assert!(!path("relay/archive").exists() && !path("later").exists());
     }
 
     #[test]
