@@ -20,6 +20,8 @@ on_one_version!(
     a_hung_target_is_told_and_holds_up_nobody,
     rotated_keys_are_read_again,
     targets_change_at_a_reload,
+    a_directory_whose_sync_fails,
+    the_primary_copies_slowly_into_the_same_directory,
     retention_says_what_it_cannot_do,
     what_is_there_already_is_synced_before_it_counts,
     a_copy_that_is_still_being_made_is_waited_for,
@@ -143,6 +145,8 @@ fn directories_that_are_no_targets(server: &Server) {
     refuses(std::slice::from_ref(&wal), "pg_wal of a PostgreSQL server");
     refuses(&[primary.data_dir()], "is a data directory of a PostgreSQL server");
     refuses(&[archive.clone(), scratch.join("link")], "already");
+    refuses(&[data.join("not-yet")], "is, or lies in, the relay's data directory");
+    refuses(&[archive.clone(), archive.join("not/yet")], "lies in that of archive target");
     assert_eq!((files(&data.join("pg_wal")), files(&wal)), before);
     assert!(files(&archive).is_empty(), "{:?}", files(&archive));
 }
@@ -279,6 +283,72 @@ fn targets_change_at_a_reload(server: &Server) {
     let fourth = next_segment(&primary, &relay);
     wait_for_file(&two.join(&fourth), &relay);
     assert!(!one.join(format!("{fourth}.lz4")).exists());
+}
+
+fn a_directory_whose_sync_fails(server: &Server) {
+    use std::os::unix::fs::MetadataExt;
+    let primary = primary(server);
+    let (scratch, data) = (Scratch::new("archive"), Scratch::new("data"));
+    let archive = scratch.dir("wal");
+    let relay =
+        relay_below(&primary).data_dir(data.join("relay")).arg("--archive").arg(&url(&archive)).start();
+    let first = next_segment(&primary, &relay);
+    wait_for_file(&archive.join(format!("{first}.sha256")), &relay);
+    let failing = relay.trace_at(&archive, &["trace=fsync", "inject=fsync:error=EIO"]);
+    let mark = relay.log().mark();
+    let second = next_segment(&primary, &relay);
+    relay.log().wait_for_after(mark, "could not sync");
+    // Its content is there, and does not count.
+    let state = || {
+        let files =
+            fs::read_dir(relay.data_dir()).expect("ours").map(|entry| entry.expect("readable").path());
+        let mut states = files.filter(|path| path.display().to_string().contains("/archive-"));
+        fs::read_to_string(states.next().expect("there is one target")).expect("readable")
+    };
+    wait_until("a suspect", || state().contains(&format!("write-again = [\"{second}\"")));
+    let before = fs::metadata(archive.join(&second)).expect("it has got its name").ino();
+    drop(failing);
+    wait_until("it to count", || state().contains("write-again = []"));
+    let after = fs::metadata(archive.join(&second)).expect("it is there").ino();
+    assert_ne!(after, before, "it is written again");
+    assert!(archive.join(format!("{second}.sha256")).exists());
+    // Its own disk is not the archive's.
+    let third = next_segment(&primary, &relay);
+    wait_for_file(&archive.join(&third), &relay);
+}
+
+fn the_primary_copies_slowly_into_the_same_directory(server: &Server) {
+    let scratch = Scratch::new("archive");
+    let (archive, slow, conf) = (scratch.dir("wal"), scratch.join("slow"), scratch.join("walrelay.toml"));
+    let copy = format!(
+        "head -c 300000 %p > {0}/%f; while test -e {1}; do sleep 0.1; done; tail -c +300001 %p >> {0}/%f",
+        archive.display(),
+        slow.display()
+    );
+    let primary = Cluster::builder(server).seg_mb(1).conf("archive_mode = on");
+    let primary = primary.conf(&format!("archive_command = '{}'", copy)).start();
+    fs::write(&conf, "").expect("ours");
+    let mut relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
+    next_segment(&primary, &relay);
+    primary.wait_for_sql("select count(*) from pg_ls_archive_statusdir() where name like '%.ready'", "0");
+    fs::write(&slow, "").expect("ours");
+    let segment = next_segment(&primary, &relay);
+    relay.wait_for_segment(&segment);
+    // The relay comes to a directory in which half a file lies.
+    let size = || fs::metadata(archive.join(&segment)).map_or(0, |found| found.len());
+    wait_until("half a file", || size() == 300_000);
+    fs::write(&conf, format!("[archive.shared]\nurl = \"{}\"\n", url(&archive))).expect("ours");
+    relay.reload();
+    relay.log().wait_for(&format!("could not archive \"{segment}\""));
+    relay.log().wait_for("is being written by somebody else");
+    assert!(!archive.join(format!("{segment}.sha256")).exists());
+    fs::remove_file(&slow).expect("ours");
+    wait_for_file(&archive.join(format!("{segment}.sha256")), &relay);
+    let to = scratch.join("restored");
+    let output = restore(&["--from", &url(&archive)], &segment, &to);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let same = fs::read(&to).expect("restored") == fs::read(relay.wal_dir().join(&segment)).expect("kept");
+    assert!(same && !relay.log().text().contains("with different content"));
 }
 
 fn retention_says_what_it_cannot_do(server: &Server) {

@@ -273,7 +273,13 @@ impl Relay {
     /// Has strace interfere with its system calls, such as `inject=fdatasync:error=EIO`, until the value is dropped.
     #[track_caller]
     pub fn trace(&self, expressions: &[&str]) -> Trace {
-        Trace::attach(self.pid(), expressions, &self.scratch.join("strace"))
+        Trace::attach(self.pid(), None, expressions, &self.scratch.join("strace"))
+    }
+
+    /// The same with calls that have to do with this path only.
+    #[track_caller]
+    pub fn trace_at(&self, path: &Path, expressions: &[&str]) -> Trace {
+        Trace::attach(self.pid(), Some(path), expressions, &self.scratch.join("strace"))
     }
 
     fn process(&self) -> &Process {

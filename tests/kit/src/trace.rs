@@ -13,11 +13,15 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Attaches with one `-e` for each expression; returns when it works. `log` gets the calls it saw.
+    /// Attaches with one `-e` for each expression, to calls that have to do with `path` if one is given; returns when it
+    /// works. `log` gets the calls it saw.
     #[track_caller]
-    pub(crate) fn attach(pid: u32, expressions: &[&str], log: &Path) -> Trace {
+    pub(crate) fn attach(pid: u32, path: Option<&Path>, expressions: &[&str], log: &Path) -> Trace {
         let mut command = tied_command("strace");
         command.args(["-f", "-tt", "-p", &pid.to_string()]);
+        if let Some(path) = path {
+            command.arg("-P").arg(path);
+        }
         for expression in expressions {
             command.args(["-e", expression]);
         }
