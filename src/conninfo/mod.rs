@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,6 +81,27 @@ pub struct ConnInfo {
     pub target_session_attrs: TargetSessionAttrs,
     /// Whether to try hosts and addresses in random order.
     pub load_balance_hosts: bool,
+    /// Where this process listens itself, and must not connect to.
+    pub own: OwnAddresses,
+}
+
+/// Where a process listens.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OwnAddresses {
+    /// Addresses and ports; an unspecified address stands for all of this machine's.
+    pub tcp: Vec<SocketAddr>,
+    /// Socket files.
+    pub unix: Vec<PathBuf>,
+}
+
+impl OwnAddresses {
+    /// Whether a connection from `local` to `peer` is one to ourselves: who connects to an address of his own machine does it
+    /// from that address.
+    pub fn is_own(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        let is_here =
+            |own: &SocketAddr| own.ip() == peer.ip() || own.ip().is_unspecified() && local.ip() == peer.ip();
+        self.tcp.iter().any(|own| own.port() == peer.port() && is_here(own))
+    }
 }
 
 /// What a connection is for, as its start-up message says it.

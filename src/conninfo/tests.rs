@@ -392,3 +392,20 @@ fn in_a_clients_name_nothing_of_the_relays_own_proves_anything() {
     );
     assert!(theirs.password.is_none() && theirs.passfile.is_none());
 }
+
+#[test]
+fn a_connection_to_oneself_is_known_by_both_of_its_ends() {
+    let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
+    let own =
+        OwnAddresses { tcp: vec![address("10.0.0.1:5432"), address("[::]:6432")], ..OwnAddresses::default() };
+    let check = |local: &str, peer: &str, expected: bool| {
+        assert_eq!(own.is_own(address(local), address(peer)), expected, "{local} {peer}");
+    };
+    check("10.0.0.1:40000", "10.0.0.1:5432", true);
+    check("10.0.0.1:40000", "10.0.0.2:5432", false);
+    check("10.0.0.1:40000", "10.0.0.1:5433", false);
+    check("127.0.0.1:40000", "127.0.0.1:5432", false);
+    check("127.0.0.1:40000", "127.0.0.1:6432", true);
+    check("[::1]:40000", "[::1]:6432", true);
+    check("10.0.0.1:40000", "10.0.0.2:6432", false);
+}

@@ -9,9 +9,9 @@ use base64::Engine;
 use super::ConnInfoError as Error;
 use super::options::{Keyword, Settings};
 use super::{
-    ChannelBinding, ConnInfo, DEFAULT_APPLICATION_NAME, Environment, HostAddress, HostSpec, Purpose,
-    RequireAuth, RootCert, Secret, SslCertMode, SslMode, SslNegotiation, TargetSessionAttrs, TcpOptions,
-    TlsOptions, TlsVersion, is_space,
+    ChannelBinding, ConnInfo, DEFAULT_APPLICATION_NAME, Environment, HostAddress, HostSpec, OwnAddresses,
+    Purpose, RequireAuth, RootCert, Secret, SslCertMode, SslMode, SslNegotiation, TargetSessionAttrs,
+    TcpOptions, TlsOptions, TlsVersion, is_space,
 };
 use crate::auth::scram::{Key, Keys};
 
@@ -47,6 +47,7 @@ pub(super) fn validate(settings: &Settings, environment: &Environment) -> Result
         connect_timeout: timeout.map(|seconds| Duration::from_secs(seconds.into())),
         tcp: tcp(settings)?,
         require_peer: text(Keyword::Requirepeer),
+        own: OwnAddresses::default(),
     })
 }
 

@@ -25,7 +25,7 @@ use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
 use crate::descriptors::Descriptors;
-use crate::downstream::{Access, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
+use crate::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::parts::{PartEnded, Tasks, how_ended};
@@ -76,7 +76,7 @@ struct Relay {
 }
 
 impl Relay {
-    async fn start(config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
+    async fn start(mut config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
         let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
         let access = Arc::new(SharedAccess::new(load_access(&config)?));
         let descriptors = raise_descriptors(&config);
@@ -98,6 +98,10 @@ impl Relay {
         .await?;
         for address in downstream.addresses() {
             tracing::info!("listening on {address}");
+            match address {
+                BoundAddr::Tcp(address) => config.upstream.own.tcp.push(address),
+                BoundAddr::Unix(path) => config.upstream.own.unix.push(path),
+            }
         }
         let stop = || shutdown.clone();
         tasks.spawn("listener", async move {

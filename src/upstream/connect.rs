@@ -196,6 +196,9 @@ async fn connect_unix(
     path: &Path,
 ) -> Result<UpstreamConnection, ConnectError> {
     let target = || format!("socket \"{}\"", path.display());
+    if info.own.unix.iter().any(|own| own == path) {
+        return Err(ConnectError::Itself { target: target() });
+    }
     let stream = open_unix(path).await.map_err(|source| ConnectError::Socket { target: target(), source })?;
     if let Some(required) = &info.require_peer {
         check_peer(&stream, required, info).await?;
@@ -255,6 +258,9 @@ async fn connect_with(
     let stream = open_tcp(address, &info.tcp)
         .await
         .map_err(|source| ConnectError::Socket { target: Target::Tcp(address).describe(host), source })?;
+    if stream.local_addr().is_ok_and(|local| info.own.is_own(local, address)) {
+        return Err(ConnectError::Itself { target: Target::Tcp(address).describe(host) }.into());
+    }
     let (stream, fell_back) = match encryption {
         Encryption::Plain => (Stream::Tcp(stream), false),
         Encryption::Tls => {

@@ -98,6 +98,14 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// We listen there ourselves.
+    #[error(
+        "connection to server at {target} leads back to this relay itself; point --upstream at the server or relay above it"
+    )]
+    Itself {
+        /// Host, address and port, or socket file.
+        target: String,
+    },
     /// `connect_timeout` or the caller's deadline passed.
     #[error("connection to server at {target} failed: timeout expired")]
     Timeout {
@@ -232,7 +240,8 @@ impl ConnectError {
             ConnectError::Socket { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
             ConnectError::Server(error) => error.is_transient(),
             ConnectError::Both { first, second, .. } => first.is_transient() || second.is_transient(),
-            ConnectError::Protocol { .. }
+            ConnectError::Itself { .. }
+            | ConnectError::Protocol { .. }
             | ConnectError::TlsRefused { .. }
             | ConnectError::TlsConfiguration { .. }
             | ConnectError::Tls(_)

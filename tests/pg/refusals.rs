@@ -30,6 +30,13 @@ fn mistakes_are_named(server: &Server) {
         run(&["--upstream", &upstream("user=postgres password=right"), "-D", &second, "--listen", &taken]);
     assert_eq!((code, said.contains("could not listen on")), (5, true), "{said}");
 
+    let own = Port::take();
+    let (upstream_of_itself, there) =
+        (format!("host=localhost port={} user=postgres", own.number()), format!("0.0.0.0:{}", own.number()));
+    let third = scratch.join("itself").display().to_string();
+    let (code, said) = run(&["--upstream", &upstream_of_itself, "-D", &third, "--listen", &there]);
+    assert_eq!((code, said.contains("leads back to this relay itself")), (8, true), "{said}");
+
     relay.terminate();
     let other = Cluster::builder(server).name("other").fresh_initdb().start();
     // A relay that holds WAL goes on serving it; this one has none to lose.
