@@ -15,7 +15,7 @@ use walrelay_proto::{SegSize, WalFileName};
 use super::backoff;
 use super::name::{ChunkName, FileName};
 use super::repository::{Repository, WriteError};
-use super::worker::{SharedQueue, lock};
+use super::worker::{SharedQueue, lock, mapped};
 use crate::store::Store;
 
 /// A failure that lasts is told again after this time.
@@ -208,7 +208,8 @@ impl Tail {
             let len = (end - start) as usize;
             let there = segment.name() == wal && segment.published() >= end;
             there.then(|| segment.populate(start, len).ok())??;
-            Some(Bytes::copy_from_slice(segment.bytes(start, len)))
+            // Not a copy: merged pieces may be as long as the segment, 1 GB that is.
+            Some(mapped(segment).slice(start as usize..end as usize))
         };
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }

@@ -74,6 +74,11 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
+/// What is published of a segment now; nothing is copied.
+pub(in crate::archive) fn mapped(segment: Arc<Segment>) -> Bytes {
+    Bytes::from_owner(Mapped(segment))
+}
+
 /// A file's content; `None` if it is not here any more. For blocking threads.
 pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Bytes>> {
     let Some(wal) = name.wal(size).filter(|_| name.kind() == FileKind::Segment) else {
@@ -83,7 +88,7 @@ pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io:
         Ok(segment) => {
             // A bad sector is an error here; found later, when the bytes are looked at, it would be a signal.
             segment.populate(0, segment.published() as usize)?;
-            Ok(Some(Bytes::from_owner(Mapped(segment))))
+            Ok(Some(mapped(segment)))
         }
         Err(ReadError::Removed(_)) => Ok(None),
         Err(ReadError::Io { source, .. }) => Err(source),

@@ -205,3 +205,15 @@ async fn what_hangs_at_the_end_of_a_run_is_a_suspect_of_the_next() {
     assert!(saved.is_suspect(&segment(FIRST)) && !saved.is_done(&segment(FIRST)), "{saved:?}");
     drop(release);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_is_the_map_whatever_the_segments_size() {
+    let it = Setting::new();
+    let here = it.store.finished_segment(WalFileName::new(TimelineId::FIRST, SegNo::new(FIRST))).unwrap();
+    let content = send::content(&it.store, &segment(FIRST), id().seg_size).unwrap().unwrap();
+    let map = here.bytes(0, SEG as usize);
+    assert_eq!((content.as_ptr(), content.len()), (map.as_ptr(), map.len()));
+    // Parts of it, as pieces and uploads in parts take them, too.
+    let piece = mapped(here.clone()).slice(100..SEG as usize);
+    assert_eq!(piece.as_ptr(), map[100..].as_ptr());
+}
