@@ -1,6 +1,7 @@
 //! WAL goes to many targets, each at its own pace.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,8 @@ impl Targets {
     fn file(&self) -> PathBuf {
         let path = self.scratch.join("walrelay.toml");
         fs::write(&path, &self.config).expect("the directory is ours");
+        // The keys of the object store stand in it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
         path
     }
 
