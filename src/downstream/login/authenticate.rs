@@ -49,7 +49,10 @@ pub(super) async fn authenticate(
     let roles = shared.gateway.roles();
     let role = match rule.method() {
         Method::Reject => Role::default(),
-        _ => roles.look_up(&request.user, conn.peer().source()).await,
+        _ => {
+            let listed = access.users.has(&request.user);
+            roles.look_up(&request.user, conn.peer().source(), listed).await
+        }
     };
     let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
@@ -156,7 +159,7 @@ async fn rule<'a>(
 
 /// Nobody gets past a line of which it is not known whether it is for them.
 async fn memberships(conn: &Connection, shared: &Shared, user: &str) -> Result<Vec<String>, PgError> {
-    let role = shared.gateway.roles().look_up(user, conn.peer().source()).await;
+    let role = shared.gateway.roles().look_up(user, conn.peer().source(), false).await;
     role.memberships().ok_or_else(|| {
         let text = format!("the upstream server cannot be asked which roles \"{user}\" belongs to");
         PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text)

@@ -187,7 +187,7 @@ pub struct Roles {
     followed: Followed,
     store: Arc<Store>,
     cache: Arc<Mutex<Cache>>,
-    /// About those who are known.
+    /// About those who are known, or listed.
     known: Questions,
     /// About those who are not.
     strangers: Questions,
@@ -223,8 +223,9 @@ impl Roles {
 
     /// What is known of a role, after the upstream was asked if it can be reached. A role that is known waits for the
     /// answer for half a second, or longer where answers always take longer; the answer is taken all the same
-    /// when it comes. One that is not waits for 5 s at most, behind few others from the same source.
-    pub async fn look_up(&self, name: &str, source: Option<Source>) -> Role {
+    /// when it comes. So does one that is `listed`, which can log in with what the operator wrote down. Any other
+    /// waits for 5 s at most, behind few others from the same source.
+    pub async fn look_up(&self, name: &str, source: Option<Source>, listed: bool) -> Role {
         let (fresh, known) = {
             let cache = self.lock();
             (cache.is_fresh(name), cache.roles.contains_key(name))
@@ -232,13 +233,17 @@ impl Roles {
         if known && !fresh && self.followed.host().is_some() {
             let _ = timeout(self.patience(), self.known.ask(name, None)).await;
         } else if !known && !fresh {
+            let limit = if listed { self.patience() } else { ANSWER_LIMIT };
             let ask = async {
                 // Of whom nothing is known, no server is not the last word.
-                if self.followed.reach(ANSWER_LIMIT).await.is_some() {
-                    self.strangers.ask(name, source).await;
+                if self.followed.reach(limit).await.is_some() {
+                    match listed {
+                        true => self.known.ask(name, None).await,
+                        false => self.strangers.ask(name, source).await,
+                    }
                 }
             };
-            let _ = timeout(ANSWER_LIMIT, ask).await;
+            let _ = timeout(limit, ask).await;
         }
         self.current(name)
     }

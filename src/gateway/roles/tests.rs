@@ -110,7 +110,7 @@ impl Fixture {
     /// What is known of a role, and how long that took to find out.
     async fn look_up(&self, name: &str) -> (Role, Duration) {
         let began = Instant::now();
-        (self.roles.look_up(name, source(1)).await, began.elapsed())
+        (self.roles.look_up(name, source(1), false).await, began.elapsed())
     }
 }
 
@@ -154,6 +154,19 @@ async fn a_known_role_does_not_wait_for_a_hung_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_listed_does_not_wait_either_and_is_out_if_there_is_no_such_role() {
+    for (takes, absent, took) in [(NEVER, false, PATIENCE.0), (20 * MS, true, 20 * MS)] {
+        let (fixture, upstream) = (fixture(), Script::taking(takes));
+        let work = async {
+            let began = Instant::now();
+            let role = fixture.roles.look_up("listed", source(1), true).await;
+            (role.absent, began.elapsed())
+        };
+        assert_eq!(fixture.with(upstream, Script::taking(NEVER), work).await, (absent, took));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_healthy_upstreams_answer_counts_however_far_it_is() {
     for takes in [MS, 20 * MS, 600 * MS] {
         let fixture = fixture();
@@ -161,7 +174,7 @@ async fn a_healthy_upstreams_answer_counts_however_far_it_is() {
         let work = async {
             // What an answer takes is seen at the first one.
             fixture.look_up("other").await;
-            fixture.roles.look_up("other", None).await;
+            fixture.roles.look_up("other", None, false).await;
             tokio::time::sleep(FRESH).await;
             fixture.look_up("old").await
         };
@@ -199,7 +212,7 @@ async fn names_made_up_hold_up_neither_known_roles_nor_other_addresses() {
     let work = async {
         let evil: Vec<_> = (0..1000)
             .map(|n| Box::pin(async move { n }))
-            .map(|n| async { fixture.roles.look_up(&format!("evil{}", n.await), source(9)).await })
+            .map(|n| async { fixture.roles.look_up(&format!("evil{}", n.await), source(9), false).await })
             .collect();
         let mut evil: futures_util::stream::FuturesUnordered<_> = evil.into_iter().collect();
         let flood = async { while futures_util::StreamExt::next(&mut evil).await.is_some() {} };
