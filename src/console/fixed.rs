@@ -7,7 +7,7 @@ use crate::wire::PgError;
 use crate::wire::messages::ColumnType;
 
 use super::settings::in_own_unit;
-use super::{Answer, Facts, Field, flag, normalized, single, unreachable_upstream};
+use super::{Answer, Facts, Field, Statements, flag, normalized, single, unreachable_upstream};
 
 /// What a statement asks for.
 #[derive(Clone, Copy)]
@@ -31,10 +31,16 @@ const STATEMENTS: [(&str, Asked); 4] = [
 ];
 
 /// Answers the statement if it is one of these, given as [`normalized`] has it.
-pub(super) fn answer(statement: &str, facts: &dyn Facts) -> Result<Option<Answer>, PgError> {
+pub(super) fn answer(statements: Statements<'_>, statement: &str) -> Result<Option<Answer>, PgError> {
+    let facts = statements.facts;
     let plain = statement.replace("pg_catalog . ", "");
-    if let Some(setting) = one_setting(&plain) {
-        return pg_setting(setting, facts).map(Some);
+    match one_setting(&plain) {
+        Some(Setting::Named(name)) => return pg_setting(name, facts).map(Some),
+        Some(Setting::Parameter(number)) => {
+            let name = statements.parameters.value(number, ColumnType::Text, facts)?;
+            return name.map_or_else(|| Ok(no_setting()), |name| pg_setting(&name, facts)).map(Some);
+        }
+        None => {}
     }
     let known = STATEMENTS.iter().find(|(known, _)| normal(known) == plain);
     known.map(|(_, asked)| asked.answer(facts).ok_or_else(unreachable_upstream)).transpose()
@@ -60,12 +66,21 @@ impl Asked {
     }
 }
 
+/// The setting that is asked for.
+enum Setting<'a> {
+    Named(&'a str),
+    Parameter(usize),
+}
+
 /// `SELECT setting FROM pg_settings WHERE name = '…'`
-fn one_setting(statement: &str) -> Option<&str> {
+fn one_setting(statement: &str) -> Option<Setting<'_>> {
     let name = statement.strip_prefix("select setting from pg_settings where name ")?;
     let name = name.strip_prefix("= ").or_else(|| name.strip_prefix("operator ( = ) "))?;
+    if let Some(number) = name.strip_prefix('$') {
+        return number.parse().ok().map(Setting::Parameter);
+    }
     let name = name.strip_prefix('\'')?.strip_suffix('\'')?;
-    (!name.contains('\'')).then_some(name)
+    (!name.contains('\'')).then_some(Setting::Named(name))
 }
 
 fn pg_setting(name: &str, facts: &dyn Facts) -> Result<Answer, PgError> {
@@ -73,10 +88,15 @@ fn pg_setting(name: &str, facts: &dyn Facts) -> Result<Answer, PgError> {
     match (value, facts.instead()) {
         (Some(value), _) => Ok(single("setting", ColumnType::Text, value)),
         (None, super::Instead::Upstream) => Err(unreachable_upstream()),
-        (None, super::Instead::OwnDatabase) => Ok(Answer::Rows {
-            columns: vec![Field::new("setting", ColumnType::Text)],
-            rows: Vec::new(),
-            tag: "SELECT 0".to_owned(),
-        }),
+        (None, super::Instead::OwnDatabase) => Ok(no_setting()),
+    }
+}
+
+fn no_setting() -> Answer {
+    Answer::Rows {
+        columns: vec![Field::new("setting", ColumnType::Text)],
+        rows: Vec::new(),
+        tag: "SELECT 0".to_owned(),
+        changes: Vec::new(),
     }
 }

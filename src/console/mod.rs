@@ -2,18 +2,27 @@
 //! place of an upstream that cannot be reached.
 //!
 //! It is a handful of statements, not a database: the two views with simple conditions, SHOW, what clients ask
-//! to get started, and SET and transaction commands, which do nothing. While the upstream is away this is just
+//! to get started and send by themselves, SET, which does nothing, and transaction blocks, which have a state but nothing
+//! to take back. As simple queries or prepared. While the upstream is away this is just
 //! what backup tools need to start their receivers; the values are the last ones the upstream has told.
 //!
 //! Text in, results out; what there is to know comes from [`Facts`].
 
 mod fixed;
+mod parameters;
+mod prepared;
 mod select;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod views;
 
+pub use prepared::Prepared;
+pub use transaction::Transaction;
+
+use self::parameters::Parameters;
+use self::transaction::Command;
 use crate::overlay::{self, Row, Statement, Token, is_word};
 use crate::wire::messages::{Column, ColumnType};
 use crate::wire::{PgError, sqlstate};
@@ -48,6 +57,12 @@ pub trait Facts {
     /// The session's role.
     fn user(&self) -> String;
 
+    /// The database that the session is for.
+    fn database(&self) -> String;
+
+    /// The number the session knows as its backend's.
+    fn pid(&self) -> u32;
+
     /// Whether the upstream has this role as a superuser.
     fn is_superuser(&self) -> Option<bool>;
 
@@ -72,26 +87,39 @@ pub enum Answer {
         rows: Vec<Vec<Option<String>>>,
         /// `CommandComplete`
         tag: String,
+        /// What the session has to take over.
+        changes: Vec<Change>,
     },
     /// Done, without a result.
     Done {
         /// `CommandComplete`
         tag: &'static str,
         /// What the session has to take over.
-        change: Option<Change>,
+        changes: Vec<Change>,
+        /// For the client.
+        notice: Option<PgError>,
     },
     /// The text has no statement: `EmptyQueryResponse`.
     Empty,
 }
 
-/// `application_name` is to be another: the value, or what it was at the session's start. To be reported by a
-/// ParameterStatus.
+impl Answer {
+    fn done(tag: &'static str, changes: Vec<Change>) -> Answer {
+        Answer::Done { tag, changes, notice: None }
+    }
+}
+
+/// What a statement changes about the session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// SET
+    /// `application_name` is to be this. To be reported by a ParameterStatus.
     ApplicationName(String),
-    /// RESET
+    /// `application_name` is to be what it was at the session's start. To be reported as well.
     ResetApplicationName,
+    /// This prepared statement, or all, are to be forgotten.
+    Deallocate(Option<String>),
+    /// All portals are to be closed.
+    ClosePortals,
 }
 
 /// A column of an answer.
@@ -131,16 +159,35 @@ impl<'a> Script<'a> {
     }
 
     /// The next statement's answer; `None` when there is none left.
-    pub fn answer_next(&mut self, facts: &dyn Facts) -> Option<Result<Answer, PgError>> {
+    pub fn answer_next(
+        &mut self,
+        facts: &dyn Facts,
+        transaction: &mut Transaction,
+    ) -> Option<Result<Answer, PgError>> {
         if std::mem::take(&mut self.is_empty) {
             return Some(Ok(Answer::Empty));
         }
         let statement = self.rest.next()?;
-        let answer = Statements { text: self.text, facts }.answer(&statement);
+        let answer = self.answer(&statement, facts, transaction);
         if answer.is_err() {
+            transaction.fail();
             self.rest = Vec::new().into_iter();
         }
         Some(answer)
+    }
+
+    fn answer(
+        &self,
+        statement: &Statement,
+        facts: &dyn Facts,
+        transaction: &mut Transaction,
+    ) -> Result<Answer, PgError> {
+        if let Some(command) = Command::of(self.text, statement) {
+            return transaction.run(&command);
+        }
+        transaction.check()?;
+        let statements = Statements { text: self.text, facts, parameters: &Parameters::None };
+        statements.answer(statement, transaction)
     }
 }
 
@@ -149,29 +196,40 @@ impl<'a> Script<'a> {
 struct Statements<'a> {
     text: &'a [u8],
     facts: &'a dyn Facts,
+    parameters: &'a Parameters<'a>,
 }
 
 impl Statements<'_> {
-    fn answer(self, statement: &Statement) -> Result<Answer, PgError> {
+    /// The answer to anything but a command about transactions.
+    fn answer(self, statement: &Statement, transaction: &Transaction) -> Result<Answer, PgError> {
         let tokens = statement.tokens.as_slice();
         let words: Vec<_> = tokens.iter().map_while(|token| overlay::identifier(self.text, token)).collect();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
-        if let Some(answer) = fixed::answer(&normalized(self.text, tokens), self.facts)? {
+        if let Some(answer) = fixed::answer(self, &normalized(self.text, tokens))? {
             return Ok(answer);
         }
-        match words.as_slice() {
-            ["show", ..] => self.show(&tokens[1..]),
-            ["set", ..] => Ok(Answer::Done { tag: "SET", change: self.set(&tokens[1..]) }),
-            ["reset", name @ ..] => {
-                let change =
-                    matches!(name, ["application_name" | "all"]).then_some(Change::ResetApplicationName);
-                Ok(Answer::Done { tag: "RESET", change })
+        let is_whole = words.len() == tokens.len();
+        Ok(match words.as_slice() {
+            ["show", ..] => self.show(&tokens[1..])?,
+            ["set", "transaction", modes @ ..] if transaction::writes(modes) => {
+                return Err(transaction::read_only());
             }
-            _ => match transaction(&words) {
-                Some(tag) => Ok(Answer::Done { tag, change: None }),
-                None => self.select(tokens),
-            },
-        }
+            ["set", ..] => Answer::done("SET", self.set(&tokens[1..]).into_iter().collect()),
+            ["reset", "application_name" | "all"] if is_whole => {
+                Answer::done("RESET", vec![Change::ResetApplicationName])
+            }
+            ["reset", ..] => Answer::done("RESET", Vec::new()),
+            ["deallocate", rest @ ..] if is_whole => deallocate(rest).ok_or_else(|| cannot(self.facts))?,
+            ["close", "all"] if is_whole => Answer::done("CLOSE CURSOR ALL", vec![Change::ClosePortals]),
+            ["unlisten", ..] => Answer::done("UNLISTEN", Vec::new()),
+            ["discard", what] if is_whole => {
+                if *what == "all" {
+                    transaction.must_be_idle("DISCARD ALL")?;
+                }
+                discard(what).ok_or_else(|| cannot(self.facts))?
+            }
+            _ => self.select(tokens)?,
+        })
     }
 
     fn is(self, token: &Token, word: &str) -> bool {
@@ -179,14 +237,26 @@ impl Statements<'_> {
     }
 }
 
-/// The tag of a transaction command. There are no transactions to command.
-fn transaction(words: &[&str]) -> Option<&'static str> {
-    Some(match words.first()? {
-        &"begin" => "BEGIN",
-        &"start" if words.get(1) == Some(&"transaction") => "START TRANSACTION",
-        &"commit" | &"end" => "COMMIT",
-        &"rollback" | &"abort" => "ROLLBACK",
-        &"discard" if words.get(1) == Some(&"all") => "DISCARD ALL",
+fn deallocate(words: &[&str]) -> Option<Answer> {
+    match words {
+        ["all"] | ["prepare", "all"] => Some(Answer::done("DEALLOCATE ALL", vec![Change::Deallocate(None)])),
+        ["prepare", name] | [name] => {
+            Some(Answer::done("DEALLOCATE", vec![Change::Deallocate(Some((*name).to_owned()))]))
+        }
+        _ => None,
+    }
+}
+
+/// There is little that a session here could have.
+fn discard(what: &str) -> Option<Answer> {
+    Some(match what {
+        "all" => Answer::done(
+            "DISCARD ALL",
+            vec![Change::ResetApplicationName, Change::Deallocate(None), Change::ClosePortals],
+        ),
+        "plans" => Answer::done("DISCARD PLANS", Vec::new()),
+        "sequences" => Answer::done("DISCARD SEQUENCES", Vec::new()),
+        "temp" | "temporary" => Answer::done("DISCARD TEMP", Vec::new()),
         _ => return None,
     })
 }
@@ -204,7 +274,17 @@ fn normalized(text: &[u8], tokens: &[Token]) -> String {
 /// One row of one value.
 fn single(name: &str, column_type: ColumnType, value: impl Into<Option<String>>) -> Answer {
     let columns = vec![Field::new(name, column_type)];
-    Answer::Rows { columns, rows: vec![vec![value.into()]], tag: "SELECT 1".to_owned() }
+    let rows = vec![vec![value.into()]];
+    Answer::Rows { columns, rows, tag: "SELECT 1".to_owned(), changes: Vec::new() }
+}
+
+/// PG: `parse_bool`
+fn boolean(text: &str) -> Option<bool> {
+    match text.trim_ascii().to_ascii_lowercase().as_str() {
+        "t" | "true" | "on" | "yes" | "y" | "1" => Some(true),
+        "f" | "false" | "off" | "no" | "n" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 fn flag(value: bool) -> String {

@@ -22,17 +22,22 @@ impl Statements<'_> {
         };
         let value = self.facts.setting(name).ok_or_else(|| self.unknown(name))?;
         let columns = vec![Field::new(name, ColumnType::Text)];
-        Ok(Answer::Rows { columns, rows: vec![vec![Some(value)]], tag: "SHOW".to_owned() })
+        Ok(Answer::Rows {
+            columns,
+            rows: vec![vec![Some(value)]],
+            tag: "SHOW".to_owned(),
+            changes: Vec::new(),
+        })
     }
 
     fn show_all(self) -> Answer {
         let columns = ["name", "setting", "description"].map(|name| Field::new(name, ColumnType::Text));
         let row = |(name, value)| vec![Some(name), Some(value), Some(String::new())];
         let rows = self.facts.settings().into_iter().map(row).collect();
-        Answer::Rows { columns: columns.into(), rows, tag: "SHOW".to_owned() }
+        Answer::Rows { columns: columns.into(), rows, tag: "SHOW".to_owned(), changes: Vec::new() }
     }
 
-    fn unknown(self, name: &str) -> PgError {
+    pub(super) fn unknown(self, name: &str) -> PgError {
         match self.facts.instead() {
             Instead::Upstream => unreachable_upstream(),
             Instead::OwnDatabase => {

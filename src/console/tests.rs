@@ -14,8 +14,12 @@ const OWN: Known = Known { instead: Instead::OwnDatabase, ..KNOWN };
 
 /// All answers of a text, or the first error.
 fn answer(text: &[u8], facts: &dyn Facts) -> Result<Vec<Answer>, PgError> {
+    answer_in(&mut Transaction::default(), text, facts)
+}
+
+fn answer_in(transaction: &mut Transaction, text: &[u8], facts: &dyn Facts) -> Result<Vec<Answer>, PgError> {
     let mut script = Script::new(text);
-    std::iter::from_fn(|| script.answer_next(facts)).collect()
+    std::iter::from_fn(|| script.answer_next(facts, transaction)).collect()
 }
 
 impl Facts for Known {
@@ -53,6 +57,14 @@ impl Facts for Known {
         "barman".to_owned()
     }
 
+    fn database(&self) -> String {
+        "postgres".to_owned()
+    }
+
+    fn pid(&self) -> u32 {
+        4_194_310
+    }
+
     fn is_superuser(&self) -> Option<bool> {
         self.superuser
     }
@@ -88,7 +100,7 @@ impl Facts for Known {
 fn shown(text: &str, facts: &Known) -> String {
     let answers = answer(text.as_bytes(), facts).unwrap_or_else(|error| panic!("{text}: {error}"));
     match answers.into_iter().next_back() {
-        Some(Answer::Rows { columns, rows, tag }) => {
+        Some(Answer::Rows { columns, rows, tag, .. }) => {
             let line = |values: Vec<String>| values.join("|");
             let header = line(columns.iter().map(|field| field.name.clone()).collect());
             assert!(tag == "SHOW" || tag == format!("SELECT {}", rows.len()), "{tag}");
@@ -97,10 +109,10 @@ fn shown(text: &str, facts: &Known) -> String {
                 rows.into_iter().map(|row| line(row.into_iter().map(Option::unwrap_or_default).collect()));
             [header].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
         }
-        Some(Answer::Done { tag, change }) => match change {
-            Some(change) => format!("{tag} {change:?}"),
-            None => tag.to_owned(),
-        },
+        Some(Answer::Done { tag, changes, .. }) => {
+            let changes = changes.iter().map(|change| format!(" {change:?}")).collect::<String>();
+            format!("{tag}{changes}")
+        }
         Some(Answer::Empty) => "empty".to_owned(),
         None => panic!("{text} has no answer"),
     }
@@ -229,7 +241,156 @@ fn transactions_are_pretended() {
     check("commit", "COMMIT");
     check("end", "COMMIT");
     check("rollback", "ROLLBACK");
-    check("discard all", "DISCARD ALL");
+    check("discard all", "DISCARD ALL ResetApplicationName Deallocate(None) ClosePortals");
+    check("discard temp", "DISCARD TEMP");
+}
+
+/// As a server says it, statement by statement: the tag or SQLSTATE, and the state.
+#[test]
+fn transactions_have_their_states() {
+    let mut transaction = Transaction::default();
+    for (text, expected) in [
+        ("commit", "COMMIT 25P01 Idle"),
+        ("savepoint a", "25P01 Idle"),
+        ("begin", "BEGIN Transaction"),
+        ("begin", "BEGIN 25001 Transaction"),
+        ("discard all", "25001 Error"),
+        ("select 1", "25P02 Error"),
+        ("begin", "25P02 Error"),
+        ("commit", "ROLLBACK Idle"),
+        ("start transaction read only", "START TRANSACTION Transaction"),
+        ("savepoint a; savepoint b", "SAVEPOINT Transaction"),
+        ("select nope", "42703 Error"),
+        ("release a", "25P02 Error"),
+        ("rollback to savepoint a", "ROLLBACK Transaction"),
+        ("rollback to b", "3B001 Error"),
+        ("rollback to a", "ROLLBACK Transaction"),
+        ("release savepoint a", "RELEASE Transaction"),
+        ("release a", "3B001 Error"),
+        ("rollback and chain", "ROLLBACK Transaction"),
+        ("commit and no chain", "COMMIT Idle"),
+        ("rollback and chain", "25P01 Idle"),
+        ("begin isolation level read committed, read write", "0A000 Idle"),
+        ("begin; set transaction read write", "0A000 Error"),
+        ("abort; select 1; begin", "BEGIN Transaction"),
+        ("rollback work", "ROLLBACK Idle"),
+    ] {
+        let said = match answer_in(&mut transaction, text.as_bytes(), &KNOWN) {
+            Ok(answers) => match answers.into_iter().next_back() {
+                Some(Answer::Done { tag, notice, .. }) => {
+                    let notice = notice.map(|notice| format!(" {}", notice.sqlstate)).unwrap_or_default();
+                    format!("{tag}{notice}")
+                }
+                other => format!("{other:?}"),
+            },
+            Err(error) => error.sqlstate.into_owned(),
+        };
+        assert_eq!(format!("{said} {:?}", transaction.status()), expected, "{text}");
+    }
+}
+
+#[test]
+fn what_drivers_send_by_themselves_is_answered() {
+    check("SET extra_float_digits = 3", "SET");
+    check("select pg_advisory_unlock_all()", "pg_advisory_unlock_all\n");
+    check("close all", "CLOSE CURSOR ALL ClosePortals");
+    check("unlisten *", "UNLISTEN");
+    check("deallocate all", "DEALLOCATE ALL Deallocate(None)");
+    check("deallocate prepare \"A\"", "DEALLOCATE Deallocate(Some(\"A\"))");
+    check("select pg_catalog.set_config('search_path', '', false)", "set_config\n");
+    check("select current_setting('wal_level')", "current_setting\nreplica");
+    check("select current_database(), pg_backend_pid()", "current_database|pg_backend_pid\npostgres|4194310");
+    check("select current_schema()", "current_schema\n");
+    check("select not pg_is_in_recovery()", "?column?\nt");
+    check("select 1::text, cast('7' as int), true::text as b", "text|int4|b\n1|7|true");
+    check(
+        "select active::text, restart_lsn::text from pg_replication_slots where slot_name = 'c'::name",
+        "active|restart_lsn\nfalse|1/0",
+    );
+    assert_eq!(shown("select current_setting('no_such', true)", &OWN), "current_setting\n");
+    fails("select current_setting('no_such', true)", &KNOWN, sqlstate::CANNOT_CONNECT_NOW);
+    fails("select 'x'::int", &KNOWN, sqlstate::INVALID_TEXT_REPRESENTATION);
+    fails("select $1", &KNOWN, sqlstate::UNDEFINED_PARAMETER);
+    let Ok(answers) = answer(b"select set_config('application_name', 'new', false)", &KNOWN) else {
+        panic!()
+    };
+    let [Answer::Rows { changes, .. }] = answers.as_slice() else { panic!("{answers:?}") };
+    assert_eq!(changes.as_slice(), [Change::ApplicationName("new".to_owned())]);
+}
+
+/// Types and columns of a prepared statement, then the rows it gives for the values.
+fn prepared(text: &str, types: &[u32], values: &[Option<&str>]) -> Result<String, PgError> {
+    let mut transaction = Transaction::default();
+    let prepared = Prepared::new(text.as_bytes(), types, &OWN, &transaction)?;
+    let values: Vec<_> = values.iter().map(|value| value.map(str::to_owned)).collect();
+    let columns = prepared.columns().map(|columns| {
+        columns.iter().map(|field| format!("{}:{}", field.name, field.column_type.oid())).collect::<Vec<_>>()
+    });
+    let answer = match prepared.run(&values, &OWN, &mut transaction)? {
+        Answer::Rows { rows, .. } => {
+            let row = |row: Vec<Option<String>>| {
+                row.into_iter()
+                    .map(|value| value.unwrap_or_else(|| "NULL".to_owned()))
+                    .collect::<Vec<_>>()
+                    .join("|")
+            };
+            rows.into_iter().map(row).collect::<Vec<_>>().join(" ")
+        }
+        Answer::Done { tag, .. } => tag.to_owned(),
+        Answer::Empty => "empty".to_owned(),
+    };
+    Ok(format!("{:?} {:?} {answer}", prepared.types(), columns.unwrap_or_default()))
+}
+
+#[test]
+fn prepared_statements_have_types_columns_and_values() {
+    let slot = "select slot_name, active from pg_replication_slots where slot_name = $1";
+    let columns = r#"["slot_name:19", "active:16"]"#;
+    let check = |text: &str, types: &[u32], values: &[Option<&str>], expected: &str| {
+        assert_eq!(prepared(text, types, values).as_deref(), Ok(expected), "{text}");
+    };
+    check(slot, &[], &[Some("barman")], &format!("[19] {columns} barman|t"));
+    check(slot, &[1043], &[Some("c")], &format!("[1043] {columns} c|f"));
+    check(slot, &[], &[None], &format!("[19] {columns} "));
+    check(&format!("{slot}::text"), &[], &[Some("a")], &format!("[25] {columns} a|t"));
+    let by_pid = "select slot_name from pg_replication_slots where active_pid = $2 and active = $1";
+    check(by_pid, &[], &[Some("true"), Some("9")], r#"[16, 23] ["slot_name:19"] barman"#);
+    check(
+        "select $1::int4 as n, $2",
+        &[0, 20],
+        &[Some("7"), Some("8")],
+        r#"[23, 20] ["n:23", "?column?:20"] 7|8"#,
+    );
+    check("select $1", &[], &[Some("x")], r#"[25] ["?column?:25"] x"#);
+    check("show wal_level", &[], &[], r#"[] ["wal_level:25"] replica"#);
+    check(
+        "select setting from pg_settings where name = $1",
+        &[],
+        &[Some("wal_level")],
+        r#"[25] ["setting:25"] replica"#,
+    );
+    check("select current_setting($1)", &[], &[Some("wal_level")], r#"[25] ["current_setting:25"] replica"#);
+    check("begin", &[], &[], "[] [] BEGIN");
+    check(" -- ping", &[], &[], "[] [] empty");
+    let fails = |text: &str, types: &[u32], values: &[Option<&str>], sqlstate: &str| {
+        let error = prepared(text, types, values).expect_err(text);
+        assert_eq!(error.sqlstate, sqlstate, "{text}: {error}");
+    };
+    fails("select 1; select 2", &[], &[], sqlstate::SYNTAX_ERROR);
+    fails("select $2", &[], &[], sqlstate::INDETERMINATE_DATATYPE);
+    fails("select $0", &[], &[], sqlstate::UNDEFINED_PARAMETER);
+    fails("select $99999999999999999999", &[], &[], sqlstate::UNDEFINED_PARAMETER);
+    fails(by_pid, &[], &[Some("true"), Some("nine")], sqlstate::INVALID_TEXT_REPRESENTATION);
+    // They are not compared as PostgreSQL would.
+    fails(slot, &[23], &[Some("1")], sqlstate::FEATURE_NOT_SUPPORTED);
+    fails(
+        "select pid from pg_stat_replication where backend_start = $1",
+        &[],
+        &[None],
+        sqlstate::FEATURE_NOT_SUPPORTED,
+    );
+    fails("select pid::inet from pg_stat_replication", &[], &[], sqlstate::FEATURE_NOT_SUPPORTED);
+    fails("create table t ()", &[], &[], sqlstate::FEATURE_NOT_SUPPORTED);
 }
 
 #[test]
@@ -315,7 +476,9 @@ fn fuzz_console() {
         for text in [text, &select] {
             // Whatever it is, it is an answer or an error.
             assert!(answer(text, &OWN).map_or_else(
-                |error| error.hint.is_some() || error.message.contains('"'),
+                |error| error.hint.is_some()
+                    || error.message.contains(['"', '$'])
+                    || error.message.contains("transaction"),
                 |all| !all.is_empty()
             ));
         }

@@ -1,43 +1,99 @@
 //! SQL sessions that the relay serves itself: its own database, and what backup tools need while the upstream is
-//! away.
+//! away. In both protocols, as drivers have no other.
+
+mod extended;
 
 use std::io;
 
 use tokio_util::sync::CancellationToken;
 
+use self::extended::{Extended, Progress, Target, execution, target};
 use super::Shared;
 use super::patience::{ANSWER_LIMIT, Patience};
 use super::session::shutting_down;
 use super::settings::{self, Settings};
 use super::shown::Shown;
-use crate::console::{self, Answer, Change, Facts, Instead, Script};
+use crate::console::{Answer, Change, Facts, Field, Instead, Script, Transaction};
 use crate::gateway::Attributes;
 use crate::overlay::{Row, sender_rows, slot_rows};
-use crate::wire::messages::{self, EmptyQueryResponse};
-use crate::wire::{Connection, Frame, PgError, Phase, ReadError, sqlstate};
+use crate::wire::messages::{
+    self, BindComplete, CloseComplete, EmptyQueryResponse, NoData, ParameterDescription, ParseComplete,
+    PortalSuspended,
+};
+use crate::wire::{Connection, Frame, PgError, Phase, ReadError, binary, sqlstate};
 
 /// Name of the relay's own database.
 pub(super) const OWN_DATABASE: &str = "walrelay";
 
-/// What a session that is served here says of itself, whatever the upstream last said.
-pub(super) const READ_ONLY: [&str; 2] = ["in_hot_standby", "transaction_read_only"];
+/// What a session that is served here says of itself, whatever the upstream last said: nothing can be written in it, and
+/// texts are in UTF-8, where a walsender's have no encoding.
+pub(super) fn told(name: &str, settings: &Settings) -> Option<&'static str> {
+    match name {
+        "in_hot_standby" | "transaction_read_only" => Some("on"),
+        "server_encoding" => Some("UTF8"),
+        "client_encoding" if settings.get(name).is_none() => Some("UTF8"),
+        _ => None,
+    }
+}
 
 /// A session answered from what the relay knows.
 pub(super) struct LocalSession<'a> {
     pub(super) shared: &'a Shared,
     pub(super) user: &'a str,
+    pub(super) database: &'a str,
+    /// The session's number among the relay's connections.
+    pub(super) pid: u32,
     pub(super) settings: Settings,
     pub(super) attributes: Option<Attributes>,
     pub(super) instead: Instead,
     /// `application_name` as the session began.
     pub(super) first_name: String,
+    /// The same as the client was told last.
+    pub(super) reported_name: String,
+}
+
+/// How far the conversation has come.
+#[derive(Default)]
+struct Dialogue {
+    transaction: Transaction,
+    extended: Extended,
+    /// After an error in a message of the extended protocol everything up to Sync is skipped.
+    skip_to_sync: bool,
+}
+
+impl Dialogue {
+    fn fail(&mut self, conn: &mut Connection, error: &PgError) {
+        self.transaction.fail();
+        self.skip_to_sync = true;
+        conn.put_error(error);
+    }
+}
+
+/// A message has not come to its end.
+enum Stop {
+    /// The client is told.
+    Error(PgError),
+    /// The client does not take what is sent.
+    Gone(io::Error),
+}
+
+impl From<PgError> for Stop {
+    fn from(error: PgError) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Stop {
+        Stop::Gone(error)
+    }
 }
 
 impl LocalSession<'_> {
     /// Serves the client until one side ends it; then says why, for the log.
     pub(super) async fn run(mut self, mut conn: Connection, shutdown: &CancellationToken) -> String {
         let patience = Patience { limit: Some(ANSWER_LIMIT), shutdown, cancel: None };
-        let mut skip_to_sync = false;
+        let mut dialogue = Dialogue::default();
         loop {
             if let Err(error) = patience.flush(&mut conn).await {
                 return format!("could not send data to client: {error}");
@@ -49,7 +105,7 @@ impl LocalSession<'_> {
             };
             let answered = match frame {
                 Ok(frame) if frame.kind == b'X' => return "client has left".to_owned(),
-                Ok(frame) => self.message(&mut conn, &patience, &frame, &mut skip_to_sync).await,
+                Ok(frame) => self.message(&mut conn, &patience, &frame, &mut dialogue).await,
                 Err(ReadError::Frame(error)) => {
                     let told = error.to_pg_error();
                     return match told {
@@ -65,62 +121,105 @@ impl LocalSession<'_> {
         }
     }
 
+    /// The end of a Query, or what Sync asks for.
+    fn ready(&mut self, conn: &mut Connection, dialogue: &mut Dialogue) {
+        dialogue.skip_to_sync = false;
+        // Outside of a block, a transaction ends with what was sent in one go.
+        if !dialogue.transaction.is_open() {
+            dialogue.extended.close_portals();
+        }
+        let name = self.settings.get("application_name").unwrap_or_default();
+        if name != self.reported_name {
+            conn.put(&messages::parameter_status("application_name", name));
+            self.reported_name = name.to_owned();
+        }
+        conn.put(&messages::ready_for_query_in(dialogue.transaction.status()));
+    }
+
     async fn message(
         &mut self,
         conn: &mut Connection,
         patience: &Patience<'_>,
         frame: &Frame,
-        skip_to_sync: &mut bool,
+        dialogue: &mut Dialogue,
     ) -> io::Result<()> {
-        match frame.kind {
+        let done = match frame.kind {
             b'S' => {
-                *skip_to_sync = false;
-                conn.put(&messages::ready_for_query());
+                self.ready(conn, dialogue);
+                return Ok(());
             }
-            _ if *skip_to_sync => {}
+            _ if dialogue.skip_to_sync => return Ok(()),
             b'Q' => {
                 match frame.c_string() {
-                    Some(text) => self.query(conn, patience, text).await?,
+                    Some(text) => self.query(conn, patience, text, dialogue).await?,
                     None => {
                         let text = "invalid message format";
-                        conn.put_error(&PgError::error(sqlstate::PROTOCOL_VIOLATION, text));
+                        dialogue.fail(conn, &PgError::error(sqlstate::PROTOCOL_VIOLATION, text));
                     }
                 }
-                conn.put(&messages::ready_for_query());
+                self.ready(conn, dialogue);
+                return Ok(());
             }
-            b'P' | b'B' | b'E' | b'C' | b'D' | b'F' => {
-                *skip_to_sync = frame.kind != b'F';
-                let text = "the extended query protocol is not supported by the relay itself";
-                conn.put_error(
-                    &PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text)
-                        .with_hint("Send the statement as a simple query, as psql does."),
-                );
-                if !*skip_to_sync {
-                    conn.put(&messages::ready_for_query());
-                }
+            b'F' => {
+                let text = "walrelay itself does not support fastpath function calls";
+                dialogue.fail(conn, &PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text));
+                self.ready(conn, dialogue);
+                return Ok(());
             }
-            _ => {}
+            b'P' => {
+                let parse = || dialogue.extended.parse(&frame.body, self, &dialogue.transaction);
+                let parsed = aside(&frame.body, parse);
+                parsed.map(|()| conn.put(&ParseComplete::new())).map_err(Stop::from)
+            }
+            b'B' => {
+                let bound = dialogue.extended.bind(&frame.body, &dialogue.transaction);
+                bound.map(|()| conn.put(&BindComplete::new())).map_err(Stop::from)
+            }
+            b'D' => describe(conn, &frame.body, dialogue).map_err(Stop::from),
+            b'C' => target(&frame.body, "CLOSE").map_err(Stop::from).map(|target| {
+                dialogue.extended.close(&target);
+                conn.put(&CloseComplete::new());
+            }),
+            b'E' => self.execute(conn, patience, &frame.body, dialogue).await,
+            // Everything is sent before the next message is read, so Flush has nothing to do; what belongs to a COPY
+            // is overlooked.
+            _ => Ok(()),
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(Stop::Error(error)) => {
+                dialogue.fail(conn, &error);
+                Ok(())
+            }
+            Err(Stop::Gone(error)) => Err(error),
         }
-        Ok(())
     }
 
     /// Sends answers as they are made: a text may have thousands of statements.
-    async fn query(&mut self, conn: &mut Connection, patience: &Patience<'_>, text: &[u8]) -> io::Result<()> {
+    async fn query(
+        &mut self,
+        conn: &mut Connection,
+        patience: &Patience<'_>,
+        text: &[u8],
+        dialogue: &mut Dialogue,
+    ) -> io::Result<()> {
+        dialogue.extended.forget_unnamed();
         let mut script = aside(text, || Script::new(text));
-        while let Some(answer) = aside(text, || script.answer_next(self)) {
+        while let Some(answer) = aside(text, || script.answer_next(self, &mut dialogue.transaction)) {
             // Those who have a socket that is always ready give way too.
             tokio::task::consume_budget().await;
-            match answer {
-                Ok(Answer::Rows { columns, rows, tag }) => {
-                    put_rows(conn, patience, &columns, &rows).await?;
-                    conn.put(&messages::command_complete(&tag));
-                }
-                Ok(Answer::Done { tag, change }) => {
-                    self.take_over(conn, change);
-                    conn.put(&messages::command_complete(tag));
-                }
+            match answer.map_err(Stop::from) {
                 Ok(Answer::Empty) => conn.put(&EmptyQueryResponse::new()),
-                Err(error) => conn.put_error(&error),
+                Ok(answer) => match self.answer(conn, patience, answer, dialogue).await {
+                    Ok(()) => {}
+                    Err(Stop::Gone(error)) => return Err(error),
+                    Err(Stop::Error(error)) => {
+                        dialogue.fail(conn, &error);
+                        break;
+                    }
+                },
+                Err(Stop::Error(error)) => conn.put_error(&error),
+                Err(Stop::Gone(error)) => return Err(error),
             }
             if conn.is_full() {
                 patience.flush(conn).await?;
@@ -129,17 +228,132 @@ impl LocalSession<'_> {
         Ok(())
     }
 
-    fn take_over(&mut self, conn: &mut Connection, change: Option<Change>) {
-        let name = match change {
-            Some(Change::ApplicationName(name)) => name,
-            Some(Change::ResetApplicationName) => self.first_name.clone(),
-            None => return,
-        };
-        let upstream = self.shared.store.upstream_parameters();
-        if self.settings.set("application_name", name.as_bytes(), &upstream).is_ok() {
-            let name = self.settings.get("application_name").unwrap_or_default();
-            conn.put(&messages::parameter_status("application_name", name));
+    /// The answer to a statement of a Query.
+    async fn answer(
+        &mut self,
+        conn: &mut Connection,
+        patience: &Patience<'_>,
+        answer: Answer,
+        dialogue: &mut Dialogue,
+    ) -> Result<(), Stop> {
+        match answer {
+            Answer::Rows { columns, rows, tag, changes } => {
+                self.take_over(changes, dialogue)?;
+                let described: Vec<_> = columns.iter().map(Field::column).collect();
+                conn.put(&messages::row_description(&described));
+                for row in &rows {
+                    put_row(conn, &columns, &[], row)?;
+                    if conn.is_full() {
+                        patience.flush(conn).await?;
+                    }
+                }
+                conn.put(&messages::command_complete(&tag));
+            }
+            Answer::Done { tag, changes, notice } => {
+                self.take_over(changes, dialogue)?;
+                if let Some(notice) = notice {
+                    conn.put_error(&notice);
+                }
+                conn.put(&messages::command_complete(tag));
+            }
+            Answer::Empty => conn.put(&EmptyQueryResponse::new()),
         }
+        if !dialogue.transaction.is_open() {
+            dialogue.extended.close_portals();
+        }
+        Ok(())
+    }
+
+    async fn execute(
+        &mut self,
+        conn: &mut Connection,
+        patience: &Patience<'_>,
+        body: &[u8],
+        dialogue: &mut Dialogue,
+    ) -> Result<(), Stop> {
+        let (name, most) = execution(body)?;
+        let mut portal = dialogue.extended.take(name)?;
+        if let Progress::New = portal.progress {
+            let prepared = portal.prepared.clone();
+            let run = || prepared.run(&portal.values, self, &mut dialogue.transaction);
+            match aside(prepared.text(), run)? {
+                Answer::Rows { rows, tag, changes, .. } => {
+                    self.take_over(changes, dialogue)?;
+                    portal.progress = Progress::Rows { rest: rows.into_iter(), tag };
+                }
+                other => {
+                    let ends = matches!(other, Answer::Done { .. }) && !dialogue.transaction.is_open();
+                    self.answer_without_rows(conn, other, dialogue)?;
+                    portal.progress = Progress::Done;
+                    // The end of a transaction is the end of its portals, this one among them.
+                    match ends && portal.prepared.is_about_transactions() {
+                        true => dialogue.extended.close_portals(),
+                        false => dialogue.extended.put_back(name, portal),
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        let Progress::Rows { rest, tag } = &mut portal.progress else {
+            let text = format!("portal \"{}\" cannot be run", String::from_utf8_lossy(name));
+            return Err(PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text).into());
+        };
+        let columns = portal.prepared.columns().unwrap_or_default();
+        let mut sent = 0;
+        while most == 0 || sent < most {
+            let Some(row) = rest.next() else { break };
+            put_row(conn, columns, &portal.formats, &row)?;
+            sent += 1;
+            if conn.is_full() {
+                patience.flush(conn).await?;
+            }
+        }
+        // Like PostgreSQL, who has got as many as were asked for does not know yet whether there are more.
+        if most > 0 && sent == most {
+            conn.put(&PortalSuspended::new());
+        } else if tag.starts_with("SELECT") {
+            conn.put(&messages::command_complete(&format!("SELECT {sent}")));
+        } else {
+            conn.put(&messages::command_complete(tag));
+        }
+        dialogue.extended.put_back(name, portal);
+        Ok(())
+    }
+
+    fn answer_without_rows(
+        &mut self,
+        conn: &mut Connection,
+        answer: Answer,
+        dialogue: &mut Dialogue,
+    ) -> Result<(), PgError> {
+        if let Answer::Done { tag, changes, notice } = answer {
+            self.take_over(changes, dialogue)?;
+            if let Some(notice) = notice {
+                conn.put_error(&notice);
+            }
+            conn.put(&messages::command_complete(tag));
+        } else {
+            conn.put(&EmptyQueryResponse::new());
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self, changes: Vec<Change>, dialogue: &mut Dialogue) -> Result<(), PgError> {
+        for change in changes {
+            match change {
+                Change::ApplicationName(name) => self.set_application_name(&name),
+                Change::ResetApplicationName => self.set_application_name(&self.first_name.clone()),
+                Change::Deallocate(name) => dialogue.extended.deallocate(name.as_deref())?,
+                Change::ClosePortals => dialogue.extended.close_portals(),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_application_name(&mut self, name: &str) {
+        let upstream = self.shared.store.upstream_parameters();
+        // Any name is taken; what does not fit is cut.
+        let _ = self.settings.set("application_name", name.as_bytes(), &upstream);
     }
 
     fn shown(&self) -> Shown<'_> {
@@ -172,21 +386,55 @@ fn aside<T>(text: &[u8], work: impl FnOnce() -> T) -> T {
     if text.len() > SHORT { tokio::task::block_in_place(work) } else { work() }
 }
 
-async fn put_rows(
-    conn: &mut Connection,
-    patience: &Patience<'_>,
-    columns: &[console::Field],
-    rows: &[Vec<Option<String>>],
-) -> io::Result<()> {
-    let columns: Vec<_> = columns.iter().map(console::Field::column).collect();
-    conn.put(&messages::row_description(&columns));
-    for row in rows {
-        let values: Vec<_> = row.iter().map(|value| value.as_deref().map(str::as_bytes)).collect();
-        conn.put(&messages::data_row(&values));
-        if conn.is_full() {
-            patience.flush(conn).await?;
+fn describe(conn: &mut Connection, body: &[u8], dialogue: &Dialogue) -> Result<(), PgError> {
+    let columns = |columns: &[Field], formats: &[bool]| {
+        let is_binary = |at: usize| formats.get(at).copied().unwrap_or_default();
+        let columns = columns.iter().enumerate();
+        columns.map(|(at, field)| (field.clone(), is_binary(at))).collect::<Vec<_>>()
+    };
+    let described = match target(body, "DESCRIBE")? {
+        Target::Statement(name) => {
+            let prepared = dialogue.extended.statement(name)?;
+            prepared.check_description(&dialogue.transaction)?;
+            conn.put(&ParameterDescription::new(prepared.types().to_vec()));
+            prepared.columns().map(|fields| columns(fields, &[]))
         }
+        Target::Portal(name) => {
+            let portal = dialogue.extended.portal(name)?;
+            portal.prepared.check_description(&dialogue.transaction)?;
+            portal.prepared.columns().map(|fields| columns(fields, &portal.formats))
+        }
+    };
+    match described {
+        Some(fields) => {
+            let columns = fields.iter().map(|(field, is_binary)| field.column().in_binary(*is_binary));
+            conn.put(&messages::row_description(&columns.collect::<Vec<_>>()));
+        }
+        None => conn.put(&NoData::new()),
     }
+    Ok(())
+}
+
+/// A row, each value in its format; those are all text if there are none.
+fn put_row(
+    conn: &mut Connection,
+    columns: &[Field],
+    formats: &[bool],
+    row: &[Option<String>],
+) -> Result<(), PgError> {
+    let value = |at: usize| -> Result<Option<Vec<u8>>, PgError> {
+        let (Some(Some(text)), Some(field)) = (row.get(at), columns.get(at)) else { return Ok(None) };
+        if !formats.get(at).copied().unwrap_or_default() {
+            return Ok(Some(text.as_bytes().to_vec()));
+        }
+        binary::encode(field.column_type, text).map(Some).ok_or_else(|| {
+            let text = format!("could not send column \"{}\" in binary format", field.name);
+            PgError::error(sqlstate::INTERNAL_ERROR, text)
+        })
+    };
+    let values = (0..columns.len()).map(value).collect::<Result<Vec<_>, _>>()?;
+    let values: Vec<_> = values.iter().map(Option::as_deref).collect();
+    conn.put(&messages::data_row(&values));
     Ok(())
 }
 
@@ -203,8 +451,8 @@ impl Facts for LocalSession<'_> {
 
     fn setting(&self, name: &str) -> Option<String> {
         let name = settings::canonical_name(name).unwrap_or(name);
-        if READ_ONLY.contains(&name) {
-            return Some("on".to_owned());
+        if let Some(value) = told(name, &self.settings) {
+            return Some(value.to_owned());
         }
         let upstream = self.shared.store.upstream_parameters();
         self.shown().setting(name, &upstream).map(|value| value.into_owned())
@@ -213,9 +461,9 @@ impl Facts for LocalSession<'_> {
     fn settings(&self) -> Vec<(String, String)> {
         let upstream = self.shared.store.upstream_parameters();
         let shown = self.shown();
-        let value = |name: &str| match READ_ONLY.contains(&name) {
-            true => Some("on".to_owned()),
-            false => shown.setting(name, &upstream).map(|value| value.into_owned()),
+        let value = |name: &str| match told(name, &self.settings) {
+            Some(value) => Some(value.to_owned()),
+            None => shown.setting(name, &upstream).map(|value| value.into_owned()),
         };
         settings::all_names().filter_map(|name| Some((name.to_owned(), value(name)?))).collect()
     }
@@ -231,6 +479,14 @@ impl Facts for LocalSession<'_> {
 
     fn user(&self) -> String {
         self.user.to_owned()
+    }
+
+    fn database(&self) -> String {
+        self.database.to_owned()
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid
     }
 
     fn is_superuser(&self) -> Option<bool> {

@@ -10,7 +10,7 @@ use super::Shared;
 use super::commands;
 use super::exchange::{Exchange, Moment};
 use super::forward::{self, About, Fate, Question, Side, Talk, Texts};
-use super::local::{LocalSession, OWN_DATABASE, READ_ONLY};
+use super::local::{LocalSession, OWN_DATABASE, told};
 use super::login::no_descriptors;
 use super::own::OwnRelay;
 use super::patience::{ANSWER_LIMIT, Patience};
@@ -87,7 +87,7 @@ impl SqlSession {
             return format!("could not generate random cancel key: {error}");
         }
         for (name, value) in &self.reported {
-            let value = if READ_ONLY.contains(&name.as_str()) { "on" } else { value.as_str() };
+            let value = told(name, &settings).unwrap_or(value);
             conn.put(&messages::parameter_status(name, value));
         }
         conn.put(&messages::backend_key_data(self.registration.pid, key));
@@ -96,9 +96,12 @@ impl SqlSession {
         let session = LocalSession {
             shared: &self.shared,
             user: &self.user,
+            database: &self.database,
+            pid: self.registration.pid,
             settings,
             attributes: self.attributes,
             instead,
+            reported_name: first_name.clone(),
             first_name,
         };
         session.run(conn, &self.shared.shutdown).await

@@ -20,10 +20,24 @@ pub mod sqlstate {
     pub const INVALID_PARAMETER_VALUE: &str = "22023";
     /// `22P02`
     pub const INVALID_TEXT_REPRESENTATION: &str = "22P02";
+    /// `invalid_binary_representation`
+    pub const INVALID_BINARY_REPRESENTATION: &str = "22P03";
+    /// `active_sql_transaction`
+    pub const ACTIVE_SQL_TRANSACTION: &str = "25001";
+    /// `no_active_sql_transaction`
+    pub const NO_ACTIVE_SQL_TRANSACTION: &str = "25P01";
+    /// `in_failed_sql_transaction`
+    pub const IN_FAILED_SQL_TRANSACTION: &str = "25P02";
+    /// `invalid_sql_statement_name`
+    pub const INVALID_SQL_STATEMENT_NAME: &str = "26000";
     /// `28000`
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `28P01`
     pub const INVALID_PASSWORD: &str = "28P01";
+    /// `invalid_cursor_name`
+    pub const INVALID_CURSOR_NAME: &str = "34000";
+    /// `invalid_savepoint_specification`
+    pub const INVALID_SAVEPOINT_SPECIFICATION: &str = "3B001";
     /// `42501`
     pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `42601`
@@ -36,6 +50,14 @@ pub mod sqlstate {
     pub const DUPLICATE_OBJECT: &str = "42710";
     /// `42803`
     pub const GROUPING_ERROR: &str = "42803";
+    /// `duplicate_cursor`
+    pub const DUPLICATE_CURSOR: &str = "42P03";
+    /// `duplicate_prepared_statement`
+    pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
+    /// `undefined_parameter`
+    pub const UNDEFINED_PARAMETER: &str = "42P02";
+    /// `indeterminate_datatype`
+    pub const INDETERMINATE_DATATYPE: &str = "42P18";
     /// `53000`
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
     /// `53300`
@@ -118,6 +140,11 @@ impl PgError {
     pub fn relayed_notice(severity: &str, sqlstate: String, message: String) -> PgError {
         let severity = if severity == "WARNING" { Severity::Warning } else { Severity::Notice };
         PgError::new(severity, sqlstate.into(), message)
+    }
+
+    /// Ends nothing, but is not what was meant.
+    pub fn warning(sqlstate: impl Into<Cow<'static, str>>, message: impl Into<String>) -> PgError {
+        PgError::new(Severity::Warning, sqlstate.into(), message.into())
     }
 
     /// Ends nothing.

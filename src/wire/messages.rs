@@ -3,19 +3,22 @@
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::copy::CopyBothResponse;
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
-use pgwire::messages::response::{CommandComplete, ReadyForQuery, TransactionStatus};
+use pgwire::messages::response::{CommandComplete, ReadyForQuery};
 use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
 
 pub use pgwire::messages::Message;
 pub use pgwire::messages::copy::CopyDone;
-pub use pgwire::messages::response::EmptyQueryResponse;
+pub use pgwire::messages::data::{NoData, ParameterDescription};
+pub use pgwire::messages::extendedquery::{BindComplete, CloseComplete, ParseComplete, PortalSuspended};
+pub use pgwire::messages::response::{EmptyQueryResponse, TransactionStatus};
 pub use pgwire::messages::startup::Authentication;
 
-/// A result column; always in text format, never of a table.
+/// A result column; never of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     name: &'a str,
     column_type: ColumnType,
+    is_binary: bool,
 }
 
 /// Types of result columns (PostgreSQL: `pg_type.dat`).
@@ -43,6 +46,8 @@ pub enum ColumnType {
     Interval,
     /// `pg_lsn`
     PgLsn,
+    /// `void`
+    Void,
 }
 
 impl ColumnType {
@@ -60,6 +65,7 @@ impl ColumnType {
             ColumnType::Timestamptz => 1184,
             ColumnType::Interval => 1186,
             ColumnType::PgLsn => 3220,
+            ColumnType::Void => 2278,
         }
     }
 
@@ -67,7 +73,7 @@ impl ColumnType {
     const fn len(self) -> i16 {
         match self {
             ColumnType::Bool => 1,
-            ColumnType::Int4 | ColumnType::Oid | ColumnType::Xid => 4,
+            ColumnType::Int4 | ColumnType::Oid | ColumnType::Xid | ColumnType::Void => 4,
             ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::PgLsn => 8,
             ColumnType::Interval => 16,
             ColumnType::Name => 64,
@@ -77,9 +83,15 @@ impl ColumnType {
 }
 
 impl<'a> Column<'a> {
-    /// A column of any of the types.
+    /// A column of any of the types, in text format.
     pub const fn new(name: &'a str, column_type: ColumnType) -> Column<'a> {
-        Column { name, column_type }
+        Column { name, column_type, is_binary: false }
+    }
+
+    /// The same with its values in binary format.
+    #[must_use]
+    pub const fn in_binary(self, is_binary: bool) -> Column<'a> {
+        Column { is_binary, ..self }
     }
 
     /// A `text` column.
@@ -102,7 +114,7 @@ impl<'a> Column<'a> {
 pub fn row_description(columns: &[Column<'_>]) -> RowDescription {
     let field = |c: &Column<'_>| {
         let (oid, len) = (c.column_type.oid(), c.column_type.len());
-        FieldDescription::new(c.name.to_owned(), 0, 0, oid, len, -1, 0)
+        FieldDescription::new(c.name.to_owned(), 0, 0, oid, len, -1, i16::from(c.is_binary))
     };
     RowDescription::new(columns.iter().map(field).collect())
 }
@@ -131,7 +143,12 @@ pub fn command_complete(tag: &str) -> CommandComplete {
 
 /// `ReadyForQuery`, outside of any transaction.
 pub fn ready_for_query() -> ReadyForQuery {
-    ReadyForQuery::new(TransactionStatus::Idle)
+    ready_for_query_in(TransactionStatus::Idle)
+}
+
+/// `ReadyForQuery` in a transaction of that state.
+pub fn ready_for_query_in(status: TransactionStatus) -> ReadyForQuery {
+    ReadyForQuery::new(status)
 }
 
 /// `ParameterStatus`

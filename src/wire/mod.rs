@@ -5,6 +5,7 @@
 //! byte by byte. What walrelay sends is encoded by pgwire ([`messages`]). A [`Connection`] keeps unread and
 //! unsent bytes, so that dropping one of its futures loses nothing.
 
+pub mod binary;
 mod connection;
 mod error;
 pub mod frame;

@@ -17,6 +17,7 @@ on_one_version!(texts_are_read_as_the_server_reads_them);
 on_one_version!(prepared_statements_see_each_moment);
 on_one_version!(physical_slots_upstream_are_out_of_reach);
 on_one_version!(random_texts_do_what_they_do_upstream);
+on_one_version!(the_relays_own_database_speaks_as_postgresql_does);
 
 /// A client that sends whatever bytes it is given.
 struct Raw(TcpStream);
@@ -25,10 +26,14 @@ type Message = (char, Vec<u8>);
 
 impl Raw {
     fn connect(port: u16, settings: &[(&str, &str)]) -> Raw {
+        Raw::connect_to("postgres", port, settings)
+    }
+
+    fn connect_to(database: &str, port: u16, settings: &[(&str, &str)]) -> Raw {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         socket.set_read_timeout(Some(PATIENCE)).expect("sockets have timeouts");
         let mut body = (3_u32 << 16).to_be_bytes().to_vec();
-        for (name, value) in [("user", "postgres"), ("database", "postgres")].iter().chain(settings) {
+        for (name, value) in [("user", "postgres"), ("database", database)].iter().chain(settings) {
             body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
         }
         body.push(0);
@@ -456,6 +461,123 @@ fn random_texts_do_what_they_do_upstream(server: &Server) {
     assert_eq!(primary.sql("select string_agg(slot_name, ',') from pg_replication_slots"), "walrelay");
     relay.assert_calm();
 }
+
+/// What both know is said alike, and so is what is wrong; message by message.
+fn the_relays_own_database_speaks_as_postgresql_does(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let relay = relay_below(&primary).start();
+    let mut through = Raw::connect_to("walrelay", relay.port(), &[]);
+    let mut direct = Raw::connect(primary.port(), &[]);
+    let mut both = |what: &str, bytes: &[u8], times: u32| {
+        let [ours, theirs] = [&mut through, &mut direct].map(|raw| raw.ask(bytes, times));
+        assert_eq!(comparable(&ours, true), comparable(&theirs, true), "{what}");
+    };
+    for text in OF_BOTH {
+        both(text, &query(text.as_bytes()), 1);
+        both(text, &extended(text), 1);
+    }
+    let (sync, execute) = (message(b'S', &[]), |most: u8| message(b'E', &[b"p\0\0\0\0", &[most]]));
+    let parse = |name: &[u8], text: &[u8]| message(b'P', &[name, b"\0", text, b"\0\0\0"]);
+    let bind = message(b'B', &[b"p\0s\0\0\0\0\x01\0\0\0\x017\0\x01\0\x01"]);
+    let describe = |what: &[u8]| message(b'D', &[what, b"\0"]);
+    let close = |what: &[u8]| message(b'C', &[what, b"\0"]);
+    let empty = parse(b"", b"");
+    let number = parse(b"s", b"select $1::int4 as n");
+    let bound =
+        |messages: &[&[u8]]| [&[&number[..], &bind], messages, &[&close(b"Ss"), &sync]].concat().concat();
+    both("one row, one asked for", &bound(&[&describe(b"Pp"), &execute(1), &execute(1)]), 1);
+    both("one row, two asked for", &bound(&[&describe(b"Ss"), &execute(2), &execute(0)]), 1);
+    both("twice", &bound(&[&number]), 1);
+    both("the statement stays", &[&close(b"Ss")[..], &sync].concat(), 1);
+    both("no portal", &[&execute(0)[..], &number, &sync].concat(), 1);
+    both("no statement", &[&bind[..], &number, &sync].concat(), 1);
+    both("nothing to describe", &[&describe(b"Pq")[..], &sync].concat(), 1);
+    both("unknown kind", &[&describe(b"Xq")[..], &sync].concat(), 1);
+    both("closing what is not there", &[&close(b"Sq")[..], &close(b"Pq"), &sync].concat(), 1);
+    both(
+        "too many values",
+        &[&empty[..], &message(b'B', &[b"\0\0\0\0\0\x01\xff\xff\xff\xff\0\0"]), &sync].concat(),
+        1,
+    );
+    both("too short", &[&message(b'B', &[b"\0\0\0\x01"])[..], &sync].concat(), 1);
+    both("two at once", &[&parse(b"", b"select 1; select 2")[..], &sync].concat(), 1);
+    // Portals live as long as their transaction.
+    let begin = query(b"begin");
+    both(
+        "in a block",
+        &[&begin[..], &number, &bind, &sync, &execute(0), &sync, &query(b"commit"), &execute(0), &sync]
+            .concat(),
+        5,
+    );
+    both("the rest", &[&query(b"deallocate s")[..], &query(b"deallocate s")].concat(), 2);
+    both(
+        "an error in a block",
+        &[
+            &begin[..],
+            &execute(0),
+            &sync,
+            &parse(b"", b"select 1"),
+            &sync,
+            &parse(b"", b"rollback"),
+            &sync,
+            &query(b"rollback"),
+        ]
+        .concat(),
+        5,
+    );
+    let commit =
+        [parse(b"", b"commit"), message(b'B', &[b"c\0\0\0\0\0\0\0\0"]), message(b'E', &[b"c\0\0\0\0\0"])]
+            .concat();
+    both(
+        "the end of a block ends its portal",
+        &[&begin[..], &commit, &message(b'E', &[b"c\0\0\0\0\0"]), &sync].concat(),
+        2,
+    );
+    relay.assert_calm();
+}
+
+/// Statements that need no data, and mistakes.
+const OF_BOTH: &[&str] = &[
+    "",
+    " -- ping",
+    "select 1",
+    "select 1; select 'x' as y",
+    "select 1::text, cast('7' as int4), true::text as b, null::bool",
+    "select true, 'a'::name, 1::int8, '0/10'::pg_lsn::text",
+    "select current_user, session_user, user",
+    "select pg_advisory_unlock_all()",
+    "select set_config('application_name', 'new', false)",
+    "show application_name",
+    "select current_setting('application_name')",
+    "set extra_float_digits = 3",
+    "set application_name to 'other'",
+    "reset application_name",
+    "begin",
+    "begin",
+    "savepoint a",
+    "release b",
+    "select 1",
+    "rollback to a",
+    "release savepoint a",
+    "discard all",
+    "commit",
+    "commit",
+    "savepoint a",
+    "rollback and chain",
+    "begin isolation level repeatable read, read only",
+    "select nosuch",
+    "deallocate all",
+    "end",
+    "deallocate nosuch",
+    "deallocate all",
+    "close all",
+    "unlisten *",
+    "discard plans",
+    "discard temp",
+    "discard all",
+    "select 'x'::int4",
+    "select 'x'::bool",
+];
 
 const PIECES: &[&str] = &[
     "'",

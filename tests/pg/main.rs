@@ -11,6 +11,7 @@ mod cascade;
 mod certainty;
 mod comeback;
 mod commands;
+mod console;
 mod descriptors;
 mod drivers;
 mod failing_disk;
