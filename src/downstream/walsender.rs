@@ -102,6 +102,8 @@ pub(super) async fn stream(
     conn.set_phase(Phase::Streaming);
     conn.put(&copy_both_response());
     cx.sender.set_state(SenderState::Catchup);
+    // PG: StartReplication; who has been sent nothing yet is shown where it starts.
+    cx.sender.set_sent(command.lsn);
     let result = Walsender::new(conn, cx, slot, tli, command.lsn).run().await;
     conn.set_phase(Phase::Command);
     cx.sender.set_state(SenderState::Startup);

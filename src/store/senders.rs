@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -113,8 +113,10 @@ pub struct Sender {
     write: AtomicU64,
     flush: AtomicU64,
     replay: AtomicU64,
-    /// Microseconds; 0 stands for "no sample yet".
+    /// Microseconds; 0 stands for "no sample".
     lag: [AtomicU64; 3],
+    /// The last reply told that everything sent is replayed.
+    fully_applied: AtomicBool,
     /// Milliseconds since the Unix epoch, 0 before the first reply.
     reply_time: AtomicU64,
     feedback: Mutex<FeedbackHorizon>,
@@ -163,15 +165,19 @@ impl Sender {
         self.sent.store(lsn.as_u64(), Ordering::Relaxed);
     }
 
-    /// Takes over what the consumer reported, and the lag that follows from it.
+    /// Takes over what the consumer reported, and the lag that follows from it. Who has replayed everything for two
+    /// replies in a row is idle and has no lag (PostgreSQL: `ProcessStandbyReplyMessage`).
     pub fn set_reply(&self, write: Lsn, flush: Lsn, replay: Lsn, lag: &LagClock) {
         let now = Instant::now();
         let positions = [(&self.write, write), (&self.flush, flush), (&self.replay, replay)];
+        let applied = replay.as_u64() == self.sent.load(Ordering::Relaxed);
+        let is_idle = self.fully_applied.swap(applied, Ordering::Relaxed) && applied;
         for ((cell, lsn), lag_cell) in positions.into_iter().zip(&self.lag) {
-            if cell.swap(lsn.as_u64(), Ordering::Relaxed) != lsn.as_u64()
-                && let Some(lag) = lag.since_arrival(lsn, now)
-            {
-                lag_cell.store((lag.as_micros() as u64).max(1), Ordering::Relaxed);
+            let moved = cell.swap(lsn.as_u64(), Ordering::Relaxed) != lsn.as_u64();
+            match lag.since_arrival(lsn, now).filter(|_| moved) {
+                Some(lag) => lag_cell.store((lag.as_micros() as u64).max(1), Ordering::Relaxed),
+                None if is_idle => lag_cell.store(0, Ordering::Relaxed),
+                None => {}
             }
         }
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -249,6 +255,7 @@ impl Senders {
             flush: AtomicU64::default(),
             replay: AtomicU64::default(),
             lag: Default::default(),
+            fully_applied: AtomicBool::default(),
             reply_time: AtomicU64::default(),
             feedback: Mutex::default(),
             identity,
@@ -403,6 +410,31 @@ mod tests {
             });
             assert_eq!(senders.horizon().borrow().xmin, FullXid::new(0, round * 10 + 1), "round {round}");
         }
+    }
+
+    #[test]
+    fn who_has_replayed_everything_has_no_lag() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
+        let sender = Senders::new(Slots::open(dir, 1).unwrap()).register(identity(1));
+        let (clock, start) = (LagClock::new(), Instant::now());
+        let at = |lsn| Lsn::new(lsn);
+        clock.arrived(at(100), start);
+        clock.arrived(at(200), start + Duration::from_secs(1));
+        sender.set_sent(at(200));
+        sender.set_reply(at(200), at(100), at(0), &clock);
+        let lags = || {
+            let status = sender.status();
+            [status.write_lag, status.flush_lag, status.replay_lag].map(|lag| lag.is_some())
+        };
+        assert_eq!(lags(), [true, true, false]);
+        // Nothing new, but not everything is replayed.
+        sender.set_reply(at(200), at(100), at(0), &clock);
+        assert_eq!(lags(), [true, true, false]);
+        sender.set_reply(at(200), at(200), at(200), &clock);
+        assert_eq!(lags(), [true; 3]);
+        sender.set_reply(at(200), at(200), at(200), &clock);
+        assert_eq!(lags(), [false; 3]);
     }
 
     fn identity(pid: u32) -> SenderIdentity {
