@@ -4,12 +4,12 @@
 //! From this is known whether everything sent has been answered, to which of its questions an answer belongs, and
 //! which prepared statements have a parameter more than the client knows of.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::sync::oneshot;
 
-use crate::overlay::RowsParameter;
+use crate::overlay::{self, RowsParameter};
 use crate::wire::PgError;
 
 /// Messages that may wait for their answers; then the client is not read from. More than a server answers in one go.
@@ -35,7 +35,10 @@ enum Expected {
     Execute,
     Sync,
     /// `Query`, `FunctionCall`
-    Query,
+    Query {
+        /// It is nothing but the DEALLOCATE of this statement.
+        deallocates: Option<Vec<u8>>,
+    },
     /// A query of ours.
     Question(oneshot::Sender<Answer>),
     /// `CopyDone`, `CopyFail`: answered only as the end of a COPY.
@@ -186,6 +189,13 @@ impl Exchange {
         Some(Box::new(Undo { statement: statement.to_owned(), before }))
     }
 
+    /// A Query is sent, which is nothing but the DEALLOCATE of a statement if one is given.
+    pub(super) fn query(&mut self, deallocates: Option<Vec<u8>>) {
+        if !self.skipping {
+            self.expected.push_back(Expected::Query { deallocates });
+        }
+    }
+
     /// Any other message is sent; only its type matters.
     pub(super) fn send(&mut self, kind: u8) {
         match kind {
@@ -199,7 +209,7 @@ impl Exchange {
                 self.expected.push_back(Expected::Sync);
                 (self.unsynced, self.skipping) = (false, false);
             }
-            b'Q' | b'F' if !self.skipping => self.expected.push_back(Expected::Query),
+            b'Q' | b'F' => self.query(None),
             b'c' | b'f' => {
                 self.copying = false;
                 // Without a COPY they are overlooked, and nothing takes them away before the next answer.
@@ -272,6 +282,9 @@ impl Exchange {
                 if let Some(Expected::Execute) = self.front() {
                     self.expected.pop_front();
                 }
+                if kind == b'C' && DEALLOCATIONS.iter().any(|tag| tag.len() == length) {
+                    return Way::Look;
+                }
             }
             b'G' | b'W' => self.copy_in(),
             b'E' => self.failed(),
@@ -294,7 +307,10 @@ impl Exchange {
 
     fn failed(&mut self) {
         self.copying = false;
-        if matches!(self.front(), None | Some(Expected::Sync | Expected::Query | Expected::Question(_))) {
+        if matches!(
+            self.front(),
+            None | Some(Expected::Sync | Expected::Query { .. } | Expected::Question(_))
+        ) {
             return;
         }
         // Nothing of what was sent up to the next Sync happens.
@@ -325,13 +341,38 @@ impl Exchange {
         self.copying = false;
         while let Some(expected) = self.expected.pop_front() {
             match expected {
-                Expected::Sync | Expected::Query => return,
+                Expected::Sync | Expected::Query { .. } => return,
                 Expected::CopyEnd => {}
                 // An answer has not come that we have waited for.
                 _ => self.lost = true,
             }
         }
         self.lost = true;
+    }
+
+    /// The end of a command that may have dropped prepared statements (PostgreSQL: `DropAllPreparedStatements`, which
+    /// leaves the unnamed one).
+    fn completed(&mut self, tag: &[u8]) {
+        let name = match (tag, self.front()) {
+            (b"DEALLOCATE ALL\0" | b"DISCARD ALL\0", _) => None,
+            (b"DEALLOCATE\0", Some(Expected::Query { deallocates: Some(name) })) => Some(name.clone()),
+            _ => return,
+        };
+        let is_meant = |statement: &[u8]| match &name {
+            Some(name) => kept_of(name) == statement,
+            None => !statement.is_empty(),
+        };
+        // What is on its way is parsed later than that; should it fail, there is nothing before it any more.
+        let mut later = HashSet::new();
+        for expected in &mut self.expected {
+            if let Expected::Parse(Some(undo)) | Expected::Close(Some(undo)) = expected
+                && is_meant(&undo.statement)
+                && later.insert(undo.statement.clone())
+            {
+                undo.before = None;
+            }
+        }
+        self.statements.retain(|statement, _| !is_meant(statement) || later.contains(statement));
     }
 
     fn parameter(&mut self, body: &[u8]) {
@@ -371,6 +412,25 @@ impl Exchange {
     pub(super) fn last_words(&mut self) -> BytesMut {
         self.answer.error.take().unwrap_or_default()
     }
+}
+
+/// Tags of commands that drop prepared statements, as CommandComplete has them.
+const DEALLOCATIONS: [&[u8]; 3] = [b"DEALLOCATE\0", b"DEALLOCATE ALL\0", b"DISCARD ALL\0"];
+
+/// The prepared statement that a text drops, if that is all it does and certain.
+pub(super) fn deallocated(text: &[u8]) -> Option<Vec<u8>> {
+    let word = text.trim_ascii_start().get(..10)?;
+    if !word.eq_ignore_ascii_case(b"deallocate") || !text.is_ascii() || text.contains(&b'\\') {
+        return None;
+    }
+    let mut statements = overlay::statements(text, true);
+    let (statement, None) = (statements.next()?, statements.next()) else { return None };
+    let name = match statement.tokens.as_slice() {
+        [_, prepare, name] if overlay::is_word(text, prepare, "prepare") => name,
+        [_, name] => name,
+        _ => return None,
+    };
+    overlay::identifier(text, name).map(String::into_bytes)
 }
 
 /// An ErrorResponse without the fields that tell where in the query the error is: it is not the client's.
@@ -500,6 +560,7 @@ fn finish(way: Way, message: BytesMut, exchange: &mut Exchange, output: &mut Byt
                 output.extend_from_slice(&notice.encoded());
             }
         }
+        Way::Look if message[0] == b'C' => exchange.completed(&message[5..]),
         Way::Look | Way::Pass => exchange.parameter(&message[5..]),
     }
     output.extend_from_slice(&message);
@@ -572,6 +633,7 @@ pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], usize)> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use walrelay_proto::Lsn;
 
     use super::*;
 
@@ -674,6 +736,101 @@ mod tests {
             [message(b'N', b"notice"), message(b'E', b"SERROR\0Mno\0\0"), message(b'Z', b"E")].concat();
         assert_eq!(output, told);
         assert!(answer.try_recv().unwrap().failed && exchange.moment().has_failed);
+    }
+
+    /// A parameter for the rows of a view.
+    fn rows() -> RowsParameter {
+        struct Nothing;
+        impl overlay::Relay for Nothing {
+            fn slots(&mut self) -> Vec<overlay::Row> {
+                Vec::new()
+            }
+
+            fn senders(&mut self) -> Vec<overlay::Row> {
+                Vec::new()
+            }
+
+            fn has_slot(&mut self, _: &str) -> bool {
+                false
+            }
+
+            fn create_slot(&mut self, _: &str, _: bool, _: bool) -> Result<Option<Lsn>, PgError> {
+                Ok(None)
+            }
+
+            fn drop_slot(&mut self, _: &str) -> Result<(), PgError> {
+                Ok(())
+            }
+
+            fn copy_slot(&mut self, _: &str, _: &str, _: Option<bool>) -> Result<(), PgError> {
+                Ok(())
+            }
+
+            fn advance_slot(&mut self, _: &str, upto: Lsn) -> Result<Lsn, PgError> {
+                Ok(upto)
+            }
+        }
+        let message = overlay::Message::Parse { types: 0 };
+        let context = overlay::SqlContext { message, ..overlay::SqlContext::default() };
+        let rewritten = overlay::rewrite(b"table pg_replication_slots", &context, &mut Nothing);
+        rewritten.rows.expect("it is read")
+    }
+
+    fn feed(exchange: &mut Exchange, messages: &[(u8, &[u8])]) {
+        let bytes: Vec<_> = messages.iter().flat_map(|(kind, body)| message(*kind, body)).collect();
+        let mut output = BytesMut::new();
+        Filter::default().feed(&bytes, exchange, &mut output);
+        assert_eq!(&output[..], bytes, "all of it passes");
+    }
+
+    #[test]
+    fn deallocated_statements_are_forgotten() {
+        let with = |names: &[&str]| {
+            let mut exchange = session();
+            names.iter().for_each(|name| exchange.parse(name.as_bytes(), Some(rows())));
+            exchange.send(b'S');
+            let mut answers: Vec<(u8, &[u8])> = vec![(b'1', b""); names.len()];
+            answers.push((b'Z', b"I"));
+            feed(&mut exchange, &answers);
+            exchange
+        };
+        let known =
+            |exchange: &Exchange| ["", "a", "b"].map(|name| exchange.rows_of(name.as_bytes()).is_some());
+        for tag in [&b"DEALLOCATE ALL\0"[..], b"DISCARD ALL\0"] {
+            let mut exchange = with(&["", "a", "b"]);
+            exchange.send(b'Q');
+            // It is parsed behind the other, and before the answer has come.
+            exchange.parse(b"b", Some(rows()));
+            exchange.send(b'S');
+            feed(&mut exchange, &[(b'C', tag), (b'Z', b"I")]);
+            assert_eq!(known(&exchange), [true, false, true]);
+            // It fails: there is no other any more.
+            feed(&mut exchange, &[(b'E', b"\0"), (b'Z', b"I")]);
+            assert_eq!(known(&exchange), [true, false, false]);
+            assert!(exchange.is_quiet());
+        }
+        let mut exchange = with(&["a", "b"]);
+        exchange.query(deallocated(b"deallocate a"));
+        feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
+        assert_eq!(known(&exchange), [false, false, true]);
+        // One that fails, and one that is not known.
+        exchange.query(deallocated(b"deallocate b"));
+        feed(&mut exchange, &[(b'E', b"\0"), (b'Z', b"I")]);
+        exchange.send(b'Q');
+        feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
+        assert_eq!(known(&exchange), [false, false, true]);
+    }
+
+    #[test]
+    fn what_is_deallocated_is_read_where_it_is_certain() {
+        let name = |text: &str| deallocated(text.as_bytes()).map(|name| String::from_utf8(name).unwrap());
+        assert_eq!(name("DEALLOCATE S1;").as_deref(), Some("s1"));
+        assert_eq!(name(" deallocate prepare \"S 1\"").as_deref(), Some("S 1"));
+        for text in
+            ["deallocate a; select 1", "deallocate \"\\\"", "deallocate é", "deallocate", "deallocate a b"]
+        {
+            assert_eq!(name(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::{Exchange, Filter, Moment, bind_names, bind_with};
+use super::exchange::{Exchange, Filter, Moment, bind_names, bind_with, deallocated};
 use super::patience::GRACE;
 use super::session::shutting_down;
 use crate::overlay::{self, RowsParameter, SlotCall};
@@ -285,7 +285,7 @@ async fn pass_text(
         fate.text = texts.act(question.about, answer.row.unwrap_or_default()).await;
     }
     match sent_as {
-        overlay::Message::Simple => talk.lock().send(kind),
+        overlay::Message::Simple => talk.lock().query(deallocated(&message[span.clone()])),
         overlay::Message::Parse { .. } => talk.lock().parse(&message[name], fate.rows),
     }
     match fate.text {
