@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant, SystemTime};
 
 use walrelay_testkit::{
     Cluster, PATIENCE, Receivewal, Relay, Server, on_every_version, on_one_version, wait_until,
@@ -76,9 +77,9 @@ fn query(text: &[u8]) -> Vec<u8> {
 }
 
 /// Parse, Bind, Describe of both, Execute, Sync.
-fn extended(text: &str) -> Vec<u8> {
+fn extended(text: impl AsRef<[u8]>) -> Vec<u8> {
     [
-        message(b'P', &[b"\0", text.as_bytes(), b"\0\0\0"]),
+        message(b'P', &[b"\0", text.as_ref(), b"\0\0\0"]),
         message(b'B', &[b"\0\0\0\0\0\0\0\0"]),
         message(b'D', &[b"S\0"]),
         message(b'D', &[b"P\0"]),
@@ -325,6 +326,23 @@ fn physical_slots_upstream_are_out_of_reach(server: &Server) {
     // One name is one slot.
     let taken = relay.psql("dbname=postgres", &["select pg_create_physical_replication_slot('l')"]);
     assert!(taken.expect_err("there is a logical one").0.contains("replication slot \"l\" already exists"));
+    let taken = |options: &str, command: &str| {
+        let error = relay.psql(options, &[command]).expect_err(command).0;
+        assert!(error.contains("already exists") && error.contains("replication slot"), "{command}: {error}");
+    };
+    taken("replication=true", "CREATE_REPLICATION_SLOT l PHYSICAL");
+    let read = relay.psql("replication=true", &["READ_REPLICATION_SLOT l"]).expect_err("it is logical").0;
+    assert!(read.contains("cannot use READ_REPLICATION_SLOT with a logical replication slot"), "{read}");
+    relay.create_slot("p");
+    taken(logical, "CREATE_REPLICATION_SLOT p LOGICAL pgoutput");
+    taken("dbname=postgres", "select pg_create_logical_replication_slot('p', 'pgoutput')");
+    taken("dbname=postgres", "select * from pg_copy_logical_replication_slot('l', 'p')");
+    assert_eq!(primary.sql(slots), "l,walrelay");
+    assert!(has_slot(&relay, "p"));
+    // Dropping by the command takes the one that is meant.
+    relay.psql("replication=true", &["DROP_REPLICATION_SLOT l"]).expect_err("it is logical, and not here");
+    relay.command("DROP_REPLICATION_SLOT p");
+    assert_eq!(primary.sql(slots), "l,walrelay");
     // Below another relay, too.
     let lower = relay.builder_below().name("lower").start();
     assert_eq!(lower.sql("select pg_create_physical_replication_slot('deep')"), "(deep,)");
@@ -428,36 +446,89 @@ const OF_ANYBODY: &[&str] = &[
     "syntax error from pg_stat_replication",
 ];
 
+/// Random texts, and how long: `WALRELAY_FUZZ_ROUNDS` of them, and as many more as fit into `WALRELAY_FUZZ_MINUTES`.
+struct Fuzz {
+    state: u64,
+    rounds: u64,
+    until: Instant,
+}
+
+impl Fuzz {
+    fn new() -> Fuzz {
+        let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let minutes = variable("WALRELAY_FUZZ_MINUTES").unwrap_or(0);
+        let fixed = 0x9e37_79b9_7f4a_7c15;
+        // A long run is there to see what has not been seen before.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let fresh = if minutes == 0 { fixed } else { now.expect("it is after 1970").as_nanos() as u64 | 1 };
+        let state = variable("WALRELAY_FUZZ_SEED").unwrap_or(fresh);
+        println!("WALRELAY_FUZZ_SEED={state}");
+        let rounds = variable("WALRELAY_FUZZ_ROUNDS").unwrap_or(500);
+        Fuzz { state, rounds, until: Instant::now() + Duration::from_secs(60 * minutes) }
+    }
+
+    fn goes_on(&self, round: u64) -> bool {
+        round < self.rounds || Instant::now() < self.until
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 33) as usize % limit
+    }
+
+    /// A statement with a character of the encoding in it here and there.
+    fn text(&mut self, character: &[u8]) -> Vec<u8> {
+        let mut text = b"select ".to_vec();
+        for _ in 0..2 + self.below(9) {
+            match self.below(PIECES.len() + 1) {
+                0 => text.extend(character),
+                piece => text.extend(PIECES[piece - 1].as_bytes()),
+            }
+        }
+        text
+    }
+}
+
+/// Encodings with a character; the second byte of those of the last three is a backslash.
+const CHARACTERS: &[(&str, &[u8])] =
+    &[("UTF8", "é".as_bytes()), ("SJIS", b"\x95\x5c"), ("GBK", b"\x95\x5c"), ("BIG5", b"\xa5\x5c")];
+
+/// Rounds in one session.
+const SESSION: u64 = 125;
+
 /// The same random texts to both, for a while; the slots of both stay what they are.
 fn random_texts_do_what_they_do_upstream(server: &Server) {
     let primary = Cluster::builder(server).start();
     let relay = relay_below(&primary).start();
     relay.create_slot("one");
-    let mut through = Raw::connect(relay.port(), &[]);
-    let mut direct = Raw::connect(primary.port(), &[]);
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = |below: usize| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        (seed >> 33) as usize % below
-    };
-    let rounds = std::env::var("WALRELAY_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(500);
-    for _ in 0..rounds {
-        let length = 2 + next(9);
-        let text: String = (0..length).map(|_| PIECES[next(PIECES.len())]).collect();
-        let text = format!("select {text}");
-        let bytes = if next(3) == 0 { extended(&text) } else { query(text.as_bytes()) };
-        let answers = [&mut through, &mut direct].map(|raw| raw.ask(&bytes, 1));
-        let [ours, theirs] = answers.each_ref().map(|answer| comparable(answer, false));
-        // Calls of slot functions may be refused; whatever else fails there, fails here.
-        let refused = |answer: &[String]| answer.iter().any(|line| line.contains("walrelay"));
-        if !refused(&ours) {
-            let fails = |answer: &[Message]| kinds(answer).contains('E');
-            assert_eq!(fails(&answers[0]), fails(&answers[1]), "{text}: {ours:?} {theirs:?}");
+    let mut judge = Raw::connect_to("walrelay", relay.port(), &[]);
+    let mut slots = move || judge.ask(&query(b"select slot_name from pg_replication_slots"), 1);
+    let untouched = slots();
+    assert_eq!(kinds(&untouched), "TDCZ");
+    let (mut fuzz, mut round) = (Fuzz::new(), 0);
+    while fuzz.goes_on(round) {
+        let (encoding, character) = CHARACTERS[(round / SESSION) as usize % CHARACTERS.len()];
+        let settings = [("client_encoding", encoding)];
+        let mut both = [relay.port(), primary.port()].map(|port| Raw::connect(port, &settings));
+        for _ in 0..SESSION {
+            let text = fuzz.text(character);
+            let bytes = if fuzz.below(3) == 0 { extended(&text) } else { query(&text) };
+            let shown = format!("{encoding} {}", text.escape_ascii());
+            let answers = both.each_mut().map(|raw| raw.ask(&bytes, 1));
+            let [ours, theirs] = answers.each_ref().map(|answer| comparable(answer, false));
+            // Calls of slot functions may be refused; whatever else fails there, fails here.
+            let refused = |answer: &[String]| answer.iter().any(|line| line.contains("walrelay"));
+            if !refused(&ours) {
+                let fails = |answer: &[Message]| kinds(answer).contains('E');
+                assert_eq!(fails(&answers[0]), fails(&answers[1]), "{shown}: {ours:?} {theirs:?}");
+            }
+            assert_eq!(slots(), untouched, "{shown}");
+            round += 1;
         }
-        assert!(has_slot(&relay, "one"), "{text}");
     }
+    println!("{round} rounds");
     assert_eq!(primary.sql("select string_agg(slot_name, ',') from pg_replication_slots"), "walrelay");
     relay.assert_calm();
 }
