@@ -26,6 +26,8 @@ use crate::wire::{Connection, PgError, sqlstate};
 
 /// How long the upstream may take to answer a question that is passed on.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to say whether it has a logical slot of a name. A slot must be made without it, too.
+const NAME_LIMIT: Duration = Duration::from_secs(2);
 
 type Result<T> = std::result::Result<T, PgError>;
 
@@ -53,7 +55,7 @@ impl Answer<'_> {
             Command::CreateReplicationSlot(slot) => self.create_slot(conn, slot).await?,
             Command::ReadReplicationSlot { slot } => {
                 since(version, 150_000)?;
-                self.read_slot(conn, &slot);
+                self.read_slot(conn, &slot).await?;
             }
             Command::DropReplicationSlot { slot, wait } => self.drop_slot(conn, slot, wait).await?,
             Command::AlterReplicationSlot { slot, options } => {
@@ -166,6 +168,9 @@ impl Answer<'_> {
     async fn create_slot(&self, conn: &mut Connection, slot: CreateSlot) -> std::result::Result<(), Failure> {
         let SlotKind::Physical { reserve_wal } = slot.kind else { return Err(no_logical().into()) };
         let name = SlotName::new(&slot.name).map_err(slot_name_error)?;
+        if self.context.store.slots().get(&slot.name).is_none() && self.is_logical(conn, &slot.name).await? {
+            return Err(slot_error(SlotError::Exists { name: slot.name }).into());
+        }
         let persistence = match slot.temporary {
             true => SlotPersistence::Temporary { owner: self.context.pid },
             false => SlotPersistence::Persistent,
@@ -198,8 +203,34 @@ impl Answer<'_> {
         Ok(())
     }
 
-    fn read_slot(&self, conn: &mut Connection, name: &str) {
+    /// Whether the upstream has a logical slot of that name, as far as it can be asked: names are unique over its logical
+    /// slots and the relay's, as on one server.
+    async fn is_logical(&self, conn: &mut Connection, name: &str) -> std::result::Result<bool, Failure> {
+        // Before that it has no command to ask with.
+        if settings::server_version_num(&self.context.store.upstream_parameters()) < 150_000 {
+            return Ok(false);
+        }
+        let ask = async {
+            let (mut upstream, ..) = backup::open(self.context, self.shared, self.credentials).await.ok()?;
+            let text = format!("READ_REPLICATION_SLOT \"{}\"", name.replace('"', "\"\""));
+            let answer = upstream.query(&text).await;
+            upstream.close().await;
+            Some(
+                matches!(answer, Err(QueryError::Server(error)) if error.sqlstate == sqlstate::FEATURE_NOT_SUPPORTED),
+            )
+        };
+        tokio::select! {
+            answer = timeout(NAME_LIMIT, ask) => Ok(matches!(answer, Ok(Some(true)))),
+            reason = self.given_up(conn) => Err(reason),
+        }
+    }
+
+    async fn read_slot(&self, conn: &mut Connection, name: &str) -> std::result::Result<(), Failure> {
         let store = &self.context.store;
+        if store.slots().get(name).is_none() && self.is_logical(conn, name).await? {
+            let text = "cannot use READ_REPLICATION_SLOT with a logical replication slot";
+            return Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).into());
+        }
         let columns = [Column::text("slot_type"), Column::text("restart_lsn"), Column::int8("restart_tli")];
         conn.put(&row_description(&columns));
         let slot = store.slots().get(name);
@@ -208,6 +239,7 @@ impl Answer<'_> {
         let restart = restart.map(|lsn| lsn.text(store.upstream_parameters().major_version()));
         put_row(conn, &[slot.map(|_| "physical"), restart.as_deref(), tli.as_deref()]);
         conn.put(&command_complete("READ_REPLICATION_SLOT"));
+        Ok(())
     }
 
     async fn drop_slot(

@@ -3,18 +3,24 @@
 
 use walrelay_proto::{Command, Parsed, SlotKind, Statement};
 
+use super::answers;
 use super::exchange::Moment;
 use super::forward::{About, Fate, Question};
 use crate::overlay::{SqlContext, raise};
+use crate::store::SlotError;
 use crate::wire::{PgError, sqlstate};
 
 /// What becomes of a query that is a command about physical slots or physical replication; `None` if it is none. Such
-/// a connection also takes SQL, so that refusing is a statement that fails.
-pub(super) fn fate(text: &[u8], moment: Moment) -> Option<Fate> {
+/// a connection also takes SQL, so that refusing is a statement that fails. `has_slot`: whether the relay has one of that
+/// name, which no logical one may have then.
+pub(super) fn fate(text: &[u8], moment: Moment, has_slot: impl Fn(&str) -> bool) -> Option<Fate> {
     let Ok(Statement::Command(command)) = Parsed::parse(text).statement else { return None };
     match command {
         Command::CreateReplicationSlot(slot) if matches!(slot.kind, SlotKind::Physical { .. }) => {
             Some(refused("CREATE_REPLICATION_SLOT ... PHYSICAL"))
+        }
+        Command::CreateReplicationSlot(slot) if has_slot(&slot.name) => {
+            Some(raising(&answers::slot_error(SlotError::Exists { name: slot.name })))
         }
         Command::StartReplication(_) => Some(refused("START_REPLICATION ... PHYSICAL")),
         Command::ReadReplicationSlot { .. } => Some(refused("READ_REPLICATION_SLOT")),
@@ -55,6 +61,9 @@ const HINT: &str = "On a connection with replication=database there are the logi
 
 fn refused(what: &str) -> Fate {
     let text = format!("walrelay does not execute {what} on a connection with replication=database");
-    let error = PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(HINT);
-    Fate { text: Some(raise(&error, &SqlContext::default()).into_bytes()), ..Fate::default() }
+    raising(&PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(HINT))
+}
+
+fn raising(error: &PgError) -> Fate {
+    Fate { text: Some(raise(error, &SqlContext::default()).into_bytes()), ..Fate::default() }
 }

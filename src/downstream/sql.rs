@@ -171,7 +171,8 @@ impl Overlay<'_> {
 impl Texts for Overlay<'_> {
     fn rewrite(&mut self, message: overlay::Message, text: &[u8], moment: Moment) -> Fate {
         if self.session.is_logical
-            && let Some(fate) = commands::fate(text, moment)
+            && let Some(fate) =
+                commands::fate(text, moment, |name| self.session.shared.store.slots().get(name).is_some())
         {
             return fate;
         }

@@ -91,6 +91,9 @@ pub(super) fn look(
     relay: &mut dyn Relay,
 ) -> Result<Calls, PgError> {
     let tokens = &statement.tokens;
+    if let Some(name) = made_logical(text, tokens, relay) {
+        return Err(already_exists(&name));
+    }
     let found = calls(text, tokens);
     if found.is_empty() {
         return body(text, tokens);
@@ -139,6 +142,36 @@ fn calls(text: &[u8], tokens: &[Token]) -> Vec<Call> {
         Some(arguments::parse(text, tokens, function, first..at + 1, close, start.is_some()))
     };
     (0..tokens.len()).filter_map(&mut call).take(MOST_CALLS).collect()
+}
+
+/// Functions that make logical slots, with the parameter that is the new one's name.
+const MAKERS: [(&str, (usize, &str)); 2] = [
+    ("pg_create_logical_replication_slot", (0, "slot_name")),
+    ("pg_copy_logical_replication_slot", (1, "dst_slot_name")),
+];
+
+/// The name of a slot of the relay that a logical slot is to be made with, if that is certain.
+fn made_logical(text: &[u8], tokens: &[Token], relay: &mut dyn Relay) -> Option<String> {
+    let maker = |at: usize| {
+        let (_, parameter) = MAKERS.iter().find(|(name, _)| lex::is_identifier(text, &tokens[at], name))?;
+        let is_call = tokens.get(at + 1).is_some_and(|open| open.kind == Kind::Open);
+        (is_call && qualified_from(text, tokens, at).is_some()).then_some((at, *parameter))
+    };
+    let mut makers = (0..tokens.len()).filter_map(maker).take(MOST_CALLS).peekable();
+    if makers.peek().is_none() || executes_nothing(text, tokens) {
+        return None;
+    }
+    let closes = closes(tokens);
+    let name = |(at, parameter)| {
+        let close = closes[at + 1];
+        (close < tokens.len()).then(|| arguments::name_argument(text, tokens, at + 2..close, parameter))?
+    };
+    makers.filter_map(name).find(|name| relay.has_slot(name))
+}
+
+/// PG: `ReplicationSlotCreate`
+pub(super) fn already_exists(name: &str) -> PgError {
+    PgError::error(sqlstate::DUPLICATE_OBJECT, format!("replication slot \"{name}\" already exists"))
 }
 
 /// Each call costs time in proportion to the statement, so there must not be any number of them.

@@ -115,6 +115,26 @@ pub(super) fn parse(
     call
 }
 
+/// The constant, if it is one, that a call's parameter of this place and name has; the call's parentheses are the tokens
+/// around `between`.
+pub(super) fn name_argument(
+    text: &[u8],
+    tokens: &[Token],
+    between: Range<usize>,
+    (place, parameter): (usize, &str),
+) -> Option<String> {
+    let arguments = split(tokens, between);
+    let named = |argument: &&Range<usize>| match &tokens[(*argument).clone()] {
+        [name, arrow, ..] => is_arrow(text, arrow) && lex::is_identifier(text, name, parameter),
+        _ => false,
+    };
+    let value = match arguments.iter().find(named) {
+        Some(argument) => argument.start + 2..argument.end,
+        None => arguments.get(place)?.clone(),
+    };
+    name_of(&constant(text, &tokens[value], &["name", "text"])?)
+}
+
 /// The arguments between two parentheses. None are many if there are more than any of the functions takes.
 fn split(tokens: &[Token], between: Range<usize>) -> Vec<Range<usize>> {
     const MOST: usize = 8;

@@ -10,7 +10,7 @@ use crate::overlay::{Relay, SqlContext, literal};
 use crate::wire::{PgError, sqlstate};
 
 use super::arguments::{Argument, Call};
-use super::{Function, span};
+use super::{Function, already_exists, span};
 
 /// A text that is one call of a slot function.
 #[derive(Clone, PartialEq, Debug)]
@@ -139,10 +139,7 @@ impl SlotCall {
     fn taken(&self) -> PgError {
         let name = self.argument.makes_or_changes();
         match self.argument {
-            Argument::Create { .. } | Argument::Copy { .. } => {
-                let text = format!("replication slot \"{name}\" already exists");
-                PgError::error(sqlstate::DUPLICATE_OBJECT, text)
-            }
+            Argument::Create { .. } | Argument::Copy { .. } => already_exists(name),
             Argument::Drop { .. } | Argument::Advance { .. } => {
                 let text = format!("replication slot \"{name}\" exists here and, as a logical one, upstream");
                 PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text).with_hint(

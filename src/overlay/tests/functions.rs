@@ -316,7 +316,7 @@ fn what_calls_none_of_them_is_not_touched() {
         "select mine.pg_drop_replication_slot('mine')",
         "select 1 as pg_drop_replication_slot",
         "select \"PG_DROP_replication_slot\"('mine')",
-        "select pg_create_logical_replication_slot('mine', 'pgoutput')",
+        "select pg_create_logical_replication_slot('new', 'pgoutput')",
         "select pg_copy_logical_replication_slot('mine', 'b')",
         "select pg_sync_replication_slots()",
         "grant execute on function pg_drop_replication_slot(name) to somebody",
@@ -325,5 +325,31 @@ fn what_calls_none_of_them_is_not_touched() {
         "drop function pg_drop_replication_slot(text)",
     ] {
         check(text, text, &[]);
+    }
+}
+
+/// What makes a logical slot of the name of a physical one fails as on one server.
+#[test]
+fn logical_slots_get_no_name_that_is_taken() {
+    for text in [
+        "select pg_create_logical_replication_slot('mine', 'pgoutput')",
+        "SELECT * FROM pg_catalog.pg_create_logical_replication_slot(plugin => 'x', slot_name => 'mine'::name)",
+        "select 1; select pg_copy_logical_replication_slot('l', 'mine')",
+        "insert into t select pg_copy_logical_replication_slot('l', dst_slot_name := 'mine')",
+    ] {
+        let (passed, asked) = rewritten_in(text, &SqlContext::default());
+        assert!(passed.contains("42710") && passed.contains("already exists"), "{text}: {passed}");
+        assert!(!passed.contains("_logical_") && asked.is_empty(), "{text}: {passed} {asked:?}");
+    }
+    for text in [
+        "select pg_create_logical_replication_slot('other', 'mine')",
+        "select pg_copy_logical_replication_slot('mine', 'l')",
+        "select other.pg_create_logical_replication_slot('mine', 'pgoutput')",
+        "explain select pg_create_logical_replication_slot('mine', 'pgoutput')",
+        "grant execute on function pg_create_logical_replication_slot(name) to x",
+        "select pg_create_logical_replication_slot($1, 'pgoutput'), pg_create_logical_replication_slot('mine'",
+    ] {
+        let (passed, asked) = rewritten_in(text, &SqlContext::default());
+        assert!(passed == text && asked.is_empty(), "{text}: {passed} {asked:?}");
     }
 }
