@@ -61,13 +61,15 @@ async fn asking() -> u16 {
 
 #[tokio::test]
 async fn a_file_that_hangs_is_named_and_holds_up_nobody_on_the_same_thread() {
-    let file = Hanging::new();
-    let shown = file.path.display();
     for (more, what) in [
-        (format!("password='' sslmode=disable passfile='{shown}'"), "password file"),
-        (format!("sslmode=require sslrootcert='{shown}'"), "root certificate file"),
-        (format!("sslmode=require sslcert='{shown}' sslkey=/nonexistent"), "certificate file"),
+        ("password='' sslmode=disable passfile='FILE'", "password file"),
+        ("sslmode=require sslrootcert='FILE'", "root certificate file"),
+        ("sslmode=require sslcert='FILE' sslkey=/nonexistent", "certificate file"),
     ] {
+        // One that nobody else still waits at.
+        let file = Hanging::new();
+        let shown = file.path.display();
+        let more = more.replace("FILE", &shown.to_string());
         let (hanging, healthy) = (asking().await, asking().await);
         let others = async {
             try_connect(healthy, "sslmode=disable").await.unwrap();
