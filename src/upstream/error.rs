@@ -293,3 +293,79 @@ impl QueryError {
         matches!(self, QueryError::Server(error) if error.severity == "ERROR")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Test = fn(&ServerError) -> bool;
+
+    /// What servers with `lc_messages = 'de_DE.UTF-8'` say, and one in no language at all.
+    #[test]
+    fn answers_are_understood_in_whatever_language() {
+        let cases: [(&str, &str, Test, bool); 9] = [
+            (
+                "58P01",
+                "das angeforderte WAL-Segment 000000010000000000000003 wurde schon entfernt",
+                ServerError::is_wal_removed,
+                true,
+            ),
+            ("42704", "Replikations-Slot »r« existiert nicht", ServerError::is_no_such_object, false),
+            ("42710", "Replikations-Slot »r« existiert bereits", ServerError::is_duplicate_object, false),
+            (
+                "55006",
+                "Replikations-Slot »r« ist aktiv für PID 4711",
+                |error| error.sqlstate == "55006",
+                true,
+            ),
+            (
+                "42501",
+                "keine Berechtigung, um WAL-Sender zu starten",
+                |error| error.sqlstate == "42501",
+                false,
+            ),
+            ("57P03", "das Datenbanksystem startet", |error| error.sqlstate == "57P03", true),
+            (
+                "28000",
+                "kein pg_hba.conf-Eintrag für Replikationsverbindung von Host »::1«",
+                |error| error.sqlstate == "28000",
+                false,
+            ),
+            (
+                "53300",
+                "Anzahl angeforderter Standby-Verbindungen überschreitet »max_wal_senders« (aktuell 0)",
+                ServerError::is_without_walsenders,
+                true,
+            ),
+            (
+                "53300",
+                "Anzahl angeforderter Standby-Verbindungen überschreitet »max_wal_senders« (aktuell 10)",
+                |error| !error.is_without_walsenders(),
+                true,
+            ),
+        ];
+        for (sqlstate, message, is_it, transient) in cases {
+            let error = |message: &str| ServerError {
+                severity: "ERROR".into(),
+                sqlstate: sqlstate.into(),
+                message: message.into(),
+                ..ServerError::default()
+            };
+            assert!(is_it(&error(message)), "{message}");
+            assert_eq!(error(message).is_transient(), transient, "{message}");
+            let others = [
+                ServerError::is_wal_removed as Test,
+                ServerError::is_no_such_object,
+                ServerError::is_duplicate_object,
+                ServerError::is_without_walsenders,
+                ServerError::is_not_in_history,
+            ];
+            let kinds = others.iter().filter(|is_it| is_it(&error(message))).count();
+            assert!(kinds <= 1, "{message}: {kinds} kinds");
+            // The words count for nothing where the code tells.
+            if !message.contains("max_wal_senders") {
+                assert!(is_it(&error("")), "{sqlstate}");
+            }
+        }
+    }
+}
