@@ -56,6 +56,12 @@ pub fn wal_magic_of_segment(first_page: &[u8], system_id: SystemId) -> Option<u1
     is_ours.then_some(header.magic)
 }
 
+/// The magic number of the page at `at` that begins with these bytes; `None` if that is no such page's beginning.
+pub fn wal_magic_of_page(page: &[u8], at: Lsn) -> Option<u16> {
+    let header = PageHeader::parse(page.first_chunk()?);
+    (header.pageaddr == at).then_some(header.magic)
+}
+
 /// Whether it can be WAL: of a known version, or a newer one.
 pub(crate) fn acceptable_magic(magic: u16) -> bool {
     MAGICS.contains(&magic) || is_newer_wal_magic(magic)

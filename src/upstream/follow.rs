@@ -34,7 +34,8 @@ use super::followed::Following;
 use super::format;
 use super::histories::{Course, Standing, UpstreamHistory, read_history};
 use super::introduce::{
-    Identified, Introduced, Slot, answer, identify, introduce, major_version, read_slot, slot_in_sql,
+    Identified, Introduced, SHUTDOWN_TIMEOUT, Slot, answer, identify, introduce, major_version, read_slot,
+    slot_in_sql,
 };
 use super::outage::Outages;
 use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
@@ -133,6 +134,8 @@ pub(super) struct Follower {
     connected: bool,
     backoff: Duration,
     outages: Outages,
+    /// The server's limit for our last confirmation, as far as it was told.
+    impatience: Option<String>,
     /// What the last connection found out, before it was given up for the sake of it.
     compared: Option<Proof>,
 }
@@ -167,7 +170,15 @@ enum Streamed {
 impl Follower {
     pub(super) fn new(config: UpstreamConfig, stop: CancellationToken) -> Follower {
         let outages = Outages::default();
-        Follower { config, stop, connected: false, backoff: BACKOFF.0, outages, compared: None }
+        Follower {
+            config,
+            stop,
+            connected: false,
+            backoff: BACKOFF.0,
+            outages,
+            impatience: None,
+            compared: None,
+        }
     }
 
     /// Tries the hosts in turn until one has been streamed from, or all have failed.
@@ -241,6 +252,7 @@ impl Follower {
             result = attempt => result?,
             () = self.stop.cancelled() => return Ok(Next::Over),
         };
+        self.tell_impatience(host, introduced.parameters.settings.get(SHUTDOWN_TIMEOUT));
         let (stop, limit) = (self.stop.clone(), self.config.shutdown_timeout);
         let overdue = async {
             stop.cancelled().await;
@@ -262,6 +274,18 @@ impl Follower {
             let _ = tokio::time::timeout(GOODBYE, conn.close()).await;
         }
         result
+    }
+
+    /// Says, when it is news, that the server may stop before we have confirmed its last WAL.
+    fn tell_impatience(&mut self, host: &HostSpec, limit: Option<&String>) {
+        let limit = limit.filter(|limit| *limit != "-1").cloned();
+        if let Some(limit) = limit.as_ref().filter(|_| limit != self.impatience) {
+            tracing::warn!(
+                "{host} has {SHUTDOWN_TIMEOUT} = {limit}: when it stops, it may not wait until the relay has its last WAL, which a \
+                 failover then loses; set it to -1 there, or for the relay with options='-c {SHUTDOWN_TIMEOUT}=-1' in --upstream"
+            );
+        }
+        self.impatience = limit;
     }
 
     /// Streams one timeline after the other, until the connection is over.

@@ -3,7 +3,10 @@
 //! Each major version of PostgreSQL has a magic number in its WAL pages. A version that is known writes exactly its
 //! own. Of a newer one any higher number is taken, is kept with the cluster's state, and is the only one from then on.
 
-use walrelay_proto::{NEWEST_MAJOR, SegSize, is_newer_wal_magic, wal_magic_of, wal_magic_of_segment};
+use walrelay_proto::{
+    Lsn, NEWEST_MAJOR, SegSize, TimelineId, is_newer_wal_magic, wal_magic_of, wal_magic_of_page,
+    wal_magic_of_segment,
+};
 
 use super::connection::UpstreamConnection;
 use super::error::QueryError;
@@ -12,11 +15,12 @@ use super::introduce::{Identified, Introduced};
 use super::seam;
 use crate::store::{UpstreamParameters, Writer};
 
-/// The beginning of a segment, as far as its header.
+/// Length of the header of a page, and of a segment's first one.
+const PAGE_HEADER: usize = 24;
 const HEADER: usize = 40;
 
 /// Fills in the magic number of the server's WAL pages: that which is kept; else, for a data directory that holds nothing
-/// yet, that of the newest segment, which is asked for without a slot.
+/// yet, that of the newest page, which is asked for without a slot.
 ///
 /// # Errors
 /// The number is not that of the server's version, or the version is too old.
@@ -72,17 +76,35 @@ fn judge(parameters: &UpstreamParameters, found: Option<u16>) -> Result<Option<u
     }
 }
 
-/// From the first page of the segment that the server writes; `None` if it has removed that.
+/// From the newest page of which the server has the header, for a server goes on sending until it hears that this is enough,
+/// and all of that has to come before the connection is free again. Behind an XLOG_SWITCH pages are all zeros: then from the
+/// first page of the segment. `None` if the server has removed that.
 async fn newest_magic(
     conn: &mut UpstreamConnection,
     size: SegSize,
     identified: Identified,
 ) -> Result<Option<u16>, UpstreamError> {
     let Identified { system_id, tli, xlogpos } = identified;
-    let from = xlogpos.rewind(1).seg_start(size);
+    let page = xlogpos.rewind(PAGE_HEADER as u64).page_start();
+    let header = beginning(conn, page, PAGE_HEADER, tli).await?;
+    if let Some(magic) = header.and_then(|header| wal_magic_of_page(&header, page)) {
+        return Ok(Some(magic));
+    }
+    let segment = xlogpos.rewind(1).seg_start(size);
+    let header = beginning(conn, segment, HEADER, tli).await?;
+    Ok(header.and_then(|header| wal_magic_of_segment(&header, system_id)))
+}
+
+/// The WAL at `from`; `None` if the server has removed it.
+async fn beginning(
+    conn: &mut UpstreamConnection,
+    from: Lsn,
+    len: usize,
+    tli: TimelineId,
+) -> Result<Option<Vec<u8>>, UpstreamError> {
     let command = format!("START_REPLICATION {from} TIMELINE {tli}");
-    match seam::fetch(conn, &command, from, HEADER).await {
-        Ok(page) => Ok(wal_magic_of_segment(&page, system_id)),
+    match seam::fetch(conn, &command, from, len).await {
+        Ok(wal) => Ok(Some(wal)),
         Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
         Err(source) => Err(UpstreamError::Command { command, source }),
     }

@@ -14,8 +14,11 @@ use crate::store::{Identity, Store, UpstreamParameters};
 const IDENTIFY: &str = "IDENTIFY_SYSTEM";
 const SEG_SIZE: &str = "SHOW wal_segment_size";
 
+/// How long a server that stops waits for its walsenders' clients; -1 for as long as it takes.
+pub(super) const SHUTDOWN_TIMEOUT: &str = "wal_sender_shutdown_timeout";
+
 /// What is asked of the server with SHOW, for consumers that ask us, and the first major version that has it.
-const SETTINGS: [(&str, u32); 17] = [
+const SETTINGS: [(&str, u32); 18] = [
     ("server_version_num", 0),
     ("wal_level", 0),
     ("block_size", 0),
@@ -33,6 +36,7 @@ const SETTINGS: [(&str, u32); 17] = [
     ("archive_mode", 0),
     ("wal_compression", 0),
     ("summarize_wal", 17),
+    (SHUTDOWN_TIMEOUT, 19),
     // What strangers at the door are to look like.
     ("password_encryption", 0),
 ];

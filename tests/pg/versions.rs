@@ -12,6 +12,8 @@ on_versions!(
     the_main_drill,
     killed_in_mid_record
 );
+// New in it.
+on_versions!([pg19 = 19] a_primary_that_will_not_wait_is_told);
 
 fn the_main_drill(server: &Server) {
     let scratch = Scratch::new("drill");
@@ -161,4 +163,21 @@ fn killed_in_mid_record(server: &Server) {
         }
     }
     assert!(lost >= 3, "records were lost {lost} times");
+}
+
+fn a_primary_that_will_not_wait_is_told(server: &Server) {
+    let primary = Cluster::builder(server).conf("wal_sender_shutdown_timeout = 5s").start();
+    let words = "has wal_sender_shutdown_timeout = 5s";
+    let mut relay = relay_below(&primary).start();
+    relay.log().wait_for(words);
+    let mark = relay.log().mark();
+    primary.sql("select pg_terminate_backend(pid) from pg_stat_replication");
+    relay.log().wait_for_after(mark, "started streaming WAL");
+    assert_eq!(relay.log().lines_with(words, mark), [""; 0], "once is enough");
+    // For the relay it is another.
+    relay.set_upstream(&format!("{} options='-c wal_sender_shutdown_timeout=-1'", primary.conninfo()));
+    let mark = relay.log().mark();
+    relay.restart();
+    relay.wait_for_flush(primary.settled_lsn());
+    assert_eq!(relay.log().lines_with("wal_sender_shutdown_timeout =", mark), [""; 0]);
 }

@@ -249,8 +249,16 @@ impl Setup {
         setup
     }
 
-    /// Holds nothing.
+    /// Holds nothing, and knows where it begins.
     fn waiting_at(start: Lsn) -> Setup {
+        let mut setup = Setup::empty();
+        setup.store.attach(identity(), UpstreamParameters::default()).unwrap();
+        setup.writer.begin(identity(), TimelineHistory::first(), start);
+        setup
+    }
+
+    /// A new data directory.
+    fn empty() -> Setup {
         let dir = crate::permissions::private_tempdir();
         let config = StoreConfig {
             data_dir: dir.path().to_owned(),
@@ -259,9 +267,7 @@ impl Setup {
             max_slot_wal_keep_size: None,
             max_replication_slots: 4,
         };
-        let (store, mut writer, background) = Store::open(config).unwrap();
-        store.attach(identity(), UpstreamParameters::default()).unwrap();
-        writer.begin(identity(), TimelineHistory::first(), start);
+        let (store, writer, background) = Store::open(config).unwrap();
         Setup { store, writer, was_followed: false, _background: background, dir }
     }
 
@@ -604,6 +610,27 @@ async fn missing_segments_are_stored_while_they_come() {
             assert!(std::fs::read(in_wal(segment)).unwrap() == wal.bytes()[from..][..SEG as usize]);
         }
     }
+}
+
+/// A server goes on sending until it hears that it is enough.
+#[tokio::test]
+async fn the_version_of_unknown_wal_is_looked_up_where_the_least_follows() {
+    let mut wal = generator(30);
+    wal.fill(900_000);
+    let script = Script::of(wal.bytes());
+    let (error, confirmed) = Setup::empty().round(&script, 1).await;
+    assert!(follows(&error), "{error}");
+    assert_eq!(confirmed, Some(wal.position()));
+    let page = script.end().rewind(24).page_start();
+    assert!(script.asked_for(&format!("START_REPLICATION {page} TIMELINE 1")), "{:?}", script.asked);
+    assert!(!script.asked_for("START_REPLICATION 0/300000 TIMELINE 1"), "{:?}", script.asked);
+
+    // Behind a switch record there are zeros.
+    let wal = up_to_a_boundary(31);
+    let script = Script::of(wal.bytes());
+    let (error, _) = Setup::empty().round(&script, 1).await;
+    assert!(follows(&error), "{error}");
+    assert!(script.asked_for("START_REPLICATION 0/400000 TIMELINE 1"), "{:?}", script.asked);
 }
 
 #[tokio::test]
