@@ -14,7 +14,7 @@ use walrelay_proto::{
 
 use super::Shared;
 use super::backup;
-use super::session::{Failure, SessionContext};
+use super::session::{Failure, SessionContext, told_to_end};
 use super::settings::{self, Settings};
 use super::shown::Shown;
 use crate::archive::Recall;
@@ -300,11 +300,7 @@ impl Answer<'_> {
     /// Why the running command is not waited for any more. Cancel-safe.
     async fn given_up(&self, conn: &mut Connection) -> Failure {
         tokio::select! {
-            () = self.context.cancel.requested() => canceled().into(),
-            () = self.context.shutdown.cancelled() => {
-                let text = "terminating connection due to administrator command";
-                PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text).into()
-            }
+            error = told_to_end(self.context) => error.into(),
             error = conn.gone() => Failure::Closed(error.to_string()),
         }
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::exchange::{Exchange, Filter, Moment, bind_names, bind_with, deallocated};
 use super::patience::GRACE;
 use super::session::shutting_down;
-use crate::overlay::{self, RowsParameter, SlotCall};
+use crate::overlay::{self, RowsParameter, SignalCall, SlotCall};
 use crate::wire::PgError;
 
 /// Longest message whose text is looked at. Nobody asks for a list of slots in a longer one.
@@ -71,6 +71,8 @@ pub(super) struct Question {
 pub(super) enum About {
     /// Whether the call may be executed.
     Call(SlotCall),
+    /// Whether the consumer may be signalled.
+    Signal(SignalCall),
     /// Whether a command may reach the slot that it names.
     Slot(String),
 }

@@ -14,7 +14,7 @@ use crate::store::SlotGuard;
 /// What to do, the most urgent first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Order {
-    /// The slot has been invalidated: the connection has to end.
+    /// The slot has been invalidated, or somebody has asked for it: the connection has to end.
     Evict,
     /// A client's cancel request: streaming has to end.
     Cancel,
@@ -40,7 +40,7 @@ impl Orders {
     pub(super) async fn next(&mut self, cx: &SessionContext, slot: Option<&SlotGuard>) -> Order {
         let order = tokio::select! {
             biased;
-            () = evicted(slot), if !self.evicted => Order::Evict,
+            () = evicted(cx, slot), if !self.evicted => Order::Evict,
             () = cx.cancel.requested(), if !self.cancelled => Order::Cancel,
             () = cx.shutdown.cancelled(), if !self.stopped => Order::Stop,
             else => pending().await,
@@ -54,9 +54,15 @@ impl Orders {
     }
 }
 
-async fn evicted(slot: Option<&SlotGuard>) {
-    match slot {
-        Some(slot) => slot.evicted().await,
-        None => pending().await,
+async fn evicted(cx: &SessionContext, slot: Option<&SlotGuard>) {
+    let slot = async {
+        match slot {
+            Some(slot) => slot.evicted().await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = slot => {}
+        () = cx.cancel.ended() => {}
     }
 }

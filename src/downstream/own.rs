@@ -6,7 +6,7 @@ use walrelay_proto::{Lsn, SlotName};
 
 use super::Shared;
 use super::answers::{slot_error, slot_name_error};
-use crate::overlay::{Relay, Row, sender_rows, slot_rows};
+use crate::overlay::{Relay, Row, Signal, sender_rows, slot_rows};
 use crate::store::{SlotInfo, SlotPersistence};
 use crate::wire::{PgError, sqlstate};
 
@@ -47,6 +47,18 @@ impl Relay for OwnRelay {
 
     fn has_slot(&mut self, name: &str) -> bool {
         self.shared.store.slots().get(name).is_some()
+    }
+
+    fn consumer(&mut self, pid: u32) -> Option<String> {
+        self.shared.registry.walsender_user(pid)
+    }
+
+    fn signal(&mut self, pid: u32, user: &str, signal: Signal) -> bool {
+        let done = self.shared.registry.signal_walsender(pid, user, signal);
+        if done {
+            tracing::info!(pid, user, ?signal, "a SQL session has signalled a consumer");
+        }
+        done
     }
 
     fn create_slot(&mut self, name: &str, reserve: bool, temporary: bool) -> Result<Option<Lsn>, PgError> {

@@ -50,7 +50,10 @@ impl Patience<'_> {
     async fn told_to_end(&self) {
         let cancelled = async {
             match self.cancel {
-                Some(cancel) => cancel.requested().await,
+                Some(cancel) => tokio::select! {
+                    () = cancel.requested() => {}
+                    () = cancel.ended() => {}
+                },
                 None => std::future::pending().await,
             }
         };

@@ -5,34 +5,45 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::overlay::Signal;
 
 /// The first PID. No process has it: Linux counts up to 2^22 at most (`PID_MAX_LIMIT`), other systems not even as far.
 /// So whoever gives a consumer's PID to `pg_terminate_backend` on the upstream ends nobody's session there, and who
 /// looks for it in `pg_stat_activity` finds nobody else.
 const FIRST_PID: u32 = (1 << 22) + 1;
 
-/// A request to cancel the running command. It has no effect on a session that is idle.
+/// Requests to cancel the running command, which have no effect on a session that is idle, and to end the session.
 #[derive(Clone, Debug)]
-pub struct Cancel(Arc<watch::Sender<bool>>);
+pub struct Cancel {
+    requested: Arc<watch::Sender<bool>>,
+    ended: CancellationToken,
+}
 
 impl Cancel {
     fn new() -> Cancel {
-        Cancel(Arc::new(watch::Sender::new(false)))
+        Cancel { requested: Arc::new(watch::Sender::new(false)), ended: CancellationToken::new() }
     }
 
     /// Forgets earlier requests: a new command begins.
     pub(super) fn arm(&self) {
-        self.0.send_replace(false);
+        self.requested.send_replace(false);
     }
 
     fn request(&self) {
-        self.0.send_replace(true);
+        self.requested.send_replace(true);
+    }
+
+    /// Resolves when the session shall end (PostgreSQL: `pg_terminate_backend`). Cancel-safe.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Resolves when the running command shall be cancelled. Cancel-safe.
     pub async fn requested(&self) {
         // The sender lives as long as `self`, so waiting cannot fail.
-        let _ = self.0.subscribe().wait_for(|requested| *requested).await;
+        let _ = self.requested.subscribe().wait_for(|requested| *requested).await;
     }
 }
 
@@ -153,6 +164,29 @@ impl Registry {
         {
             entry.cancel.request();
         }
+    }
+
+    /// The role of the replication connection with this PID.
+    pub(super) fn walsender_user(&self, pid: u32) -> Option<String> {
+        let state = self.lock();
+        let entry = state.live.get(&pid).filter(|entry| entry.kind == SessionKind::Walsender);
+        entry.map(|entry| entry.user.clone())
+    }
+
+    /// Ends the replication connection with this PID if the role is still whose it is, or cancels what it does; whether
+    /// there is one.
+    pub(super) fn signal_walsender(&self, pid: u32, user: &str, signal: Signal) -> bool {
+        let state = self.lock();
+        let entry = state.live.get(&pid);
+        let Some(entry) = entry.filter(|entry| entry.kind == SessionKind::Walsender && entry.user == user)
+        else {
+            return false;
+        };
+        match signal {
+            Signal::Cancel => entry.cancel.request(),
+            Signal::Terminate => entry.cancel.ended.cancel(),
+        }
+        true
     }
 
     /// PID and role of everybody.
@@ -280,11 +314,31 @@ mod tests {
         assert_eq!(all(SessionKind::Sql).len(), 18, "what others have taken does not come back");
     }
 
+    #[tokio::test]
+    async fn a_walsender_is_signalled_as_its_role_only() {
+        let registry = registry(2, 0, 2);
+        let walsender = registry.register(SessionKind::Walsender, "rep", [0; 4]).unwrap();
+        let sql = registry.register(SessionKind::Sql, "rep", [0; 4]).unwrap();
+        assert_eq!(registry.walsender_user(walsender.pid).as_deref(), Some("rep"));
+        assert_eq!(registry.walsender_user(sql.pid), None);
+        // The number has been given to somebody else since.
+        assert!(!registry.signal_walsender(walsender.pid, "other", Signal::Terminate));
+        assert!(!registry.signal_walsender(sql.pid, "rep", Signal::Terminate));
+        assert!(!walsender.cancel.ended.is_cancelled());
+        assert!(registry.signal_walsender(walsender.pid, "rep", Signal::Cancel));
+        walsender.cancel.requested().await;
+        assert!(registry.signal_walsender(walsender.pid, "rep", Signal::Terminate));
+        walsender.cancel.ended().await;
+        // A new command does not make it go on.
+        walsender.cancel.arm();
+        walsender.cancel.ended().await;
+    }
+
     #[test]
     fn a_cancel_needs_the_key() {
         let registry = registry(3, 0, 3);
         let one = registry.register(SessionKind::Walsender, "rep", [1, 2, 3, 4]).unwrap();
-        let requested = || *one.cancel.0.borrow();
+        let requested = || *one.cancel.requested.borrow();
         for (pid, key) in [
             (one.pid, &[1, 2, 3, 5][..]),
             (one.pid, &[1, 2, 3]),

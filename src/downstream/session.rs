@@ -185,6 +185,7 @@ impl Session {
             let frame = tokio::select! {
                 frame = conn.read_frame() => frame,
                 () = self.context.shutdown.cancelled() => return Err(shutting_down().into()),
+                () = self.context.cancel.ended() => return Err(shutting_down().into()),
             };
             match self.message(conn, frame.map_err(read_failure)?).await {
                 Ok(Next::Message) => {}
@@ -313,6 +314,7 @@ pub(super) async fn told_to_end(cx: &SessionContext) -> PgError {
     tokio::select! {
         () = cx.cancel.requested() => answers::canceled(),
         () = cx.shutdown.cancelled() => shutting_down(),
+        () = cx.cancel.ended() => shutting_down(),
     }
 }
 

@@ -182,14 +182,17 @@ impl Texts for Overlay<'_> {
         let (context, mut relay) = (self.context(message, moment), self.relay());
         // The rows tell what is in a directory, and the text may be long.
         let rewritten = tokio::task::block_in_place(|| overlay::rewrite(text, &context, &mut relay));
-        let Rewritten { text, rows, call, notice } = rewritten;
+        let Rewritten { text, rows, call, signal, notice } = rewritten;
         let question = call.map(|call| Question { text: call.question(), about: About::Call(call) });
+        let signal = signal.map(|call| Question { text: call.question(), about: About::Signal(call) });
+        let question = question.or(signal);
         Fate { text, rows, question, notice }
     }
 
     async fn act(&mut self, about: About, row: Vec<Option<Vec<u8>>>) -> Option<Vec<u8>> {
         match about {
             About::Call(call) => Some(act_beside(call, row, self.relay()).await),
+            About::Signal(call) => Some(call.act(&row, &mut self.relay())),
             About::Slot(name) => commands::judged(&name, &row),
         }
     }

@@ -24,6 +24,7 @@ mod literal;
 mod notices;
 mod rewrite;
 mod rows;
+mod signals;
 mod slot_functions;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use lex::{
 pub use literal::raise;
 pub use rewrite::{may_concern_us, rewrite};
 pub use rows::{Holdings, Row, SENDER_COLUMNS, SLOT_COLUMNS, sender_row, sender_rows, slot_row, slot_rows};
+pub use signals::{Signal, SignalCall};
 pub use slot_functions::SlotCall;
 pub use views::RowsParameter;
 
@@ -96,6 +98,8 @@ pub struct Rewritten {
     pub rows: Option<RowsParameter>,
     /// The text is this call and nothing else: ask its question, then forward what it says.
     pub call: Option<SlotCall>,
+    /// The same of a call that signals a consumer.
+    pub signal: Option<SignalCall>,
     /// For the client: something is not as it would expect.
     pub notice: Option<PgError>,
 }
@@ -111,6 +115,16 @@ pub trait Relay {
 
     /// Whether the relay has a slot of that name.
     fn has_slot(&mut self, name: &str) -> bool;
+
+    /// The role of the consumer with this PID; `None` if the relay has no such consumer.
+    fn consumer(&mut self, _pid: u32) -> Option<String> {
+        None
+    }
+
+    /// Signals a consumer of that role; whether it is there.
+    fn signal(&mut self, _pid: u32, _user: &str, _signal: Signal) -> bool {
+        false
+    }
 
     /// Makes a physical slot and returns the position from which it keeps WAL, if it reserves any
     /// (PostgreSQL: `pg_create_physical_replication_slot`).

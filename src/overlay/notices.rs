@@ -27,3 +27,11 @@ pub(super) fn acts_upstream() -> PgError {
     PgError::notice(sqlstate::SUCCESSFUL_COMPLETION, text)
         .with_hint("Slots of walrelay are made and dropped with CREATE_REPLICATION_SLOT and DROP_REPLICATION_SLOT on a replication connection.")
 }
+
+/// The statement signals processes, and reads numbers that are none of the server's.
+pub(super) fn signals_nobody() -> PgError {
+    let text = "walrelay's consumers are not signalled by this statement";
+    PgError::notice(sqlstate::SUCCESSFUL_COMPLETION, text).with_hint(
+        "Read the pid first, and send SELECT pg_terminate_backend(...) with the number, alone as a simple query.",
+    )
+}

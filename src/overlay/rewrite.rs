@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::lex::{self, Kind, Statement, Token};
+use super::signals::{self, SignalCall};
 use super::slot_functions::{self, Calls};
 use super::views::{self, Rows};
 use super::{Message, Relay, Rewritten, SqlContext, literal, notices};
@@ -72,7 +73,7 @@ impl Rewriting<'_> {
                 self.refuse(&statement, &error);
                 break;
             }
-            if self.result.call.is_some() {
+            if self.result.call.is_some() || self.result.signal.is_some() {
                 return self.result;
             }
         }
@@ -83,6 +84,12 @@ impl Rewriting<'_> {
     }
 
     fn statement(&mut self, statement: &Statement, is_only: bool) -> Result<(), PgError> {
+        if is_only && self.session.overlay {
+            self.result.signal = SignalCall::new(self.text, statement, self.session, self.relay);
+            if self.result.signal.is_some() {
+                return Ok(());
+            }
+        }
         let found = slot_functions::look(self.text, statement, is_only, self.session, self.relay)?;
         match found {
             Calls::One(call) => {
@@ -103,6 +110,9 @@ impl Rewriting<'_> {
 
     fn views(&mut self, statement: &Statement) -> Result<(), PgError> {
         let Some(reading) = views::look(self.text, &statement.tokens) else { return Ok(()) };
+        if signals::are_in(self.text, &statement.tokens) {
+            self.result.notice.get_or_insert_with(notices::signals_nobody);
+        }
         let Some(place) = &reading.place else {
             self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
             return Ok(());
@@ -186,7 +196,11 @@ const NEEDLE: &[u8] = b"replication";
 
 /// Whether the text has one of the names in it, in whatever place: a search, without lexing.
 pub fn may_concern_us(text: &[u8]) -> bool {
-    occurrences(text).any(|at| {
+    // Of a process, the number of which is short.
+    if text.len() < SHORT && occurrences(text, signals::NEEDLE).next().is_some() {
+        return true;
+    }
+    occurrences(text, NEEDLE).any(|at| {
         let has = |before: &[u8], after: &[u8]| {
             at.checked_sub(before.len()).is_some_and(|start| text[start..at].eq_ignore_ascii_case(before))
                 && text[at + NEEDLE.len()..].get(..after.len()).is_some_and(|b| b.eq_ignore_ascii_case(after))
@@ -195,16 +209,19 @@ pub fn may_concern_us(text: &[u8]) -> bool {
     })
 }
 
-/// Where [`NEEDLE`] is, in any case (Horspool's search: most bytes are never looked at).
-fn occurrences(text: &[u8]) -> impl Iterator<Item = usize> {
-    let mut end = NEEDLE.len();
+/// Longest text that may be nothing but the signal to a consumer.
+const SHORT: usize = 1000;
+
+/// Where the needle is, in any case (Horspool's search: most bytes are never looked at).
+fn occurrences<'a>(text: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    let mut end = needle.len();
     std::iter::from_fn(move || {
-        while let Some(window) = text.get(end.wrapping_sub(NEEDLE.len())..end) {
-            let (at, last) = (end - NEEDLE.len(), window[NEEDLE.len() - 1].to_ascii_lowercase());
+        while let Some(window) = text.get(end.wrapping_sub(needle.len())..end) {
+            let (at, last) = (end - needle.len(), window[needle.len() - 1].to_ascii_lowercase());
             // How far the needle can move: its last byte elsewhere in it under the byte seen.
-            let before = &NEEDLE[..NEEDLE.len() - 1];
-            end += before.iter().rev().position(|&byte| byte == last).map_or(NEEDLE.len(), |back| back + 1);
-            if window.eq_ignore_ascii_case(NEEDLE) {
+            let before = &needle[..needle.len() - 1];
+            end += before.iter().rev().position(|&byte| byte == last).map_or(needle.len(), |back| back + 1);
+            if window.eq_ignore_ascii_case(needle) {
                 return Some(at);
             }
         }

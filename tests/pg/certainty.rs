@@ -19,6 +19,7 @@ on_one_version!(prepared_statements_see_each_moment);
 on_one_version!(physical_slots_upstream_are_out_of_reach);
 on_one_version!(random_texts_do_what_they_do_upstream);
 on_one_version!(the_relays_own_database_speaks_as_postgresql_does);
+on_one_version!(consumers_are_ended_by_who_may);
 
 /// A client that sends whatever bytes it is given.
 struct Raw(TcpStream);
@@ -34,7 +35,10 @@ impl Raw {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         socket.set_read_timeout(Some(PATIENCE)).expect("sockets have timeouts");
         let mut body = (3_u32 << 16).to_be_bytes().to_vec();
-        for (name, value) in [("user", "postgres"), ("database", database)].iter().chain(settings) {
+        let is_user = |(name, _): &&(&str, &str)| *name == "user";
+        let user = settings.iter().find(is_user).map_or("postgres", |(_, user)| user);
+        let others = settings.iter().filter(|setting| !is_user(setting));
+        for (name, value) in [("user", user), ("database", database)].iter().chain(others) {
             body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
         }
         body.push(0);
@@ -531,6 +535,51 @@ fn random_texts_do_what_they_do_upstream(server: &Server) {
     println!("{round} rounds");
     assert_eq!(primary.sql("select string_agg(slot_name, ',') from pg_replication_slots"), "walrelay");
     relay.assert_calm();
+}
+
+fn consumers_are_ended_by_who_may(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql(
+        "create role rep login replication; create role plain login; create role boss login; \
+                 grant pg_signal_backend to boss; create role peer login; grant rep to peer",
+    );
+    let relay = relay_below(&primary).hba("host all,replication all 127.0.0.1/32 trust\n").start();
+    let start = || {
+        let mut consumer = Raw::connect(relay.port(), &[("user", "rep"), ("replication", "true")]);
+        let stream = format!("START_REPLICATION PHYSICAL {}", relay.flush_lsn());
+        consumer.0.write_all(&query(stream.as_bytes())).expect("it reads");
+        let streaming = "select state, sent_lsn is not null from pg_stat_replication where usename = 'rep'";
+        relay.wait_for_sql(streaming, "streaming|t");
+        (consumer, relay.sql("select pid from pg_stat_replication where usename = 'rep'"))
+    };
+    let (mut consumer, pid) = start();
+    let terminate = format!("select pg_terminate_backend({pid})");
+    let by = |user: &str, text: &str| relay.psql(&format!("dbname=postgres user={user}"), &[text]);
+    let is_there = || relay.sql("select count(*) from pg_stat_replication where usename = 'rep'") == "1";
+    assert!(by("plain", &terminate).expect_err("it may not").0.contains("permission denied to terminate"));
+    // Not alone, and not by a name that may be another's.
+    let all = "select pg_terminate_backend(pid) from pg_stat_replication";
+    assert_eq!(by("postgres", all).as_deref(), Ok("f"));
+    assert!(is_there());
+    assert_eq!(by("boss", &format!("{terminate} as done")).as_deref(), Ok("t"));
+    let mut said = Vec::new();
+    consumer.0.read_to_end(&mut said).expect("it ends in order");
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("57P01") && said.contains("administrator command"), "{said}");
+    relay.wait_for_sql("select count(*) from pg_stat_replication where usename = 'rep'", "0");
+    // It is nobody's number now, here or there.
+    assert_eq!(by("postgres", &terminate).as_deref(), Ok("f"));
+    let (_consumer, pid) = start();
+    assert_eq!(by("peer", &format!("SELECT pg_catalog.pg_terminate_backend({pid}, 0)")).as_deref(), Ok("t"));
+    relay.wait_for_sql("select count(*) from pg_stat_replication where usename = 'rep'", "0");
+    // A consumer of a superuser's is a superuser's.
+    relay.create_slot("archive");
+    let slot = Receivewal::start(server, &relay.conninfo(), "archive");
+    let mine = "select pid from pg_stat_replication where usename = 'postgres'";
+    wait_until("the receiver", || !relay.sql(mine).is_empty());
+    let refused = by("boss", &format!("select pg_terminate_backend({})", relay.sql(mine)));
+    assert!(refused.expect_err("it may not").0.contains("SUPERUSER"));
+    slot.stop();
 }
 
 /// What both know is said alike, and so is what is wrong; message by message.
