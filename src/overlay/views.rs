@@ -271,6 +271,11 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
         return None;
     }
     let start = qualified_from(text, tokens, at)?;
+    // Behind a value it would be a label, and those have no schema: that is the server's to say.
+    let before = start.and_then(|start| start.checked_sub(1)).map(|before| tokens[before].kind);
+    if matches!(before, Some(Kind::String(_) | Kind::Number | Kind::Parameter)) {
+        return None;
+    }
     let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
     Some(Reference { qualification })
 }

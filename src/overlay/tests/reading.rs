@@ -253,3 +253,21 @@ fn prepared_statements_get_their_rows_as_a_parameter() {
     assert_eq!(value["pg_stat_replication"][0]["pid"], "7");
     assert_eq!(value["pg_replication_slots"][0]["slot_name"], "mine");
 }
+
+/// A label has no schema; without it, what is wrong would become right.
+#[test]
+fn a_label_with_a_schema_is_left_to_the_server() {
+    for text in [
+        "select $a$;$a$pg_catalog.pg_stat_replication",
+        "select 1 pg_catalog.pg_replication_slots",
+        "select $1 pg_catalog.pg_replication_slots",
+    ] {
+        assert_eq!(rewritten(text), text);
+    }
+    let column =
+        "select distinct on (pid) pg_catalog.pg_stat_replication.pid from pg_catalog.pg_stat_replication";
+    assert!(
+        rewritten(column)
+            .ends_with("select distinct on (pid) pg_stat_replication.pid from pg_stat_replication")
+    );
+}
