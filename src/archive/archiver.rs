@@ -192,7 +192,11 @@ async fn scan(store: Arc<Store>, listings: watch::Sender<Option<Arc<Listing>>>, 
                 listings.send_replace(Some(Arc::new(listing)));
                 LOOK_AGAIN
             }
-            Ok(Look::Nothing) => LOOK_AGAIN,
+            Ok(Look::Nothing) => {
+                // Also what there was may be none of ours any more: a beginning that was given up. The next wait goes by it.
+                listings.send_if_modified(|known| known.take().is_some());
+                LOOK_AGAIN
+            }
             Ok(Look::Between) => Duration::from_millis(20),
             Err(error) => {
                 tracing::error!("could not list the relay's pg_wal for the archive: {error}");
@@ -233,4 +237,44 @@ fn look(store: &Store) -> std::io::Result<Look> {
     }
     let names = store.wal_files()?;
     Ok(Look::Listing(Listing::new(&names, identity.seg_size, history, tip.write_lsn)))
+}
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::{SegSize, SystemId, TimelineHistory, TimelineId};
+    use walrelay_testkit::wait_until;
+
+    use super::*;
+    use crate::store::{Identity, StoreConfig, UpstreamParameters, WalWrite};
+
+    /// What was looked at last is what the next change is told from: else the scan would never wait.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_beginning_that_is_given_up_leaves_nothing_to_archive_until_there_is_another() {
+        let dir = crate::permissions::private_tempdir();
+        let (store, mut writer, _background) = Store::open(StoreConfig {
+            data_dir: dir.path().to_owned(),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 1 << 30,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 1,
+        })
+        .unwrap();
+        let identity = Identity { system_id: SystemId(77), seg_size: SegSize::new(1 << 20).unwrap() };
+        store.attach(identity, UpstreamParameters::default()).unwrap();
+        let (listings, listing) = watch::channel(None::<Arc<Listing>>);
+        let stop = CancellationToken::new();
+        let scanning = tokio::spawn(scan(store.clone(), listings, stop.clone()));
+        let listed = || listing.borrow().as_ref().map(|listing| listing.history.tli());
+        writer.begin(identity, TimelineHistory::first(), Lsn::new(5 << 20));
+        writer.show_start();
+        wait_until("a listing", || listed() == Some(TimelineId::FIRST));
+        let second = TimelineId::new(2).unwrap();
+        let history = TimelineHistory::parse(second, b"1\t0/280000\tx\n").unwrap();
+        writer.begin(identity, history, Lsn::new(3 << 20));
+        wait_until("none", || listed().is_none());
+        writer.show_start();
+        wait_until("the other beginning", || listed() == Some(second));
+        stop.cancel();
+        scanning.await.unwrap();
+    }
 }
