@@ -38,12 +38,12 @@ struct Directory {
 
 impl Directory {
     fn of_segments() -> Directory {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = crate::permissions::private_tempdir();
         Directory { wal: temp.path().to_owned(), temp }
     }
 
     fn with_pg_wal() -> Directory {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = crate::permissions::private_tempdir();
         let wal = temp.path().join("pg_wal");
         fs::create_dir(&wal).unwrap();
         Directory { wal, temp }
