@@ -102,7 +102,11 @@ impl RelayError {
             | RelayError::Users(_)
             | RelayError::Tls(_) => 2,
             RelayError::Store(StoreError::InUse { .. })
-            | RelayError::Repair(RepairError::InUse(_) | RepairError::Store(StoreError::InUse { .. })) => 3,
+            | RelayError::Repair(
+                RepairError::InUse(_)
+                | RepairError::NoDataDirectory(_)
+                | RepairError::Store(StoreError::InUse { .. }),
+            ) => 3,
             RelayError::Verify(_) | RelayError::Repair(_) => 8,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
             | RelayError::Upstream(UpstreamError::Store(_)) => 4,

@@ -136,16 +136,21 @@ fn is_archive(dir: &Path) -> Result<bool, RelayError> {
 }
 
 async fn verify_directory(dir: &Path, json: bool, sources: &[Arc<dyn Source>]) -> Result<u8, RelayError> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let path = dir.to_owned();
-    let read = tokio::task::spawn_blocking(move || offline::verify(&path, threads)).await;
-    let mut report = read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-    if !sources.is_empty() {
+    let mut report = scan(dir).await?;
+    if !sources.is_empty() && !report.is_good() {
         offline::repair(dir, &mut report, sources).await?;
+        report = report.after_repair(scan(dir).await?);
     }
     let good = report.is_good();
     show(json, &[report], show_directory)?;
     Ok(u8::from(!good))
+}
+
+async fn scan(dir: &Path) -> Result<offline::Report, RelayError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let path = dir.to_owned();
+    let read = tokio::task::spawn_blocking(move || offline::verify(&path, threads)).await;
+    Ok(read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?)
 }
 
 fn show_directory(report: &offline::Report) {

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use walrelay_proto::{SegNo, SegSize, TimelineHistory, TimelineId, WalFileName};
+use walrelay_proto::{HistoryEntry, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName};
 
 /// The segments that should be there and are not, given those that are: between the first and the last of each
-/// timeline, from where it begins, if there is anything of its ancestors, to where it was left, if there is anything of
-/// a timeline that forked off it.
+/// timeline, from where it begins, if there is anything on the way to it, to where it was left, if there is anything of a
+/// timeline that forked off it.
 pub fn missing_segments(
     held: &BTreeMap<TimelineId, BTreeSet<SegNo>>,
     histories: &BTreeMap<TimelineId, TimelineHistory>,
@@ -32,9 +32,14 @@ fn expected(
 ) -> (SegNo, SegNo) {
     let (mut from, mut to) = (first, last);
     if let Some(history) = histories.get(&tli) {
-        let ancestors = history.ancestors().iter().any(|entry| held.contains_key(&entry.tli));
-        if ancestors {
-            from = from.min(history.begin().seg_at(size));
+        // What an ancestor has behind the point where it was left is not on the way.
+        let begin = history.begin().seg_at(size);
+        let on_the_way = |entry: &HistoryEntry| {
+            let first = held.get(&entry.tli).and_then(BTreeSet::first);
+            first.is_some_and(|&first| first < begin.min(entry.end.seg_at(size)))
+        };
+        if history.ancestors().iter().any(on_the_way) {
+            from = from.min(begin);
         }
     }
     for child in held.keys() {

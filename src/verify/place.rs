@@ -89,6 +89,8 @@ pub(super) type Bad = (String, String);
 pub(super) struct Place {
     /// As it was given.
     pub(super) dir: PathBuf,
+    /// The relay's or server's data directory that the segments are in, if that can be told.
+    pub(super) data_dir: Option<PathBuf>,
     /// Where its segments are.
     pub(super) wal: PathBuf,
     pub(super) kind: Kind,
@@ -106,10 +108,11 @@ impl Place {
     pub(super) fn look(dir: &Path) -> Result<Place, VerifyError> {
         let inside = dir.join("pg_wal");
         let wal = if inside.is_dir() { inside } else { dir.to_owned() };
-        let kind = kind_of(dir, &wal);
+        let data_dir = data_dir_of(dir);
+        let kind = kind_of(data_dir.as_deref().unwrap_or(dir), &wal);
         let names = names(&wal).map_err(|source| VerifyError::Io { path: wal.clone(), source })?;
         let (saved, mut bad) = match kind {
-            Kind::Relay => offline::read(dir),
+            Kind::Relay => offline::read(data_dir.as_deref().unwrap_or(dir)),
             Kind::Server | Kind::Segments => (SavedState::default(), Vec::new()),
         };
         let files = names.iter().filter_map(|name| FileName::parse(name));
@@ -135,7 +138,7 @@ impl Place {
         let mut segments: Vec<_> = found.collect();
         segments.sort_by_key(|found| (found.name, found.partial));
         segments.dedup_by_key(|found| found.name);
-        Ok(Place { dir: dir.to_owned(), wal, kind, id, segments, histories, bad, saved })
+        Ok(Place { dir: dir.to_owned(), data_dir, wal, kind, id, segments, histories, bad, saved })
     }
 
     /// The same place with these files in it.
@@ -178,6 +181,18 @@ impl Place {
         context.reverse();
         context
     }
+}
+
+/// The directory that has this one as its `pg_wal`, by the name given or behind links.
+fn data_dir_of(dir: &Path) -> Option<PathBuf> {
+    if dir.join("pg_wal").is_dir() {
+        return Some(dir.to_owned());
+    }
+    let real = fs::canonicalize(dir).ok()?;
+    let has_it = |parent: &PathBuf| fs::canonicalize(parent.join("pg_wal")).is_ok_and(|wal| wal == real);
+    let by_name = std::path::absolute(dir).ok();
+    let parents = [by_name.as_deref().and_then(Path::parent), real.parent()];
+    parents.into_iter().flatten().map(Path::to_owned).find(has_it)
 }
 
 fn kind_of(dir: &Path, wal: &Path) -> Kind {

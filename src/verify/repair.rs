@@ -26,6 +26,11 @@ pub enum RepairError {
     /// Somebody is using it.
     #[error("\"{}\" belongs to a running server: stop it first", .0.display())]
     InUse(PathBuf),
+    /// It may be that somebody is.
+    #[error(
+        "\"{}\" is pg_wal of a PostgreSQL server, and nothing says whether that runs: give its data directory", .0.display()
+    )]
+    NoDataDirectory(PathBuf),
     /// A relay runs on it, or the directory cannot be taken.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -70,15 +75,15 @@ pub async fn repair(dir: &Path, report: &mut Report, sources: &[Arc<dyn Source>]
 }
 
 fn lock(place: &Place) -> Result<Option<OfflineLock>, RepairError> {
-    if place.kind == Kind::Relay {
-        return Ok(Some(OfflineLock::take(&place.dir)?));
+    let data_dir = place.data_dir.as_deref();
+    match (place.kind, data_dir) {
+        (Kind::Relay, _) => Ok(Some(OfflineLock::take(data_dir.unwrap_or(&place.dir))?)),
+        (Kind::Server, None) => Err(RepairError::NoDataDirectory(place.dir.clone())),
+        (Kind::Server, Some(dir)) if dir.join("postmaster.pid").exists() => {
+            Err(RepairError::InUse(dir.to_owned()))
+        }
+        (Kind::Server | Kind::Segments, _) => Ok(None),
     }
-    let running =
-        [&place.dir, &place.dir.join("..")].into_iter().any(|dir| dir.join("postmaster.pid").exists());
-    if place.kind == Kind::Server && running {
-        return Err(RepairError::InUse(place.dir.clone()));
-    }
-    Ok(None)
 }
 
 struct Repair {

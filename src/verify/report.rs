@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use walrelay_proto::{Lsn, TimelineId, WalFileName};
+use walrelay_proto::{Lsn, SegNo, TimelineId, WalFileName};
 
 use super::chain::Chain;
-use super::place::Place;
+use super::place::{Found, Place};
 use super::scan::Scanned;
 
 /// Kinds of trouble.
@@ -77,6 +77,13 @@ impl Report {
         self.findings.iter().all(|finding| finding.repaired_from.is_some())
     }
 
+    /// What is found after a repair, with what that has repaired.
+    #[must_use]
+    pub fn after_repair(self, now: Report) -> Report {
+        let repaired = self.findings.into_iter().filter(|finding| finding.repaired_from.is_some());
+        Report { findings: repaired.chain(now.findings).collect(), ..now }
+    }
+
     /// The first fault in the order of timelines and positions, unless all is well.
     pub fn first_fault(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.repaired_from.is_none())
@@ -85,7 +92,7 @@ impl Report {
 
 pub(super) fn report(place: &Place, chain: &Chain, scanned: Scanned) -> Report {
     let stretches = stretches(place, chain, &scanned);
-    let mut findings: Vec<(Option<(TimelineId, Lsn)>, Finding)> = Vec::new();
+    let mut findings: Vec<Placed> = Vec::new();
     let size = place.id.seg_size;
     for (file, reason) in &place.bad {
         findings.push((None, about(file, Problem::Damaged, reason)));
@@ -108,6 +115,8 @@ pub(super) fn report(place: &Place, chain: &Chain, scanned: Scanned) -> Report {
         findings.push((Some((name.tli, lsn)), finding));
     }
     findings.extend(confirmed_and_gone(place, &scanned));
+    findings.extend(followed_and_gone(place));
+    findings.dedup_by(|one, other| one.1.problem == Problem::Missing && one.1.file == other.1.file);
     findings.sort_by(|(a, one), (b, other)| (a, &one.file).cmp(&(b, &other.file)));
     Report {
         place: place.dir.display().to_string(),
@@ -145,21 +154,54 @@ fn to_fetch(place: &Place, noticed: WalFileName, lsn: Lsn) -> Vec<WalFileName> {
     all
 }
 
-/// WAL that the relay had confirmed when it ended, and that does not reach so far.
-fn confirmed_and_gone(place: &Place, scanned: &Scanned) -> Option<(Option<(TimelineId, Lsn)>, Finding)> {
-    let confirmed = place.saved.confirmed?;
+/// A finding and where it belongs among the others.
+type Placed = (Option<(TimelineId, Lsn)>, Finding);
+
+/// WAL that the relay had confirmed when it ended, and that is not there up to where it was: the file in which the good
+/// WAL ends, and those that should follow.
+fn confirmed_and_gone(place: &Place, scanned: &Scanned) -> Vec<Placed> {
+    let Some(confirmed) = place.saved.confirmed else { return Vec::new() };
     let size = place.id.seg_size;
-    let last = place.segments.iter().rposition(|found| found.name.tli == confirmed.tli)?;
-    let ended = scanned.ends.iter().find(|(file, _)| place.segments[*file].name.tli == confirmed.tli);
-    let (file, end) =
-        ended.map_or((last, place.segments[last].name.segno.end(size)), |&(file, end)| (file, end));
-    let name = place.segments[file].name;
-    let reason = format!(
-        "WAL up to {} was confirmed to the upstream as durable, and is good up to {end}",
-        confirmed.lsn
-    );
-    let finding = of_wal(about(&place.segments[file].file(), Problem::Damaged, &reason), end, vec![name]);
-    (end < confirmed.lsn).then_some((Some((confirmed.tli, end)), finding))
+    let history = |tli| place.histories.get(&tli);
+    // The way goes on with the timeline that is followed, or had not come further.
+    let followed = place.saved.timeline.and_then(history).filter(|history| history.contains(confirmed.tli));
+    let Some(way) = followed.or_else(|| history(confirmed.tli)) else { return Vec::new() };
+    let left_at = way.switch_point(confirmed.tli).map_or(confirmed.lsn, |(left_at, _)| left_at);
+    let needed = confirmed.lsn.min(left_at);
+    let name_of = |segno: SegNo| WalFileName::new(way.timeline_at(segno.end(size).rewind(1)), segno);
+    let is_on_the_way = |found: &Found| name_of(found.name.segno) == found.name;
+    let last = place.segments.iter().enumerate().filter(|(_, found)| is_on_the_way(found));
+    let last = last.max_by_key(|(_, found)| found.name.segno).map(|(file, _)| file);
+    let ended = scanned.ends.iter().find(|(file, _)| is_on_the_way(&place.segments[*file]));
+    let end = match (ended, last) {
+        (Some(&(_, end)), _) => end,
+        (None, Some(file)) => place.segments[file].name.segno.end(size),
+        (None, None) => needed.seg_before(size).start(size),
+    };
+    if end >= needed {
+        return Vec::new();
+    }
+    let reason =
+        format!("WAL up to {needed} was confirmed to the upstream as durable, and is good up to {end}");
+    let numbers = end.seg_at(size).as_u64()..=needed.seg_before(size).as_u64();
+    let placed = |segno: SegNo| {
+        let (name, lsn) = (name_of(segno), end.max(segno.start(size)));
+        let (file, problem) = match place.find(name) {
+            Some(found) => (found.file(), Problem::Damaged),
+            None => (name.format(size), Problem::Missing),
+        };
+        (Some((name.tli, lsn)), of_wal(about(&file, problem, &reason), lsn, vec![name]))
+    };
+    numbers.map(SegNo::new).map(placed).collect()
+}
+
+/// The relay had gone over to a timeline of which nothing is left.
+fn followed_and_gone(place: &Place) -> Option<Placed> {
+    let tli = place.saved.timeline?;
+    let is_there = place.segments.iter().any(|found| found.name.tli == tli);
+    let reason = format!("timeline {tli} was followed, and there is no segment of it");
+    (!is_there && place.saved.confirmed.is_none_or(|confirmed| confirmed.tli != tli))
+        .then(|| (None, about("timeline.toml", Problem::Missing, &reason)))
 }
 
 fn stretches(place: &Place, chain: &Chain, scanned: &Scanned) -> Vec<Stretch> {
@@ -168,7 +210,12 @@ fn stretches(place: &Place, chain: &Chain, scanned: &Scanned) -> Vec<Stretch> {
     let mut stretches: Vec<(WalFileName, Stretch)> = Vec::new();
     let mut files: Vec<usize> = chain.shards.iter().flat_map(|shard| shard.files.iter().copied()).collect();
     files.sort_unstable();
-    for file in files {
+    // What lies behind an end is not WAL yet.
+    let is_behind = |file: usize| {
+        let tli = place.segments[file].name.tli;
+        ends.keys().any(|&end| end < file && place.segments[end].name.tli == tli)
+    };
+    for file in files.into_iter().filter(|&file| !is_behind(file)) {
         let name = place.segments[file].name;
         let end = ends.get(&file).copied().unwrap_or(name.segno.end(size)).to_string();
         match stretches.last_mut() {
@@ -181,7 +228,6 @@ fn stretches(place: &Place, chain: &Chain, scanned: &Scanned) -> Vec<Stretch> {
                 stretches.push((name, Stretch { timeline, from, to: end, segments: 1 }));
             }
         }
-        // What lies behind an end is not WAL yet.
     }
     stretches.into_iter().map(|(_, stretch)| stretch).collect()
 }

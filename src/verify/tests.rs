@@ -222,6 +222,37 @@ fn what_is_missing_between_timelines_is_found() {
 }
 
 #[test]
+fn what_was_left_behind_a_fork_is_not_on_the_way() {
+    // Timeline 2 forked in 8; of timeline 1 only what lies behind that is still here, and retention went on to 10.
+    let dir = Directory::of_a_relay();
+    two_timelines(&dir);
+    let mut left = wal();
+    left.fill(8 * SEG + 5000);
+    dir.put(1, 3, left.bytes(), ".partial");
+    for file in [3, 4, 5, 6, 7, 8, 9].map(|segno| name(1, segno)).into_iter().chain([name(2, 8), name(2, 9)])
+    {
+        dir.remove(&file);
+    }
+    assert_eq!(dir.faults(), []);
+}
+
+#[test]
+fn what_lies_behind_an_end_is_no_wal_yet() {
+    let mut wal = wal();
+    wal.fill(3 * SEG);
+    let dir = Directory::of_a_relay();
+    dir.put(1, 3, &wal.bytes()[..3 * SEG], "");
+    for segno in [4, 5] {
+        fs::rename(dir.wal.join(name(1, segno)), dir.wal.join(format!("{}.partial", name(1, segno))))
+            .unwrap();
+    }
+    dir.flip(&format!("{}.partial", name(1, 4)), 300_000);
+    let report = dir.verify();
+    let [stretch] = &report.stretches[..] else { panic!("{report:?}") };
+    assert!(report.is_good() && stretch.segments == 2 && stretch.to < "0/500000".to_owned(), "{report:?}");
+}
+
+#[test]
 fn a_page_of_another_timeline_or_cluster_is_found() {
     let dir = Directory::of_segments();
     two_timelines(&dir);
@@ -273,6 +304,20 @@ fn an_end_before_what_was_confirmed_is_a_fault() {
     assert_eq!(dir.faults(), [damaged(format!("{}.partial", name(1, 6)), end)]);
     saved("failed", end.advance(8));
     assert_eq!(dir.faults().len(), 1);
+    // Whole segments that should follow, and everything.
+    saved("stopped", Lsn::new(8 * SEG as u64 + 40));
+    let gone =
+        [damaged(format!("{}.partial", name(1, 6)), end), missing(name(1, 7), 7), missing(name(1, 8), 8)];
+    assert_eq!(dir.faults(), gone);
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::rename(&dir.wal, elsewhere.path().join("pg_wal")).unwrap();
+    fs::create_dir(&dir.wal).unwrap();
+    assert_eq!(dir.faults(), [missing(name(1, 8), 8)]);
+    fs::write(dir.temp.path().join("timeline.toml"), "timeline = 2\nnewest = 2\n").unwrap();
+    assert!(dir.faults().iter().any(|(file, ..)| file == "timeline.toml"));
+    fs::remove_file(dir.temp.path().join("timeline.toml")).unwrap();
+    fs::remove_dir(&dir.wal).unwrap();
+    fs::rename(elsewhere.path().join("pg_wal"), &dir.wal).unwrap();
     saved("running", end.advance(8));
     assert_eq!(dir.faults(), []);
     fs::write(dir.temp.path().join("slots.toml"), "[[slot]]\nname = \"s\"\nrestart_lsn = \"0/200000\"\n")
@@ -399,6 +444,18 @@ async fn nobody_repairs_under_a_running_server_or_relay() {
     let lock = crate::store::offline::OfflineLock::take(relay.temp.path()).unwrap();
     let refused = repair(relay.temp.path(), &mut relay.verify(), &sources(&good)).await;
     assert!(matches!(refused, Err(RepairError::Store(_))), "{refused:?}");
+    // Also by the name of its pg_wal.
+    let refused = repair(&relay.wal, &mut verify(&relay.wal, 1).unwrap(), &sources(&good)).await;
+    assert!(matches!(refused, Err(RepairError::Store(_))), "{refused:?}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (moved, link) = (elsewhere.path().join("wal"), server.temp.path().join("pg_wal"));
+    fs::rename(&server.wal, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &link).unwrap();
+    let refused = repair(&link, &mut verify(&link, 1).unwrap(), &sources(&good)).await;
+    assert!(matches!(refused, Err(RepairError::InUse(_))), "{refused:?}");
+    fs::create_dir(moved.join("archive_status")).unwrap();
+    let refused = repair(&moved, &mut verify(&moved, 1).unwrap(), &sources(&good)).await;
+    assert!(matches!(refused, Err(RepairError::NoDataDirectory(_))), "{refused:?}");
     drop(lock);
     fs::remove_file(server.temp.path().join("postmaster.pid")).unwrap();
     for dir in [&server, &relay] {
