@@ -158,6 +158,30 @@ fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
     assert!(noted.contains("stopped"), "{noted}");
 }
 
+/// The verifier of the new timeline has seen no record then.
+#[test]
+fn a_fork_at_the_start_of_a_segment_makes_no_beginning_of_what_is_held() {
+    let dir = crate::permissions::private_tempdir();
+    let mut opened = Opened::open(dir.path());
+    assert!(opened.writer.is_bare());
+    let mut wal = generator(45);
+    wal.fill(300_000);
+    wal.switch_segment();
+    wal.fill(200_000);
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(*wal.record_ends().last().unwrap());
+    let fork = START.advance(SEG);
+    let second = TimelineId::new(2).unwrap();
+    let content = format!("1\t{fork}\tx\n");
+    opened.store.save_history_file(second, content.as_bytes()).unwrap();
+    let history = TimelineHistory::parse(second, content.as_bytes()).unwrap();
+    opened.writer.switch_timeline(history).unwrap();
+    assert_eq!(opened.writer.position(), Some(TimelinePosition { tli: second, lsn: fork }));
+    assert!(!opened.writer.is_bare(), "the segment before it is held");
+    opened.stop();
+    assert!(!Opened::open(dir.path()).writer.is_bare());
+}
+
 /// As PostgreSQL's slots do.
 #[test]
 fn a_slot_reserves_from_where_the_newest_checkpoint_begins() {

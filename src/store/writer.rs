@@ -156,7 +156,7 @@ struct Stream {
     published: Option<Lsn>,
     /// The redo position of the newest checkpoint that the store knows of.
     redo: Option<Lsn>,
-    /// Whether there was nothing before it.
+    /// Whether there was not one whole record before it, on whatever timeline.
     is_first: bool,
 }
 
@@ -192,7 +192,7 @@ impl Writer {
     /// Whether it was decided where WAL begins, and not a single record has come since, at most the header of its page:
     /// then it may [`begin`](Self::begin) elsewhere.
     pub fn is_bare(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| stream.is_first && stream.verifier.last_record().is_none())
+        self.stream.as_ref().is_some_and(Stream::is_bare)
     }
 
     /// Starts an empty data directory at the beginning of the segment that holds `at`, or begins anew while it is
@@ -514,6 +514,11 @@ impl Stream {
         }
     }
 
+    /// Whether not one whole record is held.
+    fn is_bare(&self) -> bool {
+        self.is_first && self.verifier.last_record().is_none()
+    }
+
     /// Verifies and writes bytes that lie in one segment.
     fn take(&mut self, segment: &Arc<Segment>, chunk: &[u8]) -> Result<(), AppendError> {
         let before = self.verifier.clone();
@@ -680,7 +685,8 @@ impl Stream {
             touched: Vec::new(),
             published: Some(at),
             redo: None,
-            is_first: self.is_first,
+            // After a fork at the start of a segment the new verifier knows of no record; those before it are held.
+            is_first: self.is_bare(),
         })
     }
 
