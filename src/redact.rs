@@ -80,6 +80,10 @@ fn is_secret(name: &str) -> bool {
         "credentials",
         "signature",
     ];
+    // A switch of the object stores.
+    if name.ends_with("skip_signature") {
+        return false;
+    }
     name.contains("secret") || endings.iter().any(|ending| name.ends_with(ending))
 }
 
@@ -150,6 +154,9 @@ mod tests {
         ] {
             assert_eq!(redact(text), text);
             assert!(!holds_secret(text));
+        }
+        for text in ["options = { skip-signature = \"true\" }", "aws_skip_signature = true"] {
+            assert!(!holds_secret(text), "{text}");
         }
     }
 

@@ -9,7 +9,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -214,7 +214,7 @@ impl Repository {
             return Err(self.damaged(&path, "its checksum is there, it is not".to_owned()));
         };
         let codec = self.codec.clone();
-        let decoded = blocking(move || {
+        let decoded = self.ours(move || {
             if Sha256::of(&stored) != sidecar.sha256 {
                 return Err("it does not match its checksum".to_owned());
             }
@@ -227,6 +227,17 @@ impl Repository {
             }
         });
         decoded.await.map(Some).map_err(|reason| self.damaged(&path, reason))
+    }
+
+    /// Work on what has come from the place, during which it owes us nothing: its silence is not counted meanwhile.
+    async fn ours<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let mut done = std::pin::pin!(blocking(work));
+        loop {
+            match tokio::time::timeout(AT_WORK, &mut done).await {
+                Ok(done) => return done,
+                Err(_) => self.storage.pulse().beat(),
+            }
+        }
     }
 
     /// Reads a file that has no checksum.
@@ -296,11 +307,12 @@ impl Repository {
             let plain = self.decode(stored, format).await;
             let plain = plain.map_err(|error| self.damaged(&path, error.to_string()))?;
             let (chunk, start, segment) = (chunk.clone(), chunk.start, chunk.segment.clone());
-            let (plain, same) = blocking(move || {
-                let same = ChunkName::of(&segment, start, &plain) == chunk;
-                (plain, same)
-            })
-            .await;
+            let (plain, same) = self
+                .ours(move || {
+                    let same = ChunkName::of(&segment, start, &plain) == chunk;
+                    (plain, same)
+                })
+                .await;
             return match same {
                 true => Ok(Some(plain)),
                 false => Err(self.damaged(&path, "it does not match the checksum in its name".to_owned())),
@@ -429,7 +441,7 @@ impl Repository {
 
     async fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
         let codec = self.codec.clone();
-        blocking(move || codec.decode(stored, format)).await
+        self.ours(move || codec.decode(stored, format)).await
     }
 
     fn unreachable(&self, source: StorageError) -> ReadError {
@@ -459,6 +471,9 @@ async fn digest(bytes: &Bytes) -> Sha256 {
     let bytes = bytes.clone();
     blocking(move || Sha256::of(&bytes)).await
 }
+
+/// How often work of our own is heard of.
+const AT_WORK: Duration = Duration::from_millis(250);
 
 /// Hashing, compression and encryption are not for the runtime's workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -340,3 +340,16 @@ async fn what_comes_later_is_listed_in_every_layout() {
         assert_eq!(later, expected, "{layout:?}");
     }
 }
+
+#[tokio::test]
+async fn work_of_our_own_is_not_the_silence_of_the_place() {
+    let repository = plain(&Arc::default());
+    let pulse = repository.storage().pulse().clone();
+    let before = pulse.last();
+    let until_heard = move || {
+        while pulse.last() == before {
+            std::thread::yield_now();
+        }
+    };
+    repository.ours(until_heard).await;
+}
