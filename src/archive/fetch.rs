@@ -137,6 +137,11 @@ impl Fetcher {
         self.places.iter().any(is_coming)
     }
 
+    /// The cluster whose WAL is fetched, if that is known.
+    pub(super) fn system_id(&self) -> Option<SystemId> {
+        self.system_id
+    }
+
     /// What "no such file" does not cover.
     pub(super) fn caveats(&self) -> impl Iterator<Item = String> {
         self.places.iter().filter_map(|place| place.source.caveat())

@@ -306,8 +306,8 @@ impl Restore {
             }
         }
         let is_last = !matches!(found, Fetched::Whole(_));
-        if is_last && fetch::is_segment(&self.file) && !self.has_more(1) {
-            // What pg_wal has is used from there. Elsewhere recovery would end.
+        if is_last && fetch::is_segment(&self.file) && !self.has_whole(fetcher.system_id()) {
+            // A whole one in pg_wal is used from there. With a beginning, or with nothing, recovery would end.
             fetcher.check_hole(&self.file).await?;
         }
         if found == Fetched::Missing
@@ -326,10 +326,18 @@ impl Restore {
     /// Whether `pg_wal` has this much of the segment, and perhaps more: what a standby has confirmed must not be
     /// replaced by less. A recycled file has nothing of it.
     fn has_more(&self, good: u64) -> bool {
-        let path = dir_of(&self.target).join(&self.file);
-        let read =
-            File::open(path).and_then(|file| buffer::read_to_end(file, &Limit::segment(), &Pulse::default()));
-        read.is_ok_and(|bytes| self.good_length(&bytes) >= good)
+        self.own_copy().is_ok_and(|bytes| self.good_length(&bytes) >= good)
+    }
+
+    /// Whether recovery finds the whole segment in `pg_wal`. A base backup from a standby may hold only its beginning.
+    fn has_whole(&self, system_id: Option<SystemId>) -> bool {
+        self.own_copy().is_ok_and(|bytes| fetch::check_file(&self.file, system_id, &bytes).is_ok())
+    }
+
+    /// What `pg_wal` has under the segment's name.
+    fn own_copy(&self) -> io::Result<Bytes> {
+        let file = File::open(dir_of(&self.target).join(&self.file))?;
+        buffer::read_to_end(file, &Limit::segment(), &Pulse::default())
     }
 
     /// Bytes of the file that are whole records.

@@ -121,6 +121,12 @@ async fn a_hole_and_a_source_that_is_down_stop_recovery() {
     fs::write(&local, &setting.wal[..SEG]).unwrap();
     let error = setting.restore(MIDDLE).run().await.unwrap_err();
     assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
+    // Nor is its beginning, as a base backup from a standby has it: recovery would end in the middle of the segment.
+    let mut beginning = setting.wal[2 * SEG..2 * SEG + SEG / 2].to_vec();
+    beginning.resize(SEG, 0);
+    fs::write(&local, beginning).unwrap();
+    let error = setting.restore(MIDDLE).run().await.unwrap_err();
+    assert!(matches!(error, RestoreError::Fetch(Failure::Hole { .. })), "{error}");
     fs::write(&local, &setting.wal[2 * SEG..3 * SEG]).unwrap();
     assert_eq!(setting.restore(MIDDLE).run().await.unwrap(), Restored::Missing);
     setting.source.set_down(true);
