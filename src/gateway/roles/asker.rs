@@ -9,18 +9,20 @@ use crate::conninfo::{ConnInfo, HostSpec};
 use crate::upstream::{Followed, QueryError, QueryResult, UpstreamConnection, connect};
 
 /// Anybody may ask this. Of memberships all count, whatever their options, and a superuser has none by that (PostgreSQL:
-/// `is_member_of_role_nosuper`).
+/// `is_member_of_role_nosuper`). NULL in their place says that they are more than 256 KB of names, thousands: neither the
+/// answer nor the file they are kept in grows without end.
 const ATTRIBUTES_QUERY: &str = "SELECT rolsuper, rolreplication, rolcanlogin, \
      pg_catalog.pg_has_role(oid, 'pg_monitor', 'USAGE'), \
      (WITH RECURSIVE held (id) AS (SELECT r.oid UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m \
-     JOIN held ON m.member = held.id) SELECT pg_catalog.json_agg(g.rolname)::pg_catalog.text \
+     JOIN held ON m.member = held.id), listed (names) AS (SELECT pg_catalog.json_agg(g.rolname)::pg_catalog.text \
      FROM pg_catalog.pg_roles g JOIN held ON g.oid = held.id) \
+     SELECT CASE WHEN pg_catalog.octet_length(names) <= 262144 THEN names END FROM listed) \
      FROM pg_catalog.pg_roles r WHERE rolname = $1";
 
 /// No new attempt that soon after the upstream could not be asked.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Bytes that an answer may have.
-const MOST_ANSWER: usize = 64 << 10;
+/// Bytes that an answer may have: the most that memberships may, in another encoding too, and as much again.
+const MOST_ANSWER: usize = 1 << 20;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -72,8 +74,10 @@ impl Answering for Asker {
                 self.connection = Some((host, connection));
                 self.read(names, results)
             }
+            // What spoils the connection may be one name's answer. The others are not to go without theirs for it.
+            Err(_) if names.len() > 1 => self.ask_singly(names).await,
             Err(error) => {
-                self.tell(format!("could not ask the upstream for role \"{}\": {error}", names[0]));
+                self.tell(unanswered(&names[0], &error));
                 Answers::new()
             }
         }
@@ -133,6 +137,23 @@ impl Asker {
         }
     }
 
+    /// Until there is no server to ask.
+    async fn ask_singly(&mut self, names: &[String]) -> Answers {
+        let mut answers = Answers::new();
+        for name in names {
+            let Some((host, mut connection)) = self.connect().await else { break };
+            let name = std::slice::from_ref(name);
+            match connection.query_each(&self.commands(name), MOST_ANSWER).await {
+                Ok(results) => {
+                    self.connection = Some((host, connection));
+                    answers.extend(self.read(name, results));
+                }
+                Err(error) => self.tell(unanswered(&name[0], &error)),
+            }
+        }
+        answers
+    }
+
     /// For each name the same commands, one or two.
     fn commands(&self, names: &[String]) -> Vec<String> {
         let queries = || std::iter::once(ATTRIBUTES_QUERY).chain(self.auth_query.as_deref());
@@ -150,10 +171,19 @@ impl Asker {
             let attributes = results.next();
             let secret = self.auth_query.is_some().then(|| results.next()).flatten();
             match known(attributes, secret) {
-                Ok(known) => answers.push((name.clone(), known)),
+                Ok(known) => {
+                    if lacks_memberships(known.as_ref()) {
+                        failed = true;
+                        self.tell(format!(
+                            "the upstream does not say in 256 KB which roles \"{name}\" belongs to: lines with +role or samerole refuse it, \
+                             make it a member of fewer"
+                        ));
+                    }
+                    answers.push((name.clone(), known));
+                }
                 Err(error) => {
                     failed = true;
-                    self.tell(format!("could not ask the upstream for role \"{name}\": {error}"));
+                    self.tell(unanswered(name, &error));
                 }
             }
         }
@@ -169,6 +199,15 @@ impl Asker {
             self.told = Some(text);
         }
     }
+}
+
+fn unanswered(name: &str, error: &QueryError) -> String {
+    format!("could not ask the upstream for role \"{name}\", what was known of it stays: {error}")
+}
+
+/// Each role belongs to itself at least.
+fn lacks_memberships(known: Option<&Known>) -> bool {
+    known.is_some_and(|known| known.attributes.is_some() && known.member_of.is_none())
 }
 
 type Row = Option<Vec<Option<String>>>;
@@ -264,6 +303,17 @@ mod tests {
 
         /// Reads as many queries, before it answers.
         async fn answer(&mut self, queries: usize, answers: &[Vec<u8>]) -> Vec<String> {
+            let texts = self.read(queries).await;
+            assert!(self.send(answers).await, "gone");
+            texts
+        }
+
+        /// Whether all of it was taken.
+        async fn send(&mut self, answers: &[Vec<u8>]) -> bool {
+            self.stream.as_mut().unwrap().write_all(&answers.concat()).await.is_ok()
+        }
+
+        async fn read(&mut self, queries: usize) -> Vec<String> {
             let stream = self.stream.as_mut().unwrap();
             let mut texts = Vec::new();
             for _ in 0..queries {
@@ -272,7 +322,6 @@ mod tests {
                 stream.read_exact(&mut text).await.unwrap();
                 texts.push(String::from_utf8(text).unwrap());
             }
-            stream.write_all(&answers.concat()).await.unwrap();
             texts
         }
     }
@@ -318,7 +367,48 @@ mod tests {
         let answered = [refused, yes];
         let (answers, _) = tokio::join!(asker.ask(&names), server.answer(4, &answered));
         assert_eq!(answers, [("b".to_owned(), Some(known))]);
-        assert!(asker.told.as_deref().is_some_and(|text| text.contains("role \"a\": ERROR: no")));
+        assert!(
+            asker
+                .told
+                .as_deref()
+                .is_some_and(|text| text.contains("role \"a\", what was known of it stays: ERROR: no"))
+        );
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_one_names() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text =
+            format!("host=127.0.0.1 port={} user=u sslmode=disable", listener.local_addr().unwrap().port());
+        let info = ConnInfo::parse(&text, &Environment::of_user("u")).unwrap();
+        let (following, host) = Following::channel();
+        following.show(Some(info.hosts[0].clone()));
+        let mut asker = Asker::new(info, None, host);
+        let script = tokio::spawn(async move {
+            let endless = || result(Some(&["f", "t", "t", "f", &"x".repeat(MOST_ANSWER)]));
+            let row = |members| result(Some(&["f", "t", "t", "f", members]));
+            let mut server = Server { listener, stream: None };
+            server.accept().await;
+            server.read(3).await;
+            server.send(&[row(r#"["a"]"#), endless()]).await;
+            // One by one, with a new connection after each that was given up.
+            server.accept().await;
+            server.answer(1, &[row(r#"["a"]"#)]).await;
+            server.read(1).await;
+            server.send(&[endless()]).await;
+            server.accept().await;
+            server.answer(1, &[row("")]).await;
+        });
+        let names = ["a", "endless", "c"].map(str::to_owned);
+        let answers = asker.ask(&names).await;
+        let members: Vec<_> = answers
+            .into_iter()
+            .map(|(name, known)| (name, known.and_then(|known| known.member_of)))
+            .collect();
+        assert_eq!(members, [("a".to_owned(), Some(vec!["a".to_owned()])), ("c".to_owned(), None)]);
+        let told = asker.told.unwrap_or_default();
+        assert!(told.contains("which roles \"c\" belongs to"), "{told}");
+        script.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
