@@ -53,6 +53,8 @@ const BATCH: usize = 16;
 const SHARE: usize = 32;
 /// Roles remembered at most, so that logins with invented names cannot fill the memory. Only existing roles count.
 const MOST: usize = 10_000;
+/// Roles at most of which it is kept that they are gone. Only who makes and drops roles upstream gets there.
+const MOST_GONE: usize = 100_000;
 
 /// What a role may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,6 +125,9 @@ impl Known {
 
 #[derive(Default, Serialize, Deserialize)]
 struct Saved {
+    /// Empty in what earlier versions have saved.
+    #[serde(default)]
+    gone: BTreeSet<String>,
     roles: BTreeMap<String, Known>,
 }
 
@@ -132,9 +137,13 @@ struct Cache {
     asked: BTreeMap<String, Instant>,
     /// What the secrets of `roles` look like.
     kinds: Kinds,
-    /// Those of whom the upstream has said that there are none.
+    /// Those of whom the upstream has said that there are none: names that nobody has ever known, ...
     absent: BTreeSet<String>,
-    /// `roles` is not in the file.
+    /// ... and those that were known or are listed. That they are out holds until the upstream says otherwise.
+    gone: BTreeSet<String>,
+    /// Names in `--auth-file` that were looked up.
+    listed: BTreeSet<String>,
+    /// `roles` and `gone` are not in the file.
     unsaved: bool,
     /// A thread is about to save, or does; it looks again before it ends.
     saving: bool,
@@ -143,10 +152,55 @@ struct Cache {
 }
 
 impl Cache {
-    fn of(roles: BTreeMap<String, Known>) -> Cache {
+    fn of(saved: Saved) -> Cache {
         let mut kinds = Kinds::default();
-        roles.values().filter_map(Known::secret).for_each(|secret| kinds.add(&secret));
-        Cache { roles, kinds, ..Cache::default() }
+        saved.roles.values().filter_map(Known::secret).for_each(|secret| kinds.add(&secret));
+        Cache { roles: saved.roles, gone: saved.gone, kinds, ..Cache::default() }
+    }
+
+    fn is_absent(&self, name: &str) -> bool {
+        self.gone.contains(name) || self.absent.contains(name)
+    }
+
+    /// The name is in `--auth-file`.
+    fn list(&mut self, name: &str) {
+        // The file is bounded, what it was in former times is not.
+        if self.listed.len() >= MOST_GONE {
+            self.listed.clear();
+        }
+        self.listed.insert(name.to_owned());
+        if self.absent.contains(name) {
+            self.miss(name);
+        }
+    }
+
+    /// The upstream says that there is no such role.
+    fn miss(&mut self, name: &str) {
+        let matters = self.roles.contains_key(name) || self.listed.contains(name);
+        if self.gone.contains(name) {
+            return;
+        }
+        if matters && self.gone.len() < MOST_GONE {
+            self.absent.remove(name);
+            self.unsaved |= self.gone.insert(name.to_owned());
+            return;
+        }
+        if matters {
+            tracing::warn!(
+                "{MOST_GONE} dropped roles are remembered already: that \"{name}\" is gone is forgotten at a restart; \
+                 with the relay stopped, clear \"gone\" in its {FILE}"
+            );
+        }
+        if self.absent.len() >= MOST {
+            self.absent.clear();
+        }
+        self.absent.insert(name.to_owned());
+    }
+
+    /// The upstream says that there is such a role.
+    fn meet(&mut self, name: &str) {
+        self.absent.remove(name);
+        self.unsaved |= self.gone.remove(name);
     }
 
     /// Whether there was something to change.
@@ -227,7 +281,10 @@ impl Roles {
     /// waits for 5 s at most, behind few others from the same source.
     pub async fn look_up(&self, name: &str, source: Option<Source>, listed: bool) -> Role {
         let (fresh, known) = {
-            let cache = self.lock();
+            let mut cache = self.lock();
+            if listed {
+                cache.list(name);
+            }
             (cache.is_fresh(name), cache.roles.contains_key(name))
         };
         if known && !fresh && self.followed.host().is_some() {
@@ -251,7 +308,7 @@ impl Roles {
     /// What is known of a role at this moment.
     pub fn current(&self, name: &str) -> Role {
         let cache = self.lock();
-        let absent = || Role { absent: cache.absent.contains(name), ..Role::default() };
+        let absent = || Role { absent: cache.is_absent(name), ..Role::default() };
         cache.roles.get(name).map_or_else(absent, Known::role)
     }
 
@@ -333,17 +390,11 @@ impl Roles {
             cache.asked.clear();
         }
         cache.asked.insert(name.to_owned(), Instant::now());
-        if cache.absent.len() >= MOST {
-            cache.absent.clear();
-        }
         match known {
-            Some(_) => cache.absent.remove(name),
-            None => cache.absent.insert(name.to_owned()),
-        };
-        if !cache.put(name, known) {
-            return;
+            Some(_) => cache.meet(name),
+            None => cache.miss(name),
         }
-        cache.unsaved = true;
+        cache.unsaved |= cache.put(name, known);
         drop(cache);
         self.save();
     }
@@ -371,7 +422,7 @@ fn save_all(store: &Store, cache: &Mutex<Cache>) {
                 cache.saving = false;
                 return;
             }
-            Saved { roles: cache.roles.clone() }
+            Saved { gone: cache.gone.clone(), roles: cache.roles.clone() }
         };
         let text = toml::to_string(&saved).map_err(std::io::Error::other);
         let written = text.and_then(|text| store.replace_state(FILE, &text));
@@ -399,20 +450,20 @@ fn damaged(text: &str, error: &toml::de::Error) -> std::io::Error {
 }
 
 /// What an earlier process knew. Secrets only if they are still asked for.
-fn load(store: &Store, with_secrets: bool) -> BTreeMap<String, Known> {
+fn load(store: &Store, with_secrets: bool) -> Saved {
     let saved = store.read_state(FILE).and_then(|text| {
         let parse = |text: String| toml::from_str::<Saved>(&text).map_err(|error| damaged(&text, &error));
         text.map(parse).transpose()
     });
-    let mut roles = match saved {
-        Ok(saved) => saved.unwrap_or_default().roles,
+    let mut saved = match saved {
+        Ok(saved) => saved.unwrap_or_default(),
         Err(error) => {
             tracing::warn!("{FILE} cannot be used, roles are asked for again: {error}");
-            BTreeMap::new()
+            Saved::default()
         }
     };
     if !with_secrets {
-        roles.values_mut().for_each(|known| known.secret = None);
+        saved.roles.values_mut().for_each(|known| known.secret = None);
     }
-    roles
+    saved
 }

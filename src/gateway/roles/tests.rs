@@ -67,7 +67,7 @@ fn what_earlier_versions_have_saved_is_read() {
         "[roles.joe.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n";
     let saved: Saved = toml::from_str(text).unwrap();
     let role = saved.roles["joe"].role();
-    assert!(role.attributes.is_some() && role.memberships().is_none());
+    assert!(role.attributes.is_some() && role.memberships().is_none() && saved.gone.is_empty());
     assert_eq!(Role { absent: true, ..Role::default() }.memberships(), Some(Vec::new()));
 }
 
@@ -164,6 +164,37 @@ async fn who_is_listed_does_not_wait_either_and_is_out_if_there_is_no_such_role(
         };
         assert_eq!(fixture.with(upstream, Script::taking(NEVER), work).await, (absent, took));
     }
+}
+
+#[tokio::test]
+async fn who_was_known_or_listed_and_is_gone_stays_out_whatever_names_are_made_up_and_over_a_restart() {
+    let fixture = fixture();
+    let roles = &fixture.roles;
+    roles.lock().list("listed");
+    // Its line came later.
+    roles.learn("late", None);
+    roles.lock().list("late");
+    for name in ["old", "listed"] {
+        roles.learn(name, None);
+    }
+    for n in 0..=MOST {
+        roles.learn(&format!("evil{n}"), None);
+    }
+    roles.learn("back", Some(known("x")));
+    roles.learn("back", None);
+    roles.learn("back", Some(known("x")));
+    let saved = || !roles.lock().unsaved && !roles.lock().saving;
+    while !saved() {
+        tokio::task::yield_now().await;
+    }
+    let restarted = Cache::of(load(&roles.store, true));
+    for cache in [&restarted, &*roles.lock()] {
+        for name in ["old", "listed", "late"] {
+            assert!(cache.is_absent(name), "{name}");
+        }
+        assert!(!cache.is_absent("back") && cache.roles.contains_key("back"));
+    }
+    assert_eq!(restarted.gone.len(), 3, "names made up are not kept");
 }
 
 #[tokio::test(start_paused = true)]
