@@ -328,15 +328,21 @@ impl Roles {
         let asker = || Asker::new(self.info.clone(), self.auth_query.clone(), self.followed.clone());
         let all = async {
             tokio::join!(
-                self.answer(&self.known, asker()),
-                self.answer(&self.strangers, asker()),
+                self.answer(&self.known, asker(), Some(&self.usual_ms)),
+                self.answer(&self.strangers, asker(), None),
                 self.refresh()
             )
         };
         stop.run_until_cancelled(all).await;
     }
 
-    async fn answer(&self, questions: &Questions, mut upstream: impl Answering) {
+    /// `usual_ms` is told what answers take.
+    async fn answer(
+        &self,
+        questions: &Questions,
+        mut upstream: impl Answering,
+        usual_ms: Option<&AtomicU64>,
+    ) {
         loop {
             if timeout(IDLE, questions.any()).await.is_err() {
                 upstream.rest().await;
@@ -351,8 +357,10 @@ impl Roles {
                 Ok(answers) => answers.into_iter().for_each(|(name, known)| self.learn(&name, known)),
                 Err(_) => upstream.give_up(&names),
             }
-            let usual = u64::try_from(upstream.usual().as_millis()).unwrap_or(u64::MAX);
-            self.usual_ms.store(usual, Ordering::Relaxed);
+            if let Some(usual_ms) = usual_ms {
+                let usual = u64::try_from(upstream.usual().as_millis()).unwrap_or(u64::MAX);
+                usual_ms.store(usual, Ordering::Relaxed);
+            }
         }
     }
 

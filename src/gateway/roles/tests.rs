@@ -102,8 +102,8 @@ impl Fixture {
     async fn with<T>(&self, known: Script, strangers: Script, work: impl Future<Output = T>) -> T {
         tokio::select! {
             result = work => result,
-            () = self.roles.answer(&self.roles.known, known) => unreachable!(),
-            () = self.roles.answer(&self.roles.strangers, strangers) => unreachable!(),
+            () = self.roles.answer(&self.roles.known, known, Some(&self.roles.usual_ms)) => unreachable!(),
+            () = self.roles.answer(&self.roles.strangers, strangers, None) => unreachable!(),
         }
     }
 
@@ -204,14 +204,31 @@ async fn a_healthy_upstreams_answer_counts_however_far_it_is() {
         let upstream = Script::taking(takes).with("old", "new").with("other", "x");
         let work = async {
             // What an answer takes is seen at the first one.
-            fixture.look_up("other").await;
-            fixture.roles.look_up("other", None, false).await;
+            fixture.roles.look_up("other", None, true).await;
             tokio::time::sleep(FRESH).await;
             fixture.look_up("old").await
         };
         let (role, took) = fixture.with(upstream.clone(), upstream, work).await;
         assert_eq!(role.secret, password("new"), "{takes:?}");
         assert!(took < takes + 2 * MS, "{took:?}");
+    }
+}
+
+/// Nobody who makes up names decides how long an old password is good.
+#[tokio::test(start_paused = true)]
+async fn what_answers_about_strangers_take_says_nothing_about_others() {
+    for (known, strangers) in [(600 * MS, MS), (MS, 600 * MS)] {
+        let fixture = fixture();
+        let (known, strangers) = (Script::taking(known).with("other", "x"), Script::taking(strangers));
+        let takes = known.takes;
+        let work = async {
+            fixture.roles.look_up("other", None, true).await;
+            tokio::time::sleep(FRESH).await;
+            fixture.look_up("stranger").await;
+            fixture.roles.patience()
+        };
+        let patience = fixture.with(known, strangers, work).await;
+        assert_eq!(patience, (takes * TIMES_USUAL).clamp(PATIENCE.0, PATIENCE.1));
     }
 }
 
