@@ -1,4 +1,4 @@
-//! Whole files in memory.
+//! Whole files in memory, and files that are looked at piece by piece.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -20,16 +20,7 @@ const STEP: usize = 128 << 10;
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] if it is larger than it may be; then next to nothing was read.
 pub(super) fn read_to_end(mut file: File, limit: &Limit, pulse: &Pulse) -> io::Result<Bytes> {
-    let size = file.metadata()?.len();
-    let refused = |reason: String| io::Error::new(ErrorKind::FileTooLarge, reason);
-    if limit.must_look(size).map_err(refused)? {
-        // As with all of it: on a slow line each piece is a sign of life.
-        let mut beginning = vec![0; limit.peek];
-        let filled = fill(&mut file, &mut beginning, pulse)?;
-        beginning.truncate(filled);
-        limit.judge(&beginning, size).map_err(refused)?;
-        file.seek(SeekFrom::Start(0))?;
-    }
+    let size = admitted(&mut file, limit, pulse)?;
     let size = usize::try_from(size).map_err(io::Error::other)?;
     if size < LARGE {
         let mut content = Vec::new();
@@ -42,6 +33,62 @@ pub(super) fn read_to_end(mut file: File, limit: &Limit, pulse: &Pulse) -> io::R
     let _ = memory.advise(Advice::HugePage);
     let filled = fill(&mut file, &mut memory, pulse)?;
     Ok(Bytes::from_owner(memory).slice(..filled))
+}
+
+/// Shows an open file to `work`, from its beginning, little of it at a time; each piece makes `pulse` beat.
+///
+/// # Errors
+/// As [`read_to_end`], and of reading, whatever `work` made of that.
+pub(super) fn read_through<T>(
+    mut file: File,
+    limit: &Limit,
+    pulse: &Pulse,
+    work: impl FnOnce(&mut dyn Read) -> T,
+) -> io::Result<T> {
+    admitted(&mut file, limit, pulse)?;
+    let mut heard = Heard { file, pulse, error: None };
+    let done = work(&mut heard);
+    heard.error.map_or(Ok(done), Err)
+}
+
+/// A file whose pieces are signs of life, and that remembers that it could not be read.
+struct Heard<'a> {
+    file: File,
+    pulse: &'a Pulse,
+    error: Option<io::Error>,
+}
+
+impl Read for Heard<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(STEP);
+        match self.file.read(&mut buffer[..most]) {
+            Ok(read) => {
+                self.pulse.beat();
+                Ok(read)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let kind = error.kind();
+                self.error = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+}
+
+/// The size of a file that may be read; then it is at its beginning.
+fn admitted(file: &mut File, limit: &Limit, pulse: &Pulse) -> io::Result<u64> {
+    let size = file.metadata()?.len();
+    let refused = |reason: String| io::Error::new(ErrorKind::FileTooLarge, reason);
+    if limit.must_look(size).map_err(refused)? {
+        // As with all of it: on a slow line each piece is a sign of life.
+        let mut beginning = vec![0; limit.peek];
+        let filled = fill(file, &mut beginning, pulse)?;
+        beginning.truncate(filled);
+        limit.judge(&beginning, size).map_err(refused)?;
+        file.seek(SeekFrom::Start(0))?;
+    }
+    Ok(size)
 }
 
 /// How much there was.

@@ -64,15 +64,52 @@ pub fn whole_segment(
     if found != expected {
         return Err(Fault::Length { found, expected });
     }
-    let mut verifier = verifier(id, name);
-    if let Err(error) = verifier.push(bytes)
-        && !is_padding_of_earlier_switch(error, &verifier, id, name, bytes)
-    {
-        return Err(error.into());
-    }
+    let mut segment = Gradual::new(id, name);
+    segment.push(bytes)?;
+    segment.finish()?;
     history
         .filter(|history| history.tli() == name.tli)
         .map_or(Ok(()), |history| pages_are_on(history, name.segno.start(id.seg_size), bytes))
+}
+
+/// A check of a finished segment that comes piece by piece, as [`whole_segment`] without a history.
+pub(super) struct Gradual {
+    id: WalIdentity,
+    name: WalFileName,
+    verifier: WalVerifier,
+    len: u64,
+    /// Only zeros may follow.
+    padding: bool,
+}
+
+impl Gradual {
+    pub(super) fn new(id: WalIdentity, name: WalFileName) -> Gradual {
+        Gradual { id, name, verifier: verifier(id, name), len: 0, padding: false }
+    }
+
+    /// Takes the next bytes; two pages at least the first time. After an error there is nothing more to say.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let before = self.len;
+        self.len += bytes.len() as u64;
+        if self.len > self.id.seg_size.bytes() {
+            return Err(Fault::Length { found: self.len, expected: self.id.seg_size.bytes() });
+        }
+        let pushed = match self.padding {
+            true if bytes.iter().all(|&byte| byte == 0) => Ok(()),
+            _ => self.verifier.push(bytes),
+        };
+        let Err(error) = pushed else { return Ok(()) };
+        let is_first = before == 0;
+        self.padding =
+            is_first && is_padding_of_earlier_switch(error, &self.verifier, self.id, self.name, bytes);
+        if self.padding { Ok(()) } else { Err(error.into()) }
+    }
+
+    /// There is no more.
+    pub(super) fn finish(self) -> Result<(), Fault> {
+        let (found, expected) = (self.len, self.id.seg_size.bytes());
+        if found == expected { Ok(()) } else { Err(Fault::Length { found, expected }) }
+    }
 }
 
 /// Checks the first `len` bytes of a segment, whatever comes after them.

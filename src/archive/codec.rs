@@ -1,7 +1,7 @@
 //! What is stored for what is archived: compression, then encryption; both optional, both of formats that
 //! common tools undo (`zstd`, `lz4`, `gzip`; `age`).
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -285,7 +285,7 @@ impl Codec {
         if !format.encrypted && self.packing(format, &stored) == Packing::None {
             return Ok(stored);
         }
-        limited(self.reader(&stored, format)?)
+        limited(self.reader(&stored[..], format)?)
     }
 
     /// The first bytes of what was stored in this format, from the first bytes that are stored; `None` if they are not
@@ -303,7 +303,12 @@ impl Codec {
         }
     }
 
-    fn reader<'a>(&self, stored: &'a [u8], format: Format) -> Result<Box<dyn Read + 'a>, DecodeError> {
+    /// What was stored in this format, unpacked as it is read.
+    pub(super) fn reader<'a>(
+        &self,
+        stored: impl BufRead + 'a,
+        format: Format,
+    ) -> Result<Box<dyn Read + 'a>, DecodeError> {
         let mut packed: Box<dyn Read + 'a> = match (format.encrypted, &self.keys) {
             (false, _) => Box::new(stored),
             (true, Some(keys)) => decrypt(keys, stored)?,
@@ -337,7 +342,7 @@ fn limited(mut from: impl Read) -> Result<Bytes, DecodeError> {
     }
 }
 
-fn decrypt<'a>(keys: &Keys, stored: &'a [u8]) -> Result<Box<dyn Read + 'a>, DecodeError> {
+fn decrypt<'a>(keys: &Keys, stored: impl BufRead + 'a) -> Result<Box<dyn Read + 'a>, DecodeError> {
     if keys.identities.is_empty() {
         return Err(DecodeError::Key("the key file holds recipients only".to_owned()));
     }

@@ -4,6 +4,7 @@
 //! has, or had, its object, and an object without one is somebody else's, or a crash came between: its content
 //! is compared the long way. Nothing is ever replaced by other content, except by [`Repository::replace`].
 
+mod compare;
 mod write;
 
 use std::collections::BTreeSet;

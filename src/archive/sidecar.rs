@@ -107,7 +107,8 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// What describes `stored`, which holds `plain` with this digest and is called `object`.
-    pub fn describe(object: &str, stored: &[u8], plain: &[u8], plain_sha256: Sha256) -> Sidecar {
+    #[cfg(test)]
+    pub(super) fn describe(object: &str, stored: &[u8], plain: &[u8], plain_sha256: Sha256) -> Sidecar {
         let same = std::ptr::eq(stored, plain);
         Sidecar {
             object: object.to_owned(),

@@ -11,7 +11,7 @@ mod root;
 mod sync;
 mod upload;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -280,6 +280,25 @@ impl Storage {
                 on_alive(lane, dir, &self.pulse, READING, path, read).await
             }
             Kind::Objects(objects) => objects.get(path, &limit).await,
+        }
+    }
+
+    /// Shows an object to `work` while it comes, little of it at a time; `None` if there is certainly none. `work` need
+    /// not read to the end, and runs where it may take its time.
+    pub(super) async fn read_through<T: Send + 'static>(
+        &self,
+        path: &str,
+        limit: Limit,
+        work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+    ) -> Result<Option<T>, StorageError> {
+        match &self.kind {
+            Kind::Directory(dir, lane) => {
+                let read = move |dir: &Directory, path: &str, pulse: &Pulse| {
+                    dir.read_through(path, &limit, pulse, work)
+                };
+                on_alive(lane, dir, &self.pulse, READING, path, read).await
+            }
+            Kind::Objects(objects) => objects.read_through(path, &limit, work).await,
         }
     }
 

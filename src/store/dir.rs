@@ -20,12 +20,12 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
-use super::{StoreError, ownership, steps};
+use super::{Segment, StoreError, ownership, steps};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -113,6 +113,25 @@ impl DataDir {
     /// Path of a segment that is not finished.
     pub(super) fn partial(&self, name: WalFileName, size: SegSize) -> PathBuf {
         self.wal.join(format!("{}.partial", name.format(size)))
+    }
+
+    /// A copy of an unfinished segment, whose name is gone once it is mapped; `None` if there is none.
+    pub(super) fn copy_of_partial(&self, name: WalFileName, size: SegSize) -> io::Result<Option<Segment>> {
+        static COPIES: AtomicU64 = AtomicU64::new(0);
+        let mut from = match File::open(self.partial(name, size)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        from.sync_all()?;
+        let path = self.new_file(&format!("copy-{}", COPIES.fetch_add(1, Ordering::Relaxed)));
+        let mut made = || {
+            let mut to = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            io::copy(&mut from, &mut to)?;
+            Segment::open(&path, name, size, size.bytes())
+        };
+        let made = made();
+        let removed = fs::remove_file(&path);
+        made.and_then(|segment| removed.map(|()| Some(segment)))
     }
 
     /// Path of a timeline's history file.

@@ -593,6 +593,17 @@ impl Store {
         found.ok_or_else(|| ReadError::Removed(name.format(identity.seg_size)))
     }
 
+    /// The unfinished segment of a timeline that was left, all of its file as it is now, made durable first; `None` if it
+    /// is not here. It is a copy without a name: the file itself is written to when its timeline is taken up again. Waits
+    /// for the disk.
+    ///
+    /// # Errors
+    /// `InvalidData` if the file is not one segment long; `StorageFull` if there is no room for the copy.
+    pub fn copy_of_unfinished(&self, name: WalFileName) -> io::Result<Option<Arc<Segment>>> {
+        let Some(identity) = self.identity() else { return Ok(None) };
+        self.dir.copy_of_partial(name, identity.seg_size).map(|copy| copy.map(Arc::new))
+    }
+
     /// Names of all files of `pg_wal`, in no order; those in the making have no final name and are left out.
     /// Waits for the disk.
     pub fn wal_files(&self) -> io::Result<Vec<String>> {

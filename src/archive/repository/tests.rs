@@ -353,3 +353,56 @@ async fn work_of_our_own_is_not_the_silence_of_the_place() {
     };
     repository.ours(until_heard).await;
 }
+
+/// The most memory that this process ever had, in bytes.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+const ALONE: &str = "WALRELAY_TEST_ALONE";
+
+/// Memory is a process's, so this one has a process of its own.
+#[test]
+fn a_large_file_without_a_checksum_is_compared_with_little_of_it_in_memory() {
+    if std::env::var_os(ALONE).is_some() {
+        return compares_in_little_memory();
+    }
+    let test = "a_large_file_without_a_checksum_is_compared_with_little_of_it_in_memory";
+    let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
+    let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = alone.args(["--exact", &test, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[tokio::main]
+async fn compares_in_little_memory() {
+    use walrelay_proto::generate::WalGenerator;
+    use walrelay_proto::{Lsn, SegNo, SegSize, SystemId, TimelineId, WalFileName, WalIdentity};
+    const SIZE: usize = 64 << 20;
+    let id = WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(SIZE as u64).unwrap() };
+    let mut first = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(3 * SIZE as u64), 3);
+    first.fill(8192);
+    // Zeros that nobody writes to take no memory.
+    let mut plain = vec![0; SIZE];
+    plain[..8192].copy_from_slice(&first.take()[..8192]);
+    let plain = Bytes::from(plain);
+    let name = FileName::segment(WalFileName::new(TimelineId::FIRST, SegNo::new(3)), id.seg_size);
+    for compression in [Compression::None, Compression::Zstd(1), Compression::Lz4] {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().display());
+        let storage = Storage::open(&crate::archive::ObjectPlace::parse(&url).unwrap()).unwrap();
+        let codec = Codec::new(compression, None, false);
+        let path = dir.path().join(format!("{name}{}", codec.format().suffix()));
+        let file = std::fs::File::create(path).unwrap();
+        codec.encode_to(&plain, file).unwrap();
+        let there = Repository::over(storage, "test", Layout::Plain, codec);
+        let before = peak();
+        assert_eq!(there.write(&name, plain.clone()).await.unwrap(), Written::Same);
+        let grown = peak() - before;
+        assert!(grown < 24 << 20, "{compression:?}: {grown} bytes");
+        assert_eq!(there.sidecar(&name).await.unwrap().unwrap().plain_size, SIZE as u64);
+    }
+}

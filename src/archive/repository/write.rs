@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::compare::{self, Compared};
 use super::*;
-use crate::archive::check;
 use crate::archive::layout::Aside;
 use crate::archive::sidecar::Summing;
 
@@ -143,7 +143,7 @@ impl Repository {
         }
     }
 
-    /// Compares what is there byte for byte.
+    /// Compares what is there byte for byte, while it comes.
     #[expect(clippy::too_many_arguments, reason = "one place, and all of them are known only there")]
     async fn compare(
         &self,
@@ -155,35 +155,37 @@ impl Repository {
         sha256: Sha256,
         described: Option<Sidecar>,
     ) -> Result<Found, ReadError> {
-        let stored = match self.get(&path, self.limit(name, format)).await {
-            Ok(Some(stored)) => stored,
+        // A store shows whole objects only, and a checksum that fits was made of a whole file.
+        let whole =
+            !self.storage.is_directory() || described.is_some_and(|sidecar| sidecar.size == there.size);
+        let (codec, of, file) = (self.codec.clone(), plain.clone(), name.clone());
+        let look = move |stored: &mut dyn io::Read| compare::with(stored, &codec, format, &of, &file, !whole);
+        let compared = match self.storage.read_through(&path, self.limit(name, format), look).await {
+            Ok(Some(compared)) => compared,
             Ok(None) => return Ok(Found::Nothing),
-            Err(ReadError::Damaged { .. }) => return Ok(Found::Other),
-            Err(error) => return Err(error),
+            Err(error) if error.kind == Trouble::TooLarge => return Ok(Found::Other),
+            Err(source) => return Err(self.unreachable(source)),
         };
-        let decoded = self.decode(stored.clone(), format).await.ok();
-        if decoded.as_ref() == Some(plain) {
+        if let Compared::Same { sha256: stored, size } = compared {
             // Before its checksum says that it is there, it is.
             self.storage.sync(&path, there.size).await.map_err(|source| self.unreachable(source))?;
             let object = path.rsplit('/').next().unwrap_or(&path).to_owned();
-            let (of, size) = (plain.clone(), stored.len() as u64);
-            let sidecar = blocking(move || Sidecar::describe(&object, &stored, &of, sha256)).await;
+            let plain_size = plain.len() as u64;
+            let sidecar = Sidecar { object, sha256: stored, size, plain_sha256: sha256, plain_size };
             let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
             put.map_err(|source| self.unreachable(source))?;
             return Ok(Found::Same { path, size });
         }
-        // A store shows whole objects only, and a checksum that fits was made of a whole file.
-        let whole = described.is_some_and(|sidecar| sidecar.size == there.size);
-        if !self.storage.is_directory() || whole {
+        if whole {
             return Ok(Found::Other);
         }
         let unfinished = |reason: String| Found::Unfinished { path: path.clone(), reason };
         let (held, all) = (there.size, plain.len());
-        Ok(match decoded {
-            Some(content) if content.len() < all && plain.starts_with(&content) => {
-                unfinished(format!("{} of {all} bytes; remove it if nobody does", content.len()))
+        Ok(match compared {
+            Compared::Beginning { len } => {
+                unfinished(format!("{len} of {all} bytes; remove it if nobody does"))
             }
-            Some(content) if is_good(name, &content) => Found::Other,
+            Compared::Other { is_good: true } => Found::Other,
             _ if there.modified.elapsed().is_ok_and(|age| age > SETTLED) => Found::Other,
             _ => unfinished(format!("{held} bytes, no whole file, changed less than a minute ago")),
         })
@@ -313,18 +315,5 @@ impl Repository {
         // It describes nothing that is there.
         self.put_sidecar(name, sidecar).await?;
         Ok(true)
-    }
-}
-
-/// Whether this can be what it is called: a segment's WAL, a history.
-fn is_good(name: &FileName, content: &[u8]) -> bool {
-    match name.kind() {
-        FileKind::Segment => check::identity_of(content)
-            .ok()
-            .and_then(|id| Some((id, name.wal(id.seg_size)?)))
-            .is_some_and(|(id, wal)| check::whole_segment(id, wal, None, content).is_ok()),
-        FileKind::History => walrelay_proto::TimelineHistory::parse(name.tli(), content).is_ok(),
-        // Nothing tells.
-        FileKind::Partial | FileKind::Backup => false,
     }
 }

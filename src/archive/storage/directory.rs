@@ -1,7 +1,7 @@
 //! A target that is a directory of this machine, or mounted on it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,6 +137,22 @@ impl Directory {
         match file.metadata()?.is_dir() {
             true => Ok(None),
             false => buffer::read_to_end(file, limit, pulse).map(Some),
+        }
+    }
+
+    /// Shows a file to `work`, little of it at a time.
+    pub(super) fn read_through<T>(
+        &self,
+        path: &str,
+        limit: &Limit,
+        pulse: &Pulse,
+        work: impl FnOnce(&mut dyn Read) -> T,
+    ) -> io::Result<Option<T>> {
+        let Some(file) = self.if_found(File::open(self.at(path)))? else { return Ok(None) };
+        pulse.beat();
+        match file.metadata()?.is_dir() {
+            true => Ok(None),
+            false => buffer::read_through(file, limit, pulse, work).map(Some),
         }
     }
 

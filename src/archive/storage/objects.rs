@@ -1,14 +1,17 @@
 //! A target that is an object store.
 
 use std::future::Future;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, TryStreamExt};
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
+use tokio::sync::mpsc;
 
 use super::super::limit::Limit;
 use super::super::target::ObjectPlace;
@@ -176,37 +179,55 @@ impl Objects {
     }
 
     pub(super) async fn get(&self, path: &str, limit: &Limit) -> Result<Option<Bytes>, StorageError> {
+        let Some(mut coming) = self.begin_get(path, limit).await? else { return Ok(None) };
+        let mut content = BytesMut::new();
+        while let Some(piece) = coming.next(self, path).await? {
+            content.extend_from_slice(&piece);
+        }
+        Ok(Some(content.freeze()))
+    }
+
+    /// Shows an object to `work` while it comes.
+    pub(super) async fn read_through<T: Send + 'static>(
+        &self,
+        path: &str,
+        limit: &Limit,
+        work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+    ) -> Result<Option<T>, StorageError> {
+        let Some(mut coming) = self.begin_get(path, limit).await? else { return Ok(None) };
+        let (send, pieces) = mpsc::channel(1);
+        let mut pieces = Pieces { pieces, piece: Bytes::new() };
+        let worker = tokio::task::spawn_blocking(move || work(&mut pieces));
+        let come = loop {
+            match coming.next(self, path).await {
+                Ok(Some(piece)) => {
+                    if send.send(piece).await.is_err() {
+                        break Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        drop(send);
+        let done = worker.await.map_err(|error| StorageError::new(READING, path, &error));
+        // What it made of half an object is of no use.
+        come.and(done).map(Some)
+    }
+
+    async fn begin_get(&self, path: &str, limit: &Limit) -> Result<Option<Coming>, StorageError> {
         let location = self.location(path);
         let get = |store: Arc<dyn ObjectStore>| {
             let location = location.clone();
             async move { store.get(&location).await }
         };
-        let found = match self.request(0, READING, path, get).await? {
-            Ok(found) => found,
+        match self.request(0, READING, path, get).await? {
+            Ok(found) => Coming::new(found, limit.clone(), path).map(Some),
             Err(object_store::Error::NotFound { .. }) => {
-                return self.confirm_missing(READING, path).await.map(|()| None);
+                self.confirm_missing(READING, path).await.map(|()| None)
             }
-            Err(error) => return Err(failed(READING, path, &error)),
-        };
-        let too_large = |reason: String| StorageError {
-            kind: Trouble::TooLarge,
-            ..StorageError::new(READING, path, &reason)
-        };
-        let size = found.range.end - found.range.start;
-        let mut look = limit.must_look(size).map_err(too_large)?;
-        let mut content = BytesMut::new();
-        let mut stream = found.into_stream();
-        while let Some(bytes) = self.next(READING, path, &mut stream).await? {
-            content.extend_from_slice(&bytes);
-            if content.len() as u64 > size {
-                return Err(too_large("it is longer than the store said".to_owned()));
-            }
-            if look && (content.len() >= limit.peek || content.len() as u64 == size) {
-                limit.judge(&content, size).map_err(too_large)?;
-                look = false;
-            }
+            Err(error) => Err(failed(READING, path, &error)),
         }
-        Ok(Some(content.freeze()))
     }
 
     /// The next piece of an answer: however long all of it takes, it must not pause for long.
@@ -272,6 +293,65 @@ impl Objects {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(failed(action, path, &error)),
         }
+    }
+}
+
+/// An object on its way here.
+struct Coming {
+    pieces: BoxStream<'static, object_store::Result<Bytes>>,
+    limit: Limit,
+    /// What the store says, and what has come of it.
+    size: u64,
+    come: u64,
+    /// What is kept until it is known that it is not too large.
+    beginning: Option<BytesMut>,
+}
+
+impl Coming {
+    fn new(found: GetResult, limit: Limit, path: &str) -> Result<Coming, StorageError> {
+        let size = found.range.end - found.range.start;
+        let look = limit.must_look(size).map_err(|reason| too_large(path, &reason))?;
+        let (pieces, beginning) = (found.into_stream(), look.then(BytesMut::new));
+        Ok(Coming { pieces, limit, size, come: 0, beginning })
+    }
+
+    async fn next(&mut self, from: &Objects, path: &str) -> Result<Option<Bytes>, StorageError> {
+        while let Some(piece) = from.next(READING, path, &mut self.pieces).await? {
+            self.come += piece.len() as u64;
+            if self.come > self.size {
+                return Err(too_large(path, "it is longer than the store said"));
+            }
+            let Some(mut beginning) = self.beginning.take() else { return Ok(Some(piece)) };
+            beginning.extend_from_slice(&piece);
+            if beginning.len() >= self.limit.peek || self.come == self.size {
+                self.limit.judge(&beginning, self.size).map_err(|reason| too_large(path, &reason))?;
+                return Ok(Some(beginning.freeze()));
+            }
+            self.beginning = Some(beginning);
+        }
+        Ok(None)
+    }
+}
+
+fn too_large(path: &str, reason: &str) -> StorageError {
+    StorageError { kind: Trouble::TooLarge, ..StorageError::new(READING, path, &reason) }
+}
+
+/// An object's pieces, for who reads.
+struct Pieces {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            let Some(next) = self.pieces.blocking_recv() else { return Ok(0) };
+            self.piece = next;
+        }
+        let taken = self.piece.split_to(self.piece.len().min(buffer.len()));
+        buffer[..taken.len()].copy_from_slice(&taken);
+        Ok(taken.len())
     }
 }
 

@@ -1,10 +1,11 @@
 //! One file on its way: read here, written there.
 
+use std::io::ErrorKind::{InvalidData, QuotaExceeded, StorageFull};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use walrelay_proto::SegSize;
+use walrelay_proto::{SegSize, WalFileName};
 
 use super::{Outcome, Sink};
 use crate::archive::command;
@@ -81,8 +82,10 @@ pub(in crate::archive) fn mapped(segment: Arc<Segment>) -> Bytes {
 
 /// A file's content; `None` if it is not here any more. For blocking threads.
 pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Bytes>> {
-    let Some(wal) = name.wal(size).filter(|_| name.kind() == FileKind::Segment) else {
-        return read_file(&store.wal_path(name.as_str()));
+    let wal = match (name.kind(), name.wal(size)) {
+        (FileKind::Segment, Some(wal)) => wal,
+        (FileKind::Partial, Some(wal)) => return unfinished(store, name, wal),
+        _ => return read_file(&store.wal_path(name.as_str())),
     };
     match store.finished_segment(wal) {
         Ok(segment) => {
@@ -95,8 +98,23 @@ pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io:
     }
 }
 
-/// The last segment of a timeline that was left is not synced by anybody else; what is archived must not be
-/// less after a crash.
+/// The last segment of a timeline that was left. Up to 1 GB of it is in memory only where the disk has no room for a copy:
+/// WAL that is held for the target may be what fills it.
+fn unfinished(store: &Store, name: &FileName, wal: WalFileName) -> std::io::Result<Option<Bytes>> {
+    match store.copy_of_unfinished(wal) {
+        Ok(None) => Ok(None),
+        Ok(Some(segment)) => {
+            segment.populate(0, segment.published() as usize)?;
+            Ok(Some(mapped(segment)))
+        }
+        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | InvalidData) => {
+            read_file(&store.wal_path(name.as_str()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Nobody else syncs what lies beside finished segments; what is archived must not be less after a crash.
 fn read_file(path: &Path) -> std::io::Result<Option<Bytes>> {
     let read = || -> std::io::Result<Bytes> {
         let mut file = std::fs::File::open(path)?;

@@ -217,3 +217,32 @@ async fn what_is_sent_is_the_map_whatever_the_segments_size() {
     let piece = mapped(here.clone()).slice(100..SEG as usize);
     assert_eq!(piece.as_ptr(), map[100..].as_ptr());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map() {
+    let it = Setting::new();
+    let name = FileName::parse(&format!("{}.partial", segment(LAST + 5))).unwrap();
+    let (path, whole) = (it.store.wal_path(name.as_str()), vec![7; SEG as usize]);
+    fs::write(&path, &whole).unwrap();
+    let names = || {
+        let entries = fs::read_dir(path.parent().unwrap()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    let content = send::content(&it.store, &name, id().seg_size).unwrap().unwrap();
+    // Its timeline is taken up again, and written to.
+    fs::write(&path, vec![8; SEG as usize]).unwrap();
+    assert!(content[..] == whole[..] && names() == before);
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let map = maps.lines().find(|line| {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let at = |text| usize::from_str_radix(text, 16).unwrap();
+        (at(from)..at(to)).contains(&(content.as_ptr() as usize))
+    });
+    assert!(map.is_some_and(|map| map.ends_with("(deleted)")), "it is in memory: {map:?}");
+    // Half of one is sent as it is.
+    fs::write(&path, b"half").unwrap();
+    assert_eq!(&send::content(&it.store, &name, id().seg_size).unwrap().unwrap()[..], b"half");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(send::content(&it.store, &name, id().seg_size).unwrap(), None);
+}
