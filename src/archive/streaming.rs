@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, WalFileName};
 
 use super::name::FileName;
@@ -15,6 +15,8 @@ use crate::upstream::{QueryError, ServerError, UpstreamConnection, connect_any};
 
 /// Longest wait for a connection, and for the next message of one.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How often a walsender hears of us while it streams: well below any sensible `wal_sender_timeout`.
+const STATUS_EVERY: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(3) };
 
 /// A server that streams WAL. Each question is asked on a connection of its own.
 #[derive(Debug)]
@@ -188,12 +190,14 @@ async fn stream(
 ) -> Result<Bytes, QueryError> {
     conn.send_query(&format!("START_REPLICATION PHYSICAL {start} TIMELINE {tli}")).await?;
     let mut wal = BytesMut::with_capacity(len);
+    let mut report_at = None;
     while wal.len() < len {
-        let message = timeout(LIMIT, conn.next_message()).await;
-        let (kind, body) = message.map_err(|_| QueryError::Io(io::ErrorKind::TimedOut.into()))??;
+        let received = start.advance(wal.len() as u64);
+        let (kind, body) = next_message(conn, received, &mut report_at).await?;
         pulse.beat();
         match kind {
-            b'd' => append(&mut wal, start, &body)?,
+            b'W' => report_at = Some(Instant::now() + STATUS_EVERY),
+            b'd' if append(&mut wal, start, &body)? => report_at = Some(Instant::now()),
             b'E' => return Err(QueryError::Server(ServerError::of_message(body))),
             b'c' | b'Z' => return Err(QueryError::Protocol { problem: "stream that ends early".to_owned() }),
             _ => {}
@@ -203,16 +207,40 @@ async fn stream(
     Ok(wal.freeze())
 }
 
-fn append(wal: &mut BytesMut, start: Lsn, body: &[u8]) -> Result<(), QueryError> {
+/// The next message; a report first, and while it takes long, whenever one is due.
+async fn next_message(
+    conn: &mut UpstreamConnection,
+    received: Lsn,
+    report_at: &mut Option<Instant>,
+) -> Result<(u8, Bytes), QueryError> {
+    let silent_at = Instant::now() + LIMIT;
+    loop {
+        if report_at.is_some_and(|at| at <= Instant::now()) {
+            conn.send_status(received).await?;
+            *report_at = Some(Instant::now() + STATUS_EVERY);
+        }
+        let until = report_at.map_or(silent_at, |at| at.min(silent_at));
+        match timeout_at(until, conn.next_message()).await {
+            Ok(message) => return message,
+            Err(_) if until == silent_at => return Err(QueryError::Io(io::ErrorKind::TimedOut.into())),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Takes a message of the stream; whether the server wants to hear of us at once.
+fn append(wal: &mut BytesMut, start: Lsn, body: &[u8]) -> Result<bool, QueryError> {
     let bad = |problem: String| QueryError::Protocol { problem };
-    let message = ServerMessage::decode(body).map_err(|error| bad(error.to_string()))?;
-    let ServerMessage::XLogData(header, bytes) = message else { return Ok(()) };
+    let (header, bytes) = match ServerMessage::decode(body).map_err(|error| bad(error.to_string()))? {
+        ServerMessage::XLogData(header, bytes) => (header, bytes),
+        ServerMessage::Keepalive(keepalive) => return Ok(keepalive.reply_requested),
+    };
     let expected = start.advance(wal.len() as u64);
     if header.start != expected {
         return Err(bad(format!("WAL at {}, expected {expected}", header.start)));
     }
     wal.extend_from_slice(bytes);
-    Ok(())
+    Ok(false)
 }
 
 fn is_missing(error: &ServerError) -> bool {
@@ -222,9 +250,90 @@ fn is_missing(error: &ServerError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use walrelay_proto::SegNo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use walrelay_proto::{ClientMessage, Keepalive, PgTimestamp, SegNo, StandbyStatusUpdate, XLogDataHeader};
+
+    use crate::conninfo::Environment;
 
     const MB: u64 = 1 << 20;
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(body.len() + 4).unwrap();
+        [&[kind][..], &len.to_be_bytes(), body].concat()
+    }
+
+    /// One row of text, and the end of the answer.
+    fn row(values: &[&str]) -> Vec<u8> {
+        let count = u16::try_from(values.len()).unwrap().to_be_bytes();
+        let columns = [count.to_vec(), vec![0; 19 * values.len()]].concat();
+        let value =
+            |text: &&str| [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat();
+        let values = [count.to_vec(), values.iter().flat_map(value).collect()].concat();
+        [frame(b'T', &columns), frame(b'D', &values), frame(b'C', b"SELECT\0"), frame(b'Z', b"I")].concat()
+    }
+
+    async fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+        let kind = stream.read_u8().await.unwrap();
+        let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+        stream.read_exact(&mut body).await.unwrap();
+        (kind, body)
+    }
+
+    async fn read_status(stream: &mut TcpStream) -> StandbyStatusUpdate {
+        let (kind, body) = read_frame(stream).await;
+        assert_eq!(kind, b'd');
+        match ClientMessage::decode(&body) {
+            Ok(ClientMessage::Status(status)) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn wal(start: Lsn, len: usize) -> Vec<u8> {
+        let header = XLogDataHeader { start, end: start, send_time: PgTimestamp::from_micros(1) };
+        [&header.frame(len as u32)[..], &vec![7; len]].concat()
+    }
+
+    /// A walsender that sends segment 3 of 1 MB, and goes on only when it has heard of its client: asked for, and, as
+    /// `wal_sender_timeout` has it, without.
+    async fn walsender(mut stream: TcpStream) {
+        let len = stream.read_u32().await.unwrap() as usize;
+        stream.read_exact(&mut vec![0; len - 4]).await.unwrap();
+        let welcome = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.1\0"), frame(b'Z', b"I")];
+        stream.write_all(&welcome.concat()).await.unwrap();
+        for answer in [row(&["77", "1", "0/800000", ""]), row(&["1MB"])] {
+            assert_eq!(read_frame(&mut stream).await.0, b'Q');
+            stream.write_all(&answer).await.unwrap();
+        }
+        assert_eq!(read_frame(&mut stream).await.0, b'Q');
+        stream.write_all(&frame(b'W', &[0; 3])).await.unwrap();
+        let (start, half) = (Lsn::new(3 * MB), MB as usize / 2);
+        let end = Lsn::new(8 * MB);
+        let keepalive = Keepalive { end, send_time: PgTimestamp::from_micros(1), reply_requested: true };
+        stream.write_all(&keepalive.frame()).await.unwrap();
+        read_status(&mut stream).await;
+        stream.write_all(&wal(start, half)).await.unwrap();
+        // The second one at the latest has been sent after that.
+        let middle = start.advance(half as u64);
+        while read_status(&mut stream).await.write != Some(middle) {}
+        let status = read_status(&mut stream).await;
+        assert_eq!((status.write, status.flush, status.apply), (Some(middle), None, None));
+        stream.write_all(&wal(middle, half)).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+
+    #[tokio::test]
+    async fn a_walsender_hears_of_us_while_it_streams() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move { walsender(listener.accept().await.unwrap().0).await });
+        let environment = Environment::of_user("rep").with("HOME", "/nonexistent");
+        let info = format!("host=127.0.0.1 port={port} user=rep sslmode=disable");
+        let source = Server::new(ConnInfo::parse(&info, &environment).unwrap());
+        let segment = source.read("000000010000000000000003").await.unwrap().unwrap();
+        assert!(segment.len() as u64 == MB && segment.iter().all(|&byte| byte == 7));
+        server.await.unwrap();
+    }
 
     #[test]
     fn a_server_has_what_lies_on_its_way_and_is_durable() {

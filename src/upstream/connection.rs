@@ -1,7 +1,10 @@
 //! A connection that is logged in.
 
+use std::time::SystemTime;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
+use walrelay_proto::{Lsn, PgTimestamp, StandbyStatusUpdate};
 
 use super::error::{QueryError, ServerError};
 use super::frame::{self, FrameError, MAX_MESSAGE};
@@ -166,6 +169,20 @@ impl UpstreamConnection {
         }
         self.busy = true;
         self.send(messages).await
+    }
+
+    /// Tells a walsender what has been received of its stream: one that hears nothing for `wal_sender_timeout` hangs up,
+    /// however much it is sending. Nothing is said to be synced, so that no commit is confirmed by it.
+    ///
+    /// Not cancel-safe, as [`send_query`](Self::send_query).
+    ///
+    /// # Errors
+    /// I/O errors; final for the connection.
+    pub async fn send_status(&mut self, received: Lsn) -> Result<(), QueryError> {
+        let send_time = PgTimestamp::from_system_time(SystemTime::now());
+        let (write, flush, apply) = (Some(received), None, None);
+        let status = StandbyStatusUpdate { write, flush, apply, send_time, reply_requested: false };
+        self.send(&status.frame()).await
     }
 
     /// Sends a few bytes; a server that does not take them for a minute is given up.
