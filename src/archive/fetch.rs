@@ -356,10 +356,7 @@ impl Fetcher {
     }
 
     fn good_length(&self, file: &str, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
-        let id = check::identity_of(bytes).ok()?;
-        let name = WalFileName::parse(file, id.seg_size)?;
-        let ours = self.system_id.is_none_or(|ours| ours == id.system_id);
-        ours.then(|| (id, check::good_length(id, name, bytes)))
+        good_length(file, self.system_id, bytes)
     }
 
     /// How much of a segment lies before the place where its timeline was left, if the archive knows a newer one:
@@ -409,6 +406,19 @@ pub(super) fn check_file(file: &str, system_id: Option<SystemId>, bytes: &[u8]) 
     let name = WalFileName::parse(file, id.seg_size);
     let name = name.ok_or_else(|| format!("its segments are {} long", id.seg_size.to_show()))?;
     check::whole_segment(id, name, None, bytes).map_err(|fault| fault.to_string())
+}
+
+/// Whether these bytes begin as the segment does.
+pub(super) fn is_beginning(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> bool {
+    good_length(file, system_id, bytes).is_some_and(|(_, good)| good > 0)
+}
+
+/// How much of a segment's beginning is good; `None` if it is not ours.
+fn good_length(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
+    let id = check::identity_of(bytes).ok()?;
+    let name = WalFileName::parse(file, id.seg_size)?;
+    let ours = system_id.is_none_or(|ours| ours == id.system_id);
+    ours.then(|| (id, check::good_length(id, name, bytes)))
 }
 
 /// Whether this is a segment's name, of whatever size.

@@ -177,7 +177,7 @@ impl Restore {
         role: Role,
         deadline: Instant,
     ) -> Result<Option<Taken>, RestoreError> {
-        let taking = spool.take(&self.file, &self.target, system_id);
+        let taking = spool.take(&self.file, &self.target, system_id, role);
         match role {
             Role::Recovery => Ok(taking.await),
             Role::Standby => {

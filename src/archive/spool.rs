@@ -32,6 +32,7 @@ use walrelay_proto::{SegSize, SystemId};
 
 use super::fetch::{self, Fetched, Fetcher};
 use super::limit::Limit;
+use super::restore::Role;
 use super::temp::{TempFile, put};
 use super::{buffer, check};
 use crate::permissions::{Distrust, check_private_dir};
@@ -84,8 +85,15 @@ impl Spool {
     }
 
     /// Moves a segment that was fetched ahead to its place; waits for one that is on its way. `None` if it has to be
-    /// fetched.
-    pub(super) async fn take(&self, file: &str, target: &Path, system_id: Option<SystemId>) -> Option<Taken> {
+    /// fetched. Of one that nobody has finished, only a standby gets the beginning: it asks again. To a recovery that may
+    /// be the end, and somebody may have more by now.
+    pub(super) async fn take(
+        &self,
+        file: &str,
+        target: &Path,
+        system_id: Option<SystemId>,
+        role: Role,
+    ) -> Option<Taken> {
         if !fetch::is_segment(file) {
             return None;
         }
@@ -99,7 +107,8 @@ impl Spool {
                 let beginning = read(&path).ok()?;
                 // More may have come until it is asked for again.
                 let _ = fs::remove_file(&path);
-                return Some(Taken::Unfinished(beginning));
+                let usable = role == Role::Standby && fetch::is_beginning(&file, system_id, &beginning);
+                return usable.then_some(Taken::Unfinished(beginning));
             };
             let size = check::identity_of(&bytes).ok()?.seg_size;
             let good = fetch::check_file(&file, system_id, &bytes).is_ok();
@@ -150,12 +159,13 @@ impl Spool {
         }
     }
 
-    /// Waits for a segment that was left to the worker; `None` if the worker has not got it.
+    /// Waits for a segment that a standby has left to the worker; `None` if the worker has not got it.
     pub(super) async fn wait(&self, file: &str, target: &Path, system_id: Option<SystemId>) -> Option<Taken> {
+        let role = Role::Standby;
         let (marker, mut was_there) = (self.dir.join(format!("{file}{FETCHING}")), false);
         loop {
             let is_there = marker.exists();
-            if let Some(taken) = self.take(file, target, system_id).await {
+            if let Some(taken) = self.take(file, target, system_id, role).await {
                 return Some(taken);
             }
             if was_there && !is_there {

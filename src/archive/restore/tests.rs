@@ -329,6 +329,36 @@ async fn a_silent_source_is_no_reason_to_leave_anything_to_the_background() {
 }
 
 #[tokio::test]
+async fn a_beginning_left_in_the_spool_is_for_a_standby_of_its_cluster() {
+    let setting = Setting::new();
+    let dir = setting.dir.path().join("spool");
+    let spool = Spool::new(dir.clone(), Arc::new(|| Ok(())));
+    fs::create_dir(&dir).unwrap();
+    let left = dir.join(format!("{MIDDLE}.unfinished"));
+    let beginning = |segno: usize| {
+        let mut bytes = setting.wal[(segno - 3) * SEG..][..SEG / 2].to_vec();
+        bytes.resize(SEG, 0);
+        bytes
+    };
+    let take = async |bytes: Vec<u8>, system: u64, role| {
+        fs::write(&left, bytes).unwrap();
+        let taken = spool.take(MIDDLE, &setting.target(), Some(SystemId(system)), role).await;
+        assert!(!left.exists());
+        taken
+    };
+    assert!(matches!(take(beginning(5), 77, Role::Standby).await, Some(Taken::Unfinished(_))));
+    assert_eq!(take(beginning(5), 78, Role::Standby).await, None, "another cluster's");
+    assert_eq!(take(beginning(4), 77, Role::Standby).await, None, "another segment's");
+    assert_eq!(take(beginning(5), 77, Role::Recovery).await, None);
+    // A recovery gets what there is now.
+    fs::write(&left, beginning(5)).unwrap();
+    let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+    assert!(fs::read(setting.target()).unwrap() == setting.wal[2 * SEG..3 * SEG]);
+    assert!(!left.exists());
+}
+
+#[tokio::test]
 async fn a_spoiled_segment_in_the_spool_is_fetched_again() {
     let setting = Setting::new();
     let spool = Spool::new(setting.dir.path().join("spool"), Arc::new(|| Ok(())));
