@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn who_has_replayed_everything_has_no_lag() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::permissions::private_tempdir();
         let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
         let sender = Senders::new(Slots::open(dir, 1).unwrap()).register(identity(1));
         let (clock, start) = (LagClock::new(), Instant::now());
