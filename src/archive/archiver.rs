@@ -59,7 +59,16 @@ pub(super) struct Floor {
 #[derive(Debug)]
 pub(super) struct Floors {
     store: Arc<Store>,
-    floors: Mutex<BTreeMap<String, Option<Floor>>>,
+    floors: Mutex<BTreeMap<String, Need>>,
+}
+
+/// What a target needs in one place: what it said about another one does not count.
+#[derive(Debug)]
+struct Need {
+    /// Its [`Target::identity`].
+    place: String,
+    /// `None` until it has said so.
+    floor: Option<Floor>,
 }
 
 impl Floors {
@@ -67,15 +76,17 @@ impl Floors {
         Floors { store, floors: Mutex::default() }
     }
 
-    /// Holds everything until this target has said what it needs.
-    pub(super) fn expect(&self, name: &str) {
-        lock(&self.floors).insert(name.to_owned(), None);
+    /// Holds everything until this target has said what it needs in the place of this identity.
+    pub(super) fn expect(&self, name: &str, place: String) {
+        lock(&self.floors).insert(name.to_owned(), Need { place, floor: None });
         self.store.hold_for_archive(Some(Lsn::INVALID));
     }
 
-    pub(super) fn set(&self, name: &str, floor: Floor) {
+    /// What a target needs; nothing is done if another place is expected of it meanwhile, where less may be.
+    pub(super) fn set(&self, name: &str, place: &str, floor: Floor) {
         let mut floors = lock(&self.floors);
-        floors.insert(name.to_owned(), Some(floor));
+        let Some(need) = floors.get_mut(name).filter(|need| need.place == place) else { return };
+        need.floor = Some(floor);
         self.tell(&floors);
     }
 
@@ -86,9 +97,9 @@ impl Floors {
         self.tell(&floors);
     }
 
-    fn tell(&self, floors: &BTreeMap<String, Option<Floor>>) {
-        let hold = floors.values().map(|floor| floor.map_or(Lsn::INVALID, |floor| floor.hold)).min();
-        let archived = floors.values().flatten().filter_map(|floor| floor.archived);
+    fn tell(&self, floors: &BTreeMap<String, Need>) {
+        let hold = floors.values().map(|need| need.floor.map_or(Lsn::INVALID, |floor| floor.hold)).min();
+        let archived = floors.values().filter_map(|need| need.floor?.archived);
         self.store.set_archived(archived.max_by_key(|archived| archived.to));
         self.store.hold_for_archive(hold);
     }

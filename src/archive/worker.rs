@@ -659,7 +659,8 @@ impl Worker {
         let readable = matches!(self.sink, Sink::Objects(_));
         let archived = saved.since().filter(|since| readable && *since < needed);
         let archived = archived.map(|from| ArchivedWal { from, to: needed });
-        self.floors.set(&self.target.name, Floor { hold: needed.max(dropped), archived });
+        let floor = Floor { hold: needed.max(dropped), archived };
+        self.floors.set(&self.target.name, &self.target.identity(), floor);
     }
 }
 

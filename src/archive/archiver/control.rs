@@ -155,7 +155,7 @@ impl ArchiveControl {
                 )),
                 Kind::New | Kind::OtherPlace => {
                     // Before its worker runs, so that nothing is let go that it needs.
-                    self.floors.expect(&name);
+                    self.floors.expect(&name, wanted.target.identity());
                     // Two may change places.
                     self.places.release(&name);
                     let how = if matches!(kind, Kind::New) { "is new" } else { "is another place now" };

@@ -101,6 +101,7 @@ impl Setting {
         let listing = Listing::new(&names, id().seg_size, self.store.history(), tip.write_lsn);
         let (listings, listing) = watch::channel(Some(Arc::new(listing)));
         let floors = Arc::new(Floors::new(self.store.clone()));
+        floors.expect("main", self.target.identity());
         let places = Arc::new(Places::new(self.store.data_dir()));
         let now = Arc::new(Wanted { target: self.target.clone(), sink });
         let (order, wanted) = watch::channel(Some(now.clone()));

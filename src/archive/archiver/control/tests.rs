@@ -4,15 +4,18 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
+use walrelay_proto::Lsn;
 use walrelay_testkit::{S3, wait_until};
 
 use super::*;
+use crate::archive::archiver::Floor;
 use crate::archive::codec::{Codec, Compression};
 use crate::archive::layout::Layout;
 use crate::archive::storage::Storage;
 use crate::archive::target::ObjectPlace;
 use crate::archive::worker::tests::{FIRST, LAST, Setting, segment};
 use crate::archive::{Archiver, FileName};
+use crate::store::ArchivedWal;
 
 /// An archiver over a store with some segments.
 struct Running {
@@ -223,4 +226,32 @@ async fn targets_may_change_places_and_wrong_places_change_nothing() {
     let name = segment(LAST + 1);
     assert!(it.dir("two").join(format!("{name}.zst")).exists() && it.dir("one").join(name.as_str()).exists());
     it.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_old_place_needs_lets_nothing_go_that_is_promised_to_the_new_one() {
+    let it = Setting::new();
+    let floors = Floors::new(it.store.clone());
+    let hold = |lsn: u64| {
+        let archived = ArchivedWal { from: Lsn::new(0x10), to: Lsn::new(lsn) };
+        Floor { hold: Lsn::new(lsn), archived: Some(archived) }
+    };
+    let held = || lock(&floors.floors)["one"].floor.map(|floor| floor.hold.as_u64());
+    let archived = || it.store.archived().map(|archived| archived.to.as_u64());
+    floors.expect("one", "old".to_owned());
+    floors.set("one", "old", hold(0x500));
+    assert_eq!(
+        (held(), it.store.archived().map(|archived| archived.to)),
+        (Some(0x500), Some(Lsn::new(0x500)))
+    );
+    floors.expect("one", "new".to_owned());
+    // The old worker saves for the last time.
+    floors.set("one", "old", hold(0x600));
+    assert_eq!((held(), archived()), (None, Some(0x500)));
+    floors.set("one", "new", hold(0x100));
+    assert_eq!((held(), archived()), (Some(0x100), Some(0x100)));
+    // Nor does it come back when the target is none any more.
+    floors.remove("one");
+    floors.set("one", "new", hold(0x200));
+    assert!(lock(&floors.floors).is_empty());
 }
