@@ -315,6 +315,45 @@ async fn what_could_not_be_synced_is_written_again() {
     assert!(matches!(there.write_again(&other, wal(4)).await.unwrap(), Written::New { .. }));
 }
 
+/// Its directory's sync has failed, and after a crash not even the file's first one is to be believed.
+#[tokio::test]
+async fn what_was_lost_before_it_had_a_checksum_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (there, path) = (in_directory(dir.path()), dir.path().join(segment().as_str()));
+    let (sidecar, hour) =
+        (dir.path().join(format!("{}.sha256", segment())), std::time::Duration::from_secs(3600));
+    let mut half = wal(3).to_vec();
+    half[300_000..].fill(0);
+    for (left, age) in
+        [(vec![0; 1 << 20], 2), (half.clone(), 0), (half, 2), (Vec::new(), 2), (wal(3)[..9].to_vec(), 0)]
+    {
+        let _ = std::fs::remove_file(&sidecar);
+        std::fs::write(&path, &left).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - hour * age).unwrap();
+        assert_eq!(there.write_again(&segment(), wal(3)).await.unwrap(), Written::Same, "{}", left.len());
+        assert!(there.read(&segment()).await.unwrap() == Some(wal(3)), "{}", left.len());
+    }
+    let conflicts = paths(&there).await.into_iter().filter(|path| path.contains(".conflict-")).count();
+    assert_eq!(conflicts, 0);
+    // Whole WAL of somebody else's stays.
+    let mut other = wal(3).to_vec();
+    other[24..32].copy_from_slice(&78u64.to_le_bytes());
+    std::fs::remove_file(&sidecar).unwrap();
+    std::fs::write(&path, &other).unwrap();
+    let written = there.write_again(&segment(), wal(3)).await.unwrap();
+    assert!(matches!(written, Written::Conflict { .. }), "{written:?}");
+    assert!(std::fs::read(&path).unwrap() == other);
+    // What nothing can be told of is kept aside.
+    let partial = name("000000010000000000000004.partial");
+    there.storage().put(partial.as_str(), bytes("whose?")).await.unwrap();
+    assert_eq!(there.write_again(&partial, wal(4)).await.unwrap(), Written::Same);
+    assert!(there.read(&partial).await.unwrap() == Some(wal(4)));
+    let kept = |path: &String| path.starts_with("000000010000000000000004.partial.damaged-");
+    let kept: Vec<_> = paths(&there).await.into_iter().filter(kept).collect();
+    assert_eq!(there.storage().get(&kept[0]).await.unwrap(), Some(bytes("whose?")));
+}
+
 #[tokio::test]
 async fn what_comes_later_is_listed_in_every_layout() {
     for layout in [Layout::Plain, Layout::Barman, Layout::BarmanCloud] {

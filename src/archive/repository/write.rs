@@ -27,6 +27,11 @@ enum Found {
     },
     /// Other content.
     Other,
+    /// What may be left of our content that was lost, or nothing that anybody could use.
+    Left {
+        path: String,
+        format: Format,
+    },
     /// Something that somebody is still writing, or has left half.
     Unfinished {
         path: String,
@@ -58,6 +63,12 @@ impl Repository {
             if looks() || again {
                 match self.look(name, &plain, sha256, again).await.map_err(from_read)? {
                     Found::Same { path, .. } if again => {
+                        self.put_again(name, &path, plain, sha256).await?;
+                        return Ok(Written::Same);
+                    }
+                    Found::Left { path, format } => {
+                        // Nothing tells for certain that it is no one else's.
+                        self.copy_aside(name, &path, format).await?;
                         self.put_again(name, &path, plain, sha256).await?;
                         return Ok(Written::Same);
                     }
@@ -126,6 +137,9 @@ impl Repository {
     ) -> Result<Found, ReadError> {
         let Some(sidecar) = self.sidecar(name).await? else {
             return match self.locate(name).await? {
+                Some((path, format, stored)) if lost && self.storage.is_directory() => {
+                    self.look_at_rest(name, path, format, stored.size, plain).await
+                }
                 Some((path, format, stored)) => {
                     self.compare(name, path, format, stored, plain, sha256, None).await
                 }
@@ -143,7 +157,45 @@ impl Repository {
         }
     }
 
-    /// Compares what is there byte for byte, while it comes.
+    /// What is there, without a checksum, in place of what may be lost: short, full of zeros, or somebody else's. Only
+    /// that is left alone, if it is whole.
+    async fn look_at_rest(
+        &self,
+        name: &FileName,
+        path: String,
+        format: Format,
+        size: u64,
+        plain: &Bytes,
+    ) -> Result<Found, ReadError> {
+        Ok(match self.compared(name, &path, format, plain, true).await? {
+            None => Found::Nothing,
+            Some(Compared::Same { .. } | Compared::Beginning { .. }) => Found::Same { path, size },
+            Some(Compared::Other { is_good: true }) => Found::Other,
+            Some(Compared::Other { is_good: false }) => Found::Left { path, format },
+        })
+    }
+
+    /// Compares what is there byte for byte, while it comes; `None` if there is certainly nothing. `judged`: whether
+    /// other content is good, too.
+    async fn compared(
+        &self,
+        name: &FileName,
+        path: &str,
+        format: Format,
+        plain: &Bytes,
+        judged: bool,
+    ) -> Result<Option<Compared>, ReadError> {
+        let (codec, of, file) = (self.codec.clone(), plain.clone(), name.clone());
+        let look = move |stored: &mut dyn io::Read| compare::with(stored, &codec, format, &of, &file, judged);
+        match self.storage.read_through(path, self.limit(name, format), look).await {
+            Ok(compared) => Ok(compared),
+            // Whose it is does not matter: it is no file of ours.
+            Err(error) if error.kind == Trouble::TooLarge => Ok(Some(Compared::Other { is_good: true })),
+            Err(source) => Err(self.unreachable(source)),
+        }
+    }
+
+    /// What is there, and what that means.
     #[expect(clippy::too_many_arguments, reason = "one place, and all of them are known only there")]
     async fn compare(
         &self,
@@ -158,13 +210,8 @@ impl Repository {
         // A store shows whole objects only, and a checksum that fits was made of a whole file.
         let whole =
             !self.storage.is_directory() || described.is_some_and(|sidecar| sidecar.size == there.size);
-        let (codec, of, file) = (self.codec.clone(), plain.clone(), name.clone());
-        let look = move |stored: &mut dyn io::Read| compare::with(stored, &codec, format, &of, &file, !whole);
-        let compared = match self.storage.read_through(&path, self.limit(name, format), look).await {
-            Ok(Some(compared)) => compared,
-            Ok(None) => return Ok(Found::Nothing),
-            Err(error) if error.kind == Trouble::TooLarge => return Ok(Found::Other),
-            Err(source) => return Err(self.unreachable(source)),
+        let Some(compared) = self.compared(name, &path, format, plain, !whole).await? else {
+            return Ok(Found::Nothing);
         };
         if let Compared::Same { sha256: stored, size } = compared {
             // Before its checksum says that it is there, it is.
