@@ -6,9 +6,10 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::pulse::Pulse;
 
@@ -32,6 +33,41 @@ pub(crate) struct Lane {
 impl Default for Lane {
     fn default() -> Lane {
         Lane::new("archive-io", PATIENCE)
+    }
+}
+
+/// Whether a call is given up: it runs on then, and must not undo what others do meanwhile.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_so(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Who waits for a call, or drops the wait.
+struct Waiter(GivenUp);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A call did not end in time, or not in order.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    /// Why, for people.
+    pub(crate) reason: String,
+    /// It has begun, and may go on.
+    pub(crate) is_begun: bool,
+}
+
+impl Unanswered {
+    fn before(reason: String) -> Unanswered {
+        Unanswered { reason, is_begun: false }
     }
 }
 
@@ -61,9 +97,26 @@ impl Lane {
         size: u64,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, String> {
+        self.run_told(size, move |_| work()).await.map_err(|error| error.reason)
+    }
+
+    /// Like [`run`](Self::run); `work` can tell whether it was given up. Its time begins when a thread is free, which is
+    /// waited for as long as a call like it may take.
+    ///
+    /// # Errors
+    /// It did not begin, or not end, in time, or not end in order.
+    pub(crate) async fn run_told<T: Send + 'static>(
+        &self,
+        size: u64,
+        work: impl FnOnce(&GivenUp) -> T + Send + 'static,
+    ) -> Result<T, Unanswered> {
         let limit = self.limit(size);
-        let done = tokio::time::timeout(limit, self.start(work)).await;
-        done.unwrap_or_else(|_| Err(format!("no answer in {} s", limit.as_secs_f32().round())))
+        let place = self.place(limit).await.map_err(Unanswered::before)?;
+        let waiter = Waiter(GivenUp::default());
+        let given_up = waiter.0.clone();
+        let done = self.start(place, move || work(&given_up)).map_err(Unanswered::before)?;
+        let done = tokio::time::timeout(limit, end(done)).await;
+        done.unwrap_or_else(|_| Err(silent(limit))).map_err(|reason| Unanswered { reason, is_begun: true })
     }
 
     /// Runs `work` as long as it shows signs of life, whatever it moves. When it has been silent for too long it goes on
@@ -83,13 +136,27 @@ impl Lane {
             alive.beat();
             done
         };
-        let done = pulse.heed(self.patience, self.start(work)).await;
-        let silent = || format!("no answer in {} s", self.patience.as_secs_f32().round());
-        done.unwrap_or_else(|| Err(silent()))
+        let done = self.start(self.place(self.patience).await?, work)?;
+        let done = pulse.heed(self.patience, end(done)).await;
+        done.unwrap_or_else(|| Err(silent(self.patience)))
     }
 
-    async fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-        let place = self.free.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+    /// Waits for a free thread.
+    async fn place(&self, limit: Duration) -> Result<OwnedSemaphorePermit, String> {
+        let free = tokio::time::timeout(limit, self.free.clone().acquire_owned()).await;
+        let free = free.map_err(|_| {
+            let limit = limit.as_secs_f32().round();
+            format!("not begun in {limit} s: {THREADS} calls before it have not been answered")
+        })?;
+        free.map_err(|error| error.to_string())
+    }
+
+    /// Starts `work` on a thread; what it ends with is for [`end`].
+    fn start<T: Send + 'static>(
+        &self,
+        place: OwnedSemaphorePermit,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<std::thread::Result<T>>, String> {
         let (report, done) = oneshot::channel();
         let run = move || {
             let result = std::panic::catch_unwind(AssertUnwindSafe(work));
@@ -99,11 +166,26 @@ impl Lane {
         };
         let thread = std::thread::Builder::new().name(self.name.to_owned()).spawn(run);
         thread.map_err(|error| format!("could not start a thread: {error}"))?;
-        match done.await {
-            Ok(Ok(result)) => Ok(result),
-            _ => Err("a fault of walrelay, see standard error".to_owned()),
-        }
+        Ok(done)
     }
+
+    /// Whether no call is under way, those that were given up included.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free.available_permits() == THREADS
+    }
+}
+
+/// The end of a call.
+async fn end<T>(done: oneshot::Receiver<std::thread::Result<T>>) -> Result<T, String> {
+    match done.await {
+        Ok(Ok(result)) => Ok(result),
+        _ => Err("a fault of walrelay, see standard error".to_owned()),
+    }
+}
+
+fn silent(limit: Duration) -> String {
+    format!("no answer in {} s", limit.as_secs_f32().round())
 }
 
 #[cfg(test)]
@@ -122,7 +204,8 @@ mod tests {
             assert!(error.contains("no answer"), "{error}");
         }
         // Nobody is left to do it.
-        assert!(lane.run(0, || 1).await.is_err());
+        let error = lane.run_told(0, |_| 1).await.unwrap_err();
+        assert!(!error.is_begun && error.reason.contains("not begun in"), "{error:?}");
         hung.clear();
         while lane.run(0, || 1).await.is_err() {}
         assert_eq!(lane.run(0, || 2).await, Ok(2));
@@ -143,6 +226,43 @@ mod tests {
         let (_go_on, wait) = mpsc::channel::<()>();
         let error = lane.run_alive(&pulse, move |_| wait.recv().is_ok()).await.unwrap_err();
         assert!(error.contains("no answer"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_thread_costs_a_call_none_of_its_time() {
+        let lane = Lane::new("test", Duration::from_secs(10));
+        // As long as a blocking thread is at work the clock stands.
+        let (end, ended) = mpsc::channel::<()>();
+        let clock = tokio::task::spawn_blocking(move || ended.recv());
+        let busy = lane.free.clone().acquire_many_owned(THREADS as u32).await.unwrap();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let other = lane.clone();
+        let call = tokio::spawn(async move { other.run_told(0, move |_| wait.recv().is_ok()).await });
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(9)).await;
+        drop(busy);
+        while lane.is_idle() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(Duration::from_secs(9)).await;
+        go_on.send(()).unwrap();
+        assert!(call.await.unwrap().unwrap());
+        drop(end);
+        assert!(clock.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn who_is_waited_for_no_longer_knows() {
+        let lane = Lane::new("test", Duration::from_millis(20));
+        let ((go_on, wait), (say, told)) = (mpsc::channel::<()>(), mpsc::channel());
+        let work = move |given_up: &GivenUp| {
+            let before = given_up.is_so();
+            let _ = wait.recv();
+            say.send((before, given_up.is_so())).unwrap();
+        };
+        assert!(lane.run_told(0, work).await.unwrap_err().is_begun);
+        drop(go_on);
+        assert_eq!(told.recv().unwrap(), (false, true));
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use object_store::path::Path as ObjectPath;
 
 use super::limit::{self, Limit};
 use super::target::ObjectPlace;
-use crate::lane::Lane;
+use crate::lane::{GivenUp, Lane};
 use crate::pulse::Pulse;
 use directory::Directory;
 use objects::Objects;
@@ -202,7 +202,7 @@ impl Storage {
     /// Whether it may be written to, and is the place that it was. A directory gets its marker.
     pub async fn admit(&self) -> Result<(), StorageError> {
         let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
-        on(lane, dir, 0, "could not use", "", |dir, _| dir.root().admit(root::Access::Write)).await
+        on(lane, dir, 0, "could not use", "", |dir, _, _| dir.root().admit(root::Access::Write)).await
     }
 
     /// Whether anything shows that there ever was an archive: a mount point without its file system is no empty one.
@@ -234,8 +234,9 @@ impl Storage {
         let size = content.len() as u64;
         match &self.kind {
             Kind::Directory(dir, lane) => {
-                let write = move |dir: &Directory, path: &str| {
-                    dir.write(path, !create, |file| file.write_all(&content)).map(|done| done.is_some())
+                let write = move |dir: &Directory, path: &str, given_up: &GivenUp| {
+                    let done = dir.write(path, !create, given_up, |file| file.write_all(&content));
+                    done.map(|done| done.is_some())
                 };
                 on(lane, dir, size, WRITING, path, write).await
             }
@@ -254,7 +255,9 @@ impl Storage {
     ) -> Result<Option<T>, StorageError> {
         match &self.kind {
             Kind::Directory(dir, lane) => {
-                let write = move |dir: &Directory, path: &str| dir.write(path, !create, |file| make(file));
+                let write = move |dir: &Directory, path: &str, given_up: &GivenUp| {
+                    dir.write(path, !create, given_up, |file| make(file))
+                };
                 on(lane, dir, about, WRITING, path, write).await
             }
             Kind::Objects(objects) => upload::put_made(objects, path, create, make).await,
@@ -264,7 +267,7 @@ impl Storage {
     /// Makes durable what somebody else has written. A store's objects are.
     pub(super) async fn sync(&self, path: &str, size: u64) -> Result<(), StorageError> {
         let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
-        on(lane, dir, size, SYNCING, path, Directory::sync).await
+        on(lane, dir, size, SYNCING, path, |dir, path, _| dir.sync(path)).await
     }
 
     /// Reads an object that is no larger than a segment of 16 MB; `None` if there is certainly none.
@@ -351,7 +354,9 @@ impl Storage {
     /// Removes what uploads have left that were cut off long ago.
     pub async fn tidy(&self) -> Result<(), StorageError> {
         match &self.kind {
-            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not tidy", "", |dir, _| dir.tidy()).await,
+            Kind::Directory(dir, lane) => {
+                on(lane, dir, 0, "could not tidy", "", |dir, _, _| dir.tidy()).await
+            }
             // A store shows no part of an upload, and removes parts by rules of the bucket.
             Kind::Objects(_) => Ok(()),
         }
@@ -381,16 +386,17 @@ async fn on<T: Send + 'static>(
     size: u64,
     action: &'static str,
     path: &str,
-    work: impl FnOnce(&Directory, &str) -> io::Result<T> + Send + 'static,
+    work: impl FnOnce(&Directory, &str, &GivenUp) -> io::Result<T> + Send + 'static,
 ) -> Result<T, StorageError> {
     let (at, owned) = (dir.clone(), path.to_owned());
-    let done = lane.run(size, move || {
-        work(&at, &owned).map_err(|error| StorageError::of_io(action, &at.show(&owned), &error))
+    let done = lane.run_told(size, move |given_up| {
+        work(&at, &owned, given_up).map_err(|error| StorageError::of_io(action, &at.show(&owned), &error))
     });
-    done.await.unwrap_or_else(|reason| {
-        // It goes on, and whether its sync says no will be said to nobody.
-        let kind = if SYNCS.contains(&action) { Trouble::NotSynced } else { Trouble::Passing };
-        Err(StorageError { kind, ..StorageError::new(action, &dir.show(path), &reason) })
+    done.await.unwrap_or_else(|error| {
+        // Once begun it goes on, and whether its sync says no will be said to nobody.
+        let is_lost = error.is_begun && SYNCS.contains(&action);
+        let kind = if is_lost { Trouble::NotSynced } else { Trouble::Passing };
+        Err(StorageError { kind, ..StorageError::new(action, &dir.show(path), &error.reason) })
     })
 }
 
@@ -447,6 +453,57 @@ mod tests {
         assert!(storage.head("a").await.is_err());
         assert!(storage.list("").await.is_err());
         assert!(storage.put("a", Bytes::new()).await.is_err());
+    }
+
+    /// A directory whose syncs of files of one byte hang until what is returned is dropped.
+    fn hanging(dir: &std::path::Path) -> (Storage, std::sync::mpsc::Sender<()>) {
+        let (go_on, wait) = std::sync::mpsc::channel();
+        let wait = std::sync::Mutex::new(wait);
+        let fault = move |file: &std::fs::File| {
+            let meta = file.metadata()?;
+            if !meta.is_dir() && meta.len() == 1 {
+                let _: Result<(), _> = wait.lock().unwrap().recv();
+            }
+            Ok(())
+        };
+        let url = format!("file://{}", dir.display());
+        let storage = Storage::open(&ObjectPlace::parse(&url).unwrap()).unwrap();
+        let patience = std::time::Duration::from_millis(50);
+        (storage.patient_for(patience).with_fault(Box::new(fault)), go_on)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_write_that_was_given_up_replaces_nothing_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hasty, go_on) = hanging(dir.path());
+        let error = hasty.put("a", Bytes::from_static(b"1")).await.unwrap_err();
+        assert!(error.reason.contains("no answer in"), "{error}");
+        let url = format!("file://{}", dir.path().display());
+        let other = Storage::open(&ObjectPlace::parse(&url).unwrap()).unwrap();
+        other.put("a", Bytes::from_static(b"newer")).await.unwrap();
+        drop(go_on);
+        let Kind::Directory(_, lane) = &hasty.kind else { panic!("it is a directory") };
+        while !lane.is_idle() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(other.get("a").await.unwrap(), Some(Bytes::from_static(b"newer")));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left of it");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_write_that_never_began_puts_nothing_in_doubt() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hasty, go_on) = hanging(dir.path());
+        let all = async |count: u8| {
+            let put = async |n: u8| hasty.put(&n.to_string(), Bytes::from_static(b"1")).await.unwrap_err();
+            let puts: Vec<_> = (0..count).map(put).collect();
+            futures_util::future::join_all(puts).await
+        };
+        let kinds = async |count| all(count).await.into_iter().map(|error| error.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(16).await, [Trouble::NotSynced; 16]);
+        // All threads hang.
+        assert_eq!(kinds(4).await, [Trouble::Passing; 4]);
+        drop(go_on);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! A target that is a directory of this machine, or mounted on it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,12 +17,15 @@ use super::super::limit::Limit;
 use super::Stored;
 use super::root::{Access, MARKER, Root};
 use super::sync::{NotSynced, Syncs};
+use crate::lane::GivenUp;
 use crate::pulse::Pulse;
 
 /// Begins the names of files that are being written.
 const NEW_FILE_PREFIX: &str = ".walrelay-new.";
 /// After this time nobody writes such a file any more.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How long a name may be in other hands before that is an error. Longer only where the file system hangs.
+const HANDED_OVER: Duration = Duration::from_secs(1);
 
 /// The root must exist: a file system that is not mounted must not be taken for an empty archive, nor be
 /// filled up below its mount point.
@@ -53,16 +58,18 @@ impl Directory {
         &self,
         path: &str,
         replace: bool,
+        given_up: &GivenUp,
         fill: impl FnOnce(&mut File) -> io::Result<T>,
     ) -> io::Result<Option<T>> {
         self.root.admit(Access::Write)?;
-        self.write_here(path, replace, fill).map_err(|error| self.explained(error))
+        self.write_here(path, replace, given_up, fill).map_err(|error| self.explained(error))
     }
 
     fn write_here<T>(
         &self,
         path: &str,
         replace: bool,
+        given_up: &GivenUp,
         fill: impl FnOnce(&mut File) -> io::Result<T>,
     ) -> io::Result<Option<T>> {
         let target = self.at(path);
@@ -74,6 +81,7 @@ impl Directory {
         self.make_dirs(path)?;
         let temporary = parent.join(new_file_name());
         let named = write_synced(&temporary, self.syncs(), fill).and_then(|made| {
+            let _name = NameInHand::take(&target, given_up)?;
             let is_named = rename(&temporary, &target, replace)?;
             Ok(is_named.then_some(made))
         });
@@ -194,12 +202,14 @@ impl Directory {
     }
 
     /// Removes a file, and its directory if that was the last one.
-    pub(super) fn remove(&self, path: &str) -> io::Result<()> {
+    pub(super) fn remove(&self, path: &str, given_up: &GivenUp) -> io::Result<()> {
         self.root.admit(Access::Write)?;
         let target = self.at(path);
+        let name = NameInHand::take(&target, given_up)?;
         if self.if_found(fs::remove_file(&target))?.is_none() {
             return Ok(());
         }
+        drop(name);
         let parent = target.parent().unwrap_or(self.root.path());
         if parent == self.root.path() || fs::remove_dir(parent).is_err() {
             return self.syncs().sync(&File::open(parent)?);
@@ -231,6 +241,40 @@ impl Directory {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Names that are being given or taken away, in whatever target.
+static IN_HAND: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+static LAID_DOWN: Condvar = Condvar::new();
+
+/// The right to give a name or take it away: a call that hangs in that, and was given up, has it still, so that what it
+/// does at last is not done to what is newer.
+struct NameInHand(PathBuf);
+
+impl NameInHand {
+    /// Only for a call that somebody waits for.
+    fn take(name: &Path, given_up: &GivenUp) -> io::Result<NameInHand> {
+        let names = IN_HAND.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_taken = |names: &mut BTreeSet<PathBuf>| names.contains(name);
+        let waited = LAID_DOWN.wait_timeout_while(names, HANDED_OVER, is_taken);
+        let (mut names, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            let reason = "a call about this name that was given up has not ended yet";
+            return Err(io::Error::new(ErrorKind::ResourceBusy, reason));
+        }
+        if given_up.is_so() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it was given up"));
+        }
+        names.insert(name.to_owned());
+        Ok(NameInHand(name.to_owned()))
+    }
+}
+
+impl Drop for NameInHand {
+    fn drop(&mut self) {
+        IN_HAND.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        LAID_DOWN.notify_all();
     }
 }
 
@@ -306,4 +350,26 @@ fn walk(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_done_to_a_name_while_another_call_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = Directory::new(dir.path().to_owned());
+        let waited = GivenUp::default();
+        let write = |text: &[u8]| at.write("a", true, &waited, |file| io::Write::write_all(file, text));
+        write(b"first").unwrap();
+        let hangs = NameInHand::take(&dir.path().join("a"), &waited).unwrap();
+        assert_eq!(write(b"second").unwrap_err().kind(), ErrorKind::ResourceBusy);
+        assert_eq!(at.remove("a", &waited).unwrap_err().kind(), ErrorKind::ResourceBusy);
+        at.write("b", false, &waited, |_| Ok(())).unwrap();
+        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"first");
+        drop(hangs);
+        write(b"third").unwrap();
+        at.remove("a", &waited).unwrap();
+    }
 }
