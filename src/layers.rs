@@ -12,7 +12,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("auth", &["permissions"]),
     ("config", &["archive", "conninfo", "downstream", "gateway", "permissions", "redact", "store", "wire"]),
-    ("conninfo", &["auth", "redact"]),
+    ("conninfo", &["auth", "permissions", "redact"]),
     ("console", &["overlay", "wire"]),
     ("descriptors", &[]),
     (

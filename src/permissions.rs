@@ -2,9 +2,12 @@
 //! (PostgreSQL: `checkDataDir`, `check_ssl_key_file_permissions`).
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+
+/// Bytes of the largest file that is read whole. A list of a hundred thousand users has a quarter of it.
+const LARGEST: u64 = 64 << 20;
 
 /// Why a file or directory is not believed: what is wrong, and what to do. Follows its name in a message.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +100,26 @@ pub fn check_shared_secret(path: &Path) -> Result<(), Distrust> {
     Ok(())
 }
 
+/// A whole file that somebody else has named: a device or a pipe may go on for ever.
+///
+/// # Errors
+/// It cannot be read, or is larger than such files are.
+pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    limited(&mut File::open(path)?, LARGEST)
+}
+
 fn content(file: &mut File) -> io::Result<String> {
-    let mut content = String::new();
-    file.read_to_string(&mut content)?;
+    let text = limited(file, LARGEST)?;
+    String::from_utf8(text).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+fn limited(file: &mut impl Read, largest: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(largest + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > largest {
+        let text = format!("it is larger than {} MB, which no such file is", largest >> 20);
+        return Err(io::Error::new(ErrorKind::FileTooLarge, text));
+    }
     Ok(content)
 }
 
@@ -188,6 +208,18 @@ mod tests {
     fn refused<T: std::fmt::Debug>(result: Result<T, Distrust>, problem: &str) {
         let text = result.unwrap_err().to_string();
         assert!(text.contains(problem), "{text}");
+    }
+
+    #[test]
+    fn what_never_ends_is_not_read_for_ever() {
+        for error in [
+            read_limited(Path::new("/dev/zero")).unwrap_err().to_string(),
+            read_rules(Path::new("/dev/zero")).unwrap_err().to_string(),
+        ] {
+            assert!(error.ends_with("it is larger than 64 MB, which no such file is"), "{error}");
+        }
+        assert_eq!(limited(&mut &b"12"[..], 2).unwrap(), b"12");
+        assert!(limited(&mut &b"123"[..], 2).is_err());
     }
 
     #[test]

@@ -155,6 +155,11 @@ impl Config {
         Config::of(file, settings, &environment)
     }
 
+    /// The file that they were read from.
+    pub fn file(&self) -> Option<&Path> {
+        self.typed.file.as_deref()
+    }
+
     /// Names of the settings, archive targets left out, that are not the same in `other`.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         self.typed.all.differences(&other.typed.all)

@@ -34,7 +34,7 @@ struct ServiceFile {
 
 impl ServiceFile {
     fn read(&self) -> Result<Option<String>, ConnInfoError> {
-        match std::fs::read(&self.path) {
+        match crate::permissions::read_limited(&self.path) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.named => Ok(None),
             Err(source) => Err(ConnInfoError::ServiceFile { path: self.path.clone(), source }),

@@ -12,6 +12,7 @@ mod receiver;
 mod reload;
 mod signals;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
 use receiver::Receiver;
-use reload::Reload;
+use reload::{At, Reload};
 use signals::{IgnoredSignals, Order, StopSignals};
 
 /// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
@@ -78,7 +79,7 @@ struct Relay {
 impl Relay {
     async fn start(mut config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
         let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
-        let access = Arc::new(SharedAccess::new(load_access(&config)?));
+        let access = Arc::new(SharedAccess::new(load_access(&config, &At::default())?));
         let descriptors = raise_descriptors(&config);
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
@@ -294,10 +295,17 @@ fn raise_descriptors(config: &Config) -> Arc<Descriptors> {
     Arc::new(descriptors)
 }
 
-fn load_access(config: &Config) -> Result<Access, RelayError> {
-    let hba = config.hba_file.as_deref().map_or_else(|| Ok(Hba::builtin()), Hba::load)?;
-    let users = config.auth_file.as_deref().map_or_else(|| Ok(Users::default()), Users::load)?;
-    let idents = config.ident_file.as_deref().map_or_else(|| Ok(Idents::default()), Idents::load)?;
+fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
+    let named = |what, path: &Option<PathBuf>| {
+        path.as_deref().inspect(|path| at.file(what, path)).map(Path::to_owned)
+    };
+    let hba =
+        named("--hba-file", &config.hba_file).map_or_else(|| Ok(Hba::builtin()), |path| Hba::load(&path))?;
+    let users = named("--auth-file", &config.auth_file)
+        .map_or_else(|| Ok(Users::default()), |path| Users::load(&path))?;
+    let idents = named("--ident-file", &config.ident_file)
+        .map_or_else(|| Ok(Idents::default()), |path| Idents::load(&path))?;
+    at.note("the TLS files".to_owned());
     let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
     for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {
         tracing::warn!("{warning}");

@@ -1,19 +1,22 @@
 //! SIGHUP: the configuration file, and the files that it names, are read again.
 //!
-//! All of it is read and checked before anything is changed: a file that cannot be used leaves everything as it was. Who may
+//! All of it is read and checked before anything is changed: a file that cannot be used leaves everything as it was, and so does
+//! one that does not answer, which is given up and holds up no later signal. Who may
 //! connect and the archive's targets change while the relay runs; for anything else that differs the log says that it takes a
 //! restart.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use super::{load_access, sources};
-use crate::archive::{ArchiveControl, Recall};
+use crate::archive::{ArchiveControl, Prepared, Recall, Source};
 use crate::config::Config;
-use crate::downstream::SharedAccess;
+use crate::downstream::{Access, SharedAccess};
 use crate::error::RelayError;
+use crate::lane::{Lane, PATIENCE};
 use crate::store::Store;
 
 /// Settings that are in effect at once, for new connections.
@@ -28,6 +31,34 @@ const ACCESS: [&str; 9] = [
     "ssl-min-protocol-version",
     "ssl-max-protocol-version",
 ];
+
+/// What is read at the moment, for the message should it not come back.
+#[derive(Clone, Default, Debug)]
+pub(super) struct At(Arc<Mutex<String>>);
+
+impl At {
+    /// A file of which `what` names the kind.
+    pub(super) fn file(&self, what: &str, path: &Path) {
+        self.note(format!("{what} \"{}\"", path.display()));
+    }
+
+    /// Several files.
+    pub(super) fn note(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn current(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// All that was read, checked, and not in effect yet.
+struct Fresh {
+    config: Config,
+    access: Access,
+    targets: Prepared,
+    sources: Vec<Arc<dyn Source>>,
+}
 
 /// What can be changed, and what it was made of.
 pub(super) struct Reload {
@@ -52,25 +83,42 @@ impl Reload {
         Arc::new(Reload { started: config.clone(), read: Mutex::new(config), access, store, archive, recall })
     }
 
-    /// At each signal, until told to stop. The files are read on another thread: they may lie on a disk that hangs.
+    /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
     pub(super) async fn run_on(self: Arc<Self>, mut hangup: Signal, stop: CancellationToken) {
+        let lane = Lane::new("reload", PATIENCE);
         while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
-            let this = self.clone();
-            let reading = tokio::task::spawn_blocking(move || {
-                if let Err(error) = this.read_again() {
-                    tracing::error!("configuration not reloaded, the old one stays: {error}");
-                }
-            });
-            // A panic has been told of; the old configuration stays.
-            let _ = stop.run_until_cancelled(reading).await;
+            let _ = stop.run_until_cancelled(self.reload(&lane)).await;
         }
     }
 
-    fn read_again(&self) -> Result<(), RelayError> {
-        let new = self.started.read_again()?;
-        let access = load_access(&new)?;
-        let (targets, sources) = (self.archive.prepare(&new.archive)?, sources(&new.archive, &self.store)?);
-        // Nothing fails from here on.
+    async fn reload(self: &Arc<Self>, lane: &Lane) {
+        let this = self.clone();
+        match within(lane, move |at| this.read_again(at)).await {
+            Ok(fresh) => {
+                let this = self.clone();
+                // A panic has been told of.
+                let _ = tokio::task::spawn_blocking(move || this.apply(fresh)).await;
+            }
+            Err(reason) => tracing::error!("configuration not reloaded, the old one stays: {reason}"),
+        }
+    }
+
+    /// Changes nothing, so that it can be given up.
+    fn read_again(&self, at: &At) -> Result<Fresh, RelayError> {
+        if let Some(path) = self.started.file() {
+            at.file("configuration file", path);
+        }
+        let config = self.started.read_again()?;
+        let access = load_access(&config, at)?;
+        at.note("the archive targets' files".to_owned());
+        let (targets, sources) =
+            (self.archive.prepare(&config.archive)?, sources(&config.archive, &self.store)?);
+        Ok(Fresh { config, access, targets, sources })
+    }
+
+    /// Nothing fails here.
+    fn apply(&self, fresh: Fresh) {
+        let Fresh { config: new, access, targets, sources } = fresh;
         self.access.replace(access);
         if !sources.is_empty() && !self.recall.has_sources() {
             self.store.expect_archive();
@@ -89,6 +137,57 @@ impl Reload {
             tracing::warn!("{name} changed, which takes a restart; until then the old value stays in effect");
         }
         tracing::info!("configuration reloaded");
-        Ok(())
+    }
+}
+
+/// Reads on a thread of the lane; the error says at what it was if it did not come back.
+async fn within<T: Send + 'static>(
+    lane: &Lane,
+    read: impl FnOnce(&At) -> Result<T, RelayError> + Send + 'static,
+) -> Result<T, String> {
+    let at = At::default();
+    // Threads that hang may be so many that this one is not begun.
+    at.note("the configuration".to_owned());
+    let theirs = at.clone();
+    match lane.run(0, move || read(&theirs)).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(reason) => Err(format!("could not read {}: {reason}", at.current())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::hba::Hba;
+
+    /// A FIFO that nobody writes to is read like a file on a dead mount.
+    #[tokio::test]
+    async fn a_file_that_hangs_is_named_and_given_up_and_the_next_signal_counts() {
+        let dir = crate::permissions::private_tempdir();
+        let path = dir.path().join("hba");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        let lane = Lane::new("reload", PATIENCE);
+        let hanging = path.clone();
+        let (reached, is_there) = tokio::sync::oneshot::channel();
+        let read = move |at: &At| {
+            at.file("hba file", &hanging);
+            let _ = reached.send(());
+            Ok(Hba::load(&hanging)?)
+        };
+        let others = async {
+            is_there.await.unwrap();
+            tokio::time::pause();
+        };
+        let (error, ()) = tokio::join!(within(&lane, read), others);
+        tokio::time::resume();
+        let shown = path.display();
+        assert_eq!(error.unwrap_err(), format!("could not read hba file \"{shown}\": no answer in 30 s"));
+
+        let good = dir.path().join("good");
+        std::fs::write(&good, "local all all peer\n").unwrap();
+        assert!(within(&lane, move |_| Ok(Hba::load(&good)?)).await.is_ok());
+        // Lets the thread go.
+        std::fs::File::options().read(true).write(true).open(&path).unwrap();
     }
 }

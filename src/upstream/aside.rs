@@ -12,6 +12,7 @@ use std::{fs, io};
 use super::error::ConnectError;
 use crate::conninfo::{ConnInfo, Purpose};
 use crate::lane::Lane;
+use crate::permissions::read_limited;
 
 /// How long such a call may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ impl Files {
     /// A file's content; `what` names its kind.
     pub(super) fn read(&self, what: &str, path: &Path) -> io::Result<Vec<u8>> {
         self.at(&format!("{what} \"{}\"", path.display()));
-        fs::read(path)
+        read_limited(path)
     }
 
     /// As [`Files::read`], `None` if there is no such file.

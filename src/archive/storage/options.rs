@@ -115,7 +115,7 @@ fn client(place: &ObjectPlace) -> ClientOptions {
 
 fn connector(place: &ObjectPlace) -> Result<Connector, OptionError> {
     let Some(path) = place.options.get("ca_file") else { return Ok(Connector::new(None)) };
-    let pem = std::fs::read(path)
+    let pem = crate::permissions::read_limited(path.as_ref())
         .map_err(|error| OptionError::Store(format!("could not read \"{path}\": {error}")))?;
     reqwest::Certificate::from_pem_bundle(&pem)
         .map_err(|error| OptionError::Store(format!("\"{path}\": {error}")))?;
