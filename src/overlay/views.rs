@@ -1,5 +1,7 @@
 //! The two views, by common table expressions of their names.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::lex::{self, Kind, Token};
@@ -33,9 +35,15 @@ impl View {
         rows.into_iter().map(Row::into_json).collect()
     }
 
-    /// The common table expression with the rows of `source`, which is a `jsonb`.
-    fn expression(self, source: &str, by_search_path: bool) -> String {
-        let guard = if by_search_path { self.guard() } else { String::new() };
+    /// The common table expression with the rows of `source`, which is a `jsonb`, for names with these qualifications.
+    fn expression(self, source: &str, qualifications: &BTreeSet<&str>) -> String {
+        let guard: String = qualifications
+            .iter()
+            .map(|qualification| match *qualification {
+                "" => self.guard(),
+                qualification => self.read_as(qualification),
+            })
+            .collect();
         match self {
             View::Slots => slots_expression(source, &guard),
             View::Senders => senders_expression(source, &guard),
@@ -52,6 +60,12 @@ impl View {
              pg_catalog.to_regclass('{name}')::pg_catalog.text, ' in this session, write pg_catalog.{name} or the \
              schema of the other')::pg_catalog.bool END"
         )
+    }
+
+    /// A condition that is true and names the view as the client did: whether a database in front is the current one is
+    /// for the server to say (0A000 if it is not).
+    fn read_as(self, qualification: &str) -> String {
+        format!(" AND (true OR EXISTS (SELECT 1 FROM {qualification}{}))", self.name())
     }
 }
 
@@ -116,6 +130,18 @@ pub(super) struct Reading {
 struct Reference {
     /// The qualification in front of it, `pg_catalog` with its dot, perhaps with the database.
     qualification: Option<std::ops::Range<usize>>,
+    /// The database is in it, as it stands there.
+    database: Option<String>,
+}
+
+impl Reference {
+    /// What the server has to judge of its qualification: nothing if it is the schema alone.
+    fn judged(&self) -> Option<&str> {
+        match &self.qualification {
+            None => Some(""),
+            Some(_) => self.database.as_deref(),
+        }
+    }
 }
 
 /// Looks for the views in a statement; `None` if it has nothing to do with them. What the statement calls so itself is
@@ -155,8 +181,8 @@ impl Reading {
             if references.is_empty() {
                 continue;
             }
-            let by_search_path = references.iter().any(|reference| reference.qualification.is_none());
-            expressions.push(view.expression(&rows.source(view, session, relay), by_search_path));
+            let judged = references.iter().filter_map(Reference::judged).collect();
+            expressions.push(view.expression(&rows.source(view, session, relay), &judged));
             let qualifications = references.iter().filter_map(|reference| reference.qualification.clone());
             edits.extend(qualifications.map(|span| Edit { span, text: String::new() }));
         }
@@ -277,11 +303,15 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
         return None;
     }
     let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
-    Some(Reference { qualification })
+    let has_database = start.is_some_and(|start| start + 4 == at);
+    let database = qualification.clone().filter(|_| has_database);
+    // In another encoding than UTF-8 it cannot be repeated.
+    let database = database.map(|span| String::from_utf8(text[span].to_owned())).transpose().ok()?;
+    Some(Reference { qualification, database })
 }
 
 /// The first token of the qualification of the name at `at`: `None` if that is of another schema, `Some(None)` if
-/// there is none. A database in front of the schema can only be the current one.
+/// there is none. Whether a database in front of the schema is the current one is for the server to say.
 pub(super) fn qualified_from(text: &[u8], tokens: &[Token], at: usize) -> Option<Option<usize>> {
     let is_dot = |back: usize| at.checked_sub(back).is_some_and(|at| tokens[at].kind == Kind::Dot);
     if !is_dot(1) {

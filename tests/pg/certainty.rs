@@ -447,6 +447,8 @@ const OF_ANYBODY: &[&str] = &[
     "deallocate all",
     "discard all",
     "select * from nosuch.pg_stat_replication",
+    "select slot_name from pg_catalog.pg_catalog.pg_replication_slots where false",
+    "select postgres.pg_catalog.pg_stat_replication.pid from postgres.pg_catalog.pg_stat_replication where false",
     "syntax error from pg_stat_replication",
 ];
 

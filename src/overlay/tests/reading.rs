@@ -60,6 +60,10 @@ fn qualifiers_go() {
         r#"table postgres.pg_catalog."pg_replication_slots""#,
         r#"WITH SLOTS table "pg_replication_slots""#,
     );
+    let text = rewritten(r#"table "a b" /* c */ .pg_catalog.pg_stat_replication"#);
+    let judged = r#"EXISTS (SELECT 1 FROM "a b" /* c */ .pg_catalog.pg_stat_replication)"#;
+    assert!(text.contains(judged), "the server says whether that is the current database: {text}");
+    assert_eq!(rewritten("table pg_catalog.pg_stat_replication").matches("EXISTS").count(), 0);
     untouched("select 1 from mine.pg_stat_replication");
     untouched("select 1 from a.b.pg_stat_replication");
     untouched("select 1 from a.b.pg_catalog.pg_stat_replication");
