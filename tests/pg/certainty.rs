@@ -6,7 +6,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant, SystemTime};
 
 use walrelay_testkit::{
-    Cluster, PATIENCE, Receivewal, Relay, Server, on_every_version, on_one_version, wait_until,
+    Cluster, PATIENCE, Process, Receivewal, Relay, Scratch, Server, on_every_version, on_one_version,
+    wait_until,
 };
 
 use crate::relay_below;
@@ -353,6 +354,20 @@ fn physical_slots_upstream_are_out_of_reach(server: &Server) {
     assert!(has_slot(&lower, "deep") && !has_slot(&relay, "deep"));
     let advance = "select slot_name from pg_replication_slot_advance('l', pg_current_wal_lsn())";
     assert_eq!(lower.sql(advance), "l");
+    // Who decodes through both is seen at each, as a sender and by its slot.
+    let scratch = Scratch::new("recvlogical");
+    let mut command = server.lasting("pg_recvlogical");
+    let conninfo = format!("{} dbname=postgres", lower.conninfo());
+    command.args(["--start", "-S", "l", "-f", "-", "-o", "proto_version=1", "-o", "publication_names=p"]);
+    command.args(["-d", &conninfo]);
+    let decoder = Process::spawn("pg_recvlogical", command, &scratch.join("log"));
+    let decoding = "select string_agg(s.slot_name || ' ' || r.state, ',') from pg_replication_slots s \
+                    join pg_stat_replication r on r.pid = s.active_pid where s.slot_type = 'logical'";
+    for below in [&relay, &lower] {
+        below.wait_for_sql(decoding, "l streaming");
+    }
+    drop(decoder);
+    primary.wait_for_sql("select count(*) from pg_replication_slots where slot_name = 'l' and active", "0");
     assert_eq!(lower.sql("select pg_drop_replication_slot('l')"), "");
     relay.psql(logical, &["CREATE_REPLICATION_SLOT l LOGICAL pgoutput"]).expect("there is none any more");
     relay.psql(logical, &["DROP_REPLICATION_SLOT l"]).expect("it is logical");
