@@ -127,10 +127,7 @@ impl RelayDirectory {
 impl At {
     /// What an error says; `None` if it means that no relay is on this machine.
     fn unless_absent(&self, error: &io::Error) -> Option<String> {
-        let is_absent = self.optional
-            && error.kind() == io::ErrorKind::NotFound
-            && fs::metadata(&self.data_dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if is_absent {
+        if self.optional && error.kind() == io::ErrorKind::NotFound && is_absent(&self.data_dir) {
             self.absent.store(true, Ordering::Relaxed);
             return None;
         }
@@ -143,6 +140,24 @@ impl At {
         };
         Some(format!("could not read \"{}\": {error}{hint}", self.wal.display()))
     }
+}
+
+/// Whether a directory is not there, and is not hidden by a mount point without its file system: the directory above it,
+/// or the nearest above that which is there, has something in it. One that cannot be read proves nothing.
+fn is_absent(dir: &Path) -> bool {
+    let is_missing =
+        |dir: &&Path| fs::metadata(dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let missing = dir.ancestors().take_while(|above| !above.as_os_str().is_empty() && is_missing(above));
+    let Some(highest) = missing.last() else { return false };
+    if fs::symlink_metadata(highest).is_ok() {
+        // A link to where nothing is mounted.
+        return false;
+    }
+    let above = match highest.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        _ => Path::new("."),
+    };
+    fs::read_dir(above).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok()))
 }
 
 fn identity(data_dir: &Path) -> Option<WalIdentity> {
@@ -221,12 +236,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("relay");
         let (segment, own) = ("000000010000000000000001", RelayDirectory::if_here(&data));
+        // A mount point without its file system, in which the data directory is.
+        for data in [data.clone(), data.join("one/two")] {
+            let own = RelayDirectory::if_here(&data);
+            for error in [own.read(segment).await.unwrap_err(), own.later(segment).await.unwrap_err()] {
+                assert!(error.to_string().contains("is its file system mounted?"), "{error}");
+            }
+            assert_eq!(own.caveat(), None);
+        }
+        fs::create_dir(dir.path().join("other")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nothing"), &link).unwrap();
+        assert!(RelayDirectory::if_here(&link).read(segment).await.is_err());
         // Of a relay on another machine nothing is known, and that is said when it matters.
         assert_eq!((own.read(segment).await, own.read_unfinished(segment).await), (Ok(None), Ok(Vec::new())));
         assert_eq!(own.later(segment).await, Ok(Vec::new()));
         assert!(own.caveat().unwrap().contains("is not on this machine"));
         assert!(RelayDirectory::new(&data).read(segment).await.is_err());
-        // A mount point without its file system.
+        // One that is the data directory.
         fs::create_dir(&data).unwrap();
         let own = RelayDirectory::if_here(&data);
         for error in [own.read(segment).await.unwrap_err(), own.later(segment).await.unwrap_err()] {
