@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::archive::cleanup::{self, Limit};
 use crate::archive::fetch::Fetcher;
@@ -47,6 +48,8 @@ pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
 }
 
 async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, RelayError> {
+    // Before the file is read for good: what changes in between makes the worker one that ends.
+    let key = key_of(args);
     let sources = sources(&args.places, environment)?;
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
     if args.spool_worker {
@@ -54,12 +57,12 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
         let fetcher = Fetcher::new(sources, system_id_of(&data_dir)).with_seg_size(seg_size_of(&data_dir));
         // Who has left one to it will want the next one.
         let (fetcher, ahead) = (fetcher.with_silence(PATIENCE), args.prefetch.max(1));
-        let worked = spool::work(&spool_dir, fetcher, ahead, spool::LINGER).await;
+        let worked = spool::work(&spool_dir, &key, fetcher, ahead, spool::LINGER).await;
         let action = "could not fetch segments ahead";
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
     }
     let named = args.spool_dir.is_some();
-    let background = Spool::new(spool_dir.clone(), worker(spool_dir, named));
+    let background = Spool::new(spool_dir.clone(), key, worker(spool_dir, named));
     let spool = (args.prefetch > 0).then(|| background.clone());
     let background = Some(background);
     let wait = args.wait()?;
@@ -255,6 +258,15 @@ fn beside(target: &Path) -> PathBuf {
     target.with_file_name("walrelay-spool")
 }
 
+/// A word that stands for the places that a command asks, and how: its arguments, the content of the configuration file,
+/// the program's version.
+fn key_of(args: &RestoreArgs) -> String {
+    let config = args.places.config.as_ref().and_then(|path| std::fs::read(path).ok());
+    let what = format!("{} {:?} {}", env!("CARGO_PKG_VERSION"), args.places, args.prefetch);
+    let digest = Sha256::new().chain_update(what).chain_update([0]).chain_update(config.unwrap_or_default());
+    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Starts this very command as a worker, which outlives us: in a process group of its own, with nothing open that
 /// anybody could wait for. `named`: the command says already where the spool is, and must not say it twice.
 fn worker(spool_dir: PathBuf, named: bool) -> spool::StartWorker {
@@ -282,4 +294,37 @@ fn source(origin: Origin) -> Result<Arc<dyn Source>, ArchiveError> {
         Origin::Server(info) => Arc::new(Server::new(*info)),
         Origin::Target(target) => Arc::new(TargetSource::open(&target)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        restore: RestoreArgs,
+    }
+
+    #[test]
+    fn the_key_stands_for_arguments_and_configuration_and_for_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("walrelay.toml");
+        std::fs::write(&config, "data-dir = \"/one\"\n").unwrap();
+        let key = |more: &[&str], file: &str| {
+            let config = ["restore", "--config", config.to_str().unwrap()];
+            let words = config.iter().chain(more).chain([&file, &"pg_wal/RECOVERYXLOG"]);
+            key_of(&Line::try_parse_from(words).unwrap().restore)
+        };
+        let first = key(&[], "000000010000000000000003");
+        assert_eq!(first.len(), 32);
+        // The next segment, and the worker's own arguments.
+        assert_eq!(key(&[], "000000010000000000000004"), first);
+        assert_eq!(key(&["--spool-worker", "--spool-dir", "/x"], "000000010000000000000003"), first);
+        assert_ne!(key(&["--from", "/two"], "000000010000000000000003"), first);
+        assert_ne!(key(&["--prefetch", "9"], "000000010000000000000003"), first);
+        std::fs::write(&config, "data-dir = \"/two\"\n").unwrap();
+        assert_ne!(key(&[], "000000010000000000000003"), first);
+    }
 }

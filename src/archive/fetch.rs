@@ -142,6 +142,11 @@ impl Fetcher {
         self.system_id
     }
 
+    /// The cluster's segment size, if that is known.
+    pub(super) fn seg_size(&self) -> Option<SegSize> {
+        self.seg_size
+    }
+
     /// What "no such file" does not cover.
     pub(super) fn caveats(&self) -> impl Iterator<Item = String> {
         self.places.iter().filter_map(|place| place.source.caveat())

@@ -151,7 +151,7 @@ impl Restore {
             (None, Role::Recovery) => self.fetch_for_recovery(&fetcher).await?,
             (None, Role::Standby) => match self.fetch_for_standby(&fetcher, deadline).await? {
                 Some(found) => found,
-                None => match self.wait_for_background(system_id, seg_size, deadline).await? {
+                None => match self.wait_for_background(system_id, deadline).await? {
                     Taken::Put(_) => return Ok(Restored::Done),
                     Taken::Unfinished(segment) => self.unfinished(segment),
                 },
@@ -211,21 +211,26 @@ impl Restore {
     }
 
     /// A standby asks again in a moment, and meanwhile looks elsewhere: one look, and no long one. `None` if a segment is
-    /// on its way, and takes its time: that is for the background.
+    /// on its way, and takes its time: that was left to the background. Where it could not be, it goes on coming here.
     async fn fetch_for_standby(
         &self,
         fetcher: &Fetcher,
         deadline: Instant,
     ) -> Result<Option<Fetched>, RestoreError> {
         let moment = self.patience / LEAVE_AFTER;
-        let may_leave = self.background.is_some() && fetch::is_segment(&self.file);
+        let mut background = self.background.as_ref().filter(|_| fetch::is_segment(&self.file));
         let mut looking = std::pin::pin!(fetcher.fetch(&self.file));
         loop {
             if let Ok(found) = tokio::time::timeout(moment, &mut looking).await {
                 return Ok(Some(found?));
             }
-            if may_leave && fetcher.is_coming(moment) {
-                return Ok(None);
+            if let Some(spool) = background
+                && fetcher.is_coming(moment)
+            {
+                if self.leave_to(spool, fetcher.seg_size()) {
+                    return Ok(None);
+                }
+                background = None;
             }
             if Instant::now() >= deadline {
                 let seconds = (self.patience * LONGEST).as_secs();
@@ -234,15 +239,28 @@ impl Restore {
         }
     }
 
-    /// Leaves the segment to the background, which is not ended with us, and waits for it as long as a standby may wait.
+    /// Leaves the segment to the background, which is not ended with us; whether that is possible.
+    fn leave_to(&self, spool: &Spool, seg_size: Option<SegSize>) -> bool {
+        let left = spool.leave(&self.file, seg_size.unwrap_or_else(fetch::default_size));
+        if let Err(error) = &left {
+            tracing::warn!(
+                "could not fetch \"{}\" in the background into \"{}\": {error}; it is given up if it does not come \
+                 within {} s",
+                self.file,
+                spool.dir().display(),
+                (self.patience * LONGEST).as_secs()
+            );
+        }
+        left.is_ok()
+    }
+
+    /// Waits for what was left to the background as long as a standby may wait.
     async fn wait_for_background(
         &self,
         system_id: Option<SystemId>,
-        seg_size: Option<SegSize>,
         deadline: Instant,
     ) -> Result<Taken, RestoreError> {
         let spool = self.background.as_ref().expect("nothing is left to one that is not there");
-        spool.leave(&self.file, seg_size.unwrap_or_else(fetch::default_size));
         let waiting = spool.wait(&self.file, &self.target, system_id);
         let waited = tokio::time::timeout_at(deadline, waiting).await;
         let waited = waited.map_err(|_| self.slow(spool))?;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <spool>/
-//!   wanted                              the segment asked for last, the segment size, and whether to fetch itself
-//!   worker.lock                         locked by the worker while there is one
+//!   wanted                              the segment asked for last, the segment size, the key of the places to ask,
+//!                                       and whether to fetch itself
+//!   worker.lock                         locked by the worker while there is one; its key
 //!   worker.log                          what it complains about
 //!   000000010000000000000005            fetched, checked, synced
 //!   000000010000000000000006.fetching   on its way, locked by the worker
@@ -15,11 +16,14 @@
 //! nothing, when nothing is on its way and nobody has wanted anything for a minute. Whoever takes a segment checks it
 //! again: the files may have lain there over a crash.
 //!
+//! A worker asks the places that it was started with. When the arguments or the configuration file have changed, the key of
+//! what is wanted is another one: then it ends, and the next worker, which waits for that, takes over.
+//!
 //! A standby that cannot wait for a segment leaves it to the worker, too: then that comes first, and alone.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,10 +50,16 @@ const LOOK: Duration = Duration::from_millis(20);
 const FETCHING: &str = ".fetching";
 /// Suffix of a segment that nobody has finished.
 const UNFINISHED: &str = ".unfinished";
+/// How long a worker waits for one with another key to end.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 /// What is wanted is the segment itself, too.
 const ITSELF: &str = "itself";
 /// What the worker says on standard error.
 pub const LOG: &str = "worker.log";
+/// The file that the worker locks, with its key in it.
+const WORKER_LOCK: &str = "worker.lock";
+/// Bytes of a key that are looked at.
+const MOST_OF_A_KEY: u64 = 256;
 /// The file that says what is wanted.
 const WANTED: &str = "wanted";
 
@@ -69,6 +79,7 @@ pub(super) enum Taken {
 #[derive(Clone)]
 pub struct Spool {
     dir: PathBuf,
+    key: String,
     start_worker: StartWorker,
 }
 
@@ -79,13 +90,14 @@ impl std::fmt::Debug for Spool {
 }
 
 impl Spool {
-    /// The spool in `dir`, which need not exist yet. One cluster's only.
-    pub fn new(dir: PathBuf, start_worker: StartWorker) -> Spool {
-        Spool { dir, start_worker }
+    /// The spool in `dir`, which need not exist yet. One cluster's only. `key` is a word that stands for the places that
+    /// the started worker asks: one with another key ends.
+    pub fn new(dir: PathBuf, key: String, start_worker: StartWorker) -> Spool {
+        Spool { dir, key, start_worker }
     }
 
-    /// Moves a segment that was fetched ahead to its place; waits for one that is on its way. `None` if it has to be
-    /// fetched. Of one that nobody has finished, only a standby gets the beginning: it asks again. To a recovery that may
+    /// Moves a segment that was fetched ahead to its place; waits for one that is on its way from the places to ask. `None`
+    /// if it has to be fetched. Of one that nobody has finished, only a standby gets the beginning: it asks again. To a recovery that may
     /// be the end, and somebody may have more by now.
     pub(super) async fn take(
         &self,
@@ -97,7 +109,9 @@ impl Spool {
         if !fetch::is_segment(file) {
             return None;
         }
-        wait_for(&self.dir.join(format!("{file}{FETCHING}"))).await;
+        if key_of_worker(&self.dir) == self.key {
+            wait_for(&self.dir.join(format!("{file}{FETCHING}"))).await;
+        }
         let (dir, file, target) = (self.dir.clone(), file.to_owned(), target.to_owned());
         let work = move || {
             trusted(&dir).ok()?;
@@ -123,36 +137,36 @@ impl Spool {
 
     /// Says what was wanted, and sees to it that there is a worker. Without one, nothing is fetched ahead.
     pub(super) fn go_on(&self, file: &str, size: SegSize) {
-        if fetch::is_segment(file) {
-            self.want(&format!("{file} {}\n", size.bytes()));
+        if !fetch::is_segment(file) {
+            return;
+        }
+        if let Err(error) = self.want(&format!("{file} {} {}\n", size.bytes(), self.key)) {
+            tracing::warn!("could not fetch segments ahead into \"{}\": {error}", self.dir.display());
         }
     }
 
-    /// Leaves a segment to the worker; what was fetched of it by now is given up.
-    pub(super) fn leave(&self, file: &str, size: SegSize) {
+    /// Leaves a segment to the worker.
+    ///
+    /// # Errors
+    /// The spool cannot be used, or no worker be started: nobody fetches the segment.
+    pub(super) fn leave(&self, file: &str, size: SegSize) -> io::Result<()> {
         // Somebody who asks once more wants it to be tried once more.
         let time = getrandom::u32().unwrap_or_default();
-        self.want(&format!("{file} {} {ITSELF} {time:08x}\n", size.bytes()));
+        self.want(&format!("{file} {} {} {ITSELF} {time:08x}\n", size.bytes(), self.key))
     }
 
-    fn want(&self, text: &str) {
-        let wanted = make_dir(&self.dir)
-            .and_then(|()| trusted(&self.dir))
-            .and_then(|()| TempFile::create(&self.dir))
-            .and_then(|temp| temp.finish(text.as_bytes(), &self.dir.join(WANTED)))
-            .and_then(|()| self.see_to_a_worker());
-        if let Err(error) = wanted {
-            tracing::warn!(
-                "could not fetch segments in the background into \"{}\": {error}",
-                self.dir.display()
-            );
-        }
+    fn want(&self, text: &str) -> io::Result<()> {
+        make_dir(&self.dir)?;
+        trusted(&self.dir)?;
+        TempFile::create(&self.dir)?.finish(text.as_bytes(), &self.dir.join(WANTED))?;
+        self.see_to_a_worker()
     }
 
     fn see_to_a_worker(&self) -> io::Result<()> {
         match try_lock(&self.dir)? {
-            None => Ok(()),
-            Some(lock) => {
+            // One with another key ends now, and the new one waits for that.
+            None if key_of_worker(&self.dir) == self.key => Ok(()),
+            lock => {
                 drop(lock);
                 (self.start_worker)()
             }
@@ -176,6 +190,11 @@ impl Spool {
         }
     }
 
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the worker says why it has not got something.
     pub(super) fn log(&self) -> PathBuf {
         self.dir.join(LOG)
@@ -186,13 +205,15 @@ fn read(path: &Path) -> io::Result<Bytes> {
     buffer::read_to_end(open(path)?, &Limit::segment(), &Pulse::default())
 }
 
-/// The worker: fetches ahead until nobody has wanted anything for `linger`. Returns at once if there is another.
-pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
+/// The worker: fetches ahead until nobody has wanted anything for `linger`, or somebody wants it of other places than
+/// those that `key` stands for. Returns at once if there is another with this key.
+pub async fn work(dir: &Path, key: &str, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
     trusted(dir)?;
-    let Some(_lock) = try_lock(dir)? else { return Ok(()) };
+    let Some(_lock) = lock_with(dir, key).await? else { return Ok(()) };
     TempFile::remove_leftovers(dir);
     let mut worker = Worker {
         dir: dir.to_owned(),
+        key: key.to_owned(),
         fetcher,
         ahead,
         wanted: String::new(),
@@ -205,7 +226,11 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) 
     // Whoever removes the spool wants no worker either.
     while last_change.elapsed() < linger && dir.is_dir() {
         // What is on its way over a slow line is not given up because nobody has asked for anything else.
-        if worker.look() || !worker.tasks.is_empty() {
+        let changed = worker.look();
+        if !worker.is_right() {
+            break;
+        }
+        if changed || !worker.tasks.is_empty() {
             last_change = Instant::now();
         }
         tokio::select! {
@@ -220,6 +245,7 @@ pub async fn work(dir: &Path, fetcher: Fetcher, ahead: usize, linger: Duration) 
 
 struct Worker {
     dir: PathBuf,
+    key: String,
     fetcher: Fetcher,
     ahead: usize,
     wanted: String,
@@ -238,6 +264,9 @@ impl Worker {
         let changed = text != self.wanted;
         if changed {
             self.wanted = text;
+            if !self.is_right() {
+                return true;
+            }
             self.end = None;
             let window = self.window().into_iter().collect();
             self.remove_others(&window);
@@ -264,11 +293,16 @@ impl Worker {
         changed
     }
 
+    /// Whether what is wanted is wanted of the places that this worker asks.
+    fn is_right(&self) -> bool {
+        self.wanted.split_whitespace().nth(2).is_none_or(|key| key == self.key)
+    }
+
     /// The segment that somebody has left to the worker.
     fn itself(&self) -> Option<String> {
         let mut words = self.wanted.split_whitespace();
         let file = words.next().filter(|file| fetch::is_segment(file))?;
-        (words.nth(1) == Some(ITSELF)).then(|| file.to_owned())
+        (words.nth(2) == Some(ITSELF)).then(|| file.to_owned())
     }
 
     fn window(&self) -> Vec<String> {
@@ -387,9 +421,37 @@ pub(crate) fn worker_log(dir: &Path) -> io::Result<File> {
     own_file().truncate(true).open(dir.join(LOG))
 }
 
+/// The worker's lock, once one with another key has ended; `None` if one with this key has it.
+async fn lock_with(dir: &Path, key: &str) -> io::Result<Option<File>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(mut lock) = try_lock(dir)? {
+            lock.set_len(0)?;
+            lock.write_all(key.as_bytes())?;
+            return Ok(Some(lock));
+        }
+        if key_of_worker(dir) == key {
+            return Ok(None);
+        }
+        if begun.elapsed() >= TAKE_OVER {
+            let problem = "a worker with other arguments does not end";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The key of the worker that there is, or was.
+fn key_of_worker(dir: &Path) -> String {
+    let mut key = String::new();
+    let read =
+        open(&dir.join(WORKER_LOCK)).and_then(|file| file.take(MOST_OF_A_KEY).read_to_string(&mut key));
+    read.map(|_| key).unwrap_or_default()
+}
+
 /// The worker's lock; `None` if somebody has it.
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let path = dir.join("worker.lock");
+    let path = dir.join(WORKER_LOCK);
     let file = own_file().truncate(false).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -8,6 +8,8 @@ use crate::archive::memory::Memory;
 use crate::archive::spool;
 
 const SEG: usize = 1 << 20;
+/// Stands for the places that a worker asks.
+const KEY: &str = "key";
 /// A segment in the middle of what there is, and the one that is not finished.
 const MIDDLE: &str = "000000010000000000000005";
 const LAST: &str = "000000010000000000000009";
@@ -208,14 +210,19 @@ async fn swapped_arguments_are_a_wrong_call() {
 
 /// A spool whose worker runs in this process, once.
 fn with_spool(setting: &Setting, ahead: usize) -> (Spool, PathBuf) {
+    with_spool_of(setting, &setting.source, KEY, ahead)
+}
+
+fn with_spool_of(setting: &Setting, source: &Arc<Memory>, key: &str, ahead: usize) -> (Spool, PathBuf) {
     let dir = setting.dir.path().join("spool");
-    let (source, path) = (setting.source.clone(), dir.clone());
+    let (source, path, own) = (source.clone(), dir.clone(), key.to_owned());
     let start = move || {
         let (dir, fetcher) = (path.clone(), Fetcher::new(vec![source.clone() as Arc<dyn Source>], None));
-        tokio::spawn(async move { spool::work(&dir, fetcher, ahead, spool::LINGER).await.unwrap() });
+        let key = own.clone();
+        tokio::spawn(async move { spool::work(&dir, &key, fetcher, ahead, spool::LINGER).await.unwrap() });
         Ok(())
     };
-    (Spool::new(dir.clone(), Arc::new(start)), dir)
+    (Spool::new(dir.clone(), key.to_owned(), Arc::new(start)), dir)
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -287,6 +294,58 @@ async fn what_is_slow_is_fetched_for_a_standby_in_the_background_and_once() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_left_to_the_background_goes_on_coming() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let tried = Arc::new(AtomicBool::new(false));
+    let start = {
+        let tried = tried.clone();
+        move || {
+            tried.store(true, Ordering::Relaxed);
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
+    };
+    let background = Some(Spool::new(setting.dir.path().join("spool"), KEY.to_owned(), Arc::new(start)));
+    let patience = Duration::from_secs(3);
+    let restore = Restore { target: target.clone(), background, patience, ..setting.restore(MIDDLE) };
+    setting.source.set_open(false);
+    let beating = beat(&setting);
+    let running = tokio::spawn(async move { restore.run().await });
+    until("left to a worker", || tried.load(Ordering::Relaxed)).await;
+    setting.source.set_open(true);
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
+    beating.abort();
+    assert_eq!(setting.source.asked(MIDDLE), 1);
+    assert!(fs::read(&target).unwrap() == setting.wal[2 * SEG..3 * SEG]);
+}
+
+#[tokio::test]
+async fn a_worker_of_other_places_makes_way() {
+    let setting = Setting::new();
+    let (old, new) = (source(&setting.wal), source(&setting.wal));
+    let restore = async |segno, source: &Arc<Memory>, key| {
+        let (spool, dir) = with_spool_of(&setting, source, key, 1);
+        let restore = Restore { spool: Some(spool), ..setting.restore(&name(segno)) };
+        assert_eq!(restore.run().await.unwrap(), Restored::Done);
+        dir.join(name(segno + 1))
+    };
+    old.set_open(false);
+    restore(3, &old, "old").await;
+    until("on its way", || old.asked(&name(4)) == 1).await;
+    // What comes from the old place, or does not, is not waited for.
+    let ahead = restore(4, &new, "new").await;
+    assert_eq!(setting.source.asked(&name(4)), 1);
+    until("fetched ahead", || ahead.exists()).await;
+    old.set_open(true);
+    let ahead = restore(6, &old, "old").await;
+    until("fetched ahead", || ahead.exists()).await;
+    let asked = |source: &Memory| [4, 5, 6, 7, 8].map(|segno| source.asked(&name(segno)));
+    assert_eq!((asked(&old), asked(&new)), ([1, 0, 0, 1, 0], [0, 1, 0, 0, 0]));
+}
+
+#[tokio::test]
 async fn a_slow_beginning_is_fetched_in_the_background_too() {
     let setting = Setting::new();
     let target = server(&setting, "standby.signal");
@@ -332,7 +391,7 @@ async fn a_silent_source_is_no_reason_to_leave_anything_to_the_background() {
 async fn a_beginning_left_in_the_spool_is_for_a_standby_of_its_cluster() {
     let setting = Setting::new();
     let dir = setting.dir.path().join("spool");
-    let spool = Spool::new(dir.clone(), Arc::new(|| Ok(())));
+    let spool = Spool::new(dir.clone(), KEY.to_owned(), Arc::new(|| Ok(())));
     fs::create_dir(&dir).unwrap();
     let left = dir.join(format!("{MIDDLE}.unfinished"));
     let beginning = |segno: usize| {
@@ -361,7 +420,7 @@ async fn a_beginning_left_in_the_spool_is_for_a_standby_of_its_cluster() {
 #[tokio::test]
 async fn a_spoiled_segment_in_the_spool_is_fetched_again() {
     let setting = Setting::new();
-    let spool = Spool::new(setting.dir.path().join("spool"), Arc::new(|| Ok(())));
+    let spool = Spool::new(setting.dir.path().join("spool"), KEY.to_owned(), Arc::new(|| Ok(())));
     fs::create_dir(setting.dir.path().join("spool")).unwrap();
     let mut spoiled = setting.wal[2 * SEG..3 * SEG].to_vec();
     spoiled[400_000] ^= 1;
@@ -391,17 +450,17 @@ async fn a_spool_that_others_can_write_is_left_alone_and_recovery_goes_on() {
         start.store(true, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     };
-    let spool = Spool::new(dir.clone(), Arc::new(start_worker));
+    let spool = Spool::new(dir.clone(), KEY.to_owned(), Arc::new(start_worker));
     let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
     assert_eq!(restore.run().await.unwrap(), Restored::Done);
     assert_eq!(setting.source.asked(MIDDLE), 1, "fetched, not taken from there");
     assert!(!started.load(std::sync::atomic::Ordering::Relaxed));
     let fetcher = || Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
-    let error = spool::work(&dir, fetcher(), 3, Duration::from_secs(1)).await.unwrap_err().to_string();
+    let error = spool::work(&dir, KEY, fetcher(), 3, Duration::from_secs(1)).await.unwrap_err().to_string();
     assert!(error.contains("can be written by others (0777)") && error.contains("--spool-dir"), "{error}");
     // Nor is a link followed in a directory that looks well now.
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-    assert!(spool::work(&dir, fetcher(), 3, Duration::from_secs(1)).await.is_err());
+    assert!(spool::work(&dir, KEY, fetcher(), 3, Duration::from_secs(1)).await.is_err());
     assert!(spool::worker_log(&dir).is_ok());
     fs::remove_file(dir.join(spool::LOG)).unwrap();
     symlink(&precious, dir.join(spool::LOG)).unwrap();
@@ -419,7 +478,7 @@ async fn an_idle_worker_leaves_no_segments() {
     fs::write(dir.join(name(2)), "old").unwrap();
     fs::write(dir.join(format!("{}.fetching", name(4))), "left over").unwrap();
     let fetcher = Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
-    spool::work(&dir, fetcher, 3, Duration::from_secs(1)).await.unwrap();
+    spool::work(&dir, KEY, fetcher, 3, Duration::from_secs(1)).await.unwrap();
     assert_eq!(setting.source.asked(&name(6)), 1);
     let left = fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
     let mut left: Vec<_> = left.collect();
