@@ -7,9 +7,11 @@
 //!
 //! It says so of one directory, `pg_wal` as it was left: a copy of it that nobody has synced reads the same. So the
 //! file also says which one: its device and inode, and when files were put into it or taken out last. Where that is not
-//! so (copied, moved to another disk, restored, filled by hand), nothing in it counts before its file system was
-//! synced, and the end of the WAL is written again. Devices may get other numbers at a boot; then this is done for
-//! nothing.
+//! so (copied, moved to another disk, restored, filled by hand), or a run did not end in order, behind which nobody knows
+//! who has put files there, nothing in it counts before its file system was synced, and the end of the WAL is written
+//! again. Devices may get other numbers at a boot; then this is done for nothing.
+//!
+//! Where that sync fails, the next one would say yes. So the file says that, too, until all segments were written again.
 //!
 //! ```text
 //!   start: what the file says is read ── recovery ── "running", durably ── WAL is taken
@@ -66,6 +68,9 @@ struct Saved {
     place: Option<String>,
     /// When its entries have changed last, as the run ended in order.
     changed: Option<String>,
+    /// A sync of all that is there has failed since.
+    #[serde(default)]
+    unsynced: bool,
 }
 
 /// Whether the files are those of the last run.
@@ -73,8 +78,10 @@ struct Saved {
 pub(super) enum Files {
     /// As it has left them.
     AsLeft,
-    /// Somebody has put files there since, or all of them: nobody knows whether they are durable.
+    /// Somebody has put files there since, or all of them, or may have: nobody knows whether they are durable.
     Others,
+    /// The same, and a sync of them has failed: no later one tells whether they are.
+    Unsynced,
 }
 
 impl LastRun {
@@ -117,21 +124,25 @@ impl LastRun {
         }
     }
 
+    /// What was confirmed to the upstream as durable, if that is known.
+    fn confirmed(&self) -> Option<TimelinePosition> {
+        match self {
+            LastRun::NotInOrder => None,
+            LastRun::Stopped(durable) => Some(*durable),
+            LastRun::Failed { confirmed, .. } => *confirmed,
+        }
+    }
+
     /// Compares it with what recovery has found, and says what does not fit.
     pub(super) fn report(&self, found: Option<(TimelinePosition, &TimelineHistory)>) {
-        let confirmed = match self {
-            LastRun::NotInOrder => return,
-            LastRun::Stopped(durable) => Some(*durable),
-            LastRun::Failed { confirmed, what, at } => {
-                tracing::warn!(
-                    "the last run ended {} s ago because of a failed sync ({what}); what it had written was not trusted: it was \
-                     verified and written again, look at the disk",
-                    at.elapsed().unwrap_or_default().as_secs()
-                );
-                *confirmed
-            }
-        };
-        let Some(confirmed) = confirmed else { return };
+        if let LastRun::Failed { what, at, .. } = self {
+            tracing::warn!(
+                "the last run ended {} s ago because of a failed sync ({what}); what it had written was not trusted: it was \
+                 verified and written again, look at the disk",
+                at.elapsed().unwrap_or_default().as_secs()
+            );
+        }
+        let Some(confirmed) = self.confirmed() else { return };
         let Some((end, history)) = found else {
             return tracing::error!(
                 "WAL up to {} on timeline {} was confirmed to the upstream as durable, and there is none in the data \
@@ -168,15 +179,14 @@ pub(super) fn confirmed_in(text: &str) -> std::io::Result<Option<TimelinePositio
     let saved = saved.map_err(|error| {
         std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{FILE}: {}", error.message()))
     })?;
-    Ok(match LastRun::from_saved(saved) {
-        LastRun::NotInOrder => None,
-        LastRun::Stopped(durable) => Some(durable),
-        LastRun::Failed { confirmed, .. } => confirmed,
-    })
+    Ok(LastRun::from_saved(saved).confirmed())
 }
 
 impl Saved {
     fn files(&self, dir: &DataDir) -> Files {
+        if self.unsynced {
+            return Files::Unsynced;
+        }
         let (place, changed) = match (dir.place(), dir.changed()) {
             (Ok(place), Ok(changed)) => (place, changed),
             (Err(error), _) | (_, Err(error)) => {
@@ -184,20 +194,21 @@ impl Saved {
                 return Files::Others;
             }
         };
-        let as_left = self.place.as_ref() == Some(&place)
-            && (self.state != State::Stopped || self.changed.as_ref() == Some(&changed));
+        let as_left = self.state == State::Stopped
+            && self.place.as_ref() == Some(&place)
+            && self.changed.as_ref() == Some(&changed);
         if as_left { Files::AsLeft } else { Files::Others }
     }
 }
 
 /// Says durably that a run has begun: from now on nothing is known to be durable.
 pub(super) fn begin(dir: &DataDir) -> std::io::Result<()> {
-    save(dir, State::Running, None, None)
+    save(dir, State::Running, None, None, false)
 }
 
 /// Says durably that a run has ended in order, with everything up to `durable` synced.
 pub(super) fn end_in_order(dir: &DataDir, durable: TimelinePosition) -> std::io::Result<()> {
-    save(dir, State::Stopped, Some(durable), None)
+    save(dir, State::Stopped, Some(durable), None, false)
 }
 
 /// Leaves word of a failed sync, as far as the disk takes it.
@@ -206,7 +217,12 @@ pub(super) fn end_with_failure(
     confirmed: Option<TimelinePosition>,
     what: &str,
 ) -> std::io::Result<()> {
-    save(dir, State::Failed, confirmed, Some(what.chars().take(MOST_TEXT).collect()))
+    save(dir, State::Failed, confirmed, Some(what.chars().take(MOST_TEXT).collect()), false)
+}
+
+/// Says durably that a sync of all that `last` has left, or others, has failed.
+pub(super) fn files_are_unsynced(dir: &DataDir, last: &LastRun, what: &str) -> std::io::Result<()> {
+    save(dir, State::Failed, last.confirmed(), Some(what.chars().take(MOST_TEXT).collect()), true)
 }
 
 fn save(
@@ -214,6 +230,7 @@ fn save(
     state: State,
     position: Option<TimelinePosition>,
     what: Option<String>,
+    unsynced: bool,
 ) -> std::io::Result<()> {
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|at| at.as_secs());
     let saved = Saved {
@@ -224,6 +241,7 @@ fn save(
         what,
         place: dir.place().ok(),
         changed: dir.changed().ok(),
+        unsynced,
     };
     dir.replace(FILE, &toml::to_string(&saved).map_err(std::io::Error::other)?)
 }
@@ -243,12 +261,17 @@ mod tests {
         end_in_order(&dir, at).unwrap();
         assert_eq!((load(), load().0.durable()), ((LastRun::Stopped(at), Files::AsLeft), Some(at)));
         begin(&dir).unwrap();
-        assert_eq!(load(), (LastRun::NotInOrder, Files::AsLeft));
+        assert_eq!(load(), (LastRun::NotInOrder, Files::Others), "killed: who knows what came then");
         end_with_failure(&dir, Some(at), &"fdatasync: \"EIO\"\n".repeat(100)).unwrap();
-        let (LastRun::Failed { confirmed, what, at: when }, Files::AsLeft) = load() else { panic!() };
+        let (LastRun::Failed { confirmed, what, at: when }, Files::Others) = load() else { panic!() };
         assert_eq!(confirmed, Some(at));
         assert!(when.elapsed().unwrap() < Duration::from_secs(600));
         assert!(what.starts_with("fdatasync: \"EIO\"") && what.len() < 300, "{what}");
+        files_are_unsynced(&dir, &load().0, "syncfs").unwrap();
+        let (LastRun::Failed { confirmed, .. }, Files::Unsynced) = load() else { panic!() };
+        assert_eq!(confirmed, Some(at), "what was confirmed stays known");
+        begin(&dir).unwrap();
+        assert_eq!(load().1, Files::Others);
         std::fs::write(temp.path().join(FILE), "state = \"stop").unwrap();
         assert_eq!(load(), (LastRun::NotInOrder, Files::Others));
     }
@@ -267,10 +290,12 @@ mod tests {
             std::fs::remove_file(&file).unwrap();
         }
         assert_eq!(LastRun::load(&dir), (LastRun::Stopped(at), Files::Others));
-        // While a relay runs files come and go.
+        // Behind a run that was killed, or whose sync failed, they may have come after it.
         begin(&dir).unwrap();
-        std::fs::write(&file, "x").unwrap();
-        assert_eq!(LastRun::load(&dir).1, Files::AsLeft);
+        assert_eq!(LastRun::load(&dir).1, Files::Others);
+        end_with_failure(&dir, Some(at), "fdatasync").unwrap();
+        assert_eq!(LastRun::load(&dir).1, Files::Others);
+        begin(&dir).unwrap();
         drop(dir);
         // A copy, as `cp -a` makes it.
         let copy = crate::permissions::private_tempdir();

@@ -306,15 +306,17 @@ impl Store {
         let slots = Slots::open(dir.clone(), config.max_replication_slots)
             .map_err(io("could not read replication slots in"))?;
         let (last_run, files) = LastRun::load(&dir);
-        if files == Files::Others {
-            sync_others(&dir)?;
-        }
+        let files = match files {
+            Files::Others => sync_others(&dir, &last_run, DataDir::sync_file_system)?,
+            known => known,
+        };
         let followed = followed::load(&dir).map_err(io("could not read which timeline is followed in"))?;
         let plan = RecoveryPlan {
             how: config.wal_write,
             magic: cluster.as_ref().and_then(|(_, parameters)| parameters.expected_magic()),
             timeline: followed.map(|followed| followed.tli),
             durable: last_run.durable().filter(|_| files == Files::AsLeft),
+            unsynced: files == Files::Unsynced,
         };
         let recovered = match &cluster {
             Some((identity, _)) => recovery::recover(&dir, *identity, &plan)?,
@@ -733,25 +735,34 @@ impl Store {
     }
 }
 
-/// Syncs files that the last run has not left so: finished segments count as durable from then on, unfinished ones are
-/// written again.
-fn sync_others(dir: &DataDir) -> Result<(), StoreError> {
+/// Syncs files that the last run may not have left so: finished segments count as durable from then on, unfinished ones
+/// are written again. Where the sync fails, so are all of them, now or at a later start: word of it is left first.
+fn sync_others(
+    dir: &DataDir,
+    last_run: &LastRun,
+    sync: impl FnOnce(&DataDir) -> io::Result<()>,
+) -> Result<Files, StoreError> {
     let fail = |source| StoreError::Io { action: "could not sync", path: dir.wal().to_owned(), source };
     if dir.wal_files().map_err(fail)?.is_empty() {
-        return Ok(());
+        return Ok(Files::Others);
     }
     tracing::info!(
-        "files of \"{}\" were copied or changed since the last run, or the disk has another number: all are synced before any of them counts",
+        "the last run did not end in order, or files of \"{}\" were copied or changed since, or the disk has another number: all \
+         are synced before any of them counts",
         dir.wal().display()
     );
-    dir.sync_file_system().map_err(|source| {
-        // A sync that failed says yes the next time: somebody has to know.
-        let what = format!("could not sync files that were copied: {source}");
-        if let Err(error) = last_run::end_with_failure(dir, None, &what) {
-            tracing::warn!("could not leave word of it in the data directory: {error}");
-        }
-        fail(source)
-    })
+    let Err(error) = sync(dir) else { return Ok(Files::Others) };
+    // The same sync says yes the next time, so nobody must start again without knowing.
+    let what = format!("could not sync all files of pg_wal: {error}");
+    if let Err(unmarked) = last_run::files_are_unsynced(dir, last_run, &what) {
+        tracing::error!(
+            "could not leave word of a failed sync in the data directory ({unmarked}): the next start will believe what is in \
+             pg_wal; look at the disk first, then check the directory with \"walrelay verify\""
+        );
+        return Err(fail(error));
+    }
+    tracing::error!("{what}; look at the disk");
+    Ok(Files::Unsynced)
 }
 
 /// A history file cannot be stored.

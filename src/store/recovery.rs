@@ -24,7 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalIdentity, WalVerifier};
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalIdentity, WalVerifier};
 
 use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
@@ -47,6 +47,9 @@ pub(super) struct RecoveryPlan {
     pub(super) timeline: Option<TimelineId>,
     /// Everything up to here is known to be on the disk.
     pub(super) durable: Option<TimelinePosition>,
+    /// A sync of everything has failed: finished segments and those of other timelines are not known to be on the disk
+    /// either.
+    pub(super) unsynced: bool,
 }
 
 /// What a data directory holds.
@@ -71,6 +74,9 @@ pub(super) fn recover(
     let list = || dir.segments(identity.seg_size).map_err(failed("could not list", dir.wal().into()));
     set_useless_aside(dir, identity, &list()?)?;
     let segments = list()?;
+    if plan.unsynced {
+        write_all_again(dir, identity, &segments)?;
+    }
     let Some(newest) = segments.iter().map(|found| found.name.tli).max() else { return Ok(None) };
     let is_here = |tli: &TimelineId| segments.iter().any(|found| found.name.tli == *tli);
     let tli = match plan.timeline {
@@ -129,6 +135,26 @@ fn set_useless_aside(dir: &DataDir, identity: Identity, segments: &[FoundSegment
             path.display(),
             to.display()
         );
+    }
+    Ok(())
+}
+
+/// Puts copies in the place of all segments, durably, whatever they hold.
+fn write_all_again(dir: &DataDir, identity: Identity, segments: &[FoundSegment]) -> Result<(), StoreError> {
+    let size = identity.seg_size;
+    tracing::warn!(
+        "a sync of all files of \"{}\" has failed: its {} segments are written again, which takes its time; what the disk had \
+         lost by then is found by \"walrelay verify\"",
+        dir.wal().display(),
+        segments.len()
+    );
+    for found in segments {
+        let path = path_of(dir, size, *found);
+        let len = fs::metadata(&path).map(|file| file.len());
+        // One of another length is no segment, and told where it is met.
+        if len.map_err(failed("could not look at WAL segment", path.clone()))? == size.bytes() {
+            copy_over(dir, size, *found, size.bytes()).map_err(failed("could not write again", path))?;
+        }
     }
     Ok(())
 }
@@ -307,7 +333,7 @@ impl Scan<'_> {
         for found in self.unfinished().filter(|found| found.name.segno.start(size) <= before) {
             let len = before.min(found.name.segno.end(size)).since(found.name.segno.start(size));
             let path = self.path_of(found);
-            self.copy_over(found, len)
+            copy_over(self.dir, size, found, len)
                 .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
         }
         self.renew_names()?;
@@ -320,38 +346,6 @@ impl Scan<'_> {
         }
         // A copy has nothing behind the end: where the files ended there, they still do.
         Ok(End { error: end.error.and(again.error), ..again })
-    }
-
-    /// Puts a copy of a file's first `len` bytes in its place, durably.
-    fn copy_over(&self, found: FoundSegment, len: u64) -> io::Result<()> {
-        let size = self.identity.seg_size;
-        let (path, copy) = (self.path_of(found), self.dir.new_file(&found.name.format(size)));
-        let copied = dir::preallocate(&copy, size).and_then(|new| {
-            copy_bytes(&File::open(&path)?, &new, len)?;
-            new.sync_data()?;
-            steps::taken();
-            fs::rename(&copy, &path)
-        });
-        match copied {
-            Ok(()) => {
-                steps::taken();
-                self.dir.sync_wal_dir()
-            }
-            Err(error) => {
-                let _ = fs::remove_file(&copy);
-                if !is_full(&error) {
-                    return Err(error);
-                }
-                // Storing the same bytes in the same place makes the kernel write them, too; a torn one was not durable.
-                tracing::warn!(
-                    "no room for a copy of \"{}\" ({error}): it is written again in place",
-                    path.display()
-                );
-                let file = File::options().read(true).write(true).open(&path)?;
-                copy_bytes(&file, &file, len)?;
-                file.sync_data()
-            }
-        }
     }
 
     /// History files are small, and whether they are durable nobody knows either.
@@ -480,9 +474,44 @@ impl Scan<'_> {
     }
 
     fn path_of(&self, found: FoundSegment) -> PathBuf {
-        match found.partial {
-            true => self.dir.partial(found.name, self.identity.seg_size),
-            false => self.dir.segment(found.name, self.identity.seg_size),
+        path_of(self.dir, self.identity.seg_size, found)
+    }
+}
+
+fn path_of(dir: &DataDir, size: SegSize, found: FoundSegment) -> PathBuf {
+    match found.partial {
+        true => dir.partial(found.name, size),
+        false => dir.segment(found.name, size),
+    }
+}
+
+/// Puts a copy of a file's first `len` bytes in its place, durably.
+fn copy_over(dir: &DataDir, size: SegSize, found: FoundSegment, len: u64) -> io::Result<()> {
+    let (path, copy) = (path_of(dir, size, found), dir.new_file(&found.name.format(size)));
+    let copied = dir::preallocate(&copy, size).and_then(|new| {
+        copy_bytes(&File::open(&path)?, &new, len)?;
+        new.sync_data()?;
+        steps::taken();
+        fs::rename(&copy, &path)
+    });
+    match copied {
+        Ok(()) => {
+            steps::taken();
+            dir.sync_wal_dir()
+        }
+        Err(error) => {
+            let _ = fs::remove_file(&copy);
+            if !is_full(&error) {
+                return Err(error);
+            }
+            // Storing the same bytes in the same place makes the kernel write them, too; a torn one was not durable.
+            tracing::warn!(
+                "no room for a copy of \"{}\" ({error}): it is written again in place",
+                path.display()
+            );
+            let file = File::options().read(true).write(true).open(&path)?;
+            copy_bytes(&file, &file, len)?;
+            file.sync_data()
         }
     }
 }

@@ -383,6 +383,45 @@ fn a_copy_of_a_directory_that_was_stopped_in_order_is_written_again() {
     }
 }
 
+/// The kernel takes the pages of a failed sync for clean, so the next sync says yes.
+#[test]
+fn where_all_could_not_be_synced_every_segment_is_written_again_once() {
+    let dir = crate::permissions::private_tempdir();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let mut wal = generator(22);
+    wal.fill(2_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || in_wal("000000010000000000000004").exists());
+    opened.stop();
+    // Put there by hand, of a timeline that is not followed.
+    fs::copy(in_wal("000000010000000000000003"), in_wal("000000020000000000000003.partial")).unwrap();
+    let locked = DataDir::lock(dir.path()).unwrap();
+    let (last, files) = LastRun::load(&locked);
+    assert_eq!(files, Files::Others);
+    let failed = sync_others(&locked, &last, |_| Err(io::Error::from_raw_os_error(libc::EIO)));
+    assert_eq!(failed.unwrap(), Files::Unsynced);
+    drop(locked);
+    let files = ["3", "4", "5.partial"].map(|end| format!("00000001000000000000000{end}"));
+    let files = files.into_iter().chain(["000000020000000000000003.partial".to_owned()]);
+    let files: Vec<_> = files.map(|name| in_wal(&name)).collect();
+    let inodes = || files.iter().map(|file| fs::metadata(file).unwrap().ino()).collect::<Vec<_>>();
+    let timeline = "timeline = 1\nnewest = 1\n";
+    fs::write(dir.path().join("timeline.toml"), timeline).unwrap();
+    for is_written_again in [true, false] {
+        let before = inodes();
+        let opened = Opened::open(dir.path());
+        for (before, after) in before.iter().zip(inodes()).take(2) {
+            assert_eq!(*before != after, is_written_again);
+        }
+        assert_eq!(before[3] != inodes()[3], is_written_again, "of another timeline");
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+        assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
+        opened.crash();
+    }
+}
+
 #[test]
 fn a_failed_sync_ends_everything_and_leaves_word() {
     let dir = crate::permissions::private_tempdir();

@@ -233,7 +233,13 @@ fn history_files_are_renewed_in_place_where_there_is_no_room() {
     let (before, inode) = (fs::read(&file).unwrap(), fs::metadata(&file).unwrap().ino());
     let locked = dir::DataDir::lock(dir.path()).unwrap();
     std::os::unix::fs::symlink("/dev/full", locked.new_file("00000002.history")).unwrap();
-    let plan = RecoveryPlan { how: WalWrite::Pwrite, magic: None, timeline: Some(tli(2)), durable: None };
+    let plan = RecoveryPlan {
+        how: WalWrite::Pwrite,
+        magic: None,
+        timeline: Some(tli(2)),
+        durable: None,
+        unsynced: false,
+    };
     let recovered = recovery::recover(&locked, identity(), &plan).unwrap().unwrap();
     assert_eq!(recovered.verifier.verified_end(), Some(last_end(&tree.second)));
     assert_eq!((fs::read(&file).unwrap(), fs::metadata(&file).unwrap().ino()), (before, inode));
