@@ -40,6 +40,11 @@ impl WalPath {
         self.find(self.name_of(segno))
     }
 
+    /// The first segment that is looked for on the timeline itself and on no ancestor.
+    pub(super) fn first_of_its_own(&self) -> SegNo {
+        self.history.begin().seg_at(self.size)
+    }
+
     fn find(&self, name: WalFileName) -> Option<FoundSegment> {
         let at = self.segments.partition_point(|found| found.name < name);
         self.segments.get(at).copied().filter(|found| found.name == name)
@@ -54,10 +59,9 @@ impl WalPath {
     /// it was when a segment got its final name, and when a timeline got its first segment. `None` if nothing says
     /// so, or there are none.
     pub(super) fn durable_behind(&self, hole: SegNo) -> Option<SegNo> {
-        let begin = self.history.begin().seg_at(self.size);
         let behind =
             || self.segments.iter().filter(|found| found.name.segno > hole && self.leads_through(found));
-        let is_sure = hole <= begin || behind().any(|found| !found.partial);
+        let is_sure = hole <= self.first_of_its_own() || behind().any(|found| !found.partial);
         behind().map(|found| found.name.segno).min().filter(|_| is_sure)
     }
 

@@ -93,6 +93,11 @@ pub(super) fn recover(
         scan.remove_partials_from(SegNo::new(0))?;
         return Ok(None);
     }
+    if end.verifier.verified_end().is_none() && scan.has_only_the_middle_of_its_first_record() {
+        // Where that record begins is lost and was never confirmed: it comes again, from the fork on.
+        scan.set_partials_aside_from(scan.path.first_of_its_own())?;
+        return recover(dir, identity, &RecoveryPlan { timeline: Some(tli), unsynced: false, ..*plan });
+    }
     if plan.durable != Some(scan.position(&end)) {
         end = scan.write_again(end)?;
     }
@@ -243,6 +248,17 @@ impl Scan<'_> {
         }
         end.verifier.rewind();
         Ok(end)
+    }
+
+    /// Whether all that is here of the timeline is unfinished and lies right behind its first segment, which is missing: a
+    /// server that keeps what was not confirmed has that.
+    fn has_only_the_middle_of_its_first_record(&self) -> bool {
+        let (tli, first) = (self.path.history().tli(), self.path.first_of_its_own());
+        let own = || self.path.segments().iter().filter(|found| found.name.tli == tli);
+        tli != TimelineId::FIRST
+            && self.path.file_for(first).is_none()
+            && self.path.file_for(first.next()).is_some()
+            && own().all(|found| found.partial)
     }
 
     fn verifier_at(&self, segno: SegNo) -> WalVerifier {

@@ -247,11 +247,12 @@ impl Writer {
 
     /// Shows readers where the WAL begins that is being received, although none of it has come: they may wait for it
     /// there, and the upstream is told so, which makes its slot keep it. To be called when the upstream streams; without
-    /// effect once anything is published.
+    /// effect once anything is published, and where WAL is held before it: what is missing in between counts for nothing.
     ///
     /// What lies before is not ours, so it counts as durable, as with pg_receivewal.
     pub fn show_start(&mut self) {
-        let Some(stream) = self.stream.as_mut().filter(|stream| stream.published.is_none()) else { return };
+        let waits = |stream: &&mut Stream| stream.is_first && stream.published.is_none();
+        let Some(stream) = self.stream.as_mut().filter(waits) else { return };
         if stream.verifier.verified_end().is_some() {
             return;
         }

@@ -194,6 +194,57 @@ fn without_a_file_of_the_followed_timeline_its_last_ancestor_is_followed() {
     opened.wait_flushed(last_end(&wal));
 }
 
+/// On timeline 2 a record has begun in its first segment and reaches into the third, where it is not complete.
+fn forked_in_a_long_record(dir: &Path) -> WalGenerator {
+    let mut wal = forked(dir, 0, 100_000);
+    wal.record(3_000_000);
+    let mut opened = Opened::open(dir);
+    let at = opened.writer.position().unwrap().lsn;
+    opened.append(at, &wal.bytes()[at.since(START) as usize..wal.bytes().len() - 500_000]);
+    opened.crash();
+    assert!(path(dir, 2, 5, ".partial").exists() && path(dir, 2, 6, ".partial").exists());
+    wal
+}
+
+/// The beginning of the record was never confirmed: whoever went on behind it would confirm it with its end.
+#[test]
+fn the_middle_of_a_record_whose_beginning_is_lost_does_not_count() {
+    let dir = crate::permissions::private_tempdir();
+    let wal = forked_in_a_long_record(dir.path());
+    fs::remove_file(path(dir.path(), 2, 4, ".partial")).unwrap();
+    let mut opened = Opened::open(dir.path());
+    let content = opened.store.history_file(second()).unwrap().unwrap();
+    let history = TimelineHistory::parse(second(), &content).unwrap();
+    let fork = history.begin();
+    let tip = opened.store.tip().unwrap();
+    assert_eq!((tip.tli, tip.write_lsn, tip.flush_lsn), (TimelineId::FIRST, fork, fork));
+    for name in ["000000020000000000000005.partial", "000000020000000000000006.partial"] {
+        assert!(dir.path().join("aside").join(name).exists(), "{name}");
+    }
+    opened.writer.switch_timeline(history).unwrap();
+    opened.append(fork, &wal.bytes()[fork.since(START) as usize..]);
+    opened.wait_flushed(last_end(&wal));
+    assert!(opened.store.missing_segments().unwrap().is_empty());
+}
+
+/// More is lost than the upstream has to have: it is gone on with, and nothing claimed before a whole record is here.
+#[test]
+fn no_position_is_shown_behind_a_hole_before_a_record_has_come() {
+    let dir = crate::permissions::private_tempdir();
+    let wal = forked_in_a_long_record(dir.path());
+    for segment in [4, 5] {
+        fs::remove_file(path(dir.path(), 2, segment, ".partial")).unwrap();
+    }
+    let mut opened = Opened::open(dir.path());
+    let at = Lsn::new(6 * SEG);
+    assert_eq!(opened.writer.position(), Some(TimelinePosition { tli: second(), lsn: at }));
+    opened.writer.show_start();
+    assert_eq!((opened.store.tip(), opened.writer.is_bare()), (None, false));
+    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+    opened.wait_flushed(last_end(&wal));
+    assert_eq!(opened.store.missing_segments().unwrap(), [name(2, 4), name(2, 5)]);
+}
+
 /// What was given up may still hang on the disk when the next one comes with the same segment.
 #[test]
 fn a_hole_is_filled_once_however_many_fill_it() {
