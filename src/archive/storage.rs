@@ -170,6 +170,15 @@ impl Storage {
         self
     }
 
+    /// Has `fault` decide about each file that is begun in a directory.
+    #[cfg(test)]
+    pub(super) fn with_write_fault(self, fault: Fault) -> Storage {
+        if let Kind::Directory(dir, _) = &self.kind {
+            dir.root().syncs().writes.set(fault);
+        }
+        self
+    }
+
     /// Whether it is a directory: others may write there in their own ways, and looking costs little.
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory(..))

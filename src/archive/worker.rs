@@ -265,7 +265,9 @@ impl Worker {
             let left = self.sending.len();
             // Whether their syncs say no will be said to nobody.
             lock(&queue).suspect(self.sending.keys().cloned());
-            let until = match stop.is_cancelled() {
+            let wanted = self.wanted.borrow().clone();
+            let is_target = wanted.is_some_and(|wanted| wanted.target.identity() == self.target.identity());
+            let until = match is_target {
                 true => "by the end of the shutdown; they are offered again at the next start",
                 false => "in time when it was taken out of the configuration or changed there",
             };

@@ -296,6 +296,8 @@ fn write_synced<T>(
     fill: impl FnOnce(&mut File) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut file = File::options().write(true).create_new(true).mode(0o640).open(path)?;
+    #[cfg(test)]
+    syncs.writes.next(&file)?;
     let made = fill(&mut file)?;
     syncs.sync(&file)?;
     Ok(made)

@@ -25,6 +25,9 @@ pub(super) struct Syncs {
     failed: AtomicU64,
     #[cfg(test)]
     pub(super) faults: Faults,
+    /// Of writing, before anything is synced.
+    #[cfg(test)]
+    pub(super) writes: Faults,
 }
 
 /// How many syncs had failed at a moment.
@@ -61,7 +64,7 @@ impl Syncs {
     }
 }
 
-/// What happens to a test's syncs.
+/// What happens to a test's syncs, or writes.
 #[cfg(test)]
 pub(crate) type Fault = Box<dyn Fn(&File) -> io::Result<()> + Send + Sync>;
 
@@ -75,7 +78,7 @@ impl Faults {
         assert!(self.0.set(fault).is_ok(), "a place has one");
     }
 
-    fn next(&self, file: &File) -> io::Result<()> {
+    pub(super) fn next(&self, file: &File) -> io::Result<()> {
         self.0.get().map_or(Ok(()), |fault| fault(file))
     }
 }

@@ -1,4 +1,4 @@
-//! A worker over a directory whose syncs fail or hang.
+//! A worker over a directory whose writes and syncs fail or hang, and over a store that is slow.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -28,6 +28,11 @@ fn id() -> WalIdentity {
 pub(in crate::archive) fn segment(segno: u64) -> FileName {
     FileName::segment(WalFileName::new(TimelineId::FIRST, SegNo::new(segno)), id().seg_size)
 }
+
+/// What is on its way at the end has this long.
+const GRACE: Duration = Duration::from_millis(200);
+
+type Order = watch::Sender<Option<Arc<Wanted>>>;
 
 /// A store with some finished segments, and a directory to archive them to.
 pub(in crate::archive) struct Setting {
@@ -91,10 +96,23 @@ impl Setting {
         fs::metadata(self.archive().join(segment(segno).as_str())).ok().map(|found| found.ino())
     }
 
+    /// The directory, whose calls have this long.
+    fn directory(&self, patience: Duration) -> Storage {
+        let Place::Objects(place) = &self.target.place else { panic!("it is a directory") };
+        Storage::open(place).unwrap().patient_for(patience)
+    }
+
     /// Starts a worker whose calls have this long.
     fn start(&self, patience: Duration, fault: Fault) -> tokio::task::JoinHandle<()> {
-        let Place::Objects(place) = &self.target.place else { panic!("it is a directory") };
-        let storage = Storage::open(place).unwrap().patient_for(patience).with_fault(fault);
+        let (worker, order) = self.start_over(self.directory(patience).with_fault(fault));
+        tokio::spawn(async move {
+            worker.await.unwrap();
+            drop(order);
+        })
+    }
+
+    /// Starts a worker for this place, and what tells it what it is to be.
+    fn start_over(&self, storage: Storage) -> (tokio::task::JoinHandle<()>, Order) {
         let sink = Sink::Objects(Repository::over(storage, "main", Layout::Plain, Codec::default()));
         let tip = self.store.tip().unwrap();
         let names = self.store.wal_files().unwrap();
@@ -107,10 +125,11 @@ impl Setting {
         let (order, wanted) = watch::channel(Some(now.clone()));
         let worker = Worker::new(now, wanted, self.store.clone(), floors, places, listing);
         let stop = self.stop.clone();
-        tokio::spawn(async move {
-            worker.run(stop, Duration::from_millis(200)).await;
-            drop((listings, order));
-        })
+        let worker = tokio::spawn(async move {
+            worker.run(stop, GRACE).await;
+            drop(listings);
+        });
+        (worker, order)
     }
 
     /// What counts: what is saved.
@@ -246,4 +265,192 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     assert_eq!(&send::content(&it.store, &name, id().seg_size).unwrap().unwrap()[..], b"half");
     fs::remove_file(&path).unwrap();
     assert_eq!(send::content(&it.store, &name, id().seg_size).unwrap(), None);
+}
+
+/// What this thread logs, for as long as the guard lives.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn listen() -> (Lines, tracing::subscriber::DefaultGuard) {
+        let lines = Lines::default();
+        let out = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();
+        (lines, tracing::subscriber::set_default(log))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    async fn wait_for(&self, expected: &str) {
+        until(|| self.text().contains(expected), || format!("{expected}: {}", self.text())).await;
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits for a condition on the thread that the worker runs on; in a paused runtime that takes no time.
+async fn until(ready: impl Fn() -> bool, what: impl Fn() -> String) {
+    let until = Instant::now() + Duration::from_secs(120);
+    while !ready() {
+        assert!(Instant::now() < until, "{}", what());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A store in memory in which removing something takes a tenth of a second, and what is in it.
+fn slow_removals(old: &[String]) -> (Arc<object_store::memory::InMemory>, Storage) {
+    use object_store::ObjectStoreExt;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    let put = |path: &str, size: u64| {
+        let path = path.into();
+        let put = objects.put(&path, vec![1; size as usize].into());
+        put.now_or_never().expect("it is in memory").unwrap();
+    };
+    old.iter().for_each(|path| put(path, SEG / 8));
+    // The newest of them, which alone is as much as is to stay.
+    put("000000010000000000000002", 4 * SEG);
+    let slow =
+        ThrottleConfig { wait_delete_per_call: Duration::from_millis(100), ..ThrottleConfig::default() };
+    (objects.clone(), Storage::over(Arc::new(ThrottledStore::new(objects, slow)), ""))
+}
+
+async fn names(objects: &object_store::memory::InMemory) -> Vec<String> {
+    use futures_util::TryStreamExt;
+    use object_store::ObjectStore;
+    let all: Vec<_> = objects.list(None).try_collect().await.unwrap();
+    all.into_iter().map(|one| one.location.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_removes_much_and_holds_up_no_upload() {
+    let mut it = Setting::new();
+    it.target.keep_size = Some(4 * SEG);
+    // Of another timeline, long ago; numbers decide, and these are lower than what is sent.
+    let old: Vec<_> = (1..=250).map(|tli: u32| format!("{tli:08X}0000000000000001")).collect();
+    let (objects, storage) = slow_removals(&old);
+    let (worker, _order) = it.start_over(storage);
+    let sent = |names: &[String]| {
+        (FIRST..=LAST).all(|segno| names.iter().any(|name| name == segment(segno).as_str()))
+    };
+    let left = |names: &[String]| names.iter().filter(|name| old.contains(name)).count();
+    let begun = Instant::now();
+    let mut at_arrival = None;
+    loop {
+        let names = names(&objects).await;
+        if sent(&names) {
+            at_arrival.get_or_insert(left(&names));
+        }
+        if left(&names) == 0 && at_arrival.is_some() {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{at_arrival:?}, {} are left", left(&names));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(at_arrival > Some(240), "{at_arrival:?} were left when all had been sent");
+    it.stop.cancel();
+    worker.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_says_what_keeps_it_from_its_size() {
+    let (lines, _listening) = Lines::listen();
+    let mut it = Setting::new();
+    it.target.keep_size = Some(SEG);
+    let mut old: Vec<_> = (1..=20).map(|tli: u32| format!("{tli:08X}0000000000000001")).collect();
+    let label = "000000010000000000000001.00000028.backup";
+    old.push(label.to_owned());
+    let (objects, storage) = slow_removals(&old);
+    let (worker, _order) = it.start_over(storage);
+    lines.wait_for(&format!("because \"{label}\" keeps all WAL from its base backup on")).await;
+    assert!(lines.text().contains("archive target \"main\" keeps "), "{}", lines.text());
+    assert_eq!(names(&objects).await.iter().filter(|name| old.contains(name)).count(), old.len());
+    it.stop.cancel();
+    worker.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_that_is_read_only_then_full_is_waited_for_and_taken_up_again() {
+    use std::io::ErrorKind::{self, ReadOnlyFilesystem, StorageFull};
+    let (lines, _listening) = Lines::listen();
+    let it = Setting::new();
+    let trouble = Arc::new(Mutex::new((Some(ReadOnlyFilesystem), HashMap::<ErrorKind, u32>::new())));
+    let fails = trouble.clone();
+    let fault = move |file: &fs::File| {
+        let (now, met) = &mut *fails.lock().unwrap();
+        let Some(kind) = *now else { return Ok(()) };
+        if kind == StorageFull {
+            // As much as there was room for.
+            file.set_len(4096)?;
+        }
+        *met.entry(kind).or_default() += 1;
+        Err(kind.into())
+    };
+    let (worker, _order) =
+        it.start_over(it.directory(Duration::from_secs(30)).with_write_fault(Box::new(fault)));
+    for (kind, next) in [(ReadOnlyFilesystem, Some(StorageFull)), (StorageFull, None)] {
+        let met = || trouble.lock().unwrap().1.get(&kind).is_some_and(|times| *times >= 2);
+        until(met, || format!("{kind}: {}", lines.text())).await;
+        let saved = it.saved();
+        assert!((FIRST..=LAST).all(|segno| !saved.is_done(&segment(segno))), "{kind}: {saved:?}");
+        let wal = it.store.wal_files().unwrap();
+        assert!((FIRST..=LAST).all(|segno| wal.contains(&segment(segno).to_string())), "{kind}: {wal:?}");
+        trouble.lock().unwrap().0 = next;
+    }
+    let done = || (FIRST..=LAST).all(|segno| it.saved().is_done(&segment(segno)));
+    until(done, || format!("{:?}: {}", it.saved(), lines.text())).await;
+    let text = lines.text();
+    assert_eq!(text.matches("could not archive").count(), 1, "{text}");
+    assert!(text.contains("read-only filesystem") && text.contains("takes WAL again"), "{text}");
+    for entry in fs::read_dir(it.archive()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        assert!(!name.starts_with(".walrelay-new"), "{name} was left");
+        if FileName::parse(&name).is_some() {
+            assert_eq!(entry.metadata().unwrap().len(), SEG, "{name}");
+        }
+    }
+    it.stop.cancel();
+    worker.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_while_a_removed_target_ends_waits_no_longer_and_promises_nothing() {
+    let (lines, _listening) = Lines::listen();
+    let it = Setting::new();
+    let name = it.archive().join(segment(FIRST).as_str());
+    let (release, hang) = mpsc::channel::<()>();
+    let reached = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (hang, say) = (Mutex::new(hang), reached.clone());
+    let fault = move |file: &fs::File| {
+        if file.metadata()?.is_dir() && name.exists() {
+            say.store(true, std::sync::atomic::Ordering::SeqCst);
+            let _ = hang.lock().unwrap().recv();
+        }
+        Ok(())
+    };
+    let (worker, order) = it.start_over(it.directory(Duration::from_secs(30)).with_fault(Box::new(fault)));
+    until(|| reached.load(std::sync::atomic::Ordering::SeqCst), || lines.text()).await;
+    order.send_replace(None);
+    it.stop.cancel();
+    worker.await.unwrap();
+    let saved = it.saved();
+    assert!(saved.is_suspect(&segment(FIRST)) && !saved.is_done(&segment(FIRST)), "{saved:?}");
+    let text = lines.text();
+    assert!(
+        text.contains("has not taken 1 files in time when it was taken out of the configuration"),
+        "{text}"
+    );
+    assert!(!text.contains("offered again"), "{text}");
+    drop(release);
 }
