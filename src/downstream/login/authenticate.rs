@@ -1,5 +1,6 @@
 //! Who it is (PostgreSQL: `auth.c`, `crypt.c`). Strangers get the same exchange as users who mistype.
 
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -151,10 +152,16 @@ async fn rule<'a>(
                 "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
             )),
             Found::Nothing => return Err(refusal(no_entry(request, conn))),
-            Found::Unknown(Fact::HostName) => facts.host_name = Some(names::host_name(judged.ip).await),
+            Found::Unknown(Fact::HostName) => facts.host_name = Some(host_name(judged.ip).await?),
             Found::Unknown(Fact::Membership) => facts.member_of = Some(memberships(conn, shared, &request.user).await?),
         }
     }
+}
+
+/// As with memberships: a line that rejects must not be skipped because nobody had time to look.
+async fn host_name(ip: Option<IpAddr>) -> Result<Option<String>, PgError> {
+    let unknown = "the host name of the client's address cannot be looked up";
+    names::host_name(ip).await.ok_or_else(|| PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, unknown))
 }
 
 /// Nobody gets past a line of which it is not known whether it is for them.
