@@ -114,9 +114,9 @@ async fn follow_on(
         }
         let followed = &follower.config.followed;
         followed.fail(covered);
-        // A client that waits for the server ends the pause, but has nobody asked without a break.
+        // A client that waits for the server ends the pause, but not before a part of it is over.
         let woken = async {
-            tokio::time::sleep(pause.min(BACKOFF.0)).await;
+            tokio::time::sleep(least(pause)).await;
             followed.asked_beyond(covered).await;
         };
         tokio::select! {
@@ -125,6 +125,11 @@ async fn follow_on(
             () = follower.stop.cancelled() => return Ok(()),
         }
     }
+}
+
+/// What is left of a pause when somebody waits for the server: the longer it has been away, the more.
+fn least(pause: Duration) -> Duration {
+    (pause / 4).max(BACKOFF.0).min(pause)
 }
 
 pub(super) struct Follower {
@@ -764,5 +769,12 @@ mod tests {
         let pauses: Vec<_> = (0..12).map(|_| follower.next_pause()).collect();
         assert!(pauses[0] >= BACKOFF.0 / 2 && pauses[0] <= BACKOFF.0);
         assert!(pauses[11] >= BACKOFF.1 / 2 && pauses[11] <= BACKOFF.1);
+    }
+
+    #[test]
+    fn who_waits_shortens_a_pause_less_the_longer_it_is() {
+        let ms = Duration::from_millis;
+        let shortened = [50, 100, 300, 1000, 2000].map(|pause| least(ms(pause)));
+        assert_eq!(shortened, [50, 100, 100, 250, 500].map(ms));
     }
 }

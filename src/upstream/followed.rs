@@ -25,6 +25,8 @@ pub struct Followed {
 #[derive(Debug, Default)]
 struct Attempts {
     asked: watch::Sender<u64>,
+    /// The last one that ends a pause between two attempts.
+    urgent: watch::Sender<u64>,
     /// Those that were answered by an attempt that has failed.
     failed: watch::Sender<u64>,
 }
@@ -62,10 +64,10 @@ impl Following {
         self.attempts.failed.send_replace(covered);
     }
 
-    /// Resolves when somebody asks whom the last attempt did not cover. Cancel-safe.
+    /// Resolves when somebody asks who may end a pause and whom the last attempt did not cover. Cancel-safe.
     pub(super) async fn asked_beyond(&self, covered: u64) {
         // The sender is ours.
-        let _ = self.attempts.asked.subscribe().wait_for(|asked| *asked > covered).await;
+        let _ = self.attempts.urgent.subscribe().wait_for(|asked| *asked > covered).await;
     }
 }
 
@@ -79,6 +81,16 @@ impl Followed {
     /// its next attempt is waited for, `limit` at most. The receiver decides whether a server is one to be followed; so
     /// nothing is asked of one that it has not looked at. Cancel-safe.
     pub async fn reach(&self, limit: Duration) -> Option<HostSpec> {
+        self.next(limit, true).await
+    }
+
+    /// The same for those of whom nothing is known yet: the receiver is not woken for them, so that nobody can keep it
+    /// at attempts without logging in. Cancel-safe.
+    pub async fn wait(&self, limit: Duration) -> Option<HostSpec> {
+        self.next(limit, false).await
+    }
+
+    async fn next(&self, limit: Duration, urgent: bool) -> Option<HostSpec> {
         let (mut host, mut mine) = (self.host.clone(), 0);
         if host.borrow().is_some() {
             return self.host();
@@ -87,6 +99,9 @@ impl Followed {
             *asked += 1;
             mine = *asked;
         });
+        if urgent {
+            self.attempts.urgent.send_modify(|last| *last = mine.max(*last));
+        }
         let mut failed = self.attempts.failed.subscribe();
         tokio::select! {
             _ = host.wait_for(Option::is_some) => {}
@@ -122,6 +137,23 @@ mod tests {
         assert_eq!(next, covered + 1);
         following.show(Some(host()));
         assert_eq!(asking.await.unwrap(), Some(host()));
+    }
+
+    #[tokio::test]
+    async fn who_is_not_known_waits_for_the_next_attempt_and_wakes_nobody() {
+        let (following, followed) = Following::channel();
+        let asking = tokio::spawn({
+            let followed = followed.clone();
+            async move { followed.wait(LONG).await }
+        });
+        while following.begin() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(futures_util::FutureExt::now_or_never(following.asked_beyond(0)).is_none());
+        following.fail(following.begin());
+        assert_eq!(asking.await.unwrap(), None);
+        following.show(Some(host()));
+        assert_eq!(followed.wait(Duration::ZERO).await, Some(host()));
     }
 
     #[tokio::test]

@@ -293,11 +293,12 @@ impl Roles {
             let limit = if listed { self.patience() } else { ANSWER_LIMIT };
             let ask = async {
                 // Of whom nothing is known, no server is not the last word.
-                if self.followed.reach(limit).await.is_some() {
-                    match listed {
-                        true => self.known.ask(name, None).await,
-                        false => self.strangers.ask(name, source).await,
+                if listed {
+                    if self.followed.reach(limit).await.is_some() {
+                        self.known.ask(name, None).await;
                     }
+                } else if self.followed.wait(limit).await.is_some() {
+                    self.strangers.ask(name, source).await;
                 }
             };
             let _ = timeout(limit, ask).await;
