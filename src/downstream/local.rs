@@ -366,10 +366,10 @@ impl LocalSession<'_> {
         }
     }
 
-    /// Without pg_monitor a role sees of others only that they are there (PostgreSQL: `pg_stat_get_activity`). Where
-    /// roles could never be asked for, the hba file has let in whom it trusts.
+    /// Without pg_monitor a role sees of others only that they are there (PostgreSQL: `pg_stat_get_activity`). So
+    /// does one that the upstream could never be asked for: what is not known is no right.
     fn masked(&self, row: Row) -> Row {
-        let sees_all = self.attributes.is_none_or(|known| known.superuser || known.monitor);
+        let sees_all = self.attributes.is_some_and(|known| known.superuser || known.monitor);
         if sees_all || row.get("usename") == Some(self.user) {
             return row;
         }

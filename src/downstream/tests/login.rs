@@ -481,3 +481,16 @@ async fn a_slow_login_is_ended() {
     client.start_up(REPLICATION).await;
     assert_eq!(client.fatal().await, pair("57014", "canceling authentication due to timeout"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_known_sees_of_others_only_that_they_are_there() {
+    let roles = "[roles.watcher.attributes]\nsuperuser = false\nreplication = false\ncan_login = true\nmonitor = true\n";
+    let relay = Relay::with(Options { roles, ..Options::default() }).await;
+    let mut consumer = relay.session().await;
+    consumer.start("0/300000").await;
+    for (user, address) in [("watcher", Some("127.0.0.1")), ("stranger", None)] {
+        let (mut console, _) = relay.log_in(&[("user", user), ("database", "walrelay")]).await;
+        let row = console.row("select usename, client_addr from pg_stat_replication").await;
+        assert_eq!(row, [Some("rep".to_owned()), address.map(str::to_owned)], "{user}");
+    }
+}
