@@ -278,6 +278,7 @@ pub(super) fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<
     }))
 }
 
+/// Whoever writes an empty list does not mean the default.
 fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -287,6 +288,9 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>
     }
     Ok(match Value::deserialize(input)? {
         Value::One(one) => vec![one],
+        Value::Many(many) if many.is_empty() => {
+            return Err(serde::de::Error::custom("an empty list: nobody could connect"));
+        }
         Value::Many(many) => many,
     })
 }

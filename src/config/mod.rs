@@ -378,6 +378,11 @@ mod tests {
         let path = dir.path().join("bad.toml");
         std::fs::write(&path, "slot = \"a\"\nno-such = 1\n").unwrap();
         check(&["--config", path.to_str().unwrap()], "line 2, key \"no-such\": unknown field `no-such`");
+        std::fs::write(&path, "slot = \"a\"\nlisten = []\n").unwrap();
+        check(
+            &["--config", path.to_str().unwrap()],
+            "line 2, key \"listen\": an empty list: nobody could connect",
+        );
         let text = "slot = \"a\"\n\n[archive.one]\nurl = \"file:///a\"\n[archive.two]\nurl = \"file:///b\"\nrate = \"fast\"\n";
         std::fs::write(&path, text).unwrap();
         let args = ["--upstream", "host=a user=u", "--config", path.to_str().unwrap()];
