@@ -20,6 +20,7 @@ use super::connection::UpstreamConnection;
 use super::error::{ConnectError, QueryError, ServerError};
 use super::failure::UpstreamError;
 use super::introduce::identify;
+use super::seam::Reports;
 use super::{message, seam};
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::store::{FillError, Identity, Store, StoreError};
@@ -162,7 +163,8 @@ pub(super) async fn fill_run(
         Ok(conn)
     };
     let mut conn = opened.await.map_err(|error| (first, error))?;
-    let mut received = Received { next: first.segno.start(seg_size), rest: Bytes::new() };
+    let mut received =
+        Received { next: first.segno.start(seg_size), rest: Bytes::new(), reports: Reports::new() };
     for name in run {
         received.segment(&mut conn, store, *name, seg_size).await.map_err(|error| (*name, error))?;
     }
@@ -173,6 +175,7 @@ pub(super) async fn fill_run(
 struct Received {
     next: Lsn,
     rest: Bytes,
+    reports: Reports,
 }
 
 impl Received {
@@ -234,7 +237,7 @@ impl Received {
 
     async fn next_wal(&mut self, conn: &mut UpstreamConnection) -> Result<Bytes, RefillError> {
         loop {
-            let (kind, body) = seam::next_message(conn).await?;
+            let (kind, body) = self.reports.next_message(conn).await?;
             match kind {
                 b'd' => {
                     let Some((_, wal)) = seam::xlog_data(&body, self.next)? else { continue };

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use walrelay_proto::{
     Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId, XLogDataHeader,
 };
@@ -245,11 +246,42 @@ pub(super) async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, b
         if STATUS_INTERVAL * silent >= super::frame::SILENCE {
             return Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()));
         }
-        let send_time = PgTimestamp::from_system_time(SystemTime::now());
-        let (write, flush, apply) = (None, None, None);
-        let status = StandbyStatusUpdate { write, flush, apply, send_time, reply_requested: false };
-        conn.send(&status.frame()).await?;
+        report(conn).await?;
     }
+}
+
+/// For a stream that takes long: what comes without a pause leaves [`next_message`] no moment to report in, and a server
+/// that hears nothing for `wal_sender_timeout` hangs up, whatever it is sending.
+#[derive(Debug)]
+pub(super) struct Reports {
+    next: Instant,
+}
+
+impl Reports {
+    /// From now on.
+    pub(super) fn new() -> Reports {
+        Reports { next: Instant::now() + STATUS_INTERVAL }
+    }
+
+    /// The next message; a report first if one is due.
+    pub(super) async fn next_message(
+        &mut self,
+        conn: &mut UpstreamConnection,
+    ) -> Result<(u8, bytes::Bytes), QueryError> {
+        if self.next <= Instant::now() {
+            report(conn).await?;
+            self.next = Instant::now() + STATUS_INTERVAL;
+        }
+        next_message(conn).await
+    }
+}
+
+/// A sign of life. It tells no position.
+async fn report(conn: &mut UpstreamConnection) -> Result<(), QueryError> {
+    let send_time = PgTimestamp::from_system_time(SystemTime::now());
+    let (write, flush, apply) = (None, None, None);
+    let status = StandbyStatusUpdate { write, flush, apply, send_time, reply_requested: false };
+    conn.send(&status.frame()).await
 }
 
 pub(super) fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHeader, &[u8])>, QueryError> {
@@ -265,10 +297,46 @@ pub(super) fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHe
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
     use walrelay_proto::generate::WalGenerator;
-    use walrelay_proto::{SegSize, SystemId, WalIdentity};
+    use walrelay_proto::{Keepalive, SegSize, SystemId, WalIdentity};
 
     use super::*;
+    use crate::upstream::stream::Stream;
+
+    #[tokio::test]
+    async fn a_server_that_sends_without_a_pause_hears_of_us() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        let mut conn = UpstreamConnection {
+            stream: Stream::Unix(client),
+            buffer: bytes::BytesMut::new(),
+            parameters: Vec::new(),
+            notices: Vec::new(),
+            backend_pid: None,
+            cancel_key: bytes::Bytes::new(),
+            busy: true,
+        };
+        let send_time = PgTimestamp::from_micros(1);
+        let keepalive = Keepalive { end: Lsn::new(9), send_time, reply_requested: false }.frame();
+        let sending = async move {
+            let mut heard = [0; 200];
+            loop {
+                server.write_all(&keepalive).await.unwrap();
+                if let Ok(len) = server.try_read(&mut heard) {
+                    return heard[..len].to_vec();
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let receiving = async {
+            let mut reports = Reports::new();
+            while reports.next_message(&mut conn).await.is_ok() {}
+        };
+        let both = async { tokio::join!(sending, receiving).0 };
+        let heard = tokio::time::timeout(Duration::from_secs(20), both).await.expect("a report");
+        assert_eq!((heard[0], heard[5]), (b'd', b'r'));
+    }
 
     #[test]
     fn the_last_record_that_begins_is_compared_with_the_page_before_it() {
