@@ -197,7 +197,7 @@ impl Worker {
         // What was read may be in memory only, and lost with it. WAL is let go after this process has saved it.
         let mut saved = Progress::new(listing.size, self.target.identity());
         let queue: SharedQueue = Arc::new(Mutex::new(Queue::new(loaded)));
-        let (mut work, mut chores) = (JoinSet::new(), JoinSet::new());
+        let (mut work, mut chores, mut retention) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let stop_tail = stop.child_token();
         let mut tail = self.start_tail(&queue, &stop_tail);
         let mut tidy_at = Instant::now();
@@ -206,14 +206,15 @@ impl Worker {
         loop {
             self.begin(&queue, &mut work, &listing);
             self.report(&queue, &saved, &listing).await;
-            if Instant::now() >= tidy_at && chores.is_empty() {
+            if Instant::now() >= tidy_at && retention.is_empty() {
                 tidy_at = Instant::now() + TIDY_EVERY;
-                self.tidy(&mut chores);
+                self.tidy(&mut retention);
             }
             let wake = self.wake(&queue).min(tidy_at.max(Instant::now() + SAVE_EVERY));
             let event = tokio::select! {
                 Some(done) = work.join_next() => done.unwrap_or_else(resume),
                 Some(done) = chores.join_next() => done.unwrap_or_else(resume),
+                Some(done) = retention.join_next() => done.unwrap_or_else(resume),
                 // It ends before it is told to only by a panic, which is ours then: somebody watches us.
                 Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
                 changed = self.wanted.changed() => changed.map_or(Event::Stop, |()| Event::Wanted),
@@ -231,17 +232,23 @@ impl Worker {
                     // More has come; what was saved may have to be let go.
                     self.publish(&saved, &listing);
                 }
+                // Made with settings that are none any more.
+                Event::Retention(_) if self.wanted.has_changed().unwrap_or(true) => {}
                 Event::Retention(plan) => {
                     self.removing(&queue, &plan, &listing);
                     // Before they are gone nobody counts on them any more.
                     if self.save(&queue, &mut saved, &listing).await {
-                        self.remove(&mut chores, plan);
+                        self.remove(&mut retention, plan);
                     }
                 }
                 Event::Wanted => {
                     let wanted = self.wanted.borrow_and_update().clone();
                     let same = |wanted: &Arc<Wanted>| wanted.target.identity() == self.target.identity();
                     let Some(wanted) = wanted.filter(same) else { break };
+                    if self.target != wanted.target {
+                        // What the old settings would remove is not removed from here on.
+                        retention = JoinSet::new();
+                    }
                     self.take_over(&wanted, &queue);
                     // Ended in the middle it leaves pieces that are good, or none; the new one looks what is there.
                     tail = self.start_tail(&queue, &stop_tail);
@@ -254,6 +261,7 @@ impl Worker {
                 self.save(&queue, &mut saved, &listing).await;
             }
         }
+        drop(retention);
         stop_tail.cancel();
         let deadline = Instant::now() + grace;
         while let Ok(Some(done)) = timeout_at(deadline, work.join_next()).await {
@@ -563,11 +571,11 @@ impl Worker {
     }
 
     /// House-keeping in the target: remains of uploads, and what its retention would remove.
-    fn tidy(&self, chores: &mut JoinSet<Event>) {
+    fn tidy(&self, retention: &mut JoinSet<Event>) {
         let Sink::Objects(repository) = &self.sink else { return };
         let repository = repository.clone();
         let (keep_age, keep_size) = (self.target.keep_age, self.target.keep_size);
-        chores.spawn(async move {
+        retention.spawn(async move {
             if let Err(error) = repository.storage().tidy().await {
                 tracing::debug!("could not look for remains of uploads: {error}");
             }
@@ -596,10 +604,10 @@ impl Worker {
     }
 
     /// Removes what retention has chosen, beside everything else.
-    fn remove(&self, chores: &mut JoinSet<Event>, plan: Plan) {
+    fn remove(&self, retention: &mut JoinSet<Event>, plan: Plan) {
         let Sink::Objects(repository) = &self.sink else { return };
         let repository = repository.clone();
-        chores.spawn(async move {
+        retention.spawn(async move {
             let (name, count) = (repository.name(), plan.remove.len());
             match cleanup::remove(&repository, &plan).await {
                 Ok(()) => tracing::info!("removed {count} old objects from archive target \"{name}\""),

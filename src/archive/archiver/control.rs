@@ -148,7 +148,8 @@ impl ArchiveControl {
         for Change { wanted, kind } in prepared.0 {
             let name = wanted.target.name.clone();
             match kind {
-                Kind::None => continue,
+                // It may fail for what only others know of: a profile, a store's policy. So it is told, too, and tries again.
+                Kind::None => {}
                 Kind::Settings(names) => lines.push(format!(
                     "archive target \"{name}\": {} changed, in effect for what is archived from now on",
                     names.join(", ")

@@ -201,6 +201,59 @@ async fn changed_credentials_are_used_at_once() {
     it.stop().await;
 }
 
+/// Others may have mended what it waits for: a profile, a store's policy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_of_which_nothing_has_changed_is_told_to_try_again() {
+    let it = Running::start(&[]);
+    let target = it.directory("one");
+    it.change(std::slice::from_ref(&target));
+    let told = lock(&it.control.targets)["one"].subscribe();
+    assert!(!told.has_changed().unwrap());
+    assert_eq!(it.change(std::slice::from_ref(&target)), [""; 0]);
+    assert!(told.has_changed().unwrap());
+    it.wait_for("one", LAST);
+    it.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_of_old_settings_removes_nothing_more() {
+    let mut it = Running::start(&[]);
+    let target = it.directory("one");
+    it.change(std::slice::from_ref(&target));
+    it.wait_for("one", LAST);
+    // It shall keep nothing, and hangs in the first removal.
+    let Place::Objects(place) = &target.place else { panic!("it is one") };
+    let (say, reached) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let fault = move |file: &fs::File| {
+        if file.metadata()?.is_dir() {
+            let _ = say.send(());
+            let _ = wait.lock().unwrap().recv();
+        }
+        Ok(())
+    };
+    let storage = Storage::open(place).unwrap().with_fault(Box::new(fault));
+    let sink = Sink::Objects(Repository::over(storage, "one", Layout::Plain, Codec::default()));
+    let wanted = Arc::new(Wanted { target: Target { keep_size: Some(0), ..target.clone() }, sink });
+    it.control.apply(Prepared(vec![Change { wanted, kind: Kind::Settings(Vec::new()) }]));
+    reached.recv().unwrap();
+    it.change(&[Target { compression: Compression::Zstd(1), ..target }]);
+    it.it.more(LAST);
+    it.wait_for("one", LAST + 1);
+    assert!(
+        it.dir("one").join(format!("{}.zst", segment(LAST + 1))).exists(),
+        "the new settings are in effect"
+    );
+    drop(go_on);
+    it.it.more(LAST + 1);
+    it.wait_for("one", LAST + 2);
+    for segno in FIRST..=LAST {
+        assert!(it.dir("one").join(segment(segno).as_str()).exists(), "{segno}");
+    }
+    it.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn targets_may_change_places_and_wrong_places_change_nothing() {
     let mut it = Running::start(&[]);
