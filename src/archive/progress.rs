@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName};
 
 use super::name::{FileKind, FileName};
+use super::target::is_same_place;
 
 /// WAL that will never reach a target from here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,7 +39,7 @@ pub(super) fn state_file(target: &str) -> String {
 /// The marker in a text that was saved for the target with this identity.
 pub(super) fn saved_marker(text: &str, identity: &str) -> Option<String> {
     let saved: Saved = toml::from_str(text).ok()?;
-    saved.marker.filter(|_| saved.target == identity)
+    saved.marker.filter(|_| is_same_place(&saved.target, identity))
 }
 
 /// What a target has got.
@@ -106,7 +107,7 @@ impl Progress {
     pub(super) fn parse(text: &str, size: SegSize, identity: &str) -> Option<Progress> {
         let saved: Saved = toml::from_str(text).ok()?;
         let mut progress = Progress::new(size, identity.to_owned());
-        if saved.target != identity {
+        if !is_same_place(&saved.target, identity) {
             return Some(progress);
         }
         let segment = |text: &String| WalFileName::parse(text, size);

@@ -155,14 +155,29 @@ impl Target {
         self.place == other.place && way(self) == way(other)
     }
 
-    /// What tells whether progress made earlier still counts: the place and its layout.
+    /// What tells whether progress made earlier still counts: the place, however it is spelled, and its layout.
     pub fn identity(&self) -> String {
         match &self.place {
-            Place::Objects(place) => format!("{} {}", self.layout.as_str(), place.url),
+            Place::Objects(place) => format!("{} {}", self.layout.as_str(), place.identity()),
             Place::Command(_) => "command".to_owned(),
         }
     }
 }
+
+/// Whether what was saved for `saved` was saved for this [`Target::identity`]. Earlier versions saved a URL as it was
+/// spelled, and not which store it is in: that may be any.
+pub(super) fn is_same_place(saved: &str, identity: &str) -> bool {
+    let of_old = |saved: &str| {
+        let (layout, url) = saved.split_once(' ')?;
+        let place = ObjectPlace { url: Url::parse(url).ok()?, options: BTreeMap::new() };
+        Some(format!("{layout} {}", place.spelling()))
+    };
+    let without_store = identity.split(STORE).next();
+    saved == identity || (!saved.contains(STORE) && of_old(saved).as_deref() == without_store)
+}
+
+/// Comes between URL and store, and in neither.
+const STORE: &str = " at ";
 
 impl Place {
     fn differences(&self, other: &Place) -> Vec<String> {
@@ -176,6 +191,38 @@ impl Place {
 }
 
 impl ObjectPlace {
+    /// The same for all ways to write the same place. What links and mounts make the same is found elsewhere.
+    pub fn identity(&self) -> String {
+        match self.url.scheme() {
+            "file" | "memory" => self.spelling(),
+            _ => format!("{}{STORE}{}", self.spelling(), self.store()),
+        }
+    }
+
+    fn spelling(&self) -> String {
+        let path = self.url.to_file_path().ok().filter(|_| self.url.scheme() == "file");
+        // Its parts, without empty ones.
+        let path = path.and_then(|path| Url::from_file_path(path.components().collect::<PathBuf>()).ok());
+        path.unwrap_or_else(|| self.url.clone()).as_str().trim_end_matches('/').to_owned()
+    }
+
+    /// Which of the stores that could have such a bucket.
+    fn store(&self) -> String {
+        let option = |names: [&str; 4]| names.iter().find_map(|name| self.options.get(*name));
+        let server = match self.url.scheme() {
+            "s3" => option(["aws_endpoint_url_s3", "endpoint", "aws_endpoint", "endpoint_url"])
+                .or_else(|| self.options.get("aws_endpoint_url")),
+            "az" => option(["endpoint", "azure_endpoint", "azure_storage_endpoint", ""]),
+            _ => option(["base_url", "google_base_url", "", ""]),
+        };
+        let account = option(["account_name", "azure_storage_account_name", "", ""]);
+        // With or without TLS it is the same, and credentials are not to be saved.
+        let server = server.map(|text| text.split_once("://").map_or(text.as_str(), |(_, rest)| rest));
+        let server = server.map(|text| text.rsplit('@').next().unwrap_or(text).trim_end_matches('/'));
+        let account = account.map(|account| format!(", account {account}")).unwrap_or_default();
+        format!("{}{account}", server.unwrap_or("the provider's"))
+    }
+
     /// Names only: there are secrets among the values.
     fn differences(&self, other: &ObjectPlace) -> Vec<String> {
         let url = (self.url != other.url).then(|| "url".to_owned());
@@ -245,6 +292,43 @@ mod tests {
         assert_eq!(one.differences(&other), ["secret-access-key", "compression", "keep-size"]);
         let elsewhere = Target { place: Target::from_url("s3://bucket/b").unwrap().place, ..one.clone() };
         assert_eq!(one.differences(&elsewhere), ["url"]);
+    }
+
+    #[test]
+    fn a_place_is_the_same_however_it_is_spelled_and_another_in_another_store() {
+        let target = |url: &str, options: &[(&str, &str)]| {
+            let mut place = ObjectPlace::parse(url).unwrap();
+            place.options =
+                options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            Target::new("x".to_owned(), Place::Objects(place)).identity()
+        };
+        assert_eq!(target("file:///a/b", &[]), "plain file:///a/b");
+        for other in ["file:///a/b/", "file:///a//b", "file:///a/./b", "file:///%61/b//"] {
+            assert_eq!(target(other, &[]), "plain file:///a/b", "{other}");
+            assert!(is_same_place(&format!("plain {other}"), "plain file:///a/b"), "{other}");
+        }
+        let minio = ("endpoint", "https://u:hunter2@minio:9000/");
+        let expected = "plain s3://bucket/wal at minio:9000";
+        assert_eq!(target("s3://bucket/wal/", &[minio, ("region", "x")]), expected);
+        assert_eq!(target("s3://bucket/wal", &[("aws_endpoint", "http://minio:9000")]), expected);
+        let others = [
+            target("s3://bucket/wal", &[]),
+            target("s3://bucket/wal", &[("endpoint", "https://other:9000")]),
+            target("s3://bucket/other", &[minio]),
+        ];
+        assert!(
+            others.iter().all(|other| other != expected && !is_same_place(other, expected)),
+            "{others:?}"
+        );
+        let account = |name| target("az://box/wal", &[("account_name", name)]);
+        assert!(account("one") != account("two") && !is_same_place(&account("one"), &account("two")));
+        // As it was saved before.
+        for old in ["plain s3://bucket/wal", "plain s3://bucket/wal/"] {
+            assert!(is_same_place(old, expected) && is_same_place(old, &others[0]), "{old}");
+            assert!(!is_same_place(old, &others[2]), "{old}");
+        }
+        assert!(!is_same_place("barman s3://bucket/wal", expected));
+        assert!(is_same_place("command", "command") && !is_same_place("command", expected));
     }
 
     #[test]

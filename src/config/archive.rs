@@ -123,23 +123,16 @@ pub(super) fn targets(settings: &[ArchiveSetting]) -> Result<Vec<Target>, Config
             ConfigError::Archive { place, target, reason }
         };
         let target = target(setting.clone()).map_err(fail)?;
-        let place = spelling(&target.place);
-        let same = |other: &&Target| place.is_some() && spelling(&other.place) == place;
+        let same = |other: &&Target| match (&target.place, &other.place) {
+            (Place::Objects(one), Place::Objects(other)) => one.identity() == other.identity(),
+            _ => false,
+        };
         if let Some(other) = targets.iter().find(same) {
             return Err(fail(format!("has the same URL as \"{}\"", other.name)));
         }
         targets.push(target);
     }
     Ok(targets)
-}
-
-/// What is the same for all ways to write the same place. What links and mounts make the same is found at the start.
-fn spelling(place: &Place) -> Option<String> {
-    let Place::Objects(place) = place else { return None };
-    let parts = place.url.path().split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-    let endpoint = place.options.get("endpoint").map(|url| url.trim_end_matches('/')).unwrap_or_default();
-    let host = place.url.host_str().unwrap_or_default();
-    Some(format!("{endpoint} {}://{host}/{parts}", place.url.scheme()))
 }
 
 /// The targets of a configuration file, for commands that need nothing else of it.
