@@ -367,13 +367,16 @@ pub fn is_word(text: &[u8], token: &Token, word: &str) -> bool {
     token.kind == Kind::Word && text[token.span.clone()].eq_ignore_ascii_case(word.as_bytes())
 }
 
-/// Whether a token is this identifier, given as PostgreSQL stores it: folded, or in quotes.
+/// Whether a token is this identifier, given as PostgreSQL stores it: folded, or in quotes. Of `U&"…"` only what has no
+/// escapes in it is known.
 pub fn is_identifier(text: &[u8], token: &Token, name: &str) -> bool {
+    let within = |opening: usize| {
+        let written = &text[token.span.clone()];
+        written.len() == opening + name.len() + 1 && &written[opening..written.len() - 1] == name.as_bytes()
+    };
     match token.kind {
-        Kind::Quoted => {
-            let written = &text[token.span.clone()];
-            written.len() == name.len() + 2 && &written[1..written.len() - 1] == name.as_bytes()
-        }
+        Kind::Quoted => within(1),
+        Kind::UnicodeQuoted => within(3),
         _ => is_word(text, token, name),
     }
 }

@@ -109,7 +109,13 @@ impl Rewriting<'_> {
     }
 
     fn views(&mut self, statement: &Statement) -> Result<(), PgError> {
-        let Some(reading) = views::look(self.text, &statement.tokens) else { return Ok(()) };
+        let Some(reading) = views::look(self.text, &statement.tokens) else {
+            let mut code = slot_functions::code_in(self.text, &statement.tokens);
+            if code.any(|(code, tokens)| views::look(code.as_bytes(), &tokens).is_some()) {
+                self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
+            }
+            return Ok(());
+        };
         if signals::are_in(self.text, &statement.tokens) {
             self.result.notice.get_or_insert_with(notices::signals_nobody);
         }

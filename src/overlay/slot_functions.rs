@@ -183,28 +183,33 @@ fn executes_nothing(text: &[u8], tokens: &[Token]) -> bool {
     ["grant", "revoke", "comment"].iter().any(|word| is(0, word)) || is(0, "explain") && is(1, "select")
 }
 
-/// The code in a DO, which is executed, or in CREATE FUNCTION or PROCEDURE, which is not yet. Without a string of code
-/// in it there is nothing to find.
+/// What the code in a statement calls. Without a string of code in it there is nothing to find.
 fn body(text: &[u8], tokens: &[Token]) -> Result<Calls, PgError> {
-    let nothing = Ok(Calls::Guarded(Vec::new()));
-    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
-    let is_do = is(0, "do");
-    let makes = is(0, "create") && (1..4).any(|at| is(at, "function") || is(at, "procedure"));
-    if !is_do && !makes {
-        return nothing;
-    }
-    for token in tokens.iter().filter(|token| matches!(token.kind, Kind::String(_))) {
-        let Some(code) = lex::string_value(text, token) else { continue };
-        let tokens: Vec<_> = lex::lex(code.as_bytes(), true)
-            .filter(|token| !matches!(token.kind, Kind::Space | Kind::Comment))
-            .collect();
+    let is_do = tokens.first().is_some_and(|first| lex::is_word(text, first, "do"));
+    for (code, tokens) in code_in(text, tokens) {
         match calls(code.as_bytes(), &tokens).first() {
             Some(call) if is_do => return Err(call.function.refuse("inside of a DO block")),
             Some(_) => return Ok(Calls::Hidden),
             None => {}
         }
     }
-    nothing
+    Ok(Calls::Guarded(Vec::new()))
+}
+
+/// The strings, with their tokens, of a DO, which executes them, or of a CREATE FUNCTION or PROCEDURE, which does not yet.
+pub(super) fn code_in<'a>(
+    text: &'a [u8],
+    tokens: &'a [Token],
+) -> impl Iterator<Item = (String, Vec<Token>)> + use<'a> {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
+    let makes = is(0, "create") && (1..4).any(|at| is(at, "function") || is(at, "procedure"));
+    let tokens = if is(0, "do") || makes { tokens } else { &[] };
+    tokens.iter().filter(|token| matches!(token.kind, Kind::String(_))).filter_map(|token| {
+        let code = lex::string_value(text, token)?;
+        let is_space = |token: &Token| matches!(token.kind, Kind::Space | Kind::Comment);
+        let tokens = lex::lex(code.as_bytes(), true).filter(|token| !is_space(token)).collect();
+        Some((code, tokens))
+    })
 }
 
 /// The call, if it can be executed.

@@ -302,6 +302,11 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
     if matches!(before, Some(Kind::String(_) | Kind::Number | Kind::Parameter)) {
         return None;
     }
+    // The same behind a parenthesis, except for a column of it: DISTINCT ON (...) may stand in front of that.
+    let is_column = tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Dot);
+    if before == Some(Kind::Close) && !is_column {
+        return None;
+    }
     let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
     let has_database = start.is_some_and(|start| start + 4 == at);
     let database = qualification.clone().filter(|_| has_database);

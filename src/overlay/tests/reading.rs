@@ -60,6 +60,11 @@ fn qualifiers_go() {
         r#"table postgres.pg_catalog."pg_replication_slots""#,
         r#"WITH SLOTS table "pg_replication_slots""#,
     );
+    check(
+        r#"select 1 from U&"pg_catalog".U&"pg_replication_slots""#,
+        r#"WITH SLOTS select 1 from U&"pg_replication_slots""#,
+    );
+    untouched(r#"select 1 from U&"PG_replication_slots", U&"pg\005freplication_slots""#);
     let text = rewritten(r#"table "a b" /* c */ .pg_catalog.pg_stat_replication"#);
     let judged = r#"EXISTS (SELECT 1 FROM "a b" /* c */ .pg_catalog.pg_stat_replication)"#;
     assert!(text.contains(judged), "the server says whether that is the current database: {text}");
@@ -119,13 +124,19 @@ fn queries_inside_of_other_statements_are_found() {
 #[test]
 fn the_client_is_told_when_the_rows_are_not_the_relays() {
     let told = |text: &str| judged(text, &SqlContext::default(), PERMITTED).1.map(|notice| notice.message);
-    for text in ["explain table pg_stat_replication", "prepare p as table pg_replication_slots"] {
+    for text in [
+        "explain table pg_stat_replication",
+        "prepare p as table pg_replication_slots",
+        "do $$ begin perform 1 from pg_replication_slots; end $$",
+        "create or replace function f() returns bigint language sql as 'select count(*) from pg_stat_replication'",
+    ] {
         assert!(told(text).is_some_and(|notice| notice.contains("are the upstream server's")), "{text}");
     }
     for text in [
         "grant select on pg_stat_replication to a",
         "select 'pg_stat_replication'",
         "table pg_replication_slots",
+        "do $$ begin raise notice 'pg_replication_slots'; end $$",
     ] {
         assert_eq!(told(text), None, "{text}");
     }
@@ -265,6 +276,7 @@ fn a_label_with_a_schema_is_left_to_the_server() {
         "select $a$;$a$pg_catalog.pg_stat_replication",
         "select 1 pg_catalog.pg_replication_slots",
         "select $1 pg_catalog.pg_replication_slots",
+        "select count(*)pg_catalog.pg_replication_slots",
     ] {
         assert_eq!(rewritten(text), text);
     }
