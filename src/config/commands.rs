@@ -142,7 +142,7 @@ impl VerifyPlaceArgs {
         if !is_target {
             return Ok(Origin::Directory(PathBuf::from(&self.place)));
         }
-        let found = origin(&self.place, &targets, environment)?;
+        let found = origin("DIR|URL", &self.place, &targets, environment)?;
         match found {
             Origin::Server(_) => {
                 Err(value("DIR|URL", &"a running server cannot be verified; give its data directory"))
@@ -161,7 +161,7 @@ impl VerifyPlaceArgs {
     /// Where to fetch from.
     pub fn sources(&self, environment: &Environment) -> Result<Vec<Origin>, ConfigError> {
         let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
-        let from = |text: &String| origin(text, &targets, environment);
+        let from = |text: &String| origin("repair-from", text, &targets, environment);
         self.repair_from.iter().map(from).collect()
     }
 }
@@ -219,7 +219,7 @@ impl PlacesArgs {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let mut origins: Vec<_> = self.data_dir.iter().cloned().map(Origin::Directory).collect();
         for text in &self.from {
-            origins.push(origin(text, &targets, environment)?);
+            origins.push(origin("from", text, &targets, environment)?);
         }
         if self.from.is_empty() {
             let readable = targets.into_iter().filter(|target| matches!(target.place, Place::Objects(_)));
@@ -238,10 +238,16 @@ impl PlacesArgs {
     }
 }
 
-fn origin(text: &str, known: &[Target], environment: &Environment) -> Result<Origin, ConfigError> {
+/// `name` is the flag that it was given by.
+fn origin(
+    name: &'static str,
+    text: &str,
+    known: &[Target],
+    environment: &Environment,
+) -> Result<Origin, ConfigError> {
     let is_uri = ["postgresql://", "postgres://"].iter().any(|scheme| text.starts_with(scheme));
     if is_uri || (text.contains('=') && !text.contains("://")) {
-        let info = ConnInfo::parse(text, environment).map_err(|error| value("from", &error))?;
+        let info = ConnInfo::parse(text, environment).map_err(|error| value(name, &error))?;
         return Ok(Origin::Server(Box::new(info)));
     }
     if let Some(target) = known.iter().find(|target| target.name == text) {
@@ -250,14 +256,14 @@ fn origin(text: &str, known: &[Target], environment: &Environment) -> Result<Ori
     if text.contains("://") {
         let target = known.iter().find(|target| has_url(target, text)).cloned();
         let target = target.map_or_else(|| Target::from_url(text), Ok);
-        return target.map(Box::new).map(Origin::Target).map_err(|error| value("from", &error));
+        return target.map(Box::new).map(Origin::Target).map_err(|error| value(name, &error));
     }
     if text.contains('/') {
         return Ok(Origin::Directory(text.into()));
     }
     let expected =
         "expected a URL, the name of an archive in the --config file, a connection string or a directory";
-    Err(value("from", &format!("\"{}\" is no place to look in: {expected}", redact(text))))
+    Err(value(name, &format!("\"{}\" is no place to look in: {expected}", redact(text))))
 }
 
 /// The configuration knows more of an archive than its URL.
@@ -289,6 +295,18 @@ mod tests {
             Origin::Target(target) => format!("target {}", target.name),
         };
         origins.iter().map(kind).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn a_wrong_place_is_told_with_its_flag() {
+        let args = VerifyPlaceArgs {
+            place: "/x".to_owned(),
+            repair_from: vec!["mian".to_owned()],
+            config: None,
+            json: false,
+        };
+        let error = args.sources(&Environment::of_user("tester")).unwrap_err().to_string();
+        assert!(error.starts_with("invalid value for --repair-from: \"mian\" is no place"), "{error}");
     }
 
     #[test]
