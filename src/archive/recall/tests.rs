@@ -5,7 +5,7 @@ use walrelay_proto::generate::WalGenerator;
 
 use super::*;
 use crate::archive::memory::Memory;
-use crate::store::{Background, Identity, StoreConfig, UpstreamParameters, WalWrite};
+use crate::store::{Background, Identity, StoreConfig, UpstreamParameters, WalWrite, Writer};
 
 const SEG: u64 = 1 << 20;
 /// First segment of the WAL that exists, first one that the store holds.
@@ -30,6 +30,7 @@ struct Setting {
     store: Arc<Store>,
     wal: Vec<u8>,
     left_at: Option<Lsn>,
+    writer: Writer,
     _background: Background,
     dir: tempfile::TempDir,
 }
@@ -68,7 +69,7 @@ impl Setting {
         writer.begin(identity, history, Lsn::new(HELD * SEG));
         writer.append(Lsn::new(HELD * SEG), &wal[((HELD - FIRST) * SEG) as usize..]).unwrap();
         writer.commit();
-        Setting { store, wal, left_at, _background: background, dir }
+        Setting { store, wal, left_at, writer, _background: background, dir }
     }
 
     fn segment(&self, segno: u64) -> &[u8] {
@@ -151,6 +152,25 @@ async fn readers_share_a_fetch_and_the_next_segments_are_fetched_ahead() {
     let ahead = FIRST + 1..=FIRST + AHEAD;
     until("fetched ahead", || ahead.clone().all(|segno| source.asked(&text(1, segno)) == 1)).await;
     assert_eq!(source.asked(&text(1, FIRST + AHEAD + 1)), 0);
+}
+
+/// Which file is a segment's, and how much of it counts, goes by the way of the timeline that is followed.
+#[tokio::test]
+async fn what_was_chosen_by_another_history_is_fetched_anew() {
+    let mut setting = Setting::new(None);
+    let source = setting.source();
+    let recall = setting.recall(&[&source]);
+    let before = get(&recall, 1, FIRST).await.unwrap();
+    let again = get(&recall, 1, FIRST).await.unwrap();
+    assert!(Arc::ptr_eq(&before, &again) && source.asked(&text(1, FIRST)) == 1);
+    let content = format!("1\t{}\tx\n", setting.writer.verified().unwrap().lsn);
+    setting.store.save_history_file(tli(2), content.as_bytes()).unwrap();
+    let history = TimelineHistory::parse(tli(2), content.as_bytes()).unwrap();
+    setting.writer.switch_timeline(history).unwrap();
+    let after = get(&recall, 1, FIRST).await.unwrap();
+    assert_eq!(source.asked(&text(1, FIRST)), 2);
+    assert!(!Arc::ptr_eq(&before, &after), "not even who still reads it shares it");
+    assert!(after.bytes(0, SEG as usize) == setting.segment(FIRST));
 }
 
 #[tokio::test]
