@@ -135,7 +135,9 @@ impl At {
             io::ErrorKind::PermissionDenied => {
                 "; let this user read it, or name the places to ask with --from"
             }
-            io::ErrorKind::NotFound => "; is its file system mounted?",
+            io::ErrorKind::NotFound => {
+                "; is its file system mounted? If the relay is on another machine, name the places to ask with --from"
+            }
             _ => "",
         };
         Some(format!("could not read \"{}\": {error}{hint}", self.wal.display()))

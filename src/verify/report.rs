@@ -195,13 +195,13 @@ fn confirmed_and_gone(place: &Place, scanned: &Scanned) -> Vec<Placed> {
     numbers.map(SegNo::new).map(placed).collect()
 }
 
-/// The relay had gone over to a timeline of which nothing is left.
+/// The relay had confirmed WAL and gone over to another timeline, of which nothing is left. Without a word of how it
+/// ended it may have received nothing there yet.
 fn followed_and_gone(place: &Place) -> Option<Placed> {
-    let tli = place.saved.timeline?;
+    let (tli, confirmed) = (place.saved.timeline?, place.saved.confirmed?);
     let is_there = place.segments.iter().any(|found| found.name.tli == tli);
     let reason = format!("timeline {tli} was followed, and there is no segment of it");
-    (!is_there && place.saved.confirmed.is_none_or(|confirmed| confirmed.tli != tli))
-        .then(|| (None, about("timeline.toml", Problem::Missing, &reason)))
+    (!is_there && confirmed.tli != tli).then(|| (None, about("timeline.toml", Problem::Missing, &reason)))
 }
 
 fn stretches(place: &Place, chain: &Chain, scanned: &Scanned) -> Vec<Stretch> {

@@ -334,6 +334,14 @@ async fn what_was_lost_before_it_had_a_checksum_is_written_again() {
         assert_eq!(there.write_again(&segment(), wal(3)).await.unwrap(), Written::Same, "{}", left.len());
         assert!(there.read(&segment()).await.unwrap() == Some(wal(3)), "{}", left.len());
     }
+    // Of larger segments, the beginning lost.
+    let large: Bytes = wal(3).repeat(24).into();
+    let mut left = large.to_vec();
+    left[..8192].fill(0);
+    let _ = std::fs::remove_file(&sidecar);
+    std::fs::write(&path, &left).unwrap();
+    assert_eq!(there.write_again(&segment(), large.clone()).await.unwrap(), Written::Same);
+    assert!(std::fs::read(&path).unwrap() == large);
     let conflicts = paths(&there).await.into_iter().filter(|path| path.contains(".conflict-")).count();
     assert_eq!(conflicts, 0);
     // Whole WAL of somebody else's stays.

@@ -187,7 +187,10 @@ impl Repository {
     ) -> Result<Option<Compared>, ReadError> {
         let (codec, of, file) = (self.codec.clone(), plain.clone(), name.clone());
         let look = move |stored: &mut dyn io::Read| compare::with(stored, &codec, format, &of, &file, judged);
-        match self.storage.read_through(path, self.limit(name, format), look).await {
+        // Its beginning need not be WAL: what a failed sync has left may be zeros.
+        let most = (plain.len() as u64).max(limit::UNSEEN);
+        let most = Limit::most(most + limit::overhead(most));
+        match self.storage.read_through(path, most, look).await {
             Ok(compared) => Ok(compared),
             // Whose it is does not matter: it is no file of ours.
             Err(error) if error.kind == Trouble::TooLarge => Ok(Some(Compared::Other { is_good: true })),
