@@ -77,7 +77,9 @@ impl Prepared {
     /// Bytes that it takes, about.
     pub fn size(&self) -> usize {
         let tokens = self.statement.as_ref().map_or(0, |statement| statement.tokens.len());
-        self.text.len() + tokens * size_of::<overlay::Token>() + self.types.len() * 4
+        let columns = self.columns.iter().flatten().map(|field| size_of::<Field>() + field.name.len());
+        let columns = columns.sum::<usize>();
+        self.text.len() + tokens * size_of::<overlay::Token>() + self.types.len() * 4 + columns
     }
 
     /// Whether it may be bound and executed at present.

@@ -22,6 +22,12 @@ use super::{Answer, Change, Facts, Field, Instead, Statements, cannot, flag, unr
 
 type Result<T> = std::result::Result<T, PgError>;
 
+/// How deep constants may be in each other; each level takes a part of the stack, and nobody writes as many.
+const MOST_LEVELS: usize = 50;
+
+/// Columns of a result (PostgreSQL: `MaxTupleAttributeNumber`).
+const MOST_COLUMNS: usize = 1664;
+
 /// An item of a SELECT list.
 enum Item {
     All,
@@ -32,7 +38,7 @@ enum Item {
 
 impl Statements<'_> {
     pub(super) fn select(self, tokens: &[Token]) -> Result<Answer> {
-        let mut parser = Parser { tokens, statements: self, changes: Vec::new() };
+        let mut parser = Parser { tokens, statements: self, changes: Vec::new(), level: 0 };
         if parser.word("table") {
             let view = parser.view()?;
             parser.end()?;
@@ -41,6 +47,7 @@ impl Statements<'_> {
         parser.expect("select")?;
         let mut items = vec![parser.item()?];
         while parser.kind(Kind::Comma) {
+            has_room(items.len() + 1)?;
             items.push(parser.item()?);
         }
         if !parser.word("from") {
@@ -75,6 +82,8 @@ struct Parser<'a> {
     statements: Statements<'a>,
     /// What set_config() does.
     changes: Vec<Change>,
+    /// How many constants the one that is read is in.
+    level: usize,
 }
 
 impl Parser<'_> {
@@ -244,6 +253,17 @@ impl Parser<'_> {
 
     /// What is known without a table. An unknown value is an error, NULL is one.
     fn constant(&mut self) -> Result<Option<Constant>> {
+        if self.level > MOST_LEVELS {
+            let text = "stack depth limit exceeded";
+            return Err(PgError::error(sqlstate::STATEMENT_TOO_COMPLEX, text));
+        }
+        self.level += 1;
+        let constant = self.constant_in_level();
+        self.level -= 1;
+        constant
+    }
+
+    fn constant_in_level(&mut self) -> Result<Option<Constant>> {
         if let Some(constant) = self.function()? {
             return Ok(Some(constant));
         }
@@ -485,12 +505,15 @@ impl Parser<'_> {
 
     fn order(&mut self, view: &mut View) -> Result<()> {
         self.expect("by")?;
-        let mut keys = Vec::new();
+        let mut keys: Vec<(String, ColumnType, bool)> = Vec::new();
         loop {
             let name = self.column()?;
             let column_type = view.column_type(&name)?;
             let descending = !self.word("asc") && self.word("desc");
-            keys.push((name, column_type, descending));
+            // Rows that a column has left equal are so for ever.
+            if keys.iter().all(|(known, ..)| *known != name) {
+                keys.push((name, column_type, descending));
+            }
             if !self.kind(Kind::Comma) {
                 break;
             }
@@ -558,15 +581,26 @@ fn recast(value: String, from: ColumnType, to: ColumnType, facts: &dyn Facts) ->
     }
 }
 
+/// Whether a list of so many may be.
+fn has_room(columns: usize) -> Result<()> {
+    if columns <= MOST_COLUMNS {
+        return Ok(());
+    }
+    let text = format!("target lists can have at most {MOST_COLUMNS} entries");
+    Err(PgError::error(sqlstate::TOO_MANY_COLUMNS, text))
+}
+
 fn no_column(name: &str) -> PgError {
     PgError::error(sqlstate::UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"))
 }
 
 /// What is left in the view, as the items want it; without a view, one row of constants.
 fn result(items: &[Item], view: Option<View>, facts: &dyn Facts) -> Result<Answer> {
-    let outputs: Vec<_> =
-        items.iter().map(|item| item.outputs(view.as_ref(), facts)).collect::<Result<_>>()?;
-    let outputs = outputs.concat();
+    let mut outputs = Vec::new();
+    for item in items {
+        outputs.extend(item.outputs(view.as_ref(), facts)?);
+        has_room(outputs.len())?;
+    }
     let is_count = |output: &Output| matches!(output.source, Source::Count);
     let is_column = |output: &Output| matches!(output.source, Source::Column(..));
     let found = view.map_or_else(|| vec![Row::default()], |view| view.rows);

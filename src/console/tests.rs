@@ -484,3 +484,73 @@ fn fuzz_console() {
         }
     });
 }
+
+/// A text of so many bytes, as many times `piece` as fit, between two others.
+fn long(before: &str, piece: &str, after: &str) -> String {
+    format!("{before}{}{after}", piece.repeat((1 << 20) / piece.len()))
+}
+
+/// What comes of a text as a simple query and prepared: "ok", or the SQLSTATE.
+fn both_ways(text: &str) -> [String; 2] {
+    let said = |error: PgError| error.sqlstate.into_owned();
+    let simple = answer(text.as_bytes(), &OWN).map_or_else(said, |_| "ok".to_owned());
+    let prepared = Prepared::new(text.as_bytes(), &[], &OWN, &Transaction::default());
+    [simple, prepared.map_or_else(said, |_| "ok".to_owned())]
+}
+
+#[test]
+fn nothing_is_too_deep() {
+    check(&format!("select {} true", "not ".repeat(MOST_NOTS)), "?column?\nt");
+    for text in [
+        long("select ", "not ", "true"),
+        long("select ", "NOT ", ""),
+        long("select ", "cast(", "1"),
+        long("select ", "CAST(NOT ", ""),
+        long("select not not ", "cast ( ", ""),
+        format!("select {}true{}", "cast(".repeat(60_000), " as bool)".repeat(60_000)),
+    ] {
+        assert_eq!(both_ways(&text), ["54001", "54001"], "{}", &text[..40]);
+    }
+    for text in [
+        long("select ", "(", "1"),
+        long("select ", "1 + (", ""),
+        long("select * from pg_replication_slots where ", "not ", "active"),
+        long("select * from pg_replication_slots where ", "(", "active"),
+        long("select current_setting(", "current_setting(", ""),
+        long("select 1 ", "/*", ""),
+        long("", "((", ""),
+        long("show ", "show ", ""),
+        long("set x = ", "(", ""),
+    ] {
+        let came = both_ways(&text);
+        assert!(came.iter().all(|came| came != "XX000"), "{}: {came:?}", &text[..40]);
+    }
+    assert_eq!(both_ways(&long("select true", "::bool", "")), ["ok", "ok"]);
+    assert_eq!(both_ways(&long("select 1 ", "/* */", "")), ["ok", "ok"]);
+}
+
+/// Fifty levels, of which the constant is one.
+const MOST_NOTS: usize = 50;
+
+#[test]
+fn a_list_has_as_many_entries_as_in_postgresql() {
+    let columns = |count: usize| format!("select {}", vec!["1"; count].join(","));
+    assert_eq!(both_ways(&columns(1664)), ["ok", "ok"]);
+    let too_many = ["54011", "54011"];
+    assert_eq!(both_ways(&columns(1665)), too_many);
+    assert_eq!(both_ways(&long("select 1", ",1", "")), too_many);
+    assert_eq!(both_ways(&long("select *", ",*", " from pg_stat_replication")), too_many);
+    // Fewer items than that, but more columns.
+    let stars = format!("select {} from pg_stat_replication", vec!["*"; 200].join(","));
+    assert_eq!(both_ways(&stars), too_many);
+    let error = answer(stars.as_bytes(), &OWN).unwrap_err();
+    assert_eq!(error.message, "target lists can have at most 1664 entries");
+}
+
+#[test]
+fn a_column_sorts_once() {
+    let text = "select slot_name from pg_replication_slots order by slot_type, slot_name desc, slot_name";
+    check(text, "slot_name\nc\nbarman\na");
+    let text = long("select 1 as n from pg_replication_slots order by slot_name", ", slot_name", "");
+    assert_eq!(both_ways(&text), ["ok", "ok"]);
+}

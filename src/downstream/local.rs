@@ -288,7 +288,7 @@ impl LocalSession<'_> {
                     // The end of a transaction is the end of its portals, this one among them.
                     match ends && portal.prepared.is_about_transactions() {
                         true => dialogue.extended.close_portals(),
-                        false => dialogue.extended.put_back(name, portal),
+                        false => dialogue.extended.put_back(name, portal)?,
                     }
                     return Ok(());
                 }
@@ -308,15 +308,16 @@ impl LocalSession<'_> {
                 patience.flush(conn).await?;
             }
         }
+        let tag = tag.clone();
+        dialogue.extended.put_back(name, portal)?;
         // Like PostgreSQL, who has got as many as were asked for does not know yet whether there are more.
         if most > 0 && sent == most {
             conn.put(&PortalSuspended::new());
         } else if tag.starts_with("SELECT") {
             conn.put(&messages::command_complete(&format!("SELECT {sent}")));
         } else {
-            conn.put(&messages::command_complete(tag));
+            conn.put(&messages::command_complete(&tag));
         }
-        dialogue.extended.put_back(name, portal);
         Ok(())
     }
 

@@ -66,6 +66,10 @@ pub mod sqlstate {
     pub const CONFIGURATION_LIMIT_EXCEEDED: &str = "53400";
     /// `54000`
     pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
+    /// `54001`
+    pub const STATEMENT_TOO_COMPLEX: &str = "54001";
+    /// `54011`
+    pub const TOO_MANY_COLUMNS: &str = "54011";
     /// `55000`
     pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
     /// `55006`

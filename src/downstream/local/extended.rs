@@ -35,6 +35,15 @@ pub(super) struct Portal {
     size: usize,
 }
 
+impl Portal {
+    /// Bytes that it takes, about: of the message that made it, and of the rows that are left.
+    fn kept(&self) -> usize {
+        let Progress::Rows { rest, .. } = &self.progress else { return self.size };
+        let value = |value: &Option<String>| size_of_val(value) + value.as_ref().map_or(0, String::len);
+        self.size + rest.as_slice().iter().flatten().map(value).sum::<usize>()
+    }
+}
+
 /// How far a portal has been executed.
 #[derive(Debug)]
 pub(super) enum Progress {
@@ -119,10 +128,10 @@ impl Extended {
             let text = format!("cursor \"{}\" already exists", shown(name));
             return Err(PgError::error(sqlstate::DUPLICATE_CURSOR, text));
         }
-        let kept: usize = self.portals.values().map(|portal| portal.size).sum();
-        if self.portals.len() >= MOST_PORTALS || kept + portal.size > MOST_KEPT {
+        if self.portals.len() >= MOST_PORTALS {
             return Err(too_many("portals"));
         }
+        self.has_room(&portal)?;
         self.portals.insert(name.to_owned(), portal);
         Ok(())
     }
@@ -146,8 +155,17 @@ impl Extended {
         self.portals.remove(name).ok_or_else(|| no_portal(name))
     }
 
-    pub(super) fn put_back(&mut self, name: &[u8], portal: Portal) {
+    /// Whether a portal can be kept beside the others.
+    fn has_room(&self, portal: &Portal) -> Result<()> {
+        let kept: usize = self.portals.values().map(Portal::kept).sum();
+        if kept + portal.kept() > MOST_KEPT { Err(too_many("portals")) } else { Ok(()) }
+    }
+
+    /// Fails if its rows are more than a session may keep; it is closed then.
+    pub(super) fn put_back(&mut self, name: &[u8], portal: Portal) -> Result<()> {
+        self.has_room(&portal)?;
         self.portals.insert(name.to_owned(), portal);
+        Ok(())
     }
 
     /// What is not there is closed already.
@@ -404,6 +422,29 @@ mod tests {
         let portal = |n: usize| format!("p{n}\0s\0\0\0\0\0\0\0");
         let outcomes = (0..=MOST_PORTALS).map(|n| bind(&mut extended, portal(n).as_bytes()));
         assert_eq!(outcomes.filter(|outcome| outcome == "ok").count(), MOST_PORTALS);
+    }
+
+    #[test]
+    fn rows_that_are_left_and_columns_are_kept_too() {
+        let mut extended = Extended::default();
+        let columns = format!("s\0select {}\0\0\0", vec!["1"; 1000].join(","));
+        assert_eq!(parse(&mut extended, columns.as_bytes()), "ok");
+        assert!(extended.statement(b"s").unwrap().size() > 1000 * size_of::<crate::console::Field>());
+        assert_eq!(parse(&mut extended, b"s1\0select 1\0\0\0"), "ok");
+        assert_eq!(bind(&mut extended, b"p\0s1\0\0\0\0\0\0\0"), "ok");
+        assert_eq!(bind(&mut extended, b"q\0s1\0\0\0\0\0\0\0"), "ok");
+        let with_rows = |extended: &mut Extended, name, count| {
+            let mut portal = extended.take(name).unwrap();
+            let rest = vec![vec![Some("x".repeat(1 << 20)), None]; count].into_iter();
+            portal.progress = Progress::Rows { rest, tag: "SELECT".to_owned() };
+            said(extended.put_back(name, portal))
+        };
+        assert_eq!(with_rows(&mut extended, b"p", 3), "ok");
+        assert_eq!(with_rows(&mut extended, b"q", 1), "54000");
+        assert_eq!(said(extended.portal(b"q").map(drop)), "34000", "it is gone");
+        assert_eq!(with_rows(&mut extended, b"p", 0), "ok");
+        assert_eq!(bind(&mut extended, b"q\0s1\0\0\0\0\0\0\0"), "ok");
+        assert_eq!(with_rows(&mut extended, b"q", 3), "ok");
     }
 
     #[test]
