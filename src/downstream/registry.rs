@@ -7,12 +7,11 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::overlay::Signal;
+use crate::overlay::{self, Signal};
 
-/// The first PID. No process has it: Linux counts up to 2^22 at most (`PID_MAX_LIMIT`), other systems not even as far.
-/// So whoever gives a consumer's PID to `pg_terminate_backend` on the upstream ends nobody's session there, and who
-/// looks for it in `pg_stat_activity` finds nobody else.
-const FIRST_PID: u32 = (1 << 22) + 1;
+/// The first PID, which no process has. So whoever gives a consumer's PID to `pg_terminate_backend` on the upstream ends
+/// nobody's session there, and who looks for it in `pg_stat_activity` finds nobody else.
+const FIRST_PID: u32 = overlay::LAST_PROCESS + 1;
 
 /// Requests to cancel the running command, which have no effect on a session that is idle, and to end the session.
 #[derive(Clone, Debug)]
@@ -136,8 +135,11 @@ pub(super) struct Registration {
 
 impl Registry {
     pub(super) fn new(limits: Limits) -> Registry {
-        // PIDs do not start over when the relay does: clients make names of temporary slots out of them.
-        let state = State { live: BTreeMap::new(), last_pid: FIRST_PID + std::process::id() };
+        // PIDs do not start over when the relay does: clients make names of temporary slots out of them. And relays in a
+        // cascade have others each: an old number is then hardly ever another consumer's.
+        let random = getrandom::u32().unwrap_or_else(|_| std::process::id());
+        let last_pid = FIRST_PID + random % (i32::MAX.cast_unsigned() - FIRST_PID);
+        let state = State { live: BTreeMap::new(), last_pid };
         Registry { limits, state: Mutex::new(state) }
     }
 
@@ -274,6 +276,16 @@ mod tests {
         assert_eq!((first.pid, second.pid), (i32::MAX.cast_unsigned(), FIRST_PID));
         registry.lock().last_pid = FIRST_PID - 1;
         assert_eq!(walsender(&registry).unwrap().pid, FIRST_PID + 1);
+    }
+
+    #[test]
+    fn registries_begin_apart() {
+        let begins: std::collections::BTreeSet<_> =
+            (0..8).map(|_| walsender(&registry(1, 0, 1)).unwrap().pid).collect();
+        assert!(begins.len() > 6, "{begins:?}");
+        let (first, last) = (begins.first().unwrap(), begins.last().unwrap());
+        // Eight of two thousand million within a million of each other: not once in 10^20 times.
+        assert!(last - first > 1_000_000, "{begins:?}");
     }
 
     #[test]

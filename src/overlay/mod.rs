@@ -37,7 +37,7 @@ pub use lex::{
 pub use literal::raise;
 pub use rewrite::{may_concern_us, rewrite};
 pub use rows::{Holdings, Row, SENDER_COLUMNS, SLOT_COLUMNS, sender_row, sender_rows, slot_row, slot_rows};
-pub use signals::{Signal, SignalCall};
+pub use signals::{LAST_PROCESS, Signal, SignalCall};
 pub use slot_functions::SlotCall;
 pub use views::RowsParameter;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::lex::{self, Kind, Statement, Token};
-use super::signals::{self, SignalCall};
+use super::signals::{self, Form, SignalCall};
 use super::slot_functions::{self, Calls};
 use super::views::{self, Rows};
 use super::{Message, Relay, Rewritten, SqlContext, literal, notices};
@@ -85,8 +85,11 @@ impl Rewriting<'_> {
 
     fn statement(&mut self, statement: &Statement, is_only: bool) -> Result<(), PgError> {
         if is_only && self.session.overlay {
-            self.result.signal = SignalCall::new(self.text, statement, self.session, self.relay);
-            if self.result.signal.is_some() {
+            if let Some(form) = Form::of(self.text, statement) {
+                self.result.signal = SignalCall::new(self.text, &form, self.session, self.relay);
+                if self.result.signal.is_none() {
+                    self.insert(form.disarm(self.text));
+                }
                 return Ok(());
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Consumers' numbers are none that a process of the server can have, so whatever passes signals nobody there. A call with the
 //! number of a consumer as a constant, alone in a Query, is executed here if the upstream has nothing against it, by the
-//! rules of `pg_signal_backend` for the role of the consumer.
+//! rules of `pg_signal_backend` for the role of the consumer. Such a call with a number that is no consumer's of this relay
+//! may be meant for none of a relay above, which numbers its own alike: it passes in a form that no relay executes.
 
 use std::ops::Range;
 
@@ -14,6 +15,10 @@ use crate::wire::{PgError, sqlstate};
 
 /// What both names have in common.
 pub(super) const NEEDLE: &[u8] = b"_backend";
+
+/// The highest number that a process of a server can have (Linux: `PID_MAX_LIMIT`; other systems do not even count as far).
+/// Those of consumers are above it.
+pub const LAST_PROCESS: u32 = 1 << 22;
 
 /// What is done to a consumer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,32 +49,23 @@ pub(super) fn are_in(text: &[u8], tokens: &[Token]) -> bool {
     tokens.windows(2).any(|two| two[1].kind == Kind::Open && Signal::of(text, &two[0]).is_some())
 }
 
-/// A text that signals one consumer and does nothing else.
+/// A text that is one call, in the only form that is executed on consumers: whatever session it is read in, it is one or it
+/// is not.
 #[derive(Clone, PartialEq, Debug)]
-pub struct SignalCall {
+pub(super) struct Form {
     signal: Signal,
     pid: u32,
-    /// The consumer's role.
-    user: String,
-    /// The whole text.
-    text: Vec<u8>,
-    /// The call in it.
-    replaced: Range<usize>,
+    /// Where the number is.
+    number: Range<usize>,
+    /// Where the call is.
+    call: Range<usize>,
     is_qualified: bool,
-    session: SqlContext,
 }
 
-impl SignalCall {
-    /// `SELECT [pg_catalog.]function(number [, number]) [[AS] label]`, alone in a Query, everything in front of which
-    /// has been answered.
-    pub(super) fn new(
-        text: &[u8],
-        statement: &Statement,
-        session: &SqlContext,
-        relay: &mut dyn Relay,
-    ) -> Option<SignalCall> {
-        if session.message != Message::Simple || !session.settled || !text.is_ascii() || text.contains(&b'\\')
-        {
+impl Form {
+    /// `SELECT [pg_catalog.]function(number [, number]) [[AS] label]`, of a number that no process has.
+    pub(super) fn of(text: &[u8], statement: &Statement) -> Option<Form> {
+        if !text.is_ascii() || text.contains(&b'\\') {
             return None;
         }
         let tokens = &statement.tokens;
@@ -104,18 +100,49 @@ impl SignalCall {
         if pid.kind != Kind::Number || !is_label {
             return None;
         }
-        let pid = std::str::from_utf8(&text[pid.span.clone()]).ok()?.parse().ok()?;
-        let user = relay.consumer(pid)?;
+        let number = pid.span.clone();
+        let pid = std::str::from_utf8(&text[number.clone()]).ok()?.parse().ok()?;
         let last = tokens.len() - rest.len() - 1;
-        Some(SignalCall {
-            signal,
-            pid,
-            user,
-            text: text.to_owned(),
-            replaced: tokens[1].span.start..tokens[last].span.end,
-            is_qualified: start.is_some(),
-            session: *session,
-        })
+        let call = tokens[1].span.start..tokens[last].span.end;
+        (pid > LAST_PROCESS).then_some(Form { signal, pid, number, call, is_qualified: start.is_some() })
+    }
+
+    /// Makes it mean the same to a server, and nothing to a relay: the number in parentheses.
+    pub(super) fn disarm(&self, text: &[u8]) -> Edit {
+        let number = String::from_utf8_lossy(&text[self.number.clone()]);
+        Edit { span: self.number.clone(), text: format!("({number})") }
+    }
+}
+
+/// A text that signals one consumer and does nothing else.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SignalCall {
+    form: Form,
+    /// The consumer's role.
+    user: String,
+    /// The whole text.
+    text: Vec<u8>,
+    session: SqlContext,
+}
+
+impl SignalCall {
+    /// The call in a Query, everything in front of which has been answered, if the number is a consumer's.
+    pub(super) fn new(
+        text: &[u8],
+        form: &Form,
+        session: &SqlContext,
+        relay: &mut dyn Relay,
+    ) -> Option<SignalCall> {
+        if session.message != Message::Simple || !session.settled {
+            return None;
+        }
+        let user = relay.consumer(form.pid)?;
+        Some(SignalCall { form: form.clone(), user, text: text.to_owned(), session: *session })
+    }
+
+    /// The text for the upstream, if nobody is signalled here.
+    fn disarmed(&self) -> Vec<u8> {
+        apply(&self.text, vec![self.form.disarm(&self.text)])
     }
 
     /// What the upstream is asked, in the session: statements without an effect, of which the first returns one row for
@@ -124,9 +151,9 @@ impl SignalCall {
     pub fn question(&self) -> Vec<u8> {
         let this = format!(
             "p.proname OPERATOR(pg_catalog.=) '{}'::pg_catalog.name AND p.pronamespace OPERATOR",
-            self.signal.function()
+            self.form.signal.function()
         );
-        let other = match self.is_qualified {
+        let other = match self.form.is_qualified {
             true => "false".to_owned(),
             false => {
                 format!("EXISTS (SELECT 1 FROM pg_catalog.pg_proc AS p WHERE {this}(pg_catalog.<>) 11)")
@@ -154,22 +181,22 @@ impl SignalCall {
         let [other, may_execute, is_superuser, of_superuser, has_role] = [0, 1, 2, 3, 4].map(yes);
         // Another function may be meant, or none may be called: there the number is nobody's, and the upstream says what is.
         if answer.len() != 5 || other || !may_execute {
-            return self.text.clone();
+            return self.disarmed();
         }
         if !is_superuser && (of_superuser || !has_role) {
             return literal::raise(&self.denied(of_superuser), &self.session).into_bytes();
         }
         // It has gone meanwhile: as of any number that is nobody's, the upstream says so.
-        if !relay.signal(self.pid, &self.user, self.signal) {
-            return self.text.clone();
+        if !relay.signal(self.form.pid, &self.user, self.form.signal) {
+            return self.disarmed();
         }
-        let text = format!("(SELECT true AS {})", self.signal.function());
-        apply(&self.text, vec![Edit { span: self.replaced.clone(), text }])
+        let text = format!("(SELECT true AS {})", self.form.signal.function());
+        apply(&self.text, vec![Edit { span: self.form.call.clone(), text }])
     }
 
     /// PG: `pg_terminate_backend`, `pg_cancel_backend`
     fn denied(&self, of_superuser: bool) -> PgError {
-        let (text, verb) = match self.signal {
+        let (text, verb) = match self.form.signal {
             Signal::Cancel => ("permission denied to cancel query", "cancel queries of"),
             Signal::Terminate => ("permission denied to terminate process", "terminate processes of"),
         };

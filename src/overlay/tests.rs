@@ -10,6 +10,7 @@ mod lexing;
 mod properties;
 mod reading;
 mod rows;
+mod signals;
 
 /// A relay with a slot `mine` and whatever is made, which notes what it is asked for.
 #[derive(Default)]
