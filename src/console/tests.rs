@@ -554,3 +554,16 @@ fn a_column_sorts_once() {
     let text = long("select 1 as n from pg_replication_slots order by slot_name", ", slot_name", "");
     assert_eq!(both_ways(&text), ["ok", "ok"]);
 }
+
+#[test]
+fn names_of_savepoints_are_cut() {
+    let mut transaction = Transaction::default();
+    let long = "é".repeat(1000);
+    let tag = |transaction: &mut Transaction, text: &str| {
+        answer_in(transaction, text.as_bytes(), &OWN).map(drop).map_err(|error| error.sqlstate.into_owned())
+    };
+    assert_eq!(tag(&mut transaction, &format!("begin; savepoint {long}")), Ok(()));
+    assert_eq!(tag(&mut transaction, &format!("rollback to {}", "é".repeat(31))), Ok(()));
+    assert_eq!(tag(&mut transaction, &format!("release {long}")), Ok(()));
+    assert_eq!(tag(&mut transaction, &format!("release {long}")), Err("3B001".to_owned()));
+}

@@ -11,7 +11,7 @@ use super::Answer;
 #[derive(Debug, Default)]
 pub struct Transaction {
     state: State,
-    /// Names, the newest last.
+    /// Names of 63 bytes at most, the newest last.
     savepoints: Vec<String>,
 }
 
@@ -60,7 +60,7 @@ impl Command {
     fn of_words(words: &[&str]) -> Option<Command> {
         let chain = |rest: &[&str]| rest.contains(&"chain") && !rest.contains(&"no");
         let name = |rest: &[&str]| match rest {
-            ["savepoint", name] | [name] => Some((*name).to_owned()),
+            ["savepoint", name] | [name] => Some(cut(name)),
             _ => None,
         };
         Some(match words {
@@ -74,7 +74,7 @@ impl Command {
                 Command::RollbackTo(name(rest)?)
             }
             ["rollback" | "abort", rest @ ..] => Command::Rollback { chain: chain(rest) },
-            ["savepoint", name] => Command::Savepoint((*name).to_owned()),
+            ["savepoint", name] => Command::Savepoint(cut(name)),
             ["release", rest @ ..] => Command::Release(name(rest)?),
             _ => return None,
         })
@@ -196,6 +196,12 @@ impl Transaction {
             PgError::error(sqlstate::INVALID_SAVEPOINT_SPECIFICATION, text)
         })
     }
+}
+
+/// What counts of an identifier (PostgreSQL: `truncate_identifier`).
+fn cut(name: &str) -> String {
+    const MOST: usize = 63;
+    name[..name.floor_char_boundary(MOST)].to_owned()
 }
 
 /// Whether modes of a transaction have READ WRITE among them.

@@ -15,6 +15,9 @@ const MOST_KEPT: usize = 4 << 20;
 const MOST_STATEMENTS: usize = 1000;
 const MOST_PORTALS: usize = 64;
 
+/// Bytes of a name that count; the rest is overlooked (PostgreSQL: `NAMEDATALEN`, by which both tables cut their keys).
+const MOST_OF_NAME: usize = 63;
+
 type Result<T> = std::result::Result<T, PgError>;
 
 /// What a session has prepared. The unnamed ones have an empty name.
@@ -66,7 +69,7 @@ pub(super) enum Target<'a> {
 impl Extended {
     pub(super) fn parse(&mut self, body: &[u8], facts: &dyn Facts, transaction: &Transaction) -> Result<()> {
         let mut reader = Reader(body);
-        let (name, text) = (reader.string()?, reader.string()?);
+        let (name, text) = (key(reader.string()?), reader.string()?);
         let types = (0..reader.count()?).map(|_| reader.int4()).collect::<Result<Vec<_>>>()?;
         reader.end()?;
         if name.is_empty() {
@@ -123,8 +126,8 @@ impl Extended {
 
     fn keep(&mut self, name: &[u8], portal: Portal) -> Result<()> {
         if name.is_empty() {
-            self.portals.remove(name);
-        } else if self.portals.contains_key(name) {
+            self.portals.remove(key(name));
+        } else if self.portals.contains_key(key(name)) {
             let text = format!("cursor \"{}\" already exists", shown(name));
             return Err(PgError::error(sqlstate::DUPLICATE_CURSOR, text));
         }
@@ -132,12 +135,12 @@ impl Extended {
             return Err(too_many("portals"));
         }
         self.has_room(&portal)?;
-        self.portals.insert(name.to_owned(), portal);
+        self.portals.insert(key(name).to_owned(), portal);
         Ok(())
     }
 
     pub(super) fn statement(&self, name: &[u8]) -> Result<&Arc<Prepared>> {
-        self.statements.get(name).ok_or_else(|| {
+        self.statements.get(key(name)).ok_or_else(|| {
             let text = match name {
                 b"" => "unnamed prepared statement does not exist".to_owned(),
                 _ => format!("prepared statement \"{}\" does not exist", shown(name)),
@@ -147,12 +150,12 @@ impl Extended {
     }
 
     pub(super) fn portal(&self, name: &[u8]) -> Result<&Portal> {
-        self.portals.get(name).ok_or_else(|| no_portal(name))
+        self.portals.get(key(name)).ok_or_else(|| no_portal(name))
     }
 
     /// A portal that is to be executed; [`Extended::put_back`] returns it.
     pub(super) fn take(&mut self, name: &[u8]) -> Result<Portal> {
-        self.portals.remove(name).ok_or_else(|| no_portal(name))
+        self.portals.remove(key(name)).ok_or_else(|| no_portal(name))
     }
 
     /// Whether a portal can be kept beside the others.
@@ -164,15 +167,15 @@ impl Extended {
     /// Fails if its rows are more than a session may keep; it is closed then.
     pub(super) fn put_back(&mut self, name: &[u8], portal: Portal) -> Result<()> {
         self.has_room(&portal)?;
-        self.portals.insert(name.to_owned(), portal);
+        self.portals.insert(key(name).to_owned(), portal);
         Ok(())
     }
 
     /// What is not there is closed already.
     pub(super) fn close(&mut self, target: &Target<'_>) {
         match target {
-            Target::Statement(name) => drop(self.statements.remove(*name)),
-            Target::Portal(name) => drop(self.portals.remove(*name)),
+            Target::Statement(name) => drop(self.statements.remove(key(name))),
+            Target::Portal(name) => drop(self.portals.remove(key(name))),
         }
     }
 
@@ -181,7 +184,7 @@ impl Extended {
         match name {
             Some(name) => {
                 self.statement(name.as_bytes())?;
-                self.statements.remove(name.as_bytes());
+                self.statements.remove(key(name.as_bytes()));
             }
             None => self.statements.clear(),
         }
@@ -243,6 +246,10 @@ fn is_binary(format: i16) -> Result<bool> {
             Err(PgError::error(sqlstate::INVALID_PARAMETER_VALUE, text))
         }
     }
+}
+
+fn key(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(MOST_OF_NAME)]
 }
 
 fn shown(name: &[u8]) -> String {
@@ -408,6 +415,29 @@ mod tests {
         assert_eq!(said(extended.deallocate(Some("t"))), "26000");
         assert_eq!(said(extended.deallocate(Some("s"))), "ok");
         assert_eq!(bind(&mut extended, b"\0s\0\0\0\0\0\0\0"), "26000");
+    }
+
+    #[test]
+    fn of_a_name_only_its_beginning_counts() {
+        let mut extended = Extended::default();
+        let (long, same, other) = ("n".repeat(1 << 20), "n".repeat(63), "n".repeat(62));
+        let prepare = |name: &str| format!("{name}\0select 1\0\0\0");
+        assert_eq!(parse(&mut extended, prepare(&long).as_bytes()), "ok");
+        assert_eq!(parse(&mut extended, prepare(&same).as_bytes()), "42P05");
+        assert_eq!(parse(&mut extended, prepare(&other).as_bytes()), "ok");
+        let bound = |name: &str| format!("{name}\0{long}\0\0\0\0\0\0\0");
+        assert_eq!(bind(&mut extended, bound(&long).as_bytes()), "ok");
+        assert_eq!(bind(&mut extended, bound(&same).as_bytes()), "42P03");
+        let kept = extended.statements.keys().chain(extended.portals.keys()).map(Vec::len).max();
+        assert_eq!(kept, Some(63));
+        let portal = extended.take(long.as_bytes()).unwrap();
+        assert_eq!(said(extended.put_back(long.as_bytes(), portal)), "ok");
+        assert_eq!(said(extended.portal(same.as_bytes()).map(drop)), "ok");
+        extended.close(&Target::Portal(long.as_bytes()));
+        assert_eq!(said(extended.portal(same.as_bytes()).map(drop)), "34000");
+        assert_eq!(said(extended.deallocate(Some(&long))), "ok");
+        assert_eq!(said(extended.statement(same.as_bytes()).map(drop)), "26000");
+        assert_eq!(said(extended.statement(other.as_bytes()).map(drop)), "ok");
     }
 
     #[test]
