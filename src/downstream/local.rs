@@ -366,18 +366,17 @@ impl LocalSession<'_> {
             wal_sender_timeout: timeout.unwrap_or(self.shared.config.wal_sender_timeout),
         }
     }
+}
 
-    /// Without pg_monitor a role sees of others only that they are there (PostgreSQL: `pg_stat_get_activity`). So
-    /// does one that the upstream could never be asked for: what is not known is no right.
-    fn masked(&self, row: Row) -> Row {
-        let sees_all = self.attributes.is_some_and(|known| known.superuser || known.monitor);
-        if sees_all || row.get("usename") == Some(self.user) {
-            return row;
-        }
-        ["pid", "usesysid", "usename", "application_name"]
-            .into_iter()
-            .fold(Row::default(), |kept, name| kept.with(name, row.get(name).map(str::to_owned)))
-    }
+/// Without pg_monitor a role sees of others only that they are there, and of itself where it comes from, but no positions
+/// (PostgreSQL: `pg_stat_get_activity`, `pg_stat_get_wal_senders`).
+fn masked(row: &Row, user: &str) -> Row {
+    const OF_ALL: [&str; 4] = ["pid", "usesysid", "usename", "application_name"];
+    const OF_OWN: [&str; 5] =
+        ["client_addr", "client_hostname", "client_port", "backend_start", "backend_xmin"];
+    let own = if row.get("usename") == Some(user) { &OF_OWN[..] } else { &[] };
+    let shown = OF_ALL.iter().chain(own);
+    shown.fold(Row::default(), |kept, name| kept.with(name, row.get(name).map(str::to_owned)))
 }
 
 /// Does some work on a text: a long one may take a while, and not from a thread that serves WAL.
@@ -503,6 +502,29 @@ impl Facts for LocalSession<'_> {
     }
 
     fn senders(&self) -> Vec<Row> {
-        sender_rows(&self.shared.store).into_iter().map(|row| self.masked(row)).collect()
+        let rows = sender_rows(&self.shared.store);
+        // What is not known, because the upstream could never be asked, is no right.
+        let sees_all = self.attributes.is_some_and(|known| known.superuser || known.monitor);
+        if sees_all { rows } else { rows.iter().map(|row| masked(row, self.user)).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::SENDER_COLUMNS;
+
+    #[test]
+    fn a_role_sees_of_rows_what_postgresql_shows() {
+        let with = |row: Row, name: &&'static str| row.with(name, "x".to_owned());
+        let row = SENDER_COLUMNS.iter().filter(|name| **name != "usename").fold(Row::default(), with);
+        let row = row.with("usename", "rep".to_owned());
+        let seen = |user: &str| {
+            let row = masked(&row, user);
+            SENDER_COLUMNS.into_iter().filter(|name| row.get(name).is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(seen("other"), ["pid", "usename", "application_name"]);
+        let own = ["client_addr", "client_port", "backend_start", "backend_xmin"];
+        assert_eq!(seen("rep"), [&["pid", "usename", "application_name"][..], &own].concat());
     }
 }

@@ -294,7 +294,7 @@ fn begin_sql(
 ) -> Result<SqlSession, LoginError> {
     let kind = match (request.kind, attributes) {
         // PG: as many as max_wal_senders allows, physical ones included.
-        (Kind::Database, _) => SessionKind::Walsender,
+        (Kind::Database, _) => SessionKind::Logical,
         (_, Some(Attributes { superuser: true, .. })) => SessionKind::Superuser,
         _ if request.database == OWN_DATABASE => SessionKind::Console,
         _ => SessionKind::Sql,

@@ -69,8 +69,10 @@ impl Limits {
 /// What a session is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum SessionKind {
-    /// Physical or logical replication.
+    /// Physical replication.
     Walsender,
+    /// Logical replication, which takes a walsender's place; the process that sends is the upstream's.
+    Logical,
     /// SQL.
     Sql,
     /// SQL in the relay's own database.
@@ -80,10 +82,15 @@ pub(super) enum SessionKind {
 }
 
 impl SessionKind {
+    /// Whether `max_wal_senders` counts it.
+    fn is_walsender(self) -> bool {
+        matches!(self, SessionKind::Walsender | SessionKind::Logical)
+    }
+
     /// SQL places that must stay free for others.
     fn leaves(self, limits: &Limits) -> usize {
         match self {
-            SessionKind::Walsender | SessionKind::Superuser => 0,
+            SessionKind::Walsender | SessionKind::Logical | SessionKind::Superuser => 0,
             SessionKind::Console => limits.reserved(),
             SessionKind::Sql => 2 * limits.reserved(),
         }
@@ -168,14 +175,14 @@ impl Registry {
         }
     }
 
-    /// The role of the replication connection with this PID.
+    /// The role of the physical replication connection with this PID.
     pub(super) fn walsender_user(&self, pid: u32) -> Option<String> {
         let state = self.lock();
         let entry = state.live.get(&pid).filter(|entry| entry.kind == SessionKind::Walsender);
         entry.map(|entry| entry.user.clone())
     }
 
-    /// Ends the replication connection with this PID if the role is still whose it is, or cancels what it does; whether
+    /// Ends the physical replication connection with this PID if the role is still whose it is, or cancels what it does; whether
     /// there is one.
     pub(super) fn signal_walsender(&self, pid: u32, user: &str, signal: Signal) -> bool {
         let state = self.lock();
@@ -220,13 +227,14 @@ impl State {
     fn check(&self, limits: &Limits, kind: SessionKind, user: &str) -> Result<(), Full> {
         let count =
             |wanted: &dyn Fn(&Entry) -> bool| self.live.values().filter(|entry| wanted(entry)).count();
-        let wal_senders = count(&|entry| entry.kind == SessionKind::Walsender);
+        let wal_senders = count(&|entry| entry.kind.is_walsender());
         let free = limits.connections.saturating_sub(self.live.len() - wal_senders);
         match kind {
-            SessionKind::Walsender if wal_senders >= limits.wal_senders => {
-                return Err(Full::WalSenders { limit: limits.wal_senders });
+            kind if kind.is_walsender() => {
+                if wal_senders >= limits.wal_senders {
+                    return Err(Full::WalSenders { limit: limits.wal_senders });
+                }
             }
-            SessionKind::Walsender => {}
             _ if free == 0 => return Err(Full::Connections),
             _ if free <= kind.leaves(limits) => return Err(Full::Reserved),
             _ => {}
@@ -330,6 +338,15 @@ mod tests {
     async fn a_walsender_is_signalled_as_its_role_only() {
         let registry = registry(2, 0, 2);
         let walsender = registry.register(SessionKind::Walsender, "rep", [0; 4]).unwrap();
+        // It has a number of the upstream's in the view; this one is nobody's.
+        let logical = registry.register(SessionKind::Logical, "rep", [0; 4]).unwrap();
+        for kind in [SessionKind::Walsender, SessionKind::Logical] {
+            let refused = registry.register(kind, "rep", [0; 4]).unwrap_err();
+            assert_eq!(refused, Full::WalSenders { limit: 2 });
+        }
+        assert_eq!(registry.walsender_user(logical.pid), None);
+        assert!(!registry.signal_walsender(logical.pid, "rep", Signal::Terminate));
+        assert!(!logical.cancel.ended.is_cancelled());
         let sql = registry.register(SessionKind::Sql, "rep", [0; 4]).unwrap();
         assert_eq!(registry.walsender_user(walsender.pid).as_deref(), Some("rep"));
         assert_eq!(registry.walsender_user(sql.pid), None);
