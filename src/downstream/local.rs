@@ -16,6 +16,7 @@ use super::shown::Shown;
 use crate::console::{Answer, Change, Facts, Field, Instead, Script, Transaction};
 use crate::gateway::Attributes;
 use crate::overlay::{Row, sender_rows, slot_rows};
+use crate::upstream::Return;
 use crate::wire::messages::{
     self, BindComplete, CloseComplete, EmptyQueryResponse, NoData, ParameterDescription, ParseComplete,
     PortalSuspended,
@@ -46,6 +47,8 @@ pub(super) struct LocalSession<'a> {
     pub(super) settings: Settings,
     pub(super) attributes: Option<Attributes>,
     pub(super) instead: Instead,
+    /// Whose place it takes until that is back.
+    pub(super) upstream: Option<Return>,
     /// `application_name` as the session began.
     pub(super) first_name: String,
     /// The same as the client was told last.
@@ -59,9 +62,16 @@ struct Dialogue {
     extended: Extended,
     /// After an error in a message of the extended protocol everything up to Sync is skipped.
     skip_to_sync: bool,
+    /// Messages of the extended protocol have come, and no Sync yet.
+    is_open: bool,
 }
 
 impl Dialogue {
+    /// Whether nothing is under way that the client would miss.
+    fn is_idle(&self) -> bool {
+        !self.is_open && !self.transaction.is_open()
+    }
+
     fn fail(&mut self, conn: &mut Connection, error: &PgError) {
         self.transaction.fail();
         self.skip_to_sync = true;
@@ -102,6 +112,7 @@ impl LocalSession<'_> {
             let frame = tokio::select! {
                 frame = conn.read_frame() => frame,
                 () = shutdown.cancelled() => return end(conn, shutting_down()).await,
+                () = come(&mut self.upstream), if dialogue.is_idle() => return end(conn, upstream_is_back()).await,
             };
             let answered = match frame {
                 Ok(frame) if frame.kind == b'X' => return "client has left".to_owned(),
@@ -124,6 +135,7 @@ impl LocalSession<'_> {
     /// The end of a Query, or what Sync asks for.
     fn ready(&mut self, conn: &mut Connection, dialogue: &mut Dialogue) {
         dialogue.skip_to_sync = false;
+        dialogue.is_open = false;
         // Outside of a block, a transaction ends with what was sent in one go.
         if !dialogue.transaction.is_open() {
             dialogue.extended.close_portals();
@@ -143,6 +155,7 @@ impl LocalSession<'_> {
         frame: &Frame,
         dialogue: &mut Dialogue,
     ) -> io::Result<()> {
+        dialogue.is_open = true;
         let done = match frame.kind {
             b'S' => {
                 self.ready(conn, dialogue);
@@ -377,6 +390,20 @@ fn masked(row: &Row, user: &str) -> Row {
     let own = if row.get("usename") == Some(user) { &OF_OWN[..] } else { &[] };
     let shown = OF_ALL.iter().chain(own);
     shown.fold(Row::default(), |kept, name| kept.with(name, row.get(name).map(str::to_owned)))
+}
+
+/// Resolves when the upstream is back, if one is waited for. Cancel-safe.
+async fn come(upstream: &mut Option<Return>) {
+    match upstream {
+        Some(upstream) => upstream.come().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn upstream_is_back() -> PgError {
+    let text = "terminating connection because the upstream server can be reached again";
+    PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text)
+        .with_hint("walrelay has answered in its place; connect again to be connected to it.")
 }
 
 /// Does some work on a text: a long one may take a while, and not from a thread that serves WAL.

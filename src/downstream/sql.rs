@@ -21,7 +21,7 @@ use crate::conninfo::Credentials;
 use crate::console::Instead;
 use crate::gateway::Attributes;
 use crate::overlay::{self, Rewritten, RowsParameter, SlotCall, SqlContext};
-use crate::upstream::UpstreamConnection;
+use crate::upstream::{Return, UpstreamConnection};
 use crate::wire::{Connection, PgError, messages};
 
 /// A connection that is logged in and wants SQL, or logical replication.
@@ -47,7 +47,7 @@ impl SqlSession {
     /// Serves the client until one side ends it; then says why, for the log.
     pub(super) async fn run(mut self, mut conn: Connection) -> String {
         if self.database == OWN_DATABASE && !self.is_logical {
-            return self.serve_here(conn, Instead::OwnDatabase).await;
+            return self.serve_here(conn, None).await;
         }
         let shared = self.shared.clone();
         if !shared.config.descriptors.has_room() {
@@ -63,7 +63,8 @@ impl SqlSession {
         let (mut upstream, _cancellable) = match opened {
             Ok(upstream) => upstream,
             Err(error) if error.is_outage() && !self.is_logical => {
-                return self.serve_here(conn, Instead::Upstream).await;
+                let upstream = shared.gateway.next_return(&error);
+                return self.serve_here(conn, Some(upstream)).await;
             }
             Err(error) => return refuse(conn, error.client_error(&self.user, &self.credentials)).await,
         };
@@ -75,8 +76,9 @@ impl SqlSession {
         self.forward(conn, upstream).await
     }
 
-    /// A session that needs no upstream. Without one, it can do little.
-    async fn serve_here(&self, mut conn: Connection, instead: Instead) -> String {
+    /// A session that needs no upstream, or one in place of `upstream`, which can do little until that is back.
+    async fn serve_here(&self, mut conn: Connection, upstream: Option<Return>) -> String {
+        let instead = if upstream.is_some() { Instead::Upstream } else { Instead::OwnDatabase };
         let settings = match (&self.settings, instead) {
             (Ok(settings), _) => settings.clone(),
             (Err(error), Instead::OwnDatabase) => return refuse(conn, error.clone()).await,
@@ -101,6 +103,7 @@ impl SqlSession {
             settings,
             attributes: self.attributes,
             instead,
+            upstream,
             reported_name: first_name.clone(),
             first_name,
         };

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::conninfo::{ConnInfo, Credentials, HostSpec, TargetSessionAttrs};
 use crate::rate::RateLimit;
 use crate::store::Store;
-use crate::upstream::{ConnectError, Followed, UpstreamConnection, connect};
+use crate::upstream::{ConnectError, Followed, Return, UpstreamConnection, connect};
 use crate::wire::{PgError, sqlstate};
 
 pub use cancel::{CancelKey, Cancellable};
@@ -79,6 +79,11 @@ impl Gateway {
     /// The server WAL comes from, if it can be reached.
     pub fn host(&self) -> Option<HostSpec> {
         self.followed.host()
+    }
+
+    /// Waits for the server that could not be reached with this error.
+    pub fn next_return(&self, error: &OpenError) -> Return {
+        self.followed.next_return(matches!(error, OpenError::Down))
     }
 
     /// What is known of the upstream's roles.

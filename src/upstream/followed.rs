@@ -21,6 +21,25 @@ pub struct Followed {
     attempts: Arc<Attempts>,
 }
 
+/// Waits for a server to be followed again.
+#[derive(Debug)]
+pub struct Return {
+    host: watch::Receiver<Option<HostSpec>>,
+}
+
+impl Return {
+    /// Resolves when one is. Cancel-safe.
+    pub async fn come(&mut self) {
+        while self.host.changed().await.is_ok() {
+            if self.host.borrow_and_update().is_some() {
+                return;
+            }
+        }
+        // Nobody will follow any more.
+        std::future::pending().await
+    }
+}
+
 /// Questions for a server to follow are counted. An attempt covers those that were asked before it began.
 #[derive(Debug, Default)]
 struct Attempts {
@@ -77,7 +96,19 @@ impl Followed {
         self.host.borrow().clone()
     }
 
-    /// The same, but where there is none the receiver, which may pause between two attempts, is woken, and what comes of
+    /// Waits for a server to come. With `was_down` there was none when it was tried, and one that is there now has come;
+    /// else the one that is there now could not be used, and another beginning is waited for.
+    pub fn next_return(&self, was_down: bool) -> Return {
+        let mut host = self.host.clone();
+        if was_down {
+            host.mark_changed()
+        } else {
+            host.mark_unchanged()
+        }
+        Return { host }
+    }
+
+    /// The same as [`Followed::host`], but where there is none the receiver, which may pause between two attempts, is woken, and what comes of
     /// its next attempt is waited for, `limit` at most. The receiver decides whether a server is one to be followed; so
     /// nothing is asked of one that it has not looked at. Cancel-safe.
     pub async fn reach(&self, limit: Duration) -> Option<HostSpec> {
@@ -137,6 +168,26 @@ mod tests {
         assert_eq!(next, covered + 1);
         following.show(Some(host()));
         assert_eq!(asking.await.unwrap(), Some(host()));
+    }
+
+    #[tokio::test]
+    async fn a_return_is_seen_whenever_it_was() {
+        use futures_util::FutureExt;
+        let (following, followed) = Following::channel();
+        let mut early = followed.next_return(true);
+        assert!(early.come().now_or_never().is_none());
+        following.show(Some(host()));
+        // It came between the attempt and the question.
+        let mut late = followed.next_return(true);
+        assert!(early.come().now_or_never().is_some());
+        assert!(late.come().now_or_never().is_some());
+        // It was there, and was of no use.
+        let mut again = followed.next_return(false);
+        assert!(again.come().now_or_never().is_none());
+        following.show(None);
+        assert!(again.come().now_or_never().is_none());
+        following.show(Some(host()));
+        assert!(again.come().now_or_never().is_some());
     }
 
     #[tokio::test]

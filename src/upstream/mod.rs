@@ -32,5 +32,5 @@ pub use connection::{Parts, QueryResult, UpstreamConnection};
 pub use error::{ConnectError, QueryError, ServerError};
 pub use failure::UpstreamError;
 pub use follow::{UpstreamConfig, follow};
-pub use followed::{Followed, Following};
+pub use followed::{Followed, Following, Return};
 pub use stream::Stream;

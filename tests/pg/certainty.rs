@@ -21,6 +21,7 @@ on_one_version!(physical_slots_upstream_are_out_of_reach);
 on_one_version!(random_texts_do_what_they_do_upstream);
 on_one_version!(the_relays_own_database_speaks_as_postgresql_does);
 on_one_version!(consumers_are_ended_by_who_may);
+on_one_version!(a_session_begun_in_an_outage_ends_with_it);
 
 /// A client that sends whatever bytes it is given.
 struct Raw(TcpStream);
@@ -601,6 +602,29 @@ fn consumers_are_ended_by_who_may(server: &Server) {
     let refused = by("boss", &format!("select pg_terminate_backend({})", relay.sql(mine)));
     assert!(refused.expect_err("it may not").0.contains("SUPERUSER"));
     slot.stop();
+}
+
+/// Where nothing is lost by it: outside of a transaction block.
+fn a_session_begun_in_an_outage_ends_with_it(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    let relay = relay_below(&primary).start();
+    primary.stop();
+    let [mut idle, mut in_block] = [(); 2].map(|()| Raw::connect(relay.port(), &[]));
+    let mut own = Raw::connect_to("walrelay", relay.port(), &[]);
+    assert_eq!(kinds(&in_block.ask(&query(b"begin"), 1)), "CZ");
+    primary.start();
+    let ends = |raw: &mut Raw| {
+        let mut said = Vec::new();
+        raw.0.read_to_end(&mut said).expect("it ends in order");
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("57P01") && said.contains("connect again"), "{said}");
+    };
+    ends(&mut idle);
+    assert_eq!(relay.sql("select 40 + 2"), "42");
+    assert_eq!(kinds(&in_block.ask(&query(b"show wal_level"), 1)), "TDCZ");
+    assert_eq!(kinds(&in_block.ask(&query(b"commit"), 1)), "CZ");
+    ends(&mut in_block);
+    assert_eq!(kinds(&own.ask(&query(b"show wal_level"), 1)), "TDCZ");
 }
 
 /// What both know is said alike, and so is what is wrong; message by message.
