@@ -75,6 +75,11 @@ impl UpstreamConnection {
         self.backend_pid
     }
 
+    /// Whether it is a relay like us: its numbers are above those of any process (`overlay::LAST_PROCESS`).
+    pub(super) fn is_a_relays(&self) -> bool {
+        self.backend_pid.is_some_and(|pid| pid > 1 << 22)
+    }
+
     /// Key for a CancelRequest, 4 bytes in protocol 3.0.
     pub fn cancel_key(&self) -> &[u8] {
         &self.cancel_key

@@ -257,7 +257,9 @@ impl Follower {
             result = attempt => result?,
             () = self.stop.cancelled() => return Ok(Next::Over),
         };
-        self.tell_impatience(host, introduced.parameters.settings.get(SHUTDOWN_TIMEOUT));
+        // A relay keeps what it could not send, and comes back.
+        let limit = introduced.parameters.settings.get(SHUTDOWN_TIMEOUT).filter(|_| !conn.is_a_relays());
+        self.tell_impatience(host, limit);
         let (stop, limit) = (self.stop.clone(), self.config.shutdown_timeout);
         let overdue = async {
             stop.cancelled().await;

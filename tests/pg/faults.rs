@@ -53,14 +53,14 @@ struct Archived {
 impl Archived {
     fn new(name: &str, primary: &Cluster, upstream: &str, moto: &Moto) -> Archived {
         let scratch = Scratch::new("archive");
-        let (dir, conf) = (scratch.dir("wal"), scratch.join("walrelay.toml"));
+        let dir = scratch.dir("wal");
         let text = format!(
             "[archive.main]\nurl = \"file://{}\"\n[archive.s3]\nurl = \"s3://wal/{name}\"\n\
              compression = \"zstd\"\n{}",
             dir.display(),
             moto.options()
         );
-        fs::write(&conf, text).expect("the directory is ours");
+        let conf = scratch.shared_secret("walrelay.toml", &text);
         let relay = relay_below(primary).name(name).upstream(upstream);
         let relay = relay.arg("--config").arg(&conf.display().to_string()).start();
         Archived { relay, conf, dir, scratch }
