@@ -201,7 +201,8 @@ impl Transaction {
 /// What counts of an identifier (PostgreSQL: `truncate_identifier`).
 fn cut(name: &str) -> String {
     const MOST: usize = 63;
-    name[..name.floor_char_boundary(MOST)].to_owned()
+    let end = (0..=name.len().min(MOST)).rev().find(|&end| name.is_char_boundary(end));
+    name[..end.unwrap_or_default()].to_owned()
 }
 
 /// Whether modes of a transaction have READ WRITE among them.

@@ -230,11 +230,10 @@ impl State {
         let wal_senders = count(&|entry| entry.kind.is_walsender());
         let free = limits.connections.saturating_sub(self.live.len() - wal_senders);
         match kind {
-            kind if kind.is_walsender() => {
-                if wal_senders >= limits.wal_senders {
-                    return Err(Full::WalSenders { limit: limits.wal_senders });
-                }
+            kind if kind.is_walsender() && wal_senders >= limits.wal_senders => {
+                return Err(Full::WalSenders { limit: limits.wal_senders });
             }
+            kind if kind.is_walsender() => {}
             _ if free == 0 => return Err(Full::Connections),
             _ if free <= kind.leaves(limits) => return Err(Full::Reserved),
             _ => {}

@@ -84,14 +84,15 @@ impl Rewriting<'_> {
     }
 
     fn statement(&mut self, statement: &Statement, is_only: bool) -> Result<(), PgError> {
-        if is_only && self.session.overlay {
-            if let Some(form) = Form::of(self.text, statement) {
-                self.result.signal = SignalCall::new(self.text, &form, self.session, self.relay);
-                if self.result.signal.is_none() {
-                    self.insert(form.disarm(self.text));
-                }
-                return Ok(());
+        if is_only
+            && self.session.overlay
+            && let Some(form) = Form::of(self.text, statement)
+        {
+            self.result.signal = SignalCall::new(self.text, &form, self.session, self.relay);
+            if self.result.signal.is_none() {
+                self.insert(form.disarm(self.text));
             }
+            return Ok(());
         }
         let found = slot_functions::look(self.text, statement, is_only, self.session, self.relay)?;
         match found {
