@@ -24,7 +24,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalIdentity, WalVerifier};
+use walrelay_proto::{
+    Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
+};
 
 use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
@@ -61,7 +63,7 @@ pub(super) struct Recovered {
     pub(super) verifier: WalVerifier,
     /// The segment that holds the next byte, unless that is the first of a new one.
     pub(super) tail: Option<Arc<Segment>>,
-    /// There is nothing else, and no whole record in it.
+    /// There is no whole record, on no timeline.
     pub(super) is_bare: bool,
 }
 
@@ -88,7 +90,8 @@ pub(super) fn recover(
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
     let scan = Scan { dir, identity, path, magic: plan.magic };
     let mut end = scan.run()?;
-    if end.verifier.verified_end().is_none() && scan.path.segments().iter().all(|found| found.partial) {
+    let is_bare = end.verifier.last_record().is_none() && scan.holds_no_record()?;
+    if is_bare && end.verifier.verified_end().is_none() {
         // Not a single record was complete: begin anew.
         scan.remove_partials_from(SegNo::new(0))?;
         return Ok(None);
@@ -104,7 +107,6 @@ pub(super) fn recover(
     let tail = scan.settle(&end, plan.how)?;
     let TimelinePosition { tli, lsn } = scan.position(&end);
     tracing::info!("recovered WAL up to {lsn} on timeline {tli}");
-    let is_bare = end.verifier.last_record().is_none() && segments.iter().all(|found| found.partial);
     Ok(Some(Recovered { history: scan.path.history().clone(), verifier: end.verifier, tail, is_bare }))
 }
 
@@ -261,11 +263,40 @@ impl Scan<'_> {
             && own().all(|found| found.partial)
     }
 
+    /// Whether there is no whole record in any file, on whatever timeline: one that is not on the way may hold the only
+    /// copy of what was confirmed. A finished segment was confirmed.
+    fn holds_no_record(&self) -> Result<bool, StoreError> {
+        if self.path.segments().iter().any(|found| !found.partial) {
+            return Ok(false);
+        }
+        let mut before: Option<(WalFileName, WalVerifier)> = None;
+        for found in self.path.segments() {
+            // A record may reach from one file into the next.
+            let continues = |(last, _): &(WalFileName, WalVerifier)| {
+                last.tli == found.name.tli && last.segno.next() == found.name.segno
+            };
+            let mut verifier = before
+                .take()
+                .filter(continues)
+                .map_or_else(|| self.verifier_of(found.name), |(_, verifier)| verifier);
+            let error = self.verify(&mut verifier, *found)?;
+            if verifier.last_record().is_some() {
+                return Ok(false);
+            }
+            before = error.is_none().then_some((found.name, verifier));
+        }
+        Ok(true)
+    }
+
+    /// At the start of a segment on the way.
     fn verifier_at(&self, segno: SegNo) -> WalVerifier {
-        let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
         // Older timelines' segments on the way carry lower numbers, which the newest one allows.
-        let tli = self.path.history().tli();
-        let mut verifier = WalVerifier::at_segment_start(id, tli, segno.start(id.seg_size));
+        self.verifier_of(WalFileName::new(self.path.history().tli(), segno))
+    }
+
+    fn verifier_of(&self, name: WalFileName) -> WalVerifier {
+        let id = WalIdentity { system_id: self.identity.system_id, seg_size: self.identity.seg_size };
+        let mut verifier = WalVerifier::at_segment_start(id, name.tli, name.segno.start(id.seg_size));
         verifier.accept_any_padding(true);
         if let Some(magic) = self.magic {
             verifier.expect_magic(magic);

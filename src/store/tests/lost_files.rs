@@ -227,22 +227,31 @@ fn the_middle_of_a_record_whose_beginning_is_lost_does_not_count() {
     assert!(opened.store.missing_segments().unwrap().is_empty());
 }
 
-/// More is lost than the upstream has to have: it is gone on with, and nothing claimed before a whole record is here.
+/// More is lost than the upstream has to have: it is gone on with, and nothing claimed before a whole record is here. Nor
+/// is anything begun anew while another timeline's unfinished segment holds records that were confirmed.
 #[test]
 fn no_position_is_shown_behind_a_hole_before_a_record_has_come() {
-    let dir = crate::permissions::private_tempdir();
-    let wal = forked_in_a_long_record(dir.path());
-    for segment in [4, 5] {
-        fs::remove_file(path(dir.path(), 2, segment, ".partial")).unwrap();
+    for nothing_finished in [false, true] {
+        let dir = crate::permissions::private_tempdir();
+        let wal = forked_in_a_long_record(dir.path());
+        for segment in [4, 5] {
+            fs::remove_file(path(dir.path(), 2, segment, ".partial")).unwrap();
+        }
+        if nothing_finished {
+            fs::remove_file(path(dir.path(), 1, 3, "")).unwrap();
+        }
+        let before = fs::read(path(dir.path(), 1, 4, ".partial")).unwrap();
+        let mut opened = Opened::open(dir.path());
+        let at = Lsn::new(6 * SEG);
+        assert_eq!(opened.writer.position(), Some(TimelinePosition { tli: second(), lsn: at }));
+        opened.writer.show_start();
+        assert_eq!((opened.store.tip(), opened.writer.is_bare()), (None, false));
+        opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+        opened.wait_flushed(last_end(&wal));
+        let missing: &[_] = if nothing_finished { &[] } else { &[name(2, 4), name(2, 5)] };
+        assert_eq!(opened.store.missing_segments().unwrap(), missing);
+        assert!(fs::read(path(dir.path(), 1, 4, ".partial")).unwrap() == before);
     }
-    let mut opened = Opened::open(dir.path());
-    let at = Lsn::new(6 * SEG);
-    assert_eq!(opened.writer.position(), Some(TimelinePosition { tli: second(), lsn: at }));
-    opened.writer.show_start();
-    assert_eq!((opened.store.tip(), opened.writer.is_bare()), (None, false));
-    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
-    opened.wait_flushed(last_end(&wal));
-    assert_eq!(opened.store.missing_segments().unwrap(), [name(2, 4), name(2, 5)]);
 }
 
 /// What was given up may still hang on the disk when the next one comes with the same segment.
