@@ -120,10 +120,10 @@ impl Lane {
     }
 
     /// Runs `work` as long as it shows signs of life, whatever it moves. When it has been silent for too long it goes on
-    /// without anybody waiting.
+    /// without anybody waiting. A free thread is waited for as long as there are signs of life of `whole`, the place.
     ///
     /// # Errors
-    /// It was silent, or did not end in order.
+    /// The place or the work was silent, or it did not end in order.
     pub(crate) async fn run_alive<T: Send + 'static>(
         &self,
         whole: &Pulse,
@@ -136,7 +136,10 @@ impl Lane {
             alive.beat();
             done
         };
-        let done = self.start(self.place(self.patience).await?, work)?;
+        // Something comes of those that have the threads: so they end.
+        let free = whole.heed(self.patience, self.free.clone().acquire_owned()).await;
+        let place = free.ok_or_else(|| not_begun(self.patience))?.map_err(|error| error.to_string())?;
+        let done = self.start(place, work)?;
         let done = pulse.heed(self.patience, end(done)).await;
         done.unwrap_or_else(|| Err(silent(self.patience)))
     }
@@ -144,11 +147,7 @@ impl Lane {
     /// Waits for a free thread.
     async fn place(&self, limit: Duration) -> Result<OwnedSemaphorePermit, String> {
         let free = tokio::time::timeout(limit, self.free.clone().acquire_owned()).await;
-        let free = free.map_err(|_| {
-            let limit = limit.as_secs_f32().round();
-            format!("not begun in {limit} s: {THREADS} calls before it have not been answered")
-        })?;
-        free.map_err(|error| error.to_string())
+        free.map_err(|_| not_begun(limit))?.map_err(|error| error.to_string())
     }
 
     /// Starts `work` on a thread; what it ends with is for [`end`].
@@ -182,6 +181,11 @@ async fn end<T>(done: oneshot::Receiver<std::thread::Result<T>>) -> Result<T, St
         Ok(Ok(result)) => Ok(result),
         _ => Err("a fault of walrelay, see standard error".to_owned()),
     }
+}
+
+fn not_begun(limit: Duration) -> String {
+    let limit = limit.as_secs_f32().round();
+    format!("not begun in {limit} s: {THREADS} calls before it have not been answered")
 }
 
 fn silent(limit: Duration) -> String {
@@ -226,6 +230,26 @@ mod tests {
         let (_go_on, wait) = mpsc::channel::<()>();
         let error = lane.run_alive(&pulse, move |_| wait.recv().is_ok()).await.unwrap_err();
         assert!(error.contains("no answer"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn work_waits_for_a_thread_as_long_as_something_comes_of_those_before_it() {
+        let lane = Lane::new("test", Duration::from_millis(100));
+        let (pulse, begun) = (Pulse::default(), std::time::Instant::now());
+        let busy = lane.free.clone().acquire_many_owned(THREADS as u32).await.unwrap();
+        let coming = async {
+            while begun.elapsed() < Duration::from_millis(500) {
+                pulse.beat();
+                tokio::task::yield_now().await;
+            }
+            drop(busy);
+        };
+        let (done, ()) = tokio::join!(lane.run_alive(&pulse, |_| 1), coming);
+        assert_eq!(done, Ok(1));
+        // Of those nothing comes.
+        let _hung = lane.free.clone().acquire_many_owned(THREADS as u32).await.unwrap();
+        let error = lane.run_alive(&pulse, |_| 1).await.unwrap_err();
+        assert!(error.contains("not begun in"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
