@@ -8,7 +8,18 @@ use std::path::{Path, PathBuf};
 const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "archive",
-        &["conninfo", "lane", "parts", "permissions", "pulse", "rate", "redact", "store", "upstream"],
+        &[
+            "conninfo",
+            "lane",
+            "parts",
+            "permissions",
+            "pieces",
+            "pulse",
+            "rate",
+            "redact",
+            "store",
+            "upstream",
+        ],
     ),
     ("auth", &["permissions"]),
     ("config", &["archive", "conninfo", "downstream", "gateway", "permissions", "redact", "store", "wire"]),
@@ -40,6 +51,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("overlay", &["store", "wire"]),
     ("parts", &[]),
     ("permissions", &[]),
+    ("pieces", &[]),
     ("pulse", &[]),
     ("rate", &[]),
     ("redact", &[]),
@@ -65,7 +77,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("store", &["parts", "permissions"]),
     ("tools", &["archive", "config", "conninfo", "error", "lane", "redact", "verify"]),
-    ("upstream", &["auth", "conninfo", "lane", "permissions", "redact", "store"]),
+    ("upstream", &["auth", "conninfo", "lane", "permissions", "pieces", "redact", "store"]),
     ("verify", &["archive", "store"]),
     ("wire", &["auth", "conninfo", "permissions"]),
 ];

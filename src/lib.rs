@@ -20,6 +20,7 @@ pub mod log;
 pub mod overlay;
 pub mod parts;
 pub mod permissions;
+mod pieces;
 pub mod pulse;
 pub mod rate;
 pub mod redact;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::introduce::identify;
 use super::seam::Reports;
 use super::{message, seam};
 use crate::conninfo::{ConnInfo, HostSpec};
+use crate::pieces::Pieces;
 use crate::store::{FillError, Identity, Store, StoreError};
 
 /// Limit for connecting.
@@ -187,7 +188,7 @@ impl Received {
         name: WalFileName,
         size: SegSize,
     ) -> Result<(), RefillError> {
-        let (pieces, wal) = mpsc::channel(PIECES);
+        let (pieces, wal) = Pieces::channel(PIECES);
         let filling = fill(store, name, wal);
         tokio::pin!(filling);
         let sending = self.send(conn, pieces, name.segno.start(size), size);
@@ -252,33 +253,8 @@ impl Received {
     }
 }
 
-/// What a stream brings, for a thread that may wait for it; it ends where the stream does.
-struct Pieces {
-    pieces: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let len = self.piece.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&self.piece.split_to(len));
-        Ok(len)
-    }
-}
-
-async fn fill(
-    store: &Arc<Store>,
-    name: WalFileName,
-    pieces: mpsc::Receiver<Bytes>,
-) -> Result<(), RefillError> {
+async fn fill(store: &Arc<Store>, name: WalFileName, mut wal: Pieces) -> Result<(), RefillError> {
     let store = store.clone();
-    let mut wal = Pieces { pieces, piece: Bytes::new() };
     let filled = tokio::task::spawn_blocking(move || store.fill_segment(name, &mut wal)).await;
     match filled {
         Ok(Ok(()) | Err(FillError::NotMissing(_))) => Ok(()),

@@ -1,7 +1,7 @@
 //! A target that is an object store.
 
 use std::future::Future;
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use futures_util::stream::BoxStream;
 use futures_util::{Stream, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
-use tokio::sync::mpsc;
 
 use super::super::limit::Limit;
 use super::super::target::ObjectPlace;
 use super::{LISTING, OptionError, READING, StorageError, Stored, Trouble, options};
 use crate::lane::{PATIENCE, SLOWEST};
+use crate::pieces::Pieces;
 use crate::pulse::Pulse;
 
 /// After a failure credentials, authorities and the rest are read again, at most this often.
@@ -194,12 +194,26 @@ impl Objects {
         limit: &Limit,
         work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
     ) -> Result<Option<T>, StorageError> {
-        let Some(mut coming) = self.begin_get(path, limit).await? else { return Ok(None) };
-        let (send, pieces) = mpsc::channel(1);
-        let mut pieces = Pieces { pieces, piece: Bytes::new() };
+        let Some(coming) = self.begin_get(path, limit).await? else { return Ok(None) };
+        self.show(coming, path, work).await.map(Some)
+    }
+
+    async fn show<T: Send + 'static>(
+        &self,
+        mut coming: Coming,
+        path: &str,
+        work: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (send, mut pieces) = Pieces::channel(1);
         let worker = tokio::task::spawn_blocking(move || work(&mut pieces));
         let come = loop {
-            match coming.next(self, path).await {
+            let next = tokio::select! {
+                biased;
+                // Its verdict is made: what is still to come changes nothing, and may never come.
+                () = send.closed() => break Ok(()),
+                next = coming.next(self, path) => next,
+            };
+            match next {
                 Ok(Some(piece)) => {
                     if send.send(piece).await.is_err() {
                         break Ok(());
@@ -212,7 +226,7 @@ impl Objects {
         drop(send);
         let done = worker.await.map_err(|error| StorageError::new(READING, path, &error));
         // What it made of half an object is of no use.
-        come.and(done).map(Some)
+        come.and(done)
     }
 
     async fn begin_get(&self, path: &str, limit: &Limit) -> Result<Option<Coming>, StorageError> {
@@ -337,24 +351,6 @@ fn too_large(path: &str, reason: &str) -> StorageError {
     StorageError { kind: Trouble::TooLarge, ..StorageError::new(READING, path, &reason) }
 }
 
-/// An object's pieces, for who reads.
-struct Pieces {
-    pieces: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            let Some(next) = self.pieces.blocking_recv() else { return Ok(0) };
-            self.piece = next;
-        }
-        let taken = self.piece.split_to(self.piece.len().min(buffer.len()));
-        buffer[..taken.len()].copy_from_slice(&taken);
-        Ok(taken.len())
-    }
-}
-
 fn stored(path: String, meta: &ObjectMeta) -> Stored {
     Stored { path, size: meta.size, modified: meta.last_modified.into() }
 }
@@ -386,4 +382,32 @@ pub(super) async fn in_time<T>(
     let limit = PATIENCE + Duration::from_secs(size / SLOWEST);
     let late = |_| StorageError::new(action, path, &format_args!("no answer in {} s", limit.as_secs()));
     tokio::time::timeout(limit, request).await.map_err(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use futures_util::stream;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn what_is_still_to_come_is_not_waited_for_once_the_verdict_is_made() {
+        let objects = Objects::over(Arc::new(InMemory::new()), ObjectPath::default());
+        let first = stream::iter([Ok(Bytes::from_static(b"other"))]);
+        let coming = Coming {
+            pieces: first.chain(stream::pending()).boxed(),
+            limit: Limit::most(100),
+            size: 100,
+            come: 0,
+            beginning: None,
+        };
+        let look = |content: &mut dyn Read| {
+            let mut begun = [0; 4];
+            content.read_exact(&mut begun).map(|()| begun)
+        };
+        let shown = objects.show(coming, "a", look);
+        let shown = tokio::time::timeout(PATIENCE / 2, shown).await.expect("it has been decided");
+        assert_eq!(&shown.unwrap().unwrap(), b"othe");
+    }
 }
