@@ -18,6 +18,7 @@ mod message;
 mod page;
 mod record;
 mod segment;
+pub mod sender;
 mod slot_name;
 mod timeline;
 mod timer;
