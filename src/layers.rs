@@ -26,6 +26,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("conninfo", &["auth", "permissions", "redact"]),
     ("console", &["overlay", "wire"]),
     ("descriptors", &[]),
+    ("disk", &[]),
     (
         "downstream",
         &[
@@ -75,7 +76,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("store", &["parts", "permissions"]),
+    ("store", &["disk", "parts", "permissions"]),
     ("tools", &["archive", "config", "conninfo", "error", "lane", "redact", "verify"]),
     ("upstream", &["auth", "conninfo", "lane", "permissions", "pieces", "redact", "store"]),
     ("verify", &["archive", "store"]),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod conninfo;
 pub mod console;
 pub mod descriptors;
+pub mod disk;
 pub mod downstream;
 pub mod error;
 pub mod gateway;

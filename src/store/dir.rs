@@ -16,16 +16,17 @@
 //!     walrelay-new.*                      being preallocated; removed at start
 //! ```
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::TryLockError;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
 use super::{Segment, StoreError, ownership, steps};
+use crate::disk::{Disk, DiskDir, DiskFile, Open};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -33,15 +34,16 @@ const NEW_FILE_PREFIX: &str = "walrelay-new.";
 /// A data directory that this process has locked.
 #[derive(Debug)]
 pub(super) struct DataDir {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
     wal: PathBuf,
     state: StateFiles,
     /// Open for as long as this lives: a sync of the directory must not need a descriptor.
-    wal_dir: File,
+    wal_dir: Box<dyn DiskDir>,
     /// Whether a sync of it has failed: nothing that was renamed since the last one is known to be durable.
     sync_failed: AtomicBool,
     /// Holds the lock for as long as it is open.
-    _lock: File,
+    _lock: Box<dyn DiskFile>,
 }
 
 /// A segment file found in `pg_wal`.
@@ -54,41 +56,34 @@ pub(super) struct FoundSegment {
 impl DataDir {
     /// Makes the directory if it is missing (mode 0700) and locks it. One that is not the relay's is refused before
     /// anything in it is touched.
-    pub(super) fn lock(root: &Path) -> Result<DataDir, StoreError> {
+    pub(super) fn lock(disk: Arc<dyn Disk>, root: &Path) -> Result<DataDir, StoreError> {
         let wal = root.join("pg_wal");
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { action: "could not open data directory", path, source }
         };
-        ownership::check(root)?;
-        make_dir(&wal).map_err(fail(&wal))?;
+        ownership::check(&*disk, root)?;
+        make_dir(&*disk, &wal).map_err(fail(&wal))?;
         // Somebody else may have made it meanwhile.
-        ownership::check_permissions(root, &wal)?;
+        ownership::check_permissions(&*disk, root, &wal)?;
         let path = root.join("walrelay.lock");
-        let mut lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail(&path))?;
+        let lock = disk.open(&path, Open::ReadWriteOrCreate).map_err(fail(&path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = lock.read_to_string(&mut pid);
+                let pid = String::from_utf8(lock.read_to_end().unwrap_or_default()).unwrap_or_default();
                 return Err(StoreError::InUse { dir: root.to_owned(), pid: pid.trim().parse().ok() });
             }
             Err(TryLockError::Error(source)) => return Err(fail(&path)(source)),
         }
         // In place and as long as any: giving back the block and taking another fails on a full disk.
         lock.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0).map_err(fail(&path))?;
-        let state = StateFiles::open(root).map_err(fail(root))?;
-        let wal_dir = File::open(&wal).map_err(fail(&wal))?;
+        let state = StateFiles::open(disk.clone(), root).map_err(fail(root))?;
+        let wal_dir = disk.open_dir(&wal).map_err(fail(&wal))?;
         // What an earlier process made or renamed may be in memory only.
-        wal_dir.sync_all().map_err(fail(&wal))?;
+        wal_dir.sync().map_err(fail(&wal))?;
         let dir = DataDir {
+            disk,
             root: root.to_owned(),
             wal,
             state,
@@ -98,6 +93,11 @@ impl DataDir {
         };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
         Ok(dir)
+    }
+
+    /// What all of it is on.
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.disk
     }
 
     /// `pg_wal`.
@@ -118,19 +118,16 @@ impl DataDir {
     /// A copy of an unfinished segment, whose name is gone once it is mapped; `None` if there is none.
     pub(super) fn copy_of_partial(&self, name: WalFileName, size: SegSize) -> io::Result<Option<Segment>> {
         static COPIES: AtomicU64 = AtomicU64::new(0);
-        let mut from = match File::open(self.partial(name, size)) {
+        let from = match self.disk.open(&self.partial(name, size), Open::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         from.sync_all()?;
         let path = self.new_file(&format!("copy-{}", COPIES.fetch_add(1, Ordering::Relaxed)));
-        let mut made = || {
-            let mut to = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            io::copy(&mut from, &mut to)?;
-            Segment::open(&path, name, size, size.bytes())
-        };
-        let made = made();
-        let removed = fs::remove_file(&path);
+        let made = from
+            .copy_to_new(&path)
+            .and_then(|()| Segment::open_on(&*self.disk, &path, name, size, size.bytes()));
+        let removed = self.disk.remove(&path);
         made.and_then(|segment| removed.map(|()| Some(segment)))
     }
 
@@ -150,38 +147,38 @@ impl DataDir {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(io::Error::other("an earlier sync of it has failed"));
         }
-        self.wal_dir.sync_all().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
+        self.wal_dir.sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
     }
 
     /// Which directory `pg_wal` is, as long as its file system keeps its number.
     pub(super) fn place(&self) -> io::Result<String> {
-        self.wal_dir.metadata().map(|wal| format!("{}:{}", wal.dev(), wal.ino()))
+        self.wal_dir.metadata().map(|wal| format!("{}:{}", wal.inode.0, wal.inode.1))
     }
 
     /// When the entries of `pg_wal` have changed last. Copies do not keep it.
     pub(super) fn changed(&self) -> io::Result<String> {
-        self.wal_dir.metadata().map(|wal| format!("{}.{:09}", wal.ctime(), wal.ctime_nsec()))
+        self.wal_dir.metadata().map(|wal| format!("{}.{:09}", wal.changed.0, wal.changed.1))
     }
 
     /// Makes all files of `pg_wal` durable, whoever has written them. One call, however many they are; it waits for
     /// whatever else is written to the file system.
     pub(super) fn sync_file_system(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.wal_dir)?)
+        self.wal_dir.sync_file_system()
     }
 
     /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.
     pub(super) fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
         let aside = self.root.join("aside");
-        make_dir(&aside)?;
+        make_dir(&*self.disk, &aside)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let free = (0..).map(|number| match number {
             0 => aside.join(&*name),
             _ => aside.join(format!("{name}.{number}")),
         });
-        let to = free.into_iter().find(|to| !to.exists()).unwrap_or_else(|| aside.join(&*name));
-        fs::rename(path, &to)?;
+        let to = free.into_iter().find(|to| !self.disk.exists(to)).unwrap_or_else(|| aside.join(&*name));
+        self.disk.rename(path, &to)?;
         steps::taken();
-        File::open(&aside)?.sync_all()?;
+        self.disk.open_dir(&aside)?.sync()?;
         self.sync_wal_dir()?;
         Ok(to)
     }
@@ -189,8 +186,7 @@ impl DataDir {
     /// All segment files of this size, sorted by timeline, then number; finished before partial.
     pub(super) fn segments(&self, size: SegSize) -> io::Result<Vec<FoundSegment>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.wal)? {
-            let file_name = entry?.file_name();
+        for file_name in self.disk.list(&self.wal)? {
             let Some(text) = file_name.to_str() else { continue };
             let (stem, partial) = match text.strip_suffix(".partial") {
                 Some(stem) => (stem, true),
@@ -206,9 +202,8 @@ impl DataDir {
 
     /// Names of all files of `pg_wal` but those in the making.
     pub(super) fn wal_files(&self) -> io::Result<Vec<String>> {
-        let names = fs::read_dir(&self.wal)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
-        let finished = |name: &String| !name.starts_with(NEW_FILE_PREFIX);
-        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().filter(finished).collect())
+        let names = self.disk.list(&self.wal)?.into_iter().filter_map(|name| name.into_string().ok());
+        Ok(names.filter(|name| !name.starts_with(NEW_FILE_PREFIX)).collect())
     }
 
     /// Reads a small file of the data directory; `None` if it does not exist.
@@ -229,21 +224,19 @@ impl DataDir {
     /// Stores a history file durably.
     pub(super) fn write_history(&self, tli: TimelineId, content: &[u8]) -> io::Result<()> {
         let temporary = self.new_file(&tli.history_file_name());
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
+        let file = self.disk.open(&temporary, Open::CreateEmpty)?;
+        file.write_all_at(content, 0)?;
         file.sync_all()?;
         steps::taken();
-        fs::rename(&temporary, self.history(tli))?;
+        self.disk.rename(&temporary, &self.history(tli))?;
         steps::taken();
         self.sync_wal_dir()
     }
 
     fn remove_leftovers(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.wal)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX) {
-                fs::remove_file(entry.path())?;
+        for name in self.disk.list(&self.wal)? {
+            if name.to_string_lossy().starts_with(NEW_FILE_PREFIX) {
+                self.disk.remove(&self.wal.join(name))?;
             }
         }
         Ok(())
@@ -251,8 +244,8 @@ impl DataDir {
 }
 
 /// The file's content, `None` if there is no such file.
-pub(super) fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+pub(super) fn read_if_present(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match disk.read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -260,18 +253,18 @@ pub(super) fn read_if_present(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Makes a directory and what is missing above it (mode 0700), each entry durable.
-fn make_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
+fn make_dir(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    if disk.is_dir(path) {
         return Ok(());
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_dir(parent)?;
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+    make_dir(disk, parent)?;
+    match disk.make_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && disk.is_dir(path) => {}
         other => other?,
     }
-    match File::open(parent) {
-        Ok(parent) => parent.sync_all(),
+    match disk.open_dir(parent) {
+        Ok(parent) => parent.sync(),
         // One that may be written and not read: it cannot be synced, nor would it have to be another day.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             tracing::warn!("could not sync directory \"{}\": {error}", parent.display());
@@ -282,51 +275,40 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes a file of one segment's size with all its blocks reserved, so that a full disk is met here.
-pub(super) fn preallocate(path: &Path, size: SegSize) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    if let Err(error) = reserve(&file, size) {
-        let _ = fs::remove_file(path);
+pub(super) fn preallocate(disk: &dyn Disk, path: &Path, size: SegSize) -> io::Result<Box<dyn DiskFile>> {
+    let file = disk.open(path, Open::CreateEmpty)?;
+    if let Err(error) = file.allocate(size.bytes()) {
+        let _ = disk.remove(path);
         return Err(error);
     }
     Ok(file)
 }
 
-fn reserve(file: &File, size: SegSize) -> io::Result<()> {
-    use rustix::io::Errno;
-    let flags = rustix::fs::FallocateFlags::empty();
-    match rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, flags, 0, size.bytes())) {
-        // File systems and kernels without it: zeros take the place as well.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => fill_with_zeros(file, size),
-        other => other.map_err(io::Error::from),
-    }
-}
-
-fn fill_with_zeros(mut file: &File, size: SegSize) -> io::Result<()> {
-    let zeros = vec![0u8; 1 << 20];
-    for _ in 0..size.bytes() / zeros.len() as u64 {
-        file.write_all(&zeros)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::disk::OsDisk;
+
+    fn lock(root: &Path) -> Result<DataDir, StoreError> {
+        DataDir::lock(Arc::new(OsDisk), root)
+    }
 
     #[test]
     fn a_second_relay_is_told_who_holds_the_directory() {
         let dir = crate::permissions::private_tempdir();
-        let held = DataDir::lock(dir.path()).unwrap();
-        let Err(StoreError::InUse { pid, .. }) = DataDir::lock(dir.path()) else { panic!("locked twice") };
+        let held = lock(dir.path()).unwrap();
+        let Err(StoreError::InUse { pid, .. }) = lock(dir.path()) else { panic!("locked twice") };
         assert_eq!(pid, Some(std::process::id()));
         drop(held);
-        DataDir::lock(dir.path()).unwrap();
+        lock(dir.path()).unwrap();
     }
 
     #[test]
     fn segments_are_told_from_everything_else() {
         let temp = crate::permissions::private_tempdir();
-        let dir = DataDir::lock(temp.path()).unwrap();
+        let dir = lock(temp.path()).unwrap();
         let size = SegSize::new(1 << 20).unwrap();
         for name in
             ["000000010000000000000002.partial", "000000010000000000000001", "00000002.history", "x", "0"]
@@ -341,12 +323,12 @@ mod tests {
     #[test]
     fn leftovers_are_removed() {
         let temp = crate::permissions::private_tempdir();
-        let dir = DataDir::lock(temp.path()).unwrap();
+        let dir = lock(temp.path()).unwrap();
         let leftover = dir.new_file("segment");
-        preallocate(&leftover, SegSize::new(1 << 20).unwrap()).unwrap();
+        preallocate(&OsDisk, &leftover, SegSize::new(1 << 20).unwrap()).unwrap();
         assert_eq!(fs::metadata(&leftover).unwrap().len(), 1 << 20);
         drop(dir);
-        DataDir::lock(temp.path()).unwrap();
+        lock(temp.path()).unwrap();
         assert!(!leftover.exists());
     }
 }

@@ -7,7 +7,6 @@
 //! A complete segment gets its final name after its sync, so finished segments are durable by their name. If that name
 //! cannot be given (a rename fails), the segment is as durable under the old one, and it is tried again.
 
-use std::fs;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -230,10 +229,10 @@ impl Naming {
         for segment in &self.complete {
             let (name, size) = (segment.name(), identity.seg_size);
             let partial = store.dir.partial(name, size);
-            match fs::rename(&partial, store.dir.segment(name, size)) {
+            match store.dir.disk().rename(&partial, &store.dir.segment(name, size)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     // It came twice: the second time it has its name.
-                    if !store.dir.segment(name, size).exists() {
+                    if !store.dir.disk().exists(&store.dir.segment(name, size)) {
                         tracing::error!(
                             "complete WAL segment {} has vanished from the data directory: somebody has removed it",
                             partial.display()

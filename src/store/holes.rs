@@ -4,16 +4,15 @@
 //! upstream long ago, and the confirmed position stays: saying less would bring nothing back. So a hole is told
 //! loudly, and filled by whoever finds its WAL elsewhere, before consumers meet it.
 
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use walrelay_proto::{SegNo, WalError, WalFileName, WalIdentity, WalVerifier};
 
 use super::path::WalPath;
 use super::{Identity, Store, dir, lock};
+use crate::disk::Open;
 
 /// Names that [`Store::missing_segments`] gives at most; more when these are filled.
 const MOST: usize = 4096;
@@ -87,7 +86,7 @@ impl Store {
         let temporary = self.dir.new_file(&format!("fill.{file}"));
         let filled = Filling { store: self, path, identity, name }.run(wal, &temporary);
         if filled.is_err() {
-            let _ = fs::remove_file(&temporary);
+            let _ = self.dir.disk().remove(&temporary);
         }
         filled?;
         if let Err(error) = self.dir.sync_wal_dir() {
@@ -162,7 +161,7 @@ impl Filling<'_> {
     fn run(&self, wal: &mut dyn Read, temporary: &Path) -> Result<(), FillError> {
         let (name, size) = (self.name, self.identity.seg_size);
         let mut verifier = self.verifier_before()?;
-        let new = dir::preallocate(temporary, size).map_err(self.io())?;
+        let new = dir::preallocate(self.store.dir.disk(), temporary, size).map_err(self.io())?;
         let (mut piece, mut found) = (vec![0; PIECE], 0);
         while found < size.bytes() {
             let room = piece.len().min((size.bytes() - found) as usize);
@@ -182,7 +181,8 @@ impl Filling<'_> {
         }
         self.push_content(&mut verifier, name.segno.next())?;
         new.sync_data().map_err(self.io())?;
-        fs::rename(temporary, self.store.dir.segment(name, size)).map_err(self.io())
+        let disk = self.store.dir.disk();
+        disk.rename(temporary, &self.store.dir.segment(name, size)).map_err(self.io())
     }
 
     /// Stands at the segment's start, behind the one before it if that is here.
@@ -215,7 +215,7 @@ impl Filling<'_> {
                 (dir.partial(found.name, size), segment.map_or(0, |segment| segment.published()))
             }
         };
-        let Ok(file) = File::open(path) else { return Ok(false) };
+        let Ok(file) = dir.disk().open(&path, Open::Read) else { return Ok(false) };
         let mut piece = vec![0; PIECE];
         for at in (0..len).step_by(PIECE) {
             let piece = &mut piece[..PIECE.min((len - at) as usize)];

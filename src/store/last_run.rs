@@ -248,13 +248,22 @@ fn save(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+    use std::sync::Arc;
+
     use walrelay_proto::Lsn;
+
+    use super::*;
+    use crate::disk::OsDisk;
+
+    fn lock(root: &Path) -> DataDir {
+        DataDir::lock(Arc::new(OsDisk), root).unwrap()
+    }
 
     #[test]
     fn what_is_left_is_found_again() {
         let temp = crate::permissions::private_tempdir();
-        let dir = DataDir::lock(temp.path()).unwrap();
+        let dir = lock(temp.path());
         let load = || LastRun::load(&dir);
         assert_eq!(load(), (LastRun::NotInOrder, Files::Others));
         let at = TimelinePosition { tli: TimelineId::new(3).unwrap(), lsn: Lsn::new(0x5000028) };
@@ -279,7 +288,7 @@ mod tests {
     #[test]
     fn files_that_come_between_two_runs_are_noticed() {
         let temp = crate::permissions::private_tempdir();
-        let dir = DataDir::lock(temp.path()).unwrap();
+        let dir = lock(temp.path());
         let file = temp.path().join("pg_wal/000000010000000000000003");
         let at = TimelinePosition { tli: TimelineId::FIRST, lsn: Lsn::new(0x5000028) };
         end_in_order(&dir, at).unwrap();
@@ -302,7 +311,7 @@ mod tests {
         std::fs::copy(temp.path().join(FILE), copy.path().join(FILE)).unwrap();
         std::fs::copy(temp.path().join("walrelay.lock"), copy.path().join("walrelay.lock")).unwrap();
         std::fs::create_dir(copy.path().join("pg_wal")).unwrap();
-        let dir = DataDir::lock(copy.path()).unwrap();
+        let dir = lock(copy.path());
         assert_eq!(LastRun::load(&dir), (LastRun::NotInOrder, Files::Others));
     }
 }

@@ -16,15 +16,15 @@
 //!   checked in the receive buffer and sent by the kernel, which answers EFAULT. The recovery scan reads by
 //!   `pread` and gets an error.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 use walrelay_proto::{Lsn, SegSize, WalFileName};
+
+use crate::disk::{Disk, DiskFile, Open, OsDisk};
 
 /// How the writer stores WAL into a segment (`--wal-write`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -41,14 +41,29 @@ pub struct Segment {
     name: WalFileName,
     size: SegSize,
     /// The writer's file, for as long as it is written or synced; readers need none.
-    file: Mutex<Option<Arc<File>>>,
-    map: MmapRaw,
-    /// The writer's map under `--wal-write mmap`; `None` for segments that are only read.
-    writable: Option<MmapRaw>,
+    file: Mutex<Option<Arc<dyn DiskFile>>>,
+    memory: Memory,
     /// Bytes from the segment's start that are final. Moves up only.
     published: AtomicU64,
     /// Whether the file's directory entry is durable.
     linked: AtomicBool,
+}
+
+/// Where a segment's bytes are read.
+enum Memory {
+    /// In the file itself.
+    Mapped {
+        map: MmapRaw,
+        /// The writer's map under `--wal-write mmap`; `None` for segments that are only read.
+        writable: Option<MmapRaw>,
+    },
+    /// In a copy, of a file that has no descriptor: what was there when it was opened, and what has been written here
+    /// since. Nothing below `published` changes, so no reader sees a difference.
+    Heap {
+        copy: MmapRaw,
+        /// To be asked whether it can be read.
+        file: Arc<dyn DiskFile>,
+    },
 }
 
 impl Segment {
@@ -56,41 +71,50 @@ impl Segment {
     ///
     /// Fails with `InvalidData` if the file is not exactly one segment long.
     pub(crate) fn open(path: &Path, name: WalFileName, size: SegSize, published: u64) -> io::Result<Segment> {
-        Segment::map(&File::open(path)?, name, size, published, false)
+        Segment::open_on(&OsDisk, path, name, size, published)
+    }
+
+    /// The same on any disk.
+    pub(super) fn open_on(
+        disk: &dyn Disk,
+        path: &Path,
+        name: WalFileName,
+        size: SegSize,
+        published: u64,
+    ) -> io::Result<Segment> {
+        Segment::map(disk.open(path, Open::Read)?.into(), name, size, published, false)
     }
 
     /// Maps a preallocated file for the writer; its first `published` bytes are final already.
     pub(super) fn for_writer(
-        file: File,
+        file: Box<dyn DiskFile>,
         name: WalFileName,
         size: SegSize,
         published: u64,
         how: WalWrite,
     ) -> io::Result<Segment> {
-        let segment = Segment::map(&file, name, size, published, how == WalWrite::Mmap)?;
-        Ok(Segment { file: Mutex::new(Some(Arc::new(file))), ..segment })
+        let file: Arc<dyn DiskFile> = file.into();
+        let segment = Segment::map(file.clone(), name, size, published, how == WalWrite::Mmap)?;
+        Ok(Segment { file: Mutex::new(Some(file)), ..segment })
     }
 
     fn map(
-        file: &File,
+        file: Arc<dyn DiskFile>,
         name: WalFileName,
         size: SegSize,
         published: u64,
         writable: bool,
     ) -> io::Result<Segment> {
-        let found = file.metadata()?.len();
+        let found = file.metadata()?.len;
         if found != size.bytes() {
             let text = format!("segment file is {found} bytes long, expected {}", size.bytes());
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let map = MmapOptions::new().map_raw_read_only(file)?;
-        let writable = writable.then(|| MmapOptions::new().map_raw(file)).transpose()?;
         Ok(Segment {
             name,
             size,
             file: Mutex::new(None),
-            map,
-            writable,
+            memory: Memory::of(file, size, writable)?,
             published: AtomicU64::new(published.min(size.bytes())),
             linked: AtomicBool::new(false),
         })
@@ -130,7 +154,7 @@ impl Segment {
         assert!(end.is_some_and(|end| end <= self.published()), "read beyond the published end");
         // SAFETY: the range lies inside the map (published <= seg_size == length of the map), the file is
         // never truncated while mapped, and bytes below `published` never change (module comment).
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset as usize), len) }
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset as usize), len) }
     }
 
     /// Stores `bytes` at `offset`. For the one writer.
@@ -141,9 +165,13 @@ impl Segment {
         let end = offset.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= self.size.bytes()), "write beyond the segment");
         assert!(offset >= self.published(), "write below the published end");
-        let Some(map) = &self.writable else {
-            let file = self.file().ok_or_else(|| io::Error::other("the segment is closed"))?;
-            return file.write_all_at(bytes, offset);
+        let map = match &self.memory {
+            Memory::Mapped { writable: None, .. } => return self.write_to_file(offset, bytes),
+            Memory::Mapped { writable: Some(map), .. } => map,
+            Memory::Heap { copy, .. } => {
+                self.write_to_file(offset, bytes)?;
+                copy
+            }
         };
         // SAFETY: the range lies inside the writable map (checked above; the map is one segment long). No
         // reference to it exists: readers get slices below `published` only, and there is one writer.
@@ -151,6 +179,11 @@ impl Segment {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.as_mut_ptr().add(offset as usize), bytes.len());
         }
         Ok(())
+    }
+
+    fn write_to_file(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = self.file().ok_or_else(|| io::Error::other("the segment is closed"))?;
+        file.write_all_at(bytes, offset)
     }
 
     /// Lets readers see the first `end` bytes. For the one writer; never moves down.
@@ -177,11 +210,11 @@ impl Segment {
     }
 
     /// Nobody waits for the disk while this is locked.
-    fn lock_file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+    fn lock_file(&self) -> MutexGuard<'_, Option<Arc<dyn DiskFile>>> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self) -> Option<Arc<File>> {
+    fn file(&self) -> Option<Arc<dyn DiskFile>> {
         self.lock_file().clone()
     }
 
@@ -193,6 +226,7 @@ impl Segment {
     /// Whether a range is in the page cache, so that sending it will not wait for the disk.
     pub fn is_resident(&self, offset: u64, len: usize) -> bool {
         const PAGE: usize = 4096;
+        let Memory::Mapped { map, .. } = &self.memory else { return true };
         let first = offset as usize / PAGE * PAGE;
         let last = (offset as usize + len).min(self.size.bytes() as usize);
         let mut pages = [0u8; 256];
@@ -200,8 +234,7 @@ impl Segment {
             let span = (last - at).min(pages.len() * PAGE);
             // SAFETY: `at` is a multiple of the page size inside the map, `span` ends inside it, and
             // `pages` has one byte for each page of the span. A larger page size needs fewer bytes.
-            let answer =
-                unsafe { libc::mincore(self.map.as_ptr().add(at) as *mut _, span, pages.as_mut_ptr()) };
+            let answer = unsafe { libc::mincore(map.as_ptr().add(at) as *mut _, span, pages.as_mut_ptr()) };
             answer != 0 || pages[..span.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
         })
     }
@@ -209,7 +242,11 @@ impl Segment {
     /// Reads a range into the page cache, waiting for the disk. For blocking threads only.
     pub fn populate(&self, offset: u64, len: usize) -> io::Result<()> {
         let (offset, len) = (offset as usize, len.min((self.size.bytes() - offset) as usize));
-        match self.map.advise_range(Advice::PopulateRead, offset / 4096 * 4096, len + offset % 4096) {
+        let map = match &self.memory {
+            Memory::Mapped { map, .. } => map,
+            Memory::Heap { file, .. } => return file.read_exact_at(&mut vec![0; len], offset as u64),
+        };
+        match map.advise_range(Advice::PopulateRead, offset / 4096 * 4096, len + offset % 4096) {
             // Kernels before 5.14 do not know the advice: read the range the plain way.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.read_through(offset, len),
             other => other,
@@ -225,7 +262,7 @@ impl Segment {
             let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: wanted };
             let remote = libc::iovec {
                 // Only the address: the kernel reads, and checks it.
-                iov_base: self.map.as_ptr().wrapping_add(at).cast_mut().cast(),
+                iov_base: self.memory.as_ptr().wrapping_add(at).cast_mut().cast(),
                 iov_len: wanted,
             };
             // SAFETY: `local` is one buffer of at least `wanted` bytes that nobody else uses; the kernel reads `remote`
@@ -240,6 +277,37 @@ impl Segment {
         }
         Ok(())
     }
+}
+
+impl Memory {
+    fn of(file: Arc<dyn DiskFile>, size: SegSize, writable: bool) -> io::Result<Memory> {
+        let Some(descriptor) = file.descriptor() else {
+            let copy = MmapRaw::from(copy_of(&*file, size)?);
+            return Ok(Memory::Heap { copy, file });
+        };
+        let map = MmapOptions::new().map_raw_read_only(&descriptor)?;
+        let writable = writable.then(|| MmapOptions::new().map_raw(&descriptor)).transpose()?;
+        Ok(Memory::Mapped { map, writable })
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        match self {
+            Memory::Mapped { map, .. } | Memory::Heap { copy: map, .. } => map.as_ptr(),
+        }
+    }
+}
+
+/// The file's content in memory of its own. What cannot be read is zero, until somebody asks for it by `populate`.
+fn copy_of(file: &dyn DiskFile, size: SegSize) -> io::Result<MmapMut> {
+    let mut copy = MmapMut::map_anon(size.bytes() as usize)?;
+    let mut piece = vec![0; 1 << 16];
+    for (into, at) in copy.chunks_mut(piece.len()).zip((0..).step_by(1 << 16)) {
+        // Nothing is put where zeros are: that costs no memory.
+        if file.read_exact_at(&mut piece, at).is_ok() && piece.iter().any(|byte| *byte != 0) {
+            into.copy_from_slice(&piece);
+        }
+    }
+    Ok(copy)
 }
 
 impl std::fmt::Debug for Segment {
@@ -260,8 +328,8 @@ mod tests {
         let dir = crate::permissions::private_tempdir();
         let size = SegSize::new(1 << 20).unwrap();
         let path = dir.path().join("segment");
-        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-        file.set_len(size.bytes()).unwrap();
+        let file = OsDisk.open(&path, Open::CreateEmpty).unwrap();
+        file.allocate(size.bytes()).unwrap();
         let name = WalFileName::new(TimelineId::FIRST, SegNo::new(1));
         (dir, Segment::for_writer(file, name, size, 0, how).unwrap())
     }

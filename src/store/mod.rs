@@ -64,6 +64,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
 
+use crate::disk::OsDisk;
 use crate::parts::PartEnded;
 use crate::permissions::Distrust;
 use dir::DataDir;
@@ -297,7 +298,7 @@ impl Background {
 impl Store {
     /// Locks a data directory, recovers what a crash left, and starts the store's threads.
     pub fn open(config: StoreConfig) -> Result<(Arc<Store>, Writer, Background), StoreError> {
-        let dir = Arc::new(DataDir::lock(&config.data_dir)?);
+        let dir = Arc::new(DataDir::lock(Arc::new(OsDisk), &config.data_dir)?);
         let io = |action| {
             let path = config.data_dir.clone();
             move |source| StoreError::Io { action, path, source }
@@ -532,7 +533,7 @@ impl Store {
 
     /// Content of a timeline's history file; `None` if there is none here. Waits for the disk.
     pub fn history_file(&self, tli: TimelineId) -> io::Result<Option<Vec<u8>>> {
-        dir::read_if_present(&self.dir.history(tli))
+        dir::read_if_present(self.dir.disk(), &self.dir.history(tli))
     }
 
     /// Stores a history file, durably, after checking that PostgreSQL could read it.

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use walrelay_proto::{Lsn, TimelineId, WalIdentity};
 
 use super::dir::DataDir;
 use super::{Identity, StoreError, TimelinePosition, cluster, dir, followed, last_run, slots};
+use crate::disk::OsDisk;
 
 /// What a relay has left word of.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -55,7 +57,7 @@ fn one<T>(
     parse: impl FnOnce(&str) -> io::Result<T>,
     bad: &mut Vec<(String, String)>,
 ) -> Option<T> {
-    let text = dir::read_if_present(&data_dir.join(file))
+    let text = dir::read_if_present(&OsDisk, &data_dir.join(file))
         .and_then(|content| content.map(String::from_utf8).transpose().map_err(io::Error::other));
     let parsed = text.and_then(|text| text.as_deref().map(parse).transpose());
     parsed.unwrap_or_else(|error| {
@@ -74,7 +76,7 @@ impl OfflineLock {
     /// # Errors
     /// A relay runs on it, or it is none.
     pub fn take(data_dir: &Path) -> Result<OfflineLock, StoreError> {
-        DataDir::lock(data_dir).map(OfflineLock)
+        DataDir::lock(Arc::new(OsDisk), data_dir).map(OfflineLock)
     }
 
     /// Moves a file of `pg_wal` out of the way, into `aside`, durably; where it is then.

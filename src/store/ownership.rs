@@ -1,13 +1,12 @@
 //! Whether a directory is the relay's to write in: looked at before anything in it is touched.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use walrelay_proto::TimelineId;
 
 use super::StoreError;
+use crate::disk::Disk;
 use crate::permissions::{check_data_dir, check_private_dir};
 
 /// What a relay has made, whatever it has done since.
@@ -20,42 +19,46 @@ const SERVER_FILES: [&str; 4] = ["PG_VERSION", "global", "postmaster.pid", "base
 const SERVER_WAL: [&str; 2] = ["archive_status", "summaries"];
 
 /// Refuses a directory that is somebody else's, or that holds WAL of which nobody says whose it is.
-pub(super) fn check(root: &Path) -> Result<(), StoreError> {
-    let shown = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+pub(super) fn check(disk: &dyn Disk, root: &Path) -> Result<(), StoreError> {
+    let shown = disk.canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let wal = root.join("pg_wal");
-    let server = server_file(root, &SERVER_FILES)
-        .or_else(|| server_file(&wal, &SERVER_WAL))
-        .or_else(|| server_file(&wal, &SERVER_FILES))
-        .or_else(|| server_file(fs::canonicalize(&wal).ok()?.parent()?, &SERVER_FILES));
+    let server = server_file(disk, root, &SERVER_FILES)
+        .or_else(|| server_file(disk, &wal, &SERVER_WAL))
+        .or_else(|| server_file(disk, &wal, &SERVER_FILES))
+        .or_else(|| server_file(disk, disk.canonicalize(&wal).ok()?.parent()?, &SERVER_FILES));
     if let Some(found) = server {
         return Err(StoreError::Server { dir: shown, found });
     }
-    check_permissions(root, &wal)?;
-    let names = names(root).map_err(failed(root))?;
+    check_permissions(disk, root, &wal)?;
+    let names = names(disk, root).map_err(failed(root))?;
     let has = |name: &str| names.iter().any(|found| found == name);
     if has(CLUSTER) {
         return Ok(());
     }
-    if let Some(found) = self::names(&wal).map_err(failed(&wal))?.into_iter().find(|name| is_wal(name)) {
+    if let Some(found) = self::names(disk, &wal).map_err(failed(&wal))?.into_iter().find(|name| is_wal(name))
+    {
         return Err(StoreError::NoState { dir: shown, found });
     }
     match names.into_iter().find(|name| !is_nobodys(name)) {
-        Some(found) if !root.join(LOCK).exists() => Err(StoreError::Foreign { dir: shown, found }),
+        Some(found) if !disk.exists(&root.join(LOCK)) => Err(StoreError::Foreign { dir: shown, found }),
         _ => Ok(()),
     }
 }
 
 /// Refuses what others could have put there, `roles.toml` for one, or WAL. What does not exist yet is made well.
-pub(super) fn check_permissions(root: &Path, wal: &Path) -> Result<(), StoreError> {
+pub(super) fn check_permissions(disk: &dyn Disk, root: &Path, wal: &Path) -> Result<(), StoreError> {
+    if !disk.has_owners() {
+        return Ok(());
+    }
     let distrust = |dir: &Path| {
         let dir = dir.to_owned();
         move |source| StoreError::Distrust { dir, source }
     };
-    if root.symlink_metadata().is_ok() {
+    if disk.has_name(root) {
         check_data_dir(root).map_err(distrust(root))?;
     }
     // It may be a link to another disk.
-    if wal.symlink_metadata().is_ok() {
+    if disk.has_name(wal) {
         check_private_dir(wal).map_err(distrust(wal))?;
     }
     Ok(())
@@ -66,18 +69,17 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Io { action: "could not look into data directory", path, source }
 }
 
-fn server_file(dir: &Path, known: &[&str]) -> Option<PathBuf> {
-    known.iter().map(|name| dir.join(name)).find(|path| path.symlink_metadata().is_ok())
+fn server_file(disk: &dyn Disk, dir: &Path, known: &[&str]) -> Option<PathBuf> {
+    known.iter().map(|name| dir.join(name)).find(|path| disk.has_name(path))
 }
 
 /// What lies in a directory; nothing if there is none.
-fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
+fn names(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<String>> {
+    let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let name = |name: &OsStr| name.to_string_lossy().into_owned();
-    entries.map(|entry| Ok(name(&entry?.file_name()))).collect()
+    Ok(names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect())
 }
 
 /// What a new file system or an account's home has, and an empty `pg_wal`, which may lead to another disk.
@@ -94,8 +96,16 @@ fn is_wal(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
     use super::super::dir::DataDir;
     use super::*;
+    use crate::disk::OsDisk;
+
+    fn lock(root: &Path) -> Result<DataDir, StoreError> {
+        DataDir::lock(Arc::new(OsDisk), root)
+    }
 
     const SEGMENT: &str = "pg_wal/000000010000000000000003";
 
@@ -152,7 +162,7 @@ mod tests {
         for (entries, named) in cases {
             let dir = directory(entries);
             let before = all_files(dir.path());
-            let error = DataDir::lock(dir.path()).unwrap_err();
+            let error = lock(dir.path()).unwrap_err();
             let foreign = matches!(
                 error,
                 StoreError::Server { .. } | StoreError::NoState { .. } | StoreError::Foreign { .. }
@@ -175,14 +185,14 @@ mod tests {
             ("pg_wal", 0o777, "pg_wal\" can be written by others (0777)"),
         ] {
             set(&dir.path().join(name), mode);
-            let error = DataDir::lock(dir.path()).unwrap_err();
+            let error = lock(dir.path()).unwrap_err();
             assert!(error.to_string().contains(problem), "{error}");
             assert_eq!(all_files(dir.path()), before);
             set(&dir.path().join(name), 0o700);
         }
         for mode in [0o750, 0o700] {
             set(dir.path(), mode);
-            drop(DataDir::lock(dir.path()).unwrap());
+            drop(lock(dir.path()).unwrap());
         }
     }
 
@@ -198,10 +208,10 @@ mod tests {
         ];
         for entries in cases {
             let dir = directory(entries);
-            DataDir::lock(dir.path()).unwrap_or_else(|error| panic!("{entries:?}: {error}"));
+            lock(dir.path()).unwrap_or_else(|error| panic!("{entries:?}: {error}"));
         }
         let parent = crate::permissions::private_tempdir();
-        DataDir::lock(&parent.path().join("a/b")).unwrap();
+        lock(&parent.path().join("a/b")).unwrap();
     }
 
     #[test]
@@ -210,12 +220,12 @@ mod tests {
         let parent = crate::permissions::private_tempdir();
         let link = parent.path().join("data");
         std::os::unix::fs::symlink(server.path(), &link).unwrap();
-        let error = DataDir::lock(&link).unwrap_err();
+        let error = lock(&link).unwrap_err();
         let resolved = server.path().canonicalize().unwrap();
         assert!(error.to_string().contains(&resolved.display().to_string()), "{error}");
 
         let own = directory(&["cluster.toml"]);
         std::os::unix::fs::symlink(server.path().join("pg_wal"), own.path().join("pg_wal")).unwrap();
-        assert!(matches!(DataDir::lock(own.path()), Err(StoreError::Server { .. })));
+        assert!(matches!(lock(own.path()), Err(StoreError::Server { .. })));
     }
 }

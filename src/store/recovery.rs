@@ -18,9 +18,7 @@
 //! recovery does, and never ends before what was confirmed. Where the last of them had not come, the file has zeros,
 //! as a server has unless it lost power just then.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +30,7 @@ use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
 use super::path::WalPath;
 use super::{Identity, StoreError, TimelinePosition, dir, steps};
+use crate::disk::{DiskFile, Open};
 
 /// Finished segments of which a crash may have left the names in memory only: the flusher syncs them in turns.
 const RENAMED: usize = 16;
@@ -127,7 +126,8 @@ fn instead_of(
 fn set_useless_aside(dir: &DataDir, identity: Identity, segments: &[FoundSegment]) -> Result<(), StoreError> {
     for found in segments.iter().filter(|found| found.partial) {
         let path = dir.partial(found.name, identity.seg_size);
-        let len = fs::metadata(&path).map_err(failed("could not look at WAL segment", path.clone()))?.len();
+        let len = dir.disk().metadata(&path);
+        let len = len.map_err(failed("could not look at WAL segment", path.clone()))?.len;
         let finished = FoundSegment { partial: false, ..*found };
         let why = match segments.contains(&finished) {
             true => "there is a finished one of this name".to_owned(),
@@ -157,7 +157,7 @@ fn write_all_again(dir: &DataDir, identity: Identity, segments: &[FoundSegment])
     );
     for found in segments {
         let path = path_of(dir, size, *found);
-        let len = fs::metadata(&path).map(|file| file.len());
+        let len = dir.disk().metadata(&path).map(|file| file.len);
         // One of another length is no segment, and told where it is met.
         if len.map_err(failed("could not look at WAL segment", path.clone()))? == size.bytes() {
             copy_over(dir, size, *found, size.bytes()).map_err(failed("could not write again", path))?;
@@ -197,7 +197,8 @@ fn read_history(dir: &DataDir, tli: TimelineId) -> Result<TimelineHistory, Store
         return Ok(TimelineHistory::first());
     }
     let unusable = |reason: String| StoreError::History { tli, reason };
-    let content = dir::read_if_present(&dir.history(tli)).map_err(|error| unusable(error.to_string()))?;
+    let content =
+        dir::read_if_present(dir.disk(), &dir.history(tli)).map_err(|error| unusable(error.to_string()))?;
     let content = content.ok_or_else(|| unusable("it is missing".to_owned()))?;
     TimelineHistory::parse(tli, &content).map_err(|error| unusable(error.to_string()))
 }
@@ -331,8 +332,8 @@ impl Scan<'_> {
     fn is_middle_of_record(&self, found: FoundSegment) -> Result<bool, StoreError> {
         let mut header = [0u8; 20];
         let path = self.path_of(found);
-        File::open(&path)
-            .and_then(|file| read_exact(&file, &mut header, 0))
+        let file = self.dir.disk().open(&path, Open::Read);
+        file.and_then(|file| read_exact(&*file, &mut header, 0))
             .map_err(failed("could not read WAL segment", path))?;
         let continues = header[2] & 1 == 1;
         let rem_len = u32::from_le_bytes([header[16], header[17], header[18], header[19]]);
@@ -347,10 +348,11 @@ impl Scan<'_> {
         found: FoundSegment,
     ) -> Result<Option<WalError>, StoreError> {
         let path = self.path_of(found);
-        let file = File::open(&path).map_err(failed("could not open WAL segment", path.clone()))?;
+        let file = self.dir.disk().open(&path, Open::Read);
+        let file = file.map_err(failed("could not open WAL segment", path.clone()))?;
         let mut buffer = vec![0u8; CHUNK];
         for offset in (0..self.identity.seg_size.bytes()).step_by(buffer.len()) {
-            read_exact(&file, &mut buffer, offset)
+            read_exact(&*file, &mut buffer, offset)
                 .map_err(failed("could not read WAL segment", path.clone()))?;
             if let Err(error) = verifier.push(&buffer) {
                 return Ok(Some(error));
@@ -400,11 +402,11 @@ impl Scan<'_> {
         let names = self.dir.wal_files().map_err(failed("could not list", self.dir.wal().into()))?;
         for tli in names.iter().filter_map(|name| TimelineId::from_history_file_name(name)) {
             let path = self.dir.history(tli);
-            let renewed = dir::read_if_present(&path).and_then(|content| {
+            let renewed = dir::read_if_present(self.dir.disk(), &path).and_then(|content| {
                 let Some(content) = content else { return Ok(()) };
                 match self.dir.write_history(tli, &content) {
                     Err(error) if is_full(&error) => {
-                        let file = File::options().write(true).open(&path)?;
+                        let file = self.dir.disk().open(&path, Open::ReadWrite)?;
                         file.write_all_at(&content, 0)?;
                         file.sync_all()
                     }
@@ -425,8 +427,9 @@ impl Scan<'_> {
         for found in finished.take(RENAMED) {
             let path = self.path_of(*found);
             let before = self.dir.partial(found.name, self.identity.seg_size);
-            fs::rename(&path, &before)
-                .and_then(|()| fs::rename(&before, &path))
+            let disk = self.dir.disk();
+            disk.rename(&path, &before)
+                .and_then(|()| disk.rename(&before, &path))
                 .map_err(failed("could not rename WAL segment", path))?;
         }
         self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))
@@ -442,8 +445,8 @@ impl Scan<'_> {
         let tail = lsn.seg_at(size);
         for found in self.unfinished().filter(|found| found.name.segno < tail) {
             let path = self.path_of(found);
-            fs::rename(&path, self.dir.segment(found.name, size))
-                .map_err(failed("could not finish WAL segment", path))?;
+            let renamed = self.dir.disk().rename(&path, &self.dir.segment(found.name, size));
+            renamed.map_err(failed("could not finish WAL segment", path))?;
             steps::taken();
         }
         match end.error {
@@ -466,8 +469,8 @@ impl Scan<'_> {
         let unfinished = FoundSegment { partial: true, ..found };
         if !found.partial {
             let path = self.path_of(found);
-            fs::rename(&path, self.path_of(unfinished))
-                .map_err(failed("could not go on in finished WAL segment", path))?;
+            let renamed = self.dir.disk().rename(&path, &self.path_of(unfinished));
+            renamed.map_err(failed("could not go on in finished WAL segment", path))?;
             steps::taken();
         }
         Ok(unfinished)
@@ -500,7 +503,8 @@ impl Scan<'_> {
         for found in self.path.segments() {
             if found.partial && found.name.segno >= from && found.name.tli == tli {
                 let path = self.path_of(*found);
-                fs::remove_file(&path).map_err(failed("could not remove WAL segment", path))?;
+                let removed = self.dir.disk().remove(&path);
+                removed.map_err(failed("could not remove WAL segment", path))?;
                 steps::taken();
             }
         }
@@ -511,7 +515,7 @@ impl Scan<'_> {
         let path = self.path_of(found);
         let published = end.offset_in_seg(self.identity.seg_size);
         let open = || {
-            let file = File::options().read(true).write(true).open(&path)?;
+            let file = self.dir.disk().open(&path, Open::ReadWrite)?;
             Segment::for_writer(file, found.name, self.identity.seg_size, published, how)
         };
         open().map(Arc::new).map_err(failed(
@@ -535,11 +539,12 @@ fn path_of(dir: &DataDir, size: SegSize, found: FoundSegment) -> PathBuf {
 /// Puts a copy of a file's first `len` bytes in its place, durably.
 fn copy_over(dir: &DataDir, size: SegSize, found: FoundSegment, len: u64) -> io::Result<()> {
     let (path, copy) = (path_of(dir, size, found), dir.new_file(&found.name.format(size)));
-    let copied = dir::preallocate(&copy, size).and_then(|new| {
-        copy_bytes(&File::open(&path)?, &new, len)?;
+    let disk = dir.disk();
+    let copied = dir::preallocate(disk, &copy, size).and_then(|new| {
+        copy_bytes(&*disk.open(&path, Open::Read)?, &*new, len)?;
         new.sync_data()?;
         steps::taken();
-        fs::rename(&copy, &path)
+        disk.rename(&copy, &path)
     });
     match copied {
         Ok(()) => {
@@ -547,7 +552,7 @@ fn copy_over(dir: &DataDir, size: SegSize, found: FoundSegment, len: u64) -> io:
             dir.sync_wal_dir()
         }
         Err(error) => {
-            let _ = fs::remove_file(&copy);
+            let _ = disk.remove(&copy);
             if !is_full(&error) {
                 return Err(error);
             }
@@ -556,15 +561,15 @@ fn copy_over(dir: &DataDir, size: SegSize, found: FoundSegment, len: u64) -> io:
                 "no room for a copy of \"{}\" ({error}): it is written again in place",
                 path.display()
             );
-            let file = File::options().read(true).write(true).open(&path)?;
-            copy_bytes(&file, &file, len)?;
+            let file = disk.open(&path, Open::ReadWrite)?;
+            copy_bytes(&*file, &*file, len)?;
             file.sync_data()
         }
     }
 }
 
 /// Reads from a file that should be as long as a segment.
-fn read_exact(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+fn read_exact(file: &dyn DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
     file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => io::Error::new(
             error.kind(),
@@ -579,7 +584,7 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 /// Copies the first `len` bytes; both may be the same file.
-fn copy_bytes(from: &File, to: &File, len: u64) -> io::Result<()> {
+fn copy_bytes(from: &dyn DiskFile, to: &dyn DiskFile, len: u64) -> io::Result<()> {
     let mut buffer = vec![0u8; CHUNK];
     for at in (0..len).step_by(CHUNK) {
         let chunk = &mut buffer[..CHUNK.min((len - at) as usize)];

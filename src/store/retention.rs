@@ -6,7 +6,6 @@
 //! saved last. What the archive has not
 //! got yet is kept as well, as far as its targets ask for it.
 
-use std::fs;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -337,7 +336,7 @@ impl Store {
                 true => self.dir.partial(found.name, size),
                 false => self.dir.segment(found.name, size),
             };
-            match fs::remove_file(&path) {
+            match self.dir.disk().remove(&path) {
                 Ok(()) => {
                     removed += 1;
                     lock(&self.removed).extend(self.segments.in_use(found.name));

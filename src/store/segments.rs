@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 use walrelay_proto::{SegSize, TimelineHistory, WalFileName};
@@ -107,7 +108,8 @@ fn open_file(
     history: &TimelineHistory,
     name: WalFileName,
 ) -> io::Result<Segment> {
-    let finished = || Segment::open(&dir.segment(name, size), name, size, size.bytes());
+    let open = |path: &Path, len| Segment::open_on(dir.disk(), path, name, size, len);
+    let finished = || open(&dir.segment(name, size), size.bytes());
     let is_missing = |opened: &io::Result<Segment>| {
         opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
@@ -118,7 +120,7 @@ fn open_file(
     // Not the writer's (that would have been in the cache): a timeline's last segment.
     let final_bytes =
         history.switch_point(name.tli).map_or(0, |(left_at, _)| left_at.since(name.segno.start(size)));
-    let opened = Segment::open(&dir.partial(name, size), name, size, final_bytes);
+    let opened = open(&dir.partial(name, size), final_bytes);
     // It may have got its final name between the two looks.
     if is_missing(&opened) { finished() } else { opened }
 }
@@ -126,7 +128,11 @@ fn open_file(
 /// Whether there is a file for a reader of `name.tli`.
 pub(super) fn is_held(dir: &DataDir, size: SegSize, history: &TimelineHistory, name: WalFileName) -> bool {
     let files = |name| [dir.segment(name, size), dir.partial(name, size)];
-    successor(size, history, name).into_iter().chain([name]).flat_map(files).any(|path| path.exists())
+    successor(size, history, name)
+        .into_iter()
+        .chain([name])
+        .flat_map(files)
+        .any(|path| dir.disk().exists(&path))
 }
 
 /// The file that goes on where `name`'s timeline was left, if that happened in this segment.

@@ -372,6 +372,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
 
     #[test]
     fn the_horizon_is_the_oldest_of_each_kind() {
@@ -396,7 +397,7 @@ mod tests {
     #[test]
     fn the_published_horizon_is_never_older_than_the_feedback() {
         let dir = crate::permissions::private_tempdir();
-        let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
+        let dir = Arc::new(super::super::dir::DataDir::lock(Arc::new(OsDisk), dir.path()).unwrap());
         let senders = Senders::new(Slots::open(dir, 1).unwrap());
         let guards: Vec<_> = (1..=2).map(|pid| senders.register(identity(pid))).collect();
         for round in 1..2000 {
@@ -415,7 +416,7 @@ mod tests {
     #[test]
     fn who_has_replayed_everything_has_no_lag() {
         let dir = crate::permissions::private_tempdir();
-        let dir = Arc::new(super::super::dir::DataDir::lock(dir.path()).unwrap());
+        let dir = Arc::new(super::super::dir::DataDir::lock(Arc::new(OsDisk), dir.path()).unwrap());
         let sender = Senders::new(Slots::open(dir, 1).unwrap()).register(identity(1));
         let (clock, start) = (LagClock::new(), Instant::now());
         let at = |lsn| Lsn::new(lsn);

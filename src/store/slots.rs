@@ -684,13 +684,14 @@ impl Drop for SlotGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
 
     fn name(text: &str) -> SlotName {
         text.parse::<SlotName>().unwrap()
     }
 
     fn open(path: &std::path::Path) -> Arc<Slots> {
-        Slots::open(Arc::new(DataDir::lock(path).unwrap()), 3).unwrap()
+        Slots::open(Arc::new(DataDir::lock(Arc::new(OsDisk), path).unwrap()), 3).unwrap()
     }
 
     #[test]

@@ -17,16 +17,12 @@
 //! never write in place (Btrfs, ZFS) may need room all the same; they keep some back for that.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
-use rustix::io::Errno;
-
 use super::{lock, steps};
+use crate::disk::{Disk, DiskDir, DiskFile};
 
 /// Files are multiples of this long: a block of nearly every file system.
 const BLOCK: usize = 4096;
@@ -34,8 +30,9 @@ const BLOCK: usize = 4096;
 /// The small files of one directory. Everything here waits for the disk.
 #[derive(Debug)]
 pub(super) struct StateFiles {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
-    dir: File,
+    dir: Box<dyn DiskDir>,
     /// Each file has a lock of its own, which is held while it is written: for threads that may wait.
     files: Mutex<HashMap<String, Arc<Mutex<StateFile>>>>,
 }
@@ -56,24 +53,24 @@ struct StateFile {
 /// A file whose blocks are on the disk.
 #[derive(Debug)]
 struct Room {
-    file: File,
+    file: Box<dyn DiskFile>,
     len: usize,
 }
 
 impl StateFiles {
     /// For the files of this directory, which must be the process's own.
-    pub(super) fn open(path: &Path) -> io::Result<StateFiles> {
-        let dir = File::open(path)?;
+    pub(super) fn open(disk: Arc<dyn Disk>, path: &Path) -> io::Result<StateFiles> {
+        let dir = disk.open_dir(path)?;
         // An exchange of names by an earlier process may be in memory only, and its spare is written soon.
-        dir.sync_all()?;
-        Ok(StateFiles { path: path.to_owned(), dir, files: Mutex::default() })
+        dir.sync()?;
+        Ok(StateFiles { disk, path: path.to_owned(), dir, files: Mutex::default() })
     }
 
     /// The file's content without what fills it up; `None` if there is no such file. It may not be durable: an
     /// earlier process may have ended before it was.
     pub(super) fn read(&self, name: &str) -> io::Result<Option<String>> {
         let file = self.file(name);
-        let Some(bytes) = lock(&file).read(&self.dir, &self.path)? else { return Ok(None) };
+        let Some(bytes) = lock(&file).read(&*self.disk, &*self.dir, &self.path)? else { return Ok(None) };
         let text = String::from_utf8(bytes).map_err(|error| io::Error::other(error.to_string()))?;
         let filled = text.trim_end_matches('\n');
         Ok(Some(if filled.is_empty() { String::new() } else { format!("{filled}\n") }))
@@ -82,7 +79,7 @@ impl StateFiles {
     /// Replaces the file, whole and durably. After an error it has its old content or the new one.
     pub(super) fn replace(&self, name: &str, content: &str) -> io::Result<()> {
         let file = self.file(name);
-        lock(&file).replace(&self.dir, content.as_bytes())
+        lock(&file).replace(&*self.dir, content.as_bytes())
     }
 
     /// Makes sure that the file can be replaced without room; it is written again if need be.
@@ -90,7 +87,7 @@ impl StateFiles {
         let file = self.file(name);
         let mut file = lock(&file);
         if file.is_short_of(content.len())
-            && let Err(error) = file.replace(&self.dir, content.as_bytes())
+            && let Err(error) = file.replace(&*self.dir, content.as_bytes())
         {
             file.tell(&error);
         }
@@ -111,28 +108,30 @@ impl StateFile {
         format!("{}.spare", self.name)
     }
 
-    fn read(&mut self, dir: &File, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        let file = match open(dir, &self.name) {
-            Err(Errno::NOENT) => return Ok(None),
-            // Not ours to write: read it, and put another in its place when the time comes.
-            Err(Errno::ACCESS | Errno::PERM | Errno::LOOP) => {
-                return fs::read(path.join(&self.name)).map(Some);
-            }
-            other => other?,
+    fn read(&mut self, disk: &dyn Disk, dir: &dyn DiskDir, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let file = match dir.open(&self.name) {
+            Ok(file) => file,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => return Ok(None),
+                // Not ours to write: read it, and put another in its place when the time comes.
+                Some(libc::EACCES | libc::EPERM | libc::ELOOP) => {
+                    return disk.read(&path.join(&self.name)).map(Some);
+                }
+                _ => return Err(error),
+            },
         };
-        let mut content = Vec::new();
-        (&file).read_to_end(&mut content)?;
+        let content = file.read_to_end()?;
         self.current = Some(Room { file, len: content.len() });
         if self.spare.is_none()
-            && let Ok(file) = open(dir, &self.spare_name())
+            && let Ok(file) = dir.open(&self.spare_name())
         {
-            let len = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+            let len = usize::try_from(file.metadata()?.len).unwrap_or(0);
             self.spare = Some(Room { file, len });
         }
         Ok(Some(content))
     }
 
-    fn replace(&mut self, dir: &File, content: &[u8]) -> io::Result<()> {
+    fn replace(&mut self, dir: &dyn DiskDir, content: &[u8]) -> io::Result<()> {
         let spare = match self.spare.take().filter(|spare| spare.len >= content.len()) {
             // Whoever works on the directory by hand may have put something else there.
             Some(spare) if spare.has_name(dir, &self.spare_name()) => spare,
@@ -155,21 +154,22 @@ impl StateFile {
     }
 
     /// Gives a written and synced spare the file's name.
-    fn swap(&mut self, dir: &File, new: Room) -> io::Result<()> {
+    fn swap(&mut self, dir: &dyn DiskDir, new: Room) -> io::Result<()> {
         let spare = self.spare_name();
         let exchanged = match self.exchanges && self.current.is_some() {
-            true => rustix::fs::renameat_with(dir, &spare, dir, &self.name, RenameFlags::EXCHANGE),
-            false => Err(Errno::NOSYS),
+            true => dir.exchange(&spare, &self.name),
+            false => Err(io::Error::from_raw_os_error(libc::ENOSYS)),
         };
         let old = match exchanged {
             Ok(()) => self.current.replace(new),
             // No such thing here, or the first of its name.
             Err(error) => {
-                let unknown = matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP);
+                let unknown =
+                    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP));
                 self.exchanges &= self.current.is_none() || !unknown;
-                if let Err(error) = rustix::fs::renameat(dir, &spare, dir, &self.name) {
+                if let Err(error) = dir.rename(&spare, &self.name) {
                     self.spare = Some(new);
-                    return Err(error.into());
+                    return Err(error);
                 }
                 self.current = Some(new);
                 None
@@ -177,7 +177,7 @@ impl StateFile {
         };
         steps::taken();
         // After an error nobody knows which of them has the name on the disk, and neither is written to again.
-        dir.sync_all()?;
+        dir.sync()?;
         self.spare = old;
         Ok(())
     }
@@ -201,18 +201,15 @@ impl StateFile {
 
 impl Room {
     /// A new file with room for more than `len` bytes, durably under this name.
-    fn make(dir: &File, name: &str, len: usize) -> io::Result<Room> {
+    fn make(dir: &dyn DiskDir, name: &str, len: usize) -> io::Result<Room> {
         let temporary = format!("{name}.new");
-        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        let _ = dir.remove(&temporary);
+        let file = dir.create_new(&temporary)?;
         let room = Room { file, len: (2 * len + BLOCK).next_multiple_of(BLOCK) };
-        let made = room.fill(b"").and_then(|()| room.file.sync_all()).and_then(|()| {
-            rustix::fs::renameat(dir, &temporary, dir, name)?;
-            Ok(())
-        });
+        let made =
+            room.fill(b"").and_then(|()| room.file.sync_all()).and_then(|()| dir.rename(&temporary, name));
         if let Err(error) = made {
-            let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+            let _ = dir.remove(&temporary);
             return Err(error);
         }
         Ok(room)
@@ -227,28 +224,27 @@ impl Room {
     }
 
     /// Whether this is the file of that name.
-    fn has_name(&self, dir: &File, name: &str) -> bool {
-        let named = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
-        let ours = self.file.metadata();
-        named.is_ok_and(|named| {
-            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.st_dev, named.st_ino))
-        })
+    fn has_name(&self, dir: &dyn DiskDir, name: &str) -> bool {
+        let (named, ours) = (dir.metadata_of(name), self.file.metadata());
+        named.is_ok_and(|named| ours.is_ok_and(|ours| ours.inode == named.inode))
     }
-}
-
-fn open(dir: &File, name: &str) -> Result<File, Errno> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat(dir, name, flags, Mode::empty()).map(File::from)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::io::Write;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::disk::OsDisk;
 
     const NAME: &str = "slots.toml";
+
+    fn open(dir: &Path) -> io::Result<StateFiles> {
+        StateFiles::open(Arc::new(OsDisk), dir)
+    }
 
     fn content(dir: &Path) -> String {
         fs::read_to_string(dir.join(NAME)).unwrap()
@@ -257,7 +253,7 @@ mod tests {
     #[test]
     fn two_files_take_turns() {
         let dir = crate::permissions::private_tempdir();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         assert_eq!(files.read(NAME).unwrap(), None);
         let inode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().ino();
         let mut seen = Vec::new();
@@ -276,14 +272,14 @@ mod tests {
     #[test]
     fn what_an_earlier_process_left_is_used() {
         let dir = crate::permissions::private_tempdir();
-        let first = StateFiles::open(dir.path()).unwrap();
+        let first = open(dir.path()).unwrap();
         first.replace(NAME, "a = 1\n").unwrap();
         drop(first);
         // As after a crash while it was written.
         let spare = dir.path().join("slots.toml.spare");
         let before = fs::metadata(&spare).unwrap();
         File::options().write(true).open(&spare).unwrap().write_all(b"torn").unwrap();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         assert_eq!(files.read(NAME).unwrap().as_deref(), Some("a = 1\n"));
         files.replace(NAME, "a = 2\n").unwrap();
         assert_eq!(fs::metadata(dir.path().join(NAME)).unwrap().ino(), before.ino());
@@ -294,7 +290,7 @@ mod tests {
     fn files_of_earlier_versions_are_taken_over() {
         let dir = crate::permissions::private_tempdir();
         fs::write(dir.path().join(NAME), "a = 1\n").unwrap();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         let text = files.read(NAME).unwrap().unwrap();
         assert_eq!(text, "a = 1\n");
         files.reserve(NAME, &text);
@@ -307,7 +303,7 @@ mod tests {
     #[test]
     fn what_outgrows_its_room_gets_more() {
         let dir = crate::permissions::private_tempdir();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         let mut text = String::new();
         for line in 0..3000 {
             text += &format!("line {line}\n");
@@ -324,25 +320,26 @@ mod tests {
     #[test]
     fn replacing_needs_no_descriptor_and_no_new_file() {
         let dir = crate::permissions::private_tempdir();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         files.replace(NAME, "a = 1\n").unwrap();
-        let open = || {
+        let held = || {
             let file = files.file(NAME);
             let file = lock(&file);
-            let mut held = [&file.current, &file.spare].map(|room| room.as_ref().unwrap().file.as_raw_fd());
+            let mut held = [&file.current, &file.spare]
+                .map(|room| room.as_ref().unwrap().file.descriptor().unwrap().as_raw_fd());
             held.sort_unstable();
             held
         };
-        let before = open();
+        let before = held();
         files.replace(NAME, &"b".repeat(2000)).unwrap();
         files.replace(NAME, "c = 1\n").unwrap();
-        assert_eq!(open(), before);
+        assert_eq!(held(), before);
     }
 
     #[test]
     fn without_exchange_the_spare_takes_the_name() {
         let dir = crate::permissions::private_tempdir();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         files.replace(NAME, "a = 1\n").unwrap();
         lock(&files.file(NAME)).exchanges = false;
         for text in ["a = 2\n", "a = 3\n"] {
@@ -355,7 +352,7 @@ mod tests {
     #[test]
     fn hands_in_the_directory_do_no_harm() {
         let dir = crate::permissions::private_tempdir();
-        let files = StateFiles::open(dir.path()).unwrap();
+        let files = open(dir.path()).unwrap();
         let path = |name: &str| dir.path().join(name);
         files.replace(NAME, "a = 1\n").unwrap();
         fs::remove_file(path("slots.toml.spare")).unwrap();

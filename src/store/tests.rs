@@ -397,7 +397,7 @@ fn where_all_could_not_be_synced_every_segment_is_written_again_once() {
     opened.stop();
     // Put there by hand, of a timeline that is not followed.
     fs::copy(in_wal("000000010000000000000003"), in_wal("000000020000000000000003.partial")).unwrap();
-    let locked = DataDir::lock(dir.path()).unwrap();
+    let locked = DataDir::lock(Arc::new(OsDisk), dir.path()).unwrap();
     let (last, files) = LastRun::load(&locked);
     assert_eq!(files, Files::Others);
     let failed = sync_others(&locked, &last, |_| Err(io::Error::from_raw_os_error(libc::EIO)));

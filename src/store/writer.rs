@@ -239,7 +239,7 @@ impl Writer {
         });
         for found in files.iter().filter(|found| found.partial && found.name.tli == tli) {
             let path = dir.partial(found.name, size);
-            if let Err(error) = std::fs::remove_file(&path) {
+            if let Err(error) = self.store.dir.disk().remove(&path) {
                 tracing::warn!("could not remove empty WAL segment \"{}\": {error}", path.display());
             }
         }
@@ -612,11 +612,11 @@ impl Stream {
         let temporary = store.dir.new_file(&name.format(size));
         let segment = self.make_segment(store, &temporary, name, head).and_then(|segment| {
             steps::taken();
-            let renamed = std::fs::rename(&temporary, store.dir.partial(name, size));
+            let renamed = store.dir.disk().rename(&temporary, &store.dir.partial(name, size));
             renamed.map(|()| segment).map_err(self.disk("name", name))
         });
         // All of it is thrown away, a failed sync of the head included: the next attempt has another file.
-        let segment = segment.inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
+        let segment = segment.inspect_err(|_| drop(store.dir.disk().remove(&temporary)))?;
         steps::taken();
         let segment = Arc::new(segment);
         store.segments.insert(&segment);
@@ -631,7 +631,7 @@ impl Stream {
         head: &[u8],
     ) -> Result<Segment, AppendError> {
         let size = self.identity.seg_size;
-        let made = dir::preallocate(path, size).map_err(self.disk("allocate", name))?;
+        let made = dir::preallocate(store.dir.disk(), path, size).map_err(self.disk("allocate", name))?;
         let segment = Segment::for_writer(made, name, size, 0, store.config.wal_write)
             .map_err(self.disk("map", name))?;
         if !head.is_empty() {

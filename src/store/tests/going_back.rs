@@ -231,7 +231,7 @@ fn history_files_are_renewed_in_place_where_there_is_no_room() {
     tree.on_second(config(dir.path(), WalWrite::Pwrite)).stop();
     let file = dir.path().join("pg_wal/00000002.history");
     let (before, inode) = (fs::read(&file).unwrap(), fs::metadata(&file).unwrap().ino());
-    let locked = dir::DataDir::lock(dir.path()).unwrap();
+    let locked = dir::DataDir::lock(Arc::new(OsDisk), dir.path()).unwrap();
     std::os::unix::fs::symlink("/dev/full", locked.new_file("00000002.history")).unwrap();
     let plan = RecoveryPlan {
         how: WalWrite::Pwrite,
