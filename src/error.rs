@@ -10,8 +10,9 @@ use crate::auth::users::UsersError;
 use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
 use crate::parts::PartEnded;
+use crate::pg::ConnectError;
 use crate::store::StoreError;
-use crate::upstream::{ConnectError, UpstreamError};
+use crate::upstream::UpstreamError;
 use crate::verify::{RepairError, VerifyError};
 use crate::wire::TlsError;
 

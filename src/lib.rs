@@ -21,6 +21,7 @@ pub mod log;
 pub mod overlay;
 pub mod parts;
 pub mod permissions;
+pub mod pg;
 mod pieces;
 pub mod pulse;
 pub mod rate;

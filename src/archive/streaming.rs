@@ -10,8 +10,8 @@ use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, W
 use super::name::FileName;
 use super::source::{FetchError, Fetching, Source};
 use crate::conninfo::ConnInfo;
+use crate::pg::{QueryError, ServerError, UpstreamConnection, connect_any};
 use crate::pulse::Pulse;
-use crate::upstream::{QueryError, ServerError, UpstreamConnection, connect_any};
 
 /// Longest wait for a connection, and for the next message of one.
 const LIMIT: Duration = Duration::from_secs(30);

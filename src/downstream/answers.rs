@@ -19,8 +19,8 @@ use super::settings::{self, Settings};
 use super::shown::Shown;
 use crate::archive::Recall;
 use crate::conninfo::Credentials;
+use crate::pg::QueryError;
 use crate::store::{SlotError, SlotPersistence, Store, UpstreamParameters};
-use crate::upstream::QueryError;
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
 

@@ -17,8 +17,8 @@ use super::patience::Patience;
 use super::session::{Failure, SessionContext, told_to_end};
 use crate::conninfo::Credentials;
 use crate::gateway::{Cancellable, OpenError, Scan, Scanner};
+use crate::pg::{Stream, UpstreamConnection};
 use crate::store::SenderState;
-use crate::upstream::{Stream, UpstreamConnection};
 use crate::wire::{Connection, Frame, PgError, ReadError, sqlstate};
 
 /// Read from the upstream at a time.

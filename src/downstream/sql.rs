@@ -21,7 +21,8 @@ use crate::conninfo::Credentials;
 use crate::console::Instead;
 use crate::gateway::Attributes;
 use crate::overlay::{self, Rewritten, RowsParameter, SlotCall, SqlContext};
-use crate::upstream::{Return, UpstreamConnection};
+use crate::pg::UpstreamConnection;
+use crate::upstream::Return;
 use crate::wire::{Connection, PgError, messages};
 
 /// A connection that is logged in and wants SQL, or logical replication.

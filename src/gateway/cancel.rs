@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{CONNECT_LIMIT, Gateway};
 use crate::conninfo::{ConnInfo, HostSpec};
-use crate::upstream::{UpstreamConnection, send_cancel};
+use crate::pg::{UpstreamConnection, send_cancel};
 
 /// What it takes to cancel a session's command at the server.
 #[derive(Clone, PartialEq, Eq, Debug)]

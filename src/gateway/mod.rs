@@ -14,9 +14,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::conninfo::{ConnInfo, Credentials, HostSpec, TargetSessionAttrs};
+use crate::pg::{ConnectError, UpstreamConnection, connect};
 use crate::rate::RateLimit;
 use crate::store::Store;
-use crate::upstream::{ConnectError, Followed, Return, UpstreamConnection, connect};
+use crate::upstream::{Followed, Return};
 use crate::wire::{PgError, sqlstate};
 
 pub use cancel::{CancelKey, Cancellable};
@@ -173,7 +174,7 @@ impl OpenError {
     }
 }
 
-fn server_answer(error: &ConnectError) -> Option<&crate::upstream::ServerError> {
+fn server_answer(error: &ConnectError) -> Option<&crate::pg::ServerError> {
     match error {
         ConnectError::Server(answer) => Some(answer),
         ConnectError::Both { first, second, .. } => server_answer(second).or_else(|| server_answer(first)),

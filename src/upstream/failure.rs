@@ -2,8 +2,8 @@
 
 use walrelay_proto::{Lsn, TimelineId, WalError};
 
-use super::error::{ConnectError, QueryError};
 use crate::conninfo::HostSpec;
+use crate::pg::{ConnectError, QueryError};
 use crate::store::{AppendError, SaveHistoryError, StoreError};
 
 /// Receiving has come to an end, or cannot begin.
@@ -209,9 +209,9 @@ pub(super) fn explain(host: &HostSpec, error: ConnectError) -> UpstreamError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::ServerError;
     use super::*;
     use crate::conninfo::{ConnInfo, Environment};
+    use crate::pg::ServerError;
 
     #[test]
     fn a_server_without_walsenders_is_explained_in_whatever_language() {

@@ -26,9 +26,6 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SlotName, TimelineHistory, TimelineId};
 
-use super::connect::connect;
-use super::connection::UpstreamConnection;
-use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
 use super::followed::Following;
 use super::format;
@@ -42,6 +39,7 @@ use super::receive::{self, ReceiveContext, ReceiveError, StreamEnd};
 use super::refill::refill;
 use super::seam::{self, CompareError, Compared, Entry, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
+use crate::pg::{QueryError, UpstreamConnection, connect};
 use crate::store::{AppendError, HeldTimeline, Identity, StoreError, TimelinePosition, Writer};
 
 /// Shortest and longest pause before another attempt.
@@ -434,7 +432,7 @@ impl Follower {
                 (b'W', _) => break,
                 // The timeline ends just where we are: its successor comes without a stream.
                 (b'D', body) => next = receive::next_timeline(&body),
-                (b'E', body) => failure = Some(super::message::server_error(body).unwrap_or_default()),
+                (b'E', body) => failure = Some(crate::pg::message::server_error(body).unwrap_or_default()),
                 (b'Z', _) => match failure {
                     Some(error) if error.is_no_such_object() => return Ok(Streamed::NoSlot),
                     Some(error) => return Err(failed(QueryError::Server(error))),

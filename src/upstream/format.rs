@@ -8,11 +8,10 @@ use walrelay_proto::{
     wal_magic_of_segment,
 };
 
-use super::connection::UpstreamConnection;
-use super::error::QueryError;
 use super::failure::UpstreamError;
 use super::introduce::{Identified, Introduced};
 use super::seam;
+use crate::pg::{QueryError, UpstreamConnection};
 use crate::store::{UpstreamParameters, Writer};
 
 /// Length of the header of a page, and of a segment's first one.

@@ -4,10 +4,9 @@ use std::cmp::Ordering;
 
 use walrelay_proto::{HistoryEntry, Lsn, TimelineHistory, TimelineId};
 
-use super::connection::UpstreamConnection;
-use super::error::QueryError;
 use super::failure::UpstreamError;
 use super::introduce::answer;
+use crate::pg::{QueryError, UpstreamConnection};
 use crate::store::{SaveHistoryError, Store};
 
 /// The history of the upstream's timeline, and the file it was read from.

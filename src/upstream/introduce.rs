@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineId};
 
-use super::connect::connect;
-use super::connection::{QueryResult, UpstreamConnection};
-use super::error::QueryError;
 use super::failure::{UpstreamError, explain};
 use crate::conninfo::{ConnInfo, HostSpec};
+use crate::pg::{QueryError, QueryResult, UpstreamConnection, connect};
 use crate::store::{Identity, Store, UpstreamParameters};
 
 const IDENTIFY: &str = "IDENTIFY_SYSTEM";

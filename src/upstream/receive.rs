@@ -20,12 +20,9 @@ use walrelay_proto::{
     StandbyStatusUpdate, TimelineId, XLogDataHeader,
 };
 
-use super::connection::UpstreamConnection;
-use super::error::{QueryError, ServerError};
 use super::failure::UpstreamError;
-use super::frame::SILENCE;
-use super::message;
 use super::seam::Entry;
+use crate::pg::{QueryError, SILENCE, ServerError, UpstreamConnection, message};
 use crate::store::{AppendError, FeedbackHorizon, Store, TimelinePosition, Writer};
 
 /// Size of the receive buffer: two of the largest messages PostgreSQL sends.

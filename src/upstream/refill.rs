@@ -15,14 +15,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
-use super::connect::connect;
-use super::connection::UpstreamConnection;
-use super::error::{ConnectError, QueryError, ServerError};
 use super::failure::UpstreamError;
 use super::introduce::identify;
+use super::seam;
 use super::seam::Reports;
-use super::{message, seam};
 use crate::conninfo::{ConnInfo, HostSpec};
+use crate::pg::{ConnectError, QueryError, ServerError, UpstreamConnection, connect, message};
 use crate::pieces::Pieces;
 use crate::store::{FillError, Identity, Store, StoreError};
 

@@ -17,10 +17,8 @@ use walrelay_proto::{
     Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId, XLogDataHeader,
 };
 
-use super::connection::UpstreamConnection;
-use super::error::QueryError;
 use super::failure::UpstreamError;
-use super::message;
+use crate::pg::{QueryError, UpstreamConnection, message};
 use crate::store::{AppendError, HeldTimeline, ReadError, Segment, Store};
 
 /// WAL that is compared, bytes at most: a record may be longer, and its end alone says enough then.
@@ -243,7 +241,7 @@ pub(super) async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, b
             Ok(message) => return message,
             Err(_) => silent = if conn.buffer.len() == before { silent + 1 } else { 0 },
         }
-        if STATUS_INTERVAL * silent >= super::frame::SILENCE {
+        if STATUS_INTERVAL * silent >= crate::pg::SILENCE {
             return Err(QueryError::Io(std::io::ErrorKind::TimedOut.into()));
         }
         report(conn).await?;
@@ -303,7 +301,7 @@ mod tests {
     use walrelay_proto::{Keepalive, SegSize, SystemId, WalIdentity};
 
     use super::*;
-    use crate::upstream::stream::Stream;
+    use crate::pg::Stream;
 
     #[tokio::test]
     async fn a_server_that_sends_without_a_pause_hears_of_us() {

@@ -417,10 +417,7 @@ async fn certificates_of_version_1_are_shown_and_taken() {
         );
         let info = ConnInfo::parse(&text, &Environment::of_user("tester")).unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        crate::upstream::connect(&info, &info.hosts[0], deadline)
-            .await
-            .map(drop)
-            .map_err(|error| error.to_string())
+        crate::pg::connect(&info, &info.hosts[0], deadline).await.map(drop).map_err(|error| error.to_string())
     };
     let own = format!("sslcert={} sslkey={}", cert.display(), key.display());
     log_in("rep", &own).await.unwrap();

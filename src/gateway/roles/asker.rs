@@ -6,7 +6,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{ANSWER_LIMIT, Attributes, Known};
 use crate::conninfo::{ConnInfo, HostSpec};
-use crate::upstream::{Followed, QueryError, QueryResult, UpstreamConnection, connect};
+use crate::pg::{QueryError, QueryResult, UpstreamConnection, connect};
+use crate::upstream::Followed;
 
 /// Anybody may ask this. Of memberships all count, whatever their options, and a superuser has none by that (PostgreSQL:
 /// `is_member_of_role_nosuper`). NULL in their place says that they are more than 256 KB of names, thousands: neither the
@@ -163,7 +164,7 @@ impl Asker {
     fn read(
         &mut self,
         names: &[String],
-        results: Vec<Result<QueryResult, crate::upstream::ServerError>>,
+        results: Vec<Result<QueryResult, crate::pg::ServerError>>,
     ) -> Answers {
         let mut results = results.into_iter().map(|result| result.map_err(QueryError::Server).map(first_row));
         let (mut answers, mut failed) = (Answers::new(), false);

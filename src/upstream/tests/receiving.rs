@@ -15,13 +15,12 @@ use walrelay_proto::{
     TimelineHistory, TimelineId, WalIdentity, XLogDataHeader,
 };
 
+use crate::pg::{Stream, UpstreamConnection};
 use crate::store::{
     AppendError, Background, FeedbackHorizon, Identity, SenderIdentity, Store, StoreConfig,
     UpstreamParameters, WalWrite, Writer,
 };
-use crate::upstream::connection::UpstreamConnection;
 use crate::upstream::receive::{ReceiveContext, ReceiveError, StreamEnd, receive};
-use crate::upstream::stream::Stream;
 
 const SEG: u64 = 1 << 20;
 const START: Lsn = Lsn::new(3 * SEG);

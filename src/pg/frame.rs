@@ -7,19 +7,19 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Largest message before the server has proved to be one (PG: `pqGetErrorNotice3`'s caller, 30000).
-pub(super) const MAX_LOGIN_MESSAGE: usize = 30_000;
+pub(crate) const MAX_LOGIN_MESSAGE: usize = 30_000;
 /// Largest message afterwards. We ask for nothing that is larger: WAL comes in messages of 16 pages (PG:
 /// `MAX_SEND_SIZE`), and pages have 64 kB at most.
-pub(super) const MAX_MESSAGE: usize = 4 << 20;
+pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 /// Silence after which a server that owes us an answer is given up. Only silence counts: how long an answer takes is
 /// decided by the line.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 /// Type byte and length word.
 const HEADER: usize = 5;
 
 /// Why there is no frame.
 #[derive(Debug)]
-pub(super) enum FrameError {
+pub(crate) enum FrameError {
     /// End of stream, perhaps within a frame.
     Closed,
     /// The socket broke.
@@ -29,7 +29,7 @@ pub(super) enum FrameError {
 }
 
 /// Takes a complete frame off the front of `buffer`; `None` if more bytes are needed.
-pub(super) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<(u8, Bytes)>, FrameError> {
+pub(crate) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<(u8, Bytes)>, FrameError> {
     let Some((kind, len)) = buffer.first_chunk::<HEADER>().map(|header| {
         let [kind, len @ ..] = *header;
         (kind, u32::from_be_bytes(len))
@@ -47,7 +47,7 @@ pub(super) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<(u8, Byt
 
 /// Reads until a frame is complete; [`SILENCE`] is [`io::ErrorKind::TimedOut`]. Cancel-safe: what was read so far
 /// stays in `buffer`.
-pub(super) async fn read(
+pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
     limit: usize,

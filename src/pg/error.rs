@@ -259,7 +259,7 @@ impl ConnectError {
     }
 
     /// Whether this address is the problem, so that the host's next one is worth a try.
-    pub(super) fn is_about_address(&self) -> bool {
+    pub(crate) fn is_about_address(&self) -> bool {
         matches!(self, ConnectError::Socket { .. } | ConnectError::Timeout { .. })
     }
 }

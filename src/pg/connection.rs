@@ -27,14 +27,14 @@ const MAX_PARAMETERS: usize = 256 << 10;
 /// as START_REPLICATION needs it. To close politely call [`UpstreamConnection::close`]; dropping just hangs up.
 #[derive(Debug)]
 pub struct UpstreamConnection {
-    pub(super) stream: Stream,
-    pub(super) buffer: BytesMut,
-    pub(super) parameters: Vec<(String, String)>,
-    pub(super) notices: Vec<ServerError>,
-    pub(super) backend_pid: Option<u32>,
-    pub(super) cancel_key: Bytes,
+    pub(crate) stream: Stream,
+    pub(crate) buffer: BytesMut,
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) notices: Vec<ServerError>,
+    pub(crate) backend_pid: Option<u32>,
+    pub(crate) cancel_key: Bytes,
     /// A command was sent and its ReadyForQuery not yet seen.
-    pub(super) busy: bool,
+    pub(crate) busy: bool,
 }
 
 /// What [`UpstreamConnection::into_parts`] takes a connection apart into.
@@ -76,7 +76,7 @@ impl UpstreamConnection {
     }
 
     /// Whether it is a relay like us: its numbers are above those of any process (`overlay::LAST_PROCESS`).
-    pub(super) fn is_a_relays(&self) -> bool {
+    pub(crate) fn is_a_relays(&self) -> bool {
         self.backend_pid.is_some_and(|pid| pid > 1 << 22)
     }
 
@@ -191,7 +191,7 @@ impl UpstreamConnection {
     }
 
     /// Sends a few bytes; a server that does not take them for a minute is given up.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), QueryError> {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), QueryError> {
         let sending = async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
@@ -235,7 +235,7 @@ impl UpstreamConnection {
 
     /// Fails where a server reports more than any does, so that one which has not proved anything cannot fill the
     /// memory.
-    pub(super) fn set_parameter(&mut self, name: String, value: String) -> Result<(), String> {
+    pub(crate) fn set_parameter(&mut self, name: String, value: String) -> Result<(), String> {
         match self.parameters.iter_mut().find(|(other, _)| *other == name) {
             Some((_, old)) => *old = value,
             None => self.parameters.push((name, value)),
@@ -249,7 +249,7 @@ impl UpstreamConnection {
     }
 
     /// The first ones are kept: they say what is wrong.
-    pub(super) fn keep_notice(&mut self, notice: ServerError) {
+    pub(crate) fn keep_notice(&mut self, notice: ServerError) {
         if self.notices.len() < MAX_NOTICES {
             self.notices.push(notice);
         } else {

@@ -8,18 +8,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::error::ServerError;
 
 /// CopyDone, whole.
-pub(super) const COPY_DONE: &[u8] = b"c\0\0\0\x04";
+pub(crate) const COPY_DONE: &[u8] = b"c\0\0\0\x04";
 
 /// Longest text of an error or a notice that is kept, bytes.
 const MAX_FIELD: usize = 4096;
 
 /// A body that is shorter or longer than its fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 /// Authentication request, `R`.
 #[derive(PartialEq, Eq, Debug)]
-pub(super) enum Authentication {
+pub(crate) enum Authentication {
     Ok,
     CleartextPassword,
     Md5Password { salt: [u8; 4] },
@@ -30,7 +30,7 @@ pub(super) enum Authentication {
 }
 
 impl Authentication {
-    pub(super) fn decode(mut body: Bytes) -> Result<Authentication, Malformed> {
+    pub(crate) fn decode(mut body: Bytes) -> Result<Authentication, Malformed> {
         let request = match u32(&mut body)? {
             0 => Authentication::Ok,
             3 => Authentication::CleartextPassword,
@@ -61,19 +61,19 @@ fn mechanisms(body: &mut Bytes) -> Result<Vec<String>, Malformed> {
 }
 
 /// Name and value of ParameterStatus, `S`.
-pub(super) fn parameter_status(mut body: Bytes) -> Result<(String, String), Malformed> {
+pub(crate) fn parameter_status(mut body: Bytes) -> Result<(String, String), Malformed> {
     let pair = (text(&mut body)?, text(&mut body)?);
     finish(&body, pair)
 }
 
 /// Process id and cancel key of BackendKeyData, `K`.
-pub(super) fn backend_key_data(mut body: Bytes) -> Result<(u32, Bytes), Malformed> {
+pub(crate) fn backend_key_data(mut body: Bytes) -> Result<(u32, Bytes), Malformed> {
     Ok((u32(&mut body)?, body))
 }
 
 /// The protocol version of NegotiateProtocolVersion, `v`, major in the upper half. The options that the server
 /// does not know are checked for form only: we ask for none.
-pub(super) fn negotiate_protocol_version(mut body: Bytes) -> Result<u32, Malformed> {
+pub(crate) fn negotiate_protocol_version(mut body: Bytes) -> Result<u32, Malformed> {
     let version = u32(&mut body)?;
     let count = u32(&mut body)?;
     for _ in 0..count {
@@ -83,7 +83,7 @@ pub(super) fn negotiate_protocol_version(mut body: Bytes) -> Result<u32, Malform
 }
 
 /// Fields of ErrorResponse and NoticeResponse, `E` and `N`.
-pub(super) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
+pub(crate) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
     let mut error = ServerError::default();
     loop {
         let field = u8(&mut body)?;
@@ -115,7 +115,7 @@ fn shortened(mut text: String) -> String {
 }
 
 /// Column names of RowDescription, `T`.
-pub(super) fn row_description(mut body: Bytes) -> Result<Vec<String>, Malformed> {
+pub(crate) fn row_description(mut body: Bytes) -> Result<Vec<String>, Malformed> {
     /// Table, column, type, size, modifier and format.
     const AFTER_NAME: usize = 18;
     let count = u16(&mut body)?;
@@ -131,7 +131,7 @@ pub(super) fn row_description(mut body: Bytes) -> Result<Vec<String>, Malformed>
 }
 
 /// Values of DataRow, `D`, in text format.
-pub(super) fn data_row(mut body: Bytes) -> Result<Vec<Option<Bytes>>, Malformed> {
+pub(crate) fn data_row(mut body: Bytes) -> Result<Vec<Option<Bytes>>, Malformed> {
     let count = u16(&mut body)?;
     let mut values = Vec::new();
     for _ in 0..count {
@@ -144,16 +144,16 @@ pub(super) fn data_row(mut body: Bytes) -> Result<Vec<Option<Bytes>>, Malformed>
 }
 
 /// Tag of CommandComplete, `C`.
-pub(super) fn command_complete(mut body: Bytes) -> Result<String, Malformed> {
+pub(crate) fn command_complete(mut body: Bytes) -> Result<String, Malformed> {
     let tag = text(&mut body)?;
     finish(&body, tag)
 }
 
 /// SSLRequest.
-pub(super) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+pub(crate) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// StartupMessage of protocol 3.0.
-pub(super) fn startup(parameters: &[(&str, &[u8])]) -> BytesMut {
+pub(crate) fn startup(parameters: &[(&str, &[u8])]) -> BytesMut {
     const VERSION: u32 = 3 << 16;
     framed(None, |body| {
         body.put_u32(VERSION);
@@ -166,7 +166,7 @@ pub(super) fn startup(parameters: &[(&str, &[u8])]) -> BytesMut {
 }
 
 /// CancelRequest.
-pub(super) fn cancel_request(pid: u32, key: &[u8]) -> BytesMut {
+pub(crate) fn cancel_request(pid: u32, key: &[u8]) -> BytesMut {
     const CODE: u32 = 80_877_102;
     framed(None, |body| {
         body.put_u32(CODE);
@@ -176,12 +176,12 @@ pub(super) fn cancel_request(pid: u32, key: &[u8]) -> BytesMut {
 }
 
 /// PasswordMessage.
-pub(super) fn password(password: &[u8]) -> BytesMut {
+pub(crate) fn password(password: &[u8]) -> BytesMut {
     framed(Some(b'p'), |body| put_text(body, password))
 }
 
 /// SASLInitialResponse.
-pub(super) fn sasl_initial_response(mechanism: &str, response: &[u8]) -> BytesMut {
+pub(crate) fn sasl_initial_response(mechanism: &str, response: &[u8]) -> BytesMut {
     framed(Some(b'p'), |body| {
         put_text(body, mechanism.as_bytes());
         body.put_u32(u32::try_from(response.len()).expect("a SCRAM message is some hundred bytes"));
@@ -190,17 +190,17 @@ pub(super) fn sasl_initial_response(mechanism: &str, response: &[u8]) -> BytesMu
 }
 
 /// SASLResponse.
-pub(super) fn sasl_response(response: &[u8]) -> BytesMut {
+pub(crate) fn sasl_response(response: &[u8]) -> BytesMut {
     framed(Some(b'p'), |body| body.put_slice(response))
 }
 
 /// Query. A zero byte would end the text for the server, so it ends it here.
-pub(super) fn query(sql: &str) -> BytesMut {
+pub(crate) fn query(sql: &str) -> BytesMut {
     framed(Some(b'Q'), |body| put_text(body, sql.split('\0').next().unwrap_or_default().as_bytes()))
 }
 
 /// Terminate.
-pub(super) fn terminate() -> BytesMut {
+pub(crate) fn terminate() -> BytesMut {
     framed(Some(b'X'), |_| {})
 }
 
