@@ -11,12 +11,13 @@ FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 # A target without files, sockets and clocks: what `proto` is written for.
 BARE = wasm32-unknown-unknown
 
-.PHONY: help demo setup build fmt lint test test-all docs check check-all told bench clean cc
+.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests; stories with real servers on some of PostgreSQL 14 to 19'
 	@echo 'make test-all    the same with each story on every version'
+	@echo 'make gates   the checks that need tools of their own: oldest compiler, cargo-deny, cargo-machete'
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
@@ -31,10 +32,10 @@ setup: cc
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
 .NOTPARALLEL:
-test: fmt lint setup check docs told
+test: fmt lint gates setup check docs told
 	@echo '== all is well'
 
-test-all: fmt lint setup check-all docs told
+test-all: fmt lint gates setup check-all docs told
 	@echo '== all is well'
 
 # What was not tested, where it is seen.
@@ -51,6 +52,28 @@ lint: cc
 	@if rustup target list --installed 2>/dev/null | grep -qx $(BARE); then \
 	    $(CARGO) check --package walrelay-proto --target $(BARE); \
 	else echo 'not checked: proto without an operating system (rustup target add $(BARE))'; fi
+
+# Checks with tools that not every machine has: what is missing is said, and `.ci/run` brings all of them.
+gates: msrv deny machete
+
+# The oldest compiler that is promised, as Cargo.toml says.
+MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: cc
+	@echo '== oldest compiler ($(MSRV))'
+	@if rustup toolchain list 2>/dev/null | grep -q '^$(MSRV)'; then \
+	    CARGO_TARGET_DIR=target/msrv $(CARGO) +$(MSRV) check --quiet --workspace --all-targets; \
+	else echo 'not checked: the oldest compiler (rustup toolchain install $(MSRV) --profile minimal)'; fi
+
+# Advisories are not asked for: they come from the network, at any time, and are no property of a commit.
+deny:
+	@echo '== licences, bans and sources of dependencies'
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check bans licenses sources; \
+	else echo 'not checked: deny.toml (cargo install --locked cargo-deny)'; fi
+
+machete:
+	@echo '== unused dependencies'
+	@if command -v cargo-machete >/dev/null; then $(CARGO) machete --with-metadata; \
+	else echo 'not checked: unused dependencies (cargo install --locked cargo-machete)'; fi
 
 check: cc
 	@echo '== tests'
