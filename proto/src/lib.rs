@@ -11,11 +11,13 @@
 
 mod command;
 mod commit;
+mod feedback;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
 mod lsn;
 mod message;
 mod page;
+pub mod receiver;
 mod record;
 mod segment;
 pub mod sender;
@@ -29,6 +31,7 @@ pub use command::{
     Statement, Truncated,
 };
 pub use commit::CommitCounter;
+pub use feedback::FeedbackHorizon;
 pub use lsn::{Lsn, ParseLsnError};
 pub use message::{
     ClientMessage, ClientMessageError, FullXid, HotStandbyFeedback, Keepalive, PgTimestamp, ServerMessage,
