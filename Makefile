@@ -11,7 +11,10 @@ FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 # A target without files, sockets and clocks: what `proto` is written for.
 BARE = wasm32-unknown-unknown
 
-.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench clean cc
+# What the drills run, built.
+DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
+
+.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -19,6 +22,8 @@ help:
 	@echo 'make test-all    the same with each story on every version'
 	@echo 'make gates   the checks that need tools of their own: oldest compiler, cargo-deny, cargo-machete'
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
+	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
+	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -94,6 +99,14 @@ bench: cc
 	$(CARGO) bench --package walrelay --bench verify --bench append --bench fanout --bench restore
 	$(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin compare
 	$(CARGO) run --release --quiet --package walrelay-testkit --bin compare
+
+# FS=xfs takes one file system only; SEED=n repeats what is random, CONTROL=1 has to lose something.
+SEEDED = $(if $(SEED),--seed $(SEED)) $(if $(CONTROL),--control)
+powercut: cc
+	$(DRILL) powercut -- --cuts $(or $(CUTS),100) $(if $(FS),--fs $(FS)) $(SEEDED)
+
+drill-crash: cc
+	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
 
 clean:
 	$(CARGO) clean

@@ -210,14 +210,21 @@ impl Cluster {
         assert!(started.is_some(), "{} does not start\n{}", self.server.version(), self.log().tail());
     }
 
+    /// Starts the server and does not wait.
+    pub fn spawn(&mut self) {
+        let log = self.log();
+        let mut command = account::lasting(&self.server.program("postgres"), "QUIT");
+        command.arg("-D").arg(self.data_dir()).arg("-k").arg(self.socket_dir());
+        command.args(["-p", &self.port().to_string()]);
+        self.process = Some(Process::spawn("postgres", command, log.path()));
+    }
+
     /// False when something of a former life of this cluster is still in the way.
     fn try_start(&mut self) -> bool {
         let log = self.log();
         let mark = log.mark();
-        let mut command = account::lasting(&self.server.program("postgres"), "QUIT");
-        command.arg("-D").arg(self.data_dir()).arg("-k").arg(self.socket_dir());
-        command.args(["-p", &self.port().to_string()]);
-        let process = self.process.insert(Process::spawn("postgres", command, log.path()));
+        self.spawn();
+        let process = self.process.as_mut().expect("just started");
         let mut isready = self.server.command("pg_isready");
         isready.args(["-q", "-U", "postgres", "-h", "127.0.0.1", "-p", &self.port.number().to_string()]);
         let ready = within(crate::PATIENCE, || {
@@ -267,6 +274,18 @@ impl Cluster {
         wait_until("the end of a killed server's processes", || children.iter().all(gone));
     }
 
+    /// Sends a signal to the server and all its processes: SIGSTOP holds all of it, SIGCONT lets it go on.
+    pub fn signal_all(&self, signal: Signal) {
+        let Some(process) = &self.process else { return };
+        let pid = process.pid();
+        for pid in children_of(pid).into_iter().chain([pid as i32]) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                // It may be gone already.
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+        }
+    }
+
     /// Fast shutdown and start.
     #[track_caller]
     pub fn restart(&mut self) {
@@ -309,7 +328,7 @@ impl Cluster {
         source.sql("checkpoint");
         let mut command = self.server.command("pg_rewind");
         command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
-        command.arg("--source-server").arg(source.socket_conninfo());
+        command.arg("--source-server").arg(source.local_conninfo());
         output(&mut command).unwrap_or_else(|error| panic!("{error}"));
     }
 
@@ -394,16 +413,16 @@ impl Cluster {
     /// # Errors
     /// With psql's message.
     pub fn try_sql(&self, sql: &str) -> Result<String, SqlError> {
-        psql::run(&self.server, &self.socket_conninfo(), &[sql])
+        psql::run(&self.server, &self.local_conninfo(), &[sql])
     }
 
     /// A connection that stays.
     pub fn session(&self) -> Session {
-        Session::open(&self.server, &self.socket_conninfo())
+        Session::open(&self.server, &self.local_conninfo())
     }
 
-    /// Over the Unix socket everybody is trusted, whatever a test does to TCP.
-    fn socket_conninfo(&self) -> String {
+    /// How to connect over the Unix socket, where everybody is trusted, whatever a test does to TCP.
+    pub fn local_conninfo(&self) -> String {
         format!("host={} port={} user=postgres dbname=postgres", self.socket_dir().display(), self.port())
     }
 
@@ -526,7 +545,7 @@ impl Cluster {
     pub fn dump(&self) -> String {
         let mut command = self.server.command("pg_dump");
         let dump =
-            output(command.args(["-d", &self.socket_conninfo()])).unwrap_or_else(|error| panic!("{error}"));
+            output(command.args(["-d", &self.local_conninfo()])).unwrap_or_else(|error| panic!("{error}"));
         let random = |line: &&str| line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ");
         dump.lines().filter(|line| !random(line)).fold(String::new(), |text, line| text + line + "\n")
     }
@@ -535,7 +554,7 @@ impl Cluster {
     #[track_caller]
     pub fn pgbench_init(&self, scale: u32) {
         let mut command = self.server.command("pgbench");
-        let args = ["-i", "-q", "-s", &scale.to_string(), &self.socket_conninfo()];
+        let args = ["-i", "-q", "-s", &scale.to_string(), &self.local_conninfo()];
         output(command.args(args)).unwrap_or_else(|error| panic!("{error}"));
     }
 
@@ -543,13 +562,13 @@ impl Cluster {
     #[track_caller]
     pub fn pgbench(&self, clients: u32, transactions: u32) {
         let args = ["-c", &clients.to_string(), "-t", &transactions.to_string()];
-        Pgbench::spawn(&self.server, &self.socket_conninfo(), &args).finish();
+        Pgbench::spawn(&self.server, &self.local_conninfo(), &args).finish();
     }
 
     /// Starts a pgbench that writes until it is stopped, or dropped.
     pub fn spawn_pgbench(&self, clients: u32) -> Pgbench {
         let args = ["-c", &clients.to_string(), "-T", "3600"];
-        Pgbench::spawn(&self.server, &self.socket_conninfo(), &args)
+        Pgbench::spawn(&self.server, &self.local_conninfo(), &args)
     }
 
     /// Starts describing a hot standby made from a base backup of this cluster.
@@ -562,7 +581,7 @@ impl Cluster {
     #[track_caller]
     pub fn base_backup_to(&self, dir: &Path) {
         let mut command = self.server.command("pg_basebackup");
-        command.args(["-c", "fast", "-X", "none", "--no-sync", "-d", &self.socket_conninfo(), "-D"]).arg(dir);
+        command.args(["-c", "fast", "-X", "none", "--no-sync", "-d", &self.local_conninfo(), "-D"]).arg(dir);
         output(&mut command).unwrap_or_else(|error| panic!("{error}"));
     }
 }

@@ -5,8 +5,14 @@ use std::path::Path;
 use crate::install::{InstallError, apt_install};
 
 /// A program, and Debian's package that has it.
-const NEEDED: [(&str, &str); 4] =
-    [("strace", "strace"), ("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("prlimit", "util-linux")];
+const NEEDED: [(&str, &str); 6] = [
+    ("strace", "strace"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mount", "mount"),
+    ("losetup", "mount"),
+    ("prlimit", "util-linux"),
+];
 /// Where they are on machines whose PATH has no place for administrators.
 const MORE: &str = "/usr/sbin:/sbin";
 

@@ -1,0 +1,152 @@
+//! Clients that remember every commit that was acknowledged to them, whatever happens to their server.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, park_timeout};
+use std::time::Duration;
+
+use walrelay_proto::Lsn;
+
+use crate::cluster::Cluster;
+use crate::psql::Session;
+use crate::server::Server;
+use crate::wait::{PATIENCE, within};
+use crate::writer::Ack;
+
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Each commits one row after the other into table `acked`, and goes on with the next one when it does not get to know
+/// what became of one.
+#[derive(Debug)]
+pub struct Clients {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: Server,
+    conninfo: Mutex<String>,
+    synchronous_commit: &'static str,
+    acks: Vec<Mutex<Vec<Ack>>>,
+    acknowledged: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Clients {
+    /// Makes the table and starts `number` clients with this `synchronous_commit`.
+    pub fn start(primary: &Cluster, number: usize, synchronous_commit: &'static str) -> Clients {
+        primary.sql(
+            "set synchronous_commit = local; create table acked (client int, id bigint, primary key (client, id))",
+        );
+        let shared = Arc::new(Shared {
+            server: primary.server().clone(),
+            conninfo: Mutex::new(primary.local_conninfo()),
+            synchronous_commit,
+            acks: (0..number).map(|_| Mutex::default()).collect(),
+            acknowledged: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let start = |client| {
+            let shared = shared.clone();
+            std::thread::spawn(move || shared.commit(client))
+        };
+        Clients { threads: (0..number).map(start).collect(), shared }
+    }
+
+    /// Another server from the next connection on.
+    pub fn go_to(&self, primary: &Cluster) {
+        *self.shared.conninfo.lock().expect("nobody panics while holding the lock") =
+            primary.local_conninfo();
+    }
+
+    /// How many commits were acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        self.shared.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Waits for `more` further ones; false if they do not come within [`PATIENCE`].
+    pub fn get_more(&self, more: usize) -> bool {
+        let wanted = self.acknowledged() + more;
+        within(PATIENCE * 2, || (self.acknowledged() >= wanted).then_some(())).is_some()
+    }
+
+    /// The last acknowledged commit, by its position.
+    pub fn last(&self) -> Lsn {
+        let last = |acks: &Mutex<Vec<Ack>>| locked(acks).last().map(|ack| ack.before_commit);
+        self.shared.acks.iter().filter_map(last).max().unwrap_or(Lsn::INVALID)
+    }
+
+    /// What was acknowledged, from these on: a mark for each client.
+    pub fn marks(&self) -> Vec<usize> {
+        self.shared.acks.iter().map(|acks| locked(acks).len()).collect()
+    }
+
+    /// Those acknowledged from one set of marks to another that this server does not have, as `client|id`.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[track_caller]
+    pub fn missing_on(&self, cluster: &Cluster, from: &[usize], to: &[usize]) -> Vec<String> {
+        let mut asked: Vec<(usize, u64)> = Vec::new();
+        for (client, (from, to)) in from.iter().zip(to).enumerate() {
+            let acks = locked(&self.shared.acks[client]);
+            asked.extend(acks[*from..*to].iter().map(|ack| (client, ack.id)));
+        }
+        let first = asked.iter().map(|(_, id)| *id).min().unwrap_or_default();
+        let rows = cluster.sql(&format!("select client, id from acked where id >= {first}"));
+        let there: HashSet<&str> = rows.lines().collect();
+        let name = |(client, id): &(usize, u64)| format!("{client}|{id}");
+        asked.iter().map(name).filter(|name| !there.contains(name.as_str())).collect()
+    }
+
+    /// No further commits; waits for those under way.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client does not panic");
+        }
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        // Not joined: a commit may be waiting for a relay that never comes.
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn locked(acks: &Mutex<Vec<Ack>>) -> std::sync::MutexGuard<'_, Vec<Ack>> {
+    acks.lock().expect("nobody panics while holding the lock")
+}
+
+impl Shared {
+    fn commit(&self, client: usize) {
+        let mut id = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let conninfo = self.conninfo.lock().expect("nobody panics while holding the lock").clone();
+            let mut session = Session::open(&self.server, &conninfo);
+            if session.run(&format!("set synchronous_commit = {}", self.synchronous_commit)).is_ok() {
+                self.commit_on(&mut session, client, &mut id);
+            }
+            park_timeout(PAUSE);
+        }
+    }
+
+    /// Until something fails.
+    fn commit_on(&self, session: &mut Session, client: usize, id: &mut u64) {
+        while !self.stop.load(Ordering::Relaxed) {
+            *id += 1;
+            // The message's position is the lower bound; both are in one transaction.
+            let sql = format!(
+                "with row as (insert into acked values ({client}, {id})) \
+                 select pg_logical_emit_message(true, 'acked', '{id}')"
+            );
+            let Some(before_commit) = session.run(&sql).ok().and_then(|row| row.parse().ok()) else { return };
+            locked(&self.acks[client]).push(Ack { id: *id, before_commit });
+            self.acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}

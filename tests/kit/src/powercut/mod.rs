@@ -1,0 +1,355 @@
+//! Power cuts: a relay's disk forgets what was not flushed, again and again, under commits that wait for the relay.
+//!
+//! The disk ([`PowerDisk`]) logs what the file system writes and flushes. At a cut it stops answering, the relay is
+//! killed, and what is mounted next is everything that was flushed and a random part of the rest, in sectors. What the
+//! relay had confirmed is read from its slot upstream when it is dead, so nothing slips in between.
+
+mod blocks;
+mod disk;
+mod recorder;
+mod slots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fastrand::Rng;
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName};
+
+pub use blocks::Fate;
+pub use disk::{Cut, FileSystem, PowerDisk};
+
+use crate::cluster::Cluster;
+use crate::log::Mark;
+use crate::pgbench::Pgbench;
+use crate::psql::Session;
+use crate::relay::Relay;
+use crate::server::Server;
+use crate::trace::Trace;
+use crate::wait::wait_until;
+use crate::writer::Writer;
+use slots::SlotWorker;
+
+/// Size of the disk; xfs takes no less.
+const DISK_MB: u64 = 320;
+/// Name of the relay, and of its slot upstream.
+const RELAY: &str = "walrelay";
+/// Lines with one of these say that something is lost. What cannot be reached while it is down is another matter.
+const BAD: [&str; 6] = ["panicked", "damaged", "may not be durable", "bad WAL", "diverged", "missing"];
+
+/// How to cut.
+#[derive(Debug)]
+pub struct PowerCuts<'a> {
+    /// The relay's program.
+    pub binary: &'a Path,
+    /// Of the primary.
+    pub server: &'a Server,
+    /// Of the relay's disk.
+    pub file_system: FileSystem,
+    /// How many cuts.
+    pub cuts: u64,
+    /// Decides all that is random here; when exactly processes do what is not in our hands.
+    pub seed: u64,
+    /// The relay's syncs do nothing: then something has to be lost, or these cuts prove nothing.
+    pub control: bool,
+    /// Ends it early.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// How many there were.
+    pub cuts: u64,
+    /// Those in the middle of a start after another one.
+    pub in_starts: u64,
+    /// Writes that no flush had followed when the power went.
+    pub fate: Fate,
+    /// Writes and flushes of the disk.
+    pub writes: u64,
+    /// See `writes`.
+    pub flushes: u64,
+    /// Commits that were acknowledged.
+    pub commits: usize,
+    /// Orders to make or drop a slot that were answered.
+    pub slots: usize,
+    /// Bytes of confirmed WAL that were compared with the primary's.
+    pub compared: u64,
+    /// What must not be.
+    pub problems: Vec<String>,
+}
+
+impl PowerCuts<'_> {
+    /// Runs it.
+    ///
+    /// # Panics
+    /// Where something of the kit fails, and when a relay does not start.
+    #[track_caller]
+    pub fn run(&self) -> Tally {
+        let mut scene = Scene::set(self);
+        while scene.tally.cuts < self.cuts && scene.goes_on() {
+            scene.next_cut();
+        }
+        scene.finish()
+    }
+}
+
+/// Everything that runs, in the order in which it is ended.
+struct Scene<'a> {
+    orders: &'a PowerCuts<'a>,
+    random: Rng,
+    tally: Tally,
+    slots: Option<SlotWorker>,
+    /// What clients were told: name and position of each slot.
+    promised: BTreeMap<String, Option<Lsn>>,
+    /// Slots about which the last order was not answered.
+    doubtful: BTreeSet<String>,
+    confirmed: Lsn,
+    writer: Writer,
+    _pgbench: Pgbench,
+    /// For bursts, after which much is on its way to the disk at once.
+    burst: Session,
+    trace: Option<Trace>,
+    relay: Relay,
+    mark: Mark,
+    primary: Cluster,
+    seg_size: SegSize,
+    disk: PowerDisk,
+}
+
+impl<'a> Scene<'a> {
+    fn set(orders: &'a PowerCuts<'a>) -> Scene<'a> {
+        let disk = PowerDisk::start(orders.file_system, DISK_MB);
+        let primary = Cluster::builder(orders.server).seg_mb(1).start();
+        primary.pgbench_init(1);
+        let relay = Relay::builder(orders.binary, &primary).data_dir(disk.join("data"));
+        let relay = relay.arg("--wal-keep-size").arg("16MB").start();
+        let writer = Writer::start(&primary);
+        // Others do not wait for the relay, so that it is behind when it comes back.
+        primary.sql("alter database postgres set synchronous_commit = off");
+        primary.append_conf(&format!("synchronous_standby_names = '{RELAY}'"));
+        primary.reload();
+        primary.wait_for_sql("select sync_state from pg_stat_replication", "sync");
+        writer.wait_for_more(1);
+        let seg_size = SegSize::new(1 << 20).expect("a power of two");
+        Scene {
+            orders,
+            random: Rng::with_seed(orders.seed),
+            tally: Tally::default(),
+            slots: None,
+            promised: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
+            confirmed: Lsn::INVALID,
+            writer,
+            _pgbench: primary.spawn_pgbench(1),
+            burst: primary.session(),
+            trace: None,
+            mark: relay.log().mark(),
+            relay,
+            primary,
+            seg_size,
+            disk,
+        }
+    }
+
+    /// Whether there is reason to do more.
+    fn goes_on(&self) -> bool {
+        self.tally.problems.is_empty() && !self.orders.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Lets the relay work and cuts the power, starts it on what is left.
+    fn next_cut(&mut self) {
+        // Half of these many: from within the first sync to hundreds of commits later.
+        let size = self.random.u32(1..11);
+        let mut count = self.random.u64(..1 << size);
+        let in_start = !self.relay.is_running();
+        if in_start && !self.orders.control && self.random.u8(..3) == 0 {
+            self.tally.in_starts += 1;
+            count = self.random.u64(..60);
+            self.mark = self.relay.log().mark();
+            self.relay.spawn();
+        } else {
+            self.come_back(in_start);
+        }
+        let size = self.random.u32(..3) * self.random.u32(..4_000_000);
+        let sql = format!("select pg_logical_emit_message(false, 'burst', repeat('x', {size}))");
+        self.burst.send(&sql).expect("the primary is there");
+        let cut = self.lose_power(count);
+        self.burst.answer().expect("it waits for nobody");
+        let Some(cut) = cut else { return };
+        self.disk.power_on(cut);
+        self.look_at_files();
+    }
+
+    /// Starts the relay if it does not run, and looks at what it says.
+    fn come_back(&mut self, start: bool) {
+        if start {
+            self.mark = self.relay.log().mark();
+            self.relay.start();
+        }
+        self.ask_relay();
+        if self.orders.control {
+            let lie = "inject=fsync,fdatasync,syncfs,sync_file_range:retval=0";
+            self.trace = Some(self.relay.trace(&[lie]));
+        }
+        self.slots = Some(SlotWorker::start(
+            self.orders.server,
+            &self.relay.conninfo(),
+            self.tally.cuts,
+            self.promised.clone(),
+        ));
+    }
+
+    /// At the `count`-th use of the disk from now. `None` and a problem if that does not come.
+    fn lose_power(&mut self, count: u64) -> Option<Cut> {
+        let cut = self.disk.cut_after(count, &mut self.random);
+        self.relay.signal(crate::Signal::KILL);
+        self.disk.let_go();
+        self.relay.kill9();
+        self.trace = None;
+        self.stop_slots();
+        let Some(cut) = cut else {
+            self.problem(format!("the relay does not work\n{}", self.relay.log().tail()));
+            return None;
+        };
+        self.tally.cuts += 1;
+        self.tally.fate.kept += cut.fate.kept;
+        self.tally.fate.torn += cut.fate.torn;
+        self.tally.fate.lost += cut.fate.lost;
+        self.confirmed = self.confirmed_upstream();
+        Some(cut)
+    }
+
+    fn stop_slots(&mut self) {
+        if let Some(worker) = self.slots.take() {
+            let (answered, doubtful) = worker.stop(&mut self.promised);
+            self.tally.slots += answered;
+            self.doubtful.extend(doubtful);
+        }
+    }
+
+    /// Everything that a relay that is dead has confirmed.
+    fn confirmed_upstream(&self) -> Lsn {
+        let query = |column| format!("select {column} from pg_replication_slots where slot_name = '{RELAY}'");
+        self.primary.wait_for_sql(&query("active"), "f");
+        let confirmed = self.primary.sql(&query("restart_lsn")).parse().expect("it keeps WAL");
+        if let Some(ack) = self.writer.acks().last() {
+            assert!(ack.before_commit < confirmed, "the primary did not wait for the relay");
+        }
+        confirmed
+    }
+
+    /// What was confirmed is in the files, whatever a relay makes of them.
+    fn look_at_files(&mut self) {
+        let kept = self.promised.values().flatten().min().copied().unwrap_or(self.confirmed);
+        match self.compare(kept.min(self.confirmed), self.confirmed) {
+            Ok(bytes) => self.tally.compared += bytes,
+            Err(error) => self.problem(error),
+        }
+        let mut verify = Command::new(self.orders.binary);
+        let verified =
+            verify.arg("verify").arg(self.disk.join("data")).output().expect("walrelay can be run");
+        if !verified.status.success() {
+            let said = [verified.stdout, verified.stderr].concat();
+            self.problem(format!(
+                "walrelay verify: {}: {}",
+                verified.status,
+                String::from_utf8_lossy(&said).trim_end()
+            ));
+        }
+    }
+
+    /// The bytes that were the same.
+    fn compare(&self, from: Lsn, to: Lsn) -> Result<u64, String> {
+        let mut at = from;
+        while at < to {
+            let segno = at.seg_at(self.seg_size);
+            let end = segno.end(self.seg_size).min(to);
+            let range = at.offset_in_seg(self.seg_size) as usize..;
+            let range = range.start..range.start + end.since(at) as usize;
+            let theirs = self.segment(&self.primary.wal_dir(), segno)?;
+            let ours = self.segment(&self.relay.wal_dir(), segno)?;
+            if ours.get(range.clone()) != theirs.get(range) {
+                return Err(format!("WAL from {at} to {end}, confirmed to {to}, is not the primary's"));
+            }
+            at = end;
+        }
+        Ok(to.since(from))
+    }
+
+    fn segment(&self, dir: &Path, segno: SegNo) -> Result<Vec<u8>, String> {
+        let tli = TimelineId::new(1).expect("not zero");
+        let name = WalFileName::new(tli, segno).format(self.seg_size);
+        let path = dir.join(&name);
+        let found = fs::read(&path).or_else(|_| fs::read(path.with_extension("partial")));
+        found
+            .map_err(|error| format!("confirmed to {}: {name} in {}: {error}", self.confirmed, dir.display()))
+    }
+
+    /// The relay that has come back keeps its promises.
+    fn ask_relay(&mut self) {
+        let flush_lsn = self.relay.flush_lsn();
+        if flush_lsn < self.confirmed {
+            self.problem(format!("the relay is at {flush_lsn}, and had confirmed {}", self.confirmed));
+        }
+        let rows = self.relay.sql("select slot_name, restart_lsn from pg_replication_slots");
+        let found: BTreeMap<String, Option<Lsn>> = rows
+            .lines()
+            .filter_map(|row| row.split_once('|'))
+            .map(|(name, lsn)| (name.to_owned(), lsn.parse().ok()))
+            .collect();
+        for (name, promised) in &self.promised {
+            if found.get(name) != Some(promised) {
+                let found = found.get(name);
+                self.tally.problems.push(format!("slot {name} was made at {promised:?} and is {found:?}"));
+            }
+        }
+        for (name, lsn) in found {
+            // Orders that were not answered may have had their effect.
+            if !self.promised.contains_key(&name) && !self.doubtful.contains(&name) {
+                self.tally.problems.push(format!("slot {name} was dropped and is back"));
+            }
+            self.promised.insert(name, lsn);
+        }
+        self.doubtful.clear();
+        self.look_at_log();
+    }
+
+    fn look_at_log(&mut self) {
+        for bad in BAD {
+            self.tally.problems.extend(self.relay.log().lines_with(bad, self.mark));
+        }
+    }
+
+    fn problem(&mut self, text: String) {
+        self.tally.problems.push(format!("cut {}: {text}", self.tally.cuts));
+    }
+
+    /// The relay catches up, and is compared in full.
+    fn finish(mut self) -> Tally {
+        if self.tally.problems.is_empty() {
+            let start = !self.relay.is_running();
+            self.come_back(start);
+        }
+        if self.tally.problems.is_empty() && !self.orders.control {
+            self.writer.wait_for_more(5);
+            let end = self.primary.settled_lsn();
+            wait_until("the relay to catch up", || self.relay.flush_lsn() >= end);
+            self.relay.terminate();
+            self.look_at_log();
+            self.stop_slots();
+            self.confirmed = end;
+            self.look_at_files();
+        }
+        self.tally.commits = self.writer.acks().len();
+        (self.tally.writes, self.tally.flushes) = self.disk.counts();
+        self.tally
+    }
+}
+
+/// Where `cargo build` has put the relay.
+pub fn built_relay() -> PathBuf {
+    crate::install::target_dir().join("debug/walrelay")
+}
