@@ -114,8 +114,8 @@ pub enum Order {
 /// What happens.
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
-    /// Another history holds from now on: another timeline is followed. Said before the position on it, and after a
-    /// position of the timeline before that was seen earlier.
+    /// The history that holds from now on; the same again is nothing. Where the timeline changes, history and position
+    /// may come in any order: until both are there, nothing is given out on the timeline of either.
     History(Arc<TimelineHistory>),
     /// How far WAL is published now.
     Published(Option<Published>),
@@ -387,7 +387,7 @@ impl Sender {
         }
         self.wal.history = history;
         self.fetching = false;
-        self.ready.push_back(Output::Forget);
+        self.pass_on(Output::Forget);
     }
 
     fn handle_sent(&mut self) {
@@ -425,7 +425,7 @@ impl Sender {
     fn handle_message(&mut self, payload: &[u8], now: Instant) {
         match ClientMessage::decode(payload) {
             Ok(ClientMessage::Status(status)) => self.handle_status(&status),
-            Ok(ClientMessage::Feedback(feedback)) => self.ready.push_back(Output::Feedback(feedback)),
+            Ok(ClientMessage::Feedback(feedback)) => self.pass_on(Output::Feedback(feedback)),
             Err(error @ (ClientMessageError::NoData | ClientMessageError::Insufficient)) => {
                 self.part_with(Refusal::Message(error), now);
             }
@@ -439,10 +439,21 @@ impl Sender {
         self.confirmed = status.flush.unwrap_or(write);
         let confirm = status.flush.and_then(|flush| self.confirmable(flush));
         self.restart_lsn = confirm.unwrap_or(self.restart_lsn);
-        self.ready.push_back(Output::Report(Report { write, flush, apply, confirm }));
+        self.pass_on(Output::Report(Report { write, flush, apply, confirm }));
         if status.reply_requested {
             self.owed.get_or_insert(false);
         }
+    }
+
+    /// Of several messages that were heard at once the last counts, but for where an earlier one has moved the slot.
+    fn pass_on(&mut self, mut output: Output) {
+        let is_same =
+            |waiting: &&mut Output| std::mem::discriminant(*waiting) == std::mem::discriminant(&output);
+        let Some(waiting) = self.ready.iter_mut().find(is_same) else { return self.ready.push_back(output) };
+        if let (Output::Report(before), Output::Report(report)) = (&*waiting, &mut output) {
+            report.confirm = report.confirm.or(before.confirm);
+        }
+        *waiting = output;
     }
 
     /// Where a flush report moves the slot: nowhere on a timeline that is none of ours any more, and not beyond the

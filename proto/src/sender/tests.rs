@@ -446,6 +446,23 @@ fn a_report_moves_no_slot_while_it_is_not_known_how_the_timeline_ended() {
 }
 
 #[test]
+fn of_what_is_heard_at_once_the_last_counts() {
+    let mut stream = Stream::streaming(START + 0x200);
+    let update = |flush| StandbyStatusUpdate {
+        write: Some(Lsn::new(START)),
+        flush: Lsn::new(flush).valid(),
+        apply: None,
+        send_time: WALL,
+        reply_requested: false,
+    };
+    for flush in [START + 0x80, START + 0x100, 0] {
+        let body = &update(flush).frame()[5..];
+        stream.sender.handle(Input::Frame { kind: b'd', body }, stream.now);
+    }
+    assert_eq!(stream.outputs(), ["report 0/300000 0/0, confirmed 0/300100"]);
+}
+
+#[test]
 fn feedback_is_passed_on() {
     let feedback = HotStandbyFeedback { send_time: WALL, xmin: FullXid::new(0, 700), catalog_xmin: None };
     let mut stream = Stream::blocked();
