@@ -18,6 +18,8 @@ use crate::wire::TlsError;
 
 /// A fault of walrelay itself (`EX_SOFTWARE` of sysexits.h).
 pub const FAULT: u8 = 70;
+/// A mapped file could not be reached any more, SIGBUS (`EX_IOERR`).
+pub const UNREADABLE: u8 = 74;
 /// Stopped when told to, but not in order (`EX_TEMPFAIL`).
 pub const LATE: u8 = 75;
 

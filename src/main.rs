@@ -11,10 +11,11 @@ use tracing_subscriber::EnvFilter;
 use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
-use walrelay::error::RelayError;
+use walrelay::error::{RelayError, UNREADABLE};
 use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
+use walrelay::store::explain_bus_errors;
 use walrelay::{relay, tools};
 
 /// How long the end waits for the log's reader.
@@ -117,6 +118,9 @@ fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
     let config = Config::resolve(cli, &Environment::of_process())?;
     start_log(&config, log);
     *format = config.log_format;
+    let action = "could not install signal handler";
+    explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
+        .map_err(|source| RelayError::System { action, source })?;
     let runtime = start_runtime()?;
     let result = runtime.block_on(relay::run(config));
     // A blocking read of a dead disk must not hold up the end.

@@ -1,17 +1,26 @@
 //! WAL on its way into a socket: a few XLogData messages whose payload is the segment's memory map.
+//!
+//! The kernel copies out of the map, so a page that cannot be read (a bad sector, a file that somebody has truncated) is
+//! an error. TLS loads what it encrypts, which would be SIGBUS then; so it gets a copy that the kernel has made.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use walrelay_proto::{Lsn, PgTimestamp, XLogDataHeader};
 
-use crate::store::Segment;
+use crate::store::{COPIED, Segment};
 use crate::wire::Socket;
 
 /// Most WAL in one message (`MAX_SEND_SIZE`). Larger ones make a standby buffer more and gain nothing.
 const MESSAGE: u64 = 128 * 1024;
 /// Messages given to the kernel in one call.
 const MESSAGES: usize = 4;
+
+thread_local! {
+    /// What is about to be encrypted: of use for one call, so not each consumer's own.
+    static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Up to four messages of WAL from one segment, partly sent.
 ///
@@ -62,36 +71,104 @@ impl Batch {
 
     /// Gives the socket what it takes without waiting; whether all of it is sent.
     pub(super) fn send(&mut self, socket: &Socket) -> io::Result<bool> {
-        loop {
-            let mut slices = [IoSlice::new(&[]); 2 * MESSAGES];
-            let count = self.unsent(&mut slices);
-            if count == 0 {
-                return Ok(true);
-            }
-            match socket.try_write_vectored(&slices[..count]) {
+        while self.unsent().next().is_some() {
+            let sent = match socket.tls() {
+                Some(_) => self.send_copy(socket),
+                None => self.send_mapped(socket),
+            };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(taken) => self.sent += taken,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
+        Ok(true)
     }
 
-    fn unsent<'a>(&'a self, slices: &mut [IoSlice<'a>; 2 * MESSAGES]) -> usize {
-        let (mut skip, mut count) = (self.sent, 0);
-        for message in &self.messages[..self.count] {
-            let wal = self.segment.bytes(message.offset, message.len);
-            for part in [&message.header[..], wal] {
-                if skip < part.len() {
-                    slices[count] = IoSlice::new(&part[skip..]);
-                    count += 1;
-                    skip = 0;
-                } else {
-                    skip -= part.len();
+    fn send_mapped(&self, socket: &Socket) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); 2 * MESSAGES];
+        let mut count = 0;
+        for part in self.unsent() {
+            slices[count] = IoSlice::new(match part {
+                Part::Header(bytes) => bytes,
+                Part::Wal { offset, len } => self.segment.bytes(offset, len),
+            });
+            count += 1;
+        }
+        let sent = socket.try_write_vectored(&slices[..count]);
+        sent.map_err(|error| match error.raw_os_error() {
+            Some(libc::EFAULT) => self.complain(Segment::unreadable()),
+            _ => error,
+        })
+    }
+
+    fn send_copy(&self, socket: &Socket) -> io::Result<usize> {
+        COPY.with_borrow_mut(|copy| {
+            copy.clear();
+            for part in self.unsent() {
+                let room = COPIED.saturating_sub(copy.len());
+                match part {
+                    Part::Header(bytes) => copy.extend_from_slice(bytes),
+                    Part::Wal { offset, len } => {
+                        let from = copy.len();
+                        copy.resize(from + len.min(room), 0);
+                        let read = self.segment.read(offset, &mut copy[from..]);
+                        read.map_err(|error| self.complain(error))?;
+                    }
+                }
+                if copy.len() >= COPIED {
+                    break;
                 }
             }
+            socket.try_write_vectored(&[IoSlice::new(copy)])
+        })
+    }
+
+    /// The consumer is cut off in the middle of a message, so it cannot be told.
+    fn complain(&self, error: io::Error) -> io::Error {
+        let text = format!("could not read WAL segment {}: {error}", self.segment.file_name());
+        tracing::error!("{text}; look at the disk, and restore the file from a copy");
+        io::Error::other(text)
+    }
+
+    /// What the socket has not taken yet.
+    fn unsent(&self) -> impl Iterator<Item = Part<'_>> {
+        let mut skip = self.sent;
+        self.messages[..self.count]
+            .iter()
+            .flat_map(|message| {
+                let wal = Part::Wal { offset: message.offset, len: message.len };
+                [Part::Header(&message.header), wal]
+            })
+            .filter_map(move |part| {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                (skipped < part.len()).then(|| part.behind(skipped))
+            })
+    }
+}
+
+/// A piece of a message.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Header(&'a [u8]),
+    Wal { offset: u64, len: usize },
+}
+
+impl<'a> Part<'a> {
+    fn len(self) -> usize {
+        match self {
+            Part::Header(bytes) => bytes.len(),
+            Part::Wal { len, .. } => len,
         }
-        count
+    }
+
+    fn behind(self, skipped: usize) -> Part<'a> {
+        match self {
+            Part::Header(bytes) => Part::Header(&bytes[skipped..]),
+            Part::Wal { offset, len } => Part::Wal { offset: offset + skipped as u64, len: len - skipped },
+        }
     }
 }
 

@@ -633,7 +633,9 @@ impl<'a> Walsender<'a> {
         self.cx.sender.set_reply(write, flush, lsn(status.apply), self.cx.store.lag_clock());
         self.confirmed = status.flush.unwrap_or(write);
         if let Some(slot) = &self.slot {
-            slot.confirm_flush(|| self.confirmable(flush));
+            // Who begins ahead of our WAL was sent none of it.
+            let written = self.written.borrow().map_or(Lsn::INVALID, |written| written.lsn);
+            slot.confirm_flush_within(self.sent.min(written), || self.confirmable(flush));
         }
         if status.reply_requested {
             self.owed.get_or_insert(false);

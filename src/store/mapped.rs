@@ -1,4 +1,4 @@
-//! Segment files and their memory maps: the only unsafe code of walrelay.
+//! Segment files and their memory maps: with [`fault`], which is about them too, the only unsafe code of walrelay.
 //!
 //! A [`Segment`] is one file of `pg_wal`, at its full size from the first moment, mapped shared and
 //! read-only. What reads, sends or archives takes slices of that map; the one writer puts bytes into the
@@ -10,11 +10,18 @@
 //!   and it writes at or above it ([`Segment::write`] asserts that). Readers get nothing above it.
 //! - **The file keeps its size while mapped.** Files are preallocated before they are mapped, and nothing
 //!   in walrelay truncates or rewrites a segment file: they are removed and created anew. The lock on the
-//!   data directory keeps other relays out; an operator who truncates a file by hand causes SIGBUS here as
-//!   it would in any program that maps files.
-//! - **A bad sector** under a page that our own code loads is SIGBUS too. The hot path never loads: bytes are
-//!   checked in the receive buffer and sent by the kernel, which answers EFAULT. The recovery scan reads by
-//!   `pread` and gets an error.
+//!   data directory keeps other relays out.
+//!
+//! A file that somebody else truncates all the same, and a bad sector, are SIGBUS for whoever *loads* from the map; who
+//! has the kernel copy out of it gets an error. So nothing of ours loads where it can be helped:
+//! - sending: the kernel copies into the socket, or answers EFAULT. TLS, which has to load, gets a copy
+//!   ([`Segment::read`]), and so does whoever compares or counts. The recovery scan reads by `pread`.
+//! - archiving is what is left: what is compressed, encrypted, summed up or sent to an object store may be as long as a segment,
+//!   which is too much for a copy. It is brought into memory first ([`Segment::populate`]), so that a bad sector is an
+//!   error; a file that is truncated between that and the upload ends the process, and [`fault`] says why. So does an I/O
+//!   error under `--wal-write mmap`.
+
+mod fault;
 
 use std::io;
 use std::path::Path;
@@ -26,13 +33,18 @@ use walrelay_proto::{Lsn, SegSize, WalFileName};
 
 use crate::disk::{Disk, DiskFile, Open, OsDisk};
 
+pub use fault::explain_bus_errors;
+
+/// What is copied out of a map at a time, bytes.
+pub const COPIED: usize = 64 << 10;
+
 /// How the writer stores WAL into a segment (`--wal-write`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum WalWrite {
     /// `pwrite(2)`: no page faults, and an I/O error is an error. The default.
     #[default]
     Pwrite,
-    /// Stores through a writable shared map: an I/O error while storing is SIGBUS.
+    /// Stores through a writable shared map: an I/O error while storing is SIGBUS, which ends the process.
     Mmap,
 }
 
@@ -145,16 +157,49 @@ impl Segment {
         self.published() == self.size.bytes()
     }
 
-    /// Final bytes of the segment, straight from the shared map.
+    /// Its file's name.
+    pub fn file_name(&self) -> String {
+        self.name.format(self.size)
+    }
+
+    /// Final bytes of the segment, straight from the shared map: for the kernel to copy, and for whoever is prepared to
+    /// die of loading them (module comment).
     ///
     /// # Panics
     /// If the range reaches beyond [`published`](Self::published): the caller's bug, never a peer's doing.
     pub fn bytes(&self, offset: u64, len: usize) -> &[u8] {
-        let end = offset.checked_add(len as u64);
-        assert!(end.is_some_and(|end| end <= self.published()), "read beyond the published end");
+        self.expect_published(offset, len);
         // SAFETY: the range lies inside the map (published <= seg_size == length of the map), the file is
         // never truncated while mapped, and bytes below `published` never change (module comment).
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset as usize), len) }
+    }
+
+    fn expect_published(&self, offset: u64, len: usize) {
+        let end = offset.checked_add(len as u64);
+        assert!(end.is_some_and(|end| end <= self.published()), "read beyond the published end");
+    }
+
+    /// Copies final bytes of the segment, waiting for the disk if they are not in memory.
+    ///
+    /// # Errors
+    /// They cannot be read: somebody has truncated the file, or the disk has failed.
+    ///
+    /// # Panics
+    /// As [`bytes`](Self::bytes).
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.expect_published(offset, bytes.len());
+        match &self.memory {
+            Memory::Mapped { .. } => self.copy(offset as usize, bytes),
+            Memory::Heap { file, .. } => {
+                file.read_exact_at(&mut vec![0; bytes.len()], offset)?;
+                self.load(offset as usize, bytes)
+            }
+        }
+    }
+
+    /// What to say where the kernel has found a page that it cannot copy.
+    pub fn unreadable() -> io::Error {
+        io::Error::other("a page cannot be read, the file was truncated or its disk has failed")
     }
 
     /// Stores `bytes` at `offset`. For the one writer.
@@ -253,27 +298,43 @@ impl Segment {
         }
     }
 
-    /// Has the kernel copy the range out of the map: a page that cannot be read is an error, where a load would be
-    /// SIGBUS.
     fn read_through(&self, offset: usize, len: usize) -> io::Result<()> {
         let mut buffer = [0u8; 16384];
-        for at in (offset..offset + len).step_by(buffer.len()) {
+        (offset..offset + len).step_by(buffer.len()).try_for_each(|at| {
             let wanted = buffer.len().min(offset + len - at);
-            let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: wanted };
-            let remote = libc::iovec {
-                // Only the address: the kernel reads, and checks it.
-                iov_base: self.memory.as_ptr().wrapping_add(at).cast_mut().cast(),
-                iov_len: wanted,
-            };
-            // SAFETY: `local` is one buffer of at least `wanted` bytes that nobody else uses; the kernel reads `remote`
-            // itself and fails where it cannot.
-            let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
-            if copied != wanted as isize {
-                return Err(match copied {
-                    -1 => io::Error::last_os_error(),
-                    _ => io::Error::other("a page of the segment cannot be read"),
-                });
-            }
+            self.copy(at, &mut buffer[..wanted])
+        })
+    }
+
+    /// Has the kernel copy a range out of the map: a page that cannot be read is an error, where a load would be SIGBUS.
+    fn copy(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // Only the address: the kernel reads, and checks it.
+        let remote = libc::iovec {
+            iov_base: self.memory.as_ptr().wrapping_add(offset).cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        // SAFETY: `local` is one buffer that nobody else uses; the kernel reads `remote` itself and fails where it cannot.
+        let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+        if copied == bytes.len() as isize {
+            return Ok(());
+        }
+        let error = if copied < 0 { io::Error::last_os_error() } else { io::ErrorKind::UnexpectedEof.into() };
+        match error.raw_os_error() {
+            // A container's rules may forbid the call.
+            Some(libc::EPERM | libc::ENOSYS) => self.load(offset, bytes),
+            Some(libc::EFAULT) | None => Err(Segment::unreadable()),
+            _ => Err(error),
+        }
+    }
+
+    fn load(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len());
+        assert!(end.is_some_and(|end| end as u64 <= self.size.bytes()), "read beyond the segment");
+        // SAFETY: the range lies inside the map. Bytes above `published` may change meanwhile, but those are only touched,
+        // for `populate`, and not looked at.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.memory.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len());
         }
         Ok(())
     }
@@ -374,6 +435,33 @@ mod tests {
         let (_dir, segment) = segment(WalWrite::Pwrite);
         segment.publish(10);
         let _ = segment.write(9, b"x");
+    }
+
+    #[test]
+    fn what_was_truncated_is_an_error_for_who_has_it_copied() {
+        let (dir, segment) = segment(WalWrite::Pwrite);
+        segment.write(0, &[7; 20_000]).unwrap();
+        segment.publish(20_000);
+        let mut copy = [0; 5000];
+        segment.read(10_000, &mut copy).unwrap();
+        assert_eq!(copy, [7; 5000]);
+        let file = std::fs::File::options().write(true).open(dir.path().join("segment")).unwrap();
+        file.set_len(8192).unwrap();
+        segment.read(3000, &mut copy).unwrap();
+        for offset in [5000, 8192, 12_000] {
+            let error = segment.read(offset, &mut copy).unwrap_err().to_string();
+            assert!(error.contains("truncated"), "{error}");
+        }
+        assert!(segment.populate(0, 20_000).is_err());
+    }
+
+    #[test]
+    fn where_the_kernel_may_not_copy_it_is_loaded() {
+        let (_dir, segment) = segment(WalWrite::Pwrite);
+        segment.write(100, b"abcd").unwrap();
+        let mut copy = [0; 4];
+        segment.load(100, &mut copy).unwrap();
+        assert_eq!(&copy, b"abcd");
     }
 
     #[test]

@@ -54,7 +54,7 @@ use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, Timelin
 
 pub use cluster::{Identity, UpstreamParameters};
 pub use holes::FillError;
-pub use mapped::{Segment, WalWrite};
+pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
 pub use retention::ArchivedWal;
 pub use senders::{
     FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,

@@ -20,7 +20,7 @@ use walrelay_proto::{
 };
 
 use super::followed::{self, Followed};
-use super::mapped::Segment;
+use super::mapped::{COPIED, Segment};
 use super::recovery::{self, Recovered};
 use super::slots::Pin;
 use super::trouble::Trouble;
@@ -491,11 +491,16 @@ impl Writer {
             let segment = self.store.segment(tli, at.seg_at(size)).ok()?;
             let left_at = history.switch_point(tli).map_or(end, |(left_at, _)| left_at);
             let to = segment.end().min(left_at).min(end);
-            let offset = at.since(segment.start());
-            let there = to.since(segment.start()) <= segment.published();
-            segment.populate(offset, to.since(at) as usize).ok().filter(|()| there)?;
-            counter.push(segment.bytes(offset, to.since(at) as usize));
-            at = to;
+            if to.since(segment.start()) > segment.published() {
+                return None;
+            }
+            let mut piece = vec![0; COPIED];
+            while at < to {
+                let piece = &mut piece[..to.since(at).min(COPIED as u64) as usize];
+                segment.read(at.since(segment.start()), piece).ok()?;
+                counter.push(piece);
+                at = at.advance(piece.len() as u64);
+            }
         }
         (at >= end).then_some(counter.commits())
     }
@@ -556,7 +561,8 @@ impl Stream {
             if let Ok(segment) = store.segment(self.tli, segno) {
                 let offset = at.since(segment.start());
                 let readable = segment.published().saturating_sub(offset).min(chunk.len() as u64) as usize;
-                let ours = segment.bytes(offset, readable);
+                let mut ours = vec![0; readable];
+                segment.read(offset, &mut ours).map_err(self.disk("read", segment.name()))?;
                 if let Some(differs) = ours.iter().zip(chunk).position(|(a, b)| a != b) {
                     let lsn = at.advance(differs as u64);
                     return Err(AppendError::Diverged { tli: self.tli, lsn });
@@ -695,6 +701,9 @@ impl Stream {
     fn head_of(&self, store: &Store, at: Lsn) -> Result<Vec<u8>, super::ReadError> {
         let size = self.identity.seg_size;
         let segment = store.segment(self.tli, at.seg_at(size))?;
-        Ok(segment.bytes(0, at.offset_in_seg(size) as usize).to_vec())
+        let mut head = vec![0; at.offset_in_seg(size) as usize];
+        let read = segment.read(0, &mut head);
+        read.map_err(|source| super::ReadError::Io { file: segment.file_name(), source })?;
+        Ok(head)
     }
 }

@@ -4,7 +4,7 @@ use walrelay_proto::{Lsn, TimelineId, WalError};
 
 use crate::conninfo::HostSpec;
 use crate::pg::{ConnectError, QueryError};
-use crate::store::{AppendError, SaveHistoryError, StoreError};
+use crate::store::{AppendError, ReadError, SaveHistoryError, StoreError};
 
 /// Receiving has come to an end, or cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +128,11 @@ pub enum UpstreamError {
         /// What the verifier says.
         source: WalError,
     },
+    /// What is to be compared with the upstream's WAL cannot be read here.
+    #[error(
+        "{0}; the end of what is held has to be compared with the upstream's WAL, which is not followed before that; look at the disk, and restore the file from a copy"
+    )]
+    Unreadable(ReadError),
     /// The stream broke.
     #[error("{0}")]
     Stream(String),
@@ -154,6 +159,7 @@ impl UpstreamError {
             | UpstreamError::WalRemoved { .. }
             | UpstreamError::Behind { .. }
             | UpstreamError::Seam { .. }
+            | UpstreamError::Unreadable(_)
             | UpstreamError::Stream(_)
             | UpstreamError::Append(_) => false,
         }
@@ -166,6 +172,7 @@ impl UpstreamError {
                 self,
                 UpstreamError::Sibling { .. }
                     | UpstreamError::Seam { .. }
+                    | UpstreamError::Unreadable(_)
                     | UpstreamError::WalRemoved { .. }
                     | UpstreamError::Append(
                         AppendError::Diverged { .. }

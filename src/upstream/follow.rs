@@ -40,7 +40,7 @@ use super::refill::refill;
 use super::seam::{self, CompareError, Compared, Entry, Held};
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
 use crate::pg::{QueryError, UpstreamConnection, connect};
-use crate::store::{AppendError, HeldTimeline, Identity, StoreError, TimelinePosition, Writer};
+use crate::store::{AppendError, HeldTimeline, Identity, ReadError, StoreError, TimelinePosition, Writer};
 
 /// Shortest and longest pause before another attempt.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -725,6 +725,8 @@ fn held_before(
     let is_required = taken.is_some() || writer.position().is_some_and(|position| at < position.lsn);
     match found {
         Ok(held) => Ok(Some(held)),
+        // It is there, so it has to be the same.
+        Err(error @ ReadError::Io { .. }) => Err(UpstreamError::Unreadable(error)),
         // Nothing that we hold would be WAL of both: its history may be ours, but nothing here shows it.
         Err(error) if is_required => {
             let (tli, reason) = (theirs.timeline_at(at), error.to_string());

@@ -9,7 +9,6 @@
 //! with a START_REPLICATION of their own, without the slot ([`Held::compare`]), so that a server that turns out to be
 //! another gets nothing of us.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -33,7 +32,8 @@ const PAGE: usize = 8192;
 
 /// What is held here right before a position.
 pub(super) struct Held {
-    segment: Arc<Segment>,
+    /// From `from` to `end`.
+    bytes: Vec<u8>,
     /// The timeline on which the last byte lies.
     tli: TimelineId,
     from: Lsn,
@@ -78,26 +78,29 @@ impl Held {
         let unknown = || ReadError::Removed("of a cluster not known yet".to_owned());
         let size = store.identity().ok_or_else(unknown)?.seg_size;
         let tli = store.history().timeline_at(at.rewind(1));
-        Held::in_segment(store.segment(tli, at.seg_before(size))?, tli, at)
+        let segment = store.segment(tli, at.seg_before(size))?;
+        Held::in_segment(&segment, tli, at)
     }
 
     /// The same of a timeline that is not the present one.
     pub(super) fn before_on(store: &Store, held: &HeldTimeline, at: Lsn) -> Result<Held, ReadError> {
         let tli = held.history().timeline_at(at.rewind(1));
-        Held::in_segment(held.segment_before(store, at)?, tli, at)
+        let segment = held.segment_before(store, at)?;
+        Held::in_segment(&segment, tli, at)
     }
 
     /// What lies before `at` in the segment of the last byte before it.
-    fn in_segment(segment: Arc<Segment>, tli: TimelineId, at: Lsn) -> Result<Held, ReadError> {
-        let len = at.since(segment.start()).min(segment.published());
-        let bytes = segment.bytes(0, len as usize);
-        let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        if end == 0 {
+    fn in_segment(segment: &Segment, tli: TimelineId, at: Lsn) -> Result<Held, ReadError> {
+        let len = at.since(segment.start()).min(segment.published()) as usize;
+        let held = last_bytes(segment, len);
+        let (mut bytes, base) = held.map_err(|source| ReadError::Io { file: segment.file_name(), source })?;
+        if bytes.is_empty() {
             return Err(ReadError::Removed("of which nothing is held".to_owned()));
         }
-        let from = segment.start().advance(start_of_doubt(&bytes[..end]) as u64);
-        let end = segment.start().advance(end as u64);
-        Ok(Held { segment, tli, from, end })
+        let end = segment.start().advance((base + bytes.len()) as u64);
+        let doubt = start_of_doubt(&bytes, base);
+        bytes.drain(..doubt - base);
+        Ok(Held { bytes, tli, from: segment.start().advance(doubt as u64), end })
     }
 
     /// Where to begin to fetch.
@@ -117,7 +120,7 @@ impl Held {
             return Ok(());
         }
         let len = to.since(from) as usize;
-        let ours = self.segment.bytes(from.since(self.segment.start()), len);
+        let ours = &self.bytes[from.since(self.from) as usize..][..len];
         let theirs = &theirs[from.since(at) as usize..][..len];
         match ours.iter().zip(theirs).position(|(a, b)| a != b) {
             None => Ok(()),
@@ -176,20 +179,40 @@ impl Held {
     }
 }
 
-/// Offset of the page before the last one in which a record begins; `bytes` are a segment's up to their last that
-/// counts.
-fn start_of_doubt(bytes: &[u8]) -> usize {
-    let mut page = (bytes.len() - 1) / PAGE * PAGE;
-    while page > 0 && !begins_record(bytes, page) && bytes.len() - page < MOST - 2 * PAGE {
-        page -= PAGE;
+/// The last bytes before offset `len` of a segment, without zeros at their end, and the offset of the first: as many as
+/// [`start_of_doubt`] looks at. None if all are zeros.
+fn last_bytes(segment: &Segment, len: usize) -> std::io::Result<(Vec<u8>, usize)> {
+    let (mut end, mut bytes) = (len, Vec::new());
+    while end > 0 {
+        let base = (end - 1) / MOST * MOST;
+        bytes.resize(end - base, 0);
+        segment.read(base as u64, &mut bytes)?;
+        if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
+            end = base + last + 1;
+            break;
+        }
+        end = base;
     }
-    page.saturating_sub(PAGE)
+    let base = end.saturating_sub(MOST) / PAGE * PAGE;
+    bytes.resize(end - base, 0);
+    segment.read(base as u64, &mut bytes)?;
+    Ok((bytes, base))
 }
 
-/// Whether a record begins in the page (PG: `XLogPageHeaderData`, `xlp_rem_len`).
-fn begins_record(bytes: &[u8], page: usize) -> bool {
+/// Offset in the segment of the page before the last one in which a record begins. `bytes` lie in it from offset `base`,
+/// which is a page's, up to its last that counts; they are [`MOST`] or all.
+fn start_of_doubt(bytes: &[u8], base: usize) -> usize {
+    let mut page = (bytes.len() - 1) / PAGE * PAGE;
+    while base + page > 0 && !begins_record(bytes, base, page) && bytes.len() - page < MOST - 2 * PAGE {
+        page -= PAGE;
+    }
+    (base + page).saturating_sub(PAGE)
+}
+
+/// Whether a record begins in the page at `page` of `bytes` (PG: `XLogPageHeaderData`, `xlp_rem_len`).
+fn begins_record(bytes: &[u8], base: usize, page: usize) -> bool {
     const REM_LEN: usize = 16;
-    let header: usize = if page == 0 { 40 } else { 24 };
+    let header: usize = if base + page == 0 { 40 } else { 24 };
     let Some(word) = bytes[page..].get(REM_LEN..).and_then(<[u8]>::first_chunk) else { return false };
     let continued = (u32::from_le_bytes(*word) as usize).next_multiple_of(8);
     header + continued < PAGE.min(bytes.len() - page)
@@ -336,22 +359,30 @@ mod tests {
         assert_eq!((heard[0], heard[5]), (b'd', b'r'));
     }
 
+    /// Where doubt about all these bytes begins; what is read of them is enough for the same answer.
+    fn doubt_about(bytes: &[u8]) -> usize {
+        let doubt = start_of_doubt(bytes, 0);
+        let base = bytes.len().saturating_sub(MOST) / PAGE * PAGE;
+        assert_eq!(start_of_doubt(&bytes[base..], base), doubt);
+        doubt
+    }
+
     #[test]
     fn the_last_record_that_begins_is_compared_with_the_page_before_it() {
         let id = WalIdentity { system_id: SystemId(9), seg_size: SegSize::new(1 << 20).unwrap() };
         let mut wal = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(3 << 20), 1);
         wal.record(100);
-        assert_eq!(start_of_doubt(wal.bytes()), 0);
+        assert_eq!(doubt_about(wal.bytes()), 0);
         wal.record(3 * PAGE);
         wal.record(100);
         let page = (wal.bytes().len() - 1) / PAGE * PAGE;
-        assert_eq!(start_of_doubt(wal.bytes()), page - PAGE);
+        assert_eq!(doubt_about(wal.bytes()), page - PAGE);
         let begins = wal.bytes().len();
         wal.record(30_000);
         // Up to the page in which it begins, and one more.
-        assert_eq!(start_of_doubt(wal.bytes()), begins / PAGE * PAGE - PAGE);
+        assert_eq!(doubt_about(wal.bytes()), begins / PAGE * PAGE - PAGE);
         wal.record(200_000);
-        let compared = wal.bytes().len() - start_of_doubt(wal.bytes());
+        let compared = wal.bytes().len() - doubt_about(wal.bytes());
         assert!(compared > PAGE && compared <= MOST, "{compared}");
     }
 }

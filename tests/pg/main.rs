@@ -52,6 +52,7 @@ mod switchover;
 mod synchronous;
 mod targets;
 mod tls;
+mod truncated;
 mod unusable_upstream;
 mod upstream_restart;
 mod verify;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use walrelay_proto::{FullXid, HotStandbyFeedback, Lsn, PgTimestamp};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use walrelay_proto::{FullXid, HotStandbyFeedback, Lsn, PgTimestamp, SegNo, TimelineId};
 
 use super::kit::*;
 use crate::store::{FeedbackHorizon, SenderState};
@@ -88,6 +89,42 @@ async fn removed_wal_is_an_error_inside_the_stream() {
     assert_eq!(client.row("SHOW server_version").await.len(), 1, "the session goes on");
 }
 
+/// Who is in the middle of a segment that somebody truncates is cut off; nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_segment_ends_the_streams_that_need_it() {
+    let mut relay = Relay::start().await;
+    let (client, mut other) = (relay.session().await, relay.session().await);
+    truncated_segment_ends_stream(&mut relay, client).await;
+    other.start("0/500000 TIMELINE 1").await;
+    assert_eq!(other.wal().await.0, Lsn::new(0x50_0000));
+}
+
+/// `client` streams into a segment that is truncated while it is mapped, and gets no byte of what is not there.
+pub(super) async fn truncated_segment_ends_stream<S: AsyncReadExt + AsyncWriteExt + Unpin>(
+    relay: &mut Relay,
+    mut client: Client<S>,
+) {
+    const LEFT: u64 = SEG / 4;
+    relay.receive(|wal| wal.fill(3 * SEG as usize));
+    // As if another consumer were reading it.
+    let _mapped = relay.store.segment(TimelineId::FIRST, SegNo::new(4)).unwrap();
+    let path = relay.store.wal_path("000000010000000000000004");
+    relay.store.wal_files_changed().wait_for(|_| path.exists()).await.unwrap();
+    std::fs::File::options().write(true).open(path).unwrap().set_len(LEFT).unwrap();
+    client.start("0/300000 TIMELINE 1").await;
+    let mut received = 0;
+    loop {
+        let bytes = client.read_once().await;
+        received += bytes.len() as u64;
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    // With some headers, and not beyond the page that the file ends in.
+    assert!(received >= SEG, "{received}");
+    assert!(received <= SEG + LEFT + PAGE + 1000, "{received}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_are_taken_as_they_are() {
     let relay = Relay::start().await;
@@ -97,6 +134,7 @@ async fn reports_are_taken_as_they_are() {
     client.wal().await;
     let restart = || relay.store.slots().get("s").unwrap().restart_lsn;
     // What is asked for is answered, which shows that everything before it has been handled.
+    let sent = relay.store.tip().unwrap().write_lsn.as_u64();
     let check = async |client: &mut Client<_>, write, flush, expected: Option<u64>| {
         client.status(write, flush, true).await;
         assert!(!client.keepalive().await.1);
@@ -108,11 +146,43 @@ async fn reports_are_taken_as_they_are() {
     check(&mut client, 0x300100, 0, None).await;
     check(&mut client, 0x300100, 0x300080, Some(0x300080)).await;
     check(&mut client, 0x300200, 0x300010, Some(0x300010)).await;
-    check(&mut client, 0x300200, 0x99900000, Some(0x99900000)).await;
-    check(&mut client, 0x300200, 0, Some(0x99900000)).await;
+    // Shown as PostgreSQL shows it; but WAL that was never sent is not let go of.
+    check(&mut client, 0x300200, 0x99900000, Some(sent)).await;
+    check(&mut client, 0x300200, u64::MAX, Some(sent)).await;
+    check(&mut client, 0x300200, 0, Some(sent)).await;
     client.message(b'c', b"").await;
     assert_eq!(kinds(&client.until_ready().await), "cCCZ");
     assert_eq!(relay.store.slots().get("s").unwrap().active_pid, None);
+}
+
+/// A standby asks for its WAL from the beginning of a segment, and reports how far it had it before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_of_what_was_confirmed_before_keeps_the_slot_where_it_is() {
+    let mut relay = Relay::start().await;
+    relay.receive(|wal| wal.fill(2 * SEG as usize));
+    let end = relay.store.tip().unwrap().write_lsn.as_u64();
+    let mut client = relay.session().await;
+    client.query("CREATE_REPLICATION_SLOT s PHYSICAL").await;
+    client.start(&format!("SLOT s {} TIMELINE 1", Lsn::new(end))).await;
+    let restart = || relay.store.slots().get("s").unwrap().restart_lsn;
+    client.status(end, end, true).await;
+    client.keepalive().await;
+    assert_eq!(restart(), Some(Lsn::new(end)));
+    client.message(b'c', b"").await;
+    client.until_ready().await;
+    // Ahead of everything: nothing is sent, nothing is confirmed.
+    client.start("SLOT s 0/99900000 TIMELINE 1").await;
+    client.status(0x9990_0000, 0x9990_0000, true).await;
+    client.keepalive().await;
+    assert_eq!(restart(), Some(Lsn::new(end)));
+    client.message(b'c', b"").await;
+    client.until_ready().await;
+    client.start("SLOT s 0/300000 TIMELINE 1").await;
+    client.status(end, end, false).await;
+    while client.wal().await.0 < START.advance(SEG) {
+        let kept = restart().unwrap().as_u64();
+        assert!(kept == end, "{kept:X}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

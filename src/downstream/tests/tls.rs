@@ -9,6 +9,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::authority::{Authority, ClientTls};
 use super::kit::*;
+use super::streaming::truncated_segment_ends_stream;
 use crate::auth::certificate::end_point_hash;
 use crate::auth::hba::Idents;
 use crate::conninfo::TlsVersion;
@@ -66,6 +67,18 @@ async fn a_session_runs_over_tls_of_both_versions() {
             assert_eq!(read.unwrap(), 0, "TLS has said good-bye");
         }
     }
+}
+
+/// What is encrypted has to be loaded, which a page that is not there would make SIGBUS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_segment_ends_an_encrypted_stream_too() {
+    let authority = Authority::new();
+    let mut relay = relay(authority.files(), "hostssl replication all all trust").await;
+    let mut client = encrypted(&relay, &authority.client()).await;
+    client.start_up(REPLICATION).await;
+    client.until_ready().await;
+    truncated_segment_ends_stream(&mut relay, client).await;
+    encrypted(&relay, &authority.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -441,6 +441,30 @@ async fn other_bytes_within_a_segment_are_found_before_anything_is_left_there() 
     }
 }
 
+/// Somebody has truncated the file that is to be compared, which would kill who loads from its map.
+#[tokio::test]
+async fn what_cannot_be_read_here_is_told_and_keeps_from_following() {
+    let mut wal = generator(12);
+    wal.fill(400_000);
+    let mut setup = Setup::holding(wal.bytes());
+    wal.fill(900_000);
+    let written = *setup.store.written().borrow();
+    setup.store.flushed().wait_for(|flushed| *flushed == written).await.unwrap();
+    let path = setup.store.wal_path("000000010000000000000003.partial");
+    std::fs::File::options().write(true).open(path).unwrap().set_len(100_000).unwrap();
+    for slot in [true, false] {
+        let script = Script { slot, ..Script::of(wal.bytes()) };
+        let (error, confirmed) = setup.round(&script, 1).await;
+        let text = error.to_string();
+        assert!(error.needs_action() && confirmed.is_none(), "{text}");
+        assert!(
+            text.contains("could not read WAL segment 000000010000000000000003: a page cannot be read"),
+            "{text}"
+        );
+        setup.is_untouched_by(&script);
+    }
+}
+
 /// A server that got only half of the zeros behind an XLOG_SWITCH has old bytes there.
 #[tokio::test]
 async fn what_lies_behind_a_switch_record_does_not_count() {
