@@ -18,6 +18,7 @@ mod lane;
 #[cfg(test)]
 mod layers;
 pub mod log;
+pub mod notify;
 pub mod overlay;
 pub mod parts;
 pub mod permissions;

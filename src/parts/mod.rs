@@ -1,11 +1,13 @@
 //! The parts of the relay that run by themselves, threads and tasks: each has a name, and none ends unnoticed.
 
+mod heart;
 mod tasks;
 mod thread;
 
 use std::any::Any;
 use std::fmt;
 
+pub(crate) use heart::{BEAT, Heart, beat, beat_for_ever, stuck, waits_for_disk};
 pub(crate) use tasks::{Tasks, how_ended};
 pub(crate) use thread::Thread;
 

@@ -5,12 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::oneshot;
 
+use super::heart::Heart;
 use super::{HowEnded, PartEnded};
 
 /// A thread with a name, and what becomes of it. Dropping this leaves the thread alone.
 #[derive(Debug)]
 pub(crate) struct Thread<T> {
     name: &'static str,
+    heart: Heart,
     ended: oneshot::Receiver<Result<T, HowEnded>>,
     handle: std::thread::JoinHandle<()>,
 }
@@ -22,12 +24,20 @@ impl<T: Send + 'static> Thread<T> {
         run: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Thread<T>> {
         let (report, ended) = oneshot::channel();
+        let heart = Heart::new(name);
+        let own = heart.clone();
         let body = move || {
+            own.adopt();
             let result = catch_unwind(AssertUnwindSafe(run));
             let _ = report.send(result.map_err(|payload| HowEnded::panicked(&*payload)));
         };
         let handle = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
-        Ok(Thread { name, ended, handle })
+        Ok(Thread { name, heart, ended, handle })
+    }
+
+    /// What shows whether it is alive, if it beats.
+    pub(crate) fn heart(&self) -> Heart {
+        self.heart.clone()
     }
 
     /// Resolves when it has ended, once; never again after that. Cancel-safe.

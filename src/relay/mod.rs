@@ -11,6 +11,7 @@
 mod receiver;
 mod reload;
 mod signals;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::descriptors::Descriptors;
 use crate::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
+use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
@@ -44,11 +46,14 @@ const LEAST: Duration = Duration::from_secs(1);
 
 /// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
 pub async fn run(config: Config) -> Result<(), RelayError> {
+    let action = "could not reach the socket in NOTIFY_SOCKET";
+    let notifier = Notifier::of_process().map_err(|source| RelayError::System { action, source })?;
     let mut signals = StopSignals::listen()?;
     let (hangup, ignored) = (signals::on_hangup()?, IgnoredSignals::listen()?);
     let handle = Handle::current();
     // On a thread of its own: a disk that hangs must not keep a signal from being heard.
-    let start = move || handle.block_on(Relay::start(config, hangup, ignored));
+    let told = notifier.clone();
+    let start = move || handle.block_on(Relay::start(config, hangup, ignored, told));
     let mut relay = tokio::select! {
         started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
             Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
@@ -58,10 +63,12 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
             return Ok(());
         }
     };
+    notifier.ready();
     let ended = tokio::select! {
         order = signals.recv() => Ok(order),
         error = relay.lost() => Err(error),
     };
+    notifier.stopping();
     relay.stop(&mut signals, ended).await
 }
 
@@ -77,7 +84,12 @@ struct Relay {
 }
 
 impl Relay {
-    async fn start(mut config: Config, hangup: Signal, ignored: IgnoredSignals) -> Result<Relay, RelayError> {
+    async fn start(
+        mut config: Config,
+        hangup: Signal,
+        ignored: IgnoredSignals,
+        notifier: Notifier,
+    ) -> Result<Relay, RelayError> {
         let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
         let access = Arc::new(SharedAccess::new(load_access(&config, &At::default())?));
         let descriptors = raise_descriptors(&config);
@@ -118,7 +130,10 @@ impl Relay {
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
         let shutdown_timeout = config.shutdown_timeout;
         let reload = Reload::new(config, access, store.clone(), archiver.control(), recall);
-        tasks.spawn("configuration reloader", reload.run_on(hangup, stop()));
+        let mut hearts = background.hearts().to_vec();
+        hearts.push(receiver.heart());
+        tasks.spawn("watchdog's feeder", watchdog::feed(notifier.clone(), hearts, stop()));
+        tasks.spawn("configuration reloader", reload.run_on(hangup, notifier, stop()));
         Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown })
     }
 

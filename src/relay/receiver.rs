@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::RelayError;
-use crate::parts::{HowEnded, PartEnded, Thread};
+use crate::parts::{Heart, HowEnded, PartEnded, Thread, beat_for_ever};
 use crate::store::Writer;
 use crate::upstream::{self, Following, UpstreamConfig, UpstreamError};
 
@@ -40,12 +40,21 @@ impl Receiver {
         };
         let follow = upstream::follow(upstream, writer, stop.clone());
         let run = move || {
-            let result = runtime.block_on(follow);
+            let result = runtime.block_on(async {
+                tokio::select! {
+                    result = follow => result,
+                    () = beat_for_ever() => unreachable!("it beats for ever"),
+                }
+            });
             // A name look-up may still hang in one of the runtime's threads; nobody waits for it.
             runtime.shutdown_background();
             result
         };
         Ok(Receiver { stop, thread: Thread::start(NAME, run).map_err(system)?, over: false })
+    }
+
+    pub(super) fn heart(&self) -> Heart {
+        self.thread.heart()
     }
 
     /// Resolves when it has ended by itself: why. Cancel-safe.

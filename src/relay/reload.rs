@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::downstream::{Access, SharedAccess};
 use crate::error::RelayError;
 use crate::lane::{Lane, PATIENCE};
+use crate::notify::Notifier;
 use crate::store::Store;
 
 /// Settings that are in effect at once, for new connections.
@@ -84,10 +85,18 @@ impl Reload {
     }
 
     /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
-    pub(super) async fn run_on(self: Arc<Self>, mut hangup: Signal, stop: CancellationToken) {
+    pub(super) async fn run_on(
+        self: Arc<Self>,
+        mut hangup: Signal,
+        notifier: Notifier,
+        stop: CancellationToken,
+    ) {
         let lane = Lane::new("reload", PATIENCE);
         while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
-            let _ = stop.run_until_cancelled(self.reload(&lane)).await;
+            notifier.reloading();
+            if stop.run_until_cancelled(self.reload(&lane)).await.is_some() {
+                notifier.ready();
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::mapped::Segment;
 use super::trouble::Trouble;
 use super::{Store, TimelinePosition, lock};
-use crate::parts::{PartEnded, Thread};
+use crate::parts::{BEAT, Heart, PartEnded, Thread, beat};
 
 /// What the flusher's thread is called.
 pub(crate) const FLUSHER: &str = "flusher";
@@ -92,8 +92,9 @@ impl FlushQueue {
             if work.stop {
                 return None;
             }
+            beat();
             work = match names_wait {
-                false => self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
+                false => self.changed.wait_timeout(work, BEAT).unwrap_or_else(PoisonError::into_inner).0,
                 true => {
                     let (work, waited) =
                         self.changed.wait_timeout(work, NAMING_PAUSE).unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +142,10 @@ impl Flusher {
         };
         let thread = Thread::start(FLUSHER, run);
         Flusher { thread: thread.expect("threads can be started when the process starts") }
+    }
+
+    pub(super) fn heart(&self) -> Heart {
+        self.thread.heart()
     }
 
     /// Resolves when the thread has ended by itself. Cancel-safe.

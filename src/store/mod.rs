@@ -65,7 +65,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 pub(crate) use flusher::FLUSHER;
 
 use crate::disk::OsDisk;
-use crate::parts::PartEnded;
+use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
 use dir::DataDir;
 use flusher::{FlushQueue, Flusher};
@@ -273,6 +273,11 @@ pub struct Background {
 }
 
 impl Background {
+    /// The heartbeats of the threads.
+    pub(crate) fn hearts(&self) -> [Heart; 2] {
+        [self.flusher.heart(), self.retention.heart()]
+    }
+
     /// Resolves when one of the threads has ended by itself, which it does only by a fault or after
     /// [`Store::failed`] has told why. Cancel-safe.
     pub async fn lost(&mut self) -> PartEnded {

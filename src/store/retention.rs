@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
 use super::{Segment, SlotError, SlotPersistence, Store, Tip, lock};
-use crate::parts::{PartEnded, Thread};
+use crate::parts::{Heart, PartEnded, Thread, beat};
 
 /// Slots move without telling; this often they are looked at anyway.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -94,11 +94,16 @@ impl Retention {
         let run = move || {
             let mut complaint = Complaint::default();
             while store.retention_bell.wait() {
+                beat();
                 complaint.note(store.remove_old_wal(), Instant::now());
             }
         };
         let thread = Thread::start("retention", run);
         Retention { thread: thread.expect("threads can be started when the process starts") }
+    }
+
+    pub(super) fn heart(&self) -> Heart {
+        self.thread.heart()
     }
 
     /// Resolves when the thread has ended by itself. Cancel-safe.

@@ -50,6 +50,7 @@ mod sql;
 mod standby;
 mod switchover;
 mod synchronous;
+mod systemd;
 mod targets;
 mod tls;
 mod truncated;

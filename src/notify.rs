@@ -1,0 +1,136 @@
+//! What systemd is told (sd_notify): that the relay is up, reloads, stops, and is alive.
+//!
+//! A message is one datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names, so there is no library for it.
+//! Nobody waits for systemd: what it does not take at once is lost.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The way to systemd; leads nowhere where nobody listens. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Notifier {
+    socket: Option<Arc<UnixDatagram>>,
+    watchdog: Option<Duration>,
+}
+
+impl Notifier {
+    /// As the environment of this process says.
+    ///
+    /// # Errors
+    /// It names a socket that cannot be reached.
+    pub fn of_process() -> io::Result<Notifier> {
+        Notifier::of(|name| std::env::var_os(name), std::process::id())
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<OsString>, pid: u32) -> io::Result<Notifier> {
+        let Some(name) = variable("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
+            return Ok(Notifier::default());
+        };
+        let address = match name.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            path => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path))?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&address)?;
+        socket.set_nonblocking(true)?;
+        let number = |name| variable(name)?.into_string().ok()?.parse::<u64>().ok();
+        // Children inherit the variables, and are not meant.
+        let is_meant = number("WATCHDOG_PID").is_none_or(|meant| meant == u64::from(pid));
+        let limit = number("WATCHDOG_USEC").filter(|limit| is_meant && *limit > 0);
+        Ok(Notifier { socket: Some(Arc::new(socket)), watchdog: limit.map(Duration::from_micros) })
+    }
+
+    /// How long the relay may be silent before it is killed; `None` if nobody watches.
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// The start is over, or a reload.
+    pub fn ready(&self) {
+        self.tell("READY=1");
+    }
+
+    /// A reload begins.
+    pub fn reloading(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
+
+    /// The stop begins.
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1");
+    }
+
+    /// For the watchdog.
+    pub fn alive(&self) {
+        self.tell("WATCHDOG=1");
+    }
+
+    fn tell(&self, message: &str) {
+        if let Some(socket) = &self.socket
+            && let Err(error) = socket.send(message.as_bytes())
+        {
+            tracing::debug!("could not tell systemd {message:?}: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What listens, and a notifier with this `WATCHDOG_USEC`.
+    pub(crate) fn pair(dir: &std::path::Path, watchdog: &str) -> (UnixDatagram, Notifier) {
+        let path = dir.join("notify");
+        let listener = UnixDatagram::bind(&path).unwrap();
+        listener.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let variable = |name: &str| match name {
+            "NOTIFY_SOCKET" => Some(path.clone().into_os_string()),
+            "WATCHDOG_USEC" => Some(watchdog.into()),
+            "WATCHDOG_PID" => Some("7".into()),
+            _ => None,
+        };
+        assert_eq!(Notifier::of(variable, 8).unwrap().watchdog(), None, "another process is meant");
+        (listener, Notifier::of(variable, 7).unwrap())
+    }
+
+    pub(crate) fn heard(listener: &UnixDatagram) -> io::Result<String> {
+        let mut message = [0; 200];
+        let len = listener.recv(&mut message)?;
+        Ok(String::from_utf8(message[..len].to_vec()).unwrap())
+    }
+
+    #[test]
+    fn systemd_hears_what_is_to_be_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let (listener, notifier) = pair(dir.path(), "1500000");
+        assert_eq!(notifier.watchdog(), Some(Duration::from_millis(1500)));
+        notifier.ready();
+        notifier.reloading();
+        notifier.alive();
+        notifier.stopping();
+        let heard: Vec<_> = (0..4).map(|_| heard(&listener).unwrap()).collect();
+        assert_eq!((&heard[0][..], &heard[2][..], &heard[3][..]), ("READY=1", "WATCHDOG=1", "STOPPING=1"));
+        assert!(heard[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{heard:?}");
+        drop(listener);
+        notifier.alive();
+    }
+
+    #[test]
+    fn an_abstract_socket_is_found_and_none_is_no_error() {
+        let name = format!("walrelay-notify-{}", std::process::id());
+        let listener =
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name.as_bytes()).unwrap()).unwrap();
+        let variable = |asked: &str| (asked == "NOTIFY_SOCKET").then(|| format!("@{name}").into());
+        Notifier::of(variable, 7).unwrap().ready();
+        assert_eq!(heard(&listener).unwrap(), "READY=1");
+        assert_eq!(Notifier::of(|_| None, 7).unwrap().watchdog(), None);
+        assert!(Notifier::of(|_| Some("/nowhere/at/all".into()), 7).is_err());
+    }
+}
