@@ -457,20 +457,22 @@ impl Sender {
     }
 
     /// Where a flush report moves the slot: nowhere on a timeline that is none of ours any more, and not beyond the
-    /// end of one that was left, because the slot keeps what is common. Nor beyond what the client can have from here:
-    /// a report of more moves the slot up to that, and never back, for it may be what the client had before.
+    /// end of one that was left, because the slot keeps what is common. What it says of WAL beyond what the client was
+    /// sent, and beyond what it had confirmed before, does not count.
     // PG: PhysicalConfirmReceivedLocation, which believes everything
     fn confirmable(&self, flush: Lsn) -> Option<Lsn> {
-        let end = match self.limit().ok()? {
-            Limit::Live(end) | Limit::Left(end, _) => end,
-            Limit::Unknown => return None,
-        };
+        // A range that is on its way may have been taken in part.
         let given = match self.flight {
             Flight::Wal { to } => to,
             Flight::Nothing | Flight::Words => self.sent,
         };
-        let confirm = flush.min(end).min(given);
-        (flush <= given || confirm > self.restart_lsn).then_some(confirm)
+        let within = |sent: Lsn| flush.min(sent.max(self.restart_lsn));
+        match self.limit().ok()? {
+            // Who begins ahead of our WAL was sent none of it.
+            Limit::Live(end) => Some(within(given.min(end))),
+            Limit::Left(end, _) => Some(within(given).min(end)),
+            Limit::Unknown => None,
+        }
     }
 
     /// Orders are obeyed here and nowhere else.

@@ -397,9 +397,12 @@ impl World {
 
     fn take_report(&mut self, report: Report) {
         let Some(confirm) = report.confirm else { return };
-        assert!(confirm <= report.flush && confirm <= self.given, "{report:?}, given {}", self.given);
-        assert!(self.limit().is_some_and(|end| confirm <= end), "{report:?} beyond {:?}", self.limit());
-        assert!(report.flush <= self.given || confirm > self.restart_lsn, "an absurd report moves it back");
+        let end = self.limit().expect("nothing moves before it is known where the timeline ends");
+        assert!(confirm <= report.flush);
+        assert!(confirm <= self.given.min(end).max(self.restart_lsn), "{report:?}, given {}", self.given);
+        let left = self.history.switch_point(self.tli);
+        assert!(left.is_none_or(|(end, _)| confirm <= end), "{report:?}, left {left:?}");
+        assert!(confirm >= report.flush.min(self.restart_lsn).min(end), "an absurd report moves it back");
         self.restart_lsn = confirm;
     }
 

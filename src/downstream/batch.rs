@@ -7,15 +7,11 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use walrelay_proto::sender::{MAX_MESSAGES, message_end};
 use walrelay_proto::{Lsn, PgTimestamp, XLogDataHeader};
 
 use crate::store::{COPIED, Segment};
 use crate::wire::Socket;
-
-/// Most WAL in one message (`MAX_SEND_SIZE`). Larger ones make a standby buffer more and gain nothing.
-const MESSAGE: u64 = 128 * 1024;
-/// Messages given to the kernel in one call.
-const MESSAGES: usize = 4;
 
 thread_local! {
     /// What is about to be encrypted: of use for one call, so not each consumer's own.
@@ -29,11 +25,10 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Batch {
     segment: Arc<Segment>,
-    messages: [Message; MESSAGES],
+    messages: [Message; MAX_MESSAGES],
     count: usize,
     /// Bytes of all messages, headers included, that the socket has taken.
     sent: usize,
-    end: Lsn,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,29 +39,23 @@ struct Message {
 }
 
 impl Batch {
-    /// Most WAL in a batch, bytes.
-    pub(super) const MAX_LEN: u64 = MESSAGE * MESSAGES as u64;
-
-    /// Messages from `start`, which lies in the segment, towards `limit`, which lies behind it.
-    pub(super) fn new(segment: Arc<Segment>, start: Lsn, limit: Lsn, now: PgTimestamp) -> Batch {
+    /// The WAL from `start` to `stop`, which lies in the segment; each message says that there is WAL up to `limit`.
+    pub(super) fn new(segment: Arc<Segment>, start: Lsn, stop: Lsn, limit: Lsn, now: PgTimestamp) -> Batch {
         let blank = Message { header: [0; XLogDataHeader::FRAME_LEN], offset: 0, len: 0 };
-        let mut batch = Batch { segment, messages: [blank; MESSAGES], count: 0, sent: 0, end: start };
-        let stop = limit.min(batch.segment.end());
-        while batch.count < MESSAGES && batch.end < stop {
-            let end = message_end(batch.end, stop);
-            let len = end.since(batch.end) as usize;
-            let header = XLogDataHeader { start: batch.end, end: limit, send_time: now }.frame(len as u32);
-            let offset = batch.end.since(batch.segment.start());
-            batch.messages[batch.count] = Message { header, offset, len };
+        let mut batch = Batch { segment, messages: [blank; MAX_MESSAGES], count: 0, sent: 0 };
+        let mut at = start;
+        for message in &mut batch.messages {
+            if at >= stop {
+                break;
+            }
+            let end = message_end(at, stop);
+            let len = end.since(at) as usize;
+            let header = XLogDataHeader { start: at, end: limit, send_time: now }.frame(len as u32);
+            *message = Message { header, offset: at.since(batch.segment.start()), len };
             batch.count += 1;
-            batch.end = end;
+            at = end;
         }
         batch
-    }
-
-    /// End of the last message.
-    pub(super) fn end(&self) -> Lsn {
-        self.end
     }
 
     /// Gives the socket what it takes without waiting; whether all of it is sent.
@@ -87,7 +76,7 @@ impl Batch {
     }
 
     fn send_mapped(&self, socket: &Socket) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); 2 * MESSAGES];
+        let mut slices = [IoSlice::new(&[]); 2 * MAX_MESSAGES];
         let mut count = 0;
         for part in self.unsent() {
             slices[count] = IoSlice::new(match part {
@@ -169,28 +158,5 @@ impl<'a> Part<'a> {
             Part::Header(bytes) => Part::Header(&bytes[skipped..]),
             Part::Wal { offset, len } => Part::Wal { offset: offset + skipped as u64, len: len - skipped },
         }
-    }
-}
-
-// PG: XLogSendPhysical, "if after advancing we go beyond, round down to page boundary"
-fn message_end(start: Lsn, stop: Lsn) -> Lsn {
-    let end = start.advance(MESSAGE);
-    if end >= stop { stop } else { end.page_start() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_end_on_pages_or_at_the_end() {
-        let check = |start: u64, stop: u64, end: u64| {
-            assert_eq!(message_end(Lsn::new(start), Lsn::new(stop)), Lsn::new(end), "{start:X}");
-        };
-        check(0x61EDA0, 0x900000, 0x61EDA0 + 127_584);
-        check(0x600000, 0x900000, 0x620000);
-        check(0x600000, 0x600128, 0x600128);
-        check(0x600005, 0x620005, 0x620005);
-        check(0x600005, 0x620006, 0x620000);
     }
 }

@@ -7,20 +7,10 @@
 use std::future::pending;
 
 use futures_util::FutureExt;
+use walrelay_proto::sender::Order;
 
 use super::session::SessionContext;
 use crate::store::SlotGuard;
-
-/// What to do, the most urgent first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Order {
-    /// The slot has been invalidated, or somebody has asked for it: the connection has to end.
-    Evict,
-    /// A client's cancel request: streaming has to end.
-    Cancel,
-    /// The relay stops: send everything, have it confirmed, end.
-    Stop,
-}
 
 /// Which orders a stream has taken.
 #[derive(Debug, Default)]
@@ -31,7 +21,7 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    /// The next order, if there is one already. For a stream that always has something to send.
+    /// The next order, the most urgent first, if there is one already. For a stream that always has something to send.
     pub(super) fn given(&mut self, cx: &SessionContext, slot: Option<&SlotGuard>) -> Option<Order> {
         self.next(cx, slot).now_or_never()
     }

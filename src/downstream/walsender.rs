@@ -1,25 +1,15 @@
 //! The walsender: START_REPLICATION from its checks to its end.
 //!
-//! ```text
-//!  checks ──> CopyBoth ──> catchup ──> streaming ──> stopping (the relay stops) ──> COPY 0, close
-//!                │            │            │
-//!                │            └──── end of a historic timeline reached ──> CopyDone sent
-//!                │                                                           │ client's CopyDone
-//!                └── client's CopyDone at any time ──> CopyDone ─────────────┴──> [next timeline], tags
-//! ```
+//! What is sent and said, and when, [`Sender`] decides; here is what it needs for that, the socket and the WAL.
 //!
 //! One task per consumer. It holds one segment's map and a batch of headers; WAL goes from the map to the
 //! socket. It waits for the socket, new WAL, its timer and orders to end, all at once, and never for the
 //! disk: what is not in memory is brought there by a blocking thread while it goes on listening, and what is not on
 //! disk any more by [`Recall`].
 //!
-//! Nothing wakes it twice for the same reason: an order is taken once ([`Orders`]) and obeyed in one place
-//! ([`Walsender::obey`]), whether WAL flows or not. An order to end is said between two messages; a client that does
-//! not take the message before it within [`GRACE`] is cut off in the middle. Silence is judged only after everything
-//! that has come was read, so that a relay that was held up does not take it for its consumers' silence.
-//!
-//! Two departures from PostgreSQL: a start ahead of our WAL is not refused, it waits (the upstream has that WAL
-//! and we shall), and messages never cross a segment boundary.
+//! Nothing wakes it twice for the same reason: an order is taken once ([`Orders`]), whether WAL flows or not. Silence is
+//! judged only after everything that has come was read, so that a relay that was held up does not take it for its
+//! consumers' silence.
 
 use std::future::pending;
 use std::io;
@@ -29,14 +19,17 @@ use std::time::{Instant, SystemTime};
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
+use walrelay_proto::sender::{
+    Cut, End, Input, NotStarted, Order, Output, Published, Refusal, Report, Request, Sender, Settings, State,
+    Wal,
+};
 use walrelay_proto::{
-    ClientMessage, ClientMessageError, Keepalive, Lsn, PeerDue, PeerTimer, PgTimestamp, SegNo,
-    StandbyStatusUpdate, StartReplication, TimelineHistory, TimelineId,
+    HotStandbyFeedback, Lsn, PgTimestamp, SegNo, SegSize, StartReplication, TimelineHistory, TimelineId,
 };
 
-use super::answers::{canceled, slot_error};
+use super::answers::slot_error;
 use super::batch::Batch;
-use super::orders::{Order, Orders};
+use super::orders::Orders;
 use super::patience::GRACE;
 use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::archive::{Recall, RecallError};
@@ -44,16 +37,13 @@ use crate::descriptors::Descriptors;
 use crate::store::{
     FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
 };
-use crate::wire::messages::copy_both_response;
-use crate::wire::{Connection, Frame, FrameError, PgError, Phase, ReadError, sqlstate};
+use crate::wire::{Connection, FrameError, PgError, Phase, ReadError, sqlstate};
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
 const READ_AHEAD: usize = 4 << 20;
 /// Closer than this to the newest WAL everything that this process has received was written a moment ago and is in
 /// memory, bytes.
 const RECENT: u64 = 16 << 20;
-/// CopyDone, whole.
-const COPY_DONE: &[u8] = b"c\0\0\0\x04";
 /// Batches sent in a row before other tasks get their turn.
 const TURN: u32 = 4;
 /// Reads of what has come before silence is judged; together longer than any message of a client's.
@@ -88,23 +78,15 @@ pub(super) async fn stream(
     command: StartReplication,
 ) -> Result<StreamEnd, StreamError> {
     let slot = command.slot.as_deref().map(|name| acquire(cx, name)).transpose()?;
-    if cx.store.tip().is_none() {
-        return Err(not_ready().into());
-    }
-    let history = cx.store.history();
-    let tli = command.tli.unwrap_or(history.tli());
-    if let Some((end, next)) = historic(&history, tli)? {
-        check_start(tli, command.lsn, end)?;
-        if command.lsn == end {
-            return Ok(StreamEnd::Done { next: Some((next, end)) });
-        }
-    }
+    let (sender, seg_size) = match start(cx, slot.as_ref(), &command) {
+        Ok(started) => started,
+        Err(NotStarted::AtEnd { next }) => return Ok(StreamEnd::Done { next: Some(next) }),
+        Err(NotStarted::Refused(refusal)) => return Err(refused(refusal).into()),
+    };
     conn.set_phase(Phase::Streaming);
-    conn.put(&copy_both_response());
-    cx.sender.set_state(SenderState::Catchup);
     // PG: StartReplication; who has been sent nothing yet is shown where it starts.
-    cx.sender.set_sent(command.lsn);
-    let result = Walsender::new(conn, cx, slot, tli, command.lsn).run().await;
+    cx.sender.set_sent(sender.sent());
+    let result = Walsender::new(conn, cx, slot, sender, seg_size).run().await;
     conn.set_phase(Phase::Command);
     cx.sender.set_state(SenderState::Startup);
     result
@@ -114,27 +96,47 @@ fn acquire(cx: &SessionContext, name: &str) -> Result<SlotGuard, PgError> {
     cx.store.slots().acquire(name, cx.pid).map_err(slot_error)
 }
 
-fn not_ready() -> PgError {
-    PgError::error(sqlstate::CANNOT_CONNECT_NOW, "no WAL has been received from the upstream yet")
+fn start(
+    cx: &SessionContext,
+    slot: Option<&SlotGuard>,
+    command: &StartReplication,
+) -> Result<(Sender, SegSize), NotStarted> {
+    let seg_size = cx.store.identity().ok_or(Refusal::NotReady)?.seg_size;
+    // The position first: one that is new belongs to a history that is there.
+    let published = published(*cx.store.written().borrow());
+    let wal = Wal { seg_size, history: cx.store.history(), published };
+    let restart_lsn = slot.and_then(SlotGuard::restart_lsn);
+    let request = Request { tli: command.tli, lsn: command.lsn, restart_lsn };
+    let settings =
+        Settings { peer_timeout: cx.wal_sender_timeout, shutdown_timeout: cx.shutdown_timeout, grace: GRACE };
+    Ok((Sender::start(request, settings, wal, Instant::now())?, seg_size))
 }
 
-/// Switch point and next timeline if `tli` has been left; an error if it is none of ours.
-fn historic(history: &TimelineHistory, tli: TimelineId) -> Result<Option<(Lsn, TimelineId)>, PgError> {
-    if tli == history.tli() {
-        return Ok(None);
-    }
-    let text = || format!("requested timeline {tli} is not in this server's history");
-    let left = history.switch_point(tli);
-    left.map(Some).ok_or_else(|| PgError::error(sqlstate::INTERNAL_ERROR, text()))
+fn published(position: Option<TimelinePosition>) -> Option<Published> {
+    position.map(|position| Published { tli: position.tli, lsn: position.lsn })
 }
 
-fn check_start(tli: TimelineId, start: Lsn, end: Lsn) -> Result<(), PgError> {
-    if start <= end {
-        return Ok(());
+/// What the client is told.
+fn refused(refusal: Refusal) -> PgError {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::NotReady => PgError::error(sqlstate::CANNOT_CONNECT_NOW, text),
+        Refusal::UnknownTimeline(_) => PgError::error(sqlstate::INTERNAL_ERROR, text),
+        Refusal::BeyondTimeline { tli, end, .. } => PgError::error(sqlstate::INTERNAL_ERROR, text)
+            .with_detail(format!("This server's history forked from timeline {tli} at {end}.")),
+        Refusal::Message(_) => PgError::error(sqlstate::PROTOCOL_VIOLATION, text),
+        Refusal::Cancelled => PgError::error(sqlstate::QUERY_CANCELED, text),
+        Refusal::Evicted => PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text),
+        Refusal::Unavailable => PgError::error(sqlstate::IO_ERROR, text),
     }
-    let text = format!("requested starting point {start} on timeline {tli} is not in this server's history");
-    let detail = format!("This server's history forked from timeline {tli} at {end}.");
-    Err(PgError::error(sqlstate::INTERNAL_ERROR, text).with_detail(detail))
+}
+
+fn shown(state: State) -> SenderState {
+    match state {
+        State::Catchup => SenderState::Catchup,
+        State::Streaming => SenderState::Streaming,
+        State::Stopping => SenderState::Stopping,
+    }
 }
 
 /// A segment cannot be had.
@@ -144,6 +146,9 @@ enum OpenError {
     Here(#[from] SegmentError),
     #[error(transparent)]
     Elsewhere(#[from] RecallError),
+    /// Of another life of this timeline, and still in use: whoever has it lets go soon.
+    #[error("WAL segment {0} is not readable up to {1}")]
+    Unreadable(String, Lsn),
 }
 
 impl OpenError {
@@ -157,31 +162,10 @@ impl From<OpenError> for PgError {
         let sqlstate = match &error {
             OpenError::Here(SegmentError::Removed(_)) => sqlstate::UNDEFINED_FILE,
             OpenError::Elsewhere(RecallError::Nowhere(_)) => sqlstate::UNDEFINED_FILE,
-            OpenError::Here(_) | OpenError::Elsewhere(_) => sqlstate::IO_ERROR,
+            OpenError::Here(_) | OpenError::Elsewhere(_) | OpenError::Unreadable(..) => sqlstate::IO_ERROR,
         };
         PgError::error(sqlstate, error.to_string())
     }
-}
-
-/// What may be sent at the moment.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Limit {
-    /// The timeline is being received: up to here, more to come.
-    Live(Lsn),
-    /// The timeline was left here.
-    Left(Lsn, TimelineId),
-}
-
-/// Where the conversation stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Talk {
-    Streaming,
-    /// The timeline is at its end and we have said so; the client's CopyDone is to come.
-    TimelineEnded,
-    /// The relay stops; the consumer has until then to confirm.
-    Stopping {
-        until: Instant,
-    },
 }
 
 /// What woke the walsender.
@@ -193,39 +177,23 @@ enum Event {
     Order(Order),
 }
 
-/// Streaming ends at the next message boundary with this error.
-struct Parting {
-    error: PgError,
-    /// When the connection is cut if the boundary has not been reached.
-    until: Instant,
-}
-
 type Fetch = JoinHandle<Result<Arc<Segment>, OpenError>>;
 
 struct Walsender<'a> {
+    sender: Sender,
     conn: &'a mut Connection,
     cx: &'a SessionContext,
     slot: Option<SlotGuard>,
-    tli: TimelineId,
-    sent: Lsn,
-    talk: Talk,
-    timer: PeerTimer,
     written: watch::Receiver<Option<TimelinePosition>>,
-    /// What `segment` and `fetch` go by.
-    history: Arc<TimelineHistory>,
+    seg_size: SegSize,
+    /// To read from, by the history that `sender` knows.
     segment: Option<Arc<Segment>>,
     batch: Option<Batch>,
     fetch: Option<Fetch>,
-    /// The client has sent its CopyDone; what follows in the input is for the session.
-    client_done: bool,
+    /// Why WAL cannot be had.
+    unavailable: Option<OpenError>,
     /// In memory up to here, as far as this walsender has looked.
     resident_to: Lsn,
-    /// What the client last reported: flush, or write if it reports no flush.
-    confirmed: Lsn,
-    parting: Option<Parting>,
-    /// A keepalive is to be sent at the next message boundary, one however often the client has asked; whether it
-    /// asks the client for a sign of life.
-    owed: Option<bool>,
     orders: Orders,
 }
 
@@ -234,27 +202,21 @@ impl<'a> Walsender<'a> {
         conn: &'a mut Connection,
         cx: &'a SessionContext,
         slot: Option<SlotGuard>,
-        tli: TimelineId,
-        start: Lsn,
+        sender: Sender,
+        seg_size: SegSize,
     ) -> Walsender<'a> {
         Walsender {
+            sender,
             conn,
             cx,
             slot,
-            tli,
-            sent: start,
-            talk: Talk::Streaming,
-            timer: PeerTimer::new(cx.wal_sender_timeout, Instant::now()),
             written: cx.store.written(),
-            history: cx.store.history(),
+            seg_size,
             segment: None,
             batch: None,
             fetch: None,
-            client_done: false,
+            unavailable: None,
             resident_to: Lsn::INVALID,
-            confirmed: Lsn::INVALID,
-            parting: None,
-            owed: None,
             orders: Orders::default(),
         }
     }
@@ -262,15 +224,11 @@ impl<'a> Walsender<'a> {
     async fn run(mut self) -> Result<StreamEnd, StreamError> {
         let mut turns = 0;
         loop {
-            self.handle_frames()?;
-            if let Some(order) = self.orders.given(self.cx, self.slot.as_ref()) {
-                self.obey(order);
+            self.hear()?;
+            if let Some(end) = self.perform() {
+                return self.ended(end);
             }
-            let flowing = self.send()?;
-            if let Some(end) = self.settle()? {
-                return Ok(end);
-            }
-            let event = match flowing {
+            let event = match self.write()? {
                 true => {
                     turns += 1;
                     self.go_on(turns).await?
@@ -283,122 +241,118 @@ impl<'a> Walsender<'a> {
         }
     }
 
-    /// More can be sent at once: looks after the client and the timer now and then, and lets others run.
+    /// Tells `sender` everything that has happened.
+    fn hear(&mut self) -> Result<(), StreamError> {
+        // The position first: one that is new belongs to a history that is there. What is published from here on wakes
+        // `wait`.
+        let position = *self.written.borrow_and_update();
+        self.tell(Input::History(self.cx.store.history()));
+        self.tell(Input::Published(published(position)));
+        self.handle_frames()?;
+        if let Some(order) = self.orders.given(self.cx, self.slot.as_ref()) {
+            self.tell(Input::Order(order));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        self.sender.handle(input, Instant::now());
+    }
+
+    /// Does what `sender` says, until it says nothing more or the end.
+    fn perform(&mut self) -> Option<End> {
+        let wall = PgTimestamp::from_system_time(SystemTime::now());
+        while let Some(output) = self.sender.poll_output(wall) {
+            match output {
+                Output::Wal { tli, from, to, end } => self.begin_batch(tli, from, to, end, wall),
+                Output::Bytes(bytes) => self.conn.put_bytes(&bytes),
+                Output::Report(report) => self.take_report(report),
+                Output::Feedback(feedback) => self.take_feedback(feedback),
+                Output::State(state) => self.cx.sender.set_state(shown(state)),
+                Output::Forget => self.forget(),
+                Output::End(end) => return Some(end),
+            }
+        }
+        None
+    }
+
+    /// Gives the socket what it takes without waiting; whether it has taken all, and there was something.
+    fn write(&mut self) -> Result<bool, StreamError> {
+        if !self.is_sending() {
+            return Ok(false);
+        }
+        if let Some(batch) = &mut self.batch
+            && !batch.send(self.conn.socket())?
+        {
+            return Ok(false);
+        }
+        self.batch = None;
+        if self.conn.has_output() && !self.conn.try_flush()? {
+            return Ok(false);
+        }
+        self.tell(Input::Sent);
+        self.cx.sender.set_sent(self.sender.sent());
+        Ok(true)
+    }
+
+    /// More can be sent at once, perhaps: looks after the client and the timer now and then, and lets others run.
     async fn go_on(&mut self, turns: u32) -> Result<Option<Event>, StreamError> {
         if !turns.is_multiple_of(TURN) {
             return Ok(None);
         }
         self.conn.try_fill()?;
         tokio::task::yield_now().await;
-        Ok(self.deadline().is_some_and(|at| at <= Instant::now()).then_some(Event::Timer))
+        Ok(self.sender.deadline().is_some_and(|at| at <= Instant::now()).then_some(Event::Timer))
     }
 
-    /// Sends what can be sent without waiting; whether there is more to send at once.
-    fn send(&mut self) -> Result<bool, StreamError> {
-        if let Some(batch) = &mut self.batch {
-            if !batch.send(self.conn.socket())? {
-                return Ok(false);
-            }
-            self.sent = batch.end();
-            self.cx.sender.set_sent(self.sent);
-            self.batch = None;
-        }
-        // Between two messages: the place for everything else we have to say.
-        if let Some(parting) = self.parting.take() {
-            return Err(parting.error.into());
-        }
-        if self.conn.has_output() && !self.conn.try_flush()? {
-            return Ok(false);
-        }
-        self.put_keepalive();
-        if self.conn.has_output() && !self.conn.try_flush()? {
-            return Ok(false);
-        }
-        self.next_batch()
-    }
-
-    /// Prepares the next messages; whether there are any.
-    fn next_batch(&mut self) -> Result<bool, StreamError> {
-        // First: what is being fetched may be of no use any more, and has to be fetched anew.
-        self.look_at_history();
-        if self.talk == Talk::TimelineEnded || self.client_done || self.fetch.is_some() {
-            return Ok(false);
-        }
-        // What is published from here on wakes `wait`.
-        self.written.mark_unchanged();
-        let end = match self.limit()? {
-            Limit::Live(end) => end,
-            Limit::Left(end, _) => end,
-        };
-        if self.sent >= end {
-            return Ok(false);
-        }
-        let Some(segment) = self.segment_in_memory(end)? else { return Ok(false) };
-        let now = PgTimestamp::from_system_time(SystemTime::now());
-        self.batch = Some(Batch::new(segment, self.sent, end, now));
-        Ok(true)
-    }
-
-    fn limit(&mut self) -> Result<Limit, StreamError> {
-        self.look_at_history();
-        let Some(position) = *self.written.borrow() else { return Err(not_ready().into()) };
-        match historic(&self.history, self.tli)? {
-            Some((end, next)) => Ok(Limit::Left(end, next)),
-            None if position.tli == self.tli => Ok(Limit::Live(position.lsn)),
-            // The timeline has just changed; the next look shows how.
-            None => Ok(Limit::Live(self.sent)),
+    /// Prepares the messages that carry this WAL, if it is in memory; else has it brought there.
+    fn begin_batch(&mut self, tli: TimelineId, from: Lsn, to: Lsn, end: Lsn, wall: PgTimestamp) {
+        match self.segment_in_memory(tli, from, to, end) {
+            Ok(Some(segment)) => self.batch = Some(Batch::new(segment, from, to, end, wall)),
+            Ok(None) => self.tell(Input::Fetching),
+            Err(error) => self.give_up(error),
         }
     }
 
-    /// Where the relay follows another timeline, other files hold what comes next, and as far as they did not before:
-    /// a timeline that was left is received again, or is none of ours any more.
-    fn look_at_history(&mut self) {
-        let history = self.cx.store.history();
-        if Arc::ptr_eq(&history, &self.history) {
-            return;
-        }
-        self.history = history;
-        (self.segment, self.resident_to) = (None, Lsn::INVALID);
-        if let Some(fetch) = self.fetch.take() {
-            fetch.abort();
-        }
+    fn give_up(&mut self, error: OpenError) {
+        self.unavailable = Some(error);
+        self.tell(Input::Unavailable);
     }
 
-    /// The segment to read from, if the next batch is in memory; else has it brought there.
-    fn segment_in_memory(&mut self, limit: Lsn) -> Result<Option<Arc<Segment>>, StreamError> {
-        let Some(identity) = self.cx.store.identity() else { return Err(not_ready().into()) };
-        let segno = self.sent.seg_at(identity.seg_size);
+    /// The segment to read from, if the WAL is in memory; else has it brought there.
+    fn segment_in_memory(
+        &mut self,
+        tli: TimelineId,
+        from: Lsn,
+        to: Lsn,
+        limit: Lsn,
+    ) -> Result<Option<Arc<Segment>>, OpenError> {
+        let segno = from.seg_at(self.seg_size);
         if self.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
-            self.segment = self.cx.store.mapped_segment_on(&self.history, self.tli, segno);
+            self.segment = self.cx.store.mapped_segment_on(self.sender.history(), tli, segno);
             self.resident_to = Lsn::INVALID;
         }
         let Some(segment) = self.segment.clone() else {
-            self.fetch(segno, None);
+            self.fetch(tli, from, segno, None);
             return Ok(None);
         };
-        let end = self.sent.advance(Batch::MAX_LEN).min(limit).min(segment.end());
-        if end.since(segment.start()) > segment.published() {
-            // Of another life of this timeline, and still in use: whoever has it lets go soon.
-            let text = format!(
-                "WAL segment {} is not readable up to {end}",
-                segment.name().format(identity.seg_size)
-            );
-            return Err(PgError::error(sqlstate::IO_ERROR, text).into());
+        if to.since(segment.start()) > segment.published() {
+            return Err(OpenError::Unreadable(segment.name().format(self.seg_size), to));
         }
-        let recent = self.sent >= self.cx.received_from && limit.since(self.sent) <= RECENT;
-        let offset = self.sent.since(segment.start());
-        if recent || end <= self.resident_to || segment.is_resident(offset, end.since(self.sent) as usize) {
+        let recent = from >= self.cx.received_from && limit.since(from) <= RECENT;
+        let offset = from.since(segment.start());
+        if recent || to <= self.resident_to || segment.is_resident(offset, to.since(from) as usize) {
             return Ok(Some(segment));
         }
-        self.fetch(segno, Some(segment));
+        self.fetch(tli, from, segno, Some(segment));
         Ok(None)
     }
 
     /// Has a segment opened, or fetched back if it is not here any more, and read ahead.
-    fn fetch(&mut self, segno: SegNo, open: Option<Arc<Segment>>) {
+    fn fetch(&mut self, tli: TimelineId, at: Lsn, segno: SegNo, open: Option<Arc<Segment>>) {
         let descriptors = self.cx.descriptors.clone();
-        let (store, recall, tli, at) = (self.cx.store.clone(), self.cx.recall.clone(), self.tli, self.sent);
-        let history = self.history.clone();
+        let (store, recall) = (self.cx.store.clone(), self.cx.recall.clone());
+        let history = self.sender.history().clone();
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
                 Some(segment) => segment,
@@ -416,68 +370,26 @@ impl<'a> Walsender<'a> {
         }));
     }
 
-    /// Looks whether something has been completed: the timeline, or the last words of a stopping relay.
-    fn settle(&mut self) -> Result<Option<StreamEnd>, StreamError> {
-        if self.batch.is_some() {
-            return Ok(None);
+    fn forget(&mut self) {
+        (self.segment, self.resident_to) = (None, Lsn::INVALID);
+        if let Some(fetch) = self.fetch.take() {
+            fetch.abort();
         }
-        if self.client_done {
-            return self.finish().map(Some);
-        }
-        let (end, left) = match self.limit()? {
-            Limit::Live(end) => (end, false),
-            Limit::Left(end, _) => (end, true),
-        };
-        match self.talk {
-            _ if self.sent < end => {}
-            Talk::Stopping { .. } => return Ok(self.part()),
-            Talk::Streaming if left => {
-                // The wait for the client's answer is subject to wal_sender_timeout like all others.
-                self.conn.put_bytes(COPY_DONE);
-                self.conn.try_flush()?;
-                self.talk = Talk::TimelineEnded;
-            }
-            Talk::Streaming => self.cx.sender.set_state(SenderState::Streaming),
-            Talk::TimelineEnded => {}
-        }
-        Ok(None)
-    }
-
-    /// The relay stops and everything is sent: wait until the client has confirmed it, then end.
-    // PG: WalSndDone, but with >= and a limit in time, so that no consumer can hold up the stop
-    fn part(&mut self) -> Option<StreamEnd> {
-        if self.confirmed >= self.sent {
-            return Some(StreamEnd::Shutdown);
-        }
-        if !self.timer.is_asking() {
-            self.ask();
-        }
-        None
     }
 
     /// Whether something is to be written as soon as the socket takes it.
     fn is_sending(&self) -> bool {
-        self.batch.is_some() || self.conn.has_output() || self.owed.is_some()
-    }
-
-    /// When something is due, whatever happens until then.
-    fn deadline(&self) -> Option<Instant> {
-        let stopping = match self.talk {
-            Talk::Stopping { until } => Some(until),
-            Talk::Streaming | Talk::TimelineEnded => None,
-        };
-        let parting = self.parting.as_ref().map(|parting| parting.until);
-        [self.timer.deadline(), stopping, parting].into_iter().flatten().min()
+        self.batch.is_some() || self.conn.has_output()
     }
 
     async fn wait(&mut self) -> Result<Event, StreamError> {
         let sending = self.is_sending();
-        let interest = match (sending, self.client_done) {
-            (true, false) => Interest::READABLE | Interest::WRITABLE,
-            (true, true) => Interest::WRITABLE,
+        let interest = match (sending, self.sender.is_listening()) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (true, false) => Interest::WRITABLE,
             (false, _) => Interest::READABLE,
         };
-        let deadline = self.deadline();
+        let deadline = self.sender.deadline();
         let event = tokio::select! {
             ready = self.conn.socket().ready(interest) => { ready?; Event::Socket }
             _ = self.written.changed(), if !sending => Event::NewWal,
@@ -490,46 +402,28 @@ impl<'a> Walsender<'a> {
 
     async fn handle(&mut self, event: Event) -> Result<(), StreamError> {
         match event {
-            Event::Socket if self.client_done => {}
+            Event::Socket if !self.sender.is_listening() => {}
             Event::Socket => {
                 self.conn.try_fill()?;
             }
             Event::NewWal => {}
             Event::Timer => self.handle_timer().await?,
-            Event::Fetched(segment) => {
-                self.fetch = None;
-                let segment = segment.map_err(PgError::from)?;
-                self.resident_to = self.sent.advance(READ_AHEAD as u64).min(segment.end());
-                self.segment = Some(segment);
-            }
-            Event::Order(order) => self.obey(order),
+            Event::Fetched(segment) => self.handle_fetched(segment),
+            Event::Order(order) => self.tell(Input::Order(order)),
         }
         Ok(())
     }
 
-    /// Orders are obeyed here and nowhere else.
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Stop => self.stop(),
-            Order::Cancel => self.part_with(canceled()),
-            Order::Evict => {
-                let text = "terminating connection due to administrator command";
-                self.part_with(PgError::fatal(sqlstate::ADMIN_SHUTDOWN, text));
+    fn handle_fetched(&mut self, segment: Result<Arc<Segment>, OpenError>) {
+        self.fetch = None;
+        match segment {
+            Ok(segment) => {
+                self.resident_to = self.sender.sent().advance(READ_AHEAD as u64).min(segment.end());
+                self.segment = Some(segment);
+                self.tell(Input::Fetched);
             }
+            Err(error) => self.give_up(error),
         }
-    }
-
-    /// Has streaming end with an error; one that ends the connection too goes before one that does not.
-    fn part_with(&mut self, error: PgError) {
-        let until = self.parting.as_ref().map_or_else(|| Instant::now() + GRACE, |parting| parting.until);
-        if self.parting.as_ref().is_none_or(|parting| !parting.error.is_fatal()) {
-            self.parting = Some(Parting { error, until });
-        }
-    }
-
-    fn stop(&mut self) {
-        self.talk = Talk::Stopping { until: Instant::now() + self.cx.shutdown_timeout };
-        self.cx.sender.set_state(SenderState::Stopping);
     }
 
     /// Something seems to be due. What has come meanwhile is heard first: the relay may have been held up, and not
@@ -538,134 +432,61 @@ impl<'a> Walsender<'a> {
         // Lets the runtime look at its sockets.
         tokio::task::yield_now().await;
         for _ in 0..LAST_LOOKS {
-            if self.client_done || self.conn.try_fill()? == 0 {
+            if !self.sender.is_listening() || self.conn.try_fill()? == 0 {
                 break;
             }
             self.handle_frames()?;
         }
-        let unheard = !self.client_done && self.conn.socket().has_unread();
-        self.judge(Instant::now(), unheard)
-    }
-
-    /// `unheard`: the client has sent something that could not be read yet.
-    fn judge(&mut self, now: Instant, unheard: bool) -> Result<(), StreamError> {
-        if let Some(parting) = &self.parting
-            && now >= parting.until
-        {
-            let text = format!("{}; client does not take what was being sent to it", parting.error.message);
-            return Err(StreamError::Closed(text));
-        }
-        if unheard {
-            return Ok(());
-        }
-        if let Talk::Stopping { until } = self.talk
-            && now >= until
-        {
-            return Err(StreamError::Closed("consumer did not confirm the last WAL in time".to_owned()));
-        }
-        match self.timer.due(now) {
-            PeerDue::Nothing => {}
-            PeerDue::Ask => self.ask(),
-            PeerDue::GiveUp => {
-                let text = "terminating walsender process due to replication timeout";
-                return Err(StreamError::Closed(text.to_owned()));
-            }
-        }
+        let unheard = self.sender.is_listening() && self.conn.socket().has_unread();
+        self.tell(Input::Timeout { unheard });
         Ok(())
-    }
-
-    /// Asks the client for a sign of life.
-    fn ask(&mut self) {
-        self.timer.asked();
-        self.owed = Some(true);
-    }
-
-    /// Puts the keepalive that is owed, if any, behind what waits to be sent. At message boundaries only.
-    fn put_keepalive(&mut self) {
-        let Some(reply_requested) = self.owed.take() else { return };
-        let send_time = PgTimestamp::from_system_time(SystemTime::now());
-        let message = Keepalive { end: self.sent, send_time, reply_requested };
-        self.conn.put_bytes(&message.frame());
     }
 
     fn handle_frames(&mut self) -> Result<(), StreamError> {
-        while !self.client_done
+        while self.sender.is_listening()
             && let Some(frame) = self.conn.buffered_frame()?
         {
-            self.handle_frame(&frame)?;
+            self.tell(Input::Frame { kind: frame.kind, body: &frame.body });
         }
         Ok(())
     }
 
-    fn handle_frame(&mut self, frame: &Frame) -> Result<(), StreamError> {
-        self.timer.heard(Instant::now());
-        match frame.kind {
-            b'd' => self.handle_message(&frame.body)?,
-            b'c' => self.client_done = true,
-            // Terminate. Phase::Streaming allows nothing else.
-            _ => return Err(StreamError::Closed("client has left".to_owned())),
-        }
-        Ok(())
+    fn take_report(&self, report: Report) {
+        self.cx.sender.set_reply(report.write, report.flush, report.apply, self.cx.store.lag_clock());
+        let Some(slot) = &self.slot else { return };
+        // What was decided by another history than the one that moves slots back counts for nothing; the next
+        // report will.
+        slot.confirm_flush(|| {
+            report.confirm.filter(|_| Arc::ptr_eq(&self.cx.store.history(), self.sender.history()))
+        });
     }
 
-    fn handle_message(&mut self, payload: &[u8]) -> Result<(), StreamError> {
-        let message = match ClientMessage::decode(payload) {
-            Ok(message) => message,
-            Err(error @ (ClientMessageError::NoData | ClientMessageError::Insufficient)) => {
-                self.part_with(PgError::error(sqlstate::PROTOCOL_VIOLATION, error.to_string()));
-                return Ok(());
-            }
-            Err(error) => return Err(StreamError::Closed(error.to_string())),
-        };
-        match message {
-            ClientMessage::Status(status) => self.handle_status(status),
-            ClientMessage::Feedback(feedback) => {
-                let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
-                self.cx.store.senders().set_feedback(&self.cx.sender, self.slot.as_ref(), horizon);
-            }
-        }
-        Ok(())
+    fn take_feedback(&self, feedback: HotStandbyFeedback) {
+        let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
+        self.cx.store.senders().set_feedback(&self.cx.sender, self.slot.as_ref(), horizon);
     }
 
-    fn handle_status(&mut self, status: StandbyStatusUpdate) {
-        let lsn = |position: Option<Lsn>| position.unwrap_or(Lsn::INVALID);
-        let (write, flush) = (lsn(status.write), lsn(status.flush));
-        self.cx.sender.set_reply(write, flush, lsn(status.apply), self.cx.store.lag_clock());
-        self.confirmed = status.flush.unwrap_or(write);
-        if let Some(slot) = &self.slot {
-            // Who begins ahead of our WAL was sent none of it.
-            let written = self.written.borrow().map_or(Lsn::INVALID, |written| written.lsn);
-            slot.confirm_flush_within(self.sent.min(written), || self.confirmable(flush));
-        }
-        if status.reply_requested {
-            self.owed.get_or_insert(false);
+    fn refused(&mut self, refusal: Refusal) -> PgError {
+        match (refusal, self.unavailable.take()) {
+            (Refusal::Unavailable, Some(error)) => error.into(),
+            _ => refused(refusal),
         }
     }
 
-    /// What of a flush report moves the slot: nothing on a timeline that is none of ours any more, and nothing beyond
-    /// the end of one that was left. The slot keeps what is common.
-    fn confirmable(&self, flush: Lsn) -> Option<Lsn> {
-        let left = historic(&self.cx.store.history(), self.tli).ok()?;
-        Some(left.map_or(flush, |(end, _)| flush.min(end)))
-    }
-
-    /// The client has ended the stream, and what was begun is sent: our CopyDone and the result.
-    fn finish(&mut self) -> Result<StreamEnd, StreamError> {
-        if self.talk != Talk::TimelineEnded {
-            self.put_keepalive();
-            self.conn.put_bytes(COPY_DONE);
-        }
-        if matches!(self.talk, Talk::Stopping { .. }) {
-            self.conn.try_flush()?;
-            return Err(StreamError::Closed("client has ended the stream".to_owned()));
-        }
-        let next = match self.limit()? {
-            Limit::Live(_) => None,
-            Limit::Left(end, next) => Some((next, end)),
-        };
-        // The slot is free before the client can know that the stream is over.
+    /// The slot is free before the client can know that the stream is over.
+    fn ended(mut self, end: End) -> Result<StreamEnd, StreamError> {
         self.slot = None;
-        Ok(StreamEnd::Done { next })
+        match end {
+            End::Done { next } => Ok(StreamEnd::Done { next }),
+            End::Shutdown => Ok(StreamEnd::Shutdown),
+            End::Refused(refusal) => Err(self.refused(refusal).into()),
+            End::Cut(cut) => {
+                if cut == Cut::Finished {
+                    self.conn.try_flush()?;
+                }
+                Err(StreamError::Closed(cut.to_string()))
+            }
+        }
     }
 }
 

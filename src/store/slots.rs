@@ -643,21 +643,19 @@ impl SlotGuard {
         self.slot.name.as_str()
     }
 
+    /// From where the slot keeps WAL; `None` while it keeps none.
+    pub fn restart_lsn(&self) -> Option<Lsn> {
+        lock(&self.slot.state).restart_lsn
+    }
+
     /// Takes a flush report: the slot keeps WAL from there on. `0/0` and `None` are no report
     /// (PostgreSQL: `PhysicalConfirmReceivedLocation`). A lost slot stays as it is.
     ///
     /// `flush` is asked while nobody else can move the slot. Where it goes by the history of the moment, a report of a
     /// timeline that is being left cannot overtake [`Slots::clamp_to`]: that comes after the other history is shown.
     pub fn confirm_flush(&self, flush: impl FnOnce() -> Option<Lsn>) {
-        self.confirm_flush_within(Lsn::new(u64::MAX), flush);
-    }
-
-    /// The same for a consumer that was sent WAL up to `sent`: what it says of WAL beyond that, and beyond what it had
-    /// confirmed before, does not count. (PG: `PhysicalConfirmReceivedLocation` believes everything.)
-    pub fn confirm_flush_within(&self, sent: Lsn, flush: impl FnOnce() -> Option<Lsn>) {
         let mut state = lock(&self.slot.state);
         let Some(flush) = flush().and_then(Lsn::valid) else { return };
-        let flush = flush.min(state.restart_lsn.map_or(sent, |confirmed| confirmed.max(sent)));
         if !state.invalidated && state.restart_lsn != Some(flush) {
             state.restart_lsn = Some(flush);
             self.slots.dirty.store(true, Ordering::Relaxed);

@@ -1,7 +1,6 @@
 //! What a server sends, as pgwire's message types.
 
 use bytes::{BufMut, BytesMut};
-use pgwire::messages::copy::CopyBothResponse;
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
 use pgwire::messages::response::{CommandComplete, ReadyForQuery};
 use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey};
@@ -164,9 +163,4 @@ pub fn backend_key_data(pid: u32, key: [u8; 4]) -> BackendKeyData {
 /// `NegotiateProtocolVersion`: the session speaks 3.0, and these `_pq_.` options are not known.
 pub fn negotiate_protocol_version(unknown: Vec<String>) -> NegotiateProtocolVersion {
     NegotiateProtocolVersion::new(3 << 16, unknown)
-}
-
-/// `CopyBothResponse` as START_REPLICATION gives it: text format, no columns.
-pub fn copy_both_response() -> CopyBothResponse {
-    CopyBothResponse::new(0, 0, Vec::new())
 }

@@ -228,6 +228,9 @@ fn ranges_end_with_a_few_messages_the_segment_or_what_there_is() {
         assert_eq!(*range, format!("WAL 1 {} to {} of {of}", Lsn::new(from), Lsn::new(to)));
     }
     assert_eq!(ranges.len(), 10);
+    let near_end = START + MB - 0x28000;
+    let (_, outputs) = Stream::of(request(1, near_end), wal(START + 2 * MB));
+    assert_eq!(outputs, ["WAL 1 0/3D8000 to 0/400000 of 0/500000"]);
 }
 
 #[test]
@@ -413,8 +416,8 @@ fn reports_are_taken_as_they_are_but_move_the_slot_only_to_what_was_sent() {
         (START + 0x100, START + 0x80, "report 0/300100 0/300080, confirmed 0/300080"),
         (START + 0x200, START + 0x10, "report 0/300200 0/300010, confirmed 0/300010"),
         (1, u64::MAX, "report 0/1 FFFFFFFF/FFFFFFFF, confirmed 0/300200"),
-        (u64::MAX, u64::MAX, "report FFFFFFFF/FFFFFFFF FFFFFFFF/FFFFFFFF"),
-        (START + 0x300, START + 0x201, "report 0/300300 0/300201"),
+        (u64::MAX, u64::MAX, "report FFFFFFFF/FFFFFFFF FFFFFFFF/FFFFFFFF, confirmed 0/300200"),
+        (START + 0x300, START + 0x201, "report 0/300300 0/300201, confirmed 0/300200"),
         (START, START, "report 0/300000 0/300000, confirmed 0/300000"),
         (0, 0, "report 0/0 0/0"),
     ] {
@@ -432,10 +435,24 @@ fn what_a_consumer_has_from_before_does_not_move_its_slot_back() {
     let (mut stream, _) = Stream::of(slot, wal(START + 0x8000));
     stream.give(Input::Fetching);
     let flush = START + 0x6000;
-    assert_eq!(stream.status(flush, flush, false), ["report 0/306000 0/306000"]);
+    assert_eq!(stream.status(flush, flush, false), ["report 0/306000 0/306000, confirmed 0/305000"]);
+    let less = START + 0x4000;
+    assert_eq!(stream.status(less, less, false), ["report 0/304000 0/304000, confirmed 0/304000"], "honest");
+    assert_eq!(stream.status(flush, flush, false), ["report 0/306000 0/306000, confirmed 0/304000"]);
     stream.give(Input::Fetched);
     stream.sent();
     assert_eq!(stream.status(flush, flush, false), ["report 0/306000 0/306000, confirmed 0/306000"]);
+}
+
+#[test]
+fn a_consumer_ahead_of_our_wal_confirms_no_more_than_there_is() {
+    let (mut stream, _) = Stream::of(request(1, START + 500), wal(START + 100));
+    let flush = START + 500;
+    assert_eq!(stream.status(flush, flush, false), ["report 0/3001F4 0/3001F4, confirmed 0/300064"]);
+    // Unless its slot was there before.
+    let slot = Request { restart_lsn: Some(Lsn::new(START + 300)), ..request(1, START + 500) };
+    let (mut stream, _) = Stream::of(slot, wal(START + 100));
+    assert_eq!(stream.status(flush, flush, false), ["report 0/3001F4 0/3001F4, confirmed 0/30012C"]);
 }
 
 #[test]
