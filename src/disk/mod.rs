@@ -1,12 +1,14 @@
 //! The disk as the store sees it: files, names, and what makes each of them durable.
 //!
 //! All that the store does on a disk goes through [`Disk`], so that the same code runs on the real one ([`OsDisk`])
-//! and on one that loses power at any operation. The rules are those of POSIX, and no more:
+//! and on one that loses power at any operation (`disk::sim`, for tests). The rules are those of POSIX, and no more:
 //! content is durable when a sync of its file has returned, a name when a sync of its directory has.
 //!
 //! Everything here may wait for the disk, for ever if it hangs.
 
 mod os;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -172,4 +174,15 @@ pub trait DiskFile: Debug + Send + Sync {
         }
         Ok(())
     }
+}
+
+/// What a call on a simulated disk that hangs returns in a world that is stepped by one thread: it has not happened, and
+/// may happen later. A real disk never says so, it just does not return.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the simulated disk hangs")]
+pub struct WouldHang;
+
+/// Whether an error says that the call would not have returned.
+pub fn would_hang(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<WouldHang>())
 }
