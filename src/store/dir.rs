@@ -26,7 +26,7 @@ use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
 use super::{Segment, StoreError, ownership, steps};
-use crate::disk::{Disk, DiskDir, DiskFile, Open};
+use crate::disk::{self, Disk, DiskDir, DiskFile, Open};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
@@ -147,7 +147,10 @@ impl DataDir {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(io::Error::other("an earlier sync of it has failed"));
         }
-        self.wal_dir.sync().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
+        self.wal_dir.sync().inspect_err(|error| {
+            // One that has not come back yet has not failed.
+            self.sync_failed.fetch_or(!disk::would_hang(error), Ordering::Relaxed);
+        })
     }
 
     /// Which directory `pg_wal` is, as long as its file system keeps its number.

@@ -1,4 +1,5 @@
-//! The flusher: one thread that makes written WAL durable, as much as there is at each turn.
+//! The flusher: makes written WAL durable, as much as there is at each turn. A thread of its own takes the turns, or
+//! whoever steps the store.
 //!
 //! While one sync runs, everything written meanwhile waits for the next: group commit. `flush_lsn` moves
 //! after the sync returned. A failed sync ends the relay: the kernel may have dropped the pages, and a
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::mapped::Segment;
 use super::trouble::Trouble;
 use super::{Store, TimelinePosition, lock};
+use crate::disk;
 use crate::parts::{BEAT, Heart, PartEnded, Thread, beat};
 
 /// What the flusher's thread is called.
@@ -42,8 +44,8 @@ struct Work {
     /// How many of those are being synced.
     early_at_work: usize,
     stop: bool,
-    /// Nobody takes anything any more.
-    ended: bool,
+    /// Nobody takes anything any more, or only whoever steps the store, when it gets to it.
+    takes_its_time: bool,
 }
 
 /// What the flusher does in one turn.
@@ -73,24 +75,20 @@ impl FlushQueue {
         let mut work = lock(&self.work);
         work.early.push(segment);
         self.changed.notify_all();
-        while work.early.len() + work.early_at_work > MOST_EARLY && !work.ended {
+        while work.early.len() + work.early_at_work > MOST_EARLY && !work.takes_its_time {
             work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits for work, or, if `names_wait`, for a moment; `None` when there is none left and the flusher shall stop.
-    fn take(&self, names_wait: bool) -> Option<Turn> {
+    /// Waits for work, or, if `names_wait`, for a moment; false when there is none left and the flusher shall stop.
+    fn wait(&self, names_wait: bool) -> bool {
         let mut work = lock(&self.work);
         loop {
-            if work.target.is_some() || !work.early.is_empty() {
-                let early = std::mem::take(&mut work.early);
-                work.early_at_work = early.len();
-                let target = work.target.take();
-                let dirty = if target.is_some() { std::mem::take(&mut work.dirty) } else { Vec::new() };
-                return Some(Turn { dirty, target, early });
+            if work.is_some() {
+                return true;
             }
             if work.stop {
-                return None;
+                return false;
             }
             beat();
             work = match names_wait {
@@ -99,12 +97,31 @@ impl FlushQueue {
                     let (work, waited) =
                         self.changed.wait_timeout(work, NAMING_PAUSE).unwrap_or_else(PoisonError::into_inner);
                     if waited.timed_out() {
-                        return Some(Turn::default());
+                        return true;
                     }
                     work
                 }
             };
         }
+    }
+
+    /// All there is to do, if that is anything.
+    fn take(&self) -> Option<Turn> {
+        let mut work = lock(&self.work);
+        if !work.is_some() {
+            return None;
+        }
+        let early = std::mem::take(&mut work.early);
+        work.early_at_work = early.len();
+        let target = work.target.take();
+        let dirty = if target.is_some() { std::mem::take(&mut work.dirty) } else { Vec::new() };
+        Some(Turn { dirty, target, early })
+    }
+
+    /// Whether the writer waits while much is to be done.
+    fn set_takes_its_time(&self, takes_its_time: bool) {
+        lock(&self.work).takes_its_time = takes_its_time;
+        self.changed.notify_all();
     }
 
     fn early_are_done(&self) {
@@ -113,13 +130,84 @@ impl FlushQueue {
     }
 }
 
-/// Lets nobody wait for a flusher that is gone, whatever ended it.
-struct EndOfFlusher<'a>(&'a FlushQueue);
+impl Work {
+    fn is_some(&self) -> bool {
+        self.target.is_some() || !self.early.is_empty()
+    }
+}
 
-impl Drop for EndOfFlusher<'_> {
+/// Makes what is written durable, turn by turn, for whoever calls [`step`](Self::step): the store's own thread, or one that
+/// steps all of the store.
+#[derive(Debug)]
+pub struct Flushing {
+    store: Arc<Store>,
+    naming: Naming,
+    /// What could not be done yet, because the disk hangs.
+    turn: Option<Turn>,
+    /// A sync has: nobody knows what is durable.
+    has_failed: bool,
+}
+
+impl Flushing {
+    pub(super) fn new(store: Arc<Store>) -> Flushing {
+        store.flush_queue.set_takes_its_time(true);
+        Flushing { store, naming: Naming::default(), turn: None, has_failed: false }
+    }
+
+    /// The store whose WAL it is.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Makes durable what has been written up to now, and gives complete segments their names; whether there was
+    /// anything to do, and it was done. Waits for the disk. Where a sync fails, the store has [failed](Store::failed), and
+    /// nothing is done any more.
+    ///
+    /// On a simulated disk that hangs nothing counts as done, and the next step does it again.
+    pub fn step(&mut self) -> bool {
+        if self.has_failed {
+            return false;
+        }
+        let taken = self.turn.take().or_else(|| self.store.flush_queue.take());
+        if taken.is_none() && !self.naming.is_behind() {
+            return false;
+        }
+        let (turn, behind) = (taken.unwrap_or_default(), self.naming.complete.len());
+        match self.store.flush(&turn, &mut self.naming) {
+            Ok(()) => !turn.is_empty() || self.naming.complete.len() < behind,
+            Err(failure) if disk::would_hang(&failure.source) => {
+                self.turn = Some(turn);
+                false
+            }
+            Err(failure) => {
+                self.has_failed = true;
+                self.store.fail_sync(&failure.what, &failure.source);
+                false
+            }
+        }
+    }
+
+    /// Does so until it is told to stop and all is done, or a sync has failed. The writer may count on it meanwhile.
+    fn run(&mut self) {
+        let _end = EndOfRun(&self.store.clone().flush_queue);
+        self.store.flush_queue.set_takes_its_time(false);
+        while !self.has_failed && self.store.flush_queue.wait(self.naming.is_behind()) {
+            self.step();
+        }
+    }
+
+    /// Does what is left.
+    pub(super) fn finish(mut self) {
+        while self.step() {}
+    }
+}
+
+/// Lets nobody wait for a flusher that is gone, whatever ended it.
+struct EndOfRun<'a>(&'a FlushQueue);
+
+impl Drop for EndOfRun<'_> {
     fn drop(&mut self) {
-        lock(&self.0.work).ended = true;
-        self.0.changed.notify_all();
+        self.0.set_takes_its_time(true);
     }
 }
 
@@ -130,16 +218,8 @@ pub(super) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn start(store: Arc<Store>) -> Flusher {
-        let run = move || {
-            let _end = EndOfFlusher(&store.flush_queue);
-            let mut naming = Naming::default();
-            while let Some(turn) = store.flush_queue.take(naming.is_behind()) {
-                if let Err(failure) = store.flush(turn, &mut naming) {
-                    return store.fail_sync(&failure.what, &failure.source);
-                }
-            }
-        };
+    pub(super) fn start(mut flushing: Flushing) -> Flusher {
+        let run = move || flushing.run();
         let thread = Thread::start(FLUSHER, run);
         Flusher { thread: thread.expect("threads can be started when the process starts") }
     }
@@ -161,6 +241,12 @@ impl Flusher {
     }
 }
 
+impl Turn {
+    fn is_empty(&self) -> bool {
+        self.target.is_none() && self.early.is_empty()
+    }
+}
+
 /// A sync failed: nobody knows what is durable.
 struct SyncFailure {
     what: String,
@@ -168,8 +254,8 @@ struct SyncFailure {
 }
 
 impl Store {
-    fn flush(&self, turn: Turn, naming: &mut Naming) -> Result<(), SyncFailure> {
-        for segment in turn.early {
+    fn flush(&self, turn: &Turn, naming: &mut Naming) -> Result<(), SyncFailure> {
+        for segment in &turn.early {
             let what =
                 |source| SyncFailure { what: "could not sync WAL of an unfinished record".into(), source };
             segment.sync().map_err(what)?;
@@ -179,7 +265,7 @@ impl Store {
         if let Some(target) = turn.target {
             let failed =
                 |source| SyncFailure { what: format!("could not sync WAL up to {}", target.lsn), source };
-            self.sync_all(turn.dirty, target, naming).map_err(failed)?;
+            self.sync_all(&turn.dirty, target, naming).map_err(failed)?;
         }
         let failed =
             |source| SyncFailure { what: "could not sync pg_wal for finished segments".into(), source };
@@ -188,19 +274,18 @@ impl Store {
 
     fn sync_all(
         &self,
-        segments: Vec<Arc<Segment>>,
+        segments: &[Arc<Segment>],
         target: TimelinePosition,
         naming: &mut Naming,
     ) -> io::Result<()> {
         // What is complete now is synced whole below; what is completed meanwhile comes again.
         let complete: Vec<_> = segments.iter().filter(|segment| segment.is_complete()).cloned().collect();
-        let mut link = false;
-        for segment in &segments {
+        for segment in segments {
             segment.sync()?;
-            link |= segment.needs_link_sync();
         }
-        if link {
+        if !segments.iter().all(|segment| segment.is_linked()) {
             self.dir.sync_wal_dir()?;
+            segments.iter().for_each(|segment| segment.note_link());
         }
         let (before, written) = (*self.flushed.borrow(), *self.written.borrow());
         let goes_on = |from: TimelinePosition| from.tli != target.tli || from.lsn <= target.lsn;
@@ -260,8 +345,8 @@ impl Naming {
         if named == 0 {
             return Ok(());
         }
-        self.complete.drain(..named);
         store.dir.sync_wal_dir()?;
+        self.complete.drain(..named);
         if self.complete.is_empty() && self.trouble.is_over() {
             tracing::info!("complete WAL segments have their names again");
         }

@@ -263,9 +263,14 @@ impl Segment {
         self.lock_file().clone()
     }
 
-    /// Whether the directory entry still has to be synced; true at the first call only.
-    pub(super) fn needs_link_sync(&self) -> bool {
-        !self.linked.swap(true, Ordering::Relaxed)
+    /// Whether the file's directory entry is durable.
+    pub(super) fn is_linked(&self) -> bool {
+        self.linked.load(Ordering::Relaxed)
+    }
+
+    /// It is now.
+    pub(super) fn note_link(&self) {
+        self.linked.store(true, Ordering::Relaxed);
     }
 
     /// Whether a range is in the page cache, so that sending it will not wait for the disk.

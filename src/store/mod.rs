@@ -8,7 +8,8 @@
 //! ```
 //!
 //! One owner for each piece of state: only the [`Writer`] moves `write_lsn` and the timeline, only the
-//! flusher moves `flush_lsn`, only retention removes files.
+//! flusher moves `flush_lsn`, only retention removes files. Threads take their turns ([`Store::open`]), or somebody who
+//! steps all of it by one thread, on any disk ([`Store::open_on`]).
 //!
 //! Invariants:
 //! - `flush_lsn <= write_lsn`, and both are ends of verified records (or page boundaries in the zeros behind
@@ -53,9 +54,10 @@ use tokio::sync::watch;
 use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
 
 pub use cluster::{Identity, UpstreamParameters};
+pub use flusher::Flushing;
 pub use holes::FillError;
 pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
-pub use retention::ArchivedWal;
+pub use retention::{ArchivedWal, Retaining};
 pub use senders::{
     FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
 };
@@ -64,7 +66,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
 
-use crate::disk::OsDisk;
+use crate::disk::{Disk, OsDisk};
 use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
 use dir::DataDir;
@@ -264,6 +266,31 @@ pub struct Store {
     failure: watch::Sender<Option<String>>,
 }
 
+/// A store without threads, for whoever steps it: [`Background::start`] gives it some, [`Stepped::stop`] ends it in order.
+/// Dropping it is a crash of the process.
+#[derive(Debug)]
+pub struct Stepped {
+    /// WAL on disk, as everybody sees it.
+    pub store: Arc<Store>,
+    /// Takes WAL. Never waits for the other two.
+    pub writer: Writer,
+    /// Makes it durable: nothing is called flushed but by its steps.
+    pub flushing: Flushing,
+    /// Removes what is not needed: nothing is removed but by its passes.
+    pub retaining: Retaining,
+}
+
+impl Stepped {
+    /// Saves the slots, syncs what is written, and leaves word of that for the next start.
+    pub fn stop(self) {
+        let Stepped { store, writer, flushing, .. } = self;
+        drop(writer);
+        store.save_for_the_next_start();
+        flushing.finish();
+        store.end_in_order();
+    }
+}
+
 /// The store's threads; [`Background::stop`] ends them in order.
 #[derive(Debug)]
 pub struct Background {
@@ -273,6 +300,12 @@ pub struct Background {
 }
 
 impl Background {
+    /// Starts them.
+    pub fn start(flushing: Flushing, retaining: Retaining) -> Background {
+        let store = flushing.store().clone();
+        Background { flusher: Flusher::start(flushing), retention: Retention::start(retaining), store }
+    }
+
     /// The heartbeats of the threads.
     pub(crate) fn hearts(&self) -> [Heart; 2] {
         [self.flusher.heart(), self.retention.heart()]
@@ -303,7 +336,15 @@ impl Background {
 impl Store {
     /// Locks a data directory, recovers what a crash left, and starts the store's threads.
     pub fn open(config: StoreConfig) -> Result<(Arc<Store>, Writer, Background), StoreError> {
-        let dir = Arc::new(DataDir::lock(Arc::new(OsDisk), &config.data_dir)?);
+        let Stepped { store, writer, flushing, retaining } = Store::open_on(Arc::new(OsDisk), config)?;
+        let background = Background::start(flushing, retaining);
+        Ok((store, writer, background))
+    }
+
+    /// Locks a data directory on any disk and recovers what a crash left. Nothing runs by itself: who calls this takes
+    /// the steps.
+    pub fn open_on(disk: Arc<dyn Disk>, config: StoreConfig) -> Result<Stepped, StoreError> {
+        let dir = Arc::new(DataDir::lock(disk, &config.data_dir)?);
         let io = |action| {
             let path = config.data_dir.clone();
             move |source| StoreError::Io { action, path, source }
@@ -371,15 +412,11 @@ impl Store {
             failure: watch::Sender::new(None),
         });
         store.look_for_oldest();
-        let background = Background {
-            flusher: Flusher::start(store.clone()),
-            retention: Retention::start(store.clone()),
-            store: store.clone(),
-        };
         let is_followed = |followed: &followed::Followed| end.is_some_and(|end| end.tli == followed.tli);
         let newest = followed.filter(is_followed).map(|followed| followed.newest);
         let writer = Writer::new(store.clone(), recovered, newest);
-        Ok((store, writer, background))
+        let (flushing, retaining) = (Flushing::new(store.clone()), Retaining::new(store.clone()));
+        Ok(Stepped { store, writer, flushing, retaining })
     }
 
     /// Which cluster this is; `None` before the first contact with an upstream.
@@ -705,14 +742,12 @@ impl Store {
     fn fail_sync(&self, what: &str, error: &io::Error) {
         let (dir, confirmed) = (self.dir.clone(), self.flushed.borrow().filter(|at| self.holds_before(*at)));
         let reason = format!("{what}: {error}");
-        let (done, left) = std::sync::mpsc::channel();
         let mark = reason.clone();
+        let may_hang = dir.disk().may_hang();
+        let leave = move || last_run::end_with_failure(&dir, confirmed, &mark);
         // A disk that fails may also hang; the mark is worth a moment.
-        let leave = move || {
-            let _ = done.send(last_run::end_with_failure(&dir, confirmed, &mark));
-        };
-        let started = std::thread::Builder::new().name("failure mark".into()).spawn(leave);
-        if let Ok(Err(error)) = started.map(|_| left.recv_timeout(MARK_LIMIT).unwrap_or(Ok(()))) {
+        let left = if may_hang { in_time(leave).unwrap_or(Ok(())) } else { leave() };
+        if let Err(error) = left {
             tracing::warn!("could not leave word of it in the data directory: {error}");
         }
         self.fail(reason);
@@ -739,6 +774,16 @@ impl Store {
     fn has_failed(&self) -> bool {
         self.failure.borrow().is_some()
     }
+}
+
+/// The result of what may never return, if it comes in time.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = std::sync::mpsc::channel();
+    let work = move || {
+        let _ = done.send(work());
+    };
+    std::thread::Builder::new().name("failure mark".into()).spawn(work).ok()?;
+    result.recv_timeout(MARK_LIMIT).ok()
 }
 
 /// Syncs files that the last run may not have left so: finished segments count as durable from then on, unfinished ones

@@ -1,4 +1,4 @@
-//! Retention: which WAL is kept, and the thread that removes the rest.
+//! Retention: which WAL is kept, and who removes the rest: a thread, or whoever steps the store.
 //!
 //! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
 //! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
@@ -83,6 +83,37 @@ pub struct ArchivedWal {
     pub to: Lsn,
 }
 
+/// Removes what nobody needs, pass by pass, for whoever calls [`pass`](Self::pass): the store's own thread, every few
+/// seconds and when something has moved, or one that steps all of the store.
+#[derive(Debug)]
+pub struct Retaining {
+    store: Arc<Store>,
+    complaint: Complaint,
+}
+
+impl Retaining {
+    pub(super) fn new(store: Arc<Store>) -> Retaining {
+        Retaining { store, complaint: Complaint::default() }
+    }
+
+    /// Saves the slots, gives up those beyond their limit, removes WAL that nobody needs; whether all of that could be
+    /// done. Waits for the disk. What could not is said, not each time, and done by a later pass.
+    pub fn pass(&mut self, now: Instant) -> bool {
+        let outcome = self.store.remove_old_wal();
+        let is_done = outcome.is_ok();
+        self.complaint.note(outcome, now);
+        is_done
+    }
+
+    /// Does so until it is told to stop.
+    fn run(&mut self) {
+        while self.store.retention_bell.wait() {
+            beat();
+            self.pass(Instant::now());
+        }
+    }
+}
+
 /// The retention thread.
 #[derive(Debug)]
 pub(super) struct Retention {
@@ -90,14 +121,8 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    pub(super) fn start(store: Arc<Store>) -> Retention {
-        let run = move || {
-            let mut complaint = Complaint::default();
-            while store.retention_bell.wait() {
-                beat();
-                complaint.note(store.remove_old_wal(), Instant::now());
-            }
-        };
+    pub(super) fn start(mut retaining: Retaining) -> Retention {
+        let run = move || retaining.run();
         let thread = Thread::start("retention", run);
         Retention { thread: thread.expect("threads can be started when the process starts") }
     }
@@ -116,12 +141,7 @@ impl Retention {
         lock(&store.retention_bell.state).stop = true;
         store.retention_bell.rung.notify_one();
         let ended = self.thread.join();
-        if let Err(error) = store.slots.save() {
-            tracing::error!("could not save replication slots: {error}");
-        }
-        if let Err(error) = store.save_checkpoint() {
-            tracing::warn!("{error}");
-        }
+        store.save_for_the_next_start();
         ended
     }
 }
@@ -212,6 +232,16 @@ impl Store {
             return removed.and(saved).and_then(|()| self.save_checkpoint());
         }
         saved.and_then(|()| self.save_checkpoint())
+    }
+
+    /// What retention saves now and then, as the last of it.
+    pub(super) fn save_for_the_next_start(&self) {
+        if let Err(error) = self.slots.save() {
+            tracing::error!("could not save replication slots: {error}");
+        }
+        if let Err(error) = self.save_checkpoint() {
+            tracing::warn!("{error}");
+        }
     }
 
     fn save_checkpoint(&self) -> Result<(), RetentionError> {
