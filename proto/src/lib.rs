@@ -11,6 +11,7 @@
 
 mod command;
 mod commit;
+pub mod course;
 mod feedback;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
@@ -40,6 +41,6 @@ pub use message::{
 pub use page::{NEWEST_MAJOR, is_newer_wal_magic, wal_magic_of, wal_magic_of_page, wal_magic_of_segment};
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
-pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId};
+pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId, TimelinePosition};
 pub use timer::{PeerDue, PeerTimer};
 pub use walk::{SegmentHead, WalError, WalIdentity, WalVerifier};

@@ -63,6 +63,15 @@ impl fmt::Display for TimelineId {
     }
 }
 
+/// A position on a timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimelinePosition {
+    /// The timeline.
+    pub tli: TimelineId,
+    /// The position on it.
+    pub lsn: Lsn,
+}
+
 /// One ancestor in a timeline's history: it was left at `end`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HistoryEntry {

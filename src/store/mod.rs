@@ -62,6 +62,7 @@ pub use senders::{
     FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
 };
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
+pub use walrelay_proto::TimelinePosition;
 pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
@@ -103,15 +104,6 @@ pub struct Tip {
     pub write_lsn: Lsn,
     /// End of what is durable; not beyond `write_lsn` on the same timeline.
     pub flush_lsn: Lsn,
-}
-
-/// A position on a timeline.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TimelinePosition {
-    /// The timeline.
-    pub tli: TimelineId,
-    /// The position on it.
-    pub lsn: Lsn,
 }
 
 /// The store cannot be opened or cannot go on.

@@ -1,6 +1,7 @@
 //! Why nothing is received, and whether it will pass.
 
-use walrelay_proto::{Lsn, TimelineId, WalError};
+use walrelay_proto::course::{Cause, CourseError};
+use walrelay_proto::{Lsn, TimelineId};
 
 use crate::conninfo::HostSpec;
 use crate::pg::{ConnectError, QueryError};
@@ -62,38 +63,6 @@ pub enum UpstreamError {
         /// Why.
         source: SaveHistoryError,
     },
-    /// The upstream's timeline does not descend from ours, and is not known to be newer.
-    #[error(
-        "upstream is on {theirs}, which does not descend from {ours} that is held here up to {held}: {why}; it is not followed"
-    )]
-    Sibling {
-        /// The upstream's timeline and how it came about.
-        theirs: String,
-        /// Ours.
-        ours: String,
-        /// The end of ours.
-        held: Lsn,
-        /// Why it is not gone over to.
-        why: String,
-    },
-    /// The upstream's timeline was passed over for a newer one, which is not reached yet.
-    #[error(
-        "upstream is on timeline {theirs}, which is older than timeline {newest} that the relay is going to; it is not followed"
-    )]
-    PassedOver {
-        /// The upstream's timeline.
-        theirs: TimelineId,
-        /// The one that is gone to.
-        newest: TimelineId,
-    },
-    /// The upstream has not seen a switch that we have.
-    #[error("upstream is on timeline {theirs}, behind timeline {ours} that is held here; it is not followed")]
-    OldTimeline {
-        /// The upstream's timeline.
-        theirs: TimelineId,
-        /// Ours.
-        ours: TimelineId,
-    },
     /// The upstream has removed WAL that we need next.
     #[error(
         "{host} no longer has the WAL from {at} on that the relay needs next ({message}); consumers are served what is held; to go on, use an upstream that has it, or stop the relay, remove pg_wal in its data directory and the slot on the upstream, and set up its consumers anew"
@@ -106,28 +75,9 @@ pub enum UpstreamError {
         /// What it said.
         message: String,
     },
-    /// The upstream has less of our timeline than we do, and there are others to ask.
-    #[error("upstream is on timeline {tli} at {theirs}, behind {ours} that is held here")]
-    Behind {
-        /// The timeline.
-        tli: TimelineId,
-        /// The end of the upstream's WAL.
-        theirs: Lsn,
-        /// The end of ours.
-        ours: Lsn,
-    },
-    /// The first new bytes of a stream are no continuation of what is here.
-    #[error(
-        "the upstream's WAL does not continue timeline {tli} that is held here up to {held}: {source}; the histories of the two have diverged, or it sends damaged WAL"
-    )]
-    Seam {
-        /// The timeline.
-        tli: TimelineId,
-        /// The end of ours.
-        held: Lsn,
-        /// What the verifier says.
-        source: WalError,
-    },
+    /// It is not one to be followed.
+    #[error(transparent)]
+    Course(#[from] CourseError),
     /// What is to be compared with the upstream's WAL cannot be read here.
     #[error(
         "{0}; the end of what is held has to be compared with the upstream's WAL, which is not followed before that; look at the disk, and restore the file from a copy"
@@ -153,12 +103,8 @@ impl UpstreamError {
             | UpstreamError::Answer { .. }
             | UpstreamError::Store(_)
             | UpstreamError::History { .. }
-            | UpstreamError::Sibling { .. }
-            | UpstreamError::OldTimeline { .. }
-            | UpstreamError::PassedOver { .. }
             | UpstreamError::WalRemoved { .. }
-            | UpstreamError::Behind { .. }
-            | UpstreamError::Seam { .. }
+            | UpstreamError::Course(_)
             | UpstreamError::Unreadable(_)
             | UpstreamError::Stream(_)
             | UpstreamError::Append(_) => false,
@@ -167,19 +113,15 @@ impl UpstreamError {
 
     /// Whether somebody has to act: it will not pass by itself.
     pub(super) fn needs_action(&self) -> bool {
-        self.is_permanent()
-            || matches!(
-                self,
-                UpstreamError::Sibling { .. }
-                    | UpstreamError::Seam { .. }
-                    | UpstreamError::Unreadable(_)
-                    | UpstreamError::WalRemoved { .. }
-                    | UpstreamError::Append(
-                        AppendError::Diverged { .. }
-                            | AppendError::Fork { .. }
-                            | AppendError::NotNoted { .. }
-                    )
-            )
+        match self {
+            UpstreamError::Course(error) => error.needs_action(),
+            UpstreamError::WalRemoved { .. }
+            | UpstreamError::Unreadable(_)
+            | UpstreamError::Append(
+                AppendError::Diverged { .. } | AppendError::Fork { .. } | AppendError::NotNoted { .. },
+            ) => true,
+            _ => self.is_permanent(),
+        }
     }
 
     /// Whether the relay must not go on: nobody knows what is durable.
@@ -190,6 +132,16 @@ impl UpstreamError {
     /// Whether the store says it itself, as often as it is to be said.
     pub(super) fn is_told(&self) -> bool {
         matches!(self, UpstreamError::Append(AppendError::Disk { .. }))
+    }
+}
+
+impl Cause for UpstreamError {
+    fn is_permanent(&self) -> bool {
+        UpstreamError::is_permanent(self)
+    }
+
+    fn is_fatal(&self) -> bool {
+        UpstreamError::is_fatal(self)
     }
 }
 

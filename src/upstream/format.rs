@@ -3,13 +3,14 @@
 //! Each major version of PostgreSQL has a magic number in its WAL pages. A version that is known writes exactly its
 //! own. Of a newer one any higher number is taken, is kept with the cluster's state, and is the only one from then on.
 
+use walrelay_proto::course::Identified;
 use walrelay_proto::{
     Lsn, NEWEST_MAJOR, SegSize, TimelineId, is_newer_wal_magic, wal_magic_of, wal_magic_of_page,
     wal_magic_of_segment,
 };
 
 use super::failure::UpstreamError;
-use super::introduce::{Identified, Introduced};
+use super::introduce::Introduced;
 use super::seam;
 use crate::pg::{QueryError, UpstreamConnection};
 use crate::store::{UpstreamParameters, Writer};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use walrelay_proto::{Lsn, SegSize, SlotName, SystemId, TimelineId};
+use walrelay_proto::course::{Identified, Reserved, Slot};
+use walrelay_proto::{Lsn, SegSize, SlotName, TimelineId};
 
 use super::failure::{UpstreamError, explain};
 use crate::conninfo::{ConnInfo, HostSpec};
@@ -39,30 +40,11 @@ const SETTINGS: [(&str, u32); 18] = [
     ("password_encryption", 0),
 ];
 
-/// What IDENTIFY_SYSTEM says.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Identified {
-    pub(super) system_id: SystemId,
-    pub(super) tli: TimelineId,
-    pub(super) xlogpos: Lsn,
-}
-
 /// Who a server says that it is. Kept once it has turned out to be one that we follow.
 pub(super) struct Introduced {
     pub(super) identity: Identity,
     pub(super) parameters: UpstreamParameters,
     pub(super) slot: Slot,
-}
-
-/// Our slot on a server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Slot {
-    /// There is one; where its WAL begins, if it keeps any.
-    There { reserved: Option<(Lsn, TimelineId)> },
-    /// There is none.
-    Missing,
-    /// Servers before 15 cannot be asked here, but in SQL ([`slot_in_sql`]); one that has none says so when it is to be used.
-    Unknown,
 }
 
 /// Limit for connecting to ask in SQL.
@@ -193,8 +175,8 @@ fn parse_slot(result: QueryResult) -> Result<Slot, UpstreamError> {
     if field(0).is_none() {
         return Ok(Slot::Missing);
     }
-    let reserved = field(1)
-        .and_then(|lsn| lsn.parse().ok())
-        .zip(field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new));
+    let lsn = field(1).and_then(|lsn| lsn.parse().ok());
+    let tli = field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new);
+    let reserved = lsn.zip(tli).map(|(lsn, tli)| Reserved { lsn, tli: Some(tli) });
     Ok(Slot::There { reserved })
 }

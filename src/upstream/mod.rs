@@ -8,6 +8,8 @@ mod followed;
 mod format;
 mod histories;
 mod introduce;
+mod left;
+mod link;
 mod outage;
 mod receive;
 mod refill;

@@ -12,9 +12,8 @@
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
-use walrelay_proto::{
-    Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId, XLogDataHeader,
-};
+use walrelay_proto::course::{Compared, Seam};
+use walrelay_proto::{Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineId, XLogDataHeader};
 
 use super::failure::UpstreamError;
 use crate::pg::{QueryError, UpstreamConnection, message};
@@ -22,8 +21,6 @@ use crate::store::{AppendError, HeldTimeline, ReadError, Segment, Store};
 
 /// WAL that is compared, bytes at most: a record may be longer, and its end alone says enough then.
 const MOST: usize = 64 << 10;
-/// Of WAL that is not compared so little may lie before the seam that it is fetched along, bytes.
-const NEAR: u64 = 64 << 10;
 /// What a server has still to send that is waited for, bytes. Rather than more, another connection is made.
 const LITTLE: u64 = 256 << 10;
 /// How often the server hears of us while we wait for it, so that it does not give us up.
@@ -48,15 +45,6 @@ pub(super) struct Entry<'a> {
     pub(super) until: Lsn,
     /// To be called once it has turned out the same: from then on the server is one that we follow.
     pub(super) accept: Box<dyn FnOnce() -> Result<(), UpstreamError> + Send + 'a>,
-}
-
-/// What is left to do after a comparison on a stream of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Compared {
-    /// The connection is idle again.
-    Idle,
-    /// The server is sending more than is worth waiting for: hang up.
-    MoreFollows,
 }
 
 /// An upstream cannot be compared with what is held.
@@ -108,9 +96,9 @@ impl Held {
         self.from
     }
 
-    /// Whether it reaches so near to `at` that it can be the first part of a stream from there on.
-    pub(super) fn is_near(&self, at: Lsn) -> bool {
-        at.since(self.end) <= NEAR
+    /// Where it lies.
+    pub(super) fn seam(&self) -> Seam {
+        Seam { from: self.from, end: self.end }
     }
 
     /// Compares what a server sends from `at` on; what lies beyond our end does not count.
@@ -216,12 +204,6 @@ fn begins_record(bytes: &[u8], base: usize, page: usize) -> bool {
     let Some(word) = bytes[page..].get(REM_LEN..).and_then(<[u8]>::first_chunk) else { return false };
     let continued = (u32::from_le_bytes(*word) as usize).next_multiple_of(8);
     header + continued < PAGE.min(bytes.len() - page)
-}
-
-/// The timeline of a server with history `theirs` whose file holds the last bytes before `at`: a segment in which
-/// a timeline was left is read from its successor's.
-pub(super) fn timeline_before(theirs: &TimelineHistory, at: Lsn, at_boundary: bool) -> TimelineId {
-    theirs.timeline_at(if at_boundary { at.rewind(1) } else { at })
 }
 
 /// The first `len` bytes of a stream; fewer if it ends before. The connection is idle again.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::course::CourseError;
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
     ClientMessage, Lsn, PgTimestamp, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity,
@@ -227,6 +228,11 @@ fn refusal(sqlstate: &str, text: &str) -> Vec<u8> {
     [error("ERROR", sqlstate, text), frame(b'Z', b"I")].concat()
 }
 
+fn is_the_end_of_a_stream(error: &UpstreamError) -> bool {
+    use CourseError::{ServerStopped, StreamEnded};
+    matches!(error, UpstreamError::Stream(_) | UpstreamError::Course(ServerStopped | StreamEnded))
+}
+
 /// A relay with a data directory of its own.
 struct Relay {
     dir: tempfile::TempDir,
@@ -284,9 +290,9 @@ impl Relay {
         let dbname = "postgres".to_owned();
         let config =
             UpstreamConfig { conninfo, slot, dbname, wal_receiver_timeout: None, shutdown_timeout, followed };
-        let mut follower = Follower::new(config, CancellationToken::new());
+        let mut follower = Follower::new(config, self.writer(), CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(60), follower.round(self.writer()));
-        let error = round.await.expect("an end").unwrap_err();
+        let error = round.await.expect("an end").unwrap_err().error;
         serving.abort();
         error
     }
@@ -300,7 +306,7 @@ impl Relay {
                 tip.is_some_and(|tip| (tip.tli, tip.write_lsn) == (server.history.tli(), server.end()));
             match is_there && error.to_string().contains("replication terminated") {
                 true => return Ok(()),
-                false if matches!(error, UpstreamError::Stream(_)) => {}
+                false if is_the_end_of_a_stream(&error) => {}
                 false => return Err(error),
             }
         }
@@ -403,7 +409,7 @@ async fn on_the_way_back_it_may_stop_anywhere() {
         relay.come_to(&a.server(1)).await.unwrap();
         relay.come_to(&b.newest()).await.unwrap();
         let error = relay.meet(&Server { cut: Some(cut), ..back.newest() }).await;
-        assert!(matches!(error, UpstreamError::Stream(_)), "{error}");
+        assert!(is_the_end_of_a_stream(&error), "{error}");
         assert_eq!(relay.tli(), 1, "{cut}");
         relay.reopen();
         assert_eq!(relay.tli(), 1, "the highest number is of a timeline that was left");

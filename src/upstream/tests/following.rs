@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::course::CourseError;
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
     ClientMessage, Lsn, PgTimestamp, SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName,
@@ -302,9 +303,9 @@ impl Setup {
             shutdown_timeout: Duration::from_secs(10),
             followed,
         };
-        let mut follower = Follower::new(config, CancellationToken::new());
+        let mut follower = Follower::new(config, &self.writer, CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(30), follower.round(&mut self.writer));
-        let error = round.await.expect("an end").unwrap_err();
+        let error = round.await.expect("an end").unwrap_err().error;
         drop(follower);
         over.cancel();
         self.was_followed = watching.await.unwrap();
@@ -493,7 +494,7 @@ async fn where_the_server_has_removed_the_segment_before_the_next_record_decides
     other.record(5000);
     let script = Script { oldest: held, ..Script::of(other.bytes()) };
     let (error, confirmed) = setup.round(&script, 1).await;
-    let UpstreamError::Seam { tli, held: at, .. } = &error else { panic!("{error}") };
+    let UpstreamError::Course(CourseError::Seam { tli, held: at, .. }) = &error else { panic!("{error}") };
     assert_eq!((*tli, *at, setup.end()), (TimelineId::FIRST, held, held));
     assert!(confirmed <= Some(held), "{confirmed:?}");
     let said = error.to_string();
@@ -517,7 +518,10 @@ async fn damage_in_the_first_new_record_is_no_continuation() {
     let mut script = Script::of(wal.bytes());
     *script.wal.last_mut().unwrap() ^= 1;
     let (error, confirmed) = setup.round(&script, 1).await;
-    assert!(matches!(error, UpstreamError::Seam { held, .. } if held == good), "{error}");
+    assert!(
+        matches!(error, UpstreamError::Course(CourseError::Seam { held, .. }) if held == good),
+        "{error}"
+    );
     assert!(setup.end() == good && confirmed <= Some(good));
 }
 
@@ -531,7 +535,7 @@ async fn a_server_behind_is_passed_over_where_there_are_others() {
     let held = setup.writer.position().unwrap().lsn;
     let script = Script::of(&behind);
     let (error, _) = setup.round(&script, 2).await;
-    let UpstreamError::Behind { tli, theirs, ours } = error else { panic!("{error}") };
+    let UpstreamError::Course(CourseError::Behind { tli, theirs, ours }) = error else { panic!("{error}") };
     assert_eq!((tli, theirs, ours), (TimelineId::FIRST, script.end(), held));
     setup.is_untouched_by(&script);
 }
@@ -581,7 +585,7 @@ async fn a_relay_that_holds_nothing_begins_anew_where_its_beginning_is_on_no_way
     assert_eq!(setup.store.slots().get("c").unwrap().restart_lsn, Some(START));
     assert!(!abandoned.exists() && setup.store.begun_at().is_none());
     let (error, _) = setup.round(&older, 1).await;
-    assert!(matches!(error, UpstreamError::OldTimeline { .. }), "{error}");
+    assert!(matches!(error, UpstreamError::Course(CourseError::OldTimeline { .. })), "{error}");
 }
 
 #[tokio::test]
@@ -692,6 +696,6 @@ async fn a_sibling_leaves_no_trace() {
     setup.is_untouched_by(&script);
     let script = Script::of(wal.bytes());
     let (error, _) = setup.round(&script, 1).await;
-    assert!(matches!(error, UpstreamError::OldTimeline { .. }), "{error}");
+    assert!(matches!(error, UpstreamError::Course(CourseError::OldTimeline { .. })), "{error}");
     setup.is_untouched_by(&script);
 }
