@@ -1,5 +1,7 @@
 //! The walsender's state machine under whatever may happen, in any order. Bytes decide: proptest and bolero draw them,
 //! and every pair is a step, see [`World::step`].
+// See clippy.toml. Tests may ask what time it is.
+#![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

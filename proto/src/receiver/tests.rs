@@ -137,7 +137,8 @@ impl Rig {
     fn perform(&mut self, action: Action) -> Option<Did> {
         Some(match action {
             Action::Append { at, wal } => {
-                self.append(at, &self.receiver.wal(&wal).to_vec());
+                let bytes = self.receiver.wal(&wal).to_vec();
+                self.append(at, &bytes);
                 return None;
             }
             Action::Compare { at, wal } => {
