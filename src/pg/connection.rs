@@ -210,15 +210,33 @@ impl UpstreamConnection {
     pub async fn next_message(&mut self) -> Result<(u8, Bytes), QueryError> {
         let (kind, body) = frame::read(&mut self.stream, &mut self.buffer, MAX_MESSAGE).await?;
         match kind {
-            b'S' => {
-                let (name, value) = decode(kind, message::parameter_status(body.clone()))?;
-                self.set_parameter(name, value).map_err(|problem| QueryError::Protocol { problem })?;
-            }
+            b'S' => self.note_parameter(body.clone())?,
             b'N' => self.keep_notice(decode(kind, message::server_error(body.clone()))?),
             b'Z' => self.busy = false,
             _ => {}
         }
         Ok((kind, body))
+    }
+
+    fn note_parameter(&mut self, body: Bytes) -> Result<(), QueryError> {
+        let (name, value) = decode(b'S', message::parameter_status(body))?;
+        self.set_parameter(name, value).map_err(|problem| QueryError::Protocol { problem })
+    }
+
+    /// Takes a NoticeResponse or a ParameterStatus that was read in the middle of a stream. A stream may last for months:
+    /// its notices are logged when they come.
+    pub(crate) fn note_in_stream(&mut self, kind: u8, body: Bytes) -> Result<(), QueryError> {
+        match kind {
+            b'S' => self.note_parameter(body)?,
+            _ => tracing::info!("upstream: {}", ServerError::of_message(body)),
+        }
+        Ok(())
+    }
+
+    /// A stream whose messages were read elsewhere has ended with ReadyForQuery; `unread` came behind it.
+    pub(crate) fn idle_again(&mut self, unread: &[u8]) {
+        self.buffer.extend_from_slice(unread);
+        self.busy = false;
     }
 
     /// Says goodbye and hangs up. Errors no longer matter.

@@ -58,11 +58,9 @@ pub use flusher::Flushing;
 pub use holes::FillError;
 pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
 pub use retention::{ArchivedWal, Retaining};
-pub use senders::{
-    FeedbackHorizon, LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders,
-};
+pub use senders::{LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders};
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
-pub use walrelay_proto::TimelinePosition;
+pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};
 pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;

@@ -10,42 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
-use walrelay_proto::{FullXid, Lsn};
+use walrelay_proto::{FeedbackHorizon, Lsn};
 
 use super::lock;
 use super::slots::{SlotGuard, Slots};
-
-/// What the standbys below still need the primary to keep: the oldest transaction id of each kind; `None`
-/// when nobody needs any.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FeedbackHorizon {
-    /// Oldest transaction whose dead rows a standby's query may still see.
-    pub xmin: Option<FullXid>,
-    /// The same for system catalogs, needed by logical slots on a standby.
-    pub catalog_xmin: Option<FullXid>,
-}
-
-impl FeedbackHorizon {
-    /// The older of both, field by field.
-    pub fn merge(self, other: FeedbackHorizon) -> FeedbackHorizon {
-        let older = |a: Option<FullXid>, b: Option<FullXid>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        FeedbackHorizon {
-            xmin: older(self.xmin, other.xmin),
-            catalog_xmin: older(self.catalog_xmin, other.catalog_xmin),
-        }
-    }
-
-    /// Whether this holds back more of either kind than `before` did. A slot of PostgreSQL that holds something back
-    /// moves only forward (`PhysicalReplicationSlotNewXmin`), unless it is told "none" in between.
-    pub fn falls_behind(self, before: FeedbackHorizon) -> bool {
-        let falls =
-            |now: Option<FullXid>, before: Option<FullXid>| now.zip(before).is_some_and(|(a, b)| a < b);
-        falls(self.xmin, before.xmin) || falls(self.catalog_xmin, before.catalog_xmin)
-    }
-}
 
 /// `pg_stat_replication.state`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -274,9 +242,14 @@ impl Senders {
         self.horizon.subscribe()
     }
 
-    /// Notes what the upstream is told of the horizon; returns what it was told before, perhaps in another connection.
-    pub fn note_reported(&self, horizon: FeedbackHorizon) -> FeedbackHorizon {
-        std::mem::replace(&mut *lock(&self.reported), horizon)
+    /// What the upstream was told last of the horizon, perhaps in another connection.
+    pub fn reported(&self) -> FeedbackHorizon {
+        *lock(&self.reported)
+    }
+
+    /// Notes what the upstream is told of the horizon.
+    pub fn note_reported(&self, horizon: FeedbackHorizon) {
+        *lock(&self.reported) = horizon;
     }
 
     /// Takes a consumer's feedback. What streams from a slot leaves its feedback with the slot, where it
@@ -371,27 +344,10 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use walrelay_proto::FullXid;
+
     use super::*;
     use crate::disk::OsDisk;
-
-    #[test]
-    fn the_horizon_is_the_oldest_of_each_kind() {
-        let a = FeedbackHorizon { xmin: FullXid::new(1, 5), catalog_xmin: None };
-        let b = FeedbackHorizon { xmin: FullXid::new(0, 700), catalog_xmin: FullXid::new(0, 9) };
-        assert_eq!(a.merge(b), b);
-        assert_eq!(a.merge(FeedbackHorizon::default()), a);
-    }
-
-    #[test]
-    fn a_horizon_falls_only_behind_one_that_was_there() {
-        let at = |xmin, catalog_xmin| FeedbackHorizon {
-            xmin: FullXid::new(0, xmin),
-            catalog_xmin: FullXid::new(0, catalog_xmin),
-        };
-        assert!(at(5, 0).falls_behind(at(6, 0)) && at(7, 3).falls_behind(at(6, 4)));
-        assert!(!at(6, 0).falls_behind(at(6, 0)) && !at(7, 3).falls_behind(at(6, 0)));
-        assert!(!at(5, 0).falls_behind(at(0, 4)) && !at(0, 0).falls_behind(at(6, 4)));
-    }
 
     /// However they race: what is published last is what holds then.
     #[test]

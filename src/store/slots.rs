@@ -23,11 +23,10 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::{FullXid, Lsn, SlotName};
+use walrelay_proto::{FeedbackHorizon, FullXid, Lsn, SlotName};
 
 use super::dir::DataDir;
 use super::lock;
-use super::senders::FeedbackHorizon;
 
 /// File of the data directory that holds the slots.
 pub(super) const FILE: &str = "slots.toml";

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::receiver::ReceiverError;
 use walrelay_proto::{
     ClientMessage, FullXid, Keepalive, Lsn, PgTimestamp, SegSize, StandbyStatusUpdate, SystemId,
     TimelineHistory, TimelineId, WalIdentity, XLogDataHeader,
@@ -190,6 +191,26 @@ async fn wal_is_stored_and_confirmed_however_it_is_cut() {
     }
 }
 
+/// Type and length alone do not say whether a long message is WAL.
+#[tokio::test]
+async fn a_long_message_of_which_only_the_first_bytes_have_come_is_waited_for() {
+    let mut setup = Setup::new();
+    setup.wal.fill(100_000);
+    let wal = setup.wal.bytes();
+    let header = XLogDataHeader { start: START, end: START, send_time: zero_time() };
+    let stream = [&header.frame(wal.len() as u32)[..], wal].concat();
+    // They came together with the answer to START_REPLICATION.
+    setup.conn.buffer.extend_from_slice(&stream[..5]);
+    let (end, ()) = setup
+        .play(async |server, wal| {
+            server.send(&stream[5..]).await;
+            server.until_flushed(wal.position()).await;
+            server.send(b"C\0\0\0\x0bCOPY 0\0").await;
+        })
+        .await;
+    assert_eq!(end.unwrap(), StreamEnd::ServerStopped);
+}
+
 #[tokio::test]
 async fn what_is_synced_is_confirmed_and_questions_are_answered() {
     let mut setup = Setup::new();
@@ -309,7 +330,7 @@ async fn a_silent_server_is_asked_and_given_up() {
             asked
         })
         .await;
-    assert!(matches!(end, Err(ReceiveError::Timeout)));
+    assert!(matches!(end, Err(ReceiveError::Stream(ReceiverError::Timeout))));
     assert_eq!(asked, 1);
 }
 
