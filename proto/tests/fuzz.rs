@@ -1,10 +1,14 @@
 //! Fuzz targets, one per decoder. `cargo test` gives each some random input; `cargo bolero test <name>`
 //! (cargo-bolero, in this directory) looks for input that reaches new code.
 
+use std::time::{Duration, Instant};
+
 use bolero::check;
 use walrelay_proto::generate::WalGenerator;
+use walrelay_proto::receiver::{Action, Input, Message, Receiver, StreamStart};
 use walrelay_proto::{
-    Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity, WalVerifier,
+    FeedbackHorizon, FullXid, Keepalive, Lsn, PgTimestamp, SegSize, SystemId, TimelineHistory, TimelineId,
+    WalFileName, WalIdentity, WalVerifier, XLogDataHeader,
 };
 
 /// Random text seldom looks like the real thing, so digits and separators are drawn more often.
@@ -124,6 +128,187 @@ fn fuzz_walk_of_nonsense() {
         if !bytes.is_empty() {
             walk(bytes, &[], cuts, None);
             walk(bytes, &[], cuts, Some(0));
+        }
+    });
+}
+
+/// A walreceiver, and a store that takes what it is given and syncs when the input says so.
+struct Receiving {
+    receiver: Receiver,
+    now: Instant,
+    /// WAL from `START` on.
+    held: Vec<u8>,
+    write_lsn: Lsn,
+    flush_lsn: Lsn,
+    /// What was reported last.
+    reported: (Option<Lsn>, Option<Lsn>),
+    accepted: bool,
+    over: bool,
+}
+
+impl Receiving {
+    fn new(compares: u64) -> Receiving {
+        let now = Instant::now();
+        let start = StreamStart {
+            tli: TimelineId::FIRST,
+            position: START,
+            compare_from: (compares > 0).then(|| START.rewind(compares)),
+            timeout: Some(Duration::from_secs(1)),
+            told: FeedbackHorizon::default(),
+        };
+        Receiving {
+            receiver: Receiver::new(start, b"", 0, now),
+            now,
+            held: Vec::new(),
+            write_lsn: START,
+            flush_lsn: Lsn::INVALID,
+            reported: (None, None),
+            accepted: compares == 0,
+            over: false,
+        }
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8], piece: usize) {
+        while !bytes.is_empty() && self.receiver.wants_bytes() {
+            let room = self.receiver.room();
+            let len = room.len().min(bytes.len()).min(piece.max(1));
+            assert!(len > 0, "no room");
+            room[..len].copy_from_slice(&bytes[..len]);
+            bytes = &bytes[len..];
+            self.input(Input::Arrived(len));
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.receiver.handle(input, self.now);
+        // A message of five bytes may mean a handful of actions.
+        for _ in 0..1_000_000 {
+            match self.receiver.poll(self.now, PgTimestamp::from_micros(1)) {
+                Ok(Some(action)) => self.perform(action),
+                Ok(None) => {
+                    let waits = self.receiver.wants_bytes() || self.receiver.waits_for_store();
+                    assert!(self.over || waits || self.receiver.deadline().is_some());
+                    return;
+                }
+                Err(_) => self.over = true,
+            }
+        }
+        panic!("no end");
+    }
+
+    fn perform(&mut self, action: Action) {
+        assert!(!self.over, "{action:?} behind the end");
+        match action {
+            Action::Compare { wal, .. } => assert!(!self.accepted && !self.receiver.wal(&wal).is_empty()),
+            Action::Accept => self.accepted = true,
+            Action::Append { at, wal } => {
+                assert!(self.accepted, "stored before it was compared");
+                let wal = self.receiver.wal(&wal);
+                let end = START.advance(self.held.len() as u64);
+                assert!(at <= end && !wal.is_empty(), "a gap at {at}");
+                let known = usize::try_from(end.since(at)).unwrap_or(wal.len()).min(wal.len());
+                self.held.extend_from_slice(&wal[known..]);
+            }
+            Action::Commit => {
+                self.write_lsn = START.advance(self.held.len() as u64 / 8 * 8);
+                self.tell();
+            }
+            Action::ShowStart => {
+                assert!(self.accepted, "shown before it was compared");
+                self.tell();
+            }
+            Action::Send(Message::Status(status)) => {
+                assert!(status.write.is_none_or(|lsn| self.accepted && lsn <= self.write_lsn));
+                assert!(status.flush.is_none_or(|lsn| lsn <= self.flush_lsn && Some(lsn) <= status.write));
+                assert!(status.write >= self.reported.0 && status.flush >= self.reported.1, "it falls");
+                self.reported = (status.write, status.flush);
+            }
+            Action::Send(Message::Feedback(_)) => assert!(self.accepted),
+            Action::Send(_) | Action::Announce | Action::LookOnceMore | Action::Note { .. } => {}
+            Action::End(_) => self.over = true,
+        }
+    }
+
+    fn tell(&mut self) {
+        let (tli, write_lsn, flush_lsn) = (TimelineId::FIRST, self.write_lsn, self.flush_lsn);
+        self.receiver.handle(Input::Positions { tli, write_lsn, flush_lsn }, self.now);
+    }
+
+    /// What one byte of a script and those behind it mean; how many those are.
+    fn step(&mut self, what: u8, rest: &[u8], piece: usize) -> usize {
+        let at = |index: usize| rest.get(index).copied().unwrap_or_default();
+        let end = START.advance(self.held.len() as u64);
+        let wal = |from: Lsn, len: u8| {
+            let bytes: Vec<u8> =
+                (0..u64::from(len) * 200).map(|at| from.advance(at).as_u64() as u8).collect();
+            let header = XLogDataHeader { start: from, end, send_time: PgTimestamp::from_micros(1) };
+            [&header.frame(bytes.len() as u32)[..], &bytes].concat()
+        };
+        match what % 16 {
+            0 => self.bytes(&wal(end, at(0)), piece),
+            1 => self.bytes(&wal(end.rewind(at(1).into()), at(0)), piece),
+            2 => self.bytes(&wal(end.advance(at(1).into()), at(0)), piece),
+            3 => {
+                let send_time = PgTimestamp::from_micros(1);
+                let end = end.rewind(u64::from(at(1) % 16));
+                self.bytes(&Keepalive { end, send_time, reply_requested: at(0) % 2 == 1 }.frame(), piece);
+            }
+            4 | 5 => {
+                let body = rest.get(2..).unwrap_or_default();
+                let body = &body[..body.len().min(at(1).into())];
+                let kind = if what % 16 == 4 { b"dcCENSTDZ"[usize::from(at(0) % 9)] } else { at(0) };
+                self.bytes(&[&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat(), piece);
+                return 2 + body.len();
+            }
+            6 => {
+                let raw = &rest[1.min(rest.len())..];
+                let raw = &raw[..raw.len().min(at(0).into())];
+                self.bytes(raw, piece);
+                return 1 + raw.len();
+            }
+            7 | 8 => {
+                self.flush_lsn = self.write_lsn;
+                let (tli, write_lsn, flush_lsn) = (TimelineId::FIRST, self.write_lsn, self.flush_lsn);
+                self.input(Input::Positions { tli, write_lsn, flush_lsn });
+                return 0;
+            }
+            9 => {
+                self.now = self.receiver.deadline().unwrap_or(self.now);
+                self.input(Input::Timeout);
+                return 0;
+            }
+            10 => self.now += Duration::from_millis(u64::from(at(0)) * 10),
+            11 => self.input(Input::Feedback(FeedbackHorizon {
+                xmin: FullXid::new(0, at(0).into()),
+                catalog_xmin: FullXid::new(0, at(1).into()),
+            })),
+            12 => self.input(Input::Timeout),
+            13 => self.input([Input::Closed, Input::Silent, Input::StoreFailed][usize::from(at(0) % 3)]),
+            14 => self.input(Input::Stop),
+            _ => {
+                let tli = TimelineId::new(1 + u32::from(at(0) % 2)).unwrap();
+                let (write_lsn, flush_lsn) = (end.rewind(at(1).into()), self.flush_lsn);
+                // Of ours the store never says more than it has.
+                let write_lsn = write_lsn.min(self.write_lsn);
+                self.input(Input::Positions { tli, write_lsn, flush_lsn });
+            }
+        }
+        2
+    }
+}
+
+/// A script decides what comes and what happens: nothing is stored, shown or told before the beginning was compared,
+/// nothing reported that is not so, and nothing comes behind the end.
+#[test]
+fn fuzz_receiver() {
+    check!().with_max_len(400).with_iterations(5000).for_each(|script: &[u8]| {
+        let [compares, piece, steps @ ..] = script else { return };
+        let mut receiving = Receiving::new(u64::from(compares % 4) * 300);
+        let piece = [1, 7, 100, usize::MAX][usize::from(piece % 4)];
+        let mut rest = steps;
+        while let [what, behind @ ..] = rest {
+            let taken = receiving.step(*what, behind, piece);
+            rest = &behind[taken.min(behind.len())..];
         }
     });
 }

@@ -19,6 +19,8 @@ use crate::store::{
 use crate::upstream::follow::Follower;
 use crate::upstream::refill;
 
+mod hostile;
+
 const SEG: u64 = 1 << 20;
 const START: Lsn = Lsn::new(3 * SEG);
 
@@ -34,12 +36,16 @@ fn generator(seed: u64) -> WalGenerator {
 /// A server that has `wal` from `START` on.
 #[derive(Clone)]
 struct Script {
+    /// Its system identifier.
+    system: &'static str,
     /// Its timeline, and that one's history file.
     tli: u32,
     history: &'static str,
     wal: Vec<u8>,
     /// What is before has been removed.
     oldest: Lsn,
+    /// What it sends behind this position of its WAL, instead of more, before it hangs up.
+    noise: Option<(Lsn, Vec<u8>)>,
     /// Whether it has our slot.
     slot: bool,
     /// The timeline on which the slot's WAL begins.
@@ -55,10 +61,12 @@ struct Script {
 impl Script {
     fn of(wal: &[u8]) -> Script {
         Script {
+            system: "9",
             tli: 1,
             history: "",
             wal: wal.to_vec(),
             oldest: START,
+            noise: None,
             slot: true,
             slot_tli: "1",
             asked: Arc::default(),
@@ -125,7 +133,7 @@ impl Script {
         let name = format!("{:08X}.history", self.tli);
         let (tli, end) = (self.tli.to_string(), self.end().to_string());
         let row = match words {
-            ["IDENTIFY_SYSTEM"] => vec!["9", &tli, &end, ""],
+            ["IDENTIFY_SYSTEM"] => vec![self.system, &tli, &end, ""],
             ["SHOW", "wal_segment_size"] => vec!["1MB"],
             ["SHOW", "max_connections"] => vec!["4711"],
             ["SHOW", _] => vec!["on"],
@@ -150,9 +158,11 @@ impl Script {
             return None;
         }
         let (mut reader, mut writer) = stream.split();
+        let (until, noise) = self.noise.clone().unwrap_or((self.end(), Vec::new()));
         let sending = async {
             let mut at = from;
-            for piece in self.wal[from.since(START) as usize..].chunks(100_000) {
+            let wal = &self.wal[..until.since(START) as usize];
+            for piece in wal[from.since(START) as usize..].chunks(100_000) {
                 let send_time = PgTimestamp::from_system_time(std::time::SystemTime::UNIX_EPOCH);
                 let header = XLogDataHeader { start: at, end: self.end(), send_time };
                 let message = [&header.frame(piece.len() as u32)[..], piece].concat();
@@ -161,13 +171,19 @@ impl Script {
                 }
                 at = at.advance(piece.len() as u64);
             }
+            if self.noise.is_some() {
+                // The relay may have gone before the end of it.
+                let _ = writer.write_all(&noise).await;
+                let _ = writer.shutdown().await;
+            }
         };
         let mut confirmed = None;
         let listening = async {
             while let Ok(kind) = reader.read_u8().await {
-                let len = reader.read_u32().await.unwrap();
+                // A relay that has gone may have left half a message.
+                let Ok(len) = reader.read_u32().await else { return };
                 let mut body = vec![0; usize::try_from(len).unwrap() - 4];
-                reader.read_exact(&mut body).await.unwrap();
+                let Ok(_) = reader.read_exact(&mut body).await else { return };
                 match (kind, ClientMessage::decode(&body)) {
                     (b'd', Ok(ClientMessage::Status(status))) => {
                         confirmed = status.flush.or(confirmed);
