@@ -283,7 +283,9 @@ impl Link {
             return self.await_do(Awaits::Bare(theirs), Step::WaitDurable);
         }
         let position = TimelinePosition { tli: standing.ours.tli(), lsn: standing.held };
-        let present = Present { position, newest: self.now.tli };
+        // A server on the way to the newest one does not make that forgotten.
+        let newest = standing.newest.as_ref().map_or(self.now.tli, |newest| newest.tli().max(self.now.tli));
+        let present = Present { position, newest };
         match standing.heading(&theirs) {
             Ok(Heading::Stream) => self.go_on(theirs, Going::Stream, position, present),
             Ok(Heading::Switch(next)) => self.go_on(theirs, Going::Switch(next), position, present),

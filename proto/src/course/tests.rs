@@ -277,6 +277,22 @@ fn a_sibling_is_followed_from_what_is_common() {
     script.refused(Fact::Found(None), &fork.into());
 }
 
+/// After a crash in a switch the timeline's first file is there, and a server that is on that timeline comes first.
+#[test]
+fn a_server_on_the_way_does_not_make_the_newest_timeline_forgotten() {
+    let (one, two) = (TimelineHistory::first(), history(2, &[(1, 0x480000)]));
+    let newest = Some(history(5, &[(1, 0x480000), (2, 0x580000)]));
+    let (mut script, _) =
+        Script::judged(&two, 0x500000, THERE, Standing { newest, ..standing(&one, 0x480000, &[&two]) });
+    script.check(Fact::Done, Step::Find { history: two.clone() });
+    let seam_at = Lsn::new(0x480000);
+    script.check(Fact::Found(Some(seam_at)), Step::ReadSeam { at: seam_at, found: true });
+    script.check(seam(0x47C000, 0x480000), Step::FetchHistories);
+    script.check(Fact::Done, Step::Compare { tli: tli(2), from: Lsn::new(0x47C000) });
+    script.check(Fact::Compared(Compared::Idle), Step::Accept);
+    script.check(Fact::Done, Step::TakeUp { newest: tli(5) });
+}
+
 #[test]
 fn what_is_held_by_nobody_is_no_common_ground() {
     let (one, two) = (TimelineHistory::first(), history(2, &[(1, 0x280000)]));
