@@ -1,5 +1,7 @@
 //! The course alone: no socket, no disk, no clock.
 
+mod promotions;
+
 use super::*;
 use crate::lsn::Lsn;
 use crate::segment::SegSize;
