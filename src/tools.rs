@@ -48,7 +48,7 @@ pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
 }
 
 async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, RelayError> {
-    // Before the file is read for good: what changes in between makes the worker one that ends.
+    // Before the file is read for good: what changes in between makes the worker one of whom nobody wants anything.
     let key = key_of(args);
     let sources = sources(&args.places, environment)?;
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
@@ -62,7 +62,7 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });
     }
     let named = args.spool_dir.is_some();
-    let background = Spool::new(spool_dir.clone(), key, worker(spool_dir, named));
+    let background = Spool::new(&spool_dir, &key, worker(spool_dir.clone(), key.clone(), named));
     let spool = (args.prefetch > 0).then(|| background.clone());
     let background = Some(background);
     let wait = args.wait()?;
@@ -269,14 +269,14 @@ fn key_of(args: &RestoreArgs) -> String {
 
 /// Starts this very command as a worker, which outlives us: in a process group of its own, with nothing open that
 /// anybody could wait for. `named`: the command says already where the spool is, and must not say it twice.
-fn worker(spool_dir: PathBuf, named: bool) -> spool::StartWorker {
+fn worker(spool_dir: PathBuf, key: String, named: bool) -> spool::StartWorker {
     Arc::new(move || {
         let mut process = Process::new(std::env::current_exe()?);
         process.args(std::env::args_os().skip(1)).arg("--spool-worker");
         if !named {
             process.arg("--spool-dir").arg(&spool_dir);
         }
-        let log = spool::worker_log(&spool_dir)?;
+        let log = spool::worker_log(&spool_dir, &key)?;
         process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         process.spawn().map(drop)
     })

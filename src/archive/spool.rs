@@ -2,28 +2,29 @@
 //!
 //! ```text
 //! <spool>/
-//!   wanted                              the segment asked for last, the segment size, the key of the places to ask,
-//!                                       and whether to fetch itself
-//!   worker.lock                         locked by the worker while there is one; its key
-//!   worker.log                          what it complains about
-//!   000000010000000000000005            fetched, checked, synced
-//!   000000010000000000000006.fetching   on its way, locked by the worker
-//!   000000010000000000000007.unfinished one that nobody has finished, as far as it goes
+//!   <key>/                                of the places to ask
+//!     wanted                              the segment asked for last, the segment size, and whether to fetch itself
+//!     worker.lock                         locked by the worker while there is one
+//!     worker.log                          what it complains about
+//!     000000010000000000000005            fetched, checked, synced
+//!     000000010000000000000006.fetching   on its way, locked by the worker
+//!     000000010000000000000007.unfinished one that nobody has finished, as far as it goes
 //! ```
 //!
 //! PostgreSQL waits for each `walrelay restore` to end, so a process of its own goes on fetching: the worker. There is
-//! one per spool. It keeps the `ahead` segments behind the one wanted last, removes all others, and ends, leaving
+//! one per key. It keeps the `ahead` segments behind the one wanted last, removes all others, and ends, leaving
 //! nothing, when nothing is on its way and nobody has wanted anything for a minute. Whoever takes a segment checks it
 //! again: the files may have lain there over a crash.
 //!
-//! A worker asks the places that it was started with. When the arguments or the configuration file have changed, the key of
-//! what is wanted is another one: then it ends, and the next worker, which waits for that, takes over.
+//! A worker asks the places that it was started with. When the arguments or the configuration file have changed, the key is
+//! another one, and so are directory and worker: the two never meet. What nobody has used for a minute is removed when the
+//! next worker starts.
 //!
 //! A standby that cannot wait for a segment leaves it to the worker, too: then that comes first, and alone.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,16 +51,12 @@ const LOOK: Duration = Duration::from_millis(20);
 const FETCHING: &str = ".fetching";
 /// Suffix of a segment that nobody has finished.
 const UNFINISHED: &str = ".unfinished";
-/// How long a worker waits for one with another key to end.
-const TAKE_OVER: Duration = Duration::from_secs(10);
 /// What is wanted is the segment itself, too.
 const ITSELF: &str = "itself";
 /// What the worker says on standard error.
 pub const LOG: &str = "worker.log";
-/// The file that the worker locks, with its key in it.
+/// The file that the worker locks.
 const WORKER_LOCK: &str = "worker.lock";
-/// Bytes of a key that are looked at.
-const MOST_OF_A_KEY: u64 = 256;
 /// The file that says what is wanted.
 const WANTED: &str = "wanted";
 
@@ -78,8 +75,8 @@ pub(super) enum Taken {
 /// A directory of segments fetched ahead.
 #[derive(Clone)]
 pub struct Spool {
+    /// Of its key.
     dir: PathBuf,
-    key: String,
     start_worker: StartWorker,
 }
 
@@ -91,12 +88,12 @@ impl std::fmt::Debug for Spool {
 
 impl Spool {
     /// The spool in `dir`, which need not exist yet. One cluster's only. `key` is a word that stands for the places that
-    /// the started worker asks: one with another key ends.
-    pub fn new(dir: PathBuf, key: String, start_worker: StartWorker) -> Spool {
-        Spool { dir, key, start_worker }
+    /// the started worker asks, and a file name: nothing is shared with another one.
+    pub fn new(dir: &Path, key: &str, start_worker: StartWorker) -> Spool {
+        Spool { dir: dir.join(key), start_worker }
     }
 
-    /// Moves a segment that was fetched ahead to its place; waits for one that is on its way from the places to ask. `None`
+    /// Moves a segment that was fetched ahead to its place; waits for one that is on its way. `None`
     /// if it has to be fetched. Of one that nobody has finished, only a standby gets the beginning: it asks again. To a recovery that may
     /// be the end, and somebody may have more by now.
     pub(super) async fn take(
@@ -109,9 +106,7 @@ impl Spool {
         if !fetch::is_segment(file) {
             return None;
         }
-        if key_of_worker(&self.dir) == self.key {
-            wait_for(&self.dir.join(format!("{file}{FETCHING}"))).await;
-        }
+        wait_for(&self.dir.join(format!("{file}{FETCHING}"))).await;
         let (dir, file, target) = (self.dir.clone(), file.to_owned(), target.to_owned());
         let work = move || {
             trusted(&dir).ok()?;
@@ -140,7 +135,7 @@ impl Spool {
         if !fetch::is_segment(file) {
             return;
         }
-        if let Err(error) = self.want(&format!("{file} {} {}\n", size.bytes(), self.key)) {
+        if let Err(error) = self.want(&format!("{file} {}\n", size.bytes())) {
             tracing::warn!("could not fetch segments ahead into \"{}\": {error}", self.dir.display());
         }
     }
@@ -152,7 +147,7 @@ impl Spool {
     pub(super) fn leave(&self, file: &str, size: SegSize) -> io::Result<()> {
         // Somebody who asks once more wants it to be tried once more.
         let time = getrandom::u32().unwrap_or_default();
-        self.want(&format!("{file} {} {} {ITSELF} {time:08x}\n", size.bytes(), self.key))
+        self.want(&format!("{file} {} {ITSELF} {time:08x}\n", size.bytes()))
     }
 
     fn want(&self, text: &str) -> io::Result<()> {
@@ -164,8 +159,7 @@ impl Spool {
 
     fn see_to_a_worker(&self) -> io::Result<()> {
         match try_lock(&self.dir)? {
-            // One with another key ends now, and the new one waits for that.
-            None if key_of_worker(&self.dir) == self.key => Ok(()),
+            None => Ok(()),
             lock => {
                 drop(lock);
                 (self.start_worker)()
@@ -205,15 +199,22 @@ fn read(path: &Path) -> io::Result<Bytes> {
     buffer::read_to_end(open(path)?, &Limit::segment(), &Pulse::default())
 }
 
-/// The worker: fetches ahead until nobody has wanted anything for `linger`, or somebody wants it of other places than
-/// those that `key` stands for. Returns at once if there is another with this key.
-pub async fn work(dir: &Path, key: &str, fetcher: Fetcher, ahead: usize, linger: Duration) -> io::Result<()> {
+/// The worker of the spool with this key: fetches ahead until nobody has wanted anything for `linger`. Returns at once if
+/// there is another one.
+pub async fn work(
+    spool: &Path,
+    key: &str,
+    fetcher: Fetcher,
+    ahead: usize,
+    linger: Duration,
+) -> io::Result<()> {
+    let dir = &spool.join(key);
     trusted(dir)?;
-    let Some(_lock) = lock_with(dir, key).await? else { return Ok(()) };
+    let Some(_lock) = try_lock(dir)? else { return Ok(()) };
+    remove_unused(spool, dir, linger);
     TempFile::remove_leftovers(dir);
     let mut worker = Worker {
         dir: dir.to_owned(),
-        key: key.to_owned(),
         fetcher,
         ahead,
         wanted: String::new(),
@@ -226,11 +227,7 @@ pub async fn work(dir: &Path, key: &str, fetcher: Fetcher, ahead: usize, linger:
     // Whoever removes the spool wants no worker either.
     while last_change.elapsed() < linger && dir.is_dir() {
         // What is on its way over a slow line is not given up because nobody has asked for anything else.
-        let changed = worker.look();
-        if !worker.is_right() {
-            break;
-        }
-        if changed || !worker.tasks.is_empty() {
+        if worker.look() || !worker.tasks.is_empty() {
             last_change = Instant::now();
         }
         tokio::select! {
@@ -245,7 +242,6 @@ pub async fn work(dir: &Path, key: &str, fetcher: Fetcher, ahead: usize, linger:
 
 struct Worker {
     dir: PathBuf,
-    key: String,
     fetcher: Fetcher,
     ahead: usize,
     wanted: String,
@@ -264,9 +260,6 @@ impl Worker {
         let changed = text != self.wanted;
         if changed {
             self.wanted = text;
-            if !self.is_right() {
-                return true;
-            }
             self.end = None;
             let window = self.window().into_iter().collect();
             self.remove_others(&window);
@@ -293,16 +286,11 @@ impl Worker {
         changed
     }
 
-    /// Whether what is wanted is wanted of the places that this worker asks.
-    fn is_right(&self) -> bool {
-        self.wanted.split_whitespace().nth(2).is_none_or(|key| key == self.key)
-    }
-
     /// The segment that somebody has left to the worker.
     fn itself(&self) -> Option<String> {
         let mut words = self.wanted.split_whitespace();
         let file = words.next().filter(|file| fetch::is_segment(file))?;
-        (words.nth(2) == Some(ITSELF)).then(|| file.to_owned())
+        (words.nth(1) == Some(ITSELF)).then(|| file.to_owned())
     }
 
     fn window(&self) -> Vec<String> {
@@ -342,13 +330,50 @@ impl Worker {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let segment = [FETCHING, UNFINISHED].into_iter().find_map(|suffix| name.strip_suffix(suffix));
-            let segment = segment.unwrap_or(&name);
+            let segment = segment_of(&name);
             let busy = self.on_the_way.contains(segment);
             if fetch::is_segment(segment) && !window.contains(segment) && !busy {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+}
+
+/// The segment that a file of this name holds, or is to hold.
+fn segment_of(name: &str) -> &str {
+    [FETCHING, UNFINISHED].into_iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
+}
+
+/// Removes what other keys have left in the spool, and what lies there from before there were keys. What cannot be
+/// removed stays.
+fn remove_unused(spool: &Path, own: &Path, age: Duration) {
+    let Ok(entries) = fs::read_dir(spool) else { return };
+    let others = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let others = others.map(|entry| entry.path()).filter(|dir| dir != own);
+    for dir in others.chain([spool.to_owned()]).filter(|dir| dir.join(WORKER_LOCK).exists()) {
+        // Whoever has just wanted something is about to start a worker.
+        let Ok(Some(_lock)) = try_lock(&dir) else { continue };
+        if !is_older(&dir.join(WANTED), age) {
+            continue;
+        }
+        TempFile::remove_leftovers(&dir);
+        for file in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = file.file_name().to_string_lossy().into_owned();
+            if [WANTED, LOG, WORKER_LOCK].contains(&name.as_str()) || fetch::is_segment(segment_of(&name)) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+        if dir != spool {
+            let _ = fs::remove_dir(&dir);
+        }
+    }
+}
+
+/// Whether it was not changed for so long; also if it is not there.
+fn is_older(path: &Path, age: Duration) -> bool {
+    match fs::metadata(path).and_then(|found| found.modified()) {
+        Ok(changed) => changed.elapsed().is_ok_and(|since| since >= age),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
@@ -393,9 +418,10 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Segments that somebody else has put there would go into recovery, and files that we write would go where their links
-/// lead.
+/// lead. Nor may anybody else put another directory in its place.
 fn trusted(dir: &Path) -> io::Result<()> {
-    check_private_dir(dir).map_err(|error| match error {
+    let spool = dir.parent().expect("it is named by a key");
+    check_private_dir(spool).and_then(|()| check_private_dir(dir)).map_err(|error| match error {
         Distrust::Io(error) => error,
         Distrust::Wrong(problem) => io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -416,37 +442,9 @@ fn own_file() -> OpenOptions {
     options
 }
 
-/// The file for what a worker of this spool says.
-pub(crate) fn worker_log(dir: &Path) -> io::Result<File> {
-    own_file().truncate(true).open(dir.join(LOG))
-}
-
-/// The worker's lock, once one with another key has ended; `None` if one with this key has it.
-async fn lock_with(dir: &Path, key: &str) -> io::Result<Option<File>> {
-    let begun = Instant::now();
-    loop {
-        if let Some(mut lock) = try_lock(dir)? {
-            lock.set_len(0)?;
-            lock.write_all(key.as_bytes())?;
-            return Ok(Some(lock));
-        }
-        if key_of_worker(dir) == key {
-            return Ok(None);
-        }
-        if begun.elapsed() >= TAKE_OVER {
-            let problem = "a worker with other arguments does not end";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// The key of the worker that there is, or was.
-fn key_of_worker(dir: &Path) -> String {
-    let mut key = String::new();
-    let read =
-        open(&dir.join(WORKER_LOCK)).and_then(|file| file.take(MOST_OF_A_KEY).read_to_string(&mut key));
-    read.map(|_| key).unwrap_or_default()
+/// The file for what the worker of the spool with this key says.
+pub(crate) fn worker_log(spool: &Path, key: &str) -> io::Result<File> {
+    own_file().truncate(true).open(spool.join(key).join(LOG))
 }
 
 /// The worker's lock; `None` if somebody has it.

@@ -249,13 +249,23 @@ fn segments_are_fetched_ahead(server: &Server) {
             let original = fs::read(it.primary.wal_dir().join(names[asked])).expect("the primary keeps it");
             assert!(fs::read(&target).expect("it was restored") == original, "{}", names[asked]);
             for ahead in &names[asked + 1..asked + 3] {
-                wait_until(format_args!("{ahead} in {}", spool.display()), || spool.join(ahead).exists());
+                wait_until(format_args!("{ahead} in {}", spool.display()), || {
+                    dir_in(spool).join(ahead).exists()
+                });
             }
         }
-        assert_eq!(fs::read_to_string(spool.join("worker.log")).expect("it was started"), "");
+        assert_eq!(fs::read_to_string(dir_in(spool).join("worker.log")).expect("it was started"), "");
         // Nobody can look, and the worker ends.
         fs::remove_dir_all(spool).expect("ours");
     }
+}
+
+/// The directory of the only key.
+fn dir_in(spool: &Path) -> PathBuf {
+    let mut keys = fs::read_dir(spool).expect("something was wanted").map(|key| key.expect("ours").path());
+    let dir = keys.next().expect("something was wanted");
+    assert_eq!(keys.next(), None, "the arguments are the same");
+    dir
 }
 
 fn a_broken_archive_stops_recovery(server: &Server) {

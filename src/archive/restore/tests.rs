@@ -208,21 +208,32 @@ async fn swapped_arguments_are_a_wrong_call() {
     assert_eq!(setting.files(), 0);
 }
 
-/// A spool whose worker runs in this process, once.
+/// A spool whose worker runs in this process, once, and its directory.
 fn with_spool(setting: &Setting, ahead: usize) -> (Spool, PathBuf) {
     with_spool_of(setting, &setting.source, KEY, ahead)
 }
 
 fn with_spool_of(setting: &Setting, source: &Arc<Memory>, key: &str, ahead: usize) -> (Spool, PathBuf) {
-    let dir = setting.dir.path().join("spool");
-    let (source, path, own) = (source.clone(), dir.clone(), key.to_owned());
+    let top = spool_of(setting);
+    let (source, path, own) = (source.clone(), top.clone(), key.to_owned());
     let start = move || {
         let (dir, fetcher) = (path.clone(), Fetcher::new(vec![source.clone() as Arc<dyn Source>], None));
         let key = own.clone();
         tokio::spawn(async move { spool::work(&dir, &key, fetcher, ahead, spool::LINGER).await.unwrap() });
         Ok(())
     };
-    (Spool::new(dir.clone(), key.to_owned(), Arc::new(start)), dir)
+    (Spool::new(&top, key, Arc::new(start)), top.join(key))
+}
+
+fn spool_of(setting: &Setting) -> PathBuf {
+    setting.dir.path().join("spool")
+}
+
+/// The directory of [`KEY`].
+fn made_spool_of(setting: &Setting) -> PathBuf {
+    let dir = spool_of(setting).join(KEY);
+    fs::create_dir_all(&dir).unwrap();
+    dir
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -307,7 +318,7 @@ async fn what_cannot_be_left_to_the_background_goes_on_coming() {
             Err(io::ErrorKind::OutOfMemory.into())
         }
     };
-    let background = Some(Spool::new(setting.dir.path().join("spool"), KEY.to_owned(), Arc::new(start)));
+    let background = Some(Spool::new(&spool_of(&setting), KEY, Arc::new(start)));
     let patience = Duration::from_secs(3);
     let restore = Restore { target: target.clone(), background, patience, ..setting.restore(MIDDLE) };
     setting.source.set_open(false);
@@ -322,7 +333,7 @@ async fn what_cannot_be_left_to_the_background_goes_on_coming() {
 }
 
 #[tokio::test]
-async fn a_worker_of_other_places_makes_way() {
+async fn workers_of_other_places_do_not_meet() {
     let setting = Setting::new();
     let (old, new) = (source(&setting.wal), source(&setting.wal));
     let restore = async |segno, source: &Arc<Memory>, key| {
@@ -332,17 +343,56 @@ async fn a_worker_of_other_places_makes_way() {
         dir.join(name(segno + 1))
     };
     old.set_open(false);
-    restore(3, &old, "old").await;
+    let late = restore(3, &old, "old").await;
     until("on its way", || old.asked(&name(4)) == 1).await;
     // What comes from the old place, or does not, is not waited for.
     let ahead = restore(4, &new, "new").await;
     assert_eq!(setting.source.asked(&name(4)), 1);
     until("fetched ahead", || ahead.exists()).await;
     old.set_open(true);
+    until("fetched late", || late.exists()).await;
+    assert!(ahead.exists() && late.parent() != ahead.parent());
     let ahead = restore(6, &old, "old").await;
     until("fetched ahead", || ahead.exists()).await;
     let asked = |source: &Memory| [4, 5, 6, 7, 8].map(|segno| source.asked(&name(segno)));
     assert_eq!((asked(&old), asked(&new)), ([1, 0, 0, 1, 0], [0, 1, 0, 0, 0]));
+}
+
+#[tokio::test]
+async fn a_worker_removes_what_nobody_uses_and_nothing_else() {
+    let setting = Setting::new();
+    let (spool, dir) = with_spool(&setting, 1);
+    let top = dir.parent().unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let make = |below: &str, old: bool| {
+        let dir = top.join(below);
+        fs::create_dir_all(&dir).unwrap();
+        for file in ["wanted", "worker.lock", "worker.log", MIDDLE, "000000010000000000000006.unfinished"] {
+            fs::write(dir.join(file), "").unwrap();
+            let file = fs::File::options().write(true).open(dir.join(file)).unwrap();
+            file.set_modified(if old { long_ago } else { std::time::SystemTime::now() }).unwrap();
+        }
+        dir
+    };
+    let (unused, fresh, busy, foreign) =
+        (make("unused", true), make("fresh", false), make("busy", true), make("foreign", true));
+    make("", true);
+    let lock = fs::File::open(busy.join("worker.lock")).unwrap();
+    lock.lock().unwrap();
+    // Of another's directory that happens to be there nothing is known.
+    fs::remove_file(foreign.join("worker.lock")).unwrap();
+    fs::write(top.join("notes"), "").unwrap();
+    let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+    until("fetched ahead", || dir.join(name(6)).exists()).await;
+    let left = fs::read_dir(top).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["busy", "foreign", "fresh", KEY, "notes"]);
+    assert!(!unused.exists());
+    for (dir, files) in [(fresh, 5), (busy, 5), (foreign, 4)] {
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), files, "{}", dir.display());
+    }
 }
 
 #[tokio::test]
@@ -390,9 +440,7 @@ async fn a_silent_source_is_no_reason_to_leave_anything_to_the_background() {
 #[tokio::test]
 async fn a_beginning_left_in_the_spool_is_for_a_standby_of_its_cluster() {
     let setting = Setting::new();
-    let dir = setting.dir.path().join("spool");
-    let spool = Spool::new(dir.clone(), KEY.to_owned(), Arc::new(|| Ok(())));
-    fs::create_dir(&dir).unwrap();
+    let (spool, dir) = (Spool::new(&spool_of(&setting), KEY, Arc::new(|| Ok(()))), made_spool_of(&setting));
     let left = dir.join(format!("{MIDDLE}.unfinished"));
     let beginning = |segno: usize| {
         let mut bytes = setting.wal[(segno - 3) * SEG..][..SEG / 2].to_vec();
@@ -420,11 +468,10 @@ async fn a_beginning_left_in_the_spool_is_for_a_standby_of_its_cluster() {
 #[tokio::test]
 async fn a_spoiled_segment_in_the_spool_is_fetched_again() {
     let setting = Setting::new();
-    let spool = Spool::new(setting.dir.path().join("spool"), KEY.to_owned(), Arc::new(|| Ok(())));
-    fs::create_dir(setting.dir.path().join("spool")).unwrap();
+    let (spool, dir) = (Spool::new(&spool_of(&setting), KEY, Arc::new(|| Ok(()))), made_spool_of(&setting));
     let mut spoiled = setting.wal[2 * SEG..3 * SEG].to_vec();
     spoiled[400_000] ^= 1;
-    fs::write(setting.dir.path().join("spool").join(MIDDLE), spoiled).unwrap();
+    fs::write(dir.join(MIDDLE), spoiled).unwrap();
     let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
     assert_eq!(restore.run().await.unwrap(), Restored::Done);
     assert!(fs::read(setting.target()).unwrap() == setting.wal[2 * SEG..3 * SEG]);
@@ -435,36 +482,45 @@ async fn a_spool_that_others_can_write_is_left_alone_and_recovery_goes_on() {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     let setting = Setting::new();
-    let dir = setting.dir.path().join("spool");
-    fs::create_dir(&dir).unwrap();
+    let (top, dir) = (spool_of(&setting), made_spool_of(&setting));
     // What somebody else wants recovery to read, and a link of theirs.
     let theirs = setting.wal[2 * SEG..3 * SEG].to_vec();
     fs::write(dir.join(MIDDLE), &theirs).unwrap();
     let precious = setting.dir.path().join("precious");
     fs::write(&precious, "content").unwrap();
     symlink(&precious, dir.join("worker.lock")).unwrap();
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let open = |dir: &PathBuf, mode| fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+    // Who can write the one can put another in the place of the other.
+    open(&top, 0o777);
     let started = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let start = started.clone();
     let start_worker = move || {
         start.store(true, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     };
-    let spool = Spool::new(dir.clone(), KEY.to_owned(), Arc::new(start_worker));
+    let spool = Spool::new(&top, KEY, Arc::new(start_worker));
     let restore = Restore { spool: Some(spool), ..setting.restore(MIDDLE) };
     assert_eq!(restore.run().await.unwrap(), Restored::Done);
     assert_eq!(setting.source.asked(MIDDLE), 1, "fetched, not taken from there");
     assert!(!started.load(std::sync::atomic::Ordering::Relaxed));
     let fetcher = || Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
-    let error = spool::work(&dir, KEY, fetcher(), 3, Duration::from_secs(1)).await.unwrap_err().to_string();
-    assert!(error.contains("can be written by others (0777)") && error.contains("--spool-dir"), "{error}");
+    let work = async || spool::work(&top, KEY, fetcher(), 3, Duration::from_secs(1)).await;
+    for (opened, other) in [(&top, &dir), (&dir, &top)] {
+        open(other, 0o700);
+        open(opened, 0o777);
+        let error = work().await.unwrap_err().to_string();
+        assert!(
+            error.contains("can be written by others (0777)") && error.contains("--spool-dir"),
+            "{error}"
+        );
+    }
     // Nor is a link followed in a directory that looks well now.
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-    assert!(spool::work(&dir, KEY, fetcher(), 3, Duration::from_secs(1)).await.is_err());
-    assert!(spool::worker_log(&dir).is_ok());
+    open(&dir, 0o700);
+    assert!(work().await.is_err());
+    assert!(spool::worker_log(&top, KEY).is_ok());
     fs::remove_file(dir.join(spool::LOG)).unwrap();
     symlink(&precious, dir.join(spool::LOG)).unwrap();
-    assert!(spool::worker_log(&dir).is_err());
+    assert!(spool::worker_log(&top, KEY).is_err());
     assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
     assert!(fs::read(dir.join(MIDDLE)).unwrap() == theirs);
 }
@@ -472,13 +528,12 @@ async fn a_spool_that_others_can_write_is_left_alone_and_recovery_goes_on() {
 #[tokio::test]
 async fn an_idle_worker_leaves_no_segments() {
     let setting = Setting::new();
-    let dir = setting.dir.path().join("spool");
-    fs::create_dir(&dir).unwrap();
+    let dir = made_spool_of(&setting);
     fs::write(dir.join("wanted"), format!("{} {SEG}\n", name(3))).unwrap();
     fs::write(dir.join(name(2)), "old").unwrap();
     fs::write(dir.join(format!("{}.fetching", name(4))), "left over").unwrap();
     let fetcher = Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
-    spool::work(&dir, KEY, fetcher, 3, Duration::from_secs(1)).await.unwrap();
+    spool::work(&spool_of(&setting), KEY, fetcher, 3, Duration::from_secs(1)).await.unwrap();
     assert_eq!(setting.source.asked(&name(6)), 1);
     let left = fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
     let mut left: Vec<_> = left.collect();
