@@ -99,12 +99,11 @@ async fn verify(args: &VerifyArgs, environment: &Environment) -> Result<u8, Rela
 
 fn show_report(report: &Report) {
     for it in &report.findings {
-        let problem = if it.problem == verify::Problem::Missing { "missing" } else { "damaged" };
         let wal = it.from.as_ref().zip(it.to.as_ref()).map(|(from, to)| format!(" (WAL {from} to {to})"));
         let wal = wal.or_else(|| it.lsn.as_ref().map(|lsn| format!(" (WAL from {lsn} on)")));
         let healed = it.healed_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
         let (wal, healed) = (wal.unwrap_or_default(), healed.unwrap_or_default());
-        println!("{}: {problem}: {}{wal}: {}{healed}", report.target, it.file, it.reason);
+        println!("{}: {}: {}{wal}: {}{healed}", report.target, it.problem, it.file, it.reason);
     }
     let bad = report.findings.iter().filter(|it| it.healed_from.is_none()).count();
     let healed = report.findings.len() - bad;
@@ -164,10 +163,9 @@ fn show_directory(report: &offline::Report) {
     }
     report.notes.iter().for_each(|note| println!("  note: {note}"));
     for it in &report.findings {
-        let problem = if it.problem == offline::Problem::Missing { "missing" } else { "damaged" };
         let at = it.lsn.as_ref().map(|lsn| format!(" from {lsn} on")).unwrap_or_default();
         let repaired = it.repaired_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
-        println!("{place}: {problem}: {}{at}: {}{}", it.file, it.reason, repaired.unwrap_or_default());
+        println!("{place}: {}: {}{at}: {}{}", it.problem, it.file, it.reason, repaired.unwrap_or_default());
     }
     let bad = report.findings.iter().filter(|it| it.repaired_from.is_none()).count();
     let (repaired, mb) = (report.findings.len() - bad, report.bytes >> 20);

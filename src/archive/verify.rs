@@ -52,6 +52,15 @@ pub enum Problem {
     Damaged,
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Problem::Missing => "missing",
+            Problem::Damaged => "damaged",
+        })
+    }
+}
+
 /// What was found in a target.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Report {

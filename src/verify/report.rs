@@ -8,16 +8,7 @@ use walrelay_proto::{Lsn, SegNo, TimelineId, WalFileName};
 use super::chain::Chain;
 use super::place::{Found, Place};
 use super::scan::Scanned;
-
-/// Kinds of trouble.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Problem {
-    /// The file is not there.
-    Missing,
-    /// It is there and wrong.
-    Damaged,
-}
+pub use crate::archive::verify::Problem;
 
 /// Something is wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

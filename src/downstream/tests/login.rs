@@ -419,32 +419,31 @@ async fn peers_are_known_by_their_system_user() {
     assert!(relay.socket_path.ends_with(format!(".s.PGSQL.{}", relay.address.port())));
 }
 
+/// What a login comes to.
+async fn log_in_as(relay: &Relay, user: &str, more: &[(&str, &str)]) -> Result<(), (String, String)> {
+    let mut client = relay.connect().await;
+    client.start_up(&[&[("user", user)], more].concat()).await;
+    client.until_closed_or_ready().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_nobody_has_ever_known_receives_wal_only_by_a_line_of_the_auth_file() {
     let hba = "host all,replication all all trust\nlocal all,replication all trust";
     let relay = Relay::with(Options { hba, users: "\"explicit\" \"\"\n", ..Options::default() }).await;
-    let log_in = async |user: &str, more: &[(&str, &str)]| {
-        let mut client = relay.connect().await;
-        client.start_up(&[&[("user", user)], more].concat()).await;
-        client.until_closed_or_ready().await
-    };
     let physical = [("replication", "true")];
-    assert_eq!(log_in("explicit", &physical).await, Ok(()));
+    assert_eq!(log_in_as(&relay, "explicit", &physical).await, Ok(()));
     let refused = Err(pair("57P03", "the upstream server cannot be asked for role \"stranger\""));
-    assert_eq!(log_in("stranger", &physical).await, refused);
-    assert_eq!(log_in("stranger", &[("replication", "database"), ("database", "x")]).await, refused);
+    assert_eq!(log_in_as(&relay, "stranger", &physical).await, refused);
+    let logical = [("replication", "database"), ("database", "x")];
+    assert_eq!(log_in_as(&relay, "stranger", &logical).await, refused);
     // It may look at the relay, without any right.
-    assert_eq!(log_in("stranger", &[("database", "walrelay")]).await, Ok(()));
+    assert_eq!(log_in_as(&relay, "stranger", &[("database", "walrelay")]).await, Ok(()));
     // What was last known of a role counts.
     let known = "[roles.standby.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n\
                  [roles.plain.attributes]\nsuperuser = false\nreplication = false\ncan_login = true\nmonitor = false\n\
                  [roles.group.attributes]\nsuperuser = false\nreplication = true\ncan_login = false\nmonitor = false\n";
     let relay = Relay::with(Options { hba, roles: known, ..Options::default() }).await;
-    let log_in = async |user: &str| {
-        let mut client = relay.connect().await;
-        client.start_up(&[("user", user), ("replication", "true")]).await;
-        client.until_closed_or_ready().await
-    };
+    let log_in = async |user: &str| log_in_as(&relay, user, &[("replication", "true")]).await;
     assert_eq!(log_in("standby").await, Ok(()));
     assert_eq!(log_in("plain").await, Err(pair("42501", "permission denied to start WAL sender")));
     assert_eq!(log_in("group").await, Err(pair("28000", "role \"group\" is not permitted to log in")));
@@ -458,11 +457,7 @@ async fn lines_of_roles_and_host_names_decide_with_what_is_known() {
                  [roles.other]\nmember_of = [\"other\"]\n\
                  [roles.other.attributes]\nsuperuser = false\nreplication = true\ncan_login = true\nmonitor = false\n";
     let relay = Relay::with(Options { hba, roles: known, ..Options::default() }).await;
-    let log_in = async |user: &str| {
-        let mut client = relay.connect().await;
-        client.start_up(&[("user", user), ("replication", "true")]).await;
-        client.until_closed_or_ready().await
-    };
+    let log_in = async |user: &str| log_in_as(&relay, user, &[("replication", "true")]).await;
     assert_eq!(log_in("standby").await, Ok(()));
     let text =
         "pg_hba.conf rejects replication connection for host \"127.0.0.1\", user \"other\", no encryption";

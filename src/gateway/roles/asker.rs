@@ -327,16 +327,25 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn all_questions_are_one_round_trip_and_an_error_is_one_names() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let text =
-            format!("host=127.0.0.1 port={} user=u sslmode=disable", listener.local_addr().unwrap().port());
+    /// Somebody who asks a server at this place.
+    fn asker_of(place: &str, query: Option<&str>) -> Asker {
+        let text = format!("host=127.0.0.1 {place} user=u sslmode=disable");
         let info = ConnInfo::parse(&text, &Environment::of_user("u")).unwrap();
         let (following, host) = Following::channel();
         following.show(Some(info.hosts[0].clone()));
-        let mut asker = Asker::new(info, Some("SELECT secret($1)".to_owned()), host);
-        let mut server = Server { listener, stream: None };
+        Asker::new(info, query.map(str::to_owned), host)
+    }
+
+    /// A scripted server, and who asks it.
+    async fn asking(query: Option<&str>) -> (Server, Asker) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let asker = asker_of(&format!("port={}", listener.local_addr().unwrap().port()), query);
+        (Server { listener, stream: None }, asker)
+    }
+
+    #[tokio::test]
+    async fn all_questions_are_one_round_trip_and_an_error_is_one_names() {
+        let (mut server, mut asker) = asking(Some("SELECT secret($1)")).await;
         let names = ["a".to_owned(), "b".to_owned()];
         let attributes = Attributes { superuser: false, replication: true, can_login: true, monitor: false };
         let member_of = Some(vec!["a".to_owned(), "staff \"x\"".to_owned()]);
@@ -378,17 +387,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_without_end_is_one_names() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let text =
-            format!("host=127.0.0.1 port={} user=u sslmode=disable", listener.local_addr().unwrap().port());
-        let info = ConnInfo::parse(&text, &Environment::of_user("u")).unwrap();
-        let (following, host) = Following::channel();
-        following.show(Some(info.hosts[0].clone()));
-        let mut asker = Asker::new(info, None, host);
+        let (mut server, mut asker) = asking(None).await;
         let script = tokio::spawn(async move {
             let endless = || result(Some(&["f", "t", "t", "f", &"x".repeat(MOST_ANSWER)]));
             let row = |members| result(Some(&["f", "t", "t", "f", members]));
-            let mut server = Server { listener, stream: None };
             server.accept().await;
             server.read(3).await;
             server.send(&[row(r#"["a"]"#), endless()]).await;
@@ -414,10 +416,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_upstream_that_gave_no_answer_is_not_asked_again_at_once() {
-        let info = ConnInfo::parse("host=127.0.0.1 port=1 user=u", &Environment::of_user("u")).unwrap();
-        let (following, host) = Following::channel();
-        following.show(Some(info.hosts[0].clone()));
-        let mut asker = Asker::new(info, None, host);
+        let mut asker = asker_of("port=1", None);
         let names = ["a".to_owned()];
         asker.give_up(&names);
         assert_eq!(asker.ask(&names).await, []);
