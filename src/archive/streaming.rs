@@ -49,32 +49,52 @@ impl Server {
     }
 
     async fn get(&self, file: &str, unfinished: bool) -> Result<Option<Bytes>, FetchError> {
-        let unreachable = |reason: String| FetchError::Unreachable { place: self.name.clone(), reason };
         if file.ends_with(".partial") || file.ends_with(".backup") {
             return Ok(None);
         }
-        let mut conn = connect_any(&self.info, Instant::now() + LIMIT)
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
+        let mut conn = self.connect().await?;
         self.pulse.beat();
         let answer = match TimelineId::from_history_file_name(file) {
             Some(tli) => history(&mut conn, tli).await,
             None => segment(&mut conn, file, unfinished, &self.pulse).await,
         };
-        let answer = answer.map_err(|error| unreachable(error.to_string()))?;
-        conn.close().await;
-        Ok(answer)
+        match answer {
+            // It may have gone over to another timeline meanwhile. That has no SQLSTATE, and words that are translated.
+            Err(QueryError::Server(error)) if error.is_internal() => {
+                match self.has(file, unfinished).await? {
+                    true => Err(self.unreachable(error.to_string())),
+                    false => Ok(None),
+                }
+            }
+            Err(error) => Err(self.unreachable(error.to_string())),
+            Ok(answer) => {
+                conn.close().await;
+                Ok(answer)
+            }
+        }
     }
-}
 
-impl Server {
+    async fn connect(&self) -> Result<UpstreamConnection, FetchError> {
+        let connected = connect_any(&self.info, Instant::now() + LIMIT).await;
+        connected.map_err(|error| self.unreachable(error.to_string()))
+    }
+
+    fn unreachable(&self, reason: String) -> FetchError {
+        FetchError::Unreachable { place: self.name.clone(), reason }
+    }
+
+    /// Whether a segment is the server's to give.
+    async fn has(&self, file: &str, unfinished: bool) -> Result<bool, FetchError> {
+        let mut conn = self.connect().await?;
+        let facts = facts(&mut conn).await.map_err(|error| self.unreachable(error.to_string()))?;
+        conn.close().await;
+        Ok(facts.is_some_and(|facts| facts.length(file, unfinished).is_some()))
+    }
+
     /// The segment in which the server's WAL ends, and where its timeline begins, if they are later.
     async fn after(&self, segment: &str) -> Result<Vec<FileName>, FetchError> {
-        let unreachable = |reason: String| FetchError::Unreachable { place: self.name.clone(), reason };
-        let mut conn = connect_any(&self.info, Instant::now() + LIMIT)
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
-        let facts = facts(&mut conn).await.map_err(|error| unreachable(error.to_string()))?;
+        let mut conn = self.connect().await?;
+        let facts = facts(&mut conn).await.map_err(|error| self.unreachable(error.to_string()))?;
         conn.close().await;
         let Some(facts) = facts else { return Ok(Vec::new()) };
         let tli = facts.history.tli();
@@ -110,7 +130,7 @@ impl Source for Server {
 async fn history(conn: &mut UpstreamConnection, tli: TimelineId) -> Result<Option<Bytes>, QueryError> {
     match conn.query(&format!("TIMELINE_HISTORY {}", tli.as_u32())).await {
         Ok(result) => Ok(result.rows.into_iter().next().and_then(|row| row.into_iter().nth(1)?)),
-        Err(QueryError::Server(error)) if is_missing(&error) => Ok(None),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -123,20 +143,25 @@ async fn segment(
 ) -> Result<Option<Bytes>, QueryError> {
     let Some(facts) = facts(conn).await? else { return Ok(None) };
     pulse.beat();
-    let Some(name) = WalFileName::parse(file, facts.size) else { return Ok(None) };
-    let len = match (facts.part(name), unfinished) {
-        (Part::Whole, false) => facts.size.bytes(),
-        (Part::Beginning(len), true) => len,
-        _ => return Ok(None),
-    };
+    let Some((name, len)) = facts.length(file, unfinished) else { return Ok(None) };
     let start = name.segno.start(facts.size);
     match stream(conn, start, name.tli, len as usize, pulse).await {
-        Err(QueryError::Server(error)) if is_missing(&error) => Ok(None),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
         other => other.map(Some),
     }
 }
 
 impl Facts {
+    /// The bytes to ask for of a segment, which is to be whole, or not to be.
+    fn length(&self, file: &str, unfinished: bool) -> Option<(WalFileName, u64)> {
+        let name = WalFileName::parse(file, self.size)?;
+        match (self.part(name), unfinished) {
+            (Part::Whole, false) => Some((name, self.size.bytes())),
+            (Part::Beginning(len), true) => Some((name, len)),
+            _ => None,
+        }
+    }
+
     fn part(&self, name: WalFileName) -> Part {
         let (start, end) = (name.segno.start(self.size), name.segno.end(self.size));
         let left_at = match self.history.switch_point(name.tli) {
@@ -243,10 +268,6 @@ fn append(wal: &mut BytesMut, start: Lsn, body: &[u8]) -> Result<bool, QueryErro
     Ok(false)
 }
 
-fn is_missing(error: &ServerError) -> bool {
-    error.is_wal_removed() || error.is_not_in_history()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,17 +315,26 @@ mod tests {
         [&header.frame(len as u32)[..], &vec![7; len]].concat()
     }
 
-    /// A walsender that sends segment 3 of 1 MB, and goes on only when it has heard of its client: asked for, and, as
-    /// `wal_sender_timeout` has it, without.
-    async fn walsender(mut stream: TcpStream) {
+    async fn welcome(stream: &mut TcpStream) {
         let len = stream.read_u32().await.unwrap() as usize;
         stream.read_exact(&mut vec![0; len - 4]).await.unwrap();
         let welcome = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.1\0"), frame(b'Z', b"I")];
         stream.write_all(&welcome.concat()).await.unwrap();
-        for answer in [row(&["77", "1", "0/800000", ""]), row(&["1MB"])] {
-            assert_eq!(read_frame(&mut stream).await.0, b'Q');
-            stream.write_all(&answer).await.unwrap();
+    }
+
+    /// Answers one question after another.
+    async fn answer(stream: &mut TcpStream, answers: &[Vec<u8>]) {
+        for answer in answers {
+            assert_eq!(read_frame(stream).await.0, b'Q');
+            stream.write_all(answer).await.unwrap();
         }
+    }
+
+    /// A walsender that sends segment 3 of 1 MB, and goes on only when it has heard of its client: asked for, and, as
+    /// `wal_sender_timeout` has it, without.
+    async fn walsender(mut stream: TcpStream) {
+        welcome(&mut stream).await;
+        answer(&mut stream, &[row(&["77", "1", "0/800000", ""]), row(&["1MB"])]).await;
         assert_eq!(read_frame(&mut stream).await.0, b'Q');
         stream.write_all(&frame(b'W', &[0; 3])).await.unwrap();
         let (start, half) = (Lsn::new(3 * MB), MB as usize / 2);
@@ -322,14 +352,46 @@ mod tests {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
 
-    #[tokio::test]
-    async fn a_walsender_hears_of_us_while_it_streams() {
+    /// Where to listen, and a source that asks there.
+    async fn source() -> (TcpListener, Server) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = tokio::spawn(async move { walsender(listener.accept().await.unwrap().0).await });
         let environment = Environment::of_user("rep").with("HOME", "/nonexistent");
         let info = format!("host=127.0.0.1 port={port} user=rep sslmode=disable");
-        let source = Server::new(ConnInfo::parse(&info, &environment).unwrap());
+        (listener, Server::new(ConnInfo::parse(&info, &environment).unwrap()))
+    }
+
+    /// The error is the same when nobody knows why, and its words are anybody's.
+    #[tokio::test]
+    async fn what_a_server_has_left_meanwhile_is_missing_there_in_whatever_language() {
+        let first = [row(&["77", "1", "0/800000", ""]), row(&["1MB"])];
+        let history = row(&["00000002.history", "1\t0/280000\tx\n"]);
+        let left = vec![row(&["77", "2", "0/800000", ""]), history, row(&["1MB"])];
+        let message =
+            "angeforderter Startpunkt 0/300000 auf Zeitleiste 1 ist nicht in der History dieses Servers";
+        let error = format!("SFEHLER\0VERROR\0CXX000\0M{message}\0\0");
+        let refusal = [frame(b'E', error.as_bytes()), frame(b'Z', b"I")].concat();
+        for (then, is_missing) in [(left, true), (first.to_vec(), false)] {
+            let (listener, source) = source().await;
+            let script = async {
+                for answers in [[&first[..], std::slice::from_ref(&refusal)].concat(), then] {
+                    let mut stream = listener.accept().await.unwrap().0;
+                    welcome(&mut stream).await;
+                    answer(&mut stream, &answers).await;
+                }
+            };
+            let (found, ()) = tokio::join!(source.read("000000010000000000000003"), script);
+            match found {
+                Ok(None) => assert!(is_missing),
+                other => assert!(!is_missing && other.unwrap_err().to_string().contains(message)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_walsender_hears_of_us_while_it_streams() {
+        let (listener, source) = source().await;
+        let server = tokio::spawn(async move { walsender(listener.accept().await.unwrap().0).await });
         let segment = source.read("000000010000000000000003").await.unwrap().unwrap();
         assert!(segment.len() as u64 == MB && segment.iter().all(|&byte| byte == 7));
         server.await.unwrap();

@@ -30,15 +30,21 @@ impl ServerError {
     /// Whether a file of WAL or a history is not there (any more).
     ///
     /// By SQLSTATE, which is the same in every language of `lc_messages`. Where a segment vanishes while it is read,
-    /// it depends on the version and the moment (PG: `CheckXLogRemoval`), and only words tell.
+    /// the SQLSTATE is that of whatever failed before, mostly of nothing (PG: `CheckXLogRemoval`), and the segment's name
+    /// tells: of all internal errors of a walsender only this one has it.
     pub fn is_wal_removed(&self) -> bool {
-        self.sqlstate == "58P01" || self.message.ends_with("has already been removed")
+        self.sqlstate == "58P01" || self.is_internal() && self.names_a_segment()
     }
 
-    /// Whether a position lies on a timeline that the server never was on, or behind where it left it. It has no
-    /// SQLSTATE of its own (PG: `StartReplication`).
-    pub fn is_not_in_history(&self) -> bool {
-        self.sqlstate == "XX000" && self.message.ends_with("is not in this server's history")
+    /// Whether nobody thought of a SQLSTATE for it: that a position lies on a timeline that the server never was on, or
+    /// behind where it left it, or where its own WAL ends (PG: `StartReplication`).
+    pub fn is_internal(&self) -> bool {
+        self.sqlstate == "XX000"
+    }
+
+    fn names_a_segment(&self) -> bool {
+        let is_name = |word: &str| word.len() == 24 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        self.message.split(|letter: char| !letter.is_ascii_alphanumeric()).any(is_name)
     }
 
     /// Whether there is no such slot.
@@ -303,11 +309,23 @@ mod tests {
     /// What servers with `lc_messages = 'de_DE.UTF-8'` say, and one in no language at all.
     #[test]
     fn answers_are_understood_in_whatever_language() {
-        let cases: [(&str, &str, Test, bool); 9] = [
+        let cases: [(&str, &str, Test, bool); 11] = [
             (
                 "58P01",
                 "das angeforderte WAL-Segment 000000010000000000000003 wurde schon entfernt",
                 ServerError::is_wal_removed,
+                true,
+            ),
+            (
+                "XX000",
+                "das angeforderte WAL-Segment »000000010000000000000003« wurde schon entfernt",
+                ServerError::is_wal_removed,
+                true,
+            ),
+            (
+                "XX000",
+                "angeforderter Startpunkt 0/3000000 auf Zeitleiste 1 ist nicht in der History dieses Servers",
+                |error| error.is_internal() && !error.is_wal_removed(),
                 true,
             ),
             ("42704", "Replikations-Slot »r« existiert nicht", ServerError::is_no_such_object, false),
@@ -358,12 +376,11 @@ mod tests {
                 ServerError::is_no_such_object,
                 ServerError::is_duplicate_object,
                 ServerError::is_without_walsenders,
-                ServerError::is_not_in_history,
             ];
             let kinds = others.iter().filter(|is_it| is_it(&error(message))).count();
             assert!(kinds <= 1, "{message}: {kinds} kinds");
             // The words count for nothing where the code tells.
-            if !message.contains("max_wal_senders") {
+            if !["max_wal_senders", "000000010000000000000003"].iter().any(|word| message.contains(word)) {
                 assert!(is_it(&error("")), "{sqlstate}");
             }
         }
