@@ -140,7 +140,8 @@ impl Held {
         conn.send_query(command).await.map_err(failed)?;
         let (mut next, mut leaving, mut failure) = (self.from, false, None);
         loop {
-            let (kind, body) = next_message(conn).await.map_err(failed)?;
+            let message = if leaving { conn.next_message().await } else { next_message(conn).await };
+            let (kind, body) = message.map_err(failed)?;
             let mut follows = 0;
             match kind {
                 b'd' if !leaving => {
@@ -216,7 +217,8 @@ pub(super) async fn fetch(
     conn.send_query(command).await?;
     let (mut wal, mut leaving, mut failure) = (Vec::with_capacity(len), false, None);
     loop {
-        let (kind, body) = next_message(conn).await?;
+        let message = if leaving { conn.next_message().await } else { next_message(conn).await };
+        let (kind, body) = message?;
         match kind {
             b'd' if !leaving => {
                 let expected = from.advance(wal.len() as u64);
@@ -237,7 +239,8 @@ pub(super) async fn fetch(
     failure.map_or(Ok(wal), |error| Err(QueryError::Server(error)))
 }
 
-/// The next message; however long the line takes for it, the server hears of us meanwhile.
+/// The next message of a stream that we have not left: after CopyDone nothing may follow. However long the line takes for
+/// it, the server hears of us meanwhile.
 pub(super) async fn next_message(conn: &mut UpstreamConnection) -> Result<(u8, bytes::Bytes), QueryError> {
     let mut silent = 0;
     loop {
@@ -300,7 +303,7 @@ pub(super) fn xlog_data(body: &[u8], expected: Lsn) -> Result<Option<(XLogDataHe
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
     use walrelay_proto::generate::WalGenerator;
     use walrelay_proto::{Keepalive, SegSize, SystemId, WalIdentity};
@@ -308,18 +311,56 @@ mod tests {
     use super::*;
     use crate::pg::Stream;
 
-    #[tokio::test]
-    async fn a_server_that_sends_without_a_pause_hears_of_us() {
-        let (client, mut server) = UnixStream::pair().unwrap();
-        let mut conn = UpstreamConnection {
+    fn connected(busy: bool) -> (UpstreamConnection, UnixStream) {
+        let (client, server) = UnixStream::pair().unwrap();
+        let conn = UpstreamConnection {
             stream: Stream::Unix(client),
             buffer: bytes::BytesMut::new(),
             parameters: Vec::new(),
             notices: Vec::new(),
             backend_pid: None,
             cancel_key: bytes::Bytes::new(),
-            busy: true,
+            busy,
         };
+        (conn, server)
+    }
+
+    async fn read_frame(server: &mut UnixStream) -> (u8, Vec<u8>) {
+        let kind = server.read_u8().await.unwrap();
+        let mut body = vec![0; server.read_u32().await.unwrap() as usize - 4];
+        server.read_exact(&mut body).await.unwrap();
+        (kind, body)
+    }
+
+    /// A server that takes its time between our end of the stream and its own.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_sent_behind_the_end_of_a_stream() {
+        let (mut conn, mut server) = connected(false);
+        let start = Lsn::new(3 << 20);
+        let serving = async {
+            assert_eq!(read_frame(&mut server).await.0, b'Q');
+            server.write_all(b"W\0\0\0\x07\0\0\0").await.unwrap();
+            // While it is silent within the stream it hears of us.
+            assert_eq!(read_frame(&mut server).await.0, b'd');
+            let header =
+                XLogDataHeader { start, end: start.advance(4), send_time: PgTimestamp::from_micros(1) };
+            server.write_all(&[&header.frame(4)[..], b"WAL!"].concat()).await.unwrap();
+            while read_frame(&mut server).await.0 != b'c' {}
+            tokio::time::sleep(10 * STATUS_INTERVAL).await;
+            server.write_all(b"c\0\0\0\x04C\0\0\0\x06X\0Z\0\0\0\x05I").await.unwrap();
+            server
+        };
+        let (fetched, mut server) = tokio::join!(fetch(&mut conn, "START_REPLICATION", start, 4), serving);
+        assert_eq!(fetched.unwrap(), b"WAL!");
+        drop(conn);
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_sends_without_a_pause_hears_of_us() {
+        let (mut conn, mut server) = connected(true);
         let send_time = PgTimestamp::from_micros(1);
         let keepalive = Keepalive { end: Lsn::new(9), send_time, reply_requested: false }.frame();
         let sending = async move {
