@@ -168,6 +168,12 @@ impl Lane {
         Ok(done)
     }
 
+    /// Whether all threads are at work, or hang.
+    #[cfg(test)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.free.available_permits() == 0
+    }
+
     /// Whether no call is under way, those that were given up included.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! A name service may not answer, so look-ups have threads of their own: a bounded number, each waited for a limited time,
 //! few for one source: whoever has addresses whose names nobody tells keeps nobody else waiting. What was found out, also
-//! that nothing was, holds for a while. Who waits longer than a login may take is gone.
+//! that nothing was, holds for a while. Who waits longer than a login may take is gone. Strangers from many addresses can take
+//! all threads; so those from whose address somebody has logged in before have threads of their own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -22,6 +23,13 @@ const SHARE: usize = 2;
 const HOLDS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
 /// Addresses of which something is kept at most.
 const MOST: usize = 1024;
+
+/// Somebody has logged in from there.
+pub(super) fn has_logged_in(ip: Option<IpAddr>) {
+    if let Some(ip) = ip {
+        NAMES.welcome(ip, Instant::now());
+    }
+}
 
 static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(PATIENCE));
 
@@ -48,7 +56,10 @@ fn told(ip: IpAddr, found: Result<Option<String>, String>) -> Option<String> {
 
 /// Look-ups, each source with its share of them.
 struct Names {
-    lane: Lane,
+    strangers: Lane,
+    guests: Lane,
+    /// From which addresses somebody has logged in, and when last.
+    welcome: Mutex<HashMap<IpAddr, Instant>>,
     patience: Duration,
     shares: Mutex<HashMap<Source, Weak<Semaphore>>>,
     found: Arc<Mutex<Found>>,
@@ -60,8 +71,27 @@ struct Found(HashMap<IpAddr, (Instant, Option<String>)>);
 
 impl Names {
     fn new(patience: Duration) -> Names {
-        let lane = Lane::new("client-names", patience);
-        Names { lane, patience, shares: Mutex::default(), found: Arc::default() }
+        Names {
+            strangers: Lane::new("client-names", patience),
+            guests: Lane::new("guest-names", patience),
+            welcome: Mutex::default(),
+            patience,
+            shares: Mutex::default(),
+            found: Arc::default(),
+        }
+    }
+
+    fn welcome(&self, ip: IpAddr, now: Instant) {
+        let mut welcome = lock(&self.welcome);
+        if welcome.len() >= MOST && !welcome.contains_key(&ip) {
+            let oldest = welcome.iter().min_by_key(|(_, at)| **at).map(|(ip, _)| *ip);
+            oldest.map(|oldest| welcome.remove(&oldest));
+        }
+        welcome.insert(ip, now);
+    }
+
+    fn lane(&self, ip: IpAddr) -> &Lane {
+        if lock(&self.welcome).contains_key(&ip) { &self.guests } else { &self.strangers }
     }
 
     /// Waits for its turn: behind few others of the same source, and these wait behind the share of each other source.
@@ -87,7 +117,7 @@ impl Names {
                 drop(place);
                 name
             };
-            self.lane.run(0, work).await
+            self.lane(ip).run(0, work).await
         };
         let limit = self.patience;
         let late = |_| Err(format!("no answer in {} s", limit.as_secs_f32().round()));
@@ -228,6 +258,44 @@ mod tests {
             assert_eq!(client.await.unwrap(), Ok(None), "as the first has found out");
         }
         assert!(begun.try_recv().is_err());
+    }
+
+    /// As many as it takes, each with its share.
+    #[tokio::test]
+    async fn strangers_who_hold_all_threads_keep_out_nobody_who_was_here_before() {
+        let names = Arc::new(Names::new(Duration::from_secs(20)));
+        let (go_on, hang) = std::sync::mpsc::channel::<()>();
+        let hang = Arc::new(Mutex::new(hang));
+        let strangers: Vec<_> = (100..140)
+            .map(|last| {
+                let (names, hang) = (names.clone(), hang.clone());
+                let resolve = move || {
+                    let _ = lock(&hang).recv();
+                    None
+                };
+                tokio::spawn(async move { names.look_up(ip(last), resolve).await })
+            })
+            .collect();
+        while !names.strangers.is_full() {
+            tokio::task::yield_now().await;
+        }
+        let db = || Some("db".to_owned());
+        names.welcome(ip(1), Instant::now());
+        assert_eq!(names.look_up(ip(1), db).await, Ok(db()));
+        drop(go_on);
+        for stranger in strangers {
+            assert_eq!(stranger.await.unwrap(), Ok(None));
+        }
+    }
+
+    #[test]
+    fn of_those_who_were_here_the_latest_are_known() {
+        let (names, begun) = (Names::new(PATIENCE), Instant::now());
+        for n in 0..=MOST as u32 {
+            names.welcome(IpAddr::from(n.to_be_bytes()), begun + Duration::from_secs(n.into()));
+        }
+        let is_known = |n: u32| lock(&names.welcome).contains_key(&IpAddr::from(n.to_be_bytes()));
+        assert!(!is_known(0) && is_known(1) && is_known(MOST as u32));
     }
 
     #[tokio::test]
