@@ -15,6 +15,7 @@ use walrelay::error::{RelayError, UNREADABLE};
 use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
+use walrelay::relay::slow;
 use walrelay::store::explain_bus_errors;
 use walrelay::{relay, tools};
 
@@ -115,7 +116,14 @@ fn last_words(error: &RelayError) -> String {
 
 /// `format` is set as soon as the log has begun.
 fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
-    let config = Config::resolve(cli, &Environment::of_process())?;
+    let file = cli.config.clone().unwrap_or_default();
+    let tell = |line: &str| log.put(format!("walrelay: warning: {line}\n").as_bytes());
+    let config = slow::told_of(
+        slow::SLOW,
+        || format!("configuration file \"{}\"", file.display()),
+        tell,
+        || Config::resolve(cli, &Environment::of_process()),
+    )?;
     start_log(&config, log);
     *format = config.log_format;
     let action = "could not install signal handler";

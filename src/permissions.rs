@@ -170,6 +170,21 @@ pub fn check_private_dir(dir: &Path) -> Result<(), Distrust> {
     Ok(())
 }
 
+/// What is wrong with the directories that a file lies in, if anything: where everybody may write, anybody can put another
+/// file, or directory, in its place. A sticky bit is enough for what is ours there. Of what cannot be looked at nothing is
+/// said, nor of pipes.
+pub fn parent_problem(path: &Path) -> Option<String> {
+    let file = fs::canonicalize(path).ok()?;
+    let is_open = |dir: &&Path| {
+        fs::metadata(dir).is_ok_and(|found| found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0)
+    };
+    let open = file.ancestors().skip(1).find(is_open)?;
+    Some(format!(
+        "lies below \"{}\", where everybody can put another in its place; run chmod o-w on that directory",
+        open.display()
+    ))
+}
+
 /// A directory for sockets: `None` if nobody but we and root can put another socket in the place of ours, else what is wrong.
 /// A sticky bit is enough, as `/tmp` has it.
 pub fn socket_dir_problem(dir: &Path) -> Option<String> {
@@ -208,6 +223,27 @@ mod tests {
     fn refused<T: std::fmt::Debug>(result: Result<T, Distrust>, problem: &str) {
         let text = result.unwrap_err().to_string();
         assert!(text.contains(problem), "{text}");
+    }
+
+    #[test]
+    fn where_everybody_may_write_a_files_name_says_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let (open, inner) = (dir.path().join("open"), dir.path().join("open/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        let file = inner.join("walrelay.toml");
+        fs::write(&file, "").unwrap();
+        let link = dir.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert_eq!(parent_problem(&file), None);
+        set(&open, 0o1777);
+        assert_eq!(parent_problem(&file), None, "as /tmp is");
+        set(&open, 0o777);
+        for path in [&file, &link] {
+            let problem = parent_problem(path).unwrap();
+            assert!(problem.starts_with(&format!("lies below \"{}\", where", open.display())), "{problem}");
+        }
+        assert_eq!(parent_problem(&inner.join("nosuch")), None);
+        assert_eq!(parent_problem(Path::new("/dev/fd/0")), None);
     }
 
     #[test]

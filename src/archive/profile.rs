@@ -5,13 +5,13 @@
 //! is refused, so that nobody wonders whose credentials are used.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use object_store::aws::AmazonS3ConfigKey;
 
 use super::storage::OptionError;
+use crate::permissions::{Distrust, check_shared_secret, read_rules};
 
 /// What a section of such a file says.
 type Section = BTreeMap<String, String>;
@@ -80,10 +80,24 @@ fn read(variable_name: &str, file: &str) -> Result<String, String> {
     let Some(path) = variable(variable_name).map(PathBuf::from).or_else(home) else {
         return Ok(String::new());
     };
-    match fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        other => other.map_err(|error| format!("could not read \"{}\": {error}", path.display())),
+    text_of(&path)
+}
+
+/// What stands in a file, which need not be there. One with keys must not be open to others, as the AWS tools write it.
+fn text_of(path: &Path) -> Result<String, String> {
+    let failed = |error: Distrust| format!("file \"{}\" {error}", path.display());
+    let text = match read_rules(path) {
+        Err(Distrust::Io(error)) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        other => other.map_err(failed)?,
+    };
+    let holds_keys = |line: &str| {
+        let key = line.split_once('=').map(|(key, _)| key.trim());
+        matches!(key, Some("aws_secret_access_key" | "aws_session_token"))
+    };
+    if text.lines().any(holds_keys) {
+        check_shared_secret(path).map_err(failed)?;
     }
+    Ok(text)
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -112,6 +126,27 @@ mod tests {
         assert!(of_profile("other", CREDENTIALS, "").unwrap_err().contains("no such profile"));
         let config = "[profile wal]\nsso_start_url = https://x\n";
         assert!(of_profile("wal", CREDENTIALS, config).unwrap_err().contains("sso_start_url"));
+    }
+
+    #[test]
+    fn keys_that_others_can_read_are_refused() {
+        use std::fs::{self, Permissions};
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credentials");
+        assert_eq!(text_of(&path), Ok(String::new()), "there need be none");
+        let with_mode = |text: &str, mode| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            text_of(&path)
+        };
+        assert_eq!(with_mode(CREDENTIALS, 0o640).as_deref(), Ok(CREDENTIALS));
+        let error = with_mode(CREDENTIALS, 0o644).unwrap_err();
+        assert!(error.contains("credentials\" holds secrets and is open to others (0644)"), "{error}");
+        let region = "[profile wal]\nregion = eu-central-1\n";
+        assert_eq!(with_mode(region, 0o644).as_deref(), Ok(region));
+        assert!(with_mode(region, 0o666).unwrap_err().contains("can be written by everybody (0666)"));
     }
 
     #[test]

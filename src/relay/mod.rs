@@ -11,6 +11,7 @@
 mod receiver;
 mod reload;
 mod signals;
+pub mod slow;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use crate::error::RelayError;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
+use crate::permissions;
 use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
@@ -91,7 +93,9 @@ impl Relay {
         notifier: Notifier,
     ) -> Result<Relay, RelayError> {
         let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
-        let access = Arc::new(SharedAccess::new(load_access(&config, &At::default())?));
+        let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
+        let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
+        let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
@@ -310,6 +314,18 @@ fn raise_descriptors(config: &Config) -> Arc<Descriptors> {
     Arc::new(descriptors)
 }
 
+/// Not refused: in a container nobody else is there, and such directories are common.
+fn warn_of_parents(config: &Config) {
+    let ours = [&config.hba_file, &config.auth_file, &config.ident_file].map(Option::as_deref);
+    let key = config.tls.as_ref().map(|tls| tls.key.as_path());
+    let archive = config.archive.iter().filter_map(|target| target.key_file.as_deref());
+    for path in ours.into_iter().chain([config.file(), key]).flatten().chain(archive) {
+        if let Some(problem) = permissions::parent_problem(path) {
+            tracing::warn!("file \"{}\" {problem}", path.display());
+        }
+    }
+}
+
 fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
     let named = |what, path: &Option<PathBuf>| {
         path.as_deref().inspect(|path| at.file(what, path)).map(Path::to_owned)
@@ -320,6 +336,8 @@ fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
         .map_or_else(|| Ok(Users::default()), |path| Users::load(&path))?;
     let idents = named("--ident-file", &config.ident_file)
         .map_or_else(|| Ok(Idents::default()), |path| Idents::load(&path))?;
+    at.note("the directories of the files that are named".to_owned());
+    warn_of_parents(config);
     at.note("the TLS files".to_owned());
     let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
     for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {

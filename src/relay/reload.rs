@@ -48,7 +48,7 @@ impl At {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    fn current(&self) -> String {
+    pub(super) fn current(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

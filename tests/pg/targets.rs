@@ -204,7 +204,7 @@ fn a_hung_target_is_told_and_holds_up_nobody(server: &Server) {
 fn rotated_keys_are_read_again(server: &Server) {
     let primary = primary(server);
     let (scratch, s3) = (Scratch::new("keys"), S3::start());
-    let (keys, conf) = (scratch.join("credentials"), scratch.join("walrelay.toml"));
+    let (keys, conf) = (scratch.secret("credentials", ""), scratch.join("walrelay.toml"));
     let rotate = |key: &str| {
         let text = format!("[wal]\naws_access_key_id = {key}\naws_secret_access_key = s\n");
         fs::write(&keys, text).expect("ours");
