@@ -20,7 +20,7 @@ pub enum Kind {
     Word,
     /// `"…"`
     Quoted,
-    /// `U&"…"`
+    /// `U&"…"`; in a [`Statement`] with the `UESCAPE '…'` behind it.
     UnicodeQuoted,
     /// A string of any kind, its continuations on further lines included.
     String(StringKind),
@@ -317,11 +317,36 @@ impl Statements<'_> {
             }
             if !matches!(token.kind, Kind::Space | Kind::Comment) {
                 nesting.step(self.text, &tokens, &token);
-                tokens.push(token);
+                push(self.text, &mut tokens, token);
             }
         }
         self.lexer = None;
         Some(Statement { span: self.start..self.text.len(), tokens })
+    }
+}
+
+/// The tokens of a text without white space and comments.
+pub(super) fn significant(text: &[u8], standard_conforming_strings: bool) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    for token in lex(text, standard_conforming_strings) {
+        if !matches!(token.kind, Kind::Space | Kind::Comment) {
+            push(text, &mut tokens, token);
+        }
+    }
+    tokens
+}
+
+/// As the grammar sees them: what says how a name is escaped belongs to the name (PostgreSQL: `base_yylex`).
+fn push(text: &[u8], tokens: &mut Vec<Token>, token: Token) {
+    match (tokens.as_slice(), token.kind) {
+        ([.., name, word], Kind::String(_))
+            if name.kind == Kind::UnicodeQuoted && is_word(text, word, "uescape") =>
+        {
+            tokens.pop();
+            let name = tokens.last_mut().expect("it is the one before");
+            name.span.end = token.span.end;
+        }
+        _ => tokens.push(token),
     }
 }
 
@@ -367,18 +392,62 @@ pub fn is_word(text: &[u8], token: &Token, word: &str) -> bool {
     token.kind == Kind::Word && text[token.span.clone()].eq_ignore_ascii_case(word.as_bytes())
 }
 
-/// Whether a token is this identifier, given as PostgreSQL stores it: folded, or in quotes. Of `U&"…"` only what has no
-/// escapes in it is known.
+/// Whether a token is this identifier, given as PostgreSQL stores it: folded, or in quotes.
 pub fn is_identifier(text: &[u8], token: &Token, name: &str) -> bool {
-    let within = |opening: usize| {
-        let written = &text[token.span.clone()];
-        written.len() == opening + name.len() + 1 && &written[opening..written.len() - 1] == name.as_bytes()
-    };
+    let written = &text[token.span.clone()];
     match token.kind {
-        Kind::Quoted => within(1),
-        Kind::UnicodeQuoted => within(3),
+        Kind::Quoted => written.len() == name.len() + 2 && &written[1..written.len() - 1] == name.as_bytes(),
+        Kind::UnicodeQuoted => unicode_is(written, name).unwrap_or(false),
         _ => is_word(text, token, name),
     }
+}
+
+/// Whether `U&"…"`, perhaps with UESCAPE, is this name, which is in ASCII; `None` if the server will not have it
+/// (PostgreSQL: `str_udeescape`).
+fn unicode_is(written: &[u8], name: &str) -> Option<bool> {
+    let body = &written[3..];
+    let end = (0..body.len()).find(|&at| {
+        // The last one of a row of quotes ends the name if the row is odd.
+        let quotes = || body[..=at].iter().rev().take_while(|&&byte| byte == b'"').count();
+        body[at] == b'"' && body.get(at + 1) != Some(&b'"') && quotes() % 2 == 1
+    })?;
+    let escape = escape_of(&body[end + 1..])?;
+    let mut rest = &body[..end];
+    let mut expected = name.bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let (character, behind) = match first {
+            _ if first == escape => unescaped(behind, escape)?,
+            b'"' => (u32::from(b'"'), behind.get(1..)?),
+            _ => (u32::from(first), behind),
+        };
+        if expected.next().map(u32::from) != Some(character) {
+            return Some(false);
+        }
+        rest = behind;
+    }
+    Some(expected.next().is_none())
+}
+
+/// What escapes: a backslash, if nothing is behind the name.
+fn escape_of(behind: &[u8]) -> Option<u8> {
+    let tokens = significant(behind, true);
+    let Some(string) = tokens.last() else { return Some(b'\\') };
+    match string_value(behind, string)?.as_bytes() {
+        [escape] if !escape.is_ascii_hexdigit() && !b"+'\" \t\n\r\x0c\x0b".contains(escape) => Some(*escape),
+        _ => None,
+    }
+}
+
+/// The character behind an escape, and what follows: four digits, six behind a plus, or the escape itself.
+fn unescaped(behind: &[u8], escape: u8) -> Option<(u32, &[u8])> {
+    let (digits, rest) = match *behind.first()? {
+        first if first == escape => return Some((escape.into(), &behind[1..])),
+        b'+' => behind[1..].split_at_checked(6)?,
+        _ => behind.split_at_checked(4)?,
+    };
+    let digits =
+        std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    Some((u32::from_str_radix(digits, 16).ok()?, rest))
 }
 
 /// What a string holds; `None` for the kinds and escapes that take more than reading, and for what is not UTF-8.

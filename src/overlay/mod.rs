@@ -16,8 +16,8 @@
 //! **A text whose meaning is not certain is not touched** ([`SqlContext`]); the notice says so. A wrong effect or a
 //! wrong row is worse than none.
 //!
-//! **Limits.** Views, functions, SQL's own PREPARE, and `U&"…"` identifiers that hide the names are not seen. Positions in
-//! the upstream's error messages count the inserted text.
+//! **Limits.** What is behind views and functions, and in SQL's own PREPARE, is not seen. Positions in the upstream's error
+//! messages count the inserted text.
 
 mod lex;
 mod literal;

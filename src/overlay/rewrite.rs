@@ -210,6 +210,9 @@ pub fn may_concern_us(text: &[u8]) -> bool {
     if text.len() < SHORT && occurrences(text, signals::NEEDLE).next().is_some() {
         return true;
     }
+    if may_be_escaped(text) {
+        return true;
+    }
     occurrences(text, NEEDLE).any(|at| {
         let has = |before: &[u8], after: &[u8]| {
             at.checked_sub(before.len()).is_some_and(|start| text[start..at].eq_ignore_ascii_case(before))
@@ -217,6 +220,12 @@ pub fn may_concern_us(text: &[u8]) -> bool {
         };
         has(b"", b"_slot") || has(b"pg_stat_", b"")
     })
+}
+
+/// Whether there is a name that may have escapes in it.
+fn may_be_escaped(text: &[u8]) -> bool {
+    occurrences(text, b"u&\"")
+        .any(|at| text[at..].contains(&b'\\') || occurrences(&text[at..], b"uescape").next().is_some())
 }
 
 /// Longest text that may be nothing but the signal to a consumer.

@@ -206,8 +206,7 @@ pub(super) fn code_in<'a>(
     let tokens = if is(0, "do") || makes { tokens } else { &[] };
     tokens.iter().filter(|token| matches!(token.kind, Kind::String(_))).filter_map(|token| {
         let code = lex::string_value(text, token)?;
-        let is_space = |token: &Token| matches!(token.kind, Kind::Space | Kind::Comment);
-        let tokens = lex::lex(code.as_bytes(), true).filter(|token| !is_space(token)).collect();
+        let tokens = lex::significant(code.as_bytes(), true);
         Some((code, tokens))
     })
 }

@@ -156,6 +156,7 @@ fn arguments_have_to_be_constants() {
     refused("select pg_create_physical_replication_slot()");
     refused("select pg_create_physical_replication_slot('a'");
     refused(r#"select U&"pg_create_physical_replication_slot"(null)"#);
+    refused(r#"select U&"pg_create_physical_repl!0069cation_slot" uescape '!' (null)"#);
     refused("select pg_copy_physical_replication_slot('mine')");
     refused("select pg_drop_replication_slot(slot_name) from pg_replication_slots");
     refused("select pg_replication_slot_advance('mine', pg_current_wal_lsn())");

@@ -122,3 +122,35 @@ fn values_of_strings() {
     check("x'41'", None);
     check("a", None);
 }
+
+#[test]
+fn what_escapes_a_name_belongs_to_it() {
+    let is = |text: &str, name: &str| {
+        let statement = split(text.as_bytes(), true).remove(0);
+        assert_eq!(statement.tokens.len(), 1, "{text}");
+        is_identifier(text.as_bytes(), &statement.tokens[0], name)
+    };
+    for (text, name) in [
+        (r#"U&"d\0061t\+000061""#, "data"),
+        (r#"u&"d!0061ta"uescape'!'"#, "data"),
+        ("U&\"d!0061ta\" UESCAPE -- c\n $$!$$", "data"),
+        (r#"U&"a\\b""#, r"a\b"),
+        (r#"U&"a""b""" UESCAPE '!'"#, r#"a"b""#),
+    ] {
+        assert!(is(text, name) && !is(text, "other") && !is(text, &name[1..]), "{text}");
+    }
+    for text in [
+        r#"U&"d\006""#,
+        r#"U&"d\+00061""#,
+        r#"U&"d\""#,
+        r#"U&"data" uescape '+'"#,
+        r#"U&"data" uescape '!!'"#,
+    ] {
+        assert!(!is(text, "data") && !is(text, "d"), "{text}");
+    }
+    let tokens = |text: &str| split(text.as_bytes(), true).remove(0).tokens.len();
+    assert_eq!(
+        (tokens(r#""d" uescape '!'"#), tokens(r#"U&"d" uescape"#), tokens("U&'d' uescape '!'")),
+        (3, 2, 3)
+    );
+}

@@ -64,7 +64,25 @@ fn qualifiers_go() {
         r#"select 1 from U&"pg_catalog".U&"pg_replication_slots""#,
         r#"WITH SLOTS select 1 from U&"pg_replication_slots""#,
     );
-    untouched(r#"select 1 from U&"PG_replication_slots", U&"pg\005freplication_slots""#);
+    untouched(r#"select 1 from U&"PG_replication_slots""#);
+    check(
+        r#"select 1 from U&"pg\005fcatalog".U&"pg\005freplic\+000061tion_slots""#,
+        r#"WITH SLOTS select 1 from U&"pg\005freplic\+000061tion_slots""#,
+    );
+    check(
+        r#"table U&"pg_!0072eplication_slots" /* c */ UESCAPE '!'"#,
+        r#"WITH SLOTS table U&"pg_!0072eplication_slots" /* c */ UESCAPE '!'"#,
+    );
+    for no in [
+        r"pg\\005freplication_slots",
+        r"pg\05freplication_slots",
+        r"pg_replication_slots\",
+        r"pg_replication_slots\0061",
+    ] {
+        untouched(&format!(r#"select 1 from U&"{no}""#));
+    }
+    untouched(r#"table U&"pg_!0072eplication_slots""#);
+    untouched(r#"table U&"pg_!0072eplication_slots" uescape 'a'"#);
     let text = rewritten(r#"table "a b" /* c */ .pg_catalog.pg_stat_replication"#);
     let judged = r#"EXISTS (SELECT 1 FROM "a b" /* c */ .pg_catalog.pg_stat_replication)"#;
     assert!(text.contains(judged), "the server says whether that is the current database: {text}");
