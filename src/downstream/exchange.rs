@@ -4,13 +4,17 @@
 //! From this is known whether everything sent has been answered, to which of its questions an answer belongs, and
 //! which prepared statements have a parameter more than the client knows of.
 
+mod deallocations;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::sync::oneshot;
 
-use crate::overlay::{self, RowsParameter};
+use crate::overlay::RowsParameter;
 use crate::wire::PgError;
+use deallocations::Deallocations;
+pub(super) use deallocations::deallocated;
 
 /// Messages that may wait for their answers; then the client is not read from. More than a server answers in one go.
 pub(super) const MOST_EXPECTED: usize = 1 << 16;
@@ -32,7 +36,10 @@ enum Expected {
         /// The last parameter is ours.
         hide: bool,
     },
-    Execute,
+    Execute {
+        /// It is nothing but the DEALLOCATE of this statement.
+        deallocates: Option<Vec<u8>>,
+    },
     Sync,
     /// `Query`, `FunctionCall`
     Query {
@@ -94,6 +101,7 @@ pub(super) struct Exchange {
     ascii_safe: bool,
     /// Prepared statements with a parameter of ours.
     statements: HashMap<Vec<u8>, RowsParameter>,
+    deallocations: Deallocations,
     /// To be said when the present answer ends.
     notices: Vec<PgError>,
     /// The answer of ours that comes at the moment.
@@ -113,6 +121,7 @@ impl Exchange {
             standard_conforming_strings,
             ascii_safe: client_encoding.is_some_and(is_ascii_safe),
             statements: HashMap::new(),
+            deallocations: Deallocations::default(),
             notices: Vec::new(),
             answer: Answer::default(),
         }
@@ -149,6 +158,11 @@ impl Exchange {
         !self.statements.is_empty()
     }
 
+    /// Whether any Bind and Execute has to be looked at.
+    pub(super) fn has_deallocations(&self) -> bool {
+        self.deallocations.any()
+    }
+
     /// The client is told when the present answer ends.
     pub(super) fn tell(&mut self, notice: PgError) {
         // As many as a pipeline may have that nobody waits for.
@@ -157,8 +171,11 @@ impl Exchange {
         }
     }
 
-    /// A Parse is sent, which needs the rows if there is something.
-    pub(super) fn parse(&mut self, statement: &[u8], rows: Option<RowsParameter>) {
+    /// A Parse of this text is sent, which needs the rows if there is something.
+    pub(super) fn parse(&mut self, statement: &[u8], text: &[u8], rows: Option<RowsParameter>) {
+        if !self.skipping {
+            self.deallocations.parse(statement, text);
+        }
         let undo = self.change(statement, rows);
         self.extended(Expected::Parse(undo));
     }
@@ -171,6 +188,7 @@ impl Exchange {
 
     /// A Close of a statement is sent.
     pub(super) fn close_statement(&mut self, statement: &[u8]) {
+        self.deallocations.close(statement);
         let undo = self.change(statement, None);
         self.extended(Expected::Close(undo));
     }
@@ -196,13 +214,25 @@ impl Exchange {
         }
     }
 
+    /// A Bind is sent.
+    pub(super) fn bind(&mut self, portal: &[u8], statement: &[u8]) {
+        self.deallocations.bind(portal, statement);
+        self.send(b'B');
+    }
+
+    /// An Execute is sent.
+    pub(super) fn execute(&mut self, portal: &[u8]) {
+        let deallocates = self.deallocations.execute(portal);
+        self.extended(Expected::Execute { deallocates });
+    }
+
     /// Any other message is sent; only its type matters.
     pub(super) fn send(&mut self, kind: u8) {
         match kind {
             b'B' => self.extended(Expected::Bind),
             b'D' => self.extended(Expected::Describe { hide: false }),
             b'C' => self.extended(Expected::Close(None)),
-            b'E' => self.extended(Expected::Execute),
+            b'E' => self.extended(Expected::Execute { deallocates: None }),
             b'P' => self.extended(Expected::Parse(None)),
             // The server overlooks one among the data of a COPY.
             b'S' if !self.copying => {
@@ -279,18 +309,23 @@ impl Exchange {
             }
             b'C' | b'I' | b's' => {
                 self.copying = false;
-                if let Some(Expected::Execute) = self.front() {
-                    self.expected.pop_front();
-                }
                 if kind == b'C' && DEALLOCATIONS.iter().any(|tag| tag.len() == length) {
                     return Way::Look;
                 }
+                self.executed();
             }
             b'G' | b'W' => self.copy_in(),
             b'E' => self.failed(),
             _ => {}
         }
         Way::Pass
+    }
+
+    /// A command has come to its end, or to that of the rows that were asked for.
+    fn executed(&mut self) {
+        if let Some(Expected::Execute { .. }) = self.front() {
+            self.expected.pop_front();
+        }
     }
 
     /// The server reads data now: what else has been sent in front of their end does not count.
@@ -355,9 +390,15 @@ impl Exchange {
     fn completed(&mut self, tag: &[u8]) {
         let name = match (tag, self.front()) {
             (b"DEALLOCATE ALL\0" | b"DISCARD ALL\0", _) => None,
-            (b"DEALLOCATE\0", Some(Expected::Query { deallocates: Some(name) })) => Some(name.clone()),
-            _ => return,
+            (b"DEALLOCATE\0", Some(Expected::Query { deallocates } | Expected::Execute { deallocates })) => {
+                match deallocates.take() {
+                    Some(name) => Some(name),
+                    None => return self.executed(),
+                }
+            }
+            _ => return self.executed(),
         };
+        self.executed();
         let is_meant = |statement: &[u8]| match &name {
             Some(name) => kept_of(name) == statement,
             None => !statement.is_empty(),
@@ -416,22 +457,6 @@ impl Exchange {
 
 /// Tags of commands that drop prepared statements, as CommandComplete has them.
 const DEALLOCATIONS: [&[u8]; 3] = [b"DEALLOCATE\0", b"DEALLOCATE ALL\0", b"DISCARD ALL\0"];
-
-/// The prepared statement that a text drops, if that is all it does and certain.
-pub(super) fn deallocated(text: &[u8]) -> Option<Vec<u8>> {
-    let word = text.trim_ascii_start().get(..10)?;
-    if !word.eq_ignore_ascii_case(b"deallocate") || !text.is_ascii() || text.contains(&b'\\') {
-        return None;
-    }
-    let mut statements = overlay::statements(text, true);
-    let (statement, None) = (statements.next()?, statements.next()) else { return None };
-    let name = match statement.tokens.as_slice() {
-        [_, prepare, name] if overlay::is_word(text, prepare, "prepare") => name,
-        [_, name] => name,
-        _ => return None,
-    };
-    overlay::identifier(text, name).map(String::into_bytes)
-}
 
 /// An ErrorResponse without the fields that tell where in the query the error is: it is not the client's.
 fn without_position(message: &BytesMut) -> BytesMut {
@@ -585,7 +610,7 @@ fn without_last_parameter(mut message: BytesMut) -> BytesMut {
 /// to say.
 pub(super) fn bind_with(message: &[u8], value: &[u8]) -> Option<BytesMut> {
     let body = message.get(5..)?;
-    let (_, formats_at) = bind_names(body)?;
+    let (_, _, formats_at) = bind_names(body)?;
     let word = |at: usize| body.get(at..at + 2).map(|word| u16::from_be_bytes([word[0], word[1]]));
     let formats = word(formats_at)?;
     let count_at = formats_at + 2 + 2 * usize::from(formats);
@@ -623,11 +648,11 @@ fn kept_of(statement: &[u8]) -> &[u8] {
     &statement[..statement.len().min(NAME_LENGTH)]
 }
 
-/// The statement that a Bind's body names, and where its formats begin.
-pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], usize)> {
+/// The portal and the statement that a Bind's body names, and where its formats begin.
+pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], usize)> {
     let portal = body.iter().position(|byte| *byte == 0)?;
     let statement = body[portal + 1..].iter().position(|byte| *byte == 0)?;
-    Some((&body[portal + 1..portal + 1 + statement], portal + statement + 2))
+    Some((&body[..portal], &body[portal + 1..portal + 1 + statement], portal + statement + 2))
 }
 
 #[cfg(test)]
@@ -636,6 +661,7 @@ mod tests {
     use walrelay_proto::Lsn;
 
     use super::*;
+    use crate::overlay;
 
     fn session() -> Exchange {
         Exchange::new(true, Some("UTF8"))
@@ -787,7 +813,7 @@ mod tests {
     fn deallocated_statements_are_forgotten() {
         let with = |names: &[&str]| {
             let mut exchange = session();
-            names.iter().for_each(|name| exchange.parse(name.as_bytes(), Some(rows())));
+            names.iter().for_each(|name| exchange.parse(name.as_bytes(), b"", Some(rows())));
             exchange.send(b'S');
             let mut answers: Vec<(u8, &[u8])> = vec![(b'1', b""); names.len()];
             answers.push((b'Z', b"I"));
@@ -800,7 +826,7 @@ mod tests {
             let mut exchange = with(&["", "a", "b"]);
             exchange.send(b'Q');
             // It is parsed behind the other, and before the answer has come.
-            exchange.parse(b"b", Some(rows()));
+            exchange.parse(b"b", b"", Some(rows()));
             exchange.send(b'S');
             feed(&mut exchange, &[(b'C', tag), (b'Z', b"I")]);
             assert_eq!(known(&exchange), [true, false, true]);
@@ -813,24 +839,21 @@ mod tests {
         exchange.query(deallocated(b"deallocate a"));
         feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
         assert_eq!(known(&exchange), [false, false, true]);
+        // In the extended protocol, behind another command.
+        let mut exchange = with(&["a", "b"]);
+        exchange.parse(b"", b"deallocate a", None);
+        exchange.bind(b"", b"");
+        exchange.execute(b"");
+        exchange.send(b'S');
+        feed(&mut exchange, &[(b'1', b""), (b'2', b""), (b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
+        assert_eq!(known(&exchange), [false, false, true]);
+        assert!(exchange.is_quiet());
         // One that fails, and one that is not known.
         exchange.query(deallocated(b"deallocate b"));
         feed(&mut exchange, &[(b'E', b"\0"), (b'Z', b"I")]);
         exchange.send(b'Q');
         feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
         assert_eq!(known(&exchange), [false, false, true]);
-    }
-
-    #[test]
-    fn what_is_deallocated_is_read_where_it_is_certain() {
-        let name = |text: &str| deallocated(text.as_bytes()).map(|name| String::from_utf8(name).unwrap());
-        assert_eq!(name("DEALLOCATE S1;").as_deref(), Some("s1"));
-        assert_eq!(name(" deallocate prepare \"S 1\"").as_deref(), Some("S 1"));
-        for text in
-            ["deallocate a; select 1", "deallocate \"\\\"", "deallocate é", "deallocate", "deallocate a b"]
-        {
-            assert_eq!(name(text), None, "{text}");
-        }
     }
 
     #[test]

@@ -237,8 +237,16 @@ async fn pass(
         b'Q' | b'P' => return pass_text(message, output, server, texts, talk).await,
         b'B' => {
             let mut exchange = talk.lock();
-            exchange.send(kind);
-            let rows = bind_names(body).and_then(|(statement, _)| exchange.rows_of(statement)).cloned();
+            let rows = match bind_names(body) {
+                Some((portal, statement, _)) => {
+                    exchange.bind(portal, statement);
+                    exchange.rows_of(statement).cloned()
+                }
+                None => {
+                    exchange.send(kind);
+                    None
+                }
+            };
             drop(exchange);
             let with_rows = rows.and_then(|rows| bind_with(&message, &texts.rows(&rows)));
             output.unsplit(with_rows.unwrap_or(message));
@@ -247,6 +255,7 @@ async fn pass(
             match (kind, body) {
                 (b'D', [b'S', name @ .., 0]) => talk.lock().describe_statement(name),
                 (b'C', [b'S', name @ .., 0]) => talk.lock().close_statement(name),
+                (b'E', [name @ .., 0, _, _, _, _]) => talk.lock().execute(name),
                 _ => talk.lock().send(kind),
             }
             output.unsplit(message);
@@ -288,7 +297,9 @@ async fn pass_text(
     }
     match sent_as {
         overlay::Message::Simple => talk.lock().query(deallocated(&message[span.clone()])),
-        overlay::Message::Parse { .. } => talk.lock().parse(&message[name], fate.rows),
+        overlay::Message::Parse { .. } => {
+            talk.lock().parse(&message[name], &message[span.clone()], fate.rows);
+        }
     }
     match fate.text {
         Some(text) => output.unsplit(replaced(&message, span, &text)),
@@ -399,7 +410,8 @@ impl Cutter {
             let is_short = (5..=TEXT_LIMIT).contains(&len);
             let is_looked_at = match kind {
                 b'Q' | b'P' | b'D' | b'C' => is_short,
-                b'B' => is_short && exchange.has_statements_with_rows(),
+                b'B' => is_short && (exchange.has_statements_with_rows() || exchange.has_deallocations()),
+                b'E' => is_short && exchange.has_deallocations(),
                 _ => false,
             };
             if !is_looked_at {
@@ -407,7 +419,7 @@ impl Cutter {
                     // Its text is too long to be of interest, but the name may be one that is known.
                     let start = &rest[5..rest.len().min(1 + len.max(4)).min(5 + NAME_LIMIT)];
                     match start.iter().position(|byte| *byte == 0) {
-                        Some(end) => exchange.parse(&start[..end], None),
+                        Some(end) => exchange.parse(&start[..end], b"", None),
                         None if rest.len() <= len && start.len() < NAME_LIMIT => break,
                         None => exchange.send(kind),
                     }
