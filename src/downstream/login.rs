@@ -368,7 +368,7 @@ fn reported(user: &str, settings: &Settings, upstream: &UpstreamParameters) -> V
 impl StartupRequest {
     /// The same request for the upstream, without the user.
     fn for_upstream(&self) -> Vec<(String, Vec<u8>)> {
-        let mut parameters = vec![("database".to_owned(), self.database.clone().into_bytes())];
+        let mut parameters = vec![("database".to_owned(), self.database_bytes.clone())];
         if self.kind == Kind::Database {
             parameters.push(("replication".to_owned(), b"database".to_vec()));
         }

@@ -20,8 +20,10 @@ pub(super) enum Kind {
 pub(super) struct StartupRequest {
     /// Empty if the client named none.
     pub(super) user: String,
-    /// The user's name unless the client named one.
+    /// The user's name unless the client named one; of bytes that are no UTF-8 something legible.
     pub(super) database: String,
+    /// The same as the client wrote it, which is how the server knows it: names have the encoding of whoever made them.
+    pub(super) database_bytes: Vec<u8>,
     pub(super) kind: Kind,
     pub(super) options: Vec<u8>,
     /// Settings, in order.
@@ -38,6 +40,7 @@ impl StartupRequest {
         let mut request = StartupRequest {
             user: String::new(),
             database: String::new(),
+            database_bytes: Vec::new(),
             kind: Kind::Sql,
             options: Vec::new(),
             parameters: Vec::new(),
@@ -51,6 +54,7 @@ impl StartupRequest {
         }
         if request.database.is_empty() {
             request.database = request.user.clone();
+            request.database_bytes = request.user.clone().into_bytes();
         }
         Ok(request)
     }
@@ -58,7 +62,10 @@ impl StartupRequest {
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), PgError> {
         match name {
             b"user" => self.user = truncated(value),
-            b"database" => self.database = truncated(value),
+            b"database" => {
+                self.database = truncated(value);
+                self.database_bytes = kept_of(value).to_vec();
+            }
             b"options" => self.options = value.to_vec(),
             b"replication" => self.kind = kind(value)?,
             _ if name.starts_with(b"_pq_.") => self.unknown_extensions.push(lossy(name)),
@@ -82,9 +89,34 @@ fn kind(value: &[u8]) -> Result<Kind, PgError> {
 }
 
 fn truncated(name: &[u8]) -> String {
-    lossy(name.get(..MAX_NAME).unwrap_or(name))
+    lossy(kept_of(name))
+}
+
+fn kept_of(name: &[u8]) -> &[u8] {
+    name.get(..MAX_NAME).unwrap_or(name)
 }
 
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::startup::ProtocolVersion;
+
+    #[test]
+    fn a_databases_name_is_what_the_client_wrote() {
+        let read = |body: &[u8]| {
+            let message =
+                StartupMessage { version: ProtocolVersion { major: 3, minor: 0 }, body: body.to_vec() };
+            StartupRequest::read(&message).unwrap()
+        };
+        let latin1 = read(b"user\0me\0database\0caf\xe9\0\0");
+        assert_eq!(latin1.database_bytes, b"caf\xe9");
+        assert_eq!(latin1.database, "caf\u{fffd}");
+        let long = [&b"user\0me\0database\0"[..], &[b'x'; 70], b"\0\0"].concat();
+        assert_eq!(read(&long).database_bytes, [b'x'; MAX_NAME]);
+        assert_eq!(read(b"user\0me\0database\0\0\0").database_bytes, b"me");
+    }
 }
