@@ -28,6 +28,10 @@ const MOST_LEVELS: usize = 50;
 /// Columns of a result (PostgreSQL: `MaxTupleAttributeNumber`).
 const MOST_COLUMNS: usize = 1664;
 
+/// Bytes of a result, which is made before it is sent: every slot and consumer there may be, and no megabytes of text beside
+/// each of them.
+const MOST_RESULT: usize = 16 << 20;
+
 /// An item of a SELECT list.
 enum Item {
     All,
@@ -590,6 +594,11 @@ fn has_room(columns: usize) -> Result<()> {
     Err(PgError::error(sqlstate::TOO_MANY_COLUMNS, text))
 }
 
+fn too_large() -> PgError {
+    let text = format!("the result has more than {} MB", MOST_RESULT >> 20);
+    PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text).with_hint("Select fewer columns, or rows.")
+}
+
 fn no_column(name: &str) -> PgError {
     PgError::error(sqlstate::UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"))
 }
@@ -620,7 +629,14 @@ fn result(items: &[Item], view: Option<View>, facts: &dyn Facts) -> Result<Answe
         Source::Count => Ok(Some(found.len().to_string())),
         Source::Constant(value) => Ok(value.clone()),
     };
-    let rows = from.iter().map(|row| outputs.iter().map(|output| value(row, output)).collect());
+    let mut room = MOST_RESULT;
+    let mut limited = |row: &Row, output: &Output| {
+        let value = value(row, output)?;
+        let size = size_of_val(&value) + value.as_ref().map_or(0, String::len);
+        room = room.checked_sub(size).ok_or_else(too_large)?;
+        Ok(value)
+    };
+    let rows = from.iter().map(|row| outputs.iter().map(|output| limited(row, output)).collect());
     let rows: Vec<Vec<_>> = rows.collect::<Result<_>>()?;
     let tag = format!("SELECT {}", rows.len());
     let columns = outputs.into_iter().map(|output| output.field).collect();

@@ -567,3 +567,13 @@ fn names_of_savepoints_are_cut() {
     assert_eq!(tag(&mut transaction, &format!("release {long}")), Ok(()));
     assert_eq!(tag(&mut transaction, &format!("release {long}")), Err("3B001".to_owned()));
 }
+
+/// What stands once in the text comes with every row.
+#[test]
+fn a_result_has_its_limit() {
+    let text =
+        |megabytes: usize| format!("select '{}' from pg_replication_slots", "x".repeat(megabytes << 20));
+    assert!(answer(text(5).as_bytes(), &KNOWN).is_ok());
+    let error = answer(text(6).as_bytes(), &KNOWN).expect_err("there are three rows");
+    assert_eq!((&*error.sqlstate, error.message.as_str()), ("54000", "the result has more than 16 MB"));
+}
