@@ -26,6 +26,7 @@ mod frozen;
 mod full_disk;
 mod holes;
 mod idle;
+mod language;
 mod login;
 mod no_lost_commit;
 mod overlay;

@@ -53,6 +53,7 @@ pub struct ClusterBuilder {
     password: Option<String>,
     fsync: bool,
     fresh: bool,
+    environment: Vec<(String, String)>,
 }
 
 impl ClusterBuilder {
@@ -71,6 +72,12 @@ impl ClusterBuilder {
     /// One more line for `postgresql.conf`.
     pub fn conf(mut self, line: &str) -> Self {
         self.conf.push(line.to_owned());
+        self
+    }
+
+    /// A variable of the server's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -104,6 +111,7 @@ impl ClusterBuilder {
     #[track_caller]
     pub fn start(self) -> Cluster {
         let mut cluster = Cluster::prepare(&self.server, &self.name);
+        cluster.environment = self.environment;
         if self.fresh {
             initdb(&self.server, self.seg_mb, &cluster.data_dir());
         } else {
@@ -130,6 +138,7 @@ pub struct Cluster {
     server: Server,
     port: Port,
     password: Option<String>,
+    environment: Vec<(String, String)>,
     scratch: Scratch,
 }
 
@@ -145,13 +154,15 @@ impl Cluster {
             password: None,
             fsync: false,
             fresh: false,
+            environment: Vec::new(),
         }
     }
 
     /// A cluster without a data directory yet.
     pub(crate) fn prepare(server: &Server, name: &str) -> Cluster {
         let scratch = Scratch::new(name);
-        Cluster { process: None, server: server.clone(), port: Port::take(), password: None, scratch }
+        let (server, port, environment) = (server.clone(), Port::take(), Vec::new());
+        Cluster { process: None, server, port, password: None, environment, scratch }
     }
 
     /// Its programs.
@@ -216,6 +227,7 @@ impl Cluster {
         let mut command = account::lasting(&self.server.program("postgres"), "QUIT");
         command.arg("-D").arg(self.data_dir()).arg("-k").arg(self.socket_dir());
         command.args(["-p", &self.port().to_string()]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::spawn("postgres", command, log.path()));
     }
 
