@@ -30,7 +30,8 @@ pub fn rewrite(text: &[u8], session: &SqlContext, relay: &mut dyn Relay) -> Rewr
         return Rewritten::default();
     }
     if !is_certain(text, session) {
-        return Rewritten { notice: Some(notices::uncertain()), ..Rewritten::default() };
+        let notice = (has_names(text) || hides_names(text)).then(notices::uncertain);
+        return Rewritten { notice, ..Rewritten::default() };
     }
     Rewriting {
         text,
@@ -210,9 +211,10 @@ pub fn may_concern_us(text: &[u8]) -> bool {
     if text.len() < SHORT && occurrences(text, signals::NEEDLE).next().is_some() {
         return true;
     }
-    if may_be_escaped(text) {
-        return true;
-    }
+    has_names(text) || may_be_escaped(text)
+}
+
+fn has_names(text: &[u8]) -> bool {
     occurrences(text, NEEDLE).any(|at| {
         let has = |before: &[u8], after: &[u8]| {
             at.checked_sub(before.len()).is_some_and(|start| text[start..at].eq_ignore_ascii_case(before))
@@ -224,8 +226,21 @@ pub fn may_concern_us(text: &[u8]) -> bool {
 
 /// Whether there is a name that may have escapes in it.
 fn may_be_escaped(text: &[u8]) -> bool {
-    occurrences(text, b"u&\"")
-        .any(|at| text[at..].contains(&b'\\') || occurrences(&text[at..], b"uescape").next().is_some())
+    let first = occurrences(text, b"u&\"").next();
+    // Once: what is not behind the first is behind none.
+    first.is_some_and(|at| {
+        text[at..].contains(&b'\\') || occurrences(&text[at..], b"uescape").next().is_some()
+    })
+}
+
+/// Whether one of the names is written so, as far as that can be told.
+fn hides_names(text: &[u8]) -> bool {
+    let is_one = |token: &Token| {
+        let names = views::names().into_iter().chain(slot_functions::names());
+        token.kind == Kind::UnicodeQuoted
+            && names.into_iter().any(|name| lex::is_identifier(text, token, name))
+    };
+    lex::statements(text, true).any(|statement| statement.tokens.iter().any(is_one))
 }
 
 /// Longest text that may be nothing but the signal to a consumer.

@@ -71,6 +71,11 @@ impl Function {
     }
 }
 
+/// What the functions are called.
+pub(super) fn names() -> [&'static str; 4] {
+    Function::ALL.map(Function::name)
+}
+
 /// What is to be done about the calls in a statement.
 pub(super) enum Calls {
     /// It is one that may be executed here.

@@ -69,6 +69,11 @@ impl View {
     }
 }
 
+/// What the views are called.
+pub(super) fn names() -> [&'static str; 2] {
+    View::ALL.map(View::name)
+}
+
 /// Where the rows of a text come from.
 pub(super) enum Rows {
     /// The text itself.
@@ -298,13 +303,13 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
     }
     let start = qualified_from(text, tokens, at)?;
     // Behind a value it would be a label, and those have no schema: that is the server's to say.
-    let before = start.and_then(|start| start.checked_sub(1)).map(|before| tokens[before].kind);
-    if matches!(before, Some(Kind::String(_) | Kind::Number | Kind::Parameter)) {
+    let before = start.and_then(|start| start.checked_sub(1)).map(|before| &tokens[before]);
+    if before.is_some_and(|before| ends_value(text, before)) {
         return None;
     }
     // The same behind a parenthesis, except for a column of it: DISTINCT ON (...) may stand in front of that.
     let is_column = tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Dot);
-    if before == Some(Kind::Close) && !is_column {
+    if before.is_some_and(|before| before.kind == Kind::Close) && !is_column {
         return None;
     }
     let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
@@ -314,6 +319,107 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
     let database = database.map(|span| String::from_utf8(text[span].to_owned())).transpose().ok()?;
     Some(Reference { qualification, database })
 }
+
+/// Whether a value or a name ends with this token, so that only a label can follow without anything in between.
+fn ends_value(text: &[u8], token: &Token) -> bool {
+    match token.kind {
+        Kind::String(_) | Kind::Number | Kind::Parameter | Kind::Quoted | Kind::UnicodeQuoted => true,
+        Kind::Other => text[token.span.clone()] == *b"]",
+        Kind::Word => !BEFORE_NAMES.iter().any(|word| lex::is_word(text, token, word)),
+        _ => false,
+    }
+}
+
+/// Words behind which the name of a relation, or a value, may begin. What is missing here is a view that is not seen; what
+/// should not be here, a mistake of the client's that passes as a label.
+const BEFORE_NAMES: &[&str] = &[
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asymmetric",
+    "between",
+    "both",
+    "by",
+    "call",
+    "case",
+    "concurrently",
+    "content",
+    "copy",
+    "default",
+    "delete",
+    "distinct",
+    "document",
+    "else",
+    "escape",
+    "except",
+    "execute",
+    "exists",
+    "for",
+    "freeze",
+    "from",
+    "full",
+    "groups",
+    "having",
+    "ilike",
+    "in",
+    "inner",
+    "insert",
+    "intersect",
+    "into",
+    "is",
+    "join",
+    "key",
+    "lateral",
+    "leading",
+    "like",
+    "limit",
+    "lock",
+    "merge",
+    "not",
+    "null",
+    "of",
+    "offset",
+    "on",
+    "only",
+    "operator",
+    "or",
+    "over",
+    "overlaps",
+    "passing",
+    "placing",
+    "range",
+    "return",
+    "returning",
+    "row",
+    "rows",
+    "select",
+    "set",
+    "similar",
+    "some",
+    "symmetric",
+    "table",
+    "then",
+    "to",
+    "trailing",
+    "truncate",
+    "union",
+    "update",
+    "using",
+    "vacuum",
+    "value",
+    "values",
+    "variadic",
+    "verbose",
+    "view",
+    "when",
+    "where",
+    "with",
+    "zone",
+];
 
 /// The first token of the qualification of the name at `at`: `None` if that is of another schema, `Some(None)` if
 /// there is none. Whether a database in front of the schema is the current one is for the server to say.

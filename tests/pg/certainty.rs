@@ -784,4 +784,9 @@ const PIECES: &[&str] = &[
     "::text",
     "a",
     "count(*)",
+    " b ",
+    "(array[1])[1]",
+    "]",
+    "U&\"pg_stat!005freplication\" uescape '!' ",
+    "U&\"slot\\005fname\"",
 ];

@@ -81,12 +81,37 @@ fn qualifiers_go() {
     ] {
         untouched(&format!(r#"select 1 from U&"{no}""#));
     }
+    // Told where it cannot be read with certainty, and nothing of what is none of ours.
+    let uncertain = SqlContext { standard_conforming_strings: None, ..SqlContext::default() };
+    let notice = |text: &str| judged(text, &uncertain, PERMITTED).1.is_some();
+    assert!(notice(r#"table U&"pg\005freplic\0061tion_slots""#));
+    assert!(!notice(r#"table U&"d\0061ta""#));
     untouched(r#"table U&"pg_!0072eplication_slots""#);
     untouched(r#"table U&"pg_!0072eplication_slots" uescape 'a'"#);
     let text = rewritten(r#"table "a b" /* c */ .pg_catalog.pg_stat_replication"#);
     let judged = r#"EXISTS (SELECT 1 FROM "a b" /* c */ .pg_catalog.pg_stat_replication)"#;
     assert!(text.contains(judged), "the server says whether that is the current database: {text}");
     assert_eq!(rewritten("table pg_catalog.pg_stat_replication").matches("EXISTS").count(), 0);
+    // Labels have no schema: what is one is left to the server, which says so.
+    for value in ["1", "'x'", "$1", "a.b", "\"a\"", "U&\"a\"", "(a)", "a[1]", "1 as a"] {
+        untouched(&format!("select {value} pg_catalog.pg_stat_replication from a"));
+    }
+    for before in [
+        "select a,",
+        "select not",
+        "select a <>",
+        "select a and",
+        "select distinct on (a)",
+        "select a from a order by",
+    ] {
+        let text = rewritten(&format!(
+            "{before} pg_catalog.pg_stat_replication.pid from pg_catalog.pg_stat_replication"
+        ));
+        assert!(
+            text.ends_with(&format!("{before} pg_stat_replication.pid from pg_stat_replication")),
+            "{text}"
+        );
+    }
     untouched("select 1 from mine.pg_stat_replication");
     untouched("select 1 from a.b.pg_stat_replication");
     untouched("select 1 from a.b.pg_catalog.pg_stat_replication");
