@@ -236,6 +236,11 @@ impl Codec {
         self.compression == Compression::None && self.keys.is_none()
     }
 
+    /// Whether nobody here can read what it writes: there are recipients only.
+    pub fn only_writes(&self) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.identities.is_empty())
+    }
+
     /// Writes what to store for `plain` to `out`, as it goes: little of it is in memory at a time.
     pub fn encode_to<W: Write>(&self, plain: &[u8], out: W) -> io::Result<W> {
         let Some(keys) = &self.keys else { return self.pack(plain, out) };

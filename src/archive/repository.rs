@@ -5,6 +5,7 @@
 //! is compared the long way. Nothing is ever replaced by other content, except by [`Repository::replace`].
 
 mod compare;
+mod sent;
 mod write;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use super::name::{ChunkName, FileKind, FileName};
 use super::sidecar::{Sha256, Sidecar};
 use super::storage::{OptionError, Storage, StorageError, Stored, Trouble};
 use super::target::{Place, Target};
+use sent::Sent;
 
 /// A target cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +145,7 @@ pub struct Repository {
     codec: Arc<Codec>,
     /// Whether files turn up here that others have written: then it is cheaper to look before a file is sent.
     has_others: Arc<AtomicBool>,
+    sent: Sent,
 }
 
 impl Repository {
@@ -168,6 +171,7 @@ impl Repository {
             layout,
             codec: Arc::new(codec),
             has_others: Arc::new(AtomicBool::new(true)),
+            sent: Sent::default(),
         }
     }
 

@@ -322,6 +322,43 @@ async fn what_could_not_be_synced_is_written_again() {
     assert!(matches!(there.write_again(&other, wal(4)).await.unwrap(), Written::New { .. }));
 }
 
+/// Who has only recipients can read nothing back, and what is encrypted twice differs.
+#[tokio::test]
+async fn an_own_object_whose_answer_was_lost_is_known_also_without_a_key_to_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipient = age::x25519::Identity::generate().to_public().to_string();
+    let file = dir.path().join("recipients");
+    std::fs::write(&file, format!("{recipient}\n")).unwrap();
+    let codec = || Codec::new(Compression::Zstd(1), Some(Keys::load(&file).unwrap()), false);
+    let archive = dir.path().join("archive");
+    std::fs::create_dir(&archive).unwrap();
+    // The file has its name, and whoever wrote it does not hear of it.
+    let lost = std::sync::atomic::AtomicBool::new(false);
+    let name = archive.join(format!("{}.zst.age", segment()));
+    let fault = move |file: &std::fs::File| {
+        let is_named = file.metadata()?.is_dir() && name.exists();
+        match is_named && !lost.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            true => Err(std::io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    };
+    let storage = storage_of(&archive).with_fault(Box::new(fault));
+    let there = Repository::over(storage, "test", Layout::Plain, codec());
+    there.write(&segment(), wal(3)).await.unwrap_err();
+    assert_eq!(there.write(&segment(), wal(3)).await.unwrap(), Written::Same);
+    let sidecar = there.sidecar(&segment()).await.unwrap().unwrap();
+    assert_eq!(sidecar.plain_sha256, Sha256::of(&wal(3)));
+    assert_eq!(there.write(&segment(), wal(3)).await.unwrap(), Written::Same);
+    // Somebody else's is still that.
+    let fourth = FileName::parse("000000010000000000000004").unwrap();
+    there.storage().put("000000010000000000000004.zst.age", bytes("whose?")).await.unwrap();
+    let old = archive.join("000000010000000000000004.zst.age");
+    let hour = std::time::Duration::from_secs(3600);
+    let file = std::fs::File::options().write(true).open(&old).unwrap();
+    file.set_modified(std::time::SystemTime::now() - hour).unwrap();
+    assert!(matches!(there.write(&fourth, wal(4)).await.unwrap(), Written::Conflict { .. }));
+}
+
 /// Its directory's sync has failed, and after a crash not even the file's first one is to be believed.
 #[tokio::test]
 async fn what_was_lost_before_it_had_a_checksum_is_written_again() {
@@ -457,5 +494,12 @@ async fn compares_in_little_memory() {
         let grown = peak() - before;
         assert!(grown < 24 << 20, "{compression:?}: {grown} bytes");
         assert_eq!(there.sidecar(&name).await.unwrap().unwrap().plain_size, SIZE as u64);
+        // Nor is it in memory when it is kept aside for another one.
+        let before = peak();
+        there.replace(&name, plain.clone()).await.unwrap();
+        let grown = peak() - before;
+        assert!(grown < 24 << 20, "{compression:?}: {grown} bytes");
+        let aside = |path: &&String| path.contains(".damaged-");
+        assert_eq!(paths(&there).await.iter().filter(aside).count(), 1);
     }
 }

@@ -13,9 +13,14 @@ use super::compare::{self, Compared};
 use super::*;
 use crate::archive::layout::Aside;
 use crate::archive::sidecar::Summing;
+use crate::pieces::Pieces;
 
 /// What nobody has changed for this time, nobody is writing.
 const SETTLED: Duration = Duration::from_secs(60);
+
+/// Bytes that go from one object to another at a time, and how many such pieces may be under way.
+const PIECE: usize = 128 << 10;
+const PIECES: usize = 4;
 
 /// What is there under a name.
 enum Found {
@@ -37,6 +42,12 @@ enum Found {
         path: String,
         reason: String,
     },
+}
+
+/// Digest and size of what is read.
+fn summed(stored: &mut dyn io::Read) -> io::Result<(Sha256, u64)> {
+    let mut sum = Summing::new(io::sink());
+    io::copy(stored, &mut sum).map(|_| sum.finish())
 }
 
 impl Repository {
@@ -213,9 +224,11 @@ impl Repository {
         // A store shows whole objects only, and a checksum that fits was made of a whole file.
         let whole =
             !self.storage.is_directory() || described.is_some_and(|sidecar| sidecar.size == there.size);
-        let Some(compared) = self.compared(name, &path, format, plain, !whole).await? else {
-            return Ok(Found::Nothing);
+        let compared = match self.sent_before(&path, there.size, sha256).await? {
+            Some(sidecar) => Some(Compared::Same { sha256: sidecar.sha256, size: sidecar.size }),
+            None => self.compared(name, &path, format, plain, !whole).await?,
         };
+        let Some(compared) = compared else { return Ok(Found::Nothing) };
         if let Compared::Same { sha256: stored, size } = compared {
             // Before its checksum says that it is there, it is.
             self.storage.sync(&path, there.size).await.map_err(|source| self.unreachable(source))?;
@@ -224,6 +237,7 @@ impl Repository {
             let sidecar = Sidecar { object, sha256: stored, size, plain_sha256: sha256, plain_size };
             let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
             put.map_err(|source| self.unreachable(source))?;
+            self.sent.forget(&path);
             return Ok(Found::Same { path, size });
         }
         if whole {
@@ -239,6 +253,23 @@ impl Repository {
             _ if there.modified.elapsed().is_ok_and(|age| age > SETTLED) => Found::Other,
             _ => unfinished(format!("{held} bytes, no whole file, changed less than a minute ago")),
         })
+    }
+
+    /// What we have sent ourselves without an answer, if that is what is there.
+    async fn sent_before(
+        &self,
+        path: &str,
+        size: u64,
+        plain_sha256: Sha256,
+    ) -> Result<Option<Sidecar>, ReadError> {
+        let is_it = |sidecar: &Sidecar| sidecar.size == size && sidecar.plain_sha256 == plain_sha256;
+        let attempts: Vec<_> = self.sent.attempts(path).into_iter().filter(is_it).collect();
+        if attempts.is_empty() {
+            return Ok(None);
+        }
+        let read = self.storage.read_through(path, Limit::most(size), summed).await;
+        let Some(Ok(found)) = read.map_err(|source| self.unreachable(source))? else { return Ok(None) };
+        Ok(attempts.into_iter().find(|sidecar| (sidecar.sha256, sidecar.size) == found))
     }
 
     async fn keep_aside(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Written, WriteError> {
@@ -269,16 +300,39 @@ impl Repository {
         Ok(())
     }
 
-    /// What is too large to be looked at is not kept: it is no file of PostgreSQL's.
+    /// What is too large to be looked at is not kept: it is no file of PostgreSQL's. Little of it is in memory at a time, and
+    /// it is read twice: its digest is in the copy's name.
     async fn copy_aside(&self, name: &FileName, path: &str, format: Format) -> Result<(), WriteError> {
-        let stored = match self.get(path, self.limit(name, format)).await {
-            Ok(Some(stored)) => stored,
-            Ok(None) | Err(ReadError::Damaged { .. }) => return Ok(()),
-            Err(error) => return Err(from_read(error)),
+        let limit = self.limit(name, format);
+        let (sum, size) = match self.storage.read_through(path, limit.clone(), summed).await {
+            Ok(Some(Ok(found))) => found,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind == Trouble::TooLarge => return Ok(()),
+            Err(error) => return Err(self.not_written(error)),
+            Ok(Some(Err(error))) => {
+                return Err(self.not_written(StorageError::new("could not read", path, &error)));
+            }
         };
-        let sum = digest(&stored).await.short();
-        let aside = self.layout.aside(name, Aside::Damaged, &sum, format);
-        self.storage.put(&aside, stored).await.map_err(|error| self.not_written(error))
+        let aside = self.layout.aside(name, Aside::Damaged, &sum.short(), format);
+        let (send, mut pieces) = Pieces::channel(PIECES);
+        let hand_over = move |stored: &mut dyn io::Read| {
+            let mut piece = vec![0; PIECE];
+            while let Ok(len @ 1..) = stored.read(&mut piece) {
+                if send.blocking_send(Bytes::copy_from_slice(&piece[..len])).is_err() {
+                    return;
+                }
+            }
+        };
+        let take = move |out: &mut dyn io::Write| match io::copy(&mut pieces, out)? {
+            // Of a source that breaks off, no half is left.
+            copied if copied == size => Ok(()),
+            _ => Err(io::Error::other("what was to be copied has changed, or broke off")),
+        };
+        let reading = self.storage.read_through(path, limit, hand_over);
+        let writing = self.storage.put_made(&aside, size, false, take);
+        let (read, written) = tokio::join!(reading, writing);
+        read.map_err(|error| self.not_written(error))?;
+        written.map(drop).map_err(|error| self.not_written(error))
     }
 
     /// Stores a piece of an unfinished segment, `bytes` from its offset `start` on. The same piece again is
@@ -324,14 +378,21 @@ impl Repository {
             let sidecar = Sidecar { object, sha256, size: plain_size, plain_sha256: sha256, plain_size };
             return Ok(is_new.then_some(sidecar));
         }
-        let codec = self.codec.clone();
+        let (codec, sent, at) = (self.codec.clone(), self.sent.clone(), path.to_owned());
         let make = move |out: &mut dyn io::Write| {
             let mut out = Summing::new(out);
             codec.encode_to(&plain, &mut out)?;
             let (sum, size) = out.finish();
-            Ok(Sidecar { object, sha256: sum, size, plain_sha256: sha256, plain_size })
+            let sidecar = Sidecar { object, sha256: sum, size, plain_sha256: sha256, plain_size };
+            if codec.only_writes() {
+                sent.note(&at, &sidecar);
+            }
+            Ok(sidecar)
         };
         let put = self.storage.put_made(path, plain_size, create, make).await;
+        if let Ok(Some(_)) = put {
+            self.sent.forget(path);
+        }
         put.map_err(|error| self.not_written(error))
     }
 
