@@ -1,5 +1,7 @@
 //! Fuzz targets, one per decoder. `cargo test` gives each some random input; `cargo bolero test <name>`
 //! (cargo-bolero, in this directory) looks for input that reaches new code.
+// Tests may ask what time it is.
+#![allow(clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};
 
