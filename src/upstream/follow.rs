@@ -49,6 +49,7 @@ const BEHIND_INTERVAL: Duration = Duration::from_millis(500);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// A stream that has lasted that long, or brought anything, ends an outage.
 const STEADY: Duration = Duration::from_secs(10);
+
 /// Where and how to receive.
 #[derive(Debug)]
 pub struct UpstreamConfig {

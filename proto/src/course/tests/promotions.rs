@@ -587,7 +587,7 @@ fn server(tree: &Tree, visit: &Visit) -> Server {
         0 => Slot::Missing,
         _ => Slot::There { reserved: Some(reserved) },
     };
-    let (old, forgets, cut) = (visit.slot % 3 == 0, visit.forgets, visit.cut);
+    let (old, forgets, cut) = (visit.slot.is_multiple_of(3), visit.forgets, visit.cut);
     Server { node, end: at, slot, old, forgets, grows: end, cut }
 }
 
