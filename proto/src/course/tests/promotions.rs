@@ -328,10 +328,19 @@ impl World<'_> {
         Fact::Done
     }
 
-    /// What was headed for is not forgotten for an older one.
+    /// What was headed for is not forgotten for an older one, and no server is followed that is neither newer nor on the
+    /// way there.
     fn head_for(&mut self, newest: TimelineId) {
+        self.is_no_older();
         assert!(Some(newest) >= self.relay.newest, "{newest} is older than {:?}", self.relay.newest);
         self.relay.newest = Some(newest);
+    }
+
+    fn is_no_older(&self) {
+        let theirs = self.theirs();
+        let newest = self.relay.newest.filter(|newest| theirs.tli() < *newest);
+        let Some(newest) = newest.and_then(|newest| self.history_here(newest)) else { return };
+        assert_eq!(newest.up_to(theirs.tli()).as_ref(), Some(theirs), "was passed over for {newest:?}");
     }
 
     fn switch(&mut self, to: TimelineId, at: Lsn) -> Fact<Failure> {
@@ -358,6 +367,7 @@ impl World<'_> {
         let (present, branch) = self.present();
         assert!(tli == present && until == branch.end && from <= until);
         assert!(self.relay.newest >= Some(tli), "noted");
+        self.is_no_older();
         if !compares {
             assert!(self.accepted);
         }
@@ -500,6 +510,8 @@ struct Promotion {
     len: u64,
     /// Whether it takes a number that nobody has.
     knows: bool,
+    /// It is the other one of two that were promoted at the same position, unless that is the root.
+    twin: bool,
 }
 
 fn trees() -> impl Strategy<Value = Tree> {
@@ -509,13 +521,15 @@ fn trees() -> impl Strategy<Value = Tree> {
         prop::bool::weighted(0.3),
         (0u64..3 * SEG / 8).prop_map(|len| len * 8),
         prop::bool::weighted(0.85),
+        prop::bool::weighted(0.1),
     )
-        .prop_map(|(parent, part, at_boundary, len, knows)| Promotion {
+        .prop_map(|(parent, part, at_boundary, len, knows, twin)| Promotion {
             parent,
             part,
             at_boundary,
             len,
             knows,
+            twin,
         });
     ((SEG / 8..3 * SEG / 8), prop::collection::vec(promotion, 0..7))
         .prop_map(|(len, promotions)| grow(len * 8, &promotions))
@@ -525,6 +539,11 @@ fn grow(len: u64, promotions: &[Promotion]) -> Tree {
     let mut tree = Tree::root(len);
     for promotion in promotions {
         let parent = promotion.parent.index(tree.0.len());
+        if let (true, Some(grandparent)) = (promotion.twin, tree.0[parent].parent) {
+            let number = tree.tli(parent).as_u32();
+            tree.promote(grandparent, tree.0[parent].history.begin(), number, promotion.len);
+            continue;
+        }
         if tree.way(parent).len() > 5 {
             continue;
         }
