@@ -1,8 +1,11 @@
 //! Base backups through the relay: taken from the upstream, with the WAL from the relay.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use walrelay_testkit::{Cluster, Process, Relay, Scratch, Server, compare, on_every_version, wait_until};
+use walrelay_testkit::{
+    Cluster, Process, Relay, Scratch, Server, compare, on_every_version, on_one_version, wait_until,
+};
 
 use crate::relay_below;
 
@@ -12,6 +15,7 @@ on_every_version!(
     several_at_once_and_one_killed,
     rewound_through_the_relay,
 );
+on_one_version!(access_for_the_group_is_the_upstreams);
 
 fn backup(server: &Server, relay: &Relay, dir: &Path, options: &str) {
     let (conninfo, dir) = (relay.conninfo(), dir.display().to_string());
@@ -64,6 +68,21 @@ fn every_form_is_complete(server: &Server) {
     if server.major() >= 17 {
         incremental_chain(&primary, &relay, &scratch, &moved);
     }
+}
+
+/// pg_basebackup asks whether the group may read, and makes the files so.
+fn access_for_the_group_is_the_upstreams(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    primary.stop();
+    let open = std::fs::Permissions::from_mode(0o750);
+    std::fs::set_permissions(primary.data_dir(), open).expect("it is ours, or we are root");
+    primary.start();
+    let relay = relay_below(&primary).start();
+    let scratch = Scratch::new("backup");
+    let dir = scratch.join("backup");
+    backup(server, &relay, &dir, "-X none");
+    let mode = |path: &Path| std::fs::metadata(path).expect("it was made").permissions().mode() & 0o777;
+    assert_eq!((mode(&dir), mode(&dir.join("backup_manifest"))), (0o750, 0o640));
 }
 
 fn incremental_chain(primary: &Cluster, relay: &Relay, scratch: &Scratch, moved: &str) {

@@ -4,7 +4,7 @@ use walrelay_testkit::{Cluster, Server, on_every_version};
 
 use crate::relay_below;
 
-on_every_version!(hot_standby_feedback_reaches_the_primary);
+on_every_version!(hot_standby_feedback_reaches_the_primary, who_lags_is_heard_although_another_was_first);
 
 fn hot_standby_feedback_reaches_the_primary(server: &Server) {
     let primary = Cluster::builder(server).start();
@@ -33,6 +33,36 @@ fn hot_standby_feedback_reaches_the_primary(server: &Server) {
     standby.append_conf("hot_standby_feedback = off");
     standby.reload();
     primary.wait_for_sql(&slot_xmin("is null"), "t");
+}
+
+/// The primary's slot takes an older xmin only behind none.
+fn who_lags_is_heard_although_another_was_first(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let mut relay = relay_below(&primary).start();
+    let standby = |name: &str, feedback: &str| {
+        relay.create_slot(name);
+        let standby = primary.standby().name(name).follow(&relay.conninfo()).slot(name);
+        standby.conf(&format!("hot_standby_feedback = {feedback}")).start()
+    };
+    let (_first, lagging) = (standby("first", "on"), standby("lagging", "off"));
+    let mut reader = lagging.session();
+    reader.run("begin isolation level repeatable read").expect("a hot standby takes readers");
+    let held = reader.run("select txid_snapshot_xmin(txid_current_snapshot())").expect("it has a snapshot");
+    let younger = slot_xmin(&format!("::text::bigint > {held}"));
+    // The first one has nothing to hold on to, and goes on with the primary.
+    for _ in 0..3 {
+        primary.sql("select txid_current()");
+    }
+    primary.wait_for_sql(&younger, "t");
+    lagging.append_conf("hot_standby_feedback = on");
+    lagging.reload();
+    let older = slot_xmin(&format!("::text::bigint <= {held}"));
+    primary.wait_for_sql(&older, "t");
+    // Nor is it lost when the relay comes again, and hears of the other first.
+    relay.restart();
+    primary.wait_for_sql(&older, "t");
+    reader.run("commit").expect("it was not cancelled");
+    primary.wait_for_sql(&younger, "t");
 }
 
 /// A query about the `xmin` of the relay's slot.
