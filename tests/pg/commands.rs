@@ -1,10 +1,11 @@
 //! Replication commands typed by people, with psql.
 
-use walrelay_testkit::{Cluster, Relay, Server, on_every_version};
+use walrelay_testkit::{Cluster, Relay, Server, on_every_version, on_one_version};
 
 use crate::relay_below;
 
 on_every_version!(psql_speaks_replication);
+on_one_version!(a_slot_reserves_from_the_newest_checkpoint);
 
 fn psql_speaks_replication(server: &Server) {
     let primary = Cluster::builder(server).start();
@@ -43,6 +44,20 @@ fn slots_come_and_go(relay: &Relay) {
     relay.command("DROP_REPLICATION_SLOT acc_a");
     refuses(relay, "DROP_REPLICATION_SLOT acc_a", "replication slot \"acc_a\" does not exist");
     refuses(relay, "CREATE_REPLICATION_SLOT \"no-good\" PHYSICAL", "invalid character");
+}
+
+/// As on a server, and not from the oldest WAL that is kept.
+fn a_slot_reserves_from_the_newest_checkpoint(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let relay = relay_below(&primary).start();
+    for _ in 0..3 {
+        primary.switch_wal();
+        primary.sql("checkpoint");
+    }
+    relay.wait_for_flush(primary.settled_lsn());
+    let redo = primary.sql("select redo_lsn from pg_control_checkpoint()");
+    relay.command("CREATE_REPLICATION_SLOT reserved PHYSICAL RESERVE_WAL");
+    assert_eq!(relay.slot_lsn("reserved").map(|lsn| lsn.to_string()), Some(redo));
 }
 
 #[track_caller]

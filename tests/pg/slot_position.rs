@@ -7,7 +7,12 @@ use walrelay_testkit::{Cluster, Server, compare, on_versions};
 use crate::relay_below;
 
 // The subject is how the oldest version is asked.
-on_versions!([pg14 = 14] an_empty_relay_begins_where_its_slot_does, a_slot_that_cannot_be_asked_is_told);
+on_versions!(
+    [pg14 = 14]
+    an_empty_relay_begins_where_its_slot_does,
+    a_slot_that_cannot_be_asked_is_told,
+    a_slot_that_is_there_is_no_error_in_the_servers_log
+);
 
 /// The relay's role may replicate, and nothing else.
 const NO_SQL: &str = "
@@ -60,6 +65,20 @@ fn a_slot_that_cannot_be_asked_is_told(server: &Server) {
     let names_it =
         told.len() == 1 && told[0].contains("WARN") && told[0].contains("WAL from its restart_lsn up to 0/");
     assert!(names_it, "{told:#?}");
+}
+
+/// A server of 14 has no command to look for it; the relay does not try to make it each time.
+fn a_slot_that_is_there_is_no_error_in_the_servers_log(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let mut relay = relay_below(&primary).start();
+    for _ in 0..2 {
+        relay.restart();
+        primary.switch_wal();
+        relay.wait_for_flush(primary.settled_lsn());
+    }
+    let said = primary.log().text();
+    assert!(!said.contains("already exists"), "{said}");
+    relay.assert_calm();
 }
 
 fn write_segments(primary: &Cluster) {
