@@ -144,13 +144,18 @@ impl DataDir {
     /// Makes changes of names in `pg_wal` durable.
     pub(super) fn sync_wal_dir(&self) -> io::Result<()> {
         // Told once only: whoever asked first must not be the only one who knows.
-        if self.sync_failed.load(Ordering::Relaxed) {
+        if self.sync_has_failed() {
             return Err(io::Error::other("an earlier sync of it has failed"));
         }
         self.wal_dir.sync().inspect_err(|error| {
             // One that has not come back yet has not failed.
             self.sync_failed.fetch_or(!disk::would_hang(error), Ordering::Relaxed);
         })
+    }
+
+    /// Whether that has failed once: nobody knows any more which names are durable.
+    pub(super) fn sync_has_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Relaxed)
     }
 
     /// Which directory `pg_wal` is, as long as its file system keeps its number.

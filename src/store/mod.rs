@@ -571,7 +571,7 @@ impl Store {
     /// Stores a history file, durably, after checking that PostgreSQL could read it.
     pub fn save_history_file(&self, tli: TimelineId, content: &[u8]) -> Result<(), SaveHistoryError> {
         TimelineHistory::parse(tli, content)?;
-        self.dir.write_history(tli, content)?;
+        self.dir.write_history(tli, content).inspect_err(|error| self.fail_if_names_are_lost(error))?;
         self.files.send_modify(|step| *step += 1);
         Ok(())
     }
@@ -729,7 +729,7 @@ impl Store {
     }
 
     /// A sync failed: what was written may be lost although it can be read. Leaves word for the next start first.
-    fn fail_sync(&self, what: &str, error: &io::Error) {
+    fn fail_sync(&self, what: &str, error: &dyn std::fmt::Display) {
         let (dir, confirmed) = (self.dir.clone(), self.flushed.borrow().filter(|at| self.holds_before(*at)));
         let reason = format!("{what}: {error}");
         let mark = reason.clone();
@@ -741,6 +741,14 @@ impl Store {
             tracing::warn!("could not leave word of it in the data directory: {error}");
         }
         self.fail(reason);
+    }
+
+    /// The same where something has failed that may have been a sync of `pg_wal`: that is told once, and whoever comes to
+    /// need it later would try for ever.
+    fn fail_if_names_are_lost(&self, error: &dyn std::fmt::Display) {
+        if self.dir.sync_has_failed() && !self.has_failed() {
+            self.fail_sync("could not sync pg_wal", error);
+        }
     }
 
     /// Says durably that everything written is on the disk, if it is.

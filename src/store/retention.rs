@@ -381,7 +381,8 @@ impl Store {
             }
         }
         if removed > 0 {
-            self.dir.sync_wal_dir().map_err(RetentionError::Sync)?;
+            let synced = self.dir.sync_wal_dir().inspect_err(|error| self.fail_if_names_are_lost(error));
+            synced.map_err(RetentionError::Sync)?;
             tracing::debug!("removed {removed} WAL segments before {}", keep.start(size));
         }
         let more = failed.len().saturating_sub(1);

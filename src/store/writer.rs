@@ -428,7 +428,8 @@ impl Writer {
         let tli = history.tli();
         let magic = self.store.upstream_parameters().expected_magic();
         let pin = self.store.slots.pin();
-        let found = recovery::held(&self.store.dir, identity, self.store.config.wal_write, magic, history)?;
+        let found = recovery::held(&self.store.dir, identity, self.store.config.wal_write, magic, history);
+        let found = found.inspect_err(|error| self.store.fail_if_names_are_lost(error))?;
         Ok(found.and_then(|recovered| {
             let lsn = recovered.verifier.verified_end()?;
             let is_there = lsn.rewind(1).seg_start(identity.seg_size) >= pin.removed_before();
