@@ -4,9 +4,9 @@
 //! number in `pg_wal` may be a dead one, and on the way to the new one an ancestor is received with both beside it.
 //!
 //! What a crash leaves, step by step:
-//! - Switching to a new timeline: its first file → *this file* → shown. Before the second step the old timeline comes
-//!   back, with the new one's file beside it, which is then taken up instead of made.
-//! - Going back to one that is held: its files are found and made durable → *this file* → shown. The timeline that is
+//! - Switching to a new timeline: its first file → slots come back to where both part → *this file* → shown. Before the
+//!   third step the old timeline comes back, with the new one's file beside it, which is then taken up instead of made.
+//! - Going back to one that is held: its files are found and made durable → slots → *this file* → shown. The timeline that is
 //!   left was durable before.
 
 use std::io;

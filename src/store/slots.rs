@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -176,6 +176,19 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         lock(&self.slots.table).pins -= 1;
+    }
+}
+
+/// The one who saves slots.
+pub(super) struct Alone<'a> {
+    slots: &'a Slots,
+    _saving: MutexGuard<'a, ()>,
+}
+
+impl Alone<'_> {
+    /// Saves positions that have moved since the last time. Waits for the disk.
+    pub(super) fn save(&self) -> io::Result<()> {
+        if self.slots.dirty.load(Ordering::Relaxed) { self.slots.write(None) } else { Ok(()) }
     }
 }
 
@@ -418,8 +431,12 @@ impl Slots {
         if !self.dirty.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let _saving = lock(&self.saving);
-        self.write(None)
+        self.alone().save()
+    }
+
+    /// Lets nobody else save slots, or make or drop one, as long as the result lives. Waits for the disk.
+    pub(super) fn alone(&self) -> Alone<'_> {
+        Alone { slots: self, _saving: lock(&self.saving) }
     }
 
     /// Whether the file holds what this process knows, so that positions in it count.

@@ -410,12 +410,35 @@ impl Writer {
         self.tell(&forked);
         let forked = forked?;
         let newest = self.newest.map_or(tli, |newest| newest.max(tli));
-        self.note(Followed { tli, newest })?;
         let target = TimelinePosition { tli, lsn: at };
         let first = forked.current.clone();
-        self.stream = Some(forked);
-        self.show(history, target, false, at);
+        self.go_over(Followed { tli, newest }, forked, history, target, false, at)?;
         self.store.flush_queue.push(first.into_iter(), target);
+        Ok(())
+    }
+
+    /// Goes over to another timeline, of which nothing but what lies before `common` was followed before: what slots have
+    /// confirmed beyond that is of the timeline that is left. A crash must not find it on the other, so they are saved
+    /// before that is noted, and nobody saves what is still confirmed until it is shown.
+    fn go_over(
+        &mut self,
+        followed: Followed,
+        stream: Stream,
+        history: TimelineHistory,
+        end: TimelinePosition,
+        is_durable: bool,
+        common: Lsn,
+    ) -> Result<(), AppendError> {
+        let store = self.store.clone();
+        let alone = store.slots.alone();
+        store.clamp_slots(common);
+        alone.save().map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
+        self.note(followed)?;
+        if let Some(tail) = &stream.current {
+            store.segments.insert(tail);
+        }
+        self.stream = Some(stream);
+        self.show(history, end, is_durable, common);
         Ok(())
     }
 
@@ -440,7 +463,8 @@ impl Writer {
     /// Goes on with a timeline that was found, to come to `newest`. The present one, which must be durable, is left as
     /// it is. Slots beyond the point where both part come back to it.
     ///
-    /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed.
+    /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed but
+    /// slots, which may have come back already.
     pub fn take_up(&mut self, held: HeldTimeline, newest: TimelineId) -> Result<(), AppendError> {
         self.commit();
         // Nothing of it is removed before it is shown.
@@ -457,15 +481,11 @@ impl Writer {
             self.store.fail_sync(&format!("could not sync WAL up to {}", end.lsn), &error);
             return Err(AppendError::Failed);
         }
-        self.note(Followed { tli: end.tli, newest: newest.max(end.tli) })?;
-        if let Some(tail) = &recovered.tail {
-            self.store.segments.insert(tail);
-        }
         let history = recovered.history.clone();
         let parting = self.store.history().parting(&history).and_then(|(_, at)| at);
-        self.stream = Some(Stream::of(identity, recovered));
-        self.show(history, end, true, parting.map_or(end.lsn, |at| at.min(end.lsn)));
-        Ok(())
+        let common = parting.map_or(end.lsn, |at| at.min(end.lsn));
+        let followed = Followed { tli: end.tli, newest: newest.max(end.tli) };
+        self.go_over(followed, Stream::of(identity, recovered), history, end, true, common)
     }
 
     /// Readers get to see another timeline, of which nothing but what lies before `common` was seen before.
