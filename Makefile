@@ -14,7 +14,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash clean cc
+.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash soak clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
+	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -107,6 +108,9 @@ powercut: cc
 
 drill-crash: cc
 	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
+
+soak: cc
+	$(DRILL) soak -- --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 clean:
 	$(CARGO) clean

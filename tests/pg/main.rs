@@ -28,6 +28,7 @@ mod holes;
 mod idle;
 mod language;
 mod login;
+mod memory;
 mod no_lost_commit;
 mod overlay;
 mod pitr;

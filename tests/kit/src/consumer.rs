@@ -156,8 +156,11 @@ impl Consumer {
         Ok(())
     }
 
-    /// Says that everything is written and flushed.
-    fn report(&mut self) -> io::Result<()> {
+    /// Says that everything received is written and flushed.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn report(&mut self) -> io::Result<()> {
         let send_time = PgTimestamp::from_system_time(SystemTime::now());
         let done = Some(self.received);
         let status =

@@ -1,6 +1,10 @@
 //! What a disk with a volatile write cache holds, and what a power cut makes of it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -20,6 +24,15 @@ impl Image {
     fn empty(size: u64) -> Image {
         let chunks = usize::try_from(size.div_ceil(CHUNK as u64)).expect("a disk that fits into memory");
         Image { chunks: vec![None; chunks] }
+    }
+
+    /// Writes it to a file, which takes no room where the disk was never written.
+    pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
+        let file = File::create(path)?;
+        file.set_len((self.chunks.len() * CHUNK) as u64)?;
+        let written =
+            self.chunks.iter().enumerate().filter_map(|(number, chunk)| Some((number, chunk.as_ref()?)));
+        written.map(|(number, chunk)| file.write_all_at(&chunk[..], (number * CHUNK) as u64)).collect()
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) {

@@ -1,6 +1,7 @@
 //! A mounted file system whose disk loses its power.
 
 use std::fmt::{self, Display, Formatter};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -69,11 +70,21 @@ pub struct PowerDisk {
 }
 
 /// The disk at the moment of a power cut; it answers nobody until it is [`PowerDisk::let_go`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cut {
     image: Image,
     /// What became of the writes that no flush had followed.
     pub fate: Fate,
+}
+
+impl Cut {
+    /// Writes an image of the disk to a file, to be looked at.
+    ///
+    /// # Errors
+    /// Of the file.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        self.image.save(path)
+    }
 }
 
 impl PowerDisk {

@@ -28,7 +28,7 @@ use crate::psql::Session;
 use crate::relay::Relay;
 use crate::server::Server;
 use crate::trace::Trace;
-use crate::wait::wait_until;
+use crate::wait::{PATIENCE, wait_until, within};
 use crate::writer::Writer;
 use slots::SlotWorker;
 
@@ -116,6 +116,9 @@ struct Scene<'a> {
     mark: Mark,
     primary: Cluster,
     seg_size: SegSize,
+    /// The last two cuts, and what was found after each so far.
+    last: Vec<Cut>,
+    trail: Vec<String>,
     disk: PowerDisk,
 }
 
@@ -150,6 +153,8 @@ impl<'a> Scene<'a> {
             relay,
             primary,
             seg_size,
+            last: Vec::new(),
+            trail: Vec::new(),
             disk,
         }
     }
@@ -164,14 +169,15 @@ impl<'a> Scene<'a> {
         // Half of these many: from within the first sync to hundreds of commits later.
         let size = self.random.u32(1..11);
         let mut count = self.random.u64(..1 << size);
-        let in_start = !self.relay.is_running();
-        if in_start && !self.orders.control && self.random.u8(..3) == 0 {
+        let start = !self.relay.is_running();
+        let in_start = start && !self.orders.control && self.random.u8(..3) == 0;
+        if in_start {
             self.tally.in_starts += 1;
             count = self.random.u64(..60);
             self.mark = self.relay.log().mark();
             self.relay.spawn();
-        } else {
-            self.come_back(in_start);
+        } else if !self.come_back(start) {
+            return;
         }
         let size = self.random.u32(..3) * self.random.u32(..4_000_000);
         let sql = format!("select pg_logical_emit_message(false, 'burst', repeat('x', {size}))");
@@ -179,15 +185,42 @@ impl<'a> Scene<'a> {
         let cut = self.lose_power(count);
         self.burst.answer().expect("it waits for nobody");
         let Some(cut) = cut else { return };
+        self.last.push(cut.clone());
+        self.last = self.last.split_off(self.last.len().saturating_sub(2));
+        let fate = cut.fate;
         self.disk.power_on(cut);
+        self.note(count, in_start, fate);
         self.look_at_files();
     }
 
-    /// Starts the relay if it does not run, and looks at what it says.
-    fn come_back(&mut self, start: bool) {
+    /// For those who have to find out what has happened.
+    fn note(&mut self, count: u64, in_start: bool, fate: Fate) {
+        let mut names: Vec<String> = fs::read_dir(self.relay.wal_dir())
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        let (cut, confirmed) = (self.tally.cuts, self.confirmed);
+        let when = if in_start { "in a start" } else { "at work" };
+        let names = names.join(" ");
+        self.trail
+            .push(format!("cut {cut}, {when}, at use {count}: {fate:?}, confirmed {confirmed}, {names}"));
+    }
+
+    /// Starts the relay if it does not run, and looks at what it says; false if it says nothing.
+    fn come_back(&mut self, start: bool) -> bool {
         if start {
             self.mark = self.relay.log().mark();
-            self.relay.start();
+            self.relay.spawn();
+            let answers = within(PATIENCE, || {
+                let running = self.relay.is_running();
+                (!running || self.relay.try_command("IDENTIFY_SYSTEM").is_ok()).then_some(running)
+            });
+            if answers != Some(true) {
+                self.problem(format!("the relay does not come back\n{}", self.relay.log().tail()));
+                return false;
+            }
         }
         self.ask_relay();
         if self.orders.control {
@@ -200,6 +233,7 @@ impl<'a> Scene<'a> {
             self.tally.cuts,
             self.promised.clone(),
         ));
+        true
     }
 
     /// At the `count`-th use of the disk from now. `None` and a problem if that does not come.
@@ -343,9 +377,29 @@ impl<'a> Scene<'a> {
             self.confirmed = end;
             self.look_at_files();
         }
+        if !self.tally.problems.is_empty() && !self.orders.control {
+            self.keep_evidence();
+        }
         self.tally.commits = self.writer.acks().len();
         (self.tally.writes, self.tally.flushes) = self.disk.counts();
         self.tally
+    }
+}
+
+impl Scene<'_> {
+    /// Says what has happened, and keeps the disk as the last cuts have left it.
+    fn keep_evidence(&self) {
+        let dir = std::env::temp_dir();
+        for (number, cut) in self.last.iter().enumerate() {
+            let path = dir.join(format!("powercut-{}-{number}.image", std::process::id()));
+            match cut.save(&path) {
+                Ok(()) => eprintln!("kept {}", path.display()),
+                Err(error) => eprintln!("could not keep {}: {error}", path.display()),
+            }
+        }
+        let recent = self.trail.len().saturating_sub(5);
+        self.trail[recent..].iter().for_each(|line| eprintln!("{line}"));
+        eprintln!("{}", self.relay.log().tail());
     }
 }
 
