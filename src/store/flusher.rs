@@ -5,7 +5,8 @@
 //! after the sync returned. A failed sync ends the relay: the kernel may have dropped the pages, and a
 //! second sync would claim success (PostgreSQL: `data_sync_retry = off`). Word of it is left for the next start.
 //!
-//! A complete segment gets its final name after its sync, so finished segments are durable by their name. If that name
+//! A complete segment gets its final name when everything up to its end is durable, the end of the record that reaches
+//! beyond it included, so finished segments are durable by their name, and recovery never ends in front of one. If that name
 //! cannot be given (a rename fails), the segment is as durable under the old one, and it is tried again.
 
 use std::io;
@@ -278,8 +279,11 @@ impl Store {
         target: TimelinePosition,
         naming: &mut Naming,
     ) -> io::Result<()> {
-        // What is complete now is synced whole below; what is completed meanwhile comes again.
-        let complete: Vec<_> = segments.iter().filter(|segment| segment.is_complete()).cloned().collect();
+        // What is complete now is synced whole below; what is completed meanwhile comes again. So does what a later commit
+        // has completed: the record that ends it may end in a segment that is not among these.
+        let is_durable = |segment: &Segment| segment.name().tli != target.tli || segment.end() <= target.lsn;
+        let complete: Vec<_> =
+            segments.iter().filter(|segment| segment.is_complete() && is_durable(segment)).cloned().collect();
         for segment in segments {
             segment.sync()?;
         }
@@ -353,5 +357,58 @@ impl Naming {
         store.retention_bell.ring();
         store.files.send_modify(|step| *step += 1);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::generate::WalGenerator;
+    use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity};
+
+    use super::super::{Identity, Stepped, StoreConfig, UpstreamParameters, WalWrite};
+    use super::*;
+    use crate::disk::OsDisk;
+
+    const SEG: u64 = 1 << 20;
+
+    /// A commit that comes while a turn is under way completes segments of that turn, by the end of a record that lies in a
+    /// segment which is not of that turn: a crash behind their names would leave finished segments of an unfinished record.
+    #[test]
+    fn a_segment_gets_its_name_only_when_the_record_that_ends_it_is_durable() {
+        let dir = crate::permissions::private_tempdir();
+        let config = StoreConfig {
+            data_dir: dir.path().to_owned(),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 1 << 40,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 1,
+        };
+        let Stepped { store, mut writer, mut flushing, .. } =
+            Store::open_on(Arc::new(OsDisk), config).unwrap();
+        let identity = Identity { system_id: SystemId(77), seg_size: SegSize::new(SEG).unwrap() };
+        store.attach(identity, UpstreamParameters::default()).unwrap();
+        let start = Lsn::new(3 * SEG);
+        writer.begin(identity, TimelineHistory::first(), start);
+        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, start, 1);
+        wal.fill(500_000);
+        wal.record(3_000_000);
+        let end = *wal.record_ends().last().unwrap();
+        let finished =
+            |segno: u64| dir.path().join(format!("pg_wal/00000001000000000000000{segno}")).exists();
+
+        let (first, rest) = wal.bytes().split_at(2 * SEG as usize + 5000);
+        writer.append(start, first).unwrap();
+        writer.commit();
+        let turn = store.flush_queue.take().unwrap();
+        writer.append(start.advance(first.len() as u64), rest).unwrap();
+        writer.commit();
+        assert!(turn.dirty.iter().any(|segment| segment.is_complete()), "the later commit has completed it");
+        assert!(store.flush(&turn, &mut flushing.naming).is_ok());
+        assert!((3..=6).all(|segno| !finished(segno)));
+
+        while flushing.step() {}
+        assert_eq!(store.tip().unwrap().flush_lsn, end);
+        assert!((3..=5).all(finished));
     }
 }

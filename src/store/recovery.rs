@@ -100,6 +100,9 @@ pub(super) fn recover(
         scan.set_partials_aside_from(scan.path.first_of_its_own())?;
         return recover(dir, identity, &RecoveryPlan { timeline: Some(tli), unsynced: false, ..*plan });
     }
+    if end.verifier.verified_end().is_some() && scan.unfinish_behind(&end)? {
+        return recover(dir, identity, &RecoveryPlan { unsynced: false, ..*plan });
+    }
     if plan.durable != Some(scan.position(&end)) {
         end = scan.write_again(end)?;
     }
@@ -474,6 +477,35 @@ impl Scan<'_> {
             steps::taken();
         }
         Ok(unfinished)
+    }
+
+    /// Finished segments behind the end are full of a record that does not end here, so nothing in them was confirmed: they
+    /// lose their names, durably. Else a new one of their name would lie beside each of them, and the copy of the end's
+    /// segment, which has nothing behind it, would be damaged. Relays up to 0.1.0 could leave such in a power cut.
+    fn unfinish_behind(&self, end: &End) -> Result<bool, StoreError> {
+        let TimelinePosition { tli, lsn } = self.position(end);
+        let tail = lsn.seg_at(self.identity.seg_size);
+        let is_behind =
+            |found: &&FoundSegment| !found.partial && found.name.tli == tli && found.name.segno > tail;
+        let mut any = false;
+        for found in self.path.segments().iter().filter(is_behind) {
+            let path = self.path_of(*found);
+            tracing::warn!(
+                "finished WAL segment \"{}\" is full of a record that begins at {lsn} and does not end here: it counts as \
+                 unfinished, and comes again",
+                path.display()
+            );
+            let unfinished = self.path_of(FoundSegment { partial: true, ..*found });
+            self.dir
+                .disk()
+                .rename(&path, &unfinished)
+                .map_err(failed("could not rename WAL segment", path))?;
+            any = true;
+        }
+        if any {
+            self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))?;
+        }
+        Ok(any)
     }
 
     fn set_partials_aside_from(&self, from: SegNo) -> Result<(), StoreError> {

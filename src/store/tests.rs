@@ -274,6 +274,36 @@ fn recovery_finds_the_last_complete_record() {
     assert!(read_back(&opened.store, TimelineId::FIRST, last) == wal.bytes()[..last.since(START) as usize]);
 }
 
+/// All but the end of a long record was durable, and its segments had their names.
+#[test]
+fn finished_segments_of_a_record_that_does_not_end_come_again() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(4);
+    wal.fill(1_500_000);
+    let end = *wal.record_ends().last().unwrap();
+    wal.record(3_500_000);
+    let last = *wal.record_ends().last().unwrap();
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(last);
+    opened.crash();
+    let in_wal = |name: &str| dir.path().join("pg_wal").join(name);
+    let tail = last.seg_at(identity().seg_size).as_u64();
+    fs::remove_file(in_wal(&format!("00000001000000000000000{tail}.partial"))).unwrap();
+    assert!(in_wal("000000010000000000000005").exists() && in_wal("000000010000000000000006").exists());
+
+    let rest = &wal.bytes()[end.since(START) as usize..];
+    for received in [rest.len() - 1_000_000, rest.len() - 1_000_000, rest.len()] {
+        let mut opened = Opened::open(dir.path());
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+        opened.append(end, &rest[..received]);
+        opened.crash();
+    }
+    let opened = Opened::open(dir.path());
+    assert_eq!(opened.store.tip().unwrap().flush_lsn, last);
+    assert!(read_back(&opened.store, TimelineId::FIRST, last) == wal.bytes()[..last.since(START) as usize]);
+}
+
 #[test]
 fn recovery_drops_what_a_power_cut_tore() {
     let dir = crate::permissions::private_tempdir();
