@@ -12,7 +12,8 @@
 //! before they are asked for.
 //!
 //! On disk are at most `budget` bytes of segments kept for somebody to come, plus the one that each consumer
-//! is reading.
+//! is reading. In memory a segment is whole while it is fetched, verified and written: however many are wanted, so many
+//! as [`IN_MEMORY_MB`] allows are fetched at a time, and the others wait for their turn.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
@@ -33,6 +34,8 @@ use crate::store::{Segment, Store};
 
 /// Directory below the data directory for segments on their way into a map.
 const DIRECTORY: &str = "recalled";
+/// Megabytes of segments on their way at a time, unpacked; one may be larger. Packed ones take up to as much again.
+const IN_MEMORY_MB: u32 = 16;
 /// Segments fetched ahead of a reader.
 const AHEAD: u64 = 4;
 /// Fewest segments to hold, however large they are: one that is read and those ahead of it.
@@ -91,6 +94,8 @@ pub struct Recall {
     /// By which the files in the cache were chosen.
     history: Mutex<Arc<TimelineHistory>>,
     files: AtomicU64,
+    /// What is left of [`IN_MEMORY_MB`].
+    memory: Semaphore,
     pauses: (Duration, Duration),
 }
 
@@ -144,8 +149,9 @@ impl Recall {
         make_empty(&dir)?;
         let places = RwLock::new(places(sources));
         let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
-        let recall = Arc::new(Recall { store, places, dir, budget, cache, history, files, pauses });
-        Ok(recall)
+        let memory = Semaphore::new(IN_MEMORY_MB as usize);
+        let recall = Recall { store, places, dir, budget, cache, history, files, memory, pauses };
+        Ok(Arc::new(recall))
     }
 
     /// Whether there is anywhere to fetch from.
@@ -302,6 +308,9 @@ impl Recall {
     async fn fetch(&self, name: WalFileName) -> Outcome {
         let file = self.file_name(name);
         let Some(identity) = self.store.identity() else { return Outcome::Not(RecallError::Nowhere(file)) };
+        let share = (identity.seg_size.bytes() >> 20).clamp(1, IN_MEMORY_MB.into()) as u32;
+        // Nobody closes it.
+        let _memory = self.memory.acquire_many(share).await.ok();
         let (mut unknown, mut damaged) = (None, None);
         for wanted in self.candidates(name) {
             let text = wanted.text(identity.seg_size);

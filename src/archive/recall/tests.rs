@@ -192,6 +192,31 @@ async fn what_is_kept_is_bounded() {
     assert_eq!(source.asked(&text(1, FIRST)), 2, "given up with its last reader");
 }
 
+/// Each has its segment in memory, whole, until that is in a file.
+#[tokio::test]
+async fn few_segments_are_in_memory_however_many_are_wanted() {
+    let setting = Setting::new(None);
+    let source = setting.source();
+    let recall = setting.with_budget(&[&source], 1 << 40);
+    source.set_open(false);
+    let taken = recall.memory.acquire_many(IN_MEMORY_MB - 2).await.unwrap();
+    let wanted: Vec<_> = (FIRST..FIRST + 6)
+        .map(|segno| {
+            let recall = recall.clone();
+            tokio::spawn(async move { get(&recall, 1, segno).await })
+        })
+        .collect();
+    let asked = || (FIRST..FIRST + 6).map(|segno| source.asked(&text(1, segno))).sum::<usize>();
+    until("all the room to be taken", || recall.memory.available_permits() == 0 && asked() == 2).await;
+    source.set_open(true);
+    for one in wanted {
+        one.await.unwrap().unwrap();
+    }
+    drop(taken);
+    until("all the room to be given back", || recall.memory.available_permits() == IN_MEMORY_MB as usize)
+        .await;
+}
+
 #[tokio::test]
 async fn a_damaged_copy_is_passed_over() {
     let setting = Setting::new(None);
