@@ -15,16 +15,28 @@ use crate::wait::within;
 pub struct Receivewal {
     process: Process,
     scratch: Scratch,
+    server: Server,
+    conninfo: String,
+    slot: String,
 }
 
 impl Receivewal {
     /// Streams from `conninfo` with this slot, syncing each burst and reporting it.
     pub fn start(server: &Server, conninfo: &str, slot: &str) -> Receivewal {
         let scratch = Scratch::new("receivewal");
-        let dir = scratch.dir("wal");
-        let mut command = server.lasting("pg_receivewal");
-        command.args(["--synchronous", "-v", "-s", "1", "-S", slot, "-d", conninfo, "-D"]).arg(&dir);
-        Receivewal { process: Process::spawn("pg_receivewal", command, &scratch.join("log")), scratch }
+        scratch.dir("wal");
+        let process = spawn(server, conninfo, slot, &scratch);
+        let (server, conninfo, slot) = (server.clone(), conninfo.to_owned(), slot.to_owned());
+        Receivewal { process, scratch, server, conninfo, slot }
+    }
+
+    /// Starts it again if it has ended, as it does when a server ends in the midst of its first questions; whether it had.
+    pub fn revive(&mut self) -> bool {
+        let ended = !self.process.is_running();
+        if ended {
+            self.process = spawn(&self.server, &self.conninfo, &self.slot, &self.scratch);
+        }
+        ended
     }
 
     /// Where it puts segments.
@@ -60,4 +72,12 @@ impl Receivewal {
     pub fn stop(mut self) {
         assert_eq!(self.process.end_with(Signal::INT), 0, "{}", self.process.log().tail());
     }
+}
+
+fn spawn(server: &Server, conninfo: &str, slot: &str, scratch: &Scratch) -> Process {
+    let mut command = server.lasting("pg_receivewal");
+    command
+        .args(["--synchronous", "-v", "-s", "1", "-S", slot, "-d", conninfo, "-D"])
+        .arg(scratch.join("wal"));
+    Process::spawn("pg_receivewal", command, &scratch.join("log"))
 }

@@ -220,6 +220,7 @@ impl<'a> Scene<'a> {
             self.load = Some(self.primary.spawn_pgbench(1));
         }
         self.end_troubles(self.events);
+        self.revive_consumers();
         let all: u32 = EVENTS.iter().map(|(_, _, likely)| likely).sum();
         let at = self.random.u32(..all);
         let mut sum = 0;
@@ -342,6 +343,13 @@ impl<'a> Scene<'a> {
         }
     }
 
+    fn revive_consumers(&mut self) {
+        let ended = self.consumers.iter_mut().filter_map(|consumer| consumer.revive().then_some(())).count();
+        if ended > 0 {
+            *self.tally.events.entry("pg_receivewal started again").or_default() += ended as u64;
+        }
+    }
+
     /// A random moment of at most so many milliseconds: that is the subject, nothing is waited for.
     fn pause(&mut self, at_most: u64) {
         let end = Instant::now() + Duration::from_micros(self.random.u64(..at_most * 1000));
@@ -403,6 +411,7 @@ impl<'a> Scene<'a> {
     fn compare(&mut self) {
         let last = self.primary.switch_wal();
         self.relay.wait_for_segment(&last);
+        self.revive_consumers();
         for consumer in &self.consumers {
             consumer.wait_for_segment(&last);
         }

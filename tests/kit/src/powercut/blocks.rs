@@ -30,9 +30,9 @@ impl Image {
     pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
         let file = File::create(path)?;
         file.set_len((self.chunks.len() * CHUNK) as u64)?;
-        let written =
+        let mut written =
             self.chunks.iter().enumerate().filter_map(|(number, chunk)| Some((number, chunk.as_ref()?)));
-        written.map(|(number, chunk)| file.write_all_at(&chunk[..], (number * CHUNK) as u64)).collect()
+        written.try_for_each(|(number, chunk)| file.write_all_at(&chunk[..], (number * CHUNK) as u64))
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) {

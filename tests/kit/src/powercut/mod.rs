@@ -348,7 +348,20 @@ impl<'a> Scene<'a> {
             self.promised.insert(name, lsn);
         }
         self.doubtful.clear();
+        self.drop_old_slots();
         self.look_at_log();
+    }
+
+    /// On a busy machine the client that makes and drops slots is too slow, and they fill the disk.
+    fn drop_old_slots(&mut self) {
+        let oldest = self.confirmed.rewind((DISK_MB << 20) / 4);
+        self.promised.retain(|name, lsn| {
+            let keep = lsn.is_none_or(|lsn| lsn >= oldest);
+            if !keep {
+                self.relay.command(&format!("DROP_REPLICATION_SLOT {name}"));
+            }
+            keep
+        });
     }
 
     fn look_at_log(&mut self) {
