@@ -22,6 +22,8 @@ fn memory_is_bounded_whatever_the_backlog(server: &Server) {
     let config = scratch.secret("walrelay.toml", &target);
     let primary = Cluster::builder(server).start();
     let relay = relay_below(&primary).arg("--wal-keep-size").arg("0").arg("--recall-size").arg("64MB");
+    // Their turns may be long in coming where the machine is busy.
+    let relay = relay.arg("--wal-sender-timeout").arg("10min");
     let relay = relay.arg("--config").arg(&config.display().to_string()).start();
     let watch = Watch::start(relay.pid());
 
