@@ -15,6 +15,7 @@ pub mod course;
 mod feedback;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+mod lost;
 mod lsn;
 mod message;
 mod page;
@@ -33,6 +34,7 @@ pub use command::{
 };
 pub use commit::CommitCounter;
 pub use feedback::FeedbackHorizon;
+pub use lost::{PAGE_HEAD, behind_lost_record};
 pub use lsn::{Lsn, ParseLsnError};
 pub use message::{
     ClientMessage, ClientMessageError, FullXid, HotStandbyFeedback, Keepalive, PgTimestamp, ServerMessage,

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use walrelay_proto::{
-    CommitCounter, Lsn, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity, WalVerifier,
+    CommitCounter, Lsn, PAGE_HEAD, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity,
+    WalVerifier, behind_lost_record,
 };
 
 use super::followed::{self, Followed};
@@ -584,15 +585,29 @@ impl Stream {
                 let readable = segment.published().saturating_sub(offset).min(chunk.len() as u64) as usize;
                 let mut ours = vec![0; readable];
                 segment.read(offset, &mut ours).map_err(self.disk("read", segment.name()))?;
-                if let Some(differs) = ours.iter().zip(chunk).position(|(a, b)| a != b) {
-                    let lsn = at.advance(differs as u64);
-                    return Err(AppendError::Diverged { tli: self.tli, lsn });
+                let (mut from, end) = (at, at.advance(readable as u64));
+                while from < end {
+                    let behind = from.since(at) as usize;
+                    let both = ours[behind..].iter().zip(&chunk[behind..]);
+                    let Some(differs) = both.into_iter().position(|(a, b)| a != b) else { break };
+                    let lsn = from.advance(differs as u64);
+                    // A crash may have left other bytes of a record that nobody could verify, nor will replay.
+                    from = behind_lost_record(lsn, |page| self.page(store, page))
+                        .ok_or(AppendError::Diverged { tli: self.tli, lsn })?;
                 }
             }
             at = at.advance(chunk.len() as u64);
             rest = behind;
         }
         Ok(())
+    }
+
+    /// The beginning of a page that is published.
+    fn page(&self, store: &Store, at: Lsn) -> Option<[u8; PAGE_HEAD]> {
+        let segment = store.segment(self.tli, at.seg_at(self.identity.seg_size)).ok()?;
+        let (mut head, offset) = ([0; PAGE_HEAD], at.since(segment.start()));
+        let is_there = offset + PAGE_HEAD as u64 <= segment.published();
+        is_there.then(|| segment.read(offset, &mut head).ok()).flatten().map(|()| head)
     }
 
     fn segment_for_next_byte(&mut self, store: &Store) -> Result<Arc<Segment>, AppendError> {

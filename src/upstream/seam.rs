@@ -13,7 +13,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use walrelay_proto::course::{Compared, Seam};
-use walrelay_proto::{Lsn, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineId, XLogDataHeader};
+use walrelay_proto::{
+    Lsn, PAGE_HEAD, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineId, XLogDataHeader,
+    behind_lost_record,
+};
 
 use super::failure::UpstreamError;
 use crate::pg::{QueryError, UpstreamConnection, message};
@@ -28,7 +31,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 const PAGE: usize = 8192;
 
 /// What is held here right before a position.
-pub(super) struct Held {
+#[derive(Debug)]
+pub struct Held {
     /// From `from` to `end`.
     bytes: Vec<u8>,
     /// The timeline on which the last byte lies.
@@ -62,7 +66,7 @@ impl Held {
     ///
     /// Zeros at the end do not count. Behind an XLOG_SWITCH a server that received half of them has whatever was
     /// in its file before; and where they belong to a record, its checksum lies before them.
-    pub(super) fn before(store: &Store, at: Lsn) -> Result<Held, ReadError> {
+    pub fn before(store: &Store, at: Lsn) -> Result<Held, ReadError> {
         let unknown = || ReadError::Removed("of a cluster not known yet".to_owned());
         let size = store.identity().ok_or_else(unknown)?.seg_size;
         let tli = store.history().timeline_at(at.rewind(1));
@@ -71,7 +75,7 @@ impl Held {
     }
 
     /// The same of a timeline that is not the present one.
-    pub(super) fn before_on(store: &Store, held: &HeldTimeline, at: Lsn) -> Result<Held, ReadError> {
+    pub fn before_on(store: &Store, held: &HeldTimeline, at: Lsn) -> Result<Held, ReadError> {
         let tli = held.history().timeline_at(at.rewind(1));
         let segment = held.segment_before(store, at)?;
         Held::in_segment(&segment, tli, at)
@@ -97,23 +101,33 @@ impl Held {
     }
 
     /// Where it lies.
-    pub(super) fn seam(&self) -> Seam {
+    pub fn seam(&self) -> Seam {
         Seam { from: self.from, end: self.end }
     }
 
     /// Compares what a server sends from `at` on; what lies beyond our end does not count.
-    pub(super) fn check(&self, at: Lsn, theirs: &[u8]) -> Result<(), AppendError> {
+    pub fn check(&self, at: Lsn, theirs: &[u8]) -> Result<(), AppendError> {
         let (from, to) = (at.max(self.from), at.advance(theirs.len() as u64).min(self.end));
         if from >= to {
             return Ok(());
         }
-        let len = to.since(from) as usize;
-        let ours = &self.bytes[from.since(self.from) as usize..][..len];
-        let theirs = &theirs[from.since(at) as usize..][..len];
-        match ours.iter().zip(theirs).position(|(a, b)| a != b) {
-            None => Ok(()),
-            Some(differs) => Err(AppendError::Diverged { tli: self.tli, lsn: from.advance(differs as u64) }),
+        let mut next = from;
+        while next < to {
+            let len = to.since(next) as usize;
+            let ours = &self.bytes[next.since(self.from) as usize..][..len];
+            let theirs = &theirs[next.since(at) as usize..][..len];
+            let Some(differs) = ours.iter().zip(theirs).position(|(a, b)| a != b) else { return Ok(()) };
+            let lsn = next.advance(differs as u64);
+            // A crash may have left other bytes of a record that nobody could verify, nor will replay.
+            next = behind_lost_record(lsn, |page| self.page(page))
+                .ok_or(AppendError::Diverged { tli: self.tli, lsn })?;
         }
+        Ok(())
+    }
+
+    fn page(&self, at: Lsn) -> Option<[u8; PAGE_HEAD]> {
+        let offset = usize::try_from(at.since(self.from)).ok()?;
+        self.bytes.get(offset..)?.first_chunk().copied()
     }
 
     /// Compares it with what an upstream has of timeline `tli`, without our slot. What the upstream has removed counts
