@@ -18,6 +18,7 @@ mod lane;
 #[cfg(test)]
 mod layers;
 pub mod log;
+pub mod mutation;
 pub mod notify;
 pub mod overlay;
 pub mod parts;

@@ -71,6 +71,11 @@ impl WalGenerator {
         }
     }
 
+    /// Goes on behind a record that ends at `end`, written by somebody else: after a crash, or a promotion.
+    pub fn behind(id: WalIdentity, tli: TimelineId, last_record: Lsn, end: Lsn, seed: u64) -> WalGenerator {
+        WalGenerator { position: end, prev: last_record, ..WalGenerator::new(id, tli, end, seed) }
+    }
+
     /// Writes the pages of another version: `0xD106` for 13 … `0xD122` for 19, or a newer one.
     pub fn with_magic(mut self, magic: u16) -> WalGenerator {
         self.magic = magic;

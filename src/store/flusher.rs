@@ -17,6 +17,7 @@ use super::mapped::Segment;
 use super::trouble::Trouble;
 use super::{Store, TimelinePosition, lock};
 use crate::disk;
+use crate::mutation::{self, Mutation};
 use crate::parts::{BEAT, Heart, PartEnded, Thread, beat};
 
 /// What the flusher's thread is called.
@@ -180,6 +181,10 @@ impl Flushing {
                 self.turn = Some(turn);
                 false
             }
+            Err(_) if mutation::is(Mutation::GoOnAfterFailedSync) => {
+                self.turn = Some(turn);
+                false
+            }
             Err(failure) => {
                 self.has_failed = true;
                 self.store.fail_sync(&failure.what, &failure.source);
@@ -284,11 +289,15 @@ impl Store {
         let is_durable = |segment: &Segment| segment.name().tli != target.tli || segment.end() <= target.lsn;
         let complete: Vec<_> =
             segments.iter().filter(|segment| segment.is_complete() && is_durable(segment)).cloned().collect();
-        for segment in segments {
+        for segment in
+            segments.iter().filter(|one| !mutation::is(Mutation::NameBeforeSync) || !one.is_complete())
+        {
             segment.sync()?;
         }
         if !segments.iter().all(|segment| segment.is_linked()) {
-            self.dir.sync_wal_dir()?;
+            if !mutation::is(Mutation::ForgetDirectorySync) {
+                self.dir.sync_wal_dir()?;
+            }
             segments.iter().for_each(|segment| segment.note_link());
         }
         let (before, written) = (*self.flushed.borrow(), *self.written.borrow());

@@ -66,6 +66,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 pub(crate) use flusher::FLUSHER;
 
 use crate::disk::{Disk, OsDisk};
+use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
 use dir::DataDir;
@@ -530,6 +531,9 @@ impl Store {
 
     /// Moves slots back that wait for WAL of another timeline beyond `common`.
     fn clamp_slots(&self, common: Lsn) {
+        if mutation::is(Mutation::ForgetClamp) {
+            return;
+        }
         for slot in self.slots.clamp_to(common) {
             let (name, was) = (slot.name, slot.restart_lsn.unwrap_or_default());
             tracing::info!(

@@ -31,6 +31,7 @@ use super::mapped::{Segment, WalWrite};
 use super::path::WalPath;
 use super::{Identity, StoreError, TimelinePosition, dir, steps};
 use crate::disk::{DiskFile, Open};
+use crate::mutation::{self, Mutation};
 
 /// Finished segments of which a crash may have left the names in memory only: the flusher syncs them in turns.
 const RENAMED: usize = 16;
@@ -103,7 +104,7 @@ pub(super) fn recover(
     if end.verifier.verified_end().is_some() && scan.unfinish_behind(&end)? {
         return recover(dir, identity, &RecoveryPlan { unsynced: false, ..*plan });
     }
-    if plan.durable != Some(scan.position(&end)) {
+    if plan.durable != Some(scan.position(&end)) && !mutation::is(Mutation::BelieveUnsynced) {
         end = scan.write_again(end)?;
     }
     let tail = scan.settle(&end, plan.how)?;

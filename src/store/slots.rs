@@ -27,6 +27,7 @@ use walrelay_proto::{FeedbackHorizon, FullXid, Lsn, SlotName};
 
 use super::dir::DataDir;
 use super::lock;
+use crate::mutation::{self, Mutation};
 
 /// File of the data directory that holds the slots.
 pub(super) const FILE: &str = "slots.toml";
@@ -317,7 +318,10 @@ impl Slots {
             return Ok(());
         }
         let saving = lock(&self.saving);
-        let saved = self.write(Some(&slot));
+        let saved = match mutation::is(Mutation::AnswerBeforeSlotSaved) {
+            true => Ok(self.dirty.store(true, Ordering::Relaxed)),
+            false => self.write(Some(&slot)),
+        };
         match &saved {
             Ok(()) => lock(&slot.state).phase = Phase::Usable,
             Err(_) => drop(lock(&self.table).slots.remove(name.as_str())),
@@ -469,7 +473,9 @@ impl Slots {
             let state = lock(&slot.state);
             let keeps = state.keeps();
             // A position that was not saved since is what a crash leaves. It counts even if it is to be given up.
-            let saved = state.saved_lsn.filter(|_| state.saved_lsn != keeps);
+            let saved = state
+                .saved_lsn
+                .filter(|_| state.saved_lsn != keeps && !mutation::is(Mutation::ForgetSavedSlot));
             [keeps.filter(|restart| *restart >= from), saved].into_iter().flatten()
         });
         let kept = keep(held.min());

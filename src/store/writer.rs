@@ -26,6 +26,7 @@ use super::recovery::{self, Recovered};
 use super::slots::Pin;
 use super::trouble::Trouble;
 use super::{Identity, Store, StoreError, TimelinePosition, dir, lock, steps};
+use crate::mutation::{self, Mutation};
 
 /// WAL was not taken. Nothing that was published before is affected.
 #[derive(Debug, thiserror::Error)]
@@ -322,7 +323,10 @@ impl Writer {
     /// Shows readers everything up to the end of the last complete record, and has it synced.
     pub fn commit(&mut self) {
         let Some(stream) = &mut self.stream else { return };
-        let Some(end) = stream.verifier.verified_end() else { return };
+        let Some(mut end) = stream.verifier.verified_end() else { return };
+        if mutation::is(Mutation::ShowUnfinished) {
+            end = stream.verifier.position();
+        }
         if stream.published == Some(end) {
             return;
         }
@@ -346,6 +350,9 @@ impl Writer {
         // Before it can be called durable.
         self.store.written.send_replace(Some(target));
         self.store.flush_queue.push(stream.touched.iter().cloned(), target);
+        if mutation::is(Mutation::AckBeforeSync) {
+            self.store.flushed.send_replace(Some(target));
+        }
         // Segments with bytes of an unfinished record come again with its end.
         stream.touched.retain(|segment| segment.end() > end);
         if self.trouble.is_over() {
@@ -369,8 +376,10 @@ impl Writer {
         }
         // After an error nobody knows what the file says.
         self.noted = None;
-        followed::save(&self.store.dir, followed)
-            .map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
+        if !mutation::is(Mutation::ForgetNote) {
+            followed::save(&self.store.dir, followed)
+                .map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
+        }
         (self.noted, self.newest) = (Some(followed), Some(followed.newest));
         Ok(())
     }
@@ -432,7 +441,9 @@ impl Writer {
     ) -> Result<(), AppendError> {
         let store = self.store.clone();
         let alone = store.slots.alone();
-        store.clamp_slots(common);
+        if !mutation::is(Mutation::ForgetSlotsAtSwitch) {
+            store.clamp_slots(common);
+        }
         alone.save().map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
         self.note(followed)?;
         if let Some(tail) = &stream.current {
@@ -554,6 +565,12 @@ impl Stream {
         let checked = self.verifier.push(chunk);
         let good = match checked {
             Ok(()) => chunk,
+            Err(_) if mutation::is(Mutation::ForwardUnverified) => {
+                let (to, id) = (at.advance(chunk.len() as u64), self.identity);
+                let id = WalIdentity { system_id: id.system_id, seg_size: id.seg_size };
+                self.verifier = WalVerifier::at_record_start(id, self.tli, to, None);
+                chunk
+            }
             // The records before the bad one count.
             Err(_) => {
                 let end = self.verifier.verified_end().unwrap_or(at);
@@ -567,7 +584,7 @@ impl Stream {
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, segment)) {
             self.touched.push(segment.clone());
         }
-        Ok(checked?)
+        if mutation::is(Mutation::ForwardUnverified) { Ok(()) } else { Ok(checked?) }
     }
 
     /// Compares bytes with what was published; those of an unfinished record cannot come twice, because

@@ -20,3 +20,4 @@ mod tests;
 pub use failure::UpstreamError;
 pub use follow::{UpstreamConfig, follow};
 pub use followed::{Followed, Following, Return};
+pub use seam::Held;

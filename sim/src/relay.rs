@@ -1,0 +1,600 @@
+//! A relay: the real store on a simulated disk, the real machines on simulated lines.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context as Task, Waker};
+
+use walrelay::disk::sim::SimDisk;
+use walrelay::store::{
+    ReadError, SlotError, SlotGuard, SlotPersistence, Stepped, Store, StoreConfig, StoreError, WalWrite,
+};
+use walrelay_proto::sender::{MAX_MESSAGES, MAX_SEND_SIZE, Report, Sender, Wal};
+use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+
+use crate::context::{Context, Event, NodeId};
+use crate::follow::Follower;
+use crate::model::{BranchId, Place, SEG_SIZE, identity};
+use crate::net::{ConnId, Side};
+use crate::serve::{NoSlot, Read, Session, SlotState, Source, Who, wal};
+
+/// How a relay is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) hosts: Vec<NodeId>,
+    pub(crate) wal_keep_size: u64,
+    pub(crate) max_slot_wal_keep_size: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub(crate) id: NodeId,
+    pub(crate) disk: SimDisk,
+    setup: Setup,
+    life: Option<Life>,
+    lives: u64,
+    /// What is known of its slots, after answers that a client has got.
+    slots: BTreeMap<String, Known>,
+    /// Whether its disk may refuse things at the moment.
+    pub(crate) is_disk_ill: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    There,
+    Gone,
+    /// The disk has refused something.
+    Doubtful,
+}
+
+/// From one start to the next.
+#[derive(Debug)]
+struct Life {
+    number: u64,
+    stepped: Stepped,
+    follower: Follower,
+    has: Has,
+    sessions: BTreeMap<ConnId, Session<SlotGuard>>,
+    is_flush_due: bool,
+}
+
+/// What its consumers get.
+#[derive(Debug)]
+struct Has {
+    id: NodeId,
+    store: Arc<Store>,
+    disk: SimDisk,
+    news: Vec<(String, Known)>,
+}
+
+impl Relay {
+    pub(crate) fn new(id: NodeId, setup: Setup) -> Relay {
+        let disk = SimDisk::new();
+        Relay { id, disk, setup, life: None, lives: 0, slots: BTreeMap::new(), is_disk_ill: false }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// End of what it shows to consumers.
+    pub(crate) fn written(&self) -> Option<(TimelineId, Lsn)> {
+        self.life.as_ref()?.stepped.store.tip().map(|tip| (tip.tli, tip.write_lsn))
+    }
+
+    pub(crate) fn flushed(&self) -> Option<Lsn> {
+        self.life.as_ref()?.stepped.store.tip().map(|tip| tip.flush_lsn)
+    }
+
+    /// Whom it follows first.
+    pub(crate) fn above(&self) -> Option<NodeId> {
+        self.setup.hosts.first().copied()
+    }
+
+    pub(crate) fn oldest(&self) -> Option<Lsn> {
+        self.life.as_ref()?.stepped.store.oldest()
+    }
+
+    /// Its disk is well again.
+    pub(crate) fn heal(&mut self) {
+        self.is_disk_ill = false;
+        self.disk.heal();
+        self.disk.set_free_space(None);
+        self.disk.release();
+    }
+
+    fn config(&self) -> StoreConfig {
+        StoreConfig {
+            data_dir: PathBuf::from("/relay"),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: self.setup.wal_keep_size,
+            max_slot_wal_keep_size: self.setup.max_slot_wal_keep_size,
+            max_replication_slots: 8,
+        }
+    }
+
+    /// Starts, or finds that it cannot.
+    pub(crate) fn start(&mut self, cx: &mut Context) {
+        if self.life.is_some() {
+            return;
+        }
+        if self.disk.is_hung() {
+            return cx.after(50_000, Event::Start(self.id));
+        }
+        let opened = Store::open_on(Arc::new(self.disk.clone()), self.config());
+        if self.disk.is_dead() {
+            drop(opened);
+            return self.lose_power(cx);
+        }
+        let stepped = match opened {
+            Ok(stepped) => stepped,
+            Err(error) => return self.cannot_start(&error, cx),
+        };
+        self.lives += 1;
+        let recovered = stepped.store.tip();
+        cx.note("relay starts", self.id as u64, recovered.map_or(0, |tip| tip.write_lsn.as_u64()));
+        if let Some(place) = self.check_found(&stepped.store, cx) {
+            cx.branches.insert(self.id, place.branch);
+        }
+        let (number, store) = (self.lives, stepped.store.clone());
+        let follower = Follower::new(self.id, self.setup.hosts.clone(), &stepped);
+        let has = Has { id: self.id, store, disk: self.disk.clone(), news: Vec::new() };
+        self.life =
+            Some(Life { number, stepped, follower, has, sessions: BTreeMap::new(), is_flush_due: false });
+        let pause = cx.chance.between(50_000, 1_000_000);
+        cx.after(pause, Event::Retain(self.id, number));
+        cx.wake(self.id, cx.now);
+    }
+
+    fn cannot_start(&mut self, error: &StoreError, cx: &mut Context) {
+        cx.note("relay cannot start", self.id as u64, 0);
+        cx.say(|| format!("relay {}: {error}", self.id));
+        if !self.is_disk_ill {
+            return cx.fail(|| format!("relay {} does not start on a disk that is well: {error}", self.id));
+        }
+        self.disk = self.disk.restart(cx.chance.next());
+        let pause = cx.chance.between(50_000, 500_000);
+        cx.after(pause, Event::Start(self.id));
+    }
+
+    /// The power is off.
+    pub(crate) fn lose_power(&mut self, cx: &mut Context) {
+        cx.counts.crashes += 1;
+        cx.note("relay loses power", self.id as u64, self.disk.operations());
+        self.end(cx);
+        // What else might be found.
+        if !self.is_disk_ill && cx.chance.percent(25) {
+            let other = self.disk.crash(cx.chance.next());
+            match Store::open_on(Arc::new(other), self.config()) {
+                Ok(stepped) => drop(self.check_found(&stepped.store, cx)),
+                Err(error) => cx.fail(|| format!("relay {} would not start after a crash: {error}", self.id)),
+            }
+        }
+        self.disk = self.disk.crash(cx.chance.next());
+        self.heal();
+        let pause = cx.chance.between(1000, 800_000);
+        cx.after(pause, Event::Start(self.id));
+    }
+
+    /// The process ends without a word, and the machine goes on.
+    pub(crate) fn exit(&mut self, cx: &mut Context) {
+        cx.counts.restarts += 1;
+        cx.note("relay ends", self.id as u64, 0);
+        self.end(cx);
+        self.disk = self.disk.restart(cx.chance.next());
+        let pause = cx.chance.between(1000, 800_000);
+        cx.after(pause, Event::Start(self.id));
+    }
+
+    /// Stops as it is told to.
+    pub(crate) fn stop(&mut self, cx: &mut Context) {
+        cx.counts.restarts += 1;
+        cx.note("relay stops", self.id as u64, 0);
+        let Some(life) = self.life.take() else { return };
+        let Life { stepped, follower, sessions, has, .. } = life;
+        hang_up(&follower, sessions.keys(), false, cx);
+        drop((follower, sessions, has));
+        stepped.stop();
+        if self.disk.is_dead() {
+            return self.lose_power(cx);
+        }
+        self.disk = self.disk.restart(cx.chance.next());
+        let pause = cx.chance.between(1000, 300_000);
+        cx.after(pause, Event::Start(self.id));
+    }
+
+    fn end(&mut self, cx: &mut Context) {
+        if let Some(life) = self.life.take() {
+            let silently = cx.chance.percent(50);
+            hang_up(&life.follower, life.sessions.keys(), silently, cx);
+        }
+    }
+
+    pub(crate) fn connect(&mut self, conn: ConnId, cx: &mut Context) {
+        match &mut self.life {
+            Some(life) => drop(life.sessions.insert(conn, Session::new(conn))),
+            None => cx.lines.close(conn, Side::Server),
+        }
+    }
+
+    pub(crate) fn connected(&mut self, conn: ConnId, cx: &mut Context) {
+        if let Some(life) = &mut self.life {
+            life.follower.connected(conn, cx);
+        }
+    }
+
+    pub(crate) fn take(&mut self, conn: ConnId, side: Side, bytes: &[u8], cx: &mut Context) {
+        let Some(life) = &mut self.life else { return };
+        match side {
+            Side::Client => life.follower.take(conn, bytes),
+            Side::Server => {
+                if let Some(session) = life.sessions.get_mut(&conn) {
+                    session.take(bytes);
+                }
+            }
+        }
+        self.run(cx);
+    }
+
+    pub(crate) fn closed(&mut self, conn: ConnId, side: Side, cx: &mut Context) {
+        let Some(life) = &mut self.life else { return };
+        match side {
+            Side::Client => life.follower.closed(conn),
+            Side::Server => {
+                life.sessions.remove(&conn);
+                cx.lines.close(conn, Side::Server);
+            }
+        }
+        self.run(cx);
+    }
+
+    pub(crate) fn run(&mut self, cx: &mut Context) {
+        let is_hung = self.disk.is_hung();
+        let Some(life) = &mut self.life else { return };
+        if is_hung {
+            // Whoever waits for the disk waits; consumers are served.
+            cx.wake(self.id, cx.now + 20_000);
+        } else {
+            life.follower.run(&mut life.stepped, cx);
+        }
+        for session in life.sessions.values_mut() {
+            session.run(&mut life.has, cx);
+        }
+        life.sessions.retain(|_, session| !session.is_over());
+        if let Some(due) = life.sessions.values().filter_map(|session| session.deadline(cx)).min() {
+            cx.wake(self.id, due);
+        }
+        self.slots.extend(life.has.news.drain(..));
+        let store = &life.stepped.store;
+        if !life.is_flush_due && *store.written().borrow() != *store.flushed().borrow() {
+            life.is_flush_due = true;
+            let (number, pause) = (life.number, cx.chance.between(50, 8000));
+            cx.after(pause, Event::Flush(self.id, number));
+        }
+    }
+
+    pub(crate) fn flush(&mut self, number: u64, cx: &mut Context) {
+        let is_hung = self.disk.is_hung();
+        let Some(life) = self.life.as_mut().filter(|life| life.number == number) else { return };
+        if is_hung {
+            return cx.after(20_000, Event::Flush(self.id, number));
+        }
+        life.is_flush_due = false;
+        life.stepped.flushing.step();
+        cx.note("flushes", self.id as u64, self.disk.operations());
+        self.run(cx);
+    }
+
+    pub(crate) fn retain(&mut self, number: u64, cx: &mut Context) {
+        let is_hung = self.disk.is_hung();
+        let Some(life) = self.life.as_mut().filter(|life| life.number == number) else { return };
+        let pause = cx.chance.between(100_000, 2_000_000);
+        cx.after(pause, Event::Retain(self.id, number));
+        if is_hung {
+            return;
+        }
+        life.stepped.flushing.step();
+        let is_done = life.stepped.retaining.pass(cx.instant());
+        cx.note("retains", self.id as u64, u64::from(is_done));
+        let store = life.stepped.store.clone();
+        if !self.disk.is_dead() {
+            self.check_kept(&store, cx);
+            let place = cx.branches.get(&self.id).map(|branch| Place { branch: *branch, lsn: Lsn::INVALID });
+            if let Some(place) = place {
+                self.check_slots(&store, place, cx);
+            }
+        }
+        self.run(cx);
+    }
+
+    /// Whether the process has to end.
+    pub(crate) fn has_ended(&self) -> bool {
+        let Some(life) = &self.life else { return false };
+        let failed = pin!(life.stepped.store.failed());
+        life.follower.is_over || failed.poll(&mut Task::from_waker(Waker::noop())).is_ready()
+    }
+
+    // What has to hold.
+
+    /// What a start has found.
+    fn check_found(&self, store: &Store, cx: &mut Context) -> Option<Place> {
+        let place = self.check_content(store, cx)?;
+        let expected = cx.expected.get(&self.id).cloned().unwrap_or_default();
+        if !expected.is_empty() && !expected.iter().any(|expected| cx.model.has(place, *expected)) {
+            cx.fail(|| {
+                format!("relay {} has reported {expected:?} as flushed, and a start finds {place:?}", self.id)
+            });
+        }
+        self.check_slots(store, place, cx);
+        self.check_kept(store, cx);
+        Some(place)
+    }
+
+    /// That all WAL from the oldest to the end is some branch's; the position. Nothing is held where WAL begins.
+    fn check_content(&self, store: &Store, cx: &mut Context) -> Option<Place> {
+        let start = Place { branch: 0, lsn: cx.model.start() };
+        let Some(tip) = store.tip() else { return Some(start) };
+        let history = store.history();
+        let same = |branch: &BranchId| *cx.model.branches[*branch].history == *history;
+        let mut branches: Vec<_> = cx.model.of_timeline(tip.tli).filter(same).collect();
+        let oldest = store.oldest().unwrap_or(tip.write_lsn);
+        let size = identity().seg_size;
+        let mut at = oldest;
+        while at < tip.write_lsn {
+            let segno = at.seg_at(size);
+            let tli = history.timeline_at(at);
+            let left_at = history.switch_point(tli).map_or(tip.write_lsn, |(left_at, _)| left_at);
+            let to = segno.end(size).min(tip.write_lsn).min(left_at);
+            let segment = match store.segment(tli, segno) {
+                Ok(segment) => segment,
+                // A segment in which a timeline was left is its successor's.
+                Err(error) => {
+                    cx.fail(|| {
+                        format!("relay {} does not have {at} before its end {tip:?}: {error}", self.id)
+                    });
+                    return None;
+                }
+            };
+            let len = to.since(at).min(segment.published()) as usize;
+            let bytes = segment.bytes(at.offset_in_seg(size), len);
+            for branch in branches.iter().filter(|branch| !cx.model.is(**branch, at, bytes)) {
+                cx.say(|| format!("not branch {branch}: {}", cx.model.differs(*branch, at, bytes)));
+            }
+            branches.retain(|branch| cx.model.is(*branch, at, bytes));
+            at = to;
+        }
+        let Some(branch) = branches.first() else {
+            cx.fail(|| {
+                format!("relay {} has WAL up to {tip:?} from {oldest} that nobody has written", self.id)
+            });
+            return None;
+        };
+        // Between siblings that are the same up to here, the one that was reported.
+        let expected = cx.expected.get(&self.id).into_iter().flatten();
+        let reported = expected.map(|place| place.branch).find(|branch| branches.contains(branch));
+        Some(Place { branch: reported.unwrap_or(*branch), lsn: tip.write_lsn })
+    }
+
+    fn check_slots(&self, store: &Store, place: Place, cx: &mut Context) {
+        for (name, known) in &self.slots {
+            let found = store.slots().get(name);
+            match (known, &found) {
+                (Known::There, None) => cx.fail(|| format!("slot {name} of relay {} is lost", self.id)),
+                (Known::Gone, Some(_)) => cx.fail(|| format!("slot {name} of relay {} is back", self.id)),
+                _ => {}
+            }
+            if let Some(restart) = found.and_then(|slot| slot.restart_lsn) {
+                check_confirmed(self.id, name, Place { branch: place.branch, lsn: restart }, cx);
+            }
+        }
+    }
+
+    /// That what slots keep is there.
+    fn check_kept(&self, store: &Store, cx: &mut Context) {
+        let (Some(tip), Some(oldest)) = (store.tip(), store.oldest()) else { return };
+        // Who tells nonsense may have its slot at WAL that is gone.
+        for slot in store.slots().list().into_iter().filter(|slot| !slot.invalidated && is_honest(&slot.name))
+        {
+            let Some(restart) = slot.restart_lsn.filter(|restart| *restart <= tip.write_lsn) else {
+                continue;
+            };
+            if oldest > restart.seg_start(identity().seg_size) && restart < tip.write_lsn {
+                let name = &slot.name;
+                cx.fail(|| {
+                    format!(
+                        "slot {name} of relay {} keeps {restart}, and {oldest} is the oldest WAL",
+                        self.id
+                    )
+                });
+            }
+        }
+    }
+}
+
+fn hang_up<'a>(
+    follower: &Follower,
+    sessions: impl Iterator<Item = &'a ConnId>,
+    silently: bool,
+    cx: &mut Context,
+) {
+    let mut leave = |conn, side| match silently {
+        true => cx.lines.vanish(conn, side),
+        false => cx.lines.close(conn, side),
+    };
+    sessions.for_each(|conn| leave(*conn, Side::Server));
+    if let Some(conn) = follower.conn() {
+        leave(conn, Side::Client);
+    }
+}
+
+/// That a slot is not beyond what its consumer has of the WAL that is held.
+fn check_confirmed(id: NodeId, name: &str, restart: Place, cx: &mut Context) {
+    // Who tells nonsense is believed as far as it was sent something.
+    let known = cx.confirmed.get(&(id, name.to_owned())).filter(|_| is_honest(name));
+    let has = |known: &Place| cx.model.has(*known, restart);
+    if let Some(known) = known.filter(|known| !known.iter().any(has)).cloned() {
+        cx.fail(|| format!("slot {name} of relay {id} is at {restart:?}, and its consumer has {known:?}"));
+    }
+}
+
+fn is_honest(slot: &str) -> bool {
+    !slot.starts_with("absurd")
+}
+
+impl Has {
+    fn know(&mut self, name: &str, known: Known) {
+        self.news.push((name.to_owned(), known));
+    }
+}
+
+fn refused(error: &SlotError) -> NoSlot {
+    match error {
+        SlotError::Missing { .. } => NoSlot::Missing,
+        SlotError::Exists { .. } => NoSlot::Exists,
+        SlotError::Active { .. } => NoSlot::InUse,
+        SlotError::Invalidated { .. } => NoSlot::Lost,
+        _ => NoSlot::Failed,
+    }
+}
+
+impl Source for Has {
+    type Slot = SlotGuard;
+
+    fn identify(&self) -> Option<(TimelineId, Lsn)> {
+        self.store.tip().map(|tip| (tip.tli, tip.write_lsn))
+    }
+
+    fn wal(&self) -> Option<Wal> {
+        // The position first: one that is new belongs to a history that is there.
+        let published = *self.store.written().borrow();
+        Some(wal(
+            identity().seg_size,
+            self.store.history(),
+            published.map(|position| (position.tli, position.lsn)),
+        ))
+    }
+
+    fn history_file(&self, tli: TimelineId) -> Option<Vec<u8>> {
+        self.store.history_file(tli).ok().flatten()
+    }
+
+    fn read(&self, cx: &Context, history: &TimelineHistory, tli: TimelineId, from: Lsn, to: Lsn) -> Read {
+        let segno = from.seg_at(identity().seg_size);
+        let segment = match self.store.mapped_segment_on(history, tli, segno) {
+            Some(segment) => segment,
+            None if self.disk.is_hung() => return Read::Later,
+            None => match self.store.segment_on(history, tli, segno) {
+                Ok(segment) => segment,
+                Err(error) => {
+                    cx.say(|| format!("relay {}: {error}", self.id));
+                    let is_gone = matches!(error, ReadError::Removed(_));
+                    return if is_gone { Read::Gone } else { Read::Failed };
+                }
+            },
+        };
+        let (offset, len) = (from.since(segment.start()), to.since(from));
+        if offset + len > segment.published() {
+            cx.say(|| {
+                format!("relay {}: {:?} is readable up to {:X}", self.id, segment.name(), segment.published())
+            });
+            return Read::Failed;
+        }
+        Read::Bytes(segment.bytes(offset, len as usize).to_vec())
+    }
+
+    fn slot(&self, name: &str) -> SlotState {
+        match self.store.slots().get(name) {
+            None => SlotState::Missing,
+            Some(slot) if slot.invalidated => SlotState::Lost,
+            Some(slot) => SlotState::There(slot.restart_lsn),
+        }
+    }
+
+    fn create_slot(&mut self, cx: &mut Context, name: &str) -> Result<(), NoSlot> {
+        if self.disk.is_hung() {
+            return Err(NoSlot::Later);
+        }
+        let parsed = name.parse().map_err(|_| NoSlot::Failed)?;
+        let made = self.store.create_reserving_slot(&parsed, SlotPersistence::Persistent);
+        let reserved = self.store.slots().get(name).and_then(|slot| slot.restart_lsn);
+        if let (Some(lsn), Ok(()), Some(branch)) = (reserved, &made, cx.branches.get(&self.id)) {
+            cx.confirmed.insert((self.id, name.to_owned()), vec![Place { branch: *branch, lsn }]);
+        }
+        match made {
+            Ok(()) => {
+                self.know(name, Known::There);
+                Ok(())
+            }
+            Err(error) => {
+                let why = refused(&error);
+                if why == NoSlot::Failed {
+                    self.know(name, Known::Doubtful);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn drop_slot(&mut self, _: &mut Context, name: &str) -> Result<(), NoSlot> {
+        if self.disk.is_hung() {
+            return Err(NoSlot::Later);
+        }
+        match self.store.drop_slot(name, 0) {
+            Ok(()) => {
+                self.know(name, Known::Gone);
+                Ok(())
+            }
+            Err(error) => {
+                let why = refused(&error);
+                if why == NoSlot::Failed {
+                    self.know(name, Known::Doubtful);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn acquire(&mut self, name: &str) -> Result<SlotGuard, NoSlot> {
+        self.store.slots().acquire(name, 1).map_err(|error| refused(&error))
+    }
+
+    fn restart_lsn(&self, slot: &SlotGuard) -> Option<Lsn> {
+        self.store.slots().get(slot.name()).and_then(|slot| slot.restart_lsn)
+    }
+
+    fn report(
+        &mut self,
+        cx: &mut Context,
+        who: Who,
+        slot: Option<&SlotGuard>,
+        sender: &Sender,
+        report: Report,
+    ) {
+        let branch = cx.branches.get(&self.id).and_then(|branch| cx.model.on_way(*branch, sender.tli()));
+        if let (Some(branch), Some(flush)) = (branch, report.flush.valid()) {
+            if let Some(slot) = slot.filter(|_| cx.relays.contains(&who.client)) {
+                cx.tell_slot(self.id, slot.name(), Place { branch, lsn: flush });
+            }
+        }
+        let Some(slot) = slot else { return };
+        let before = self.restart_lsn(slot);
+        let is_present = Arc::ptr_eq(&self.store.history(), sender.history());
+        slot.confirm_flush(|| report.confirm.filter(|_| is_present));
+        let after = self.restart_lsn(slot);
+        let most = sender.sent().advance(MAX_SEND_SIZE * MAX_MESSAGES as u64);
+        if after > before && after > Some(most) {
+            let (name, sent) = (slot.name(), sender.sent());
+            cx.fail(|| format!("slot {name} of relay {} went to {after:?}, and {sent} was sent", self.id));
+        }
+        if let (Some(lsn), Some(branch)) = (after, cx.branches.get(&self.id).copied()) {
+            check_confirmed(self.id, slot.name(), Place { branch, lsn }, cx);
+        }
+    }
+}
+
+/// How much WAL a relay keeps, bytes: segments are of one size.
+pub(crate) fn keep_size(segments: u64) -> u64 {
+    segments * SEG_SIZE
+}
