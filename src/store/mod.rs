@@ -758,8 +758,9 @@ impl Store {
     /// Says durably that everything written is on the disk, if it is.
     fn end_in_order(&self) {
         let (written, flushed) = (*self.written.borrow(), *self.flushed.borrow());
-        let in_order =
-            |end: &TimelinePosition| written == flushed && self.holds_before(*end) && !self.has_failed();
+        // Whoever met a failed sync may still be leaving word of it.
+        let is_sound = !self.has_failed() && !self.dir.sync_has_failed();
+        let in_order = |end: &TimelinePosition| written == flushed && self.holds_before(*end) && is_sound;
         let Some(durable) = flushed.filter(in_order) else { return };
         if let Err(error) = last_run::end_in_order(&self.dir, durable) {
             tracing::warn!(

@@ -37,6 +37,8 @@ use crate::mutation::{self, Mutation};
 const RENAMED: usize = 16;
 /// What is read and written at a time.
 const CHUNK: usize = 1 << 20;
+/// A first record that is not whole is shorter, bytes; where there is more behind it, it is damaged, and was whole.
+const FIRST_RECORD: u64 = 1 << 16;
 
 /// How to recover.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +95,7 @@ pub(super) fn recover(
     let is_bare = end.verifier.last_record().is_none() && scan.holds_no_record()?;
     if is_bare && end.verifier.verified_end().is_none() {
         // Not a single record was complete: begin anew.
-        scan.remove_partials_from(SegNo::new(0))?;
+        scan.clear_for_a_new_beginning()?;
         return Ok(None);
     }
     if end.verifier.verified_end().is_none() && scan.has_only_the_middle_of_its_first_record() {
@@ -530,14 +532,53 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// Removes what was begun of the timeline's first record. A file that holds more is damaged at its beginning, and what
+    /// lies behind that may be the only copy of what was confirmed: it is put aside.
+    fn clear_for_a_new_beginning(&self) -> Result<(), StoreError> {
+        for found in self.path.segments().iter().filter(|found| found.name.tli == self.path.history().tli()) {
+            if self.is_blank_behind(*found, FIRST_RECORD)? {
+                continue;
+            }
+            let path = self.path_of(*found);
+            let to =
+                self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
+            tracing::error!(
+                "WAL segment \"{}\" is damaged at its beginning, so nothing of it can be used, and WAL is fetched from the \
+                 upstream as if none were held; it is now \"{}\": if the upstream has lost its WAL, look for commits there",
+                path.display(),
+                to.display()
+            );
+        }
+        self.remove_partials_from(SegNo::new(0))
+    }
+
+    /// Whether there are only zeros from there on.
+    fn is_blank_behind(&self, found: FoundSegment, from: u64) -> Result<bool, StoreError> {
+        let path = self.path_of(found);
+        let file = self.dir.disk().open(&path, Open::Read);
+        let file = file.map_err(failed("could not open WAL segment", path.clone()))?;
+        let mut buffer = vec![0u8; CHUNK.min(FIRST_RECORD as usize)];
+        for offset in (from..self.identity.seg_size.bytes()).step_by(buffer.len()) {
+            read_exact(&*file, &mut buffer, offset)
+                .map_err(failed("could not read WAL segment", path.clone()))?;
+            if buffer.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Removes unfinished segments of the timeline that hold nothing verified.
     fn remove_partials_from(&self, from: SegNo) -> Result<(), StoreError> {
         let tli = self.path.history().tli();
         for found in self.path.segments() {
             if found.partial && found.name.segno >= from && found.name.tli == tli {
                 let path = self.path_of(*found);
-                let removed = self.dir.disk().remove(&path);
-                removed.map_err(failed("could not remove WAL segment", path))?;
+                match self.dir.disk().remove(&path) {
+                    // Put aside before.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    removed => removed.map_err(failed("could not remove WAL segment", path))?,
+                }
                 steps::taken();
             }
         }

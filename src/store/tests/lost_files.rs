@@ -254,6 +254,30 @@ fn no_position_is_shown_behind_a_hole_before_a_record_has_come() {
     }
 }
 
+/// Nothing can be made of it here, and it may be the only copy of what was confirmed.
+#[test]
+fn a_beginning_that_is_damaged_is_put_aside_with_what_lies_behind_it() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(47);
+    wal.fill(500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(last_end(&wal));
+    opened.stop();
+    let partial = path(dir.path(), 1, START.as_u64() / SEG, ".partial");
+    let mut damaged = fs::read(&partial).unwrap();
+    damaged[..8192].fill(7);
+    fs::write(&partial, &damaged).unwrap();
+    let mut opened = Opened::open(dir.path());
+    assert_eq!((opened.writer.is_bare(), opened.store.tip()), (true, None));
+    assert!(!partial.exists());
+    let aside = dir.path().join("aside").join(partial.file_name().unwrap());
+    assert!(fs::read(aside).unwrap() == damaged);
+    // It is begun anew as if none were held.
+    opened.append(START, wal.bytes());
+    opened.wait_flushed(last_end(&wal));
+}
+
 /// What was given up may still hang on the disk when the next one comes with the same segment.
 #[test]
 fn a_hole_is_filled_once_however_many_fill_it() {
