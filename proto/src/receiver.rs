@@ -620,15 +620,16 @@ impl Receiver {
                 self.line = Line::Looking;
                 self.then(Action::LookOnceMore);
             }
+            // Behind our CopyDone nothing is said any more.
+            _ if !matches!(self.state, State::Streaming) => {}
             PeerDue::Ask => self.steps.push_back(Step::Report { reply_requested: true }),
-            PeerDue::Nothing if matches!(self.state, State::Streaming) => {
+            PeerDue::Nothing => {
                 if self.comparing.is_none() {
                     self.announce();
                     self.then(Action::ShowStart);
                 }
                 self.steps.push_back(Step::Report { reply_requested: false });
             }
-            PeerDue::Nothing => {}
         }
     }
 }

@@ -387,6 +387,12 @@ impl Sender {
         }
         self.wal.history = history;
         self.fetching = false;
+        // What moves the slot was judged by the other history, and the slot has come back since.
+        for waiting in &mut self.ready {
+            if let Output::Report(report) = waiting {
+                report.confirm = None;
+            }
+        }
         self.pass_on(Output::Forget);
     }
 

@@ -224,8 +224,11 @@ impl<'a> Walsender<'a> {
     async fn run(mut self) -> Result<StreamEnd, StreamError> {
         let mut turns = 0;
         loop {
-            self.hear()?;
-            if let Some(end) = self.perform() {
+            // What was heard counts, whatever has come behind it.
+            let heard = self.hear();
+            let end = self.perform();
+            heard?;
+            if let Some(end) = end {
                 return self.ended(end);
             }
             let event = match self.write()? {
@@ -235,8 +238,11 @@ impl<'a> Walsender<'a> {
                 }
                 false => Some(self.wait().await?),
             };
-            if let Some(event) = event {
-                self.handle(event).await?;
+            if let Some(event) = event
+                && let Err(error) = self.handle(event).await
+            {
+                self.perform();
+                return Err(error);
             }
         }
     }

@@ -670,6 +670,16 @@ fn the_result_of_a_timeline_is_not_waited_for_for_ever() {
     rig.bytes(COPY_DONE);
     assert_eq!((rig.timeout(), rig.now), (vec![Did::LookOnceMore], begin + RESULT_TIMEOUT));
     assert_eq!(rig.input(Input::Silent), [Did::Failed(ReceiverError::Timeout)]);
+    let mut rig = Rig::of(None, None);
+    rig.bytes(COPY_DONE);
+    let begin = rig.now;
+    rig.bytes(&next_row());
+    assert_eq!(
+        (rig.timeout(), rig.now),
+        (vec![], begin + RESULT_TIMEOUT / 2),
+        "nothing is sent behind CopyDone"
+    );
+    assert_eq!((rig.timeout(), rig.now), (vec![Did::LookOnceMore], begin + RESULT_TIMEOUT));
     let mut rig = Rig::new();
     rig.bytes(COPY_DONE);
     assert_eq!(rig.input(Input::Closed), [Did::Failed(ReceiverError::Closed)]);

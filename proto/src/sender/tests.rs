@@ -462,16 +462,29 @@ fn a_report_moves_no_slot_while_it_is_not_known_how_the_timeline_ended() {
     assert_eq!(stream.status(START + 0x200, START + 0x200, false), ["report 0/300200 0/300200"]);
 }
 
-#[test]
-fn of_what_is_heard_at_once_the_last_counts() {
-    let mut stream = Stream::streaming(START + 0x200);
-    let update = |flush| StandbyStatusUpdate {
+/// Heard and not passed on yet, as where a timer has the socket read.
+fn update(flush: u64) -> StandbyStatusUpdate {
+    StandbyStatusUpdate {
         write: Some(Lsn::new(START)),
         flush: Lsn::new(flush).valid(),
         apply: None,
         send_time: WALL,
         reply_requested: false,
-    };
+    }
+}
+
+#[test]
+fn what_was_judged_by_a_history_that_is_gone_moves_no_slot() {
+    let mut stream = Stream::streaming(START + 0x200);
+    let body = &update(START + 0x180).frame()[5..];
+    stream.sender.handle(Input::Frame { kind: b'd', body }, stream.now);
+    let outputs = stream.give(Input::History(history(2, "1\t0/300040\n")));
+    assert!(outputs.contains(&"report 0/300000 0/300180".to_owned()), "{outputs:?}");
+}
+
+#[test]
+fn of_what_is_heard_at_once_the_last_counts() {
+    let mut stream = Stream::streaming(START + 0x200);
     for flush in [START + 0x80, START + 0x100, 0] {
         let body = &update(flush).frame()[5..];
         stream.sender.handle(Input::Frame { kind: b'd', body }, stream.now);
