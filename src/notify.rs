@@ -1,7 +1,8 @@
 //! What systemd is told (sd_notify): that the relay is up, reloads, stops, and is alive.
 //!
 //! A message is one datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names, so there is no library for it.
-//! Nobody waits for systemd: what it does not take at once is lost.
+//! Nobody waits for systemd. What it does not take at once is lost if it comes again anyhow, as signs of life do; else a
+//! thread goes on trying.
 
 use std::ffi::OsString;
 use std::io;
@@ -52,31 +53,55 @@ impl Notifier {
 
     /// The start is over, or a reload.
     pub fn ready(&self) {
-        self.tell("READY=1");
+        self.insist("READY=1".to_owned());
     }
 
     /// A reload begins.
     pub fn reloading(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.insist(format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     /// The stop begins.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1");
+        self.insist("STOPPING=1".to_owned());
     }
 
     /// For the watchdog.
     pub fn alive(&self) {
-        self.tell("WATCHDOG=1");
+        if let Some(socket) = &self.socket
+            && let Err(error) = socket.send(b"WATCHDOG=1")
+        {
+            tracing::debug!("could not tell systemd that the relay is alive: {error}");
+        }
     }
 
-    fn tell(&self, message: &str) {
-        if let Some(socket) = &self.socket
-            && let Err(error) = socket.send(message.as_bytes())
-        {
-            tracing::debug!("could not tell systemd {message:?}: {error}");
+    /// What systemd waits for has to arrive: a start that is never ready would be waited for without end.
+    fn insist(&self, message: String) {
+        let Some(socket) = self.socket.clone() else { return };
+        match socket.send(message.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let later = move || send_later(&socket, &message);
+                if let Err(error) = std::thread::Builder::new().name("notify".to_owned()).spawn(later) {
+                    tracing::warn!("could not tell systemd what it does not take now: {error}");
+                }
+            }
+            Err(error) => tracing::warn!("could not tell systemd {message:?}: {error}"),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Waits for room in systemd's queue.
+fn send_later(socket: &UnixDatagram, message: &str) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        let ready = poll(&mut [PollFd::new(socket, PollFlags::OUT)], None);
+        match ready.map_err(io::Error::from).and_then(|_| socket.send(message.as_bytes())) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return tracing::warn!("could not tell systemd {message:?}: {error}"),
+            Ok(_) => return,
         }
     }
 }
@@ -120,6 +145,21 @@ pub(crate) mod tests {
         assert!(heard[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{heard:?}");
         drop(listener);
         notifier.alive();
+    }
+
+    #[test]
+    fn what_systemd_has_no_room_for_arrives_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (listener, notifier) = pair(dir.path(), "1500000");
+        let mut filled = 0;
+        while notifier.socket.as_ref().unwrap().send(b"FILLER=1").is_ok() {
+            filled += 1;
+        }
+        notifier.ready();
+        for _ in 0..filled {
+            assert_eq!(heard(&listener).unwrap(), "FILLER=1");
+        }
+        assert_eq!(heard(&listener).unwrap(), "READY=1");
     }
 
     #[test]

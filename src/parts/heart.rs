@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::pulse::Pulse;
@@ -31,6 +32,8 @@ const NO_DISK: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_wait4,
     libc::SYS_waitid,
+    // A call with a time limit that was stopped and goes on.
+    libc::SYS_restart_syscall,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     #[cfg(target_arch = "x86_64")]
@@ -89,6 +92,9 @@ impl Heart {
     }
 }
 
+/// The thread that nobody waits for, and that may wait for ever: for the log's reader.
+const WAITED_FOR_BY_NOBODY: &str = "log";
+
 /// Whether a thread of this process is in a system call, or has touched a page of a file, that may wait for a disk. Where the
 /// system does not tell, that may be so.
 pub(crate) fn waits_for_disk() -> bool {
@@ -98,11 +104,15 @@ pub(crate) fn waits_for_disk() -> bool {
     let own = own.as_ref().and_then(|path| path.file_name());
     let mut others = threads.flatten().filter(|thread| Some(&*thread.file_name()) != own);
     others.any(|thread| match fs::read_to_string(thread.path().join("syscall")) {
-        Ok(call) => is_of_disk(&call),
+        Ok(call) => is_of_disk(&call) && !is_nobodys(&thread.path()),
         // It has just ended.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => false,
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        Err(_) => thread.path().exists(),
     })
+}
+
+fn is_nobodys(thread: &Path) -> bool {
+    fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim_end() == WAITED_FOR_BY_NOBODY)
 }
 
 /// `/proc/PID/syscall`: `running`, the number of the call and its arguments, or -1 for a thread that waits in the kernel

@@ -48,8 +48,12 @@ const LEAST: Duration = Duration::from_secs(1);
 
 /// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
 pub async fn run(config: Config) -> Result<(), RelayError> {
-    let action = "could not reach the socket in NOTIFY_SOCKET";
-    let notifier = Notifier::of_process().map_err(|source| RelayError::System { action, source })?;
+    let notifier = Notifier::of_process().unwrap_or_else(|error| {
+        tracing::warn!(
+            "could not reach the socket in NOTIFY_SOCKET: {error}; systemd is told nothing (unset the variable if it is another unit's)"
+        );
+        Notifier::default()
+    });
     let mut signals = StopSignals::listen()?;
     let (hangup, ignored) = (signals::on_hangup()?, IgnoredSignals::listen()?);
     let handle = Handle::current();

@@ -30,11 +30,9 @@ async fn feed_while_alive(
 ) {
     let mut told = false;
     loop {
-        let hearts = hearts.clone();
-        // What it reads is no disk, but it is not nothing either.
-        let looked =
-            tokio::task::spawn_blocking(move || stuck(&hearts, silence, waits_for_disk).map(Heart::name));
-        match looked.await.unwrap_or_default() {
+        let silent = hearts.iter().any(|heart| heart.is_silent(silence));
+        let found = if silent { look(&hearts, limit / 3, silence, waits_for_disk).await } else { None };
+        match found {
             None => {
                 notifier.alive();
                 told = false;
@@ -54,6 +52,21 @@ async fn feed_while_alive(
             return;
         }
     }
+}
+
+/// Who is stuck. Asked on a thread that others use for their disks: one that is not to be had in time means that those
+/// wait, and so says that there is a disk to wait for.
+async fn look(
+    hearts: &[Heart],
+    patience: Duration,
+    silence: Duration,
+    waits_for_disk: fn() -> bool,
+) -> Option<&'static str> {
+    let hearts = hearts.to_vec();
+    // What it reads is no disk, but it is not nothing either.
+    let looked =
+        tokio::task::spawn_blocking(move || stuck(&hearts, silence, waits_for_disk).map(Heart::name));
+    tokio::time::timeout(patience, looked).await.ok()?.unwrap_or_default()
 }
 
 #[cfg(test)]
