@@ -69,6 +69,9 @@ impl From<Garbage> for Failure {
     }
 }
 
+/// The row of an answer, and the SQLSTATE of a refusal.
+type Answer = (Vec<u8>, Option<String>);
+
 /// What came, if anything.
 type Came = Result<Option<Fact<Failure>>, Failure>;
 
@@ -441,11 +444,7 @@ impl Follower {
         }
     }
 
-    fn whole_answer(
-        &mut self,
-        until: u64,
-        cx: &Context,
-    ) -> Result<Option<(Vec<u8>, Option<String>)>, Failure> {
+    fn whole_answer(&mut self, until: u64, cx: &Context) -> Result<Option<Answer>, Failure> {
         // An answer is short: it is looked at from its beginning until it is whole.
         let mut whole = self.input.clone();
         let (mut row, mut failure) = (Vec::new(), None);

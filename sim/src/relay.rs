@@ -79,11 +79,7 @@ impl Relay {
         self.life.is_some()
     }
 
-    /// End of what it shows to consumers.
-    pub(crate) fn written(&self) -> Option<(TimelineId, Lsn)> {
-        self.life.as_ref()?.stepped.store.tip().map(|tip| (tip.tli, tip.write_lsn))
-    }
-
+    /// End of what is durable here.
     pub(crate) fn flushed(&self) -> Option<Lsn> {
         self.life.as_ref()?.stepped.store.tip().map(|tip| tip.flush_lsn)
     }
@@ -517,6 +513,10 @@ impl Source for Has {
             return Err(NoSlot::Later);
         }
         let parsed = name.parse().map_err(|_| NoSlot::Failed)?;
+        // Where it begins is not known to anybody if the power goes before the answer.
+        if self.slot(name) == SlotState::Missing {
+            cx.confirmed.remove(&(self.id, name.to_owned()));
+        }
         let made = self.store.create_reserving_slot(&parsed, SlotPersistence::Persistent);
         let reserved = self.store.slots().get(name).and_then(|slot| slot.restart_lsn);
         if let (Some(lsn), Ok(()), Some(branch)) = (reserved, &made, cx.branches.get(&self.id)) {
@@ -573,10 +573,10 @@ impl Source for Has {
         report: Report,
     ) {
         let branch = cx.branches.get(&self.id).and_then(|branch| cx.model.on_way(*branch, sender.tli()));
-        if let (Some(branch), Some(flush)) = (branch, report.flush.valid()) {
-            if let Some(slot) = slot.filter(|_| cx.relays.contains(&who.client)) {
-                cx.tell_slot(self.id, slot.name(), Place { branch, lsn: flush });
-            }
+        if let (Some(branch), Some(lsn)) = (branch, report.flush.valid())
+            && let Some(slot) = slot.filter(|_| cx.relays.contains(&who.client))
+        {
+            cx.tell_slot(self.id, slot.name(), Place { branch, lsn });
         }
         let Some(slot) = slot else { return };
         let before = self.restart_lsn(slot);

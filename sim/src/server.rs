@@ -115,7 +115,7 @@ impl Server {
                         45..85 => wal.record(len as usize),
                         85..90 => wal.checkpoint(wal.last_record()),
                         90..95 => wal.record(long as usize),
-                        _ if is_large => {
+                        98.. if is_large => {
                             wal.switch_segment();
                             wal.position()
                         }
@@ -124,7 +124,7 @@ impl Server {
                 }),
             };
             // The zeros behind a switch come with it, also after a crash.
-            is_whole |= kind >= 97;
+            is_whole |= kind >= 98;
             if is_commit {
                 has.commits.push_back(end);
             }

@@ -217,20 +217,13 @@ impl World {
         let end = Place { branch: server.branch(), lsn: server.flushed() };
         let mut behind = Vec::new();
         for (id, node) in self.nodes.iter().enumerate() {
-            match node {
-                Some(Node::Relay(relay)) if relay.flushed() != Some(end.lsn) => {
-                    if !self.cannot_follow(id, end) {
-                        behind.push(format!("relay {id} at {:?} of {end:?}", relay.written()));
-                    }
-                }
-                Some(Node::Consumer(consumer))
-                    if consumer.place().map(|place| place.lsn) != Some(end.lsn) =>
-                {
-                    if !self.cannot_follow(consumer.host, end) {
-                        behind.push(format!("consumer {id} at {:?} of {end:?}", consumer.place()));
-                    }
-                }
-                _ => {}
+            let (relay, at) = match node {
+                Some(Node::Relay(relay)) => (id, relay.flushed()),
+                Some(Node::Consumer(consumer)) => (consumer.host, consumer.place().map(|place| place.lsn)),
+                _ => continue,
+            };
+            if at != Some(end.lsn) && !self.cannot_follow(relay, end) {
+                behind.push(format!("node {id} at {at:?} of {end:?}"));
             }
         }
         behind
@@ -602,6 +595,6 @@ impl Weather {
             faults.push(Fault::PowerAtOperation);
         }
         let (every, work_every) = (chance.between(20_000, 1_500_000), chance.between(10_000, 400_000));
-        Weather { faults, every, work_every, is_large: chance.percent(50) }
+        Weather { faults, every, work_every, is_large: chance.percent(30) }
     }
 }

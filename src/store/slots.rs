@@ -319,7 +319,10 @@ impl Slots {
         }
         let saving = lock(&self.saving);
         let saved = match mutation::is(Mutation::AnswerBeforeSlotSaved) {
-            true => Ok(self.dirty.store(true, Ordering::Relaxed)),
+            true => {
+                self.dirty.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             false => self.write(Some(&slot)),
         };
         match &saved {
