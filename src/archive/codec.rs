@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use age::x25519::{Identity, Recipient};
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 use super::limit::{self, HEADER};
 use super::sidecar::Sha256;
@@ -337,14 +338,30 @@ fn damaged(error: io::Error) -> DecodeError {
 }
 
 fn limited(mut from: impl Read) -> Result<Bytes, DecodeError> {
-    let mut plain = Vec::new();
-    from.by_ref().take(HEADER as u64).read_to_end(&mut plain).map_err(damaged)?;
-    let most = limit::segment_size(&plain).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
-    from.take(most + 1 - plain.len() as u64).read_to_end(&mut plain).map_err(damaged)?;
-    match plain.len() as u64 > most {
-        true => Err(DecodeError::Damaged("it is longer than its first page says".to_owned())),
-        false => Ok(plain.into()),
+    let mut beginning = Vec::new();
+    from.by_ref().take(HEADER as u64).read_to_end(&mut beginning).map_err(damaged)?;
+    let most = limit::segment_size(&beginning).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
+    // In pages of its own, which go back to the system as soon as it is let go; an allocator keeps what is that large.
+    let mut plain = MmapMut::map_anon(usize::try_from(most).unwrap_or(usize::MAX)).map_err(damaged)?;
+    plain[..beginning.len()].copy_from_slice(&beginning);
+    let len = fill(&mut from, &mut plain, beginning.len()).map_err(damaged)?;
+    match from.take(1).read_to_end(&mut Vec::new()).map_err(damaged)? {
+        0 => Ok(Bytes::from_owner(plain).slice(..len)),
+        _ => Err(DecodeError::Damaged("it is longer than its first page says".to_owned())),
     }
+}
+
+/// Reads on from `len` until the buffer is full, or there is no more; how much is in it.
+fn fill(from: &mut impl Read, buffer: &mut [u8], mut len: usize) -> io::Result<usize> {
+    while len < buffer.len() {
+        match from.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
 }
 
 fn decrypt<'a>(keys: &Keys, stored: impl BufRead + 'a) -> Result<Box<dyn Read + 'a>, DecodeError> {

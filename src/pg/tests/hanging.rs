@@ -3,6 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -45,18 +48,21 @@ impl Drop for Hanging {
     }
 }
 
-/// A server that asks for a password and takes any.
-async fn asking() -> u16 {
+/// A server that asks for a password and takes any; and when it has asked.
+async fn asking() -> (u16, Arc<Notify>) {
+    let asked = Arc::new(Notify::new());
+    let asks = asked.clone();
     let (port, _) = serve(|mut stream| async move {
         read_startup(&mut stream).await;
         stream.write_all(&request(3, b"")).await.unwrap();
+        asks.notify_one();
         if stream.read_u8().await.is_ok() {
             stream.write_all(&welcome()).await.unwrap();
         }
         read_rest(&mut stream).await
     })
     .await;
-    port
+    (port, asked)
 }
 
 #[tokio::test]
@@ -70,11 +76,18 @@ async fn a_file_that_hangs_is_named_and_holds_up_nobody_on_the_same_thread() {
         let file = Hanging::new();
         let shown = file.path.display();
         let more = more.replace("FILE", &shown.to_string());
-        let (hanging, healthy) = (asking().await, asking().await);
+        let ((hanging, asked), (healthy, _)) = (asking().await, asking().await);
         let others = async {
             try_connect(healthy, "sslmode=disable").await.unwrap();
-            // A password file that can be opened is found to be a FIFO.
-            let reader = if what == "password file" { None } else { Some(file.wait_for_reader().await) };
+            // Up to here real time is needed: names are looked up by threads. A password file that can be opened is found
+            // to be a FIFO.
+            let reader = match what {
+                "password file" => {
+                    asked.notified().await;
+                    None
+                }
+                _ => Some(file.wait_for_reader().await),
+            };
             tokio::time::pause();
             reader
         };
