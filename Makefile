@@ -14,7 +14,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash soak simulate clean cc
+.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
+	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
@@ -109,6 +110,9 @@ powercut: cc
 
 drill-crash: cc
 	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
+
+drill-network: cc
+	$(DRILL) drill-network -- --flaps $(or $(FLAPS),1000) $(SEEDED)
 
 soak: cc
 	$(DRILL) soak -- --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

@@ -1,5 +1,5 @@
 //! What is said of an upstream that cannot be followed: at once, when the reason changes, and every half minute how
-//! long it has lasted. Attempts come every two seconds, and a log with a line for each tells nobody anything.
+//! long it has lasted. Attempts come more than once a second, and a log with a line for each tells nobody anything.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -29,6 +29,7 @@ mod idle;
 mod language;
 mod login;
 mod memory;
+mod network;
 mod no_lost_commit;
 mod overlay;
 mod pitr;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Shortest and longest pause before another attempt.
-const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Shortest and longest pause before another attempt: a line that has healed is used again within a second.
+const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(750));
 
 /// A pause before the next attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

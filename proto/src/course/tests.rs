@@ -481,8 +481,8 @@ fn pauses_grow_until_something_comes() {
     };
     script.check(Fact::Done, Step::Connect { host: 0, standby: false });
     let grown: Vec<_> = (0..6).map(|_| rest(&mut script, Fact::Failed(Failure::Passing("down")))).collect();
-    assert_eq!(grown, [100, 200, 400, 800, 1600, 2000]);
-    for (came, expected) in [(false, 2000), (true, 100)] {
+    assert_eq!(grown, [100, 200, 400, 750, 750, 750]);
+    for (came, expected) in [(false, 750), (true, 100)] {
         script.check(introduced(1, 0x500000, THERE), Step::FetchHistory { tli: tli(1) });
         script.check(Fact::History(one.clone()), Step::Look);
         let held = Fact::Held(Some(standing(&one, 0x412348, &[])));

@@ -4,6 +4,7 @@ mod authority;
 mod commands;
 mod frozen;
 mod fuzz;
+mod hostile;
 mod kit;
 mod limits;
 mod login;

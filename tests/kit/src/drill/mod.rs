@@ -2,6 +2,7 @@
 
 mod clients;
 mod crash;
+mod network;
 mod soak;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 pub use clients::Clients;
 pub use crash::{CrashDrill, CrashTally};
+pub use network::{NetworkDrill, NetworkTally, Resumed, Usage};
 pub use soak::{Soak, SoakTally};
 
 /// Runs a program's `play`, which says whether all held. Whatever it has started is ended, also on Ctrl-C and when it
