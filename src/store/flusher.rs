@@ -86,13 +86,14 @@ impl FlushQueue {
     fn wait(&self, names_wait: bool) -> bool {
         let mut work = lock(&self.work);
         loop {
+            // Whether it has nothing to do, or never an end of it.
+            beat();
             if work.is_some() {
                 return true;
             }
             if work.stop {
                 return false;
             }
-            beat();
             work = match names_wait {
                 false => self.changed.wait_timeout(work, BEAT).unwrap_or_else(PoisonError::into_inner).0,
                 true => {

@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use walrelay_testkit::{
-    Cluster, Link, Receivewal, S3, Scratch, Server, Signal, Weather, compare, on_one_version, wait_until,
-};
+use walrelay_testkit::{Cluster, Receivewal, Server, Signal, compare, on_one_version, wait_until};
 
 use crate::relay_below;
 
@@ -34,40 +32,6 @@ fn what_is_stored_through_a_map_and_gone_is_told(server: &Server) {
     assert_eq!(relay.wait_exit(), Some(74), "{}", relay.log().tail());
     let said = format!("of mapped file \"{}\" (SIGBUS): it was truncated", partial.display());
     assert!(relay.log().text().contains(&said), "{}", relay.log().tail());
-}
-
-/// The line to the object store takes some of it and then no more; meanwhile the rest is gone.
-fn what_is_being_uploaded_and_gone_is_told(server: &Server) {
-    let primary = Cluster::builder(server).start();
-    let (scratch, s3) = (Scratch::new("upload"), S3::start());
-    let target = s3.endpoint().rsplit(':').next().and_then(|port| port.parse().ok()).expect("it has a port");
-    let link = Link::to(target, 1);
-    let text = format!(
-        "[archive.s3]\nurl = \"s3://wal/main\"\nendpoint = \"http://127.0.0.1:{}\"\nregion = \"x\"\n\
-         options = {{ access-key-id = \"k\", secret-access-key = \"s\" }}\n",
-        link.port()
-    );
-    let conf = scratch.shared_secret("walrelay.toml", &text);
-    let mut relay = relay_below(&primary).arg("--config").arg(&conf.display().to_string()).start();
-    relay.wait_for_flush(primary.settled_lsn());
-    primary.switch_wal();
-    wait_until("a segment to be archived", || !s3.objects().is_empty());
-    link.set(Weather::HoleUp);
-    let before = link.connections();
-    let name = primary.switch_wal();
-    relay.wait_for_segment(&name);
-    // What is on its way is in the sockets, which hold less than a segment.
-    wait_until("its upload to begin", || link.open() > 0 && link.connections() >= before);
-    truncate(&relay.wal_dir().join(&name), 0);
-    link.set(Weather::Fair);
-    let told = || relay.log().text().contains(&name) && relay.log().text().contains("ERROR");
-    wait_until("the relay to tell", || told() || relay.log().text().contains("(SIGBUS)"));
-    if relay.log().text().contains("(SIGBUS)") {
-        assert_eq!(relay.wait_exit(), Some(74), "{}", relay.log().tail());
-    } else {
-        assert!(relay.is_running(), "{}", relay.log().tail());
-    }
-    assert!(!s3.objects().keys().any(|key| key.contains(&name)), "nothing was archived of it");
 }
 
 fn who_streams_from_it_is_cut_and_the_others_go_on(server: &Server) {
