@@ -27,6 +27,9 @@ pub(crate) mod flags {
     pub(crate) const LONG_HEADER: u16 = 0x0002;
 }
 
+/// From where to where the short header is padding.
+pub(crate) const HEADER_PADDING: (usize, usize) = (20, 24);
+
 /// The first major version that is known, and those after it: what they write, in ascending order.
 const FIRST_MAJOR: u32 = 13;
 const MAGICS: [u16; 7] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118, 0xD122];

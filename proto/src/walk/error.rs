@@ -167,6 +167,14 @@ pub enum WalError {
         /// The record.
         lsn: Lsn,
     },
+    /// Between a record's end and the next multiple of eight, and at the end of a page's header, are zeros, but not here.
+    #[error("invalid padding at {lsn}: expected zeros, got {found:02X}")]
+    Padding {
+        /// The first byte that is not zero.
+        lsn: Lsn,
+        /// That byte.
+        found: u8,
+    },
     /// Behind an XLOG_SWITCH record the rest of the segment is zero, but not here.
     #[error("invalid padding at {lsn}: expected zeros behind XLOG_SWITCH, got {found:02X}")]
     SwitchPadding {
@@ -199,6 +207,7 @@ impl WalError {
             | WalError::ResourceManager { lsn, .. }
             | WalError::PrevLink { lsn, .. }
             | WalError::Checksum { lsn }
+            | WalError::Padding { lsn, .. }
             | WalError::SwitchPadding { lsn, .. } => lsn,
         }
     }

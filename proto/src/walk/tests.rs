@@ -174,6 +174,35 @@ fn a_record_counts_once_its_padding_is_there() {
     }
 }
 
+#[test]
+fn a_bit_flipped_at_the_end_of_a_page_header_is_found() {
+    let mut wal = generator();
+    wal.fill(3 * PAGE);
+    for page in [0, PAGE, 2 * PAGE] {
+        let (error, end) = damaged(wal.bytes(), page + 22, &[8]);
+        assert_eq!(error, WalError::Padding { lsn: at(page + 22), found: 8 });
+        assert!(end <= Some(at(page)), "{end:?}");
+    }
+}
+
+/// No checksum covers it.
+#[test]
+fn a_bit_flipped_between_records_is_found() {
+    let mut wal = generator();
+    wal.record(101);
+    wal.record(101);
+    for offset in 141..144 {
+        let padding = WalError::Padding { lsn: at(offset), found: 0x40 };
+        assert_eq!(damaged(wal.bytes(), offset, &[0x40]), (padding.clone(), Some(at(40))));
+        // As it comes in pieces.
+        let mut bytes = wal.bytes().to_vec();
+        bytes[offset] = 0x40;
+        let mut walk = verifier();
+        let refused = bytes.iter().find_map(|&byte| walk.push(&[byte]).err());
+        assert_eq!((refused, walk.verified_end()), (Some(padding), Some(at(40))));
+    }
+}
+
 /// A 101-byte record, and then one whose header is split over two pages.
 #[test]
 fn a_header_may_be_split_over_pages() {
