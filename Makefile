@@ -20,7 +20,7 @@ help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests; stories with real servers on some of PostgreSQL 14 to 19'
 	@echo 'make test-all    the same with each story on every version'
-	@echo 'make gates   the checks that need tools of their own: oldest compiler, cargo-deny, cargo-machete'
+	@echo 'make gates   the checks that need tools of their own: cargo-deny, cargo-machete'
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
@@ -62,7 +62,7 @@ lint: cc
 	else echo 'not checked: proto without an operating system (rustup target add $(BARE))'; fi
 
 # Checks with tools that not every machine has: what is missing is said, and `.ci/run` brings all of them.
-gates: msrv deny machete
+gates: deny machete
 
 # The oldest compiler that is promised, as Cargo.toml says.
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

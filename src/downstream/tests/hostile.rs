@@ -6,10 +6,18 @@ use walrelay_proto::Lsn;
 
 use super::kit::*;
 use super::limits::resident;
+use crate::store::FeedbackHorizon;
 
 /// A consumer that streams from the start of what is held, on a slot of its own.
 async fn streaming(relay: &Relay, slot: &str) -> Client<TcpStream> {
     let mut client = relay.session().await;
+    // The one before may still be letting go of its own.
+    let free = async {
+        while relay.store.slots().get(slot).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), free).await.expect("the slot goes");
     client.query(&format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY PHYSICAL RESERVE_WAL")).await;
     client.start(&format!("SLOT {slot} 0/300000 TIMELINE 1")).await;
     client.wal().await;
@@ -74,8 +82,14 @@ async fn garbage_in_good_frames_moves_nobody() {
         until_gone(&mut bad).await;
     }
     is_well(&mut relay, &mut good).await;
-    let horizon = *relay.store.senders().horizon().borrow();
-    assert_eq!(horizon, Default::default(), "feedback has left with those who gave it");
+    let horizon = relay.store.senders().horizon();
+    let gone = async {
+        while *horizon.borrow() != FeedbackHorizon::default() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let gone = tokio::time::timeout(std::time::Duration::from_secs(20), gone).await;
+    gone.expect("feedback leaves with those who gave it");
 }
 
 fn frame(content: &[u8]) -> Vec<u8> {
@@ -140,5 +154,10 @@ async fn who_closes_a_half_is_gone() {
     bad.socket.shutdown().await.unwrap();
     until_gone(&mut bad).await;
     is_well(&mut relay, &mut good).await;
-    assert_eq!(relay.registry.len(), before);
+    let gone = async {
+        while relay.registry.len() != before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.expect("it is gone");
 }
