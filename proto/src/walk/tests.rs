@@ -193,7 +193,7 @@ fn a_bit_flipped_between_records_is_found() {
     wal.record(101);
     for offset in 141..144 {
         let padding = WalError::Padding { lsn: at(offset), found: 0x40 };
-        assert_eq!(damaged(wal.bytes(), offset, &[0x40]), (padding.clone(), Some(at(40))));
+        assert_eq!(damaged(wal.bytes(), offset, &[0x40]), (padding, Some(at(40))));
         // As it comes in pieces.
         let mut bytes = wal.bytes().to_vec();
         bytes[offset] = 0x40;

@@ -259,8 +259,9 @@ impl<'a> Scene<'a> {
         let before: Vec<u64> = self.links.iter().map(Link::wal).collect();
         self.links.iter().for_each(|link| link.set(Weather::Fair));
         let healed = Instant::now();
-        for link in 0..if chosen.contains(&3) { 4 } else { 3 } {
-            self.wait_for_wal(link, before[link], healed);
+        let checked = if chosen.contains(&3) { 4 } else { 3 };
+        for (link, before) in before.into_iter().enumerate().take(checked) {
+            self.wait_for_wal(link, before, healed);
         }
         chosen.len()
     }
