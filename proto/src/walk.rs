@@ -200,10 +200,11 @@ impl WalVerifier {
         }
     }
 
-    /// Accepts any bytes as padding behind an XLOG_SWITCH record, as PostgreSQL does.
+    /// Accepts any bytes as padding behind an XLOG_SWITCH record, as PostgreSQL does. Between records there are zeros in any
+    /// case.
     ///
     /// A server that lost power just after writing such a record may have kept the old content of a
-    /// recycled segment there, and sends it. A scan of our own files should not accept it.
+    /// recycled segment there, and sends it.
     pub fn accept_any_padding(&mut self, accept: bool) {
         self.any_padding = accept;
     }
@@ -361,7 +362,7 @@ impl WalVerifier {
     /// What lies between a record's end and the next multiple of eight, from `at` on.
     // PG: AdvanceXLInsertBuffer, which fills pages with zeros before anything is copied there
     fn check_alignment(&self, bytes: &[u8], at: Lsn) -> Result<(), WalError> {
-        if self.any_padding || self.is_newer() { Ok(()) } else { zeros(bytes, at) }
+        if self.is_newer() { Ok(()) } else { zeros(bytes, at) }
     }
 
     fn is_newer(&self) -> bool {

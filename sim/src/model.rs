@@ -51,9 +51,7 @@ type Take<'a> = dyn FnMut(&Branch, Lsn, &[u8]) -> bool + 'a;
 
 impl Branch {
     fn differs_blindly(&self, from: Lsn, one: &[u8], other: &[u8]) -> bool {
-        // Nor is the end of a page's header.
-        let in_header = |at: Lsn| (20..24).contains(&at.since(at.page_start()));
-        let is_blind = |at: Lsn| in_header(at) || self.blind.iter().any(|(from, to)| *from <= at && at < *to);
+        let is_blind = |at: Lsn| self.blind.iter().any(|(from, to)| *from <= at && at < *to);
         let mut both = one.iter().zip(other).enumerate();
         both.all(|(offset, (one, other))| one == other || is_blind(from.advance(offset as u64)))
     }
@@ -94,13 +92,6 @@ impl Model {
         branch.wal.extend(branch.generator.take());
         let (end, last) = (branch.generator.position(), branch.generator.last_record());
         branch.ends.push((end, last));
-        // Between records nothing is checked, as in PostgreSQL.
-        let len = last.since(branch.base) as usize;
-        if let Some(len) =
-            branch.wal.get(len..).and_then(<[u8]>::first_chunk).map(|len| u32::from_le_bytes(*len))
-        {
-            branch.blind.push((end.rewind((8 - u64::from(len) % 8) % 8), end));
-        }
         end
     }
 

@@ -194,12 +194,17 @@ fn a_bit_flipped_between_records_is_found() {
     for offset in 141..144 {
         let padding = WalError::Padding { lsn: at(offset), found: 0x40 };
         assert_eq!(damaged(wal.bytes(), offset, &[0x40]), (padding, Some(at(40))));
-        // As it comes in pieces.
         let mut bytes = wal.bytes().to_vec();
         bytes[offset] = 0x40;
-        let mut walk = verifier();
-        let refused = bytes.iter().find_map(|&byte| walk.push(&[byte]).err());
-        assert_eq!((refused, walk.verified_end()), (Some(padding), Some(at(40))));
+        // Also where anything is taken behind an XLOG_SWITCH; and as it comes in pieces.
+        for any in [false, true] {
+            let mut walk = verifier();
+            walk.accept_any_padding(any);
+            assert_eq!(walk.push(&bytes), Err(padding));
+            walk.rewind();
+            let refused = bytes[40..].iter().find_map(|&byte| walk.push(&[byte]).err());
+            assert_eq!((refused, walk.verified_end()), (Some(padding), Some(at(40))));
+        }
     }
 }
 
