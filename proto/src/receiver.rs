@@ -62,8 +62,9 @@ pub struct StreamStart {
     pub compare_from: Option<Lsn>,
     /// `wal_receiver_timeout`; `None` for never.
     pub timeout: Option<Duration>,
-    /// Feedback that this server's slot may have from an earlier connection.
-    pub told: FeedbackHorizon,
+    /// What this server was told last of the feedback, in an earlier connection; `None` where that is not known: its slot
+    /// may hold anything.
+    pub told: Option<FeedbackHorizon>,
 }
 
 /// What has happened.
@@ -209,8 +210,8 @@ pub struct Receiver {
     next_report: Instant,
     /// Feedback that is to be sent.
     feedback: Option<FeedbackHorizon>,
-    /// What was sent last, and whether the upstream has feedback of ours that is not "none".
-    told: FeedbackHorizon,
+    /// What the server was told last, if that is known, and whether it was told anything in this connection.
+    told: Option<FeedbackHorizon>,
     feedback_sent: bool,
     unanswerable_pings: u32,
 }
@@ -274,8 +275,7 @@ impl Receiver {
             next_report: now + FIRST_STATUS,
             feedback: None,
             told: start.told,
-            // A slot of ours may still hold what an earlier connection sent.
-            feedback_sent: true,
+            feedback_sent: false,
             unanswerable_pings: 0,
         }
     }
@@ -599,16 +599,15 @@ impl Receiver {
 
     // PG: XLogWalRcvSendHSFeedback: "none" is sent once, to clear what was sent before.
     fn feed_back(&mut self, horizon: FeedbackHorizon) {
-        let is_none = horizon == FeedbackHorizon::default();
-        if is_none && !self.feedback_sent {
+        let none = FeedbackHorizon::default();
+        if horizon == none && self.told == Some(none) && self.feedback_sent {
             return;
         }
-        if horizon.falls_behind(self.told) {
-            self.steps.push_back(Step::Feedback(FeedbackHorizon::default()));
+        if horizon != none && self.told.is_none_or(|told| horizon.falls_behind(told)) {
+            self.steps.push_back(Step::Feedback(none));
         }
         self.steps.push_back(Step::Feedback(horizon));
-        self.told = horizon;
-        self.feedback_sent = !is_none;
+        (self.told, self.feedback_sent) = (Some(horizon), true);
     }
 
     fn handle_timeout(&mut self, now: Instant) {

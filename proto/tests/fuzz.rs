@@ -156,7 +156,7 @@ impl Receiving {
             position: START,
             compare_from: (compares > 0).then(|| START.rewind(compares)),
             timeout: Some(Duration::from_secs(1)),
-            told: FeedbackHorizon::default(),
+            told: None,
         };
         Receiving {
             receiver: Receiver::new(start, b"", 0, now),

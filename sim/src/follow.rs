@@ -554,7 +554,7 @@ impl Follower {
             position: held.map_or(position.lsn, |_| stream.until),
             compare_from: held.map(|held| held.seam().from),
             timeout: Some(TIMEOUT),
-            told: Default::default(),
+            told: None,
         };
         let receiver = Receiver::new(start, &self.input.take_rest(), BUFFER, cx.instant());
         let before = stepped.writer.verified().map(|end| (end.tli, end.lsn));

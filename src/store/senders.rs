@@ -182,8 +182,8 @@ pub struct Senders {
     slots: Arc<Slots>,
     live: Mutex<BTreeMap<u32, Arc<Sender>>>,
     horizon: watch::Sender<FeedbackHorizon>,
-    /// What the upstream was told last.
-    reported: Mutex<FeedbackHorizon>,
+    /// The server that was told last, and what.
+    reported: Mutex<Option<(String, FeedbackHorizon)>>,
 }
 
 /// A consumer's place in the registry; it leaves when this is dropped.
@@ -242,14 +242,19 @@ impl Senders {
         self.horizon.subscribe()
     }
 
-    /// What the upstream was told last of the horizon, perhaps in another connection.
-    pub fn reported(&self) -> FeedbackHorizon {
-        *lock(&self.reported)
+    /// What this server was told last of the horizon, perhaps in another connection; `None` where it was none of ours, or
+    /// another server's was told since.
+    pub fn reported(&self, server: &str) -> Option<FeedbackHorizon> {
+        lock(&self.reported).as_ref().filter(|(told, _)| told == server).map(|(_, horizon)| *horizon)
     }
 
-    /// Notes what the upstream is told of the horizon.
-    pub fn note_reported(&self, horizon: FeedbackHorizon) {
-        *lock(&self.reported) = horizon;
+    /// Notes what a server is told of the horizon.
+    pub fn note_reported(&self, server: &str, horizon: FeedbackHorizon) {
+        let mut reported = lock(&self.reported);
+        match &mut *reported {
+            Some((told, before)) if told == server => *before = horizon,
+            other => *other = Some((server.to_owned(), horizon)),
+        }
     }
 
     /// Takes a consumer's feedback. What streams from a slot leaves its feedback with the slot, where it

@@ -254,7 +254,8 @@ impl Link {
         let Link { conn, host, introduced, files, held, .. } = self;
         let announcement = format!("started streaming WAL from {host} at {from} on timeline {tli}");
         let wal_receiver_timeout = config.wal_receiver_timeout;
-        let cx = ReceiveContext { wal_receiver_timeout, stop, announcement: &announcement };
+        let server = host.to_string();
+        let cx = ReceiveContext { wal_receiver_timeout, stop, server: &server, announcement: &announcement };
         let (store, files, followed) =
             (writer.store().clone(), std::mem::take(files), config.followed.shower());
         let accept = move || {

@@ -48,6 +48,8 @@ pub(super) enum ReceiveError {
 pub(super) struct ReceiveContext<'a> {
     pub(super) wal_receiver_timeout: Option<Duration>,
     pub(super) stop: &'a CancellationToken,
+    /// Which server it is.
+    pub(super) server: &'a str,
     /// Logged when the server has begun to send.
     pub(super) announcement: &'a str,
 }
@@ -120,7 +122,7 @@ impl<'a> Shell<'a> {
             position: self.entry.as_ref().map_or(position, |entry| entry.until),
             compare_from: self.entry.as_ref().map(|entry| entry.held.from()),
             timeout: self.cx.wal_receiver_timeout,
-            told: self.store.senders().reported(),
+            told: self.store.senders().reported(self.cx.server),
         };
         Ok(Receiver::new(start, &self.conn.buffer.split(), BUFFER, Instant::now()))
     }
@@ -221,7 +223,7 @@ impl<'a> Shell<'a> {
     async fn send(&mut self, message: Message) -> Result<(), ReceiveError> {
         if let Message::Feedback(feedback) = message {
             let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
-            self.store.senders().note_reported(horizon);
+            self.store.senders().note_reported(self.cx.server, horizon);
         }
         self.frame.clear();
         message.put(&mut self.frame);

@@ -61,7 +61,7 @@ impl Rig {
     fn of(compare_from: Option<Lsn>, timeout: Option<Duration>) -> Rig {
         let now = Instant::now();
         let tli = TimelineId::FIRST;
-        let told = FeedbackHorizon::default();
+        let told = Some(FeedbackHorizon::default());
         let start = StreamStart { tli, position: START, compare_from, timeout, told };
         Rig {
             receiver: Receiver::new(start, b"", 0, now),
@@ -569,8 +569,20 @@ fn feedback_is_told_once_and_none_clears_it_once() {
 #[test]
 fn feedback_that_fell_between_two_connections_is_told_after_none() {
     let mut rig = Rig::new();
-    rig.receiver.told = horizon(500);
+    rig.receiver.told = Some(horizon(500));
     assert_eq!(rig.input(Input::Feedback(horizon(300))), [Did::Feedback(0), Did::Feedback(300)]);
+}
+
+/// The slot may hold what another life of the relay has sent, and takes only younger feedback than that.
+#[test]
+fn the_first_feedback_to_a_slot_of_which_nothing_is_known_is_told_after_none() {
+    let mut rig = Rig::new();
+    rig.receiver.told = None;
+    assert_eq!(rig.input(Input::Feedback(horizon(50))), [Did::Feedback(0), Did::Feedback(50)]);
+    assert_eq!(rig.input(Input::Feedback(horizon(60))), [Did::Feedback(60)]);
+    let mut rig = Rig::new();
+    rig.receiver.told = None;
+    assert_eq!(rig.input(Input::Feedback(horizon(0))), [Did::Feedback(0)]);
 }
 
 // ---- silence ----
