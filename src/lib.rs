@@ -9,6 +9,7 @@ pub mod auth;
 pub mod config;
 pub mod conninfo;
 pub mod console;
+pub mod consumers;
 pub mod descriptors;
 pub mod disk;
 pub mod downstream;

@@ -16,9 +16,9 @@ use super::answers::canceled;
 use super::patience::Patience;
 use super::session::{Failure, SessionContext, told_to_end};
 use crate::conninfo::Credentials;
+use crate::consumers::ConsumerState;
 use crate::gateway::{Cancellable, OpenError, Scan, Scanner};
 use crate::pg::{Stream, UpstreamConnection};
-use crate::store::SenderState;
 use crate::wire::{Connection, Frame, PgError, ReadError, sqlstate};
 
 /// Read from the upstream at a time.
@@ -86,7 +86,7 @@ impl Backup {
                 .with_hint("Log in to the relay with scram-sha-256, so that it can log in upstream as the same role.")
                 .into());
         }
-        cx.sender.set_state(SenderState::Backup);
+        cx.consumer.set_state(ConsumerState::Backup);
         let query = [text, b"\0"].concat();
         let sent = tokio::select! {
             sent = send(&mut self.stream, b'Q', &query) => sent.map_err(|error| lost(&error)),
@@ -96,7 +96,7 @@ impl Backup {
             Ok(()) => self.pass(conn, cx, shared).await,
             Err(error) => Err(error.into()),
         };
-        cx.sender.set_state(SenderState::Startup);
+        cx.consumer.set_state(ConsumerState::Startup);
         result
     }
 

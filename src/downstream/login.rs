@@ -19,8 +19,9 @@ use super::session::{Session, SessionContext};
 use super::settings::{self, Settings};
 use super::sql::SqlSession;
 use crate::conninfo::Credentials;
+use crate::consumers::ConsumerIdentity;
 use crate::gateway::{Attributes, Role};
-use crate::store::{SenderIdentity, UpstreamParameters};
+use crate::store::UpstreamParameters;
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
 use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate};
 use request::{Kind, StartupRequest};
@@ -259,7 +260,7 @@ fn begin_session(
     conn.put(&messages::backend_key_data(registration.pid, registration.key));
     conn.put(&messages::ready_for_query());
     let application_name = settings.get("application_name").unwrap_or_default().to_owned();
-    let sender = shared.store.senders().register(SenderIdentity {
+    let consumer = shared.store.consumers().register(ConsumerIdentity {
         pid: registration.pid,
         user: request.user.clone(),
         application_name: application_name.clone(),
@@ -281,7 +282,7 @@ fn begin_session(
         recall: shared.config.recall.clone(),
         received_from: shared.received_from,
         descriptors: shared.config.descriptors.clone(),
-        sender,
+        consumer,
     };
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))
 }

@@ -16,8 +16,9 @@ use super::settings::Settings;
 use super::{Shared, walsender};
 use crate::archive::Recall;
 use crate::conninfo::Credentials;
+use crate::consumers::ConsumerGuard;
 use crate::descriptors::Descriptors;
-use crate::store::{SenderGuard, Store};
+use crate::store::Store;
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
 
 /// What a stream needs to know of its session.
@@ -48,7 +49,7 @@ pub struct SessionContext {
     /// Who may have a file descriptor.
     pub descriptors: Arc<Descriptors>,
     /// The session's line among the consumers.
-    pub sender: SenderGuard,
+    pub consumer: ConsumerGuard,
 }
 
 impl SessionContext {

@@ -33,10 +33,9 @@ use super::orders::Orders;
 use super::patience::GRACE;
 use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::archive::{Recall, RecallError};
+use crate::consumers::ConsumerState;
 use crate::descriptors::Descriptors;
-use crate::store::{
-    FeedbackHorizon, ReadError as SegmentError, Segment, SenderState, SlotGuard, Store, TimelinePosition,
-};
+use crate::store::{FeedbackHorizon, ReadError as SegmentError, Segment, SlotGuard, Store, TimelinePosition};
 use crate::wire::{Connection, FrameError, PgError, Phase, ReadError, sqlstate};
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
@@ -85,10 +84,10 @@ pub(super) async fn stream(
     };
     conn.set_phase(Phase::Streaming);
     // PG: StartReplication; who has been sent nothing yet is shown where it starts.
-    cx.sender.set_sent(sender.sent());
+    cx.consumer.set_sent(sender.sent());
     let result = Walsender::new(conn, cx, slot, sender, seg_size).run().await;
     conn.set_phase(Phase::Command);
-    cx.sender.set_state(SenderState::Startup);
+    cx.consumer.set_state(ConsumerState::Startup);
     result
 }
 
@@ -131,11 +130,11 @@ fn refused(refusal: Refusal) -> PgError {
     }
 }
 
-fn shown(state: State) -> SenderState {
+fn shown(state: State) -> ConsumerState {
     match state {
-        State::Catchup => SenderState::Catchup,
-        State::Streaming => SenderState::Streaming,
-        State::Stopping => SenderState::Stopping,
+        State::Catchup => ConsumerState::Catchup,
+        State::Streaming => ConsumerState::Streaming,
+        State::Stopping => ConsumerState::Stopping,
     }
 }
 
@@ -274,7 +273,7 @@ impl<'a> Walsender<'a> {
                 Output::Bytes(bytes) => self.conn.put_bytes(&bytes),
                 Output::Report(report) => self.take_report(report),
                 Output::Feedback(feedback) => self.take_feedback(feedback),
-                Output::State(state) => self.cx.sender.set_state(shown(state)),
+                Output::State(state) => self.cx.consumer.set_state(shown(state)),
                 Output::Forget => self.forget(),
                 Output::End(end) => return Some(end),
             }
@@ -297,7 +296,7 @@ impl<'a> Walsender<'a> {
             return Ok(false);
         }
         self.tell(Input::Sent);
-        self.cx.sender.set_sent(self.sender.sent());
+        self.cx.consumer.set_sent(self.sender.sent());
         Ok(true)
     }
 
@@ -458,7 +457,7 @@ impl<'a> Walsender<'a> {
     }
 
     fn take_report(&self, report: Report) {
-        self.cx.sender.set_reply(report.write, report.flush, report.apply, self.cx.store.lag_clock());
+        self.cx.consumer.set_reply(report.write, report.flush, report.apply, self.cx.store.lag_clock());
         let Some(slot) = &self.slot else { return };
         // What was decided by another history than the one that moves slots back counts for nothing; the next
         // report will.
@@ -469,7 +468,7 @@ impl<'a> Walsender<'a> {
 
     fn take_feedback(&self, feedback: HotStandbyFeedback) {
         let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
-        self.cx.store.senders().set_feedback(&self.cx.sender, self.slot.as_ref(), horizon);
+        self.cx.store.take_feedback(&self.cx.consumer, self.slot.as_ref(), horizon);
     }
 
     fn refused(&mut self, refusal: Refusal) -> PgError {

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 use walrelay_proto::{FullXid, Lsn, SegSize};
 
-use crate::store::{ArchivedWal, SenderStatus, SlotInfo, Store};
+use crate::consumers::ConsumerStatus;
+use crate::store::{ArchivedWal, SlotInfo, Store};
 
 /// Columns of `pg_replication_slots` that the relay has values for.
 pub const SLOT_COLUMNS: [&str; 17] = [
@@ -155,7 +156,7 @@ pub fn slot_rows(store: &Store) -> Vec<Row> {
 
 /// The rows of all consumers.
 pub fn sender_rows(store: &Store) -> Vec<Row> {
-    store.senders().list().iter().map(sender_row).collect()
+    store.consumers().list().iter().map(sender_row).collect()
 }
 
 /// A slot's row (PostgreSQL: `pg_get_replication_slots`).
@@ -191,7 +192,7 @@ pub fn slot_row(slot: &SlotInfo, holdings: Option<&Holdings>) -> Row {
 }
 
 /// A consumer's row (PostgreSQL: `pg_stat_get_wal_senders`, `pg_stat_get_activity`).
-pub fn sender_row(sender: &SenderStatus) -> Row {
+pub fn sender_row(sender: &ConsumerStatus) -> Row {
     let identity = &sender.identity;
     let lsn = |lsn: Option<Lsn>| lsn.and_then(Lsn::valid).map(|lsn| lsn.to_string());
     let port = identity.client_addr.map_or(-1, |addr| i32::from(addr.port()));

@@ -35,7 +35,6 @@ mod path;
 mod recovery;
 mod retention;
 mod segments;
-mod senders;
 mod slots;
 mod state_file;
 mod steps;
@@ -58,13 +57,13 @@ pub use flusher::Flushing;
 pub use holes::FillError;
 pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
 pub use retention::{ArchivedWal, Retaining};
-pub use senders::{LagClock, Sender, SenderGuard, SenderIdentity, SenderState, SenderStatus, Senders};
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
 pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};
 pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
 
+use crate::consumers::{Consumer, Consumers, LagClock};
 use crate::disk::{Disk, OsDisk};
 use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
@@ -252,7 +251,7 @@ pub struct Store {
     begun_at: AtomicU64,
     checkpoint: checkpoint::Checkpoint,
     slots: Arc<Slots>,
-    senders: Arc<Senders>,
+    consumers: Arc<Consumers>,
     lag: LagClock,
     failure: watch::Sender<Option<String>>,
 }
@@ -377,7 +376,7 @@ impl Store {
             // A crash may have come before slots were saved that were moved back with the timeline.
             slots.clamp_to(end.lsn);
         }
-        let senders = Senders::new(slots.clone());
+        let consumers = Consumers::new(slots.clone());
         let checkpoint = checkpoint::Checkpoint::load(&dir);
         let store = Arc::new(Store {
             config,
@@ -398,7 +397,7 @@ impl Store {
             begun_at: AtomicU64::default(),
             checkpoint,
             slots,
-            senders,
+            consumers,
             lag: LagClock::new(),
             failure: watch::Sender::new(None),
         });
@@ -693,8 +692,20 @@ impl Store {
     }
 
     /// The consumers.
-    pub fn senders(&self) -> &Arc<Senders> {
-        &self.senders
+    pub fn consumers(&self) -> &Arc<Consumers> {
+        &self.consumers
+    }
+
+    /// Takes a consumer's feedback. What streams from a slot leaves it with the slot, where it outlives the connection; else
+    /// it ends with that (PostgreSQL: `ProcessStandbyHSFeedbackMessage`).
+    pub fn take_feedback(&self, consumer: &Consumer, slot: Option<&SlotGuard>, feedback: FeedbackHorizon) {
+        match slot {
+            Some(slot) => {
+                slot.set_feedback(feedback);
+                self.consumers.refresh_horizon();
+            }
+            None => self.consumers.set_feedback(consumer, feedback),
+        }
     }
 
     /// When WAL arrived, for lag in time.

@@ -212,14 +212,14 @@ impl Store {
     /// One pass: saves slots, marks those beyond the limit as lost, removes what nobody needs. No lock is held while
     /// the disk is waited for.
     pub(super) fn remove_old_wal(&self) -> Result<(), RetentionError> {
-        self.senders.refresh_horizon();
+        self.consumers.refresh_horizon();
         self.free_removed();
         let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else {
             return self.slots.save().map_err(RetentionError::Save);
         };
         let size = identity.seg_size;
         self.give_up_slots(tip, size);
-        self.senders.refresh_horizon();
+        self.consumers.refresh_horizon();
         let saved = self.slots.save().map_err(RetentionError::Save);
         // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
         if self.slots.is_durable() {
@@ -314,7 +314,7 @@ impl Store {
     /// does.
     pub fn drop_slot(&self, name: &str, pid: u32) -> Result<(), SlotError> {
         self.slots.drop_slot(name, pid)?;
-        self.senders.refresh_horizon();
+        self.consumers.refresh_horizon();
         self.retention_bell.ring();
         Ok(())
     }

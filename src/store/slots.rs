@@ -27,6 +27,7 @@ use walrelay_proto::{FeedbackHorizon, FullXid, Lsn, SlotName};
 
 use super::dir::DataDir;
 use super::lock;
+use crate::consumers::Remembered;
 use crate::mutation::{self, Mutation};
 
 /// File of the data directory that holds the slots.
@@ -505,14 +506,6 @@ impl Slots {
         lost
     }
 
-    /// What the slots' standbys still need the primary to keep.
-    pub(super) fn feedback(&self) -> FeedbackHorizon {
-        lock(&self.table).slots.values().fold(FeedbackHorizon::default(), |merged, slot| {
-            let state = lock(&slot.state);
-            if state.invalidated { merged } else { merged.merge(state.feedback) }
-        })
-    }
-
     /// Writes the file. The caller holds `saving`. `changed` is the slot that the caller makes or drops; what others
     /// are about to make is left out, and what they are about to drop stays.
     fn write(&self, changed: Option<&Arc<Slot>>) -> io::Result<()> {
@@ -557,6 +550,16 @@ impl Slots {
 
     fn note_release(&self) {
         self.released.send_modify(|step| *step += 1);
+    }
+}
+
+impl Remembered for Slots {
+    /// What the slots' standbys still need the primary to keep.
+    fn feedback(&self) -> FeedbackHorizon {
+        lock(&self.table).slots.values().fold(FeedbackHorizon::default(), |merged, slot| {
+            let state = lock(&slot.state);
+            if state.invalidated { merged } else { merged.merge(state.feedback) }
+        })
     }
 }
 

@@ -97,7 +97,7 @@ impl<'a> Shell<'a> {
         store: &'a Store,
         entry: Option<Entry<'a>>,
     ) -> Shell<'a> {
-        let mut horizon = store.senders().horizon();
+        let mut horizon = store.consumers().horizon();
         // The first one is always told.
         horizon.mark_changed();
         Shell {
@@ -122,7 +122,7 @@ impl<'a> Shell<'a> {
             position: self.entry.as_ref().map_or(position, |entry| entry.until),
             compare_from: self.entry.as_ref().map(|entry| entry.held.from()),
             timeout: self.cx.wal_receiver_timeout,
-            told: self.store.senders().reported(self.cx.server),
+            told: self.store.consumers().reported(self.cx.server),
         };
         Ok(Receiver::new(start, &self.conn.buffer.split(), BUFFER, Instant::now()))
     }
@@ -223,7 +223,7 @@ impl<'a> Shell<'a> {
     async fn send(&mut self, message: Message) -> Result<(), ReceiveError> {
         if let Message::Feedback(feedback) = message {
             let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
-            self.store.senders().note_reported(self.cx.server, horizon);
+            self.store.consumers().note_reported(self.cx.server, horizon);
         }
         self.frame.clear();
         message.put(&mut self.frame);

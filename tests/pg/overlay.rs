@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use walrelay::consumers::{ConsumerIdentity, ConsumerState, ConsumerStatus};
 use walrelay::overlay::{
     Holdings, Message, Relay, Rewritten, Row, SqlContext, rewrite, sender_row, slot_row,
 };
-use walrelay::store::{FeedbackHorizon, SenderIdentity, SenderState, SenderStatus, SlotInfo};
+use walrelay::store::{FeedbackHorizon, SlotInfo};
 use walrelay::wire::{PgError, sqlstate};
 use walrelay_proto::{FullXid, Lsn, SegSize};
 use walrelay_testkit::{Cluster, Receivewal, Server, on_every_version, on_versions};
@@ -116,16 +117,16 @@ impl Relay for Made {
     }
 
     fn senders(&mut self) -> Vec<Row> {
-        let identity = SenderIdentity {
+        let identity = ConsumerIdentity {
             pid: STREAMER,
             user: "streamer".to_owned(),
             application_name: self.application.to_owned(),
             client_addr: Some("[::1]:5000".parse().expect("an address")),
             backend_start: SystemTime::now(),
         };
-        vec![sender_row(&SenderStatus {
+        vec![sender_row(&ConsumerStatus {
             identity,
-            state: SenderState::Streaming,
+            state: ConsumerState::Streaming,
             sent_lsn: Some(NOW),
             write_lsn: Some(NOW),
             flush_lsn: Some(NOW),

@@ -50,7 +50,7 @@ async fn full_sockets(relay: &mut Relay, count: usize) -> Vec<(Client<TcpStream>
         clients.push((client, key));
     }
     relay.receive(|wal| wal.fill(WAL));
-    let sent = || relay.store.senders().list().iter().map(|status| status.sent_lsn).collect::<Vec<_>>();
+    let sent = || relay.store.consumers().list().iter().map(|status| status.sent_lsn).collect::<Vec<_>>();
     let mut before = Vec::new();
     within("the sockets to be full", async {
         while before != sent() || before.iter().any(Option::is_none) {

@@ -82,7 +82,7 @@ async fn garbage_in_good_frames_moves_nobody() {
         until_gone(&mut bad).await;
     }
     is_well(&mut relay, &mut good).await;
-    let horizon = relay.store.senders().horizon();
+    let horizon = relay.store.consumers().horizon();
     let gone = async {
         while *horizon.borrow() != FeedbackHorizon::default() {
             tokio::task::yield_now().await;

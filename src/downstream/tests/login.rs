@@ -176,7 +176,7 @@ async fn pids_differ_and_are_positive() {
     let (_one, first) = relay.log_in(REPLICATION).await;
     let (_two, second) = relay.log_in(REPLICATION).await;
     assert!(pid(&first) > 0 && pid(&second) > 0 && pid(&first) != pid(&second));
-    let senders: Vec<_> = relay.store.senders().list().iter().map(|s| s.identity.pid as i32).collect();
+    let senders: Vec<_> = relay.store.consumers().list().iter().map(|s| s.identity.pid as i32).collect();
     assert!(senders.contains(&pid(&first)) && senders.contains(&pid(&second)));
 }
 

@@ -32,7 +32,7 @@ async fn a_hundred_connections_leave_nothing_behind() {
         }
     }
     assert_eq!(relay.registry.len(), 0);
-    assert_eq!(relay.store.senders().list().len(), 0);
+    assert_eq!(relay.store.consumers().list().len(), 0);
 }
 
 /// Whatever a client sends before it closes its side: the relay closes the connection, and is there for the next.

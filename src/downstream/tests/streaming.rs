@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use walrelay_proto::{FullXid, HotStandbyFeedback, Lsn, PgTimestamp, SegNo, TimelineId};
 
 use super::kit::*;
-use crate::store::{FeedbackHorizon, SenderState};
+use crate::consumers::ConsumerState;
+use crate::store::FeedbackHorizon;
 
 const PAGE: u64 = 8192;
 
@@ -139,9 +140,9 @@ async fn reports_are_taken_as_they_are() {
         client.status(write, flush, true).await;
         assert!(!client.keepalive().await.1);
         assert_eq!(restart(), expected.map(Lsn::new), "after write {write:X}, flush {flush:X}");
-        let status = relay.store.senders().list().remove(0);
+        let status = relay.store.consumers().list().remove(0);
         assert_eq!((status.write_lsn, status.flush_lsn), (Lsn::new(write).valid(), Lsn::new(flush).valid()));
-        assert_eq!(status.state, SenderState::Streaming);
+        assert_eq!(status.state, ConsumerState::Streaming);
     };
     check(&mut client, 0x300100, 0, None).await;
     check(&mut client, 0x300100, 0x300080, Some(0x300080)).await;
@@ -249,7 +250,7 @@ async fn an_answer_starts_the_time_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn feedback_lives_with_the_connection_or_with_its_slot() {
     let relay = Relay::start().await;
-    let mut horizon = relay.store.senders().horizon();
+    let mut horizon = relay.store.consumers().horizon();
     let feedback = |xid| HotStandbyFeedback {
         send_time: PgTimestamp::from_system_time(std::time::SystemTime::now()),
         xmin: FullXid::new(0, xid),

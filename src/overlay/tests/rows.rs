@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use walrelay_proto::{FullXid, SegSize};
 
 use super::*;
+use crate::consumers::{ConsumerIdentity, ConsumerState, ConsumerStatus};
 use crate::overlay::rows::timestamptz;
-use crate::store::{ArchivedWal, FeedbackHorizon, SenderIdentity, SenderState, SenderStatus, SlotInfo};
+use crate::store::{ArchivedWal, FeedbackHorizon, SlotInfo};
 
 const MB: u64 = 1 << 20;
 
@@ -96,16 +97,16 @@ fn a_slots_other_columns() {
 
 #[test]
 fn a_senders_columns() {
-    let identity = SenderIdentity {
+    let identity = ConsumerIdentity {
         pid: 7,
         user: "u".to_owned(),
         application_name: String::new(),
         client_addr: Some("[::ffff:10.0.0.1]:5000".parse().unwrap()),
         backend_start: SystemTime::UNIX_EPOCH,
     };
-    let mut sender = SenderStatus {
+    let mut sender = ConsumerStatus {
         identity,
-        state: SenderState::Catchup,
+        state: ConsumerState::Catchup,
         sent_lsn: Some(Lsn::new(MB)),
         write_lsn: Some(Lsn::INVALID),
         flush_lsn: None,

@@ -16,10 +16,11 @@ use walrelay_proto::{
     TimelineHistory, TimelineId, WalIdentity, XLogDataHeader,
 };
 
+use crate::consumers::ConsumerIdentity;
 use crate::pg::{Stream, UpstreamConnection};
 use crate::store::{
-    AppendError, Background, FeedbackHorizon, Identity, SenderIdentity, Store, StoreConfig,
-    UpstreamParameters, WalWrite, Writer,
+    AppendError, Background, FeedbackHorizon, Identity, Store, StoreConfig, UpstreamParameters, WalWrite,
+    Writer,
 };
 use crate::upstream::receive::{ReceiveContext, ReceiveError, StreamEnd, receive};
 
@@ -382,18 +383,18 @@ async fn stopping_confirms_everything_and_says_goodbye() {
 #[tokio::test]
 async fn a_horizon_that_falls_is_said_after_none() {
     let mut setup = Setup::new();
-    let senders = setup.store.senders().clone();
-    let identity = SenderIdentity {
+    let consumers = setup.store.consumers().clone();
+    let identity = ConsumerIdentity {
         pid: 1,
         user: "u".into(),
         application_name: String::new(),
         client_addr: None,
         backend_start: std::time::SystemTime::now(),
     };
-    let sender = senders.register(identity);
+    let consumer = consumers.register(identity);
     let ask = |xmin| {
         let feedback = FeedbackHorizon { xmin: FullXid::new(0, xmin), catalog_xmin: None };
-        senders.set_feedback(&sender, None, feedback);
+        consumers.set_feedback(&consumer, feedback);
     };
     // One connection after another: the server's slot remembers; what it may hold of another life goes first.
     for (asked, expected) in [(500, [0, 500].as_slice()), (300, &[0, 300]), (300, &[300]), (400, &[400])] {
