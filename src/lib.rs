@@ -21,6 +21,7 @@ mod layers;
 pub mod log;
 pub mod mutation;
 pub mod notify;
+pub mod objects;
 pub mod overlay;
 pub mod parts;
 pub mod permissions;

@@ -10,57 +10,31 @@
 //! A [`Target`] is what was configured; a [`Repository`] its objects, whatever their layout, compression and
 //! encryption. Getting WAL back knows places only as [`Source`]s: [`Recall`] brings segments that have left the
 //! relay's disk back for consumers that still want them, [`restore`] is PostgreSQL's `restore_command`.
+//!
+//! Four rooms: `repo`, what lies in a target; `out` stores it there; `back` fetches it; `tend` looks after it.
 
-mod archiver;
-mod backoff;
-mod buffer;
-mod chain;
-pub mod check;
-pub mod cleanup;
-mod codec;
-mod command;
-mod commits;
-mod directory;
-pub mod fetch;
-mod layout;
-mod limit;
-pub mod list;
-mod listing;
-#[cfg(test)]
-pub(crate) mod memory;
-mod name;
-mod outlook;
-mod profile;
-mod progress;
-mod queue;
-mod recall;
-mod repository;
-pub mod restore;
-mod sidecar;
-mod source;
-pub mod spool;
-mod storage;
-mod streaming;
-mod tail;
-mod target;
-mod target_source;
-mod temp;
-pub mod verify;
-mod worker;
+mod back;
+mod out;
+mod repo;
+mod tend;
 
 pub use crate::pulse::Pulse;
-pub use archiver::{ArchiveControl, Archiver, Prepared};
-pub use chain::missing_segments;
-pub use codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
-pub use command::command_placeholders;
-pub use directory::RelayDirectory;
-pub use layout::{Aside, Item, Layout};
-pub use name::{ChunkName, FileKind, FileName};
-pub use recall::{Recall, RecallError};
-pub use repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
-pub use sidecar::{Sha256, Sidecar};
-pub use source::{FetchError, Fetching, Source};
-pub use storage::{OptionError, Storage, StorageError, Stored, Trouble};
-pub use streaming::Server;
-pub use target::{ObjectPlace, OnQuota, Place, Target, TargetError};
-pub use target_source::TargetSource;
+#[cfg(test)]
+pub(crate) use back::memory;
+pub use back::recall::{Recall, RecallError};
+pub use back::relay_directory::RelayDirectory;
+pub use back::source::{FetchError, Fetching, Source};
+pub use back::streaming::Server;
+pub use back::target_source::TargetSource;
+pub use back::{fetch, restore, spool};
+pub use out::archiver::{ArchiveControl, Archiver, Prepared};
+pub use out::command::command_placeholders;
+pub use repo::chain::missing_segments;
+pub use repo::check;
+pub use repo::codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use repo::layout::{Aside, Item, Layout};
+pub use repo::name::{ChunkName, FileKind, FileName};
+pub use repo::repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
+pub use repo::sidecar::{Sha256, Sidecar};
+pub use repo::target::{OnQuota, Place, Target};
+pub use tend::{cleanup, list, verify};

@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::{ConfigError, units};
-use crate::archive::{Compression, Layout, ObjectPlace, OnQuota, Place, Target, command_placeholders};
+use crate::archive::{Compression, Layout, OnQuota, Place, Target, command_placeholders};
+use crate::objects::ObjectPlace;
 use crate::redact::holds_secret;
 
 /// One target as it was typed.

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde_json::Value;
-use walrelay::archive::{FileName, Repository, Storage};
+use walrelay::archive::{FileName, Repository};
 use walrelay::config::archive_targets;
+use walrelay::objects::Storage;
 use walrelay_testkit::{
     Cluster, Moto, Relay, Scratch, Server, compare, on_every_version, tied_command, wait_until,
 };

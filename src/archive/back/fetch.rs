@@ -1,0 +1,698 @@
+//! One WAL file from whichever source has it, checked: what `walrelay restore` hands to PostgreSQL.
+//!
+//! Recovery takes "no such file" for the end of the archive, and ends. So [`Fetched::Missing`] is said only if every
+//! source has said it, and if nothing says that the file should be there: everything else is an error.
+//!
+//! Sources are asked in turn, and the next one also while one is silent. One that stays silent cannot be reached; one from
+//! which anything comes is waited for, however long it takes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use walrelay_proto::{SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
+
+use super::source::{FetchError, Fetching, Source};
+use crate::archive::repo::check;
+use crate::archive::repo::name::{FileKind, FileName};
+
+/// After this silence of a source the next one is asked, too.
+const MEANWHILE: Duration = Duration::from_secs(1);
+/// After this silence a source cannot be reached.
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// What became of a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fetched {
+    /// A file, whole and checked.
+    Whole(Bytes),
+    /// A segment that nobody has finished, with zeros behind its last complete record.
+    Unfinished {
+        /// The segment at its full size.
+        segment: Bytes,
+        /// Bytes before the zeros.
+        good: u64,
+    },
+    /// No source has it.
+    Missing,
+}
+
+/// The question has no answer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failure {
+    /// A source that may have the file did not give it, and no other has it.
+    #[error("could not get \"{file}\": {source}")]
+    Source {
+        /// The file.
+        file: String,
+        /// What happened; the first such error.
+        source: FetchError,
+    },
+    /// WAL after it is there.
+    #[error("\"{file}\" is missing in the archive although \"{next}\", {how}, is there")]
+    Hole {
+        /// The file.
+        file: String,
+        /// The first one after it.
+        next: String,
+        /// What the one has to do with the other.
+        how: String,
+    },
+}
+
+/// Asks sources in turn.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    places: Arc<[Place]>,
+    system_id: Option<SystemId>,
+    seg_size: Option<SegSize>,
+    /// [`MEANWHILE`] and [`SILENCE`] but for tests and for those in a hurry.
+    meanwhile: Duration,
+    silence: Duration,
+}
+
+#[derive(Debug)]
+struct Place {
+    source: Arc<dyn Source>,
+    /// It was silent when it was asked last: the next one is asked at once.
+    silent: AtomicBool,
+    /// Its answer is waited for.
+    asked: AtomicBool,
+}
+
+impl Place {
+    /// An answer of the source; silence is one.
+    async fn answer<T>(&self, limit: Duration, asked: Fetching<'_, T>) -> Result<T, FetchError> {
+        self.asked.store(true, Ordering::Relaxed);
+        let answer = self.source.pulse().heed(limit, asked).await;
+        self.asked.store(false, Ordering::Relaxed);
+        self.silent.store(answer.is_none(), Ordering::Relaxed);
+        answer.unwrap_or_else(|| {
+            let reason = format!("nothing has come from it for {} s", limit.as_secs_f32().round());
+            Err(FetchError::Unreachable { place: self.source.name().to_owned(), reason })
+        })
+    }
+}
+
+/// A finished file, or the first reason why there is none.
+enum Found {
+    File(Bytes),
+    Nothing,
+    Failed(FetchError),
+}
+
+impl Found {
+    /// With one more failure. Who cannot be reached may have a good copy, and is waited for, whatever the others have.
+    fn or(self, error: FetchError) -> Found {
+        let is_away = |error: &FetchError| matches!(error, FetchError::Unreachable { .. });
+        match self {
+            Found::Failed(first) if is_away(&first) || !is_away(&error) => Found::Failed(first),
+            _ => Found::Failed(error),
+        }
+    }
+}
+
+impl Fetcher {
+    /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
+    pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
+        let place = |source| Place { source, silent: AtomicBool::new(false), asked: AtomicBool::new(false) };
+        let places = sources.into_iter().map(place).collect();
+        Fetcher { places, system_id, seg_size: None, meanwhile: MEANWHILE, silence: SILENCE }
+    }
+
+    /// Takes so long a silence of a source for an answer.
+    pub fn with_silence(self, silence: Duration) -> Fetcher {
+        Fetcher { silence, meanwhile: self.meanwhile.min(silence / 2), ..self }
+    }
+
+    /// Whether anything has come for so long from a source whose answer is waited for.
+    pub(super) fn is_coming(&self, time: Duration) -> bool {
+        let is_coming = |place: &Place| {
+            place.asked.load(Ordering::Relaxed) && place.source.pulse().last().elapsed() < time
+        };
+        self.places.iter().any(is_coming)
+    }
+
+    /// The cluster whose WAL is fetched, if that is known.
+    pub(super) fn system_id(&self) -> Option<SystemId> {
+        self.system_id
+    }
+
+    /// The cluster's segment size, if that is known.
+    pub(super) fn seg_size(&self) -> Option<SegSize> {
+        self.seg_size
+    }
+
+    /// What "no such file" does not cover.
+    pub(super) fn caveats(&self) -> impl Iterator<Item = String> {
+        self.places.iter().filter_map(|place| place.source.caveat())
+    }
+
+    /// For a cluster with this segment size, if that is known.
+    pub fn with_seg_size(self, seg_size: Option<SegSize>) -> Fetcher {
+        Fetcher { seg_size, ..self }
+    }
+
+    /// Fetches a file by the name that PostgreSQL asks for.
+    ///
+    /// Cancel-safe.
+    pub async fn fetch(&self, file: &str) -> Result<Fetched, Failure> {
+        let failed = |source| Failure::Source { file: file.to_owned(), source };
+        match self.finished(file).await {
+            Found::File(bytes) => Ok(Fetched::Whole(bytes)),
+            Found::Failed(error) => Err(failed(error)),
+            Found::Nothing if !is_segment(file) => Ok(Fetched::Missing),
+            Found::Nothing => self.unfinished(file).await,
+        }
+    }
+
+    /// Fetches a file only if it is whole; anything else is none.
+    pub async fn fetch_finished(&self, file: &str) -> Option<Bytes> {
+        match self.finished(file).await {
+            Found::File(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether WAL that follows this segment is there, on its timeline or on one that descends from it: then it is no
+    /// end that nobody has the segment.
+    ///
+    /// # Errors
+    /// [`Failure::Hole`], and [`Failure::Source`] if nobody can say.
+    pub async fn check_hole(&self, file: &str) -> Result<(), Failure> {
+        let Some(name) = FileName::parse(file).filter(|name| name.kind() == FileKind::Segment) else {
+            return Ok(());
+        };
+        let later = self.later(file).await?;
+        let hole = |next: &FileName, how: String| {
+            Err(Failure::Hole { file: file.to_owned(), next: next.to_string(), how })
+        };
+        if let Some(next) = later.iter().find(|next| next.tli() == name.tli()) {
+            return hole(next, "which follows it".to_owned());
+        }
+        let descends: BTreeSet<_> = later.iter().map(FileName::tli).collect();
+        for tli in descends {
+            let of_it: Vec<_> = later.iter().filter(|file| file.tli() == tli).collect();
+            let history = tli.history_file_name();
+            let history = match self.finished(&history).await {
+                Found::File(content) => TimelineHistory::parse(tli, &content).ok(),
+                Found::Nothing => None,
+                Found::Failed(source) => return Err(Failure::Source { file: history, source }),
+            };
+            let Some(history) = history else {
+                // Whatever it descends from, nobody can follow it; and nobody may be told that there is nothing.
+                match of_it.iter().find(|next| number(next) > number(&name)) {
+                    Some(next) => {
+                        return hole(next, format!("of timeline {tli} whose history file is missing"));
+                    }
+                    None => continue,
+                }
+            };
+            let Some((left_at, _)) = history.switch_point(name.tli()) else { continue };
+            let size = self.size_of_segments(&later).await;
+            let Some(wal) = name.wal(size) else { continue };
+            let how = || format!("which descends from it by way of {left_at}");
+            if wal.segno.end(size) <= left_at {
+                return hole(of_it[0], how());
+            }
+            // Where the timeline was left in this very segment, its successor's begins with the same bytes.
+            let is_left_here = wal.segno.start(size) < left_at;
+            let goes_on = later.iter().any(|file| number(file) == number(&name));
+            let next = of_it.iter().find(|next| number(next) > number(&name));
+            if let Some(next) = next.filter(|_| is_left_here && !goes_on) {
+                return hole(next, how());
+            }
+        }
+        Ok(())
+    }
+
+    /// The first history file after a missing one: recovery to the latest timeline does not find it.
+    pub async fn history_after(&self, file: &str) -> Option<String> {
+        let later = self.later(file).await.ok()?;
+        later.into_iter().find(|file| file.kind() == FileKind::History).map(|file| file.to_string())
+    }
+
+    async fn later(&self, file: &str) -> Result<BTreeSet<FileName>, Failure> {
+        let mut later = BTreeSet::new();
+        for found in self.all(|source| source.later(file)).await {
+            later.extend(found.map_err(|source| Failure::Source { file: file.to_owned(), source })?);
+        }
+        // An unfinished beginning of the segment itself does not follow it.
+        let follows = |found: &FileName| {
+            found.kind() != FileKind::Backup && found.segment_digits().is_none_or(|digits| digits != file)
+        };
+        later.retain(follows);
+        Ok(later)
+    }
+
+    /// The cluster's segment size: its own word, else that of a segment in the archive, else PostgreSQL's default.
+    async fn size_of_segments(&self, known: &BTreeSet<FileName>) -> SegSize {
+        if let Some(size) = self.seg_size {
+            return size;
+        }
+        for file in known.iter().filter(|file| file.kind() == FileKind::Segment) {
+            if let Found::File(content) = self.finished(file.as_str()).await
+                && let Ok(id) = check::identity_of(&content)
+            {
+                return id.seg_size;
+            }
+        }
+        default_size()
+    }
+
+    async fn finished(&self, file: &str) -> Found {
+        let (mut found, mut asked) = (Found::Nothing, FuturesUnordered::new());
+        for (number, place) in self.places.iter().enumerate() {
+            let patience = match place.silent.load(Ordering::Relaxed) {
+                true => Duration::ZERO,
+                false => self.meanwhile,
+            };
+            asked.push(async move { (number, self.read(place, file).await) });
+            let mut silence = std::pin::pin!(place.source.pulse().silence(patience));
+            loop {
+                let answer = tokio::select! {
+                    biased;
+                    answer = asked.next() => answer,
+                    () = &mut silence => {
+                        place.silent.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                };
+                let Some((who, answer)) = answer else { break };
+                match answer {
+                    Ok(Some(bytes)) => return Found::File(bytes),
+                    Ok(None) => {}
+                    Err(error) => found = found.or(error),
+                }
+                if who == number {
+                    break;
+                }
+            }
+        }
+        while let Some((_, answer)) = asked.next().await {
+            match answer {
+                Ok(Some(bytes)) => return Found::File(bytes),
+                Ok(None) => {}
+                Err(error) => found = found.or(error),
+            }
+        }
+        found
+    }
+
+    /// One source's copy, checked.
+    async fn read(&self, place: &Place, file: &str) -> Result<Option<Bytes>, FetchError> {
+        match place.answer(self.silence, place.source.read(file)).await? {
+            Some(bytes) => self.check(file, place.source.name(), bytes).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// All sources' answers to a question, in their order.
+    async fn all<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a dyn Source) -> Fetching<'a, T>,
+    ) -> Vec<Result<T, FetchError>> {
+        let asked = self.places.iter().map(|place| place.answer(self.silence, ask(&*place.source)));
+        join_all(asked).await
+    }
+
+    /// Checks a file as far as its name says what it should be.
+    async fn check(&self, file: &str, place: &str, bytes: Bytes) -> Result<Bytes, FetchError> {
+        let (name, system_id) = (file.to_owned(), self.system_id);
+        let work = move || {
+            let checked = check_file(&name, system_id, &bytes);
+            checked.map(|()| bytes)
+        };
+        let checked = tokio::task::spawn_blocking(work).await;
+        let checked = checked.unwrap_or_else(|error| Err(error.to_string()));
+        checked.map_err(|reason| FetchError::Damaged {
+            place: place.to_owned(),
+            file: file.to_owned(),
+            reason,
+        })
+    }
+
+    /// The longest beginning that anybody has.
+    async fn unfinished(&self, file: &str) -> Result<Fetched, Failure> {
+        let failed = |source| Failure::Source { file: file.to_owned(), source };
+        let mut longest: Option<(Bytes, WalIdentity, u64)> = None;
+        for found in self.all(|source| source.read_unfinished(file)).await {
+            for bytes in found.map_err(failed)? {
+                let Some((id, good)) = self.good_length(file, &bytes) else { continue };
+                if longest.as_ref().is_none_or(|(_, _, best)| good > *best) {
+                    longest = Some((bytes, id, good));
+                }
+            }
+        }
+        let Some((bytes, id, good)) = longest.filter(|(_, _, good)| *good > 0) else {
+            return Ok(Fetched::Missing);
+        };
+        let good = self.before_the_fork(file, id, good).await?;
+        if good == 0 {
+            return Ok(Fetched::Missing);
+        }
+        let mut segment = bytes[..good as usize].to_vec();
+        segment.resize(id.seg_size.bytes() as usize, 0);
+        Ok(Fetched::Unfinished { segment: segment.into(), good })
+    }
+
+    fn good_length(&self, file: &str, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
+        good_length(file, self.system_id, bytes)
+    }
+
+    /// How much of a segment lies before the place where its timeline was left, if the archive knows a newer one:
+    /// recovery would replay what the old primary wrote after that, on the way to the newer timeline.
+    async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Failure> {
+        let Some(name) = WalFileName::parse(file, id.seg_size) else { return Ok(0) };
+        let left_at = match self.newest_history(name.tli).await? {
+            Some(history) => history.switch_point(name.tli),
+            None => None,
+        };
+        let start = name.segno.start(id.seg_size);
+        Ok(left_at.map_or(good, |(left_at, _)| good.min(left_at.since(start))))
+    }
+
+    /// History of the newest timeline after `tli`, found as PostgreSQL does: one after the other, until one is
+    /// missing.
+    async fn newest_history(&self, tli: TimelineId) -> Result<Option<TimelineHistory>, Failure> {
+        let (mut newest, mut next) = (None, tli);
+        while let Some(tli) = next.as_u32().checked_add(1).and_then(TimelineId::new) {
+            let file = tli.history_file_name();
+            match self.finished(&file).await {
+                Found::Nothing => break,
+                Found::Failed(source) => return Err(Failure::Source { file, source }),
+                Found::File(content) => newest = TimelineHistory::parse(tli, &content).ok(),
+            }
+            next = tli;
+        }
+        Ok(newest)
+    }
+}
+
+/// Checks a file as far as its name says what it should be.
+pub(super) fn check_file(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> Result<(), String> {
+    if let Some(tli) = TimelineId::from_history_file_name(file) {
+        return TimelineHistory::parse(tli, bytes).map(drop).map_err(|error| error.to_string());
+    }
+    if !is_segment(file) {
+        return Ok(());
+    }
+    let id = check::identity_of(bytes).map_err(|error| error.to_string())?;
+    if let Some(ours) = system_id.filter(|ours| *ours != id.system_id) {
+        return Err(format!(
+            "it belongs to another cluster: its system identifier is {}, ours is {ours}",
+            id.system_id
+        ));
+    }
+    let name = WalFileName::parse(file, id.seg_size);
+    let name = name.ok_or_else(|| format!("its segments are {} long", id.seg_size.to_show()))?;
+    check::whole_segment(id, name, None, bytes).map_err(|fault| fault.to_string())
+}
+
+/// Whether these bytes begin as the segment does.
+pub(super) fn is_beginning(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> bool {
+    good_length(file, system_id, bytes).is_some_and(|(_, good)| good > 0)
+}
+
+/// How much of a segment's beginning is good; `None` if it is not ours.
+fn good_length(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
+    let id = check::identity_of(bytes).ok()?;
+    let name = WalFileName::parse(file, id.seg_size)?;
+    let ours = system_id.is_none_or(|ours| ours == id.system_id);
+    ours.then(|| (id, check::good_length(id, name, bytes)))
+}
+
+/// Whether this is a segment's name, of whatever size.
+pub(super) fn is_segment(file: &str) -> bool {
+    let smallest = SegSize::new(1 << 20).expect("PostgreSQL's smallest segment size");
+    WalFileName::parse(file, smallest).is_some()
+}
+
+/// PostgreSQL's default segment size.
+pub(super) fn default_size() -> SegSize {
+    SegSize::new(16 << 20).expect("a power of two in its range")
+}
+
+/// The place of a file's segment, whatever its timeline; sorts by position. None for a history.
+fn number(file: &FileName) -> Option<&str> {
+    file.segment_digits().map(|digits| &digits[8..])
+}
+
+/// The name of the next segment.
+pub(super) fn successor(file: &str, size: SegSize) -> Option<String> {
+    let name = WalFileName::parse(file, size)?;
+    let next = SegNo::new(name.segno.as_u64().checked_add(1)?);
+    Some(WalFileName::new(name.tli, next).format(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::back::memory::Memory;
+    use proptest::prelude::*;
+    use walrelay_proto::Lsn;
+    use walrelay_proto::generate::WalGenerator;
+
+    const SEG: usize = 1 << 20;
+    const THIRD: &str = "000000010000000000000003";
+    const FOURTH: &str = "000000010000000000000004";
+
+    fn id(system: u64) -> WalIdentity {
+        WalIdentity { system_id: SystemId(system), seg_size: SegSize::new(SEG as u64).unwrap() }
+    }
+
+    /// Segment 3 and the beginning of segment 4, which ends with a record.
+    fn wal(system: u64) -> Vec<u8> {
+        let start = Lsn::new(3 * SEG as u64);
+        let mut wal = WalGenerator::new(id(system), TimelineId::FIRST, start, 5);
+        wal.fill(SEG + 300_000);
+        wal.take()
+    }
+
+    fn fetcher(sources: &[&Arc<Memory>]) -> Fetcher {
+        let sources = sources.iter().map(|source| Arc::clone(source) as Arc<dyn Source>).collect();
+        Fetcher::new(sources, Some(SystemId(77)))
+    }
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(Memory::new("memory"))
+    }
+
+    #[tokio::test]
+    async fn the_first_good_copy_is_taken() {
+        let wal = wal(77);
+        let (empty, bad, foreign, good) = (memory(), memory(), memory(), memory());
+        bad.put(THIRD, wal[..SEG - 1].to_vec());
+        foreign.put(THIRD, self::wal(78)[..SEG].to_vec());
+        good.put(THIRD, wal[..SEG].to_vec());
+        let found = fetcher(&[&empty, &bad, &foreign, &good]).fetch(THIRD).await;
+        assert!(found == Ok(Fetched::Whole(wal[..SEG].to_vec().into())));
+        let error = fetcher(&[&foreign]).fetch(THIRD).await.unwrap_err().to_string();
+        assert!(error.contains("its system identifier is 78, ours is 77"), "{error}");
+        fetcher(&[&bad, &empty]).fetch(THIRD).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn missing_is_said_only_if_every_source_says_it() {
+        let (one, other) = (memory(), memory());
+        for file in [THIRD, "00000002.history", "000000010000000000000003.00000028.backup"] {
+            assert_eq!(fetcher(&[&one, &other]).fetch(file).await, Ok(Fetched::Missing), "{file}");
+        }
+        other.set_down(true);
+        for file in [THIRD, "00000002.history"] {
+            let error = fetcher(&[&one, &other]).fetch(file).await.unwrap_err();
+            assert!(error.to_string().contains("cannot be reached"), "{error}");
+        }
+        one.put("00000002.history", "rubbish");
+        fetcher(&[&one]).fetch("00000002.history").await.unwrap_err();
+    }
+
+    fn hasty(sources: &[&Arc<Memory>]) -> Fetcher {
+        fetcher(sources).with_silence(Duration::from_millis(100))
+    }
+
+    #[tokio::test]
+    async fn a_silent_source_hides_no_other() {
+        let wal = wal(77);
+        let (silent, good) = (memory(), memory());
+        silent.set_open(false);
+        good.put(THIRD, wal[..SEG].to_vec());
+        let fetcher = hasty(&[&silent, &good]);
+        let patient = Fetcher { silence: Duration::from_secs(3600), ..fetcher.clone() };
+        assert!(matches!(patient.fetch(THIRD).await, Ok(Fetched::Whole(_))));
+        // From then on the others need not wait for it.
+        let patient = Fetcher { meanwhile: Duration::from_secs(3600), ..patient };
+        assert!(matches!(patient.fetch(THIRD).await, Ok(Fetched::Whole(_))));
+        assert_eq!(silent.asked(THIRD), 2);
+        // What only it may have is waited for, and it cannot be reached.
+        for file in [FOURTH, "00000002.history"] {
+            let error = fetcher.fetch(file).await.unwrap_err();
+            assert!(error.to_string().contains("nothing has come from it"), "{error}");
+        }
+        assert!(matches!(fetcher.check_hole(THIRD).await, Err(Failure::Source { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_slow_source_is_waited_for() {
+        let wal = wal(77);
+        let (slow, other) = (memory(), memory());
+        slow.set_open(false);
+        slow.put(THIRD, wal[..SEG].to_vec());
+        let fetcher = fetcher(&[&slow, &other]).with_silence(Duration::from_secs(1));
+        let coming = async {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(1300) {
+                slow.pulse().beat();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            slow.set_open(true);
+        };
+        let (found, ()) = tokio::join!(fetcher.fetch(THIRD), coming);
+        assert!(matches!(found, Ok(Fetched::Whole(_))), "{found:?}");
+        assert_eq!((slow.asked(THIRD), other.asked(THIRD)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_away_is_waited_for_whatever_the_others_have() {
+        let (away, damaged) = (memory(), memory());
+        away.set_down(true);
+        damaged.put(THIRD, "rubbish");
+        for sources in [[&away, &damaged], [&damaged, &away]] {
+            let error = fetcher(&sources).fetch(THIRD).await.unwrap_err().to_string();
+            assert!(error.contains("cannot be reached"), "{error}");
+        }
+        away.set_down(false);
+        let error = fetcher(&[&away, &damaged]).fetch(THIRD).await.unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn of_an_unfinished_segment_the_longest_beginning_counts() {
+        let wal = wal(77);
+        let (short, long) = (memory(), memory());
+        short.put(&format!("{FOURTH}.partial"), wal[SEG..SEG + 100_000].to_vec());
+        // The preallocated rest of a relay's own file may hold anything.
+        long.put(&format!("{FOURTH}.partial"), [&wal[SEG..], &[0xEE; 50_000][..]].concat());
+        let found = fetcher(&[&short, &long]).fetch(FOURTH).await.unwrap();
+        let Fetched::Unfinished { segment, good } = found else { panic!("{found:?}") };
+        assert_eq!((segment.len(), good as usize), (SEG, wal.len() - SEG));
+        assert!(segment[..good as usize] == wal[SEG..]);
+        assert!(segment[good as usize..].iter().all(|&byte| byte == 0));
+        long.set_down(true);
+        fetcher(&[&short, &long]).fetch(FOURTH).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_finished_segment_comes_before_any_beginning() {
+        let wal = wal(77);
+        let (beginning, finished) = (memory(), memory());
+        beginning.put(&format!("{THIRD}.partial"), wal[..SEG].to_vec());
+        finished.put(THIRD, wal[..SEG].to_vec());
+        let found = fetcher(&[&beginning, &finished]).fetch(THIRD).await;
+        assert!(matches!(found, Ok(Fetched::Whole(_))));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_that_was_left_is_given_up_to_there() {
+        let wal = wal(77);
+        let source = memory();
+        source.put(&format!("{FOURTH}.partial"), wal[SEG..].to_vec());
+        source.put("00000002.history", "1\t0/420000\tx\n");
+        let found = fetcher(&[&source]).fetch(FOURTH).await.unwrap();
+        let Fetched::Unfinished { segment, good } = found else { panic!("{found:?}") };
+        assert_eq!(good, 0x20000);
+        assert!(segment[0x20000..].iter().all(|&byte| byte == 0));
+        source.put("00000002.history", "1\t0/400000\tx\n");
+        assert_eq!(fetcher(&[&source]).fetch(FOURTH).await, Ok(Fetched::Missing));
+        // The newest history counts, and it may have come another way.
+        source.put("00000003.history", "2\t0/500000\tx\n");
+        let found = fetcher(&[&source]).fetch(FOURTH).await;
+        assert!(matches!(found, Ok(Fetched::Unfinished { good, .. }) if good as usize == wal.len() - SEG));
+    }
+
+    #[tokio::test]
+    async fn a_hole_is_no_end() {
+        let source = memory();
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
+        let hole = async |expected: &str| match fetcher(&[&source]).check_hole(THIRD).await {
+            Err(Failure::Hole { file, next, .. }) if file == THIRD => assert_eq!(next, expected),
+            other => panic!("{other:?}"),
+        };
+        // However many are missing, and whether the first one that is there is finished.
+        source.put("000000010000000000000009.partial", "whatever");
+        hole("000000010000000000000009").await;
+        source.put("000000010000000000000007", "whatever");
+        hole("000000010000000000000007").await;
+        source.set_down(true);
+        assert!(matches!(fetcher(&[&source]).check_hole(THIRD).await, Err(Failure::Source { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_descends_from_a_timeline_shows_that_it_has_not_ended() {
+        let check = async |history: &str, files: &[&str]| {
+            let source = memory();
+            if !history.is_empty() {
+                source.put("00000002.history", history.to_owned());
+            }
+            files.iter().for_each(|file| source.put(file, "whatever"));
+            let fetcher = fetcher(&[&source]).with_seg_size(SegSize::new(SEG as u64).ok());
+            fetcher.check_hole(THIRD).await.map_err(|error| error.to_string())
+        };
+        let behind = "000000020000000000000005";
+        // Timeline 1 was left behind segment 3: all of that is missing.
+        let error = check("1\t0/400000\tx\n", &[behind]).await.unwrap_err();
+        assert!(
+            error.contains(THIRD) && error.contains("00000002.history") && error.contains("0/400000"),
+            "{error}"
+        );
+        check("1\t0/480000\tx\n", &[]).await.unwrap_err();
+        // In it: the successor's has its bytes, or is missing, too.
+        check("1\t0/380000\tx\n", &[behind, "000000020000000000000003"]).await.unwrap();
+        let error = check("1\t0/380000\tx\n", &[behind]).await.unwrap_err();
+        assert!(error.contains(behind), "{error}");
+        // Before it: this is where timeline 1 ends.
+        check("1\t0/300000\tx\n", &[behind, "000000020000000000000003"]).await.unwrap();
+        // Of one that nobody knows.
+        let error = check("", &[behind]).await.unwrap_err();
+        assert!(error.contains("history file is missing"), "{error}");
+        // Of another descent.
+        let source = memory();
+        source.put("00000003.history", "2\t0/480000\tx\n");
+        source.put("000000030000000000000005", "whatever");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_size_of_segments_is_learnt_from_the_archive() {
+        let source = memory();
+        let start = Lsn::new(5 * SEG as u64);
+        let mut wal = WalGenerator::new(id(77), TimelineId::new(2).unwrap(), start, 5);
+        wal.fill(SEG);
+        source.put("000000020000000000000005", wal.take()[..SEG].to_vec());
+        source.put("00000002.history", "1\t0/400000\tx\n");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap_err();
+        // With 16 MB this would be the segment in which timeline 1 was left.
+        source.put("00000002.history", "1\t0/300000\tx\n");
+        fetcher(&[&source]).check_hole(THIRD).await.unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Whatever a source gives, the answer is a file, none or an error.
+        #[test]
+        fn nothing_a_source_gives_does_harm(bytes in prop::collection::vec(any::<u8>(), 0..20_000), flip in 0usize..SEG) {
+            let mut damaged = wal(77)[..SEG].to_vec();
+            damaged[flip] ^= 0x10;
+            for content in [bytes, damaged] {
+                let _ = check_file(THIRD, Some(SystemId(77)), &content);
+                let _ = check_file("00000002.history", None, &content);
+                let _ = fetcher(&[]).good_length(THIRD, &content);
+            }
+        }
+    }
+}

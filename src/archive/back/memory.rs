@@ -1,0 +1,100 @@
+//! A source in memory, for tests: it can be down, slow or wrong.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::source::{FetchError, Fetching, Source};
+use crate::archive::repo::name::FileName;
+use crate::pulse::Pulse;
+
+#[derive(Debug)]
+pub(crate) struct Memory {
+    name: &'static str,
+    files: Mutex<HashMap<String, Bytes>>,
+    asked: Mutex<Vec<String>>,
+    /// Answers are given while this is true.
+    open: watch::Sender<bool>,
+    down: watch::Sender<bool>,
+    pulse: Pulse,
+}
+
+impl Memory {
+    pub(crate) fn new(name: &'static str) -> Memory {
+        Memory {
+            name,
+            files: Mutex::default(),
+            asked: Mutex::default(),
+            open: watch::Sender::new(true),
+            down: watch::Sender::new(false),
+            pulse: Pulse::default(),
+        }
+    }
+
+    pub(crate) fn put(&self, name: &str, content: impl Into<Bytes>) {
+        self.files.lock().unwrap().insert(name.to_owned(), content.into());
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.files.lock().unwrap().remove(name).unwrap();
+    }
+
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.send_replace(down);
+    }
+
+    /// Lets questions wait for their answers, or answers them.
+    pub(crate) fn set_open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+
+    /// How often a file was asked for.
+    pub(crate) fn asked(&self, name: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| *asked == name).count()
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<Bytes>, FetchError> {
+        self.asked.lock().unwrap().push(name.to_owned());
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        self.pulse.beat();
+        if *self.down.borrow() {
+            return Err(FetchError::Unreachable {
+                place: self.name.to_owned(),
+                reason: "it is down".to_owned(),
+            });
+        }
+        Ok(self.files.lock().unwrap().get(name).cloned())
+    }
+}
+
+impl Source for Memory {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(self.get(file))
+    }
+
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(async move {
+            self.get("").await?;
+            let files = self.files.lock().unwrap();
+            let named = |name: &String| FileName::parse(name.strip_suffix(".partial").unwrap_or(name));
+            let mut later: Vec<_> =
+                files.keys().filter_map(named).filter(|file| file.as_str() > segment).collect();
+            later.sort();
+            Ok(later)
+        })
+    }
+
+    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
+        Box::pin(async move { Ok(self.get(&format!("{segment}.partial")).await?.into_iter().collect()) })
+    }
+}

@@ -1,0 +1,541 @@
+//! WAL that has left the relay's disk, for consumers that still want it.
+//!
+//! ```text
+//! walsender ── segment() ──> cache ── hit ──────────────────────────> Segment, mapped
+//!                              │ miss                                    ▲
+//!                              └─ a task: sources in turn ── verify ── <data-dir>/recalled/… , unlinked once mapped
+//! ```
+//!
+//! A segment is fetched once however many want it, verified, put into a file at full size and mapped: from there
+//! on it is read like any other. The file has no name any more when it is mapped, so that its space is free as
+//! soon as the last reader lets go, also after a crash. Behind the segment asked for, the next ones are fetched
+//! before they are asked for.
+//!
+//! On disk are at most `budget` bytes of segments kept for somebody to come, plus the one that each consumer
+//! is reading. In memory a segment is whole while it is fetched, verified and written: however many are wanted, so many
+//! as [`IN_MEMORY_MB`] allows are fetched at a time, and the others wait for their turn.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
+
+use super::source::{FetchError, Source};
+use crate::archive::repo::check;
+use crate::store::{Segment, Store};
+
+/// Directory below the data directory for segments on their way into a map.
+const DIRECTORY: &str = "recalled";
+/// Megabytes of segments on their way at a time, unpacked; one may be larger. Packed ones take up to as much again.
+const IN_MEMORY_MB: u32 = 16;
+/// Segments fetched ahead of a reader.
+const AHEAD: u64 = 4;
+/// Fewest segments to hold, however large they are: one that is read and those ahead of it.
+const FEWEST: u64 = AHEAD + 1;
+/// How long a segment is kept that was read, in case another reader comes the same way.
+const KEEP_READ: Duration = Duration::from_secs(30);
+/// How long a segment is kept that was fetched ahead and that nobody has asked for.
+const KEEP_UNREAD: Duration = Duration::from_secs(300);
+/// First and longest pause between attempts while sources cannot be reached.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A source that failed is asked after the others for this long.
+const IN_DISGRACE: Duration = Duration::from_secs(60);
+
+/// WAL cannot be had back.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RecallError {
+    /// No source has it.
+    #[error("requested WAL segment {0} has already been removed")]
+    Nowhere(String),
+    /// Copies exist, and none is good.
+    #[error("requested WAL segment {file} cannot be read back: {reason}")]
+    Damaged {
+        /// The segment.
+        file: String,
+        /// What is wrong, with the place.
+        reason: String,
+    },
+    /// The relay's own disk refused it.
+    #[error("could not store WAL segment {file} read back: {reason}")]
+    Disk {
+        /// The segment.
+        file: String,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// What one round through the sources came to.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Found(Arc<Segment>),
+    /// Some source could not be asked, and no other has it.
+    Unknown(FetchError),
+    Not(RecallError),
+}
+
+/// Brings segments back; shared by all consumers.
+#[derive(Debug)]
+pub struct Recall {
+    store: Arc<Store>,
+    places: RwLock<Vec<Arc<Place>>>,
+    dir: PathBuf,
+    /// Bytes.
+    budget: u64,
+    cache: Mutex<HashMap<WalFileName, Entry>>,
+    /// By which the files in the cache were chosen.
+    history: Mutex<Arc<TimelineHistory>>,
+    files: AtomicU64,
+    /// What is left of [`IN_MEMORY_MB`].
+    memory: Semaphore,
+    pauses: (Duration, Duration),
+}
+
+#[derive(Debug)]
+struct Place {
+    source: Arc<dyn Source>,
+    failed: Mutex<Option<Instant>>,
+}
+
+/// A segment that is here or on its way.
+#[derive(Debug)]
+struct Entry {
+    /// Reports the end of the fetch; `None` when it is over.
+    fetch: Option<watch::Receiver<Option<Outcome>>>,
+    /// The segment, once it is here; kept after `kept` has been given up, for as long as somebody reads it.
+    live: Weak<Segment>,
+    kept: Option<Arc<Segment>>,
+    /// Whether anybody has asked for it.
+    wanted: bool,
+    touched: Instant,
+}
+
+impl Entry {
+    /// Whether it counts against the budget.
+    fn counts(&self) -> bool {
+        self.fetch.is_some() || self.kept.is_some()
+    }
+
+    fn is_here_or_coming(&self) -> bool {
+        self.fetch.is_some() || self.live.strong_count() > 0
+    }
+}
+
+impl Recall {
+    /// Prepares to fetch from `sources`, best first, and removes what a former process left. Has to be called in a
+    /// runtime. `budget` is in bytes (`--recall-size`).
+    ///
+    /// # Errors
+    /// The directory for fetched segments cannot be made.
+    pub fn start(store: Arc<Store>, sources: Vec<Arc<dyn Source>>, budget: u64) -> io::Result<Arc<Recall>> {
+        Recall::with_pauses(store, sources, budget, PAUSES)
+    }
+
+    fn with_pauses(
+        store: Arc<Store>,
+        sources: Vec<Arc<dyn Source>>,
+        budget: u64,
+        pauses: (Duration, Duration),
+    ) -> io::Result<Arc<Recall>> {
+        let dir = store.data_dir().join(DIRECTORY);
+        make_empty(&dir)?;
+        let places = RwLock::new(places(sources));
+        let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
+        let memory = Semaphore::new(IN_MEMORY_MB as usize);
+        let recall = Recall { store, places, dir, budget, cache, history, files, memory, pauses };
+        Ok(Arc::new(recall))
+    }
+
+    /// Whether there is anywhere to fetch from.
+    pub fn has_sources(&self) -> bool {
+        !self.places.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// From now on it fetches from these; fetches that are under way end as they began.
+    pub fn set_sources(&self, sources: Vec<Arc<dyn Source>>) {
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = places(sources);
+    }
+
+    /// Forgets now and then what nobody reads any more, until told to stop. Whoever has started it runs this too.
+    pub async fn keep_clean(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(KEEP_READ / 3)).await.is_some() {
+            self.clean();
+        }
+    }
+
+    /// The segment that holds `segno` for a reader of `tli`, from whatever source has it; the file is chosen as
+    /// [`Store::segment`] chooses it. Waits as long as a source that might have it cannot be reached.
+    ///
+    /// Cancel-safe.
+    pub async fn segment(
+        self: &Arc<Self>,
+        tli: TimelineId,
+        segno: SegNo,
+    ) -> Result<Arc<Segment>, RecallError> {
+        let name = WalFileName::new(tli, segno);
+        let mut pause = self.pauses.0;
+        loop {
+            match self.round(name).await {
+                Outcome::Found(segment) => {
+                    self.fetch_ahead(name);
+                    return Ok(segment);
+                }
+                Outcome::Not(error) => return Err(error),
+                Outcome::Unknown(error) => {
+                    let file = self.file_name(name);
+                    tracing::warn!(
+                        "could not read back WAL segment {file}: {error}; will try again in {pause:?}"
+                    );
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(self.pauses.1);
+                }
+            }
+        }
+    }
+
+    /// A timeline's history file; `None` if no source has one that can be used.
+    ///
+    /// # Errors
+    /// No source has it, and one of them could not be asked.
+    pub async fn history_file(&self, tli: TimelineId) -> Result<Option<Bytes>, FetchError> {
+        let name = tli.history_file_name();
+        let mut unknown = None;
+        for place in self.best_first() {
+            match place.read(&name).await {
+                Ok(Some(content)) if TimelineHistory::parse(tli, &content).is_ok() => {
+                    return Ok(Some(content));
+                }
+                Ok(Some(_)) => tracing::error!("\"{name}\" in {} is no history file", place.source.name()),
+                Ok(None) => {}
+                Err(error @ FetchError::Unreachable { .. }) => unknown = Some(error),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        unknown.map_or(Ok(None), Err)
+    }
+
+    /// Waits for one round through the sources, one that is under way already or a new one.
+    async fn round(self: &Arc<Self>, name: WalFileName) -> Outcome {
+        let mut outcome = {
+            let mut cache = lock(&self.cache);
+            self.forget_other_histories(&mut cache);
+            if let Some(entry) = cache.get_mut(&name) {
+                entry.wanted = true;
+                entry.touched = Instant::now();
+                if let Some(segment) = entry.live.upgrade() {
+                    return Outcome::Found(segment);
+                }
+            }
+            match cache.get(&name).and_then(|entry| entry.fetch.clone()) {
+                Some(fetch) => fetch,
+                None => self.start_fetch(&mut cache, name, true),
+            }
+        };
+        let done = outcome.wait_for(Option::is_some).await.ok().and_then(|done| done.clone());
+        done.unwrap_or_else(|| {
+            let is_dead =
+                |entry: &Entry| entry.fetch.as_ref().is_some_and(|fetch| fetch.has_changed().is_err());
+            // Else nobody would ever fetch it again.
+            lock(&self.cache).retain(|other, entry| *other != name || !is_dead(entry));
+            let reason = "the task that fetched it has ended".to_owned();
+            Outcome::Not(RecallError::Disk { file: self.file_name(name), reason })
+        })
+    }
+
+    fn start_fetch(
+        self: &Arc<Self>,
+        cache: &mut HashMap<WalFileName, Entry>,
+        name: WalFileName,
+        wanted: bool,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let (report, outcome) = watch::channel(None);
+        let entry = Entry {
+            fetch: Some(outcome.clone()),
+            live: Weak::new(),
+            kept: None,
+            wanted,
+            touched: Instant::now(),
+        };
+        cache.insert(name, entry);
+        self.make_room(cache);
+        let recall = self.clone();
+        tokio::spawn(async move {
+            let outcome = recall.fetch(name).await;
+            recall.note(name, &outcome, &report);
+            report.send_replace(Some(outcome));
+        });
+        outcome
+    }
+
+    /// A timeline that was left may go on: what was another's segment for its readers is its own then.
+    fn forget_other_histories(&self, cache: &mut HashMap<WalFileName, Entry>) {
+        let (now, mut chosen_by) = (self.store.history(), lock(&self.history));
+        if !Arc::ptr_eq(&now, &chosen_by) {
+            *chosen_by = now;
+            cache.clear();
+        }
+    }
+
+    /// Keeps what was found, forgets what was not; nothing of it if the fetch is none of the cache's any more.
+    fn note(&self, name: WalFileName, outcome: &Outcome, report: &watch::Sender<Option<Outcome>>) {
+        let mut cache = lock(&self.cache);
+        let fetch = cache.get(&name).and_then(|entry| entry.fetch.as_ref());
+        if !fetch.is_some_and(|fetch| fetch.same_channel(&report.subscribe())) {
+            return;
+        }
+        match (outcome, cache.get_mut(&name)) {
+            (Outcome::Found(segment), Some(entry)) => {
+                entry.fetch = None;
+                entry.live = Arc::downgrade(segment);
+                entry.kept = Some(segment.clone());
+                entry.touched = Instant::now();
+            }
+            _ => {
+                cache.remove(&name);
+            }
+        }
+    }
+
+    /// One round through the sources.
+    async fn fetch(&self, name: WalFileName) -> Outcome {
+        let file = self.file_name(name);
+        let Some(identity) = self.store.identity() else { return Outcome::Not(RecallError::Nowhere(file)) };
+        let share = (identity.seg_size.bytes() >> 20).clamp(1, IN_MEMORY_MB.into()) as u32;
+        // Nobody closes it.
+        let _memory = self.memory.acquire_many(share).await.ok();
+        let (mut unknown, mut damaged) = (None, None);
+        for wanted in self.candidates(name) {
+            let text = wanted.text(identity.seg_size);
+            for place in self.best_first() {
+                match place.read(&text).await {
+                    Ok(None) => {}
+                    Ok(Some(bytes)) => match self.take(wanted, &place, bytes).await {
+                        Ok(segment) => return Outcome::Found(segment),
+                        Err(TakeError::Damaged(error)) => damaged = Some(error),
+                        Err(TakeError::Disk(error)) => {
+                            let reason = error.to_string();
+                            return Outcome::Not(RecallError::Disk { file: text, reason });
+                        }
+                    },
+                    Err(error @ FetchError::Unreachable { .. }) => unknown = Some(error),
+                    Err(error) => damaged = Some(error),
+                }
+            }
+        }
+        if let Some(error) = &damaged {
+            tracing::error!("{error}");
+        }
+        match (unknown, damaged) {
+            (Some(error), _) => Outcome::Unknown(error),
+            (None, Some(error)) => Outcome::Not(RecallError::Damaged { file, reason: error.to_string() }),
+            (None, None) => Outcome::Not(RecallError::Nowhere(file)),
+        }
+    }
+
+    /// The files that would do, best first: where a timeline was left, its successor's begins with the same bytes.
+    fn candidates(&self, name: WalFileName) -> Vec<Wanted> {
+        let history = self.store.history();
+        let whole = |name| Wanted { name, len: None, is_partial: false };
+        let Some(size) = self.store.identity().map(|identity| identity.seg_size) else { return Vec::new() };
+        match history.switch_point(name.tli) {
+            Some((left_at, next)) if left_at.seg_at(size) == name.segno => {
+                let own = Wanted { len: Some(left_at.since(name.segno.start(size))), ..whole(name) };
+                vec![whole(WalFileName::new(next, name.segno)), own, Wanted { is_partial: true, ..own }]
+            }
+            _ => vec![whole(name)],
+        }
+    }
+
+    /// Verifies what a source gave, and maps it.
+    async fn take(&self, wanted: Wanted, place: &Place, bytes: Bytes) -> Result<Arc<Segment>, TakeError> {
+        let Some(identity) = self.store.identity() else {
+            return Err(TakeError::Disk(io::ErrorKind::NotFound.into()));
+        };
+        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
+        let history = self.store.history();
+        let path = self.dir.join(self.files.fetch_add(1, Ordering::Relaxed).to_string());
+        let (text, place) = (wanted.text(identity.seg_size), place.source.name().to_owned());
+        let work = move || {
+            let name = wanted.name;
+            let checked = match wanted.len {
+                None => check::whole_segment(id, name, Some(&history), &bytes),
+                Some(len) => check::part_of_segment(id, name, &bytes, len),
+            };
+            checked.map_err(|fault| {
+                TakeError::Damaged(FetchError::Damaged { place, file: text, reason: fault.to_string() })
+            })?;
+            let published = wanted.len.unwrap_or(id.seg_size.bytes());
+            map(&path, name, id, published, &bytes).map(Arc::new).map_err(TakeError::Disk)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|error| Err(TakeError::Disk(error.into())))
+    }
+
+    /// Starts to fetch what the reader of `name` will want next, as far as there is room and it is not here.
+    fn fetch_ahead(self: &Arc<Self>, name: WalFileName) {
+        let Some(identity) = self.store.identity() else { return };
+        let mut next = name;
+        for _ in 0..AHEAD {
+            next = self.after(next);
+            let held = self.store.mapped_segment(next.tli, next.segno).is_some()
+                || self.store.holds_segment(next.tli, next.segno);
+            let mut cache = lock(&self.cache);
+            if held || next.segno.end(identity.seg_size) > self.end() {
+                return;
+            }
+            if cache.get(&next).is_some_and(Entry::is_here_or_coming) {
+                continue;
+            }
+            if !self.has_room(&mut cache) {
+                return;
+            }
+            self.start_fetch(&mut cache, next, false);
+        }
+    }
+
+    /// The segment that a reader comes to after `name`, on the timeline on which it will be then.
+    fn after(&self, name: WalFileName) -> WalFileName {
+        let (history, segno) = (self.store.history(), name.segno.next());
+        let tli = match (history.switch_point(name.tli), self.store.identity()) {
+            (Some((left_at, _)), Some(identity)) if left_at <= segno.start(identity.seg_size) => {
+                history.timeline_at(segno.start(identity.seg_size))
+            }
+            _ => name.tli,
+        };
+        WalFileName::new(tli, segno)
+    }
+
+    fn end(&self) -> Lsn {
+        self.store.tip().map_or(Lsn::INVALID, |tip| tip.write_lsn)
+    }
+
+    /// Segments that may be kept or on their way at a time.
+    fn capacity(&self) -> usize {
+        let size = self.store.identity().map_or(1, |identity| identity.seg_size.bytes());
+        (self.budget / size).max(FEWEST) as usize
+    }
+
+    /// Whether one more may be fetched for nobody in particular.
+    fn has_room(&self, cache: &mut HashMap<WalFileName, Entry>) -> bool {
+        if cache.values().filter(|entry| entry.counts()).count() < self.capacity() {
+            return true;
+        }
+        give_up(cache, |entry| entry.wanted)
+    }
+
+    /// Gives up what is kept beyond the budget: first what was read, longest ago, then what was fetched ahead.
+    fn make_room(&self, cache: &mut HashMap<WalFileName, Entry>) {
+        while cache.values().filter(|entry| entry.counts()).count() > self.capacity() {
+            if !give_up(cache, |entry| entry.wanted) && !give_up(cache, |_| true) {
+                return;
+            }
+        }
+    }
+
+    fn clean(&self) {
+        lock(&self.cache).retain(|_, entry| {
+            let patience = if entry.wanted { KEEP_READ } else { KEEP_UNREAD };
+            if entry.touched.elapsed() > patience {
+                entry.kept = None;
+            }
+            entry.is_here_or_coming()
+        });
+    }
+
+    /// Those that have failed lately come last.
+    fn best_first(&self) -> Vec<Arc<Place>> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (bad, good): (Vec<_>, Vec<_>) = places.into_iter().partition(|place| place.is_in_disgrace());
+        good.into_iter().chain(bad).collect()
+    }
+
+    fn file_name(&self, name: WalFileName) -> String {
+        self.store.identity().map_or_else(|| format!("{name:?}"), |identity| name.format(identity.seg_size))
+    }
+}
+
+fn places(sources: Vec<Arc<dyn Source>>) -> Vec<Arc<Place>> {
+    let place = |source| Arc::new(Place { source, failed: Mutex::default() });
+    sources.into_iter().map(place).collect()
+}
+
+/// A file that may be asked for.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    name: WalFileName,
+    /// Bytes that count; `None` for all.
+    len: Option<u64>,
+    is_partial: bool,
+}
+
+impl Wanted {
+    fn text(self, size: SegSize) -> String {
+        let suffix = if self.is_partial { ".partial" } else { "" };
+        self.name.format(size) + suffix
+    }
+}
+
+impl Place {
+    async fn read(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
+        let answer = self.source.read(file).await;
+        let failed = matches!(answer, Err(FetchError::Unreachable { .. })).then(Instant::now);
+        *lock(&self.failed) = failed;
+        answer
+    }
+
+    fn is_in_disgrace(&self) -> bool {
+        lock(&self.failed).is_some_and(|at| at.elapsed() < IN_DISGRACE)
+    }
+}
+
+enum TakeError {
+    Damaged(FetchError),
+    Disk(io::Error),
+}
+
+/// Gives up the longest untouched of the segments kept for nobody in particular; false if there is none.
+fn give_up(cache: &mut HashMap<WalFileName, Entry>, which: impl Fn(&Entry) -> bool) -> bool {
+    let kept = cache.iter_mut().filter(|(_, entry)| entry.kept.is_some() && which(entry));
+    match kept.min_by_key(|(_, entry)| entry.touched) {
+        Some((_, entry)) => {
+            entry.kept = None;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Writes a segment into a file of full size, maps it and takes the name away. For blocking threads.
+fn map(path: &Path, name: WalFileName, id: WalIdentity, published: u64, bytes: &[u8]) -> io::Result<Segment> {
+    let made = || {
+        let mut file = File::options().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        file.set_len(id.seg_size.bytes())?;
+        Segment::open(path, name, id.seg_size, published)
+    };
+    let segment = made();
+    match fs::remove_file(path) {
+        Err(error) if segment.is_ok() => Err(error),
+        _ => segment,
+    }
+}
+
+fn make_empty(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::read_dir(dir)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! A running relay as a source, or any PostgreSQL server: WAL comes by START_REPLICATION.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::{Instant, timeout_at};
+use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, WalFileName};
+
+use super::source::{FetchError, Fetching, Source};
+use crate::archive::repo::name::FileName;
+use crate::conninfo::ConnInfo;
+use crate::pg::{QueryError, ServerError, UpstreamConnection, connect_any};
+use crate::pulse::Pulse;
+
+/// Longest wait for a connection, and for the next message of one.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often a walsender hears of us while it streams: well below any sensible `wal_sender_timeout`.
+const STATUS_EVERY: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(3) };
+
+/// A server that streams WAL. Each question is asked on a connection of its own.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    info: ConnInfo,
+    pulse: Pulse,
+}
+
+/// What a server says of itself.
+struct Facts {
+    size: SegSize,
+    history: TimelineHistory,
+    flush_lsn: Lsn,
+}
+
+/// Which part of a segment is the server's to give.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    Nothing,
+    /// Bytes from the start of a segment that is not finished on its timeline.
+    Beginning(u64),
+    Whole,
+}
+
+impl Server {
+    /// The server that a connection string leads to.
+    pub fn new(info: ConnInfo) -> Server {
+        Server { name: format!("server {info}"), info, pulse: Pulse::default() }
+    }
+
+    async fn get(&self, file: &str, unfinished: bool) -> Result<Option<Bytes>, FetchError> {
+        if file.ends_with(".partial") || file.ends_with(".backup") {
+            return Ok(None);
+        }
+        let mut conn = self.connect().await?;
+        self.pulse.beat();
+        let answer = match TimelineId::from_history_file_name(file) {
+            Some(tli) => history(&mut conn, tli).await,
+            None => segment(&mut conn, file, unfinished, &self.pulse).await,
+        };
+        match answer {
+            // It may have gone over to another timeline meanwhile. That has no SQLSTATE, and words that are translated.
+            Err(QueryError::Server(error)) if error.is_internal() => {
+                match self.has(file, unfinished).await? {
+                    true => Err(self.unreachable(error.to_string())),
+                    false => Ok(None),
+                }
+            }
+            Err(error) => Err(self.unreachable(error.to_string())),
+            Ok(answer) => {
+                conn.close().await;
+                Ok(answer)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<UpstreamConnection, FetchError> {
+        let connected = connect_any(&self.info, Instant::now() + LIMIT).await;
+        connected.map_err(|error| self.unreachable(error.to_string()))
+    }
+
+    fn unreachable(&self, reason: String) -> FetchError {
+        FetchError::Unreachable { place: self.name.clone(), reason }
+    }
+
+    /// Whether a segment is the server's to give.
+    async fn has(&self, file: &str, unfinished: bool) -> Result<bool, FetchError> {
+        let mut conn = self.connect().await?;
+        let facts = facts(&mut conn).await.map_err(|error| self.unreachable(error.to_string()))?;
+        conn.close().await;
+        Ok(facts.is_some_and(|facts| facts.length(file, unfinished).is_some()))
+    }
+
+    /// The segment in which the server's WAL ends, and where its timeline begins, if they are later.
+    async fn after(&self, segment: &str) -> Result<Vec<FileName>, FetchError> {
+        let mut conn = self.connect().await?;
+        let facts = facts(&mut conn).await.map_err(|error| self.unreachable(error.to_string()))?;
+        conn.close().await;
+        let Some(facts) = facts else { return Ok(Vec::new()) };
+        let tli = facts.history.tli();
+        let newest = WalFileName::new(tli, facts.flush_lsn.seg_before(facts.size));
+        let history = (tli != TimelineId::FIRST).then(|| FileName::history(tli));
+        let known = history.into_iter().chain([FileName::segment(newest, facts.size)]);
+        Ok(known.filter(|file| file.as_str() > segment).collect())
+    }
+}
+
+impl Source for Server {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(self.get(file, false))
+    }
+
+    fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
+        Box::pin(async move { Ok(self.get(segment, true).await?.into_iter().collect()) })
+    }
+
+    fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
+        Box::pin(self.after(segment))
+    }
+}
+
+async fn history(conn: &mut UpstreamConnection, tli: TimelineId) -> Result<Option<Bytes>, QueryError> {
+    match conn.query(&format!("TIMELINE_HISTORY {}", tli.as_u32())).await {
+        Ok(result) => Ok(result.rows.into_iter().next().and_then(|row| row.into_iter().nth(1)?)),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn segment(
+    conn: &mut UpstreamConnection,
+    file: &str,
+    unfinished: bool,
+    pulse: &Pulse,
+) -> Result<Option<Bytes>, QueryError> {
+    let Some(facts) = facts(conn).await? else { return Ok(None) };
+    pulse.beat();
+    let Some((name, len)) = facts.length(file, unfinished) else { return Ok(None) };
+    let start = name.segno.start(facts.size);
+    match stream(conn, start, name.tli, len as usize, pulse).await {
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+impl Facts {
+    /// The bytes to ask for of a segment, which is to be whole, or not to be.
+    fn length(&self, file: &str, unfinished: bool) -> Option<(WalFileName, u64)> {
+        let name = WalFileName::parse(file, self.size)?;
+        match (self.part(name), unfinished) {
+            (Part::Whole, false) => Some((name, self.size.bytes())),
+            (Part::Beginning(len), true) => Some((name, len)),
+            _ => None,
+        }
+    }
+
+    fn part(&self, name: WalFileName) -> Part {
+        let (start, end) = (name.segno.start(self.size), name.segno.end(self.size));
+        let left_at = match self.history.switch_point(name.tli) {
+            Some((left_at, _)) => left_at,
+            None if name.tli == self.history.tli() => Lsn::new(u64::MAX),
+            None => return Part::Nothing,
+        };
+        match left_at.min(self.flush_lsn) {
+            to if to >= end => Part::Whole,
+            to if to > start => Part::Beginning(to.since(start)),
+            _ => Part::Nothing,
+        }
+    }
+}
+
+/// `None` from a server that has no WAL yet.
+async fn facts(conn: &mut UpstreamConnection) -> Result<Option<Facts>, QueryError> {
+    let system = match conn.query("IDENTIFY_SYSTEM").await {
+        Err(QueryError::Server(error)) if error.sqlstate == "57P03" => return Ok(None),
+        other => other?,
+    };
+    let text = |column: usize| {
+        let value = system.rows.first().and_then(|row| row.get(column)?.as_deref());
+        value.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
+    };
+    let bad =
+        |what: &str| QueryError::Protocol { problem: format!("{what} in the answer to IDENTIFY_SYSTEM") };
+    let tli = text(1).parse().ok().and_then(TimelineId::new).ok_or_else(|| bad("no timeline"))?;
+    let flush_lsn = text(2).parse().map_err(|_| bad("no position"))?;
+    let history = match tli {
+        TimelineId::FIRST => TimelineHistory::first(),
+        tli => {
+            let content = history(conn, tli).await?.ok_or_else(|| bad("a timeline without a history"))?;
+            TimelineHistory::parse(tli, &content).map_err(|_| bad("a timeline with a bad history"))?
+        }
+    };
+    let shown = conn.query("SHOW wal_segment_size").await?;
+    let shown = shown.rows.first().and_then(|row| row.first()?.as_deref());
+    let size = SegSize::from_show(&String::from_utf8_lossy(shown.unwrap_or_default()));
+    let size = size.map_err(|error| QueryError::Protocol { problem: error.to_string() })?;
+    Ok(Some(Facts { size, history, flush_lsn }))
+}
+
+/// Takes `len` bytes from `start` on. The connection is of no more use then.
+async fn stream(
+    conn: &mut UpstreamConnection,
+    start: Lsn,
+    tli: TimelineId,
+    len: usize,
+    pulse: &Pulse,
+) -> Result<Bytes, QueryError> {
+    conn.send_query(&format!("START_REPLICATION PHYSICAL {start} TIMELINE {tli}")).await?;
+    let mut wal = BytesMut::with_capacity(len);
+    let mut report_at = None;
+    while wal.len() < len {
+        let received = start.advance(wal.len() as u64);
+        let (kind, body) = next_message(conn, received, &mut report_at).await?;
+        pulse.beat();
+        match kind {
+            b'W' => report_at = Some(Instant::now() + STATUS_EVERY),
+            b'd' if append(&mut wal, start, &body)? => report_at = Some(Instant::now()),
+            b'E' => return Err(QueryError::Server(ServerError::of_message(body))),
+            b'c' | b'Z' => return Err(QueryError::Protocol { problem: "stream that ends early".to_owned() }),
+            _ => {}
+        }
+    }
+    wal.truncate(len);
+    Ok(wal.freeze())
+}
+
+/// The next message; a report first, and while it takes long, whenever one is due.
+async fn next_message(
+    conn: &mut UpstreamConnection,
+    received: Lsn,
+    report_at: &mut Option<Instant>,
+) -> Result<(u8, Bytes), QueryError> {
+    let silent_at = Instant::now() + LIMIT;
+    loop {
+        if report_at.is_some_and(|at| at <= Instant::now()) {
+            conn.send_status(received).await?;
+            *report_at = Some(Instant::now() + STATUS_EVERY);
+        }
+        let until = report_at.map_or(silent_at, |at| at.min(silent_at));
+        match timeout_at(until, conn.next_message()).await {
+            Ok(message) => return message,
+            Err(_) if until == silent_at => return Err(QueryError::Io(io::ErrorKind::TimedOut.into())),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Takes a message of the stream; whether the server wants to hear of us at once.
+fn append(wal: &mut BytesMut, start: Lsn, body: &[u8]) -> Result<bool, QueryError> {
+    let bad = |problem: String| QueryError::Protocol { problem };
+    let (header, bytes) = match ServerMessage::decode(body).map_err(|error| bad(error.to_string()))? {
+        ServerMessage::XLogData(header, bytes) => (header, bytes),
+        ServerMessage::Keepalive(keepalive) => return Ok(keepalive.reply_requested),
+    };
+    let expected = start.advance(wal.len() as u64);
+    if header.start != expected {
+        return Err(bad(format!("WAL at {}, expected {expected}", header.start)));
+    }
+    wal.extend_from_slice(bytes);
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use walrelay_proto::{ClientMessage, Keepalive, PgTimestamp, SegNo, StandbyStatusUpdate, XLogDataHeader};
+
+    use crate::conninfo::Environment;
+
+    const MB: u64 = 1 << 20;
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(body.len() + 4).unwrap();
+        [&[kind][..], &len.to_be_bytes(), body].concat()
+    }
+
+    /// One row of text, and the end of the answer.
+    fn row(values: &[&str]) -> Vec<u8> {
+        let count = u16::try_from(values.len()).unwrap().to_be_bytes();
+        let columns = [count.to_vec(), vec![0; 19 * values.len()]].concat();
+        let value =
+            |text: &&str| [&u32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat();
+        let values = [count.to_vec(), values.iter().flat_map(value).collect()].concat();
+        [frame(b'T', &columns), frame(b'D', &values), frame(b'C', b"SELECT\0"), frame(b'Z', b"I")].concat()
+    }
+
+    async fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+        let kind = stream.read_u8().await.unwrap();
+        let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+        stream.read_exact(&mut body).await.unwrap();
+        (kind, body)
+    }
+
+    async fn read_status(stream: &mut TcpStream) -> StandbyStatusUpdate {
+        let (kind, body) = read_frame(stream).await;
+        assert_eq!(kind, b'd');
+        match ClientMessage::decode(&body) {
+            Ok(ClientMessage::Status(status)) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn wal(start: Lsn, len: usize) -> Vec<u8> {
+        let header = XLogDataHeader { start, end: start, send_time: PgTimestamp::from_micros(1) };
+        [&header.frame(len as u32)[..], &vec![7; len]].concat()
+    }
+
+    async fn welcome(stream: &mut TcpStream) {
+        let len = stream.read_u32().await.unwrap() as usize;
+        stream.read_exact(&mut vec![0; len - 4]).await.unwrap();
+        let welcome = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.1\0"), frame(b'Z', b"I")];
+        stream.write_all(&welcome.concat()).await.unwrap();
+    }
+
+    /// Answers one question after another.
+    async fn answer(stream: &mut TcpStream, answers: &[Vec<u8>]) {
+        for answer in answers {
+            assert_eq!(read_frame(stream).await.0, b'Q');
+            stream.write_all(answer).await.unwrap();
+        }
+    }
+
+    /// A walsender that sends segment 3 of 1 MB, and goes on only when it has heard of its client: asked for, and, as
+    /// `wal_sender_timeout` has it, without.
+    async fn walsender(mut stream: TcpStream) {
+        welcome(&mut stream).await;
+        answer(&mut stream, &[row(&["77", "1", "0/800000", ""]), row(&["1MB"])]).await;
+        assert_eq!(read_frame(&mut stream).await.0, b'Q');
+        stream.write_all(&frame(b'W', &[0; 3])).await.unwrap();
+        let (start, half) = (Lsn::new(3 * MB), MB as usize / 2);
+        let end = Lsn::new(8 * MB);
+        let keepalive = Keepalive { end, send_time: PgTimestamp::from_micros(1), reply_requested: true };
+        stream.write_all(&keepalive.frame()).await.unwrap();
+        read_status(&mut stream).await;
+        stream.write_all(&wal(start, half)).await.unwrap();
+        // The second one at the latest has been sent after that.
+        let middle = start.advance(half as u64);
+        while read_status(&mut stream).await.write != Some(middle) {}
+        let status = read_status(&mut stream).await;
+        assert_eq!((status.write, status.flush, status.apply), (Some(middle), None, None));
+        stream.write_all(&wal(middle, half)).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+
+    /// Where to listen, and a source that asks there.
+    async fn source() -> (TcpListener, Server) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let environment = Environment::of_user("rep").with("HOME", "/nonexistent");
+        let info = format!("host=127.0.0.1 port={port} user=rep sslmode=disable");
+        (listener, Server::new(ConnInfo::parse(&info, &environment).unwrap()))
+    }
+
+    /// The error is the same when nobody knows why, and its words are anybody's.
+    #[tokio::test]
+    async fn what_a_server_has_left_meanwhile_is_missing_there_in_whatever_language() {
+        let first = [row(&["77", "1", "0/800000", ""]), row(&["1MB"])];
+        let history = row(&["00000002.history", "1\t0/280000\tx\n"]);
+        let left = vec![row(&["77", "2", "0/800000", ""]), history, row(&["1MB"])];
+        let message =
+            "angeforderter Startpunkt 0/300000 auf Zeitleiste 1 ist nicht in der History dieses Servers";
+        let error = format!("SFEHLER\0VERROR\0CXX000\0M{message}\0\0");
+        let refusal = [frame(b'E', error.as_bytes()), frame(b'Z', b"I")].concat();
+        for (then, is_missing) in [(left, true), (first.to_vec(), false)] {
+            let (listener, source) = source().await;
+            let script = async {
+                for answers in [[&first[..], std::slice::from_ref(&refusal)].concat(), then] {
+                    let mut stream = listener.accept().await.unwrap().0;
+                    welcome(&mut stream).await;
+                    answer(&mut stream, &answers).await;
+                }
+            };
+            let (found, ()) = tokio::join!(source.read("000000010000000000000003"), script);
+            match found {
+                Ok(None) => assert!(is_missing),
+                other => assert!(!is_missing && other.unwrap_err().to_string().contains(message)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_walsender_hears_of_us_while_it_streams() {
+        let (listener, source) = source().await;
+        let server = tokio::spawn(async move { walsender(listener.accept().await.unwrap().0).await });
+        let segment = source.read("000000010000000000000003").await.unwrap().unwrap();
+        assert!(segment.len() as u64 == MB && segment.iter().all(|&byte| byte == 7));
+        server.await.unwrap();
+    }
+
+    #[test]
+    fn a_server_has_what_lies_on_its_way_and_is_durable() {
+        let tli = |number| TimelineId::new(number).unwrap();
+        let facts = Facts {
+            size: SegSize::new(MB).unwrap(),
+            history: TimelineHistory::parse(tli(3), b"1\t0/380000\tx\n").unwrap(),
+            flush_lsn: Lsn::new(6 * MB + 100),
+        };
+        let part = |timeline, segno| facts.part(WalFileName::new(tli(timeline), SegNo::new(segno)));
+        assert_eq!(part(1, 2), Part::Whole);
+        assert_eq!(part(1, 3), Part::Beginning(MB / 2));
+        assert_eq!(part(1, 4), Part::Nothing);
+        assert_eq!(part(2, 3), Part::Nothing);
+        assert_eq!(part(3, 3), Part::Whole);
+        assert_eq!(part(3, 5), Part::Whole);
+        assert_eq!(part(3, 6), Part::Beginning(100));
+        assert_eq!(part(3, 7), Part::Nothing);
+    }
+}

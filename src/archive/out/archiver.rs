@@ -1,0 +1,291 @@
+//! The archiver: looks what `pg_wal` has, and runs a worker for each target.
+//!
+//! ```text
+//! store: a file got its name ──> scan ── Listing ──> worker of each target ── done so far ──> Floors ──> retention
+//! ```
+//!
+//! Workers share nothing but the listing: one that waits for its target holds up nobody. All WAL is held until
+//! every worker has said what it needs.
+
+mod control;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::Lsn;
+
+use super::listing::Listing;
+use super::worker::Sink;
+use crate::archive::repo::repository::ArchiveError;
+use crate::archive::repo::target::Target;
+use crate::objects::Places;
+use crate::parts::{PartEnded, Tasks};
+use crate::store::{ArchivedWal, Store};
+pub use control::{ArchiveControl, Prepared};
+
+/// How often `pg_wal` is looked at without a reason, for files that others put there.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a directory may take to say what it is at the start.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// All targets' workers.
+#[derive(Debug)]
+pub struct Archiver {
+    tasks: Tasks,
+    /// Parts that the control starts; as many as there ever were targets.
+    started: mpsc::UnboundedReceiver<Part>,
+    control: Arc<ArchiveControl>,
+}
+
+/// A part to be watched, and its name.
+type Part = (String, BoxFuture<'static, ()>);
+
+/// What one target needs and has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floor {
+    /// WAL from here on is to be kept.
+    pub(super) hold: Lsn,
+    /// What can be read back from it.
+    pub(super) archived: Option<ArchivedWal>,
+}
+
+/// Every target's floor; together they are the store's.
+#[derive(Debug)]
+pub(super) struct Floors {
+    store: Arc<Store>,
+    floors: Mutex<BTreeMap<String, Need>>,
+}
+
+/// What a target needs in one place: what it said about another one does not count.
+#[derive(Debug)]
+struct Need {
+    /// Its [`Target::identity`].
+    place: String,
+    /// `None` until it has said so.
+    floor: Option<Floor>,
+}
+
+impl Floors {
+    pub(super) fn new(store: Arc<Store>) -> Floors {
+        Floors { store, floors: Mutex::default() }
+    }
+
+    /// Holds everything until this target has said what it needs in the place of this identity.
+    pub(super) fn expect(&self, name: &str, place: String) {
+        lock(&self.floors).insert(name.to_owned(), Need { place, floor: None });
+        self.store.hold_for_archive(Some(Lsn::INVALID));
+    }
+
+    /// What a target needs; nothing is done if another place is expected of it meanwhile, where less may be.
+    pub(super) fn set(&self, name: &str, place: &str, floor: Floor) {
+        let mut floors = lock(&self.floors);
+        let Some(need) = floors.get_mut(name).filter(|need| need.place == place) else { return };
+        need.floor = Some(floor);
+        self.tell(&floors);
+    }
+
+    /// Nothing is held for this target any more.
+    fn remove(&self, name: &str) {
+        let mut floors = lock(&self.floors);
+        floors.remove(name);
+        self.tell(&floors);
+    }
+
+    fn tell(&self, floors: &BTreeMap<String, Need>) {
+        let hold = floors.values().map(|need| need.floor.map_or(Lsn::INVALID, |floor| floor.hold)).min();
+        let archived = floors.values().filter_map(|need| need.floor?.archived);
+        self.store.set_archived(archived.max_by_key(|archived| archived.to));
+        self.store.hold_for_archive(hold);
+    }
+}
+
+impl Archiver {
+    /// Opens the targets and starts their workers. A target that is down is no error; one that is not
+    /// configured right is. `grace` is how long uploads may go on after [`Archiver::stop`].
+    ///
+    /// Must be called before WAL arrives, because it makes retention wait for the archive.
+    pub fn start(store: &Arc<Store>, targets: &[Target], grace: Duration) -> Result<Archiver, ArchiveError> {
+        let (starts, started) = mpsc::unbounded_channel();
+        let control = Arc::new(ArchiveControl::new(store, grace, starts));
+        let prepared = control.prepare(targets)?;
+        let mut archiver = Archiver { tasks: Tasks::default(), started, control };
+        archiver.control.apply(prepared);
+        archiver.watch_started();
+        Ok(archiver)
+    }
+
+    /// What changes the targets while the workers run.
+    pub fn control(&self) -> Arc<ArchiveControl> {
+        self.control.clone()
+    }
+
+    fn watch_started(&mut self) {
+        while let Ok((name, part)) = self.started.try_recv() {
+            self.tasks.spawn(name, part);
+        }
+    }
+
+    /// Resolves when a worker has ended by itself; never, if there are none. Workers of new targets start only while this
+    /// is waited for. Cancel-safe.
+    pub async fn lost(&mut self) -> PartEnded {
+        loop {
+            tokio::select! {
+                lost = self.tasks.lost() => return lost,
+                Some((name, part)) = self.started.recv() => self.tasks.spawn(name, part),
+            }
+        }
+    }
+
+    /// Lets uploads end within the grace time and saves how far the targets have got. A worker that panicked instead.
+    /// Cancel-safe.
+    pub async fn stop(&mut self) -> Result<(), PartEnded> {
+        self.control.stop.cancel();
+        self.tasks.finish().await
+    }
+
+    /// Tells the workers to stop and does not wait.
+    pub fn abandon(&self) {
+        self.control.stop.cancel();
+    }
+
+    /// The names of workers that have not ended.
+    pub fn running(&self) -> Vec<&str> {
+        self.tasks.running()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Directories that must not be targets are refused before anything is written to them. One that does not answer, or
+/// does not exist yet, is looked at when it is used first.
+fn refuse_wrong_places(targets: &[(Target, Sink)], data_dir: &Path) -> Result<(), ArchiveError> {
+    let (report, answers) = std::sync::mpsc::channel();
+    let places = Arc::new(Places::new(data_dir));
+    let mut asked = 0;
+    for (target, sink) in targets {
+        let Sink::Objects(repository) = sink else { continue };
+        let (name, storage) = (target.name.clone(), repository.storage().clone());
+        let (places, report) = (places.clone(), report.clone());
+        asked += 1;
+        std::thread::spawn(move || report.send((name.clone(), storage.place(&places, &name))));
+    }
+    let until = Instant::now() + START_PATIENCE;
+    for _ in 0..asked {
+        let Ok((target, answer)) = answers.recv_timeout(until.saturating_duration_since(Instant::now()))
+        else {
+            return Ok(());
+        };
+        if let Err(reason) = answer {
+            return Err(ArchiveError::Refused { target, reason });
+        }
+    }
+    Ok(())
+}
+
+/// Tells the workers what there is, whenever that changes.
+async fn scan(store: Arc<Store>, listings: watch::Sender<Option<Arc<Listing>>>, stop: CancellationToken) {
+    let mut changed = store.wal_files_changed();
+    let mut written = store.written();
+    loop {
+        changed.borrow_and_update();
+        let from = store.clone();
+        let found = tokio::task::spawn_blocking(move || look(&from)).await;
+        let again = match found.map_err(std::io::Error::other).flatten() {
+            Ok(Look::Listing(listing)) => {
+                listings.send_replace(Some(Arc::new(listing)));
+                LOOK_AGAIN
+            }
+            Ok(Look::Nothing) => {
+                // Also what there was may be none of ours any more: a beginning that was given up. The next wait goes by it.
+                listings.send_if_modified(|known| known.take().is_some());
+                LOOK_AGAIN
+            }
+            Ok(Look::Between) => Duration::from_millis(20),
+            Err(error) => {
+                tracing::error!("could not list the relay's pg_wal for the archive: {error}");
+                Duration::from_secs(5)
+            }
+        };
+        if again < LOOK_AGAIN {
+            tokio::select! {
+                () = tokio::time::sleep(again) => continue,
+                () = stop.cancelled() => return,
+            }
+        }
+        let known = listings.borrow().as_ref().map(|listing| listing.history.tli());
+        tokio::select! {
+            _ = changed.changed() => {}
+            // Its first WAL, or another timeline: the unfinished segment of the old one is final.
+            _ = written.wait_for(|tip| tip.map(|tip| tip.tli) != known) => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// What a look at `pg_wal` gives.
+enum Look {
+    /// No WAL yet.
+    Nothing,
+    /// A timeline switch is half done.
+    Between,
+    Listing(Listing),
+}
+
+fn look(store: &Store) -> std::io::Result<Look> {
+    let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Ok(Look::Nothing) };
+    let history = store.history();
+    if history.tli() != tip.tli {
+        return Ok(Look::Between);
+    }
+    let names = store.wal_files()?;
+    Ok(Look::Listing(Listing::new(&names, identity.seg_size, history, tip.write_lsn)))
+}
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::{SegSize, SystemId, TimelineHistory, TimelineId};
+    use walrelay_testkit::wait_until;
+
+    use super::*;
+    use crate::store::{Identity, StoreConfig, UpstreamParameters, WalWrite};
+
+    /// What was looked at last is what the next change is told from: else the scan would never wait.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_beginning_that_is_given_up_leaves_nothing_to_archive_until_there_is_another() {
+        let dir = crate::permissions::private_tempdir();
+        let (store, mut writer, _background) = Store::open(StoreConfig {
+            data_dir: dir.path().to_owned(),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 1 << 30,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 1,
+        })
+        .unwrap();
+        let identity = Identity { system_id: SystemId(77), seg_size: SegSize::new(1 << 20).unwrap() };
+        store.attach(identity, UpstreamParameters::default()).unwrap();
+        let (listings, listing) = watch::channel(None::<Arc<Listing>>);
+        let stop = CancellationToken::new();
+        let scanning = tokio::spawn(scan(store.clone(), listings, stop.clone()));
+        let listed = || listing.borrow().as_ref().map(|listing| listing.history.tli());
+        writer.begin(identity, TimelineHistory::first(), Lsn::new(5 << 20));
+        writer.show_start();
+        wait_until("a listing", || listed() == Some(TimelineId::FIRST));
+        let second = TimelineId::new(2).unwrap();
+        let history = TimelineHistory::parse(second, b"1\t0/280000\tx\n").unwrap();
+        writer.begin(identity, history, Lsn::new(3 << 20));
+        wait_until("none", || listed().is_none());
+        writer.show_start();
+        wait_until("the other beginning", || listed() == Some(second));
+        stop.cancel();
+        scanning.await.unwrap();
+    }
+}

@@ -1,0 +1,251 @@
+//! The tail of the unfinished segment, in pieces: what a disaster can take is an interval, not a segment.
+//!
+//! A piece goes out half an interval after the last one at most, and only if there are new bytes; all of them
+//! are durable here. Sixteen pieces in a row are replaced by one, sixteen of those by a larger one, and so on: a
+//! segment that fills slowly is sent a few times over, and never lies in more than a few dozen pieces.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use walrelay_proto::{SegSize, WalFileName};
+
+use super::backoff;
+use super::worker::{SharedQueue, lock, mapped};
+use crate::archive::repo::name::{ChunkName, FileName};
+use crate::archive::repo::repository::{Repository, WriteError, from_read};
+use crate::store::Store;
+
+/// A failure that lasts is told again after this time.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// So many pieces of a kind become one.
+const MERGE: usize = 16;
+
+/// Sends one target the tail.
+pub(super) struct Tail {
+    repository: Repository,
+    store: Arc<Store>,
+    queue: SharedQueue,
+    interval: Duration,
+    current: Option<Current>,
+}
+
+/// The segment that pieces are sent of.
+struct Current {
+    wal: WalFileName,
+    name: FileName,
+    pieces: Pieces,
+}
+
+/// Pieces of a segment that lie in the target, without gap or overlap from its start.
+#[derive(Default, Debug)]
+struct Pieces {
+    /// Each with its level: how many times it was merged.
+    pieces: Vec<(u32, ChunkName)>,
+}
+
+impl Pieces {
+    fn end(&self) -> u64 {
+        self.pieces.last().map_or(0, |(_, chunk)| chunk.end)
+    }
+
+    /// Where the next piece begins: it may replace some of those before it. Also which level it gets.
+    fn next_start(&self) -> (u64, u32) {
+        let (mut keep, mut level) = (self.pieces.len(), 0);
+        loop {
+            let run = self.pieces[..keep].iter().rev().take_while(|(other, _)| *other == level).count();
+            if run + 1 < MERGE {
+                let start = self.pieces[..keep].last().map_or(0, |(_, chunk)| chunk.end);
+                return (start, level);
+            }
+            keep -= run;
+            level += 1;
+        }
+    }
+
+    /// Takes a new piece in; gives back those it replaces.
+    fn add(&mut self, chunk: ChunkName, level: u32) -> Vec<ChunkName> {
+        let keep = self.pieces.iter().take_while(|(_, old)| old.end <= chunk.start).count();
+        let replaced = self.pieces.drain(keep..).map(|(_, old)| old).collect();
+        self.pieces.push((level, chunk));
+        replaced
+    }
+}
+
+impl Tail {
+    pub(super) fn new(
+        repository: Repository,
+        store: Arc<Store>,
+        queue: SharedQueue,
+        interval: Duration,
+    ) -> Tail {
+        Tail { repository, store, queue, interval, current: None }
+    }
+
+    /// Until it is told to stop; then what is durable by that time goes out.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut flushed = self.store.flushed();
+        let mut failures = 0;
+        let mut failing: Option<(Instant, Instant)> = None;
+        let mut last = Instant::now();
+        while !stop.is_cancelled() {
+            let pause = if failures > 0 { backoff::pause(failures) } else { self.interval / 2 };
+            tokio::select! {
+                () = sleep_until(last + pause) => {}
+                () = stop.cancelled() => {}
+            }
+            if failures == 0 {
+                tokio::select! {
+                    changed = flushed.changed() => if changed.is_err() { return },
+                    () = stop.cancelled() => {}
+                }
+            }
+            last = Instant::now();
+            match self.send().await {
+                Ok(()) => {
+                    failures = 0;
+                    if failing.take().is_some() {
+                        tracing::info!(
+                            "the tail of the WAL reaches archive target \"{}\" again",
+                            self.repository.name()
+                        );
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    let (since, told) = *failing.get_or_insert((last, last));
+                    if failures == 1 || told.elapsed() >= REPORT_EVERY {
+                        failing = Some((since, Instant::now()));
+                        tracing::warn!(
+                            "the tail of the WAL does not reach the archive: {error}; {} s so far",
+                            since.elapsed().as_secs()
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what is durable and not there yet.
+    async fn send(&mut self) -> Result<(), WriteError> {
+        let (Some(identity), Some(tip)) = (self.store.identity(), self.store.tip()) else { return Ok(()) };
+        let size = identity.seg_size;
+        let Some(end) = tip.flush_lsn.valid().filter(|end| Some(*end) != self.store.begun_at()) else {
+            return Ok(());
+        };
+        let wal = WalFileName::new(tip.tli, end.seg_before(size));
+        if self.current.as_ref().is_none_or(|current| current.wal != wal) {
+            self.finish_last(wal, size).await?;
+            self.current = Some(self.open(wal, size).await?);
+        }
+        let offset = end.since(wal.segno.start(size));
+        self.send_up_to(offset).await
+    }
+
+    /// The rest of the segment before, unless it is there whole already.
+    async fn finish_last(&mut self, now: WalFileName, size: SegSize) -> Result<(), WriteError> {
+        let Some(last) = &self.current else { return Ok(()) };
+        let is_next = last.wal.tli == now.tli && last.wal.segno.next() == now.segno;
+        if !is_next || last.pieces.pieces.is_empty() {
+            return Ok(());
+        }
+        self.send_up_to(size.bytes()).await
+    }
+
+    /// What lies in the target of a segment, if it is really ours.
+    async fn open(&self, wal: WalFileName, size: SegSize) -> Result<Current, WriteError> {
+        let name = FileName::segment(wal, size);
+        let mut current = Current { wal, name: name.clone(), pieces: Pieces::default() };
+        let first_time = self.current.is_none();
+        if !first_time {
+            return Ok(current);
+        }
+        let mut found = self.repository.chunks(&name).await.map_err(from_read)?;
+        // The longest first: a piece and those it replaced may lie there together after a crash.
+        found.sort_by_key(|chunk| (chunk.start, std::cmp::Reverse(chunk.end)));
+        for chunk in found {
+            let held = current.pieces.end();
+            if chunk.start == held && self.is_ours(wal, &chunk).await {
+                let level = (chunk.end - chunk.start).ilog2().saturating_sub(16) / 4;
+                current.pieces.pieces.push((level, chunk));
+            }
+        }
+        Ok(current)
+    }
+
+    async fn is_ours(&self, wal: WalFileName, chunk: &ChunkName) -> bool {
+        let bytes = self.read(wal, chunk.start, chunk.end).await;
+        let chunk = chunk.clone();
+        let same =
+            move || bytes.is_some_and(|bytes| ChunkName::of(&chunk.segment, chunk.start, &bytes) == chunk);
+        tokio::task::spawn_blocking(same).await.unwrap_or(false)
+    }
+
+    async fn send_up_to(&mut self, end: u64) -> Result<(), WriteError> {
+        let Some(current) = &self.current else { return Ok(()) };
+        if current.pieces.end() >= end || lock(&self.queue).progress().is_done(&current.name) {
+            return Ok(());
+        }
+        let (start, level) = current.pieces.next_start();
+        let (wal, name) = (current.wal, current.name.clone());
+        let Some(bytes) = self.read(wal, start, end).await else { return Ok(()) };
+        let chunk = self.repository.write_chunk(&name, start, bytes).await?;
+        let replaced = self.current.as_mut().map(|current| current.pieces.add(chunk, level));
+        if lock(&self.queue).progress().is_done(&name) {
+            // It has arrived whole meanwhile, and its pieces were removed before this one came.
+            return self.repository.remove_all_chunks(&name).await;
+        }
+        self.repository.remove_chunks(&replaced.unwrap_or_default()).await
+    }
+
+    /// Bytes of a segment here; `None` if they are not here any more, or not published.
+    async fn read(&self, wal: WalFileName, start: u64, end: u64) -> Option<Bytes> {
+        let store = self.store.clone();
+        let read = move || {
+            let segment = store.segment(wal.tli, wal.segno).ok()?;
+            let len = (end - start) as usize;
+            let there = segment.name() == wal && segment.published() >= end;
+            there.then(|| segment.populate(start, len).ok())??;
+            // Not a copy: merged pieces may be as long as the segment, 1 GB that is.
+            Some(mapped(segment).slice(start as usize..end as usize))
+        };
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_merged_and_never_overlap() {
+        let segment = FileName::parse("000000010000000000000003").unwrap();
+        let mut pieces = Pieces::default();
+        let mut sent = 0;
+        for end in 1u64..=4096 {
+            let (start, level) = pieces.next_start();
+            let bytes = vec![0u8; (end - start) as usize];
+            sent += end - start;
+            pieces.add(ChunkName::of(&segment, start, &bytes), level);
+            assert_eq!(pieces.end(), end);
+            assert!(pieces.pieces.windows(2).all(|pair| pair[0].1.end == pair[1].1.start));
+            assert_eq!(pieces.pieces[0].1.start, 0);
+            assert!(pieces.pieces.len() <= 3 * MERGE);
+        }
+        // 4096 is 16 to the third: each byte is sent once, and at most once more for each merge.
+        assert!(sent < 4 * 4096, "{sent}");
+    }
+
+    #[test]
+    fn a_piece_tells_which_ones_it_replaces() {
+        let segment = FileName::parse("000000010000000000000003").unwrap();
+        let chunk = |start: u64, end: u64| ChunkName::of(&segment, start, &vec![0; (end - start) as usize]);
+        let mut pieces = Pieces::default();
+        assert_eq!(pieces.add(chunk(0, 10), 0), []);
+        assert_eq!(pieces.add(chunk(10, 15), 0), []);
+        assert_eq!(pieces.add(chunk(10, 20), 1), [chunk(10, 15)]);
+        assert_eq!(pieces.end(), 20);
+    }
+}
