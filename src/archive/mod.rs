@@ -23,7 +23,7 @@ pub use crate::pulse::Pulse;
 pub(crate) use back::memory;
 pub use back::recall::{Recall, RecallError};
 pub use back::relay_directory::RelayDirectory;
-pub use back::source::{FetchError, Fetching, Source};
+pub use back::source::{FetchError, Fetching, Look, Source};
 pub use back::streaming::Server;
 pub use back::target_source::TargetSource;
 pub use back::{fetch, restore, spool};

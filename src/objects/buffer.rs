@@ -31,7 +31,7 @@ pub(crate) fn read_to_end(mut file: File, limit: &Limit, pulse: &Pulse) -> io::R
     let mut memory = MmapMut::map_anon(size)?;
     // The kernel may have none.
     let _ = memory.advise(Advice::HugePage);
-    let filled = fill(&mut file, &mut memory, pulse)?;
+    let filled = fill_heard(&mut file, &mut memory, pulse)?;
     Ok(Bytes::from_owner(memory).slice(..filled))
 }
 
@@ -83,7 +83,7 @@ fn admitted(file: &mut File, limit: &Limit, pulse: &Pulse) -> io::Result<u64> {
     if limit.must_look(size).map_err(refused)? {
         // As with all of it: on a slow line each piece is a sign of life.
         let mut beginning = vec![0; limit.peek];
-        let filled = fill(file, &mut beginning, pulse)?;
+        let filled = fill_heard(file, &mut beginning, pulse)?;
         beginning.truncate(filled);
         limit.judge(&beginning, size).map_err(refused)?;
         file.seek(SeekFrom::Start(0))?;
@@ -91,16 +91,25 @@ fn admitted(file: &mut File, limit: &Limit, pulse: &Pulse) -> io::Result<u64> {
     Ok(size)
 }
 
-/// How much there was.
-fn fill(file: &mut impl Read, memory: &mut [u8], pulse: &Pulse) -> io::Result<usize> {
+/// Fills the memory as far as there is something; how much there was.
+pub(crate) fn fill(from: &mut (impl Read + ?Sized), memory: &mut [u8]) -> io::Result<usize> {
+    fill_with(from, memory, || ())
+}
+
+/// The same, and each piece is a sign of life.
+fn fill_heard(file: &mut impl Read, memory: &mut [u8], pulse: &Pulse) -> io::Result<usize> {
+    fill_with(file, memory, || pulse.beat())
+}
+
+fn fill_with(from: &mut (impl Read + ?Sized), memory: &mut [u8], heard: impl Fn()) -> io::Result<usize> {
     let mut filled = 0;
     while filled < memory.len() {
         let end = memory.len().min(filled + STEP);
-        match file.read(&mut memory[filled..end]) {
+        match from.read(&mut memory[filled..end]) {
             Ok(0) => break,
             Ok(read) => {
                 filled += read;
-                pulse.beat();
+                heard();
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -153,7 +162,7 @@ mod tests {
     fn each_piece_is_a_sign_of_life() {
         let pulse = Pulse::default();
         let mut slow = Pieces { pulse: &pulse, heard: pulse.last(), left: 3 * STEP };
-        assert_eq!(fill(&mut slow, &mut vec![0; 4 * STEP], &pulse).unwrap(), 3 * STEP);
+        assert_eq!(fill_heard(&mut slow, &mut vec![0; 4 * STEP], &pulse).unwrap(), 3 * STEP);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::source::{FetchError, Fetching, Source};
+use super::source::{FetchError, Fetching, Look, Source, show_whole};
 use crate::archive::repo::name::FileName;
 use crate::pulse::Pulse;
 
@@ -92,6 +92,10 @@ impl Source for Memory {
             later.sort();
             Ok(later)
         })
+    }
+
+    fn show<'a>(&'a self, file: &'a str, _size: u64, look: Look) -> Fetching<'a, bool> {
+        Box::pin(show_whole(self.read(file), look))
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {

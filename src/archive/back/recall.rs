@@ -6,18 +6,20 @@
 //!                              └─ a task: sources in turn ── verify ── <data-dir>/recalled/… , unlinked once mapped
 //! ```
 //!
-//! A segment is fetched once however many want it, verified, put into a file at full size and mapped: from there
+//! A segment is fetched once however many want it, verified and written to a file while it comes, and mapped: from there
 //! on it is read like any other. The file has no name any more when it is mapped, so that its space is free as
 //! soon as the last reader lets go, also after a crash. Behind the segment asked for, the next ones are fetched
 //! before they are asked for.
 //!
 //! On disk are at most `budget` bytes of segments kept for somebody to come, plus the one that each consumer
-//! is reading. In memory a segment is whole while it is fetched, verified and written: however many are wanted, so many
-//! as [`IN_MEMORY_MB`] allows are fetched at a time, and the others wait for their turn.
+//! is reading. In memory is a piece of each that is on its way, packed and unpacked: however many are wanted, [`AT_A_TIME`]
+//! are fetched at a time, and the others wait for their turn.
+
+mod arriving;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -28,14 +30,14 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
-use super::source::{FetchError, Source};
-use crate::archive::repo::check;
+use super::source::{FetchError, Look, Source};
 use crate::store::{Segment, Store};
+use arriving::{Arriving, Refusal};
 
 /// Directory below the data directory for segments on their way into a map.
 const DIRECTORY: &str = "recalled";
-/// Megabytes of segments on their way at a time, unpacked; one may be larger. Packed ones take up to as much again.
-const IN_MEMORY_MB: u32 = 16;
+/// Segments on their way at a time. What unpacks them may hold some megabytes of each.
+const AT_A_TIME: usize = 4;
 /// Segments fetched ahead of a reader.
 const AHEAD: u64 = 4;
 /// Fewest segments to hold, however large they are: one that is read and those ahead of it.
@@ -94,8 +96,8 @@ pub struct Recall {
     /// By which the files in the cache were chosen.
     history: Mutex<Arc<TimelineHistory>>,
     files: AtomicU64,
-    /// What is left of [`IN_MEMORY_MB`].
-    memory: Semaphore,
+    /// What is left of [`AT_A_TIME`].
+    turns: Semaphore,
     pauses: (Duration, Duration),
 }
 
@@ -149,8 +151,8 @@ impl Recall {
         make_empty(&dir)?;
         let places = RwLock::new(places(sources));
         let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
-        let memory = Semaphore::new(IN_MEMORY_MB as usize);
-        let recall = Recall { store, places, dir, budget, cache, history, files, memory, pauses };
+        let turns = Semaphore::new(AT_A_TIME);
+        let recall = Recall { store, places, dir, budget, cache, history, files, turns, pauses };
         Ok(Arc::new(recall))
     }
 
@@ -308,25 +310,21 @@ impl Recall {
     async fn fetch(&self, name: WalFileName) -> Outcome {
         let file = self.file_name(name);
         let Some(identity) = self.store.identity() else { return Outcome::Not(RecallError::Nowhere(file)) };
-        let share = (identity.seg_size.bytes() >> 20).clamp(1, IN_MEMORY_MB.into()) as u32;
+        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         // Nobody closes it.
-        let _memory = self.memory.acquire_many(share).await.ok();
+        let _turn = self.turns.acquire().await.ok();
         let (mut unknown, mut damaged) = (None, None);
         for wanted in self.candidates(name) {
-            let text = wanted.text(identity.seg_size);
             for place in self.best_first() {
-                match place.read(&text).await {
+                match self.fetch_from(&place, wanted, id).await {
                     Ok(None) => {}
-                    Ok(Some(bytes)) => match self.take(wanted, &place, bytes).await {
-                        Ok(segment) => return Outcome::Found(segment),
-                        Err(TakeError::Damaged(error)) => damaged = Some(error),
-                        Err(TakeError::Disk(error)) => {
-                            let reason = error.to_string();
-                            return Outcome::Not(RecallError::Disk { file: text, reason });
-                        }
-                    },
-                    Err(error @ FetchError::Unreachable { .. }) => unknown = Some(error),
-                    Err(error) => damaged = Some(error),
+                    Ok(Some(segment)) => return Outcome::Found(segment),
+                    Err(TakeError::Source(error @ FetchError::Unreachable { .. })) => unknown = Some(error),
+                    Err(TakeError::Source(error)) => damaged = Some(error),
+                    Err(TakeError::Disk(error)) => {
+                        let (file, reason) = (wanted.text(id.seg_size), error.to_string());
+                        return Outcome::Not(RecallError::Disk { file, reason });
+                    }
                 }
             }
         }
@@ -354,26 +352,31 @@ impl Recall {
         }
     }
 
-    /// Verifies what a source gave, and maps it.
-    async fn take(&self, wanted: Wanted, place: &Place, bytes: Bytes) -> Result<Arc<Segment>, TakeError> {
-        let Some(identity) = self.store.identity() else {
-            return Err(TakeError::Disk(io::ErrorKind::NotFound.into()));
-        };
-        let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
-        let history = self.store.history();
+    /// One source's copy, verified while it comes, and mapped; `None` if it has none.
+    async fn fetch_from(
+        &self,
+        place: &Place,
+        wanted: Wanted,
+        id: WalIdentity,
+    ) -> Result<Option<Arc<Segment>>, TakeError> {
         let path = self.dir.join(self.files.fetch_add(1, Ordering::Relaxed).to_string());
-        let (text, place) = (wanted.text(identity.seg_size), place.source.name().to_owned());
+        let arriving = Arc::new(Arriving::new(wanted, id, self.store.history(), path));
+        let file = wanted.text(id.seg_size);
+        let shown = place.show(&file, id.seg_size.bytes(), &arriving).await;
+        let place = place.source.name().to_owned();
         let work = move || {
-            let name = wanted.name;
-            let checked = match wanted.len {
-                None => check::whole_segment(id, name, Some(&history), &bytes),
-                Some(len) => check::part_of_segment(id, name, &bytes, len),
-            };
-            checked.map_err(|fault| {
-                TakeError::Damaged(FetchError::Damaged { place, file: text, reason: fault.to_string() })
-            })?;
-            let published = wanted.len.unwrap_or(id.seg_size.bytes());
-            map(&path, name, id, published, &bytes).map(Arc::new).map_err(TakeError::Disk)
+            // Whatever has come of it, what there is of a file goes here, and not on a worker.
+            let arriving = arriving;
+            if !shown.map_err(TakeError::Source)? {
+                return Ok(None);
+            }
+            let damaged = |reason| Err(TakeError::Source(FetchError::Damaged { place, file, reason }));
+            match arriving.map() {
+                Ok(segment) => Ok(Some(Arc::new(segment))),
+                Err(Refusal::Damaged(fault)) => damaged(fault.to_string()),
+                Err(Refusal::Incomplete) => damaged("it broke off".to_owned()),
+                Err(Refusal::Disk(error)) => Err(TakeError::Disk(error)),
+            }
         };
         let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|error| Err(TakeError::Disk(error.into())))
@@ -485,7 +488,24 @@ impl Wanted {
 
 impl Place {
     async fn read(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
-        let answer = self.source.read(file).await;
+        self.note(self.source.read(file).await)
+    }
+
+    /// Shows a segment to one that arrives; false if there certainly is none.
+    async fn show(&self, file: &str, size: u64, arriving: &Arc<Arriving>) -> Result<bool, FetchError> {
+        let taking = arriving.clone();
+        let look: Look = Arc::new(move |content| taking.take(content));
+        let answer = self.source.show(file, size, look).await;
+        match answer {
+            Err(FetchError::Unreachable { .. }) if arriving.is_storing() => {
+                let reason = "the relay's disk has not taken what came from it".to_owned();
+                Err(FetchError::Unreachable { place: self.source.name().to_owned(), reason })
+            }
+            answer => self.note(answer),
+        }
+    }
+
+    fn note<T>(&self, answer: Result<T, FetchError>) -> Result<T, FetchError> {
         let failed = matches!(answer, Err(FetchError::Unreachable { .. })).then(Instant::now);
         *lock(&self.failed) = failed;
         answer
@@ -497,7 +517,7 @@ impl Place {
 }
 
 enum TakeError {
-    Damaged(FetchError),
+    Source(FetchError),
     Disk(io::Error),
 }
 
@@ -510,21 +530,6 @@ fn give_up(cache: &mut HashMap<WalFileName, Entry>, which: impl Fn(&Entry) -> bo
             true
         }
         None => false,
-    }
-}
-
-/// Writes a segment into a file of full size, maps it and takes the name away. For blocking threads.
-fn map(path: &Path, name: WalFileName, id: WalIdentity, published: u64, bytes: &[u8]) -> io::Result<Segment> {
-    let made = || {
-        let mut file = File::options().write(true).create_new(true).open(path)?;
-        file.write_all(bytes)?;
-        file.set_len(id.seg_size.bytes())?;
-        Segment::open(path, name, id.seg_size, published)
-    };
-    let segment = made();
-    match fs::remove_file(path) {
-        Err(error) if segment.is_ok() => Err(error),
-        _ => segment,
     }
 }
 

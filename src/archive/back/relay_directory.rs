@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use walrelay_proto::{SegSize, TimelineId, WalIdentity};
 
-use super::source::{FetchError, Fetching, Source};
+use super::source::{FetchError, Fetching, Look, Source};
 use crate::archive::repo::name::FileName;
 use crate::lane::Lane;
 use crate::objects::buffer;
@@ -75,12 +75,27 @@ impl RelayDirectory {
             Some(_) => Limit::most(limit::TEXT),
             None => Limit::segment(),
         };
+        self.open(file, move |file, pulse| buffer::read_to_end(file, &limit, pulse)).await
+    }
+
+    async fn shown(&self, file: String, size: u64, look: Look) -> Result<bool, FetchError> {
+        let limit = Limit::most(size);
+        let show = move |file, pulse: &Pulse| buffer::read_through(file, &limit, pulse, |from| look(from));
+        Ok(self.open(file, show).await?.is_some())
+    }
+
+    /// Opens a file and reads it; `None` if it is certainly not there.
+    async fn open<T: Send + 'static>(
+        &self,
+        file: String,
+        read: impl FnOnce(File, &Pulse) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, FetchError> {
         let (at, place) = (self.at.clone(), self.name.clone());
         let path = file.clone();
         let work = move |pulse: &Pulse| {
             let open = File::open(at.wal.join(path));
             pulse.beat();
-            match open.and_then(|file| buffer::read_to_end(file, &limit, pulse)) {
+            match open.and_then(|file| read(file, pulse)) {
                 Ok(content) => Ok(Some(content)),
                 // A directory that is not mounted proves nothing about what is in it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && at.wal.is_dir() => Ok(None),
@@ -191,6 +206,10 @@ impl Source for RelayDirectory {
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file.to_owned()))
+    }
+
+    fn show<'a>(&'a self, file: &'a str, size: u64, look: Look) -> Fetching<'a, bool> {
+        Box::pin(self.shown(file.to_owned(), size, look))
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {

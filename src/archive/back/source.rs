@@ -7,6 +7,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 
 use crate::archive::repo::name::FileName;
+pub use crate::archive::repo::repository::Look;
 use crate::pulse::Pulse;
 
 /// What a [`Source`] answers, in time.
@@ -33,6 +34,10 @@ pub trait Source: Send + Sync + Debug {
     /// there.
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>>;
 
+    /// Shows a segment of this size to `look` while it comes, finished or `.partial`; false if it is certainly not there.
+    /// What `look` has seen counts only if this says true, and `look` may be called again after it has come to an end.
+    fn show<'a>(&'a self, file: &'a str, size: u64, look: Look) -> Fetching<'a, bool>;
+
     /// What there is of a segment that is not finished: beginnings of it, each from its first byte on as far as it
     /// goes. They may end with bytes that mean nothing.
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>>;
@@ -40,6 +45,14 @@ pub trait Source: Send + Sync + Debug {
     /// Names of files that come after this segment in the order of names: segments, finished or not, and histories, of
     /// its timeline and of all later ones. What is not listed may be there nevertheless if `read` gives it.
     fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>>;
+}
+
+/// Shows what a source has read as a whole, as [`Source::show`] does.
+pub(super) async fn show_whole(read: Fetching<'_, Option<Bytes>>, look: Look) -> Result<bool, FetchError> {
+    let Some(content) = read.await? else { return Ok(false) };
+    let shown = tokio::task::spawn_blocking(move || look(&mut &content[..]));
+    shown.await.expect("a look does not panic, and the runtime waits for it");
+    Ok(true)
 }
 
 /// A source has no answer.

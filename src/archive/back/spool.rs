@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <spool>/
+//!   spool.lock                            locked while somebody is told what is wanted, or nobody may be
 //!   <key>/                                of the places to ask
 //!     wanted                              the segment asked for last, the segment size, and whether to fetch itself
 //!     worker.lock                         locked by the worker while there is one
@@ -60,6 +61,9 @@ pub const LOG: &str = "worker.log";
 const WORKER_LOCK: &str = "worker.lock";
 /// The file that says what is wanted.
 const WANTED: &str = "wanted";
+/// The file that is locked shared by whoever says what is wanted and sees to a worker, and for itself alone by a worker
+/// that ends, and by whoever removes what is unused: else each would rely on the other.
+const GATE: &str = "spool.lock";
 
 /// Starts the worker; called by whoever has taken a segment.
 pub type StartWorker = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
@@ -152,6 +156,12 @@ impl Spool {
     }
 
     fn want(&self, text: &str) -> io::Result<()> {
+        let spool = spool_of(&self.dir);
+        make_dir(spool)?;
+        is_private(spool)?;
+        let gate = gate(&self.dir)?;
+        gate.lock_shared()?;
+        // From here on nobody takes it for unused.
         make_dir(&self.dir)?;
         trusted(&self.dir)?;
         TempFile::create(&self.dir)?.finish(text.as_bytes(), &self.dir.join(WANTED))?;
@@ -211,8 +221,8 @@ pub async fn work(
 ) -> io::Result<()> {
     let dir = &spool.join(key);
     trusted(dir)?;
-    let Some(_lock) = try_lock(dir)? else { return Ok(()) };
-    remove_unused(spool, dir, linger);
+    let Some(lock) = try_lock(dir)? else { return Ok(()) };
+    remove_unused(spool, dir, linger)?;
     TempFile::remove_leftovers(dir);
     let mut worker = Worker {
         dir: dir.to_owned(),
@@ -225,11 +235,15 @@ pub async fn work(
         end: None,
     };
     let mut last_change = Instant::now();
+    let mut end = None;
     // Whoever removes the spool wants no worker either.
-    while last_change.elapsed() < linger && dir.is_dir() {
+    while end.is_none() && dir.is_dir() {
         // What is on its way over a slow line is not given up because nobody has asked for anything else.
         if worker.look() || !worker.tasks.is_empty() {
             last_change = Instant::now();
+        }
+        if worker.tasks.is_empty() && last_change.elapsed() >= linger {
+            end = worker.end_alone()?;
         }
         tokio::select! {
             done = worker.tasks.join_next(), if !worker.tasks.is_empty() => worker.note(done),
@@ -238,6 +252,9 @@ pub async fn work(
     }
     worker.tasks.shutdown().await;
     worker.remove_others(&BTreeSet::new());
+    // Whoever wants something from here on finds that there is no worker.
+    drop(lock);
+    drop(end);
     Ok(())
 }
 
@@ -285,6 +302,12 @@ impl Worker {
             }
         }
         changed
+    }
+
+    /// The gate, if nobody is just saying what is wanted, nor has said so.
+    fn end_alone(&mut self) -> io::Result<Option<File>> {
+        let Some(gate) = try_alone(&self.dir)? else { return Ok(None) };
+        Ok((!self.look() && self.tasks.is_empty()).then_some(gate))
     }
 
     /// The segment that somebody has left to the worker.
@@ -347,8 +370,10 @@ fn segment_of(name: &str) -> &str {
 
 /// Removes what other keys have left in the spool, and what lies there from before there were keys. What cannot be
 /// removed stays.
-fn remove_unused(spool: &Path, own: &Path, age: Duration) {
-    let Ok(entries) = fs::read_dir(spool) else { return };
+fn remove_unused(spool: &Path, own: &Path, age: Duration) -> io::Result<()> {
+    // Else it is done by the next one.
+    let Some(_alone) = try_alone(own)? else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(spool) else { return Ok(()) };
     let others = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let others = others.map(|entry| entry.path()).filter(|dir| dir != own);
     for dir in others.chain([spool.to_owned()]).filter(|dir| dir.join(WORKER_LOCK).exists()) {
@@ -368,6 +393,7 @@ fn remove_unused(spool: &Path, own: &Path, age: Duration) {
             let _ = fs::remove_dir(&dir);
         }
     }
+    Ok(())
 }
 
 /// Whether it was not changed for so long; also if it is not there.
@@ -421,8 +447,15 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 /// Segments that somebody else has put there would go into recovery, and files that we write would go where their links
 /// lead. Nor may anybody else put another directory in its place.
 fn trusted(dir: &Path) -> io::Result<()> {
-    let spool = dir.parent().expect("it is named by a key");
-    check_private_dir(spool).and_then(|()| check_private_dir(dir)).map_err(|error| match error {
+    is_private(spool_of(dir)).and_then(|()| is_private(dir))
+}
+
+fn spool_of(dir: &Path) -> &Path {
+    dir.parent().expect("it is named by a key")
+}
+
+fn is_private(dir: &Path) -> io::Result<()> {
+    check_private_dir(dir).map_err(|error| match error {
         Distrust::Io(error) => error,
         Distrust::Wrong(problem) => io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -450,8 +483,20 @@ pub(crate) fn worker_log(spool: &Path, key: &str) -> io::Result<File> {
 
 /// The worker's lock; `None` if somebody has it.
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let path = dir.join(WORKER_LOCK);
-    let file = own_file().truncate(false).open(path)?;
+    locked(own_file().truncate(false).open(dir.join(WORKER_LOCK))?)
+}
+
+/// The file at the gate of the spool that a key's directory is in.
+fn gate(dir: &Path) -> io::Result<File> {
+    own_file().truncate(false).open(spool_of(dir).join(GATE))
+}
+
+/// The gate, locked; `None` if somebody is just saying what is wanted.
+fn try_alone(dir: &Path) -> io::Result<Option<File>> {
+    locked(gate(dir)?)
+}
+
+fn locked(file: File) -> io::Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

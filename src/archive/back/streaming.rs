@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, timeout_at};
 use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, WalFileName};
 
-use super::source::{FetchError, Fetching, Source};
+use super::source::{FetchError, Fetching, Look, Source, show_whole};
 use crate::archive::repo::name::FileName;
 use crate::conninfo::ConnInfo;
 use crate::pg::{QueryError, ServerError, UpstreamConnection, connect_any};
@@ -116,6 +116,10 @@ impl Source for Server {
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file, false))
+    }
+
+    fn show<'a>(&'a self, file: &'a str, _size: u64, look: Look) -> Fetching<'a, bool> {
+        Box::pin(show_whole(self.read(file), look))
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::source::{FetchError, Fetching, Source};
+use super::source::{FetchError, Fetching, Look, Source};
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::progress::{saved_marker, state_file};
 use crate::archive::repo::repository::{ArchiveError, ReadError, Repository};
@@ -58,6 +58,16 @@ impl TargetSource {
             self.is_the_same().await.map_err(|error| self.error(file, error))?;
         }
         Ok(content)
+    }
+
+    async fn shown(&self, file: &str, size: u64, look: Look) -> Result<bool, FetchError> {
+        let Some(name) = FileName::parse(file) else { return Ok(false) };
+        let shown = self.repository.show(&name, size, &look).await;
+        let shown = shown.map_err(|error| self.error(file, error))?;
+        if !shown {
+            self.is_the_same().await.map_err(|error| self.error(file, error))?;
+        }
+        Ok(shown)
     }
 
     /// Whether it is the archive that it should be: a mount point without its file system has no files either, and another
@@ -116,6 +126,10 @@ impl Source for TargetSource {
 
     fn read<'a>(&'a self, file: &'a str) -> Fetching<'a, Option<Bytes>> {
         Box::pin(self.get(file))
+    }
+
+    fn show<'a>(&'a self, file: &'a str, size: u64, look: Look) -> Fetching<'a, bool> {
+        Box::pin(self.shown(file, size, look))
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {

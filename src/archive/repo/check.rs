@@ -64,50 +64,68 @@ pub fn whole_segment(
     if found != expected {
         return Err(Fault::Length { found, expected });
     }
-    let mut segment = Gradual::new(id, name);
+    let mut segment = Gradual::new(id, name).on(history);
     segment.push(bytes)?;
-    segment.finish()?;
-    history
-        .filter(|history| history.tli() == name.tli)
-        .map_or(Ok(()), |history| pages_are_on(history, name.segno.start(id.seg_size), bytes))
+    segment.finish()
 }
 
-/// A check of a finished segment that comes piece by piece, as [`whole_segment`] without a history.
-pub(crate) struct Gradual {
+/// A check of a segment that comes piece by piece: finished, as [`whole_segment`], or a part, as [`part_of_segment`].
+pub(crate) struct Gradual<'a> {
     id: WalIdentity,
     name: WalFileName,
+    history: Option<&'a TimelineHistory>,
     verifier: WalVerifier,
+    /// Bytes that have come, and that have to.
     len: u64,
+    expected: u64,
     /// Only zeros may follow.
     padding: bool,
 }
 
-impl Gradual {
-    pub(crate) fn new(id: WalIdentity, name: WalFileName) -> Gradual {
-        Gradual { id, name, verifier: verifier(id, name), len: 0, padding: false }
+impl<'a> Gradual<'a> {
+    pub(crate) fn new(id: WalIdentity, name: WalFileName) -> Gradual<'a> {
+        let expected = id.seg_size.bytes();
+        Gradual { id, name, history: None, verifier: verifier(id, name), len: 0, expected, padding: false }
     }
 
-    /// Takes the next bytes; two pages at least the first time. After an error there is nothing more to say.
+    /// Its pages have to be on the timelines that the history says, if it is this one's.
+    pub(crate) fn on(self, history: Option<&'a TimelineHistory>) -> Gradual<'a> {
+        let history = history.filter(|history| history.tli() == self.name.tli);
+        Gradual { history, ..self }
+    }
+
+    /// Only its first `len` bytes come.
+    pub(crate) fn first(self, len: u64) -> Gradual<'a> {
+        Gradual { expected: len.min(self.expected), ..self }
+    }
+
+    /// Takes the next bytes: whole pages, but for the last ones, and two at least the first time. After an error there is
+    /// nothing more to say.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let before = self.len;
         self.len += bytes.len() as u64;
-        if self.len > self.id.seg_size.bytes() {
-            return Err(Fault::Length { found: self.len, expected: self.id.seg_size.bytes() });
+        if self.len > self.expected {
+            return Err(Fault::Length { found: self.len, expected: self.expected });
         }
         let pushed = match self.padding {
             true if bytes.iter().all(|&byte| byte == 0) => Ok(()),
             _ => self.verifier.push(bytes),
         };
-        let Err(error) = pushed else { return Ok(()) };
-        let is_first = before == 0;
-        self.padding =
-            is_first && is_padding_of_earlier_switch(error, &self.verifier, self.id, self.name, bytes);
-        if self.padding { Ok(()) } else { Err(error.into()) }
+        if let Err(error) = pushed {
+            let is_first = before == 0;
+            self.padding =
+                is_first && is_padding_of_earlier_switch(error, &self.verifier, self.id, self.name, bytes);
+            if !self.padding {
+                return Err(error.into());
+            }
+        }
+        let at = self.name.segno.start(self.id.seg_size).advance(before);
+        self.history.map_or(Ok(()), |history| pages_are_on(history, at, bytes))
     }
 
     /// There is no more.
     pub(crate) fn finish(self) -> Result<(), Fault> {
-        let (found, expected) = (self.len, self.id.seg_size.bytes());
+        let (found, expected) = (self.len, self.expected);
         if found == expected { Ok(()) } else { Err(Fault::Length { found, expected }) }
     }
 }

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 
 use super::sidecar::Sha256;
+use crate::objects::buffer;
 use crate::objects::limit::{self, HEADER};
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
 
 /// No content is longer than the largest segment.
-const MAX_PLAIN: u64 = 1 << 30;
+pub(crate) const MAX_PLAIN: u64 = 1 << 30;
 
 /// How a target compresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -344,24 +345,11 @@ fn limited(mut from: impl Read) -> Result<Bytes, DecodeError> {
     // In pages of its own, which go back to the system as soon as it is let go; an allocator keeps what is that large.
     let mut plain = MmapMut::map_anon(usize::try_from(most).unwrap_or(usize::MAX)).map_err(damaged)?;
     plain[..beginning.len()].copy_from_slice(&beginning);
-    let len = fill(&mut from, &mut plain, beginning.len()).map_err(damaged)?;
+    let len = beginning.len() + buffer::fill(&mut from, &mut plain[beginning.len()..]).map_err(damaged)?;
     match from.take(1).read_to_end(&mut Vec::new()).map_err(damaged)? {
         0 => Ok(Bytes::from_owner(plain).slice(..len)),
         _ => Err(DecodeError::Damaged("it is longer than its first page says".to_owned())),
     }
-}
-
-/// Reads on from `len` until the buffer is full, or there is no more; how much is in it.
-fn fill(from: &mut impl Read, buffer: &mut [u8], mut len: usize) -> io::Result<usize> {
-    while len < buffer.len() {
-        match from.read(&mut buffer[len..]) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(len)
 }
 
 fn decrypt<'a>(keys: &Keys, stored: impl BufRead + 'a) -> Result<Box<dyn Read + 'a>, DecodeError> {

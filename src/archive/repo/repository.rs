@@ -6,6 +6,7 @@
 
 mod compare;
 mod sent;
+mod show;
 mod write;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,7 @@ use super::target::{Place, Target};
 use crate::objects::limit::{self, Limit};
 use crate::objects::{OptionError, Storage, StorageError, Stored, Trouble};
 use sent::Sent;
+pub use show::Look;
 
 /// A target cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]

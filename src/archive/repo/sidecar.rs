@@ -10,7 +10,7 @@
 //! "same name, same content" is decided without reading the object.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use sha2::Digest;
 
@@ -87,6 +87,30 @@ impl<W: Write> Write for Summing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// Passes on what is read, and knows its digest and size.
+pub(crate) struct Summed<R> {
+    from: R,
+    sum: Summing<io::Sink>,
+}
+
+impl<R: Read> Summed<R> {
+    pub(crate) fn new(from: R) -> Summed<R> {
+        Summed { from, sum: Summing::new(io::sink()) }
+    }
+
+    pub(crate) fn finish(self) -> (Sha256, u64) {
+        self.sum.finish()
+    }
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.sum.write_all(&buffer[..read])?;
+        Ok(read)
     }
 }
 

@@ -192,14 +192,14 @@ async fn what_is_kept_is_bounded() {
     assert_eq!(source.asked(&text(1, FIRST)), 2, "given up with its last reader");
 }
 
-/// Each has its segment in memory, whole, until that is in a file.
+/// Each has a piece of its segment in memory, and what unpacks it.
 #[tokio::test]
-async fn few_segments_are_in_memory_however_many_are_wanted() {
+async fn few_segments_are_fetched_at_a_time_however_many_are_wanted() {
     let setting = Setting::new(None);
     let source = setting.source();
     let recall = setting.with_budget(&[&source], 1 << 40);
     source.set_open(false);
-    let taken = recall.memory.acquire_many(IN_MEMORY_MB - 2).await.unwrap();
+    let taken = recall.turns.acquire_many(AT_A_TIME as u32 - 2).await.unwrap();
     let wanted: Vec<_> = (FIRST..FIRST + 6)
         .map(|segno| {
             let recall = recall.clone();
@@ -207,14 +207,13 @@ async fn few_segments_are_in_memory_however_many_are_wanted() {
         })
         .collect();
     let asked = || (FIRST..FIRST + 6).map(|segno| source.asked(&text(1, segno))).sum::<usize>();
-    until("all the room to be taken", || recall.memory.available_permits() == 0 && asked() == 2).await;
+    until("all turns to be taken", || recall.turns.available_permits() == 0 && asked() == 2).await;
     source.set_open(true);
     for one in wanted {
         one.await.unwrap().unwrap();
     }
     drop(taken);
-    until("all the room to be given back", || recall.memory.available_permits() == IN_MEMORY_MB as usize)
-        .await;
+    until("all turns to be given back", || recall.turns.available_permits() == AT_A_TIME).await;
 }
 
 #[tokio::test]

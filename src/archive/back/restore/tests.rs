@@ -388,7 +388,7 @@ async fn a_worker_removes_what_nobody_uses_and_nothing_else() {
     let left = fs::read_dir(top).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut left: Vec<_> = left.collect();
     left.sort();
-    assert_eq!(left, ["busy", "foreign", "fresh", KEY, "notes"]);
+    assert_eq!(left, ["busy", "foreign", "fresh", KEY, "notes", "spool.lock"]);
     assert!(!unused.exists());
     for (dir, files) in [(fresh, 5), (busy, 5), (foreign, 4)] {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), files, "{}", dir.display());
@@ -523,6 +523,70 @@ async fn a_spool_that_others_can_write_is_left_alone_and_recovery_goes_on() {
     assert!(spool::worker_log(&top, KEY).is_err());
     assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
     assert!(fs::read(dir.join(MIDDLE)).unwrap() == theirs);
+}
+
+/// Between the last look at what is wanted and the end of the worker somebody may want something, and see a worker.
+#[tokio::test]
+async fn a_worker_ends_only_when_nobody_can_have_relied_on_it() {
+    let setting = Setting::new();
+    let dir = made_spool_of(&setting);
+    let (spool, _) = with_spool(&setting, 1);
+    let gate = fs::File::create(spool_of(&setting).join("spool.lock")).unwrap();
+    gate.lock_shared().unwrap();
+    let fetcher = Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
+    let top = spool_of(&setting);
+    let worker = tokio::spawn(async move { spool::work(&top, KEY, fetcher, 1, Duration::ZERO).await });
+    until("the worker to be there", || dir.join("worker.lock").exists()).await;
+    // It has nothing to do, and stays: somebody may be saying what is wanted.
+    spool.leave(MIDDLE, SegSize::new(SEG as u64).unwrap()).unwrap();
+    drop(gate);
+    worker.await.unwrap().unwrap();
+    assert_eq!(setting.source.asked(MIDDLE), 1, "by this one");
+}
+
+/// Who removes what nobody has used, and whoever wants to use it, do not come between each other's steps.
+#[tokio::test]
+async fn what_is_wanted_is_not_removed_as_unused() {
+    let setting = Setting::new();
+    let (top, unused) = (spool_of(&setting), spool_of(&setting).join("unused"));
+    let dir = made_spool_of(&setting);
+    fs::create_dir(&unused).unwrap();
+    fs::write(unused.join("worker.lock"), "").unwrap();
+    let gate = fs::File::create(top.join("spool.lock")).unwrap();
+    gate.lock_shared().unwrap();
+    let fetcher = || Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
+    let work = async || {
+        let worker = tokio::spawn(spool_work(top.clone(), fetcher()));
+        until("a worker", || dir.join("worker.lock").exists()).await;
+        worker
+    };
+    let worker = work().await;
+    assert!(unused.exists(), "somebody may be about to use it");
+    drop(gate);
+    worker.await.unwrap().unwrap();
+    work().await.await.unwrap().unwrap();
+    assert!(!unused.exists());
+    // And the other way round: who wants something waits for whoever removes, and makes anew what he has removed.
+    let gate = fs::File::open(top.join("spool.lock")).unwrap();
+    gate.lock().unwrap();
+    let (started, start) = std::sync::mpsc::channel();
+    let spool = Spool::new(&top, "unused", Arc::new(move || started.send(()).map_err(io::Error::other)));
+    let (say, said) = std::sync::mpsc::channel();
+    let wants = std::thread::spawn(move || {
+        say.send(()).unwrap();
+        spool.leave(MIDDLE, SegSize::new(SEG as u64).unwrap())
+    });
+    said.recv().unwrap();
+    let _ = fs::remove_dir(&unused);
+    assert!(!unused.join("wanted").exists());
+    drop(gate);
+    wants.join().unwrap().unwrap();
+    start.try_recv().expect("a worker is started");
+    assert!(unused.join("wanted").exists());
+}
+
+async fn spool_work(top: PathBuf, fetcher: Fetcher) -> io::Result<()> {
+    spool::work(&top, KEY, fetcher, 1, Duration::ZERO).await
 }
 
 #[tokio::test]

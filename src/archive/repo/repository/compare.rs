@@ -1,14 +1,15 @@
 //! Whether what is stored is what should be, found out while it comes: a segment may have 1 GB, and little of it is in
 //! memory at a time.
 
-use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, Read};
 
 use walrelay_proto::TimelineHistory;
 
 use crate::archive::repo::check::{self, Gradual};
 use crate::archive::repo::codec::{Codec, Format};
 use crate::archive::repo::name::{FileKind, FileName};
-use crate::archive::repo::sidecar::{Sha256, Summing};
+use crate::archive::repo::sidecar::{Sha256, Summed};
+use crate::objects::buffer::fill;
 use crate::objects::limit;
 
 /// Bytes looked at in one go; more than the two pages that [`Gradual`] wants first.
@@ -35,7 +36,7 @@ pub(super) fn with(
     name: &FileName,
     judge: bool,
 ) -> Compared {
-    let mut stored = Summed { from: stored, sum: Summing::new(io::sink()) };
+    let mut stored = Summed::new(stored);
     let compared = match codec.reader(BufReader::with_capacity(STEP, &mut stored), format) {
         Ok(mut content) => content_with(&mut content, plain, name, judge),
         Err(_) => Content::Other { is_good: false },
@@ -46,7 +47,7 @@ pub(super) fn with(
         // What comes behind it belongs to what is stored, too.
         Content::Same => match io::copy(&mut stored, &mut io::sink()) {
             Ok(_) => {
-                let (sha256, size) = stored.sum.finish();
+                let (sha256, size) = stored.finish();
                 Compared::Same { sha256, size }
             }
             Err(_) => Compared::Other { is_good: false },
@@ -105,33 +106,5 @@ fn is_good_segment(name: &FileName, before: &[u8], piece: &[u8], rest: &mut dyn 
             0 => return segment.finish().ok(),
             len => segment.push(&next[..len]).ok()?,
         }
-    }
-}
-
-/// As much as there is and as there is room for.
-fn fill(from: &mut dyn Read, memory: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < memory.len() {
-        match from.read(&mut memory[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// Passes on what is read, and knows its digest and size.
-struct Summed<'a> {
-    from: &'a mut dyn Read,
-    sum: Summing<io::Sink>,
-}
-
-impl Read for Summed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.sum.write_all(&buffer[..read])?;
-        Ok(read)
     }
 }
