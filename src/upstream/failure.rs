@@ -124,6 +124,20 @@ impl UpstreamError {
         }
     }
 
+    /// What is said of a difference to the upstream's WAL that was seen once: a bit may have been flipped on the way.
+    pub(super) fn doubt(&self) -> Option<String> {
+        let differs = match self {
+            UpstreamError::Append(AppendError::Diverged { tli, lsn }) => {
+                format!("timeline {tli} at {lsn}: the upstream's WAL differs from what was received before")
+            }
+            UpstreamError::Course(CourseError::Seam { tli, held, source }) => format!(
+                "the upstream's WAL does not continue timeline {tli} that is held here up to {held}: {source}"
+            ),
+            _ => return None,
+        };
+        Some(format!("{differs}; it may have been changed on the way, and is looked at once more"))
+    }
+
     /// Whether the relay must not go on: nobody knows what is durable.
     pub fn is_fatal(&self) -> bool {
         matches!(self, UpstreamError::Append(AppendError::Failed))

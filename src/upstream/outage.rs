@@ -1,5 +1,8 @@
 //! What is said of an upstream that cannot be followed: at once, when the reason changes, and every half minute how
 //! long it has lasted. Attempts come more than once a second, and a log with a line for each tells nobody anything.
+//!
+//! That the histories of two have diverged is said when the same difference was seen twice: a bit that was flipped on the
+//! way looks like that, too, and is right the next time.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,6 +20,8 @@ const REPEAT: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(super) struct Outages {
     of: HashMap<String, Outage>,
+    /// Differences to a host's WAL that were seen once.
+    doubts: HashMap<String, String>,
 }
 
 struct Outage {
@@ -33,14 +38,15 @@ impl Outages {
     /// The upstream works.
     pub(super) fn end(&mut self) {
         self.of.clear();
+        self.doubts.clear();
     }
 
     /// Why the only host is not followed.
     pub(super) fn tell(&mut self, error: &UpstreamError, pause: Duration) {
-        let text = error.to_string();
+        let (text, is_certain) = self.said_of(ALL, error);
         let news = self.news(ALL, &text, Instant::now());
         let again = again(news, pause);
-        match level(error, news) {
+        match level(error, is_certain, news) {
             Level::ERROR => tracing::error!("{text}; {again}"),
             Level::WARN => tracing::warn!("{text}; {again}"),
             _ => tracing::debug!("{text}; {again}"),
@@ -49,10 +55,11 @@ impl Outages {
 
     /// Why one of several hosts is not followed.
     pub(super) fn tell_host(&mut self, host: &HostSpec, error: &UpstreamError) {
-        let (host, text) = (host.to_string(), error.to_string());
+        let host = host.to_string();
+        let (text, is_certain) = self.said_of(&host, error);
         let news = self.news(&host, &text, Instant::now());
         let lasting = lasting(news);
-        match level(error, news) {
+        match level(error, is_certain, news) {
             Level::ERROR => tracing::error!("{host}: {text}{lasting}"),
             Level::WARN => tracing::warn!("{host}: {text}{lasting}"),
             _ => tracing::debug!("{host}: {text}"),
@@ -67,6 +74,17 @@ impl Outages {
         match news {
             Some(_) => tracing::warn!("{text}; {again}"),
             None => tracing::debug!("{text}; {again}"),
+        }
+    }
+
+    /// The text, and whether it is certain: a difference that was seen before, or anything else.
+    fn said_of(&mut self, whom: &str, error: &UpstreamError) -> (String, bool) {
+        let text = error.to_string();
+        match error.doubt() {
+            Some(doubt) if self.doubts.insert(whom.to_owned(), text.clone()).as_ref() != Some(&text) => {
+                (doubt, false)
+            }
+            _ => (text, true),
         }
     }
 
@@ -85,11 +103,11 @@ impl Outages {
     }
 }
 
-fn level(error: &UpstreamError, news: Option<Duration>) -> Level {
+fn level(error: &UpstreamError, is_certain: bool, news: Option<Duration>) -> Level {
     match news {
         None => Level::DEBUG,
         Some(_) if error.is_told() => Level::DEBUG,
-        Some(_) if error.needs_action() => Level::ERROR,
+        Some(_) if is_certain && error.needs_action() => Level::ERROR,
         Some(_) => Level::WARN,
     }
 }
@@ -122,6 +140,31 @@ fn without_positions(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::AppendError;
+    use walrelay_proto::TimelineId;
+
+    #[test]
+    fn that_histories_have_diverged_is_said_when_it_was_seen_twice() {
+        let mut outages = Outages::default();
+        let differs = |lsn| {
+            let (tli, lsn) = (TimelineId::FIRST, Lsn::new(lsn));
+            UpstreamError::Append(AppendError::Diverged { tli, lsn })
+        };
+        let mut level_of = |outages: &mut Outages, error: &UpstreamError| {
+            let (text, is_certain) = outages.said_of("a", error);
+            assert_eq!(text.contains("diverged"), is_certain && error.doubt().is_some(), "{text}");
+            level(error, is_certain, Some(Duration::ZERO))
+        };
+        // Two bits flipped on the way are no divergence either.
+        assert_eq!(level_of(&mut outages, &differs(100)), Level::WARN);
+        assert_eq!(level_of(&mut outages, &differs(200)), Level::WARN);
+        // What comes between changes nothing.
+        assert_eq!(level_of(&mut outages, &UpstreamError::Stream("closed".into())), Level::WARN);
+        assert_eq!(level_of(&mut outages, &differs(200)), Level::ERROR);
+        assert_eq!(level_of(&mut outages, &differs(200)), Level::ERROR);
+        outages.end();
+        assert_eq!(level_of(&mut outages, &differs(200)), Level::WARN);
+    }
 
     #[test]
     fn what_stays_the_same_is_said_every_half_minute() {
