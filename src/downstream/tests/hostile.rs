@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 use walrelay_proto::Lsn;
 
 use super::kit::*;
-use super::limits::resident;
+use super::limits::{is_alone, resident};
 use crate::store::FeedbackHorizon;
 
 /// A consumer that streams from the start of what is held, on a slot of its own.
@@ -39,6 +39,9 @@ async fn is_well(relay: &mut Relay, good: &mut Client<TcpStream>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lengths_that_cannot_be_end_their_connection_and_cost_nothing() {
+    if !is_alone("hostile::lengths_that_cannot_be_end_their_connection_and_cost_nothing") {
+        return;
+    }
     let mut relay = Relay::start().await;
     let mut good = streaming(&relay, "good").await;
     let before = resident();
