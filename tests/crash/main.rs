@@ -63,7 +63,12 @@ fn what_was_promised_survives_a_disk_that_is_full_for_one_operation() {
 /// Tries each operation of these kinds, so many seeds each, or as many as `WALRELAY_CRASH_SEEDS` says.
 fn try_all(mishap: Mishap, seeds: u64, kinds: impl Fn(OperationKind) -> bool) {
     if let Ok(text) = std::env::var("WALRELAY_CRASH") {
-        return Case::parse(&text).filter(|case| case.mishap == mishap).map_or((), run);
+        let case = Case::parse(&text);
+        let case = case
+            .unwrap_or_else(|| panic!("WALRELAY_CRASH={text:?} is no case: cut:17:3, error:17:3, full:17:3"));
+        return if case.mishap == mishap {
+            run(case)
+        };
     }
     let wanted = std::env::var("WALRELAY_CRASH_SEEDS").map(|seeds| seeds.parse().expect("it is a number"));
     let started = Instant::now();
@@ -146,13 +151,16 @@ impl Drop for Told {
 
 impl Case {
     fn parse(text: &str) -> Option<Case> {
-        let mut parts = text.split(':');
-        let mishap = match parts.next()? {
+        let parts: Vec<&str> = text.split(':').collect();
+        let [mishap, operation, seed] = parts[..] else { return None };
+        let mishap = match mishap {
             "cut" => Mishap::Cut,
             "error" => Mishap::Error,
             "full" => Mishap::Full,
             _ => return None,
         };
-        Some(Case { mishap, operation: parts.next()?.parse().ok()?, seed: parts.next()?.parse().ok()? })
+        // The first one is 1.
+        let operation = operation.parse().ok().filter(|operation| *operation > 0)?;
+        Some(Case { mishap, operation, seed: seed.parse().ok()? })
     }
 }
