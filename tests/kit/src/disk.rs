@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::account;
+use crate::leftovers;
 use crate::process::output;
 use crate::scratch::Scratch;
+use crate::tools::program;
 
 /// A mounted file system; unmounted and removed when this is dropped, by then nobody may use it.
 #[derive(Debug)]
@@ -67,13 +69,14 @@ impl Disk {
     fn formatted_at(mut self, image: PathBuf, megabytes: u64, mkfs: &str, options: &[&str]) -> Disk {
         let file = fs::File::create(&image).expect("the directory is ours");
         file.set_len(megabytes << 20).expect("a sparse file takes no room");
-        run(Command::new(mkfs).args(options).arg(&image));
+        run(program(mkfs).args(options).arg(&image));
         self.image = Some(image);
         self.mount();
         self.adopt()
     }
 
     fn unmounted() -> Disk {
+        leftovers::sweep();
         let scratch = Scratch::new("disk");
         let mount_point = scratch.join("mnt");
         fs::create_dir(&mount_point).expect("the directory is ours");
@@ -111,7 +114,7 @@ impl Disk {
     /// Unmounts it: what somebody still uses goes when they let go of it.
     #[track_caller]
     pub fn unmount(&self) {
-        run(Command::new("umount").arg("--lazy").arg(&self.mount_point));
+        run(program("umount").arg("--lazy").arg(&self.mount_point));
     }
 
     /// Takes all the room that is left, but for `spare` bytes, with a file called `filler`.
@@ -139,8 +142,8 @@ impl Disk {
     }
 
     #[track_caller]
-    fn run(&self, program: &str, args: &[&str]) {
-        run(Command::new(program).args(args).arg(&self.mount_point));
+    fn run(&self, name: &str, args: &[&str]) {
+        run(program(name).args(args).arg(&self.mount_point));
     }
 }
 
@@ -151,7 +154,7 @@ fn run(command: &mut Command) {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.mount_point).output();
+        let _ = program("umount").arg("--lazy").arg(&self.mount_point).output();
     }
 }
 

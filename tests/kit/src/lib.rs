@@ -31,6 +31,7 @@ pub mod drill;
 mod footprint;
 mod hung;
 pub mod install;
+mod leftovers;
 mod line;
 mod link;
 mod log;

@@ -17,12 +17,17 @@ pub struct Scratch {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// How the names of all of them begin; the process id follows.
+const PREFIX: &str = "wr-";
+/// A file in those that stay.
+const KEPT: &str = "kept";
+
 impl Scratch {
     /// Makes the directory; `name` ends its path, for people who look around.
     pub fn new(name: &str) -> Scratch {
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("wr-{}-{number}-{name}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}-{name}", std::process::id()));
             match fs::create_dir(&path) {
                 Ok(()) => return Scratch::adopt(path),
                 // Left by a killed process that had our pid.
@@ -37,6 +42,25 @@ impl Scratch {
         fs::set_permissions(&scratch.path, fs::Permissions::from_mode(0o755)).expect("we just created it");
         account::give(&scratch.path).expect("root may give files away");
         scratch
+    }
+
+    /// The process that has made this directory, if it is one of these.
+    pub(crate) fn owner(path: &Path) -> Option<u32> {
+        if path.parent() != Some(&std::env::temp_dir()) {
+            return None;
+        }
+        let (pid, _) = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
+        pid.parse().ok()
+    }
+
+    /// Whether it stays until somebody has looked at it.
+    pub(crate) fn is_kept(path: &Path) -> bool {
+        path.join(KEPT).exists()
+    }
+
+    /// Makes it stay.
+    pub(crate) fn keep(path: &Path) {
+        let _ = fs::write(path.join(KEPT), "");
     }
 
     /// The directory.
@@ -85,6 +109,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            Scratch::keep(&self.path);
             eprintln!("kept {}", self.path.display());
         } else {
             let _ = fs::remove_dir_all(&self.path);

@@ -1,6 +1,9 @@
-//! Programs of the system that stories make disks and system calls fail with.
+//! Programs and devices of the system that stories make disks and system calls fail with.
 
+use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::install::{InstallError, apt_install};
 
@@ -14,23 +17,86 @@ const NEEDED: [(&str, &str); 6] = [
     ("prlimit", "util-linux"),
 ];
 /// Where they are on machines whose PATH has no place for administrators.
-const MORE: &str = "/usr/sbin:/sbin";
+const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
+/// What the kernel has to have, and what for.
+const DEVICES: [(&str, &str); 2] = [
+    ("/dev/fuse", "disks that hang or lose their power (FUSE)"),
+    ("/dev/loop-control", "file systems in a file"),
+];
+const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "tmpfs"];
 
 /// Finds or installs them; their names.
 ///
 /// # Errors
-/// When one is missing and cannot be installed.
+/// When one is missing and cannot be installed, or the kernel lacks what they are used with.
 pub fn ensure() -> Result<Vec<&'static str>, InstallError> {
+    let failed = |message| InstallError::Tool { name: "programs for failing disks", message };
     for (program, package) in NEEDED {
         if !is_there(program) {
-            let name = "programs for failing disks";
-            apt_install(package).map_err(|message| InstallError::Tool { name, message })?;
+            apt_install(package).map_err(failed)?;
         }
     }
+    kernel_has_what_is_needed().map_err(failed)?;
     Ok(NEEDED.map(|(program, _)| program).to_vec())
 }
 
+/// A program of the system, also where our PATH does not lead to it.
+pub(crate) fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(MORE.iter().map(Into::into));
+    // It is looked for in what the child gets.
+    command.env("PATH", std::env::join_paths(dirs).unwrap_or(OsString::from(MORE.join(":"))));
+    command
+}
+
 fn is_there(program: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(MORE.split(':')).any(|dir| Path::new(dir).join(program).is_file())
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path).chain(MORE.iter().map(Into::into));
+    dirs.any(|dir| dir.join(program).is_file())
+}
+
+/// Of all that is missing, so that nobody finds out one after the other.
+fn kernel_has_what_is_needed() -> Result<(), String> {
+    // What is a module is loaded when it is first used.
+    for module in ["fuse", "loop", "ext4", "xfs"] {
+        let _ = program("modprobe").arg("--quiet").arg(module).output();
+    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let missing = missing_in(&known, |device| Path::new(device).exists());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join("; ");
+    Err(format!(
+        "{missing}: stories with disks of their own fail here (a container needs these devices, and CAP_SYS_ADMIN)"
+    ))
+}
+
+fn missing_in(known: &str, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+    let devices = DEVICES.iter().filter(|(device, _)| !is_there(device));
+    let devices = devices.map(|(device, what)| format!("there is no {device}, for {what}"));
+    let knows = |name: &str| known.lines().any(|line| line.split_whitespace().last() == Some(name));
+    let systems = FILE_SYSTEMS.iter().filter(|name| !knows(name));
+    devices.chain(systems.map(|name| format!("the kernel has no {name}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let all = "nodev\ttmpfs\n\text4\n\txfs\nnodev\tfuse\n";
+        assert_eq!(missing_in(all, |_| true), Vec::<String>::new());
+        let missing = missing_in("nodev\ttmpfs\n\text2\n\txfs\n", |device| device != "/dev/fuse");
+        let fuse = "there is no /dev/fuse, for disks that hang or lose their power (FUSE)";
+        assert_eq!(missing, [fuse, "the kernel has no ext4"]);
+    }
+
+    #[test]
+    fn programs_of_administrators_are_found() {
+        let found = program("mkfs.ext4").arg("-V").output().expect("it is installed, wherever that is");
+        assert!(found.status.success());
+    }
 }

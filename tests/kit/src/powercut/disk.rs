@@ -11,8 +11,10 @@ use fastrand::Rng;
 use super::blocks::{Fate, Image};
 use super::recorder::Recorder;
 use crate::account;
+use crate::leftovers;
 use crate::process::output;
 use crate::scratch::Scratch;
+use crate::tools::program;
 use crate::wait::{PATIENCE, within};
 
 /// Which file system.
@@ -27,8 +29,8 @@ pub enum FileSystem {
 impl FileSystem {
     fn make(self, device: &Path) {
         let mut command = match self {
-            FileSystem::Ext4 => Command::new("mkfs.ext4"),
-            FileSystem::Xfs => Command::new("mkfs.xfs"),
+            FileSystem::Ext4 => program("mkfs.ext4"),
+            FileSystem::Xfs => program("mkfs.xfs"),
         };
         command.args(match self {
             FileSystem::Ext4 => &["-q", "-F", "-E", "nodiscard", "-m", "0"][..],
@@ -94,6 +96,7 @@ impl PowerDisk {
     /// Without root, FUSE, loop devices or this kind of file system, and says which.
     #[track_caller]
     pub fn start(file_system: FileSystem, megabytes: u64) -> PowerDisk {
+        leftovers::sweep();
         let scratch = Scratch::new("powerdisk");
         let (recorder, mount_point) = (Recorder::start(megabytes), scratch.dir("mnt"));
         let disk = PowerDisk { file_system, mount_point, recorder, _scratch: scratch };
@@ -129,7 +132,7 @@ impl PowerDisk {
     /// When the file system cannot be mounted any more.
     #[track_caller]
     pub fn power_on(&self, cut: Cut) {
-        let mut umount = Command::new("umount");
+        let mut umount = program("umount");
         umount.arg(&self.mount_point);
         let mut said = String::new();
         let unmounted = within(PATIENCE, || output(&mut umount).map_err(|error| said = error).ok());
@@ -146,7 +149,7 @@ impl PowerDisk {
             self.file_system.make(device.path());
         }
         let kind = self.file_system.to_string();
-        must(Command::new("mount").args(["-t", &kind]).arg(device.path()).arg(&self.mount_point));
+        must(program("mount").args(["-t", &kind]).arg(device.path()).arg(&self.mount_point));
         device.release();
     }
 
@@ -164,7 +167,7 @@ fn must(command: &mut Command) {
 impl Drop for PowerDisk {
     fn drop(&mut self) {
         self.recorder.thaw();
-        let umount = |how: &[&str]| output(Command::new("umount").args(how).arg(&self.mount_point));
+        let umount = |how: &[&str]| output(program("umount").args(how).arg(&self.mount_point));
         if umount(&[]).is_err() {
             let _ = umount(&["--lazy"]);
         }
@@ -207,12 +210,13 @@ mod tests {
                 let path = disk.join("synced");
                 let (cut, durable) = std::thread::scope(|scope| {
                     scope.spawn(|| append(path, &done));
-                    let cut = disk.cut_after(40, &mut random).expect("the disk is used");
+                    let cut = disk.cut_after(40, &mut random);
                     let durable = done.fetch_or(STOP, Ordering::SeqCst);
                     disk.let_go();
                     (cut, durable)
                 });
-                disk.power_on(cut);
+                // Not before the writer has stopped: nobody could unmount the disk.
+                disk.power_on(cut.expect("the disk is used"));
                 let found = fs::read(disk.join("synced")).unwrap();
                 assert!(found.len() as u64 >= durable, "{} of {durable} bytes on {file_system}", found.len());
             }

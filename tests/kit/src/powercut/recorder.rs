@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -21,6 +20,7 @@ use fuser::{
 use super::blocks::{Blocks, Fate, Image};
 use crate::process::output;
 use crate::scratch::Scratch;
+use crate::tools::program;
 use crate::wait::{PATIENCE, wait_until};
 
 /// Name of the only file.
@@ -115,7 +115,7 @@ impl Recorder {
     /// A loop device over the file. It goes by itself when the last user of it does, see [`LoopDevice::release`].
     #[track_caller]
     pub(crate) fn attach(&self) -> LoopDevice {
-        let mut losetup = Command::new("losetup");
+        let mut losetup = program("losetup");
         losetup.args(["--find", "--show"]).arg(self.file());
         let name = output(&mut losetup).unwrap_or_else(|error| panic!("{error} (loop devices take root)"));
         LoopDevice { path: name.trim().into(), held: true }
@@ -177,7 +177,7 @@ impl Drop for Recorder {
         }
         // In case somebody still had the file open.
         let mount_point = self.scratch.join("fuse");
-        let _ = output(Command::new("umount").arg("--lazy").arg(mount_point));
+        let _ = output(program("umount").arg("--lazy").arg(mount_point));
     }
 }
 
@@ -200,7 +200,7 @@ impl LoopDevice {
 
     fn detach(&mut self) {
         if std::mem::take(&mut self.held) {
-            let _ = output(Command::new("losetup").arg("--detach").arg(&self.path));
+            let _ = output(program("losetup").arg("--detach").arg(&self.path));
         }
     }
 }
