@@ -103,7 +103,8 @@ bench: cc
 	$(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin compare
 	$(CARGO) run --release --quiet --package walrelay-testkit --bin compare
 
-# FS=xfs takes one file system only; SEED=n repeats what is random, CONTROL=1 has to lose something.
+# FS=xfs takes one file system only. Of each: SEED=n repeats what is random; with CONTROL=1 a promise is broken on purpose, and the
+# drill succeeds if it finds that out.
 SEEDED = $(if $(SEED),--seed $(SEED)) $(if $(CONTROL),--control)
 powercut: cc
 	$(DRILL) powercut -- --cuts $(or $(CUTS),100) $(if $(FS),--fs $(FS)) $(SEEDED)
@@ -115,7 +116,7 @@ drill-network: cc
 	$(DRILL) drill-network -- --flaps $(or $(FLAPS),1000) $(SEEDED)
 
 soak: cc
-	$(DRILL) soak -- --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+	$(DRILL) soak -- --minutes $(or $(MINUTES),10) $(SEEDED)
 
 simulate: cc
 	$(CARGO) build --quiet --release --package walrelay-sim

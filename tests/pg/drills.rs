@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use walrelay_testkit::drill::CrashDrill;
+use walrelay_testkit::drill::{CrashDrill, Orders};
 use walrelay_testkit::{Server, on_one_version};
 
 use crate::walrelay;
@@ -10,12 +10,10 @@ use crate::walrelay;
 on_one_version!(no_crash_loses_an_acknowledged_commit);
 
 fn no_crash_loses_an_acknowledged_commit(server: &Server) {
-    let seed = fastrand::u64(..);
+    let (seed, interrupted, binary) = (fastrand::u64(..), AtomicBool::new(false), walrelay());
     println!("seed {seed}");
-    let interrupted = AtomicBool::new(false);
-    let binary = walrelay();
-    let drill =
-        CrashDrill { binary: &binary, server, rounds: 24, seed, control: false, interrupted: &interrupted };
+    let orders = Orders { binary: &binary, server, seed, control: false, interrupted: &interrupted };
+    let drill = CrashDrill { orders, rounds: 24 };
     let tally = drill.run();
     println!("{tally}");
     assert!(tally.held() && tally.rounds == 24 && tally.commits > 0 && tally.proofs == 1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Memory and descriptors of a process at a moment, or the most of both.
+/// Memory, descriptors and threads of a process at a moment, or the most of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Anonymous memory, bytes: what nobody else has and no file could give back. Pages of mapped files that nobody else maps
@@ -17,6 +17,8 @@ pub struct Footprint {
     pub private: u64,
     /// Open file descriptors.
     pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
 }
 
 impl Footprint {
@@ -25,13 +27,16 @@ impl Footprint {
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         let line = smaps.lines().find_map(|line| line.strip_prefix("Anonymous:"))?;
         let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        Some(Footprint { private: kilobytes << 10, descriptors })
+        let entries = |name| Some(fs::read_dir(format!("/proc/{pid}/{name}")).ok()?.count());
+        Some(Footprint { private: kilobytes << 10, descriptors: entries("fd")?, threads: entries("task")? })
     }
 
     fn most(self, other: Footprint) -> Footprint {
-        let descriptors = self.descriptors.max(other.descriptors);
-        Footprint { private: self.private.max(other.private), descriptors }
+        Footprint {
+            private: self.private.max(other.private),
+            descriptors: self.descriptors.max(other.descriptors),
+            threads: self.threads.max(other.threads),
+        }
     }
 }
 
@@ -65,7 +70,7 @@ impl Watch {
         self.shared.pid.store(pid, Ordering::Relaxed);
     }
 
-    /// The most of both that was seen.
+    /// The most of each that was seen.
     ///
     /// # Panics
     /// When nothing was seen.

@@ -65,7 +65,7 @@ pub use disk::Disk;
 pub use footprint::{Footprint, Watch};
 pub use hung::Hung;
 pub use line::Line;
-pub use link::{Link, Weather};
+pub use link::{Bit, Link, Weather};
 pub use log::{Log, Mark};
 pub use moto::Moto;
 pub use pgbench::Pgbench;

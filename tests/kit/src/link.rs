@@ -39,6 +39,15 @@ pub enum Weather {
     Refusing,
 }
 
+/// Which bit is flipped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bit {
+    /// As often in what says what the message is as in its WAL.
+    OfMessage,
+    /// In its WAL.
+    OfWal,
+}
+
 /// A port that leads to another one. Ends, and cuts all connections, when dropped.
 #[derive(Debug)]
 pub struct Link {
@@ -56,13 +65,15 @@ struct Shared {
     /// For connections of an earlier one the server has nothing more to say, as far as the client sees.
     half_closed: AtomicU64,
     /// A bit is to be flipped in the next message with WAL.
-    flip: AtomicBool,
+    flip: Mutex<Option<Bit>>,
     /// What has happened since the start.
     connections: AtomicU64,
     wal: AtomicU64,
     /// Flipped bits, and those of them that have to be noticed.
     flipped: AtomicU64,
     harmful: AtomicU64,
+    /// Those of the latter whose connections are there still.
+    unnoticed: AtomicU64,
     open: AtomicUsize,
     over: AtomicBool,
     random: Mutex<Rng>,
@@ -80,11 +91,12 @@ impl Link {
             weather: Mutex::new(Weather::Fair),
             cut: AtomicU64::new(0),
             half_closed: AtomicU64::new(0),
-            flip: AtomicBool::new(false),
+            flip: Mutex::default(),
             connections: AtomicU64::new(0),
             wal: AtomicU64::new(0),
             flipped: AtomicU64::new(0),
             harmful: AtomicU64::new(0),
+            unnoticed: AtomicU64::new(0),
             open: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             random: Mutex::new(Rng::with_seed(seed)),
@@ -109,11 +121,6 @@ impl Link {
         *lock(&self.shared.weather) = weather;
     }
 
-    /// Whether WAL may not come through it at the moment.
-    pub fn is_bad(&self) -> bool {
-        !matches!(self.shared.weather(), Weather::Fair | Weather::Slow | Weather::Crumbs)
-    }
-
     /// Cuts all connections, as a firewall does: both ends get a reset.
     pub fn reset(&self) {
         self.shared.cut.fetch_add(1, Ordering::SeqCst);
@@ -125,8 +132,8 @@ impl Link {
     }
 
     /// Flips a bit in the next message with WAL that crosses.
-    pub fn flip_a_bit(&self) {
-        self.shared.flip.store(true, Ordering::SeqCst);
+    pub fn flip_a_bit(&self, which: Bit) {
+        *lock(&self.shared.flip) = Some(which);
     }
 
     /// How many connections were made, or tried.
@@ -152,6 +159,11 @@ impl Link {
     /// How many of them have to be noticed: not the server's clock and its newest position, which say nothing of the WAL.
     pub fn harmful(&self) -> u64 {
         self.shared.harmful.load(Ordering::SeqCst)
+    }
+
+    /// How many of these were flipped on connections that are there still: their clients have not noticed it so far.
+    pub fn unnoticed(&self) -> u64 {
+        self.shared.unnoticed.load(Ordering::SeqCst)
     }
 }
 
@@ -263,12 +275,17 @@ impl Connection<'_> {
     }
 
     fn pass(&self, way: Way) {
+        let mut messages = Messages::default();
+        self.pass_messages(way, &mut messages);
+        self.shared.unnoticed.fetch_sub(messages.harmful, Ordering::SeqCst);
+    }
+
+    fn pass_messages(&self, way: Way, messages: &mut Messages) {
         let (mut from, to) = match way {
             Way::Up => (&self.client, &self.server),
             Way::Down => (&self.server, &self.client),
         };
         let mut buffer = vec![0; BUFFER];
-        let mut messages = Messages::default();
         while !self.is_over() {
             if way == Way::Down && self.shared.half_closed.load(Ordering::SeqCst) != self.half_closed {
                 let _ = to.shutdown(Shutdown::Write);
@@ -362,6 +379,8 @@ struct Messages {
     wal: u64,
     /// How far the bit that is to be flipped is away.
     flip: Option<u64>,
+    /// Bits flipped that have to be noticed.
+    harmful: u64,
 }
 
 impl Messages {
@@ -410,19 +429,18 @@ impl Messages {
             return;
         }
         self.wal = self.left + 1 - Messages::XLOG_HEADER;
-        if !shared.flip.swap(false, Ordering::SeqCst) {
-            return;
-        }
-        // As often in what says what it is as in the WAL itself.
-        let behind = match shared.below(2) {
-            0 => shared.below(6 + Messages::XLOG_HEADER),
+        let Some(which) = lock(&shared.flip).take() else { return };
+        let behind = match which {
+            Bit::OfMessage if shared.below(2) == 0 => shared.below(6 + Messages::XLOG_HEADER),
             _ => 5 + Messages::XLOG_HEADER + shared.below(self.wal),
         };
-        shared.flipped.fetch_add(1, Ordering::SeqCst);
         // Behind the position: the newest one, and the time.
         if !(14..30).contains(&behind) {
+            self.harmful += 1;
             shared.harmful.fetch_add(1, Ordering::SeqCst);
+            shared.unnoticed.fetch_add(1, Ordering::SeqCst);
         }
+        shared.flipped.fetch_add(1, Ordering::SeqCst);
         match behind.checked_sub(Messages::HEAD as u64) {
             Some(away) => self.flip = Some(away),
             // A head that came in two pieces has half gone.
@@ -505,12 +523,15 @@ mod tests {
         assert!(said(&client, &all).unwrap() == all);
         wait_until("the WAL to be counted", || link.wal() == 2000);
         let mut bits = 0;
-        for _ in 0..20 {
-            link.flip_a_bit();
+        for number in 0..20 {
+            link.flip_a_bit(if number < 15 { Bit::OfMessage } else { Bit::OfWal });
             let changed = said(&client, &wal).unwrap();
             bits += changed.iter().zip(&wal).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
         }
         assert_eq!((bits, link.flipped()), (20, 20));
-        assert!((1..20).contains(&link.harmful()), "{}", link.harmful());
+        assert!((5..20).contains(&link.harmful()), "{}", link.harmful());
+        assert_eq!(link.unnoticed(), link.harmful());
+        drop(client);
+        wait_until("the connection to be over", || link.unnoticed() == 0);
     }
 }

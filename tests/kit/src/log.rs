@@ -33,7 +33,8 @@ impl Log {
 
     /// The present end.
     pub fn mark(&self) -> Mark {
-        Mark(self.text().len())
+        let len = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        Mark(usize::try_from(len).expect("a file that can be read whole"))
     }
 
     /// Lines written after `mark` that contain `part`.

@@ -5,25 +5,19 @@
 
 use std::process::ExitCode;
 
-use walrelay_testkit::drill::{self, CrashDrill};
-use walrelay_testkit::{install, powercut};
+use walrelay_testkit::drill::{self, CrashDrill, Gear};
 
 fn main() -> ExitCode {
     drill::main("drill-crash", |interrupted| {
         let mut args = drill::Args::of_this_process();
         let rounds = args.number("--rounds", 100)?;
-        let seed = args.number("--seed", fastrand::u64(..))?;
-        let control = args.flag("--control");
-        args.finish()?;
-        let server = install::ensure_any().map_err(|error| error.to_string())?;
-        println!("PostgreSQL {}, seed {seed}", server.version());
-        let binary = powercut::built_relay();
-        let drill = CrashDrill { binary: &binary, server: &server, rounds, seed, control, interrupted };
-        let tally = drill.run();
+        let gear = Gear::of(args)?;
+        let orders = gear.orders(interrupted);
+        let tally = CrashDrill { orders, rounds }.run();
         print!("{tally}");
-        if control && tally.held() {
+        if orders.control && tally.lost.is_empty() {
             println!("control: commits did not wait for the relay, and yet it had all of them");
         }
-        Ok(tally.held() != control)
+        Ok(if orders.control { !tally.lost.is_empty() } else { tally.held() })
     })
 }

@@ -1,20 +1,17 @@
 //! The crash drill: the relay is the only synchronous standby; it, the primary and a standby below are killed at random.
 
 use std::fmt::{self, Display, Formatter};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::Signal;
 
 use super::clients::Clients;
+use super::{Orders, park_at_most};
 use crate::cluster::Cluster;
 use crate::pgbench::Pgbench;
 use crate::relay::Relay;
 use crate::scratch::Scratch;
-use crate::server::Server;
 use crate::waldump;
 
 /// Clients that wait for the relay.
@@ -22,21 +19,13 @@ const CLIENTS: usize = 3;
 /// So often a standby is made of nothing but an old backup and the relay's WAL, rounds.
 const PROOF_EACH: u64 = 100;
 
-/// How to drill.
+/// How to drill. As a control commits do not wait for the relay: then what was acknowledged may be missing from it.
 #[derive(Debug)]
 pub struct CrashDrill<'a> {
-    /// The relay's program.
-    pub binary: &'a Path,
-    /// Of primary and standby.
-    pub server: &'a Server,
+    /// With what, and until when.
+    pub orders: Orders<'a>,
     /// How many rounds.
     pub rounds: u64,
-    /// Decides who is killed when.
-    pub seed: u64,
-    /// Commits do not wait for the relay: then what was acknowledged may be missing from it.
-    pub control: bool,
-    /// Ends it early.
-    pub interrupted: &'a AtomicBool,
 }
 
 /// What came of it.
@@ -69,7 +58,7 @@ impl CrashDrill<'_> {
     /// When somebody does not come back.
     #[track_caller]
     pub fn run(&self) -> CrashTally {
-        let mut scene = Scene::set(self);
+        let mut scene = Scene::set(self.orders);
         while scene.tally.rounds < self.rounds && scene.goes_on() {
             scene.round();
         }
@@ -89,7 +78,7 @@ const VICTIMS: [Victim; 3] = [Victim::Relay, Victim::Primary, Victim::Standby];
 
 /// Everything that runs, in the order in which it is ended.
 struct Scene<'a> {
-    orders: &'a CrashDrill<'a>,
+    orders: Orders<'a>,
     random: Rng,
     tally: CrashTally,
     clients: Clients,
@@ -105,7 +94,7 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn set(orders: &'a CrashDrill<'a>) -> Scene<'a> {
+    fn set(orders: Orders<'a>) -> Scene<'a> {
         let primary = Cluster::builder(orders.server).seg_mb(1).start();
         primary.pgbench_init(1);
         let relay = Relay::builder(orders.binary, &primary).start();
@@ -121,7 +110,7 @@ impl<'a> Scene<'a> {
         let marks = vec![0; CLIENTS];
         Scene {
             orders,
-            random: Rng::with_seed(orders.seed),
+            random: orders.random(),
             tally: CrashTally::default(),
             clients,
             backup_marks: marks.clone(),
@@ -136,7 +125,7 @@ impl<'a> Scene<'a> {
 
     fn goes_on(&self) -> bool {
         let well = self.tally.lost.is_empty() && self.tally.problems.is_empty();
-        well && !self.orders.interrupted.load(Ordering::Relaxed)
+        well && !self.orders.is_over()
     }
 
     fn round(&mut self) {
@@ -150,7 +139,7 @@ impl<'a> Scene<'a> {
         let mut victims = self.victims();
         for victim in &victims {
             self.strike(*victim);
-            self.pause(100);
+            park_at_most(&mut self.random, 100);
         }
         self.random.shuffle(&mut victims);
         for victim in victims {
@@ -182,10 +171,10 @@ impl<'a> Scene<'a> {
         if self.random.u8(..4) == 0 {
             self.tally.stops += 1;
             self.signal(victim, Signal::STOP);
-            self.pause(300);
+            park_at_most(&mut self.random, 300);
             if self.random.bool() {
                 self.signal(victim, Signal::CONT);
-                self.pause(100);
+                park_at_most(&mut self.random, 100);
             }
         }
         self.tally.kills[victim as usize] += 1;
@@ -227,7 +216,7 @@ impl<'a> Scene<'a> {
                 Victim::Primary => self.primary.spawn(),
                 Victim::Standby => self.standby.spawn(),
             }
-            self.pause(200);
+            park_at_most(&mut self.random, 200);
             match victim {
                 Victim::Relay => self.relay.kill9(),
                 Victim::Primary => self.primary.kill9(),
@@ -238,14 +227,6 @@ impl<'a> Scene<'a> {
             Victim::Relay => self.relay.start(),
             Victim::Primary => self.primary.start(),
             Victim::Standby => self.standby.start(),
-        }
-    }
-
-    /// A random moment of at most so many milliseconds: that is the subject, nothing is waited for.
-    fn pause(&mut self, at_most: u64) {
-        let end = Instant::now() + Duration::from_micros(self.random.u64(..at_most * 1000));
-        while let Some(left) = end.checked_duration_since(Instant::now()) {
-            park_timeout(left);
         }
     }
 

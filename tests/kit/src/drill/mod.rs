@@ -6,21 +6,104 @@ mod network;
 mod soak;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 pub use clients::Clients;
 pub use crash::{CrashDrill, CrashTally};
-pub use network::{NetworkDrill, NetworkTally, Resumed, Usage};
+pub use network::{NetworkDrill, NetworkTally, Resumed};
 pub use soak::{Soak, SoakTally};
 
+use crate::install;
+use crate::leftovers;
+use crate::server::Server;
+
+/// What every drill is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Orders<'a> {
+    /// The relay's program.
+    pub binary: &'a Path,
+    /// Of all clusters.
+    pub server: &'a Server,
+    /// Decides all that is random here; when exactly processes do what is not in our hands.
+    pub seed: u64,
+    /// A promise is broken on purpose: then the drill has to find that out, or it proves nothing.
+    pub control: bool,
+    /// Ends it early.
+    pub interrupted: &'a AtomicBool,
+}
+
+impl Orders<'_> {
+    pub(crate) fn random(&self) -> Rng {
+        Rng::with_seed(self.seed)
+    }
+
+    /// Whether there is to be an end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+/// What a drill's program runs with.
+#[derive(Debug)]
+pub struct Gear {
+    binary: PathBuf,
+    server: Server,
+    seed: u64,
+    control: bool,
+}
+
+impl Gear {
+    /// Takes what is left of the command line: `--seed S` and `--control`; finds relay and server, and says what it is.
+    ///
+    /// # Errors
+    /// When something else was typed, or there is no server.
+    pub fn of(mut args: Args) -> Result<Gear, String> {
+        let seed = args.number("--seed", fastrand::u64(..))?;
+        let control = args.flag("--control");
+        args.finish()?;
+        let server = install::ensure_any().map_err(|error| error.to_string())?;
+        println!("PostgreSQL {}, seed {seed}{}", server.version(), if control { ", control" } else { "" });
+        Ok(Gear { binary: built_relay(), server, seed, control })
+    }
+
+    /// As a drill is told.
+    pub fn orders<'a>(&'a self, interrupted: &'a AtomicBool) -> Orders<'a> {
+        let Gear { binary, server, seed, control } = self;
+        Orders { binary, server, seed: *seed, control: *control, interrupted }
+    }
+}
+
+/// Where `cargo build` has put the relay.
+pub fn built_relay() -> PathBuf {
+    install::target_dir().join("debug/walrelay")
+}
+
+/// Lets so much time pass, which is the subject of who calls this: nothing is waited for.
+pub(crate) fn park(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        park_timeout(left);
+    }
+}
+
+/// The same for a random moment of at most so many milliseconds.
+pub(crate) fn park_at_most(random: &mut Rng, milliseconds: u64) {
+    park(Duration::from_micros(random.u64(..milliseconds * 1000)));
+}
+
 /// Runs a program's `play`, which says whether all held. Whatever it has started is ended, also on Ctrl-C and when it
-/// panics, as the kit does when a wait is in vain.
+/// panics, as the kit does when a wait is in vain. What an earlier one that was killed has left goes first.
 pub fn main(name: &str, play: impl FnOnce(&AtomicBool) -> Result<bool, String>) -> ExitCode {
+    leftovers::sweep();
     let interrupted = match watch_for_interrupts() {
         Ok(flag) => flag,
         Err(error) => return failed(name, &format!("could not watch for signals: {error}")),

@@ -12,8 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, park_timeout};
@@ -21,13 +19,15 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
+use super::{Orders, park};
 use crate::cluster::Cluster;
 use crate::compare;
-use crate::link::{Link, Weather};
+use crate::footprint::Footprint;
+use crate::link::{Bit, Link, Weather};
+use crate::log::Mark;
 use crate::receivewal::Receivewal;
 use crate::relay::Relay;
 use crate::scribe::Scribe;
-use crate::server::Server;
 use crate::wait::within;
 
 /// How long WAL may need after a link has healed before the drill calls that a failure; what is promised is a second.
@@ -43,19 +43,14 @@ const OUTAGE: Duration = Duration::from_secs(3);
 /// The shortest pauses of the back-off: half of the first, and half of the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(375));
 
-/// How to drill.
+/// How to drill. As a control bits are also flipped for the consumer that writes everything down, which looks at nothing: then
+/// its copy has to be found different.
 #[derive(Debug, Clone, Copy)]
 pub struct NetworkDrill<'a> {
-    /// The relay's program.
-    pub binary: &'a Path,
-    /// Of primary and standby.
-    pub server: &'a Server,
+    /// With what, and until when.
+    pub orders: Orders<'a>,
     /// How often a link goes bad.
     pub flaps: usize,
-    /// Decides which, and how.
-    pub seed: u64,
-    /// Ends it early.
-    pub interrupted: &'a AtomicBool,
 }
 
 /// What came of it.
@@ -65,18 +60,22 @@ pub struct NetworkTally {
     pub flaps: BTreeMap<&'static str, usize>,
     /// Rounds.
     pub rounds: usize,
-    /// From the heal to the first new WAL over each link, in milliseconds: the largest, and the mean.
+    /// From the heal to the first new WAL over each link.
     pub resumed: BTreeMap<&'static str, Resumed>,
+    /// When that took longer than a second: over which link, what had happened to all of them, and what the relays said.
+    pub late: Vec<String>,
     /// Bits flipped, and those that had to be noticed.
     pub flipped: (u64, u64),
-    /// Attempts to connect to the primary in an outage of three seconds, by kind.
-    pub attempts: BTreeMap<&'static str, u64>,
+    /// Attempts to connect to the primary in an outage, by kind, and how long it was.
+    pub attempts: BTreeMap<&'static str, (u64, Duration)>,
     /// What the relays take, before and after.
-    pub usage: Vec<(&'static str, Usage, Usage)>,
+    pub usage: Vec<(&'static str, Footprint, Footprint)>,
     /// Segments that were compared, of each copy.
     pub compared: BTreeMap<&'static str, usize>,
     /// Lines of the relays' logs that are no INFO, without numbers, and how often they came.
     pub lines: BTreeMap<String, usize>,
+    /// Copies that are not the primary's.
+    pub different: Vec<String>,
     /// What did not hold.
     pub failures: Vec<String>,
 }
@@ -94,45 +93,28 @@ pub struct Resumed {
     pub late: u64,
 }
 
-/// What a process takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// File descriptors.
-    pub descriptors: usize,
-    /// Threads.
-    pub threads: usize,
-    /// Private memory, bytes.
-    pub memory: u64,
-}
-
-impl Usage {
-    fn of(pid: u32) -> Usage {
-        let entries = |name| fs::read_dir(format!("/proc/{pid}/{name}")).map_or(0, Iterator::count);
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let field = |name: &str| -> u64 {
-            let line = rollup.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
-        };
-        // Clean pages of the program's file are the kernel's to drop.
-        let memory = field("Private_Dirty:") << 10;
-        Usage { descriptors: entries("fd"), threads: entries("task"), memory }
-    }
-}
-
 /// Which of the links.
 const LINKS: [&str; 5] = ["first", "second", "third", "standby", "archive"];
+/// Of what the relays said when WAL was late, at most so much is told.
+const MOST_LINES: usize = 60;
+/// What has to be noticed.
+const FLIP: &str = "flipped bit";
 
-impl NetworkDrill<'_> {
+impl<'a> NetworkDrill<'a> {
     /// Runs it.
     ///
     /// # Panics
     /// When something cannot be started, or never comes: the kit's waits are in vain.
     pub fn run(self) -> NetworkTally {
         let mut scene = Scene::set(self);
-        scene.flap();
-        scene.outages();
-        scene.settle();
-        scene.prove();
+        let stages: [fn(&mut Scene<'a>); 4] = [Scene::flap, Scene::outages, Scene::settle, Scene::prove];
+        for stage in stages {
+            // What was done is proved also when it was ended early.
+            if scene.tally.held() {
+                stage(&mut scene);
+            }
+        }
+        scene.note_logs();
         scene.tally
     }
 }
@@ -140,15 +122,27 @@ impl NetworkDrill<'_> {
 impl NetworkTally {
     /// Whether everything held.
     pub fn held(&self) -> bool {
-        self.failures.is_empty()
+        self.failures.is_empty() && self.different.is_empty()
     }
+}
+
+/// What is waited for on a link that has healed.
+#[derive(Debug)]
+struct Awaited {
+    link: usize,
+    /// When it healed.
+    since: Instant,
+    /// How much WAL had crossed by then; more is to come.
+    wal: u64,
+    /// A bit is to be flipped first, and that noticed: how many had been flipped before. It has healed then.
+    flip: Option<u64>,
 }
 
 struct Scene<'a> {
     drill: NetworkDrill<'a>,
     random: Rng,
     tally: NetworkTally,
-    before: Option<[Usage; 2]>,
+    before: Option<[Footprint; 2]>,
     writer: Writer,
     scribe: Scribe,
     archive: Receivewal,
@@ -160,7 +154,7 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn set(drill: NetworkDrill<'a>) -> Scene<'a> {
-        let (server, mut random) = (drill.server, Rng::with_seed(drill.seed));
+        let (server, mut random) = (drill.orders.server, drill.orders.random());
         let primary = Cluster::builder(server).seg_mb(1);
         let primary = ["wal_keep_size = '8GB'", "max_wal_size = '8GB'", "checkpoint_timeout = '1h'"]
             .into_iter()
@@ -172,7 +166,10 @@ impl<'a> Scene<'a> {
         let first_link = link(primary.port());
         let options =
             ["--wal-keep-size", "8GB", "--wal-sender-timeout", "4s", "--wal-receiver-timeout", "4s"];
-        let first = Relay::builder(drill.binary, &primary).name("first").upstream(&first_link.conninfo());
+        // Each attempt to connect is to be seen, not only the first of an outage.
+        let options = [&options[..], &["--log-level", "debug"]].concat();
+        let first =
+            Relay::builder(drill.orders.binary, &primary).name("first").upstream(&first_link.conninfo());
         let first = options.iter().fold(first, |relay, option| relay.arg(option)).start();
         let second_link = link(first.port());
         let second = first.builder_below().name("second").upstream(&second_link.conninfo());
@@ -203,17 +200,17 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn usage(&self) -> [Usage; 2] {
-        [0, 1].map(|relay| Usage::of(self.relays[relay].pid()))
+    /// Of the relays; one that has ended takes nothing.
+    fn usage(&self) -> [Footprint; 2] {
+        [0, 1].map(|relay| Footprint::of(self.relays[relay].pid()).unwrap_or_default())
     }
 
     fn flap(&mut self) {
         let (begun, mut told) = (Instant::now(), 0);
         let mut flaps = 0;
-        let interrupted = self.drill.interrupted;
-        while flaps < self.drill.flaps && self.tally.held() && !interrupted.load(Ordering::Relaxed) {
-            flaps += self.round();
+        while flaps < self.drill.flaps && self.tally.held() && !self.drill.orders.is_over() {
             self.tally.rounds += 1;
+            flaps += self.round();
             if self.before.is_none() && flaps >= WARM_UP.min(self.drill.flaps / 2) {
                 self.before = Some(self.usage());
             }
@@ -245,38 +242,39 @@ impl<'a> Scene<'a> {
     /// Makes some links bad for a moment; how many.
     fn round(&mut self) -> usize {
         let chosen = self.chosen();
-        let mut flips = Vec::new();
+        let mut flips = BTreeMap::new();
+        let mut kinds = Vec::new();
         for &link in &chosen {
-            if let Some(flip) = self.spoil(link) {
-                flips.push(flip);
+            let flipped = self.links[link].flipped();
+            let kind = self.spoil(link);
+            *self.tally.flaps.entry(kind).or_default() += 1;
+            kinds.push(format!("{}: {kind}", LINKS[link]));
+            if kind == FLIP {
+                flips.insert(link, flipped);
             }
         }
         let most = if one_in(&mut self.random, 20) { 400 } else { 30 };
         park(Duration::from_millis(1 + self.random.u64(..most)));
-        for (link, before) in flips {
-            self.wait_for_flip(link, before);
-        }
         let before: Vec<u64> = self.links.iter().map(Link::wal).collect();
         self.links.iter().for_each(|link| link.set(Weather::Fair));
-        let healed = Instant::now();
+        let (since, marks) = (Instant::now(), self.relays.each_ref().map(|relay| relay.log().mark()));
         let checked = if chosen.contains(&3) { 4 } else { 3 };
-        for (link, before) in before.into_iter().enumerate().take(checked) {
-            self.wait_for_wal(link, before, healed);
-        }
+        let await_of = |link| Awaited { link, since, wal: before[link], flip: flips.get(&link).copied() };
+        self.wait_for((0..checked).map(await_of).collect(), marks, &kinds.join(", "));
         chosen.len()
     }
 
-    /// Something bad happens to a link. For a flipped bit, how many had been flipped before, and connections made.
-    fn spoil(&mut self, link: usize) -> Option<(usize, [u64; 3])> {
+    /// Something bad happens to a link; what.
+    fn spoil(&mut self, link: usize) -> &'static str {
         let (name, name_of) = (LINKS[link], &self.links[link]);
         // pg_receivewal waits for five seconds after each cut, and stores what it gets without looking at it.
         let kinds = match name {
             "first" | "second" => 10,
+            "third" if self.drill.orders.control => 10,
             "archive" if !one_in(&mut self.random, 10) => 6,
             _ => 9,
         };
-        let mut flip = None;
-        let kind = match self.random.u64(..kinds) {
+        let (weather, kind) = match self.random.u64(..kinds) {
             0 => (Weather::Slow, "slow"),
             1 => (Weather::Crumbs, "crumbs"),
             2 => (Weather::HoleDown, "hole towards the client"),
@@ -295,55 +293,61 @@ impl<'a> Scene<'a> {
                 name_of.half_close();
                 (Weather::Fair, "half closed")
             }
+            _ if name == "third" => {
+                name_of.flip_a_bit(Bit::OfWal);
+                (Weather::Fair, "flipped bit that nobody looks at")
+            }
             _ => {
-                flip = Some((link, [name_of.flipped(), name_of.harmful(), name_of.connections()]));
-                name_of.flip_a_bit();
-                (Weather::Fair, "flipped bit")
+                name_of.flip_a_bit(Bit::OfMessage);
+                (Weather::Fair, FLIP)
             }
         };
-        name_of.set(kind.0);
-        *self.tally.flaps.entry(kind.1).or_default() += 1;
-        flip
+        name_of.set(weather);
+        kind
     }
 
-    /// The bit is flipped in the next message; whoever gets it begins anew.
-    fn wait_for_flip(&mut self, link: usize, [flipped, harmful, connections]: [u64; 3]) {
-        let shown = &self.links[link];
-        let noticed = within(DEADLINE, || {
-            let over = shown.flipped() > flipped
-                && (shown.harmful() == harmful || shown.connections() > connections);
-            // In bad weather elsewhere no WAL may come to be flipped; it is, when that is over.
-            (over || self.links.iter().any(|other| other.is_bad())).then_some(over)
-        });
-        if noticed.is_none() {
-            self.tally.failures.push(format!("a flipped bit on link {} was not noticed", LINKS[link]));
-        }
-    }
-
-    fn wait_for_wal(&mut self, link: usize, before: u64, healed: Instant) {
-        let link_name = LINKS[link];
-        let flowed = loop {
-            if self.links[link].wal() > before {
-                break Some(healed.elapsed());
-            }
-            if healed.elapsed() > DEADLINE {
-                break None;
-            }
+    /// Waits for all of this, which comes in any order.
+    fn wait_for(&mut self, mut awaited: Vec<Awaited>, marks: [Mark; 2], kinds: &str) {
+        let late = self.tally.late.len();
+        while !awaited.is_empty() {
+            awaited.retain_mut(|awaited| !self.has_come(awaited, kinds));
             park(Duration::from_millis(1));
-        };
-        let resumed = self.tally.resumed.entry(link_name).or_default();
-        match flowed {
-            Some(time) => {
-                resumed.count += 1;
-                resumed.sum += time;
-                resumed.most = resumed.most.max(time);
-                resumed.late += u64::from(time > Duration::from_secs(1));
-            }
-            None => {
-                let round = self.tally.rounds;
-                self.tally.failures.push(format!("no WAL over link {link_name} after round {round}"));
-            }
         }
+        if (late + 1..=MOST_LINES * 5).contains(&self.tally.late.len()) {
+            let said = self.relays.iter().zip(marks).map(|(relay, mark)| relay.log().lines_with("", mark));
+            self.tally.late.extend(said.flatten().take(MOST_LINES).map(|line| format!("  {line}")));
+        }
+    }
+
+    /// Whether nothing more is waited for on a link: the WAL has come, or has taken too long.
+    fn has_come(&mut self, awaited: &mut Awaited, kinds: &str) -> bool {
+        let (link, name, round) = (&self.links[awaited.link], LINKS[awaited.link], self.tally.rounds);
+        let time = awaited.since.elapsed();
+        if time > DEADLINE {
+            let what = if awaited.flip.is_some() { "no end after a flipped bit" } else { "no WAL" };
+            self.tally.failures.push(format!("round {round}: {what} on link {name} ({kinds})"));
+            return true;
+        }
+        if let Some(flipped) = awaited.flip {
+            // It is flipped in the next message with WAL, and whoever gets that ends the connection.
+            if link.flipped() > flipped && link.unnoticed() == 0 {
+                (awaited.flip, awaited.since, awaited.wal) = (None, Instant::now(), link.wal());
+            }
+            return false;
+        }
+        if link.wal() <= awaited.wal {
+            return false;
+        }
+        let resumed = self.tally.resumed.entry(name).or_default();
+        resumed.count += 1;
+        resumed.sum += time;
+        resumed.most = resumed.most.max(time);
+        if time > Duration::from_secs(1) {
+            resumed.late += 1;
+            let time = time.as_millis();
+            self.tally.late.push(format!("round {round}: {name} after {time} ms ({kinds})"));
+        }
+        true
     }
 
     /// The primary cannot be reached for seconds: nobody hammers at its door.
@@ -353,14 +357,18 @@ impl<'a> Scene<'a> {
             let (before, wal) = (link.connections(), link.wal());
             link.set(weather);
             link.reset();
+            let begun = Instant::now();
             park(OUTAGE);
-            let attempts = link.connections() - before;
-            self.tally.attempts.insert(name, attempts);
-            if attempts > most_attempts(OUTAGE) {
-                self.tally.failures.push(format!("{attempts} attempts to connect in {OUTAGE:?} ({name})"));
+            // However long the machine has made it.
+            let (attempts, lasted) = (link.connections() - before, begun.elapsed());
+            self.tally.attempts.insert(name, (attempts, lasted));
+            if attempts > most_attempts(lasted) {
+                self.tally.failures.push(format!("{attempts} attempts to connect in {lasted:?} ({name})"));
             }
             self.links[0].set(Weather::Fair);
-            self.wait_for_wal(0, wal, Instant::now());
+            let awaited = Awaited { link: 0, since: Instant::now(), wal, flip: None };
+            let marks = self.relays.each_ref().map(|relay| relay.log().mark());
+            self.wait_for(vec![awaited], marks, name);
         }
     }
 
@@ -385,10 +393,10 @@ impl<'a> Scene<'a> {
             self.tally.failures.push(text);
         }
         let before = self.before.unwrap_or_else(|| self.usage());
-        let lean = |before: Usage, now: Usage| {
+        let lean = |before: Footprint, now: Footprint| {
             now.descriptors <= before.descriptors + 8
                 && now.threads <= before.threads + 4
-                && now.memory <= MEMORY
+                && now.private <= MEMORY
         };
         let settled = within(SETTLING, || {
             let now = self.usage();
@@ -410,7 +418,7 @@ impl<'a> Scene<'a> {
         self.archive.wait_for_segment(&last);
         self.standby.wait_for_replay(end);
         crate::wait::wait_until("the scribe to have everything", || self.scribe.received() >= end);
-        let mut failures = self.scribe.faults();
+        self.tally.failures.extend(self.scribe.faults());
         let copies = [
             ("first", compare::segments(&self.primary, &self.relays[0].wal_dir())),
             ("second", compare::segments(&self.primary, &self.relays[1].wal_dir())),
@@ -421,19 +429,22 @@ impl<'a> Scene<'a> {
         for (name, compared) in copies {
             match compared {
                 Ok(count) => _ = self.tally.compared.insert(name, count),
-                Err(difference) => failures.push(format!("{name}: {difference}")),
+                Err(difference) => self.tally.different.push(format!("{name}: {difference}")),
             }
         }
+    }
+
+    /// What the relays have said, and the links counted, however it has ended.
+    fn note_logs(&mut self) {
         for relay in &mut self.relays {
             if !relay.is_running() {
-                failures.push("a relay has ended".to_owned());
+                self.tally.failures.push(format!("a relay has ended\n{}", relay.log().tail()));
             }
             note_lines(&relay.log().text(), &mut self.tally.lines);
         }
         if self.tally.lines.keys().any(|line| line.contains("panicked")) {
-            failures.push("a relay has panicked".to_owned());
+            self.tally.failures.push("a relay has panicked".to_owned());
         }
-        self.tally.failures.extend(failures);
         let sum = |count: fn(&Link) -> u64| self.links.iter().map(count).sum();
         self.tally.flipped = (sum(Link::flipped), sum(Link::harmful));
     }
@@ -473,13 +484,6 @@ fn note_lines(text: &str, lines: &mut BTreeMap<String, usize>) {
 
 fn one_in(random: &mut Rng, chances: u64) -> bool {
     random.u64(..chances) == 0
-}
-
-fn park(time: Duration) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        park_timeout(end.saturating_duration_since(Instant::now()));
-    }
 }
 
 /// A thread that commits without a pause worth the name.
@@ -537,21 +541,22 @@ impl fmt::Display for NetworkTally {
                 "  {link:<8} {most:>6} ms at most, {mean} ms on average, {late} times more than a second"
             )?;
         }
+        self.late.iter().try_for_each(|late| writeln!(f, "  {late}"))?;
         let (flipped, harmful) = self.flipped;
         writeln!(f, "{flipped} bits flipped, {harmful} of them had to be noticed")?;
-        for (kind, attempts) in &self.attempts {
-            let most = most_attempts(OUTAGE);
-            writeln!(f, "{attempts} attempts to connect in {OUTAGE:?} ({kind}), {most} allowed")?;
+        for (kind, (attempts, lasted)) in &self.attempts {
+            let most = most_attempts(*lasted);
+            writeln!(f, "{attempts} attempts to connect in {lasted:.1?} ({kind}), {most} allowed")?;
         }
         for (relay, before, after) in &self.usage {
-            let Usage { descriptors, threads, memory } = after;
-            let memory = memory >> 10;
+            let Footprint { descriptors, threads, private } = after;
+            let memory = private >> 10;
             writeln!(
                 f,
                 "{relay:<8} {descriptors} descriptors ({} before), {threads} threads ({}), {memory} kB private ({})",
                 before.descriptors,
                 before.threads,
-                before.memory >> 10
+                before.private >> 10
             )?;
         }
         for (copy, count) in &self.compared {
@@ -560,6 +565,7 @@ impl fmt::Display for NetworkTally {
         for (line, count) in &self.lines {
             writeln!(f, "{count:>7}  {line}")?;
         }
-        self.failures.iter().try_for_each(|failure| writeln!(f, "FAILED: {failure}"))
+        let different = self.different.iter().map(|copy| format!("not the primary's: {copy}"));
+        different.chain(self.failures.iter().cloned()).try_for_each(|failure| writeln!(f, "✗ {failure}"))
     }
 }

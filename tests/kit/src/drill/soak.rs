@@ -9,15 +9,15 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use rustix::process::Signal;
 
 use super::clients::Clients;
+use super::{Orders, park_at_most};
 use crate::cluster::Cluster;
 use crate::compare;
 use crate::disk::Disk;
@@ -26,7 +26,6 @@ use crate::pgbench::Pgbench;
 use crate::receivewal::Receivewal;
 use crate::relay::Relay;
 use crate::scratch::Scratch;
-use crate::server::Server;
 
 const CLIENTS: usize = 2;
 /// Of the relay's disk.
@@ -38,19 +37,13 @@ const MEMORY: u64 = (64 << 20) + 20 * (64 << 10);
 /// Descriptors that may come and go.
 const SPARE_DESCRIPTORS: usize = 16;
 
-/// How to soak.
+/// How to soak. As a control commits do not wait for the relay: then a promotion loses some.
 #[derive(Debug)]
 pub struct Soak<'a> {
-    /// The relay's program.
-    pub binary: &'a Path,
-    /// Of all clusters.
-    pub server: &'a Server,
+    /// With what, and until when.
+    pub orders: Orders<'a>,
     /// How long.
     pub time: Duration,
-    /// Decides what happens when.
-    pub seed: u64,
-    /// Ends it early.
-    pub interrupted: &'a AtomicBool,
 }
 
 /// What came of it.
@@ -81,7 +74,7 @@ impl Soak<'_> {
     /// When somebody does not come back.
     #[track_caller]
     pub fn run(&self) -> SoakTally {
-        let mut scene = Scene::set(self);
+        let mut scene = Scene::set(self.orders);
         scene.look();
         scene.tally.footprints[0] = scene.footprint();
         let end = Instant::now() + self.time;
@@ -131,7 +124,7 @@ enum Trouble {
 
 /// Everything that runs, in the order in which it is ended.
 struct Scene<'a> {
-    orders: &'a Soak<'a>,
+    orders: Orders<'a>,
     random: Rng,
     tally: SoakTally,
     events: u64,
@@ -153,7 +146,7 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn set(orders: &'a Soak<'a>) -> Scene<'a> {
+    fn set(orders: Orders<'a>) -> Scene<'a> {
         let (scratch, disk) = (Scratch::new("archive"), Disk::ext4(DISK_MB));
         let archive = scratch.dir("wal");
         let target =
@@ -180,12 +173,12 @@ impl<'a> Scene<'a> {
         let below = primary.standby().name("c").follow(&relay_below.conninfo()).slot("standby").start();
         let consumers =
             ["first", "second"].map(|slot| Receivewal::start(orders.server, &relay.conninfo(), slot));
-        let clients = Clients::start(&primary, CLIENTS, "on");
+        let clients = Clients::start(&primary, CLIENTS, if orders.control { "local" } else { "on" });
         primary.sql("set synchronous_commit = local; alter database postgres set synchronous_commit = off");
         wait_for_relay(&primary);
         Scene {
             orders,
-            random: Rng::with_seed(orders.seed),
+            random: orders.random(),
             tally: SoakTally::default(),
             events: 0,
             troubles: Vec::new(),
@@ -207,7 +200,7 @@ impl<'a> Scene<'a> {
 
     fn goes_on(&self) -> bool {
         let well = self.tally.lost.is_empty() && self.tally.problems.is_empty();
-        well && !self.orders.interrupted.load(Ordering::Relaxed)
+        well && !self.orders.is_over()
     }
 
     fn is_in(&self, trouble: Trouble) -> bool {
@@ -238,7 +231,7 @@ impl<'a> Scene<'a> {
         if !self.is_in(Trouble::FullDisk) && !self.clients.get_more(3) {
             return self.problem(&format!("no commits after {name}"));
         }
-        self.pause(1500);
+        park_at_most(&mut self.random, 1500);
         if self.events.is_multiple_of(LOOK_EACH) {
             self.look();
         }
@@ -293,7 +286,9 @@ impl<'a> Scene<'a> {
             return false;
         }
         self.load = None;
-        if self.random.bool() {
+        if self.orders.control {
+            self.lose_some();
+        } else if self.random.bool() {
             self.primary.kill9();
         } else {
             self.primary.stop();
@@ -309,6 +304,14 @@ impl<'a> Scene<'a> {
         self.primary.start();
         std::mem::swap(&mut self.primary, &mut self.standby);
         true
+    }
+
+    /// Commits that did not wait for the relay are lost with the primary.
+    fn lose_some(&mut self) {
+        self.relay.signal(Signal::STOP);
+        self.clients.get_more(3);
+        self.primary.kill9();
+        self.relay.signal(Signal::CONT);
     }
 
     fn begin(&mut self, trouble: Trouble) -> bool {
@@ -347,14 +350,6 @@ impl<'a> Scene<'a> {
         let ended = self.consumers.iter_mut().filter_map(|consumer| consumer.revive().then_some(())).count();
         if ended > 0 {
             *self.tally.events.entry("pg_receivewal started again").or_default() += ended as u64;
-        }
-    }
-
-    /// A random moment of at most so many milliseconds: that is the subject, nothing is waited for.
-    fn pause(&mut self, at_most: u64) {
-        let end = Instant::now() + Duration::from_micros(self.random.u64(..at_most * 1000));
-        while let Some(left) = end.checked_duration_since(Instant::now()) {
-            park_timeout(left);
         }
     }
 

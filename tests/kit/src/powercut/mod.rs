@@ -11,9 +11,8 @@ mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use fastrand::Rng;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName};
@@ -22,11 +21,11 @@ pub use blocks::Fate;
 pub use disk::{Cut, FileSystem, PowerDisk};
 
 use crate::cluster::Cluster;
+use crate::drill::Orders;
 use crate::log::Mark;
 use crate::pgbench::Pgbench;
 use crate::psql::Session;
 use crate::relay::Relay;
-use crate::server::Server;
 use crate::trace::Trace;
 use crate::wait::{PATIENCE, wait_until, within};
 use crate::writer::Writer;
@@ -39,23 +38,15 @@ const RELAY: &str = "walrelay";
 /// Lines with one of these say that something is lost. What cannot be reached while it is down is another matter.
 const BAD: [&str; 6] = ["panicked", "damaged", "may not be durable", "bad WAL", "diverged", "missing"];
 
-/// How to cut.
+/// How to cut. As a control the relay's syncs do nothing: then WAL has to be lost.
 #[derive(Debug)]
 pub struct PowerCuts<'a> {
-    /// The relay's program.
-    pub binary: &'a Path,
-    /// Of the primary.
-    pub server: &'a Server,
+    /// With what, and until when.
+    pub orders: Orders<'a>,
     /// Of the relay's disk.
     pub file_system: FileSystem,
     /// How many cuts.
     pub cuts: u64,
-    /// Decides all that is random here; when exactly processes do what is not in our hands.
-    pub seed: u64,
-    /// The relay's syncs do nothing: then something has to be lost, or these cuts prove nothing.
-    pub control: bool,
-    /// Ends it early.
-    pub interrupted: &'a AtomicBool,
 }
 
 /// What came of it.
@@ -77,6 +68,8 @@ pub struct Tally {
     pub slots: usize,
     /// Bytes of confirmed WAL that were compared with the primary's.
     pub compared: u64,
+    /// What was confirmed and is not there, or is something else: WAL, positions, slots. These are problems, too.
+    pub lost: u64,
     /// What must not be.
     pub problems: Vec<String>,
 }
@@ -88,7 +81,7 @@ impl PowerCuts<'_> {
     /// Where something of the kit fails, and when a relay does not start.
     #[track_caller]
     pub fn run(&self) -> Tally {
-        let mut scene = Scene::set(self);
+        let mut scene = Scene::set(self.orders, self.file_system);
         while scene.tally.cuts < self.cuts && scene.goes_on() {
             scene.next_cut();
         }
@@ -98,7 +91,7 @@ impl PowerCuts<'_> {
 
 /// Everything that runs, in the order in which it is ended.
 struct Scene<'a> {
-    orders: &'a PowerCuts<'a>,
+    orders: Orders<'a>,
     random: Rng,
     tally: Tally,
     slots: Option<SlotWorker>,
@@ -123,8 +116,8 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn set(orders: &'a PowerCuts<'a>) -> Scene<'a> {
-        let disk = PowerDisk::start(orders.file_system, DISK_MB);
+    fn set(orders: Orders<'a>, file_system: FileSystem) -> Scene<'a> {
+        let disk = PowerDisk::start(file_system, DISK_MB);
         let primary = Cluster::builder(orders.server).seg_mb(1).start();
         primary.pgbench_init(1);
         let relay = Relay::builder(orders.binary, &primary).data_dir(disk.join("data"));
@@ -139,7 +132,7 @@ impl<'a> Scene<'a> {
         let seg_size = SegSize::new(1 << 20).expect("a power of two");
         Scene {
             orders,
-            random: Rng::with_seed(orders.seed),
+            random: orders.random(),
             tally: Tally::default(),
             slots: None,
             promised: BTreeMap::new(),
@@ -161,13 +154,14 @@ impl<'a> Scene<'a> {
 
     /// Whether there is reason to do more.
     fn goes_on(&self) -> bool {
-        self.tally.problems.is_empty() && !self.orders.interrupted.load(Ordering::Relaxed)
+        self.tally.problems.is_empty() && !self.orders.is_over()
     }
 
     /// Lets the relay work and cuts the power, starts it on what is left.
     fn next_cut(&mut self) {
-        // Half of these many: from within the first sync to hundreds of commits later.
-        let size = self.random.u32(1..11);
+        // Half of these many: from within the first sync to hundreds of commits later. Without syncs the disk is not used more
+        // than the file system does by itself, every few seconds.
+        let size = self.random.u32(1..if self.orders.control { 4 } else { 11 });
         let mut count = self.random.u64(..1 << size);
         let start = !self.relay.is_running();
         let in_start = start && !self.orders.control && self.random.u8(..3) == 0;
@@ -280,7 +274,7 @@ impl<'a> Scene<'a> {
         let kept = self.promised.values().flatten().min().copied().unwrap_or(self.confirmed);
         match self.compare(kept.min(self.confirmed), self.confirmed) {
             Ok(bytes) => self.tally.compared += bytes,
-            Err(error) => self.problem(error),
+            Err(error) => self.lost(error),
         }
         let mut verify = Command::new(self.orders.binary);
         let verified =
@@ -326,7 +320,7 @@ impl<'a> Scene<'a> {
     fn ask_relay(&mut self) {
         let flush_lsn = self.relay.flush_lsn();
         if flush_lsn < self.confirmed {
-            self.problem(format!("the relay is at {flush_lsn}, and had confirmed {}", self.confirmed));
+            self.lost(format!("the relay is at {flush_lsn}, and had confirmed {}", self.confirmed));
         }
         let rows = self.relay.sql("select slot_name, restart_lsn from pg_replication_slots");
         let found: BTreeMap<String, Option<Lsn>> = rows
@@ -334,16 +328,16 @@ impl<'a> Scene<'a> {
             .filter_map(|row| row.split_once('|'))
             .map(|(name, lsn)| (name.to_owned(), lsn.parse().ok()))
             .collect();
-        for (name, promised) in &self.promised {
-            if found.get(name) != Some(promised) {
-                let found = found.get(name);
-                self.tally.problems.push(format!("slot {name} was made at {promised:?} and is {found:?}"));
-            }
-        }
+        let differs = |(name, lsn): &(&String, &Option<Lsn>)| found.get(*name) != Some(lsn);
+        let differing = self.promised.iter().filter(differs);
+        let lost: Vec<String> = differing
+            .map(|(name, lsn)| format!("slot {name} was made at {lsn:?} and is {:?}", found.get(name)))
+            .collect();
+        lost.into_iter().for_each(|text| self.lost(text));
         for (name, lsn) in found {
             // Orders that were not answered may have had their effect.
             if !self.promised.contains_key(&name) && !self.doubtful.contains(&name) {
-                self.tally.problems.push(format!("slot {name} was dropped and is back"));
+                self.lost(format!("slot {name} was dropped and is back"));
             }
             self.promised.insert(name, lsn);
         }
@@ -368,6 +362,12 @@ impl<'a> Scene<'a> {
         for bad in BAD {
             self.tally.problems.extend(self.relay.log().lines_with(bad, self.mark));
         }
+    }
+
+    /// Something that was confirmed is not so.
+    fn lost(&mut self, text: String) {
+        self.tally.lost += 1;
+        self.problem(text);
     }
 
     fn problem(&mut self, text: String) {
@@ -414,9 +414,4 @@ impl Scene<'_> {
         self.trail[recent..].iter().for_each(|line| eprintln!("{line}"));
         eprintln!("{}", self.relay.log().tail());
     }
-}
-
-/// Where `cargo build` has put the relay.
-pub fn built_relay() -> PathBuf {
-    crate::install::target_dir().join("debug/walrelay")
 }

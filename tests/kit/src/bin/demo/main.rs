@@ -5,16 +5,13 @@
 
 mod table;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use walrelay_testkit::{Cluster, Receivewal, Relay, Server, compare, install};
+use walrelay_testkit::{Cluster, Receivewal, Relay, Server, compare, drill, install};
 
 use table::{Positions, Table};
 
@@ -22,40 +19,11 @@ const WRITING: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let interrupted = match watch_for_interrupts() {
-        Ok(flag) => flag,
-        Err(error) => return failed(&format!("could not watch for signals: {error}")),
-    };
-    let server = match install::ensure_any() {
-        Ok(server) => server,
-        Err(error) => return failed(&error.to_string()),
-    };
-    // The kit panics when a wait is in vain. Unwinding ends what was started and keeps its logs.
-    std::panic::set_hook(Box::new(|panic| {
-        let payload = panic.payload();
-        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref().copied());
-        eprintln!("✗ {}", text.unwrap_or("a bug in the demo"));
-    }));
-    match catch_unwind(AssertUnwindSafe(|| play(&server, &interrupted))) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => failed("interrupted"),
-        Err(_) => failed("the demo failed; the directories named above hold the logs"),
-    }
-}
-
-fn failed(why: &str) -> ExitCode {
-    eprintln!("✗ {why}");
-    ExitCode::FAILURE
-}
-
-/// The first Ctrl-C asks for an orderly end; the second one ends us at once, and the kernel ends our children.
-fn watch_for_interrupts() -> std::io::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag))?;
-        signal_hook::flag::register(signal, Arc::clone(&flag))?;
-    }
-    Ok(flag)
+    drill::main("demo", |interrupted| {
+        let server = install::ensure_any().map_err(|error| error.to_string())?;
+        play(&server, interrupted);
+        Ok(true)
+    })
 }
 
 /// Everything that runs, in the order in which it is ended.
@@ -66,15 +34,13 @@ struct Scene {
     primary: Cluster,
 }
 
-/// False when interrupted.
-fn play(server: &Server, interrupted: &AtomicBool) -> bool {
-    let Some(scene) = Scene::set(server, interrupted) else { return false };
-    if !scene.write(interrupted) {
-        return false;
+/// Ends early when interrupted.
+fn play(server: &Server, interrupted: &AtomicBool) {
+    let Some(scene) = Scene::set(server, interrupted) else { return };
+    if scene.write(interrupted) {
+        scene.prove();
+        println!("\nThe primary fed one walsender; everything else hung on the relay.");
     }
-    scene.prove();
-    println!("\nThe primary fed one walsender; everything else hung on the relay.");
-    true
 }
 
 impl Scene {
@@ -171,8 +137,7 @@ fn done(who: &str, what: &str) {
 }
 
 fn binary() -> PathBuf {
-    let built = || install::target_dir().join("debug/walrelay");
-    std::env::args_os().nth(1).map_or_else(built, PathBuf::from)
+    std::env::args_os().nth(1).map_or_else(drill::built_relay, PathBuf::from)
 }
 
 /// The command line, one option a line.
