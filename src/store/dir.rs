@@ -30,6 +30,8 @@ use crate::disk::{self, Disk, DiskDir, DiskFile, Open};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
+/// Where files are put that are of no use but to people.
+const ASIDE: &str = "aside";
 
 /// A data directory that this process has locked.
 #[derive(Debug)]
@@ -176,19 +178,41 @@ impl DataDir {
 
     /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.
     pub(super) fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
-        let aside = self.root.join("aside");
+        let to = self.place_aside(path)?;
+        self.disk.rename(path, &to)?;
+        steps::taken();
+        self.sync_aside()?;
+        self.sync_wal_dir()?;
+        Ok(to)
+    }
+
+    /// Puts a copy of it there, durably; where that is.
+    pub(super) fn copy_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        let to = self.place_aside(path)?;
+        let copied = self.disk.open(path, Open::Read)?.copy_to_new(&to);
+        let copied = copied.and_then(|()| self.disk.open(&to, Open::ReadWrite)?.sync_all());
+        if let Err(error) = copied.and_then(|()| self.sync_aside()) {
+            // Half a copy helps nobody.
+            let _ = self.disk.remove(&to);
+            return Err(error);
+        }
+        Ok(to)
+    }
+
+    /// A name beside `pg_wal` that nothing has.
+    fn place_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        let aside = self.root.join(ASIDE);
         make_dir(&*self.disk, &aside)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let free = (0..).map(|number| match number {
             0 => aside.join(&*name),
             _ => aside.join(format!("{name}.{number}")),
         });
-        let to = free.into_iter().find(|to| !self.disk.exists(to)).unwrap_or_else(|| aside.join(&*name));
-        self.disk.rename(path, &to)?;
-        steps::taken();
-        self.disk.open_dir(&aside)?.sync()?;
-        self.sync_wal_dir()?;
-        Ok(to)
+        Ok(free.into_iter().find(|to| !self.disk.exists(to)).unwrap_or_else(|| aside.join(&*name)))
+    }
+
+    fn sync_aside(&self) -> io::Result<()> {
+        self.disk.open_dir(&self.root.join(ASIDE))?.sync()
     }
 
     /// All segment files of this size, sorted by timeline, then number; finished before partial.

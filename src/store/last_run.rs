@@ -125,7 +125,7 @@ impl LastRun {
     }
 
     /// What was confirmed to the upstream as durable, if that is known.
-    fn confirmed(&self) -> Option<TimelinePosition> {
+    pub(super) fn confirmed(&self) -> Option<TimelinePosition> {
         match self {
             LastRun::NotInOrder => None,
             LastRun::Stopped(durable) => Some(*durable),

@@ -360,6 +360,7 @@ impl Store {
             None => None,
         };
         let history = recovered.as_ref().map_or_else(TimelineHistory::first, |found| found.history.clone());
+            confirmed: last_run.confirmed(),
         let end = recovered.as_ref().and_then(|found| {
             let tli = found.history.tli();
             found.verifier.verified_end().map(|lsn| TimelinePosition { tli, lsn })

@@ -18,6 +18,7 @@
 //! recovery does, and never ends before what was confirmed. Where the last of them had not come, the file has zeros,
 //! as a server has unless it lost power just then.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use crate::mutation::{self, Mutation};
 const RENAMED: usize = 16;
 /// What is read and written at a time.
 const CHUNK: usize = 1 << 20;
-/// A first record that is not whole is shorter, bytes; where there is more behind it, it is damaged, and was whole.
+/// What may be torn of the first WAL of all, bytes.
 const FIRST_RECORD: u64 = 1 << 16;
 
 /// How to recover.
@@ -51,6 +52,8 @@ pub(super) struct RecoveryPlan {
     pub(super) timeline: Option<TimelineId>,
     /// Everything up to here is known to be on the disk.
     pub(super) durable: Option<TimelinePosition>,
+    /// Everything up to here was confirmed to the upstream, wherever it is now; `None` if that is not known.
+    pub(super) confirmed: Option<TimelinePosition>,
     /// A sync of everything has failed: finished segments and those of other timelines are not known to be on the disk
     /// either.
     pub(super) unsynced: bool,
@@ -90,12 +93,12 @@ pub(super) fn recover(
     let history = read_history(dir, tli)?;
     let path =
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
-    let scan = Scan { dir, identity, path, magic: plan.magic };
+    let scan = Scan { dir, identity, path, magic: plan.magic, confirmed: plan.confirmed };
     let mut end = scan.run()?;
     let is_bare = end.verifier.last_record().is_none() && scan.holds_no_record()?;
     if is_bare && end.verifier.verified_end().is_none() {
         // Not a single record was complete: begin anew.
-        scan.clear_for_a_new_beginning()?;
+        scan.clear_for_a_new_beginning(&end)?;
         return Ok(None);
     }
     if end.verifier.verified_end().is_none() && scan.has_only_the_middle_of_its_first_record() {
@@ -103,10 +106,11 @@ pub(super) fn recover(
         scan.set_partials_aside_from(scan.path.first_of_its_own())?;
         return recover(dir, identity, &RecoveryPlan { timeline: Some(tli), unsynced: false, ..*plan });
     }
-    if end.verifier.verified_end().is_some() && scan.unfinish_behind(&end)? {
+    if end.verifier.verified_end().is_some() && scan.put_finished_aside_behind(&end)? {
         return recover(dir, identity, &RecoveryPlan { unsynced: false, ..*plan });
     }
     if plan.durable != Some(scan.position(&end)) && !mutation::is(Mutation::BelieveUnsynced) {
+        scan.keep_what_lies_behind(&end);
         end = scan.write_again(end)?;
     }
     let tail = scan.settle(&end, plan.how)?;
@@ -185,13 +189,16 @@ pub(super) fn held(
     let tli = history.tli();
     let path =
         WalPath::read(dir, identity.seg_size, history).map_err(failed("could not list", dir.wal().into()))?;
-    let scan = Scan { dir, identity, path, magic };
+    let scan = Scan { dir, identity, path, magic, confirmed: None };
     if !scan.path.segments().iter().any(|found| found.name.tli == tli) {
         return Ok(None);
     }
     let end = scan.run()?;
     if end.verifier.verified_end().is_none() {
         return Ok(None);
+    }
+    if scan.put_finished_aside_behind(&end)? {
+        return held(dir, identity, how, magic, scan.path.history().clone());
     }
     let tail = scan.settle(&end, how)?;
     let history = scan.path.history().clone();
@@ -219,12 +226,17 @@ struct Scan<'a> {
     path: WalPath,
     /// What all pages must have, if that is known.
     magic: Option<u16>,
+    /// What was confirmed to the upstream, if that is known.
+    confirmed: Option<TimelinePosition>,
 }
 
 struct End {
     verifier: WalVerifier,
     /// Why the scan ended inside a segment; `None` where the files simply end.
     error: Option<WalError>,
+    /// How far it came, beyond the end: up to here there is at most a record that is not whole. What lies behind nobody has
+    /// looked at.
+    reach: Lsn,
 }
 
 impl Scan<'_> {
@@ -241,7 +253,7 @@ impl Scan<'_> {
         let first_partial = self.unfinished().map(|found| found.name.segno).min();
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
-        let mut end = End { verifier: self.verifier_at(from), error: None };
+        let mut end = End { verifier: self.verifier_at(from), error: None, reach: Lsn::INVALID };
         let mut segno = from;
         while end.error.is_none() {
             if let Some(found) = self.path.file_for(segno) {
@@ -255,6 +267,7 @@ impl Scan<'_> {
                 break;
             }
         }
+        end.reach = end.verifier.position();
         end.verifier.rewind();
         Ok(end)
     }
@@ -271,9 +284,9 @@ impl Scan<'_> {
     }
 
     /// Whether there is no whole record in any file, on whatever timeline: one that is not on the way may hold the only
-    /// copy of what was confirmed. A finished segment was confirmed.
+    /// copy of what was confirmed. A finished segment was confirmed, and where one is lost nobody knows what was.
     fn holds_no_record(&self) -> Result<bool, StoreError> {
-        if self.path.segments().iter().any(|found| !found.partial) {
+        if self.path.segments().iter().any(|found| !found.partial) || self.has_lost_files() {
             return Ok(false);
         }
         let mut before: Option<(WalFileName, WalVerifier)> = None;
@@ -293,6 +306,18 @@ impl Scan<'_> {
             before = error.is_none().then_some((found.name, verifier));
         }
         Ok(true)
+    }
+
+    /// Whether a number is left out between those that are here, or the segment is missing with which the timeline went on
+    /// from another that is.
+    fn has_lost_files(&self) -> bool {
+        let numbers: BTreeSet<_> =
+            self.path.segments().iter().map(|found| found.name.segno.as_u64()).collect();
+        let is_hole = |(first, last): (&u64, &u64)| last - first >= numbers.len() as u64;
+        let (tli, first) = (self.path.history().tli(), self.path.first_of_its_own());
+        let left = |found: &FoundSegment| found.name.tli != tli && found.name.segno <= first;
+        numbers.first().zip(numbers.last()).is_some_and(is_hole)
+            || self.path.file_for(first).is_none() && self.path.segments().iter().any(left)
     }
 
     /// At the start of a segment on the way.
@@ -387,6 +412,10 @@ impl Scan<'_> {
         self.renew_histories()?;
         for found in self.unfinished().filter(|found| found.name.segno.start(size) <= before) {
             let len = before.min(found.name.segno.end(size)).since(found.name.segno.start(size));
+            if len == 0 {
+                // Nothing of it counts, and what it holds comes again: in the same place.
+                continue;
+            }
             let path = self.path_of(found);
             copy_over(self.dir, size, found, len)
                 .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
@@ -400,7 +429,7 @@ impl Scan<'_> {
             );
         }
         // A copy has nothing behind the end: where the files ended there, they still do.
-        Ok(End { error: end.error.and(again.error), ..again })
+        Ok(End { error: end.error.and(again.error), reach: end.reach.max(again.reach), ..again })
     }
 
     /// History files are small, and whether they are durable nobody knows either.
@@ -441,7 +470,8 @@ impl Scan<'_> {
         self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))
     }
 
-    /// Brings the files in line with the end: finished ones get their name, later ones go, the tail is mapped.
+    /// Brings the files in line with the end: finished ones get their name, later ones go or are put aside, the tail is
+    /// mapped.
     fn settle(&self, end: &End, how: WalWrite) -> Result<Option<Arc<Segment>>, StoreError> {
         let size = self.identity.seg_size;
         let lsn = end.verifier.position();
@@ -455,11 +485,7 @@ impl Scan<'_> {
             renamed.map_err(failed("could not finish WAL segment", path))?;
             steps::taken();
         }
-        match end.error {
-            Some(_) => self.remove_partials_from(tail.next())?,
-            // A file is missing: what comes behind it may have been confirmed.
-            None => self.set_partials_aside_from(tail.next())?,
-        }
+        self.clear_behind(end)?;
         // Kept even if it is empty: it may be all there is of the newest timeline.
         let tli = self.path.history().tli();
         let own = self.path.file_for(tail).filter(|found| found.name.tli == tli);
@@ -482,64 +508,137 @@ impl Scan<'_> {
         Ok(unfinished)
     }
 
-    /// Finished segments behind the end are full of a record that does not end here, so nothing in them was confirmed: they
-    /// lose their names, durably. Else a new one of their name would lie beside each of them, and the copy of the end's
-    /// segment, which has nothing behind it, would be damaged. Relays up to 0.1.0 could leave such in a power cut.
-    fn unfinish_behind(&self, end: &End) -> Result<bool, StoreError> {
+    /// Finished segments behind the end are full of a record that does not end here. It was durable when they got their names,
+    /// so what ends it is lost, or a relay up to 0.1.0 has left them so in a power cut: they are put aside, durably. Else a
+    /// new one of their name would lie beside each of them when it comes again. Whether there were any.
+    fn put_finished_aside_behind(&self, end: &End) -> Result<bool, StoreError> {
         let TimelinePosition { tli, lsn } = self.position(end);
         let tail = lsn.seg_at(self.identity.seg_size);
         let is_behind =
             |found: &&FoundSegment| !found.partial && found.name.tli == tli && found.name.segno > tail;
         let mut any = false;
-        for found in self.path.segments().iter().filter(is_behind) {
+        // The last one first: a crash in between must not leave a hole before a finished one.
+        for found in self.path.segments().iter().rev().filter(is_behind) {
             let path = self.path_of(*found);
-            tracing::warn!(
-                "finished WAL segment \"{}\" is full of a record that begins at {lsn} and does not end here: it counts as \
-                 unfinished, and comes again",
-                path.display()
+            let to =
+                self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
+            tracing::error!(
+                "finished WAL segment \"{}\" is full of a record that begins at {lsn} and does not end here: what ends it is \
+                 lost, and it is fetched again from there on; the segment is now \"{}\"",
+                path.display(),
+                to.display()
             );
-            let unfinished = self.path_of(FoundSegment { partial: true, ..*found });
-            self.dir
-                .disk()
-                .rename(&path, &unfinished)
-                .map_err(failed("could not rename WAL segment", path))?;
             any = true;
-        }
-        if any {
-            self.dir.sync_wal_dir().map_err(failed("could not sync", self.dir.wal().into()))?;
         }
         Ok(any)
     }
 
-    fn set_partials_aside_from(&self, from: SegNo) -> Result<(), StoreError> {
-        let tli = self.path.history().tli();
-        for found in self.path.segments() {
-            if found.partial && found.name.segno >= from && found.name.tli == tli {
-                let path = self.path_of(*found);
-                let to = self
-                    .dir
-                    .set_aside(&path)
-                    .map_err(failed("could not put aside WAL segment", path.clone()))?;
-                tracing::error!(
-                    "unfinished WAL segment \"{}\" lies behind one that is missing, so WAL up to it may have been \
-                     confirmed and is fetched again from {} on; it is now \"{}\"",
-                    path.display(),
-                    from.start(self.identity.seg_size),
-                    to.display()
-                );
+    /// Has the unfinished segments of the timeline behind the end's gone. What was reached holds at most the middle of a
+    /// record that is not whole; what lies behind may have been confirmed, and is put aside.
+    fn clear_behind(&self, end: &End) -> Result<(), StoreError> {
+        let tail = end.verifier.position().seg_at(self.identity.seg_size);
+        for found in self.own_partials(tail.next()) {
+            match self.is_blank_behind(found, end.reach) && !self.was_confirmed(found) {
+                true => self.remove(found)?,
+                false => self.set_aside(found, end.error, end.verifier.position())?,
             }
         }
         Ok(())
     }
 
+    /// Whether it is known that some of it was: then what ends that record is lost.
+    fn was_confirmed(&self, found: FoundSegment) -> bool {
+        let starts_before = |confirmed: TimelinePosition| {
+            confirmed.tli == found.name.tli && found.name.segno.start(self.identity.seg_size) < confirmed.lsn
+        };
+        self.confirmed.is_some_and(starts_before)
+    }
+
+    fn set_partials_aside_from(&self, from: SegNo) -> Result<(), StoreError> {
+        let start = from.start(self.identity.seg_size);
+        self.own_partials(from).try_for_each(|found| self.set_aside(found, None, start))
+    }
+
+    /// The timeline's unfinished segments from there on, the last one first: a crash that comes while they go one by one
+    /// leaves no hole between them.
+    fn own_partials(&self, from: SegNo) -> impl Iterator<Item = FoundSegment> {
+        let tli = self.path.history().tli();
+        let is_one =
+            move |found: &FoundSegment| found.partial && found.name.tli == tli && found.name.segno >= from;
+        self.path.segments().iter().rev().copied().filter(is_one)
+    }
+
+    fn remove(&self, found: FoundSegment) -> Result<(), StoreError> {
+        let path = self.path_of(found);
+        self.dir.disk().remove(&path).map_err(failed("could not remove WAL segment", path))?;
+        steps::taken();
+        Ok(())
+    }
+
+    /// It lies behind WAL that does not verify, or is missing where there is no error.
+    fn set_aside(
+        &self,
+        found: FoundSegment,
+        error: Option<WalError>,
+        again_from: Lsn,
+    ) -> Result<(), StoreError> {
+        let path = self.path_of(found);
+        let to =
+            self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
+        let why = match error {
+            Some(error) => format!("what does not verify ({error})"),
+            None => "one that is missing".to_owned(),
+        };
+        tracing::error!(
+            "unfinished WAL segment \"{}\" lies behind {why}, so WAL up to it may have been confirmed and is fetched again \
+             from {again_from} on; it is now \"{}\"",
+            path.display(),
+            to.display()
+        );
+        Ok(())
+    }
+
+    /// The end's segment is written over from there on. What else it holds is what a power cut has left of WAL that was not
+    /// confirmed, or it is damaged, and that is all there is of WAL that was: nobody can tell, so it is kept in a copy. It
+    /// is for people, so nothing fails where there is no room.
+    fn keep_what_lies_behind(&self, end: &End) {
+        let tail = end.verifier.position().seg_at(self.identity.seg_size);
+        let own = self.own_partials(tail).last().filter(|found| found.name.segno == tail);
+        let (Some(found), Some(error)) = (own, end.error) else { return };
+        if self.is_blank_behind(found, end.reach) {
+            return;
+        }
+        let path = self.path_of(found);
+        match self.dir.copy_aside(&path) {
+            Ok(to) => tracing::warn!(
+                "WAL segment \"{}\" holds something behind the end of its WAL at {} ({error}): what a power cut has left of \
+                 WAL that was not confirmed, or a fault of the disk; as it was it is now \"{}\", and its WAL is fetched again from \
+                 there on",
+                path.display(),
+                end.verifier.position(),
+                to.display()
+            ),
+            Err(failure) => tracing::warn!(
+                "could not copy WAL segment \"{}\", which holds something behind the end of its WAL at {} ({error}): {failure}",
+                path.display(),
+                end.verifier.position()
+            ),
+        }
+    }
+
     /// Removes what was begun of the timeline's first record. A file that holds more is damaged at its beginning, and what
     /// lies behind that may be the only copy of what was confirmed: it is put aside.
-    fn clear_for_a_new_beginning(&self) -> Result<(), StoreError> {
-        for found in self.path.segments().iter().filter(|found| found.name.tli == self.path.history().tli()) {
-            if self.is_blank_behind(*found, FIRST_RECORD)? {
+    fn clear_for_a_new_beginning(&self, end: &End) -> Result<(), StoreError> {
+        // So little is not worth a word: a power cut may have torn it before it could be confirmed.
+        let first = self.own_partials(SegNo::new(0)).last();
+        let first = first.map_or(Lsn::INVALID, |found| found.name.segno.start(self.identity.seg_size));
+        let reach = end.reach.max(first.advance(FIRST_RECORD));
+        for found in self.own_partials(SegNo::new(0)) {
+            if self.is_blank_behind(found, reach) {
+                self.remove(found)?;
                 continue;
             }
-            let path = self.path_of(*found);
+            let path = self.path_of(found);
             let to =
                 self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
             tracing::error!(
@@ -549,40 +648,22 @@ impl Scan<'_> {
                 to.display()
             );
         }
-        self.remove_partials_from(SegNo::new(0))
-    }
-
-    /// Whether there are only zeros from there on.
-    fn is_blank_behind(&self, found: FoundSegment, from: u64) -> Result<bool, StoreError> {
-        let path = self.path_of(found);
-        let file = self.dir.disk().open(&path, Open::Read);
-        let file = file.map_err(failed("could not open WAL segment", path.clone()))?;
-        let mut buffer = vec![0u8; CHUNK.min(FIRST_RECORD as usize)];
-        for offset in (from..self.identity.seg_size.bytes()).step_by(buffer.len()) {
-            read_exact(&*file, &mut buffer, offset)
-                .map_err(failed("could not read WAL segment", path.clone()))?;
-            if buffer.iter().any(|&byte| byte != 0) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Removes unfinished segments of the timeline that hold nothing verified.
-    fn remove_partials_from(&self, from: SegNo) -> Result<(), StoreError> {
-        let tli = self.path.history().tli();
-        for found in self.path.segments() {
-            if found.partial && found.name.segno >= from && found.name.tli == tli {
-                let path = self.path_of(*found);
-                match self.dir.disk().remove(&path) {
-                    // Put aside before.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    removed => removed.map_err(failed("could not remove WAL segment", path))?,
-                }
-                steps::taken();
-            }
-        }
         Ok(())
+    }
+
+    /// Whether there are only zeros in a segment from there on. What cannot be read may be anything.
+    fn is_blank_behind(&self, found: FoundSegment, from: Lsn) -> bool {
+        let (size, segno) = (self.identity.seg_size, found.name.segno);
+        let (mut at, mut buffer) = (from.since(segno.start(size)), vec![0u8; CHUNK]);
+        let Ok(file) = self.dir.disk().open(&self.path_of(found), Open::Read) else { return false };
+        while at < size.bytes() {
+            let piece = &mut buffer[..CHUNK.min((size.bytes() - at) as usize)];
+            if file.read_exact_at(piece, at).is_err() || piece.iter().any(|&byte| byte != 0) {
+                return false;
+            }
+            at += piece.len() as u64;
+        }
+        true
     }
 
     fn map_tail(&self, found: FoundSegment, end: Lsn, how: WalWrite) -> Result<Arc<Segment>, StoreError> {

@@ -243,4 +243,5 @@ fn history_files_are_renewed_in_place_where_there_is_no_room() {
     let recovered = recovery::recover(&locked, identity(), &plan).unwrap().unwrap();
     assert_eq!(recovered.verifier.verified_end(), Some(last_end(&tree.second)));
     assert_eq!((fs::read(&file).unwrap(), fs::metadata(&file).unwrap().ino()), (before, inode));
+        confirmed: None,
 }

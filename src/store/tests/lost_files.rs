@@ -278,6 +278,142 @@ fn a_beginning_that_is_damaged_is_put_aside_with_what_lies_behind_it() {
     opened.wait_flushed(last_end(&wal));
 }
 
+fn aside(dir: &Path, name: &str) -> std::path::PathBuf {
+    dir.join("aside").join(name)
+}
+
+/// Nobody can tell what a damaged page cuts off from what was never confirmed.
+#[test]
+fn what_lies_behind_a_damaged_page_is_put_aside() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(48);
+    wal.fill(3_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 5, "").exists());
+    opened.crash();
+    // A crash may have come before they had their names.
+    for segment in [4, 5] {
+        fs::rename(path(dir.path(), 1, segment, ""), path(dir.path(), 1, segment, ".partial")).unwrap();
+    }
+    let damaged = path(dir.path(), 1, 4, ".partial");
+    let mut bytes = fs::read(&damaged).unwrap();
+    bytes[500_000] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let names = [4, 5, 6].map(|segment| format!("00000001{segment:016X}.partial"));
+    let before = names.clone().map(|name| fs::read(dir.path().join("pg_wal").join(name)).unwrap());
+
+    let mut opened = Opened::open(dir.path());
+    let at = opened.store.tip().unwrap().flush_lsn;
+    assert!(Lsn::new(4 * SEG) < at && at <= Lsn::new(4 * SEG + 500_000), "{at}");
+    for (name, before) in names.iter().zip(before) {
+        assert!(fs::read(aside(dir.path(), name)).unwrap() == before, "{name}");
+    }
+    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+    let to = last_end(&wal);
+    opened.wait_flushed(to);
+    assert!(read_back(&opened.store, TimelineId::FIRST, to) == wal.bytes()[..to.since(START) as usize]);
+    opened.crash();
+    assert_eq!(Opened::open(dir.path()).store.tip().unwrap().flush_lsn, to);
+    assert_eq!(fs::read_dir(dir.path().join("aside")).unwrap().count(), 3);
+}
+
+/// The end of a long record is lost. Its segments had their names, or the run has ended in order behind it.
+#[test]
+fn what_is_known_to_have_been_confirmed_is_put_aside() {
+    for is_finished in [true, false] {
+        let dir = crate::permissions::private_tempdir();
+        let mut wal = generator(51);
+        wal.fill(1_500_000);
+        let end = last_end(&wal);
+        wal.record(3_500_000);
+        let last = last_end(&wal);
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, wal.bytes());
+        opened.wait_flushed(last);
+        wait("names", || path(dir.path(), 1, 6, "").exists());
+        if is_finished {
+            opened.crash();
+        } else {
+            opened.stop();
+            for segment in [5, 6] {
+                let to = path(dir.path(), 1, segment, ".partial");
+                fs::rename(path(dir.path(), 1, segment, ""), to).unwrap();
+            }
+        }
+        fs::remove_file(path(dir.path(), 1, last.seg_at(identity().seg_size).as_u64(), ".partial")).unwrap();
+        let mut opened = Opened::open(dir.path());
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
+        for segment in [5, 6] {
+            let name = format!("00000001{segment:016X}{}", if is_finished { "" } else { ".partial" });
+            assert!(fs::read(aside(dir.path(), &name)).unwrap() == content(&wal, segment), "{name}");
+        }
+        opened.append(end, &wal.bytes()[end.since(START) as usize..]);
+        opened.wait_flushed(last);
+        let to = last.since(START) as usize;
+        assert!(read_back(&opened.store, TimelineId::FIRST, last) == wal.bytes()[..to]);
+    }
+}
+
+/// Its beginning is here, and nobody has confirmed it.
+#[test]
+fn the_middle_of_a_record_that_a_crash_has_cut_off_is_not_put_aside() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(49);
+    wal.fill(1_300_000);
+    let end = last_end(&wal);
+    wal.record(3_000_000);
+    // In the middle of it, where it fills its segment, and of its last part.
+    for cut in [700_000, (wal.position().since(START) % SEG) as usize, 10_000] {
+        let mut opened = Opened::open(dir.path());
+        let from = opened.writer.position().unwrap().lsn.since(START) as usize;
+        opened.append(START.advance(from as u64), &wal.bytes()[from..wal.bytes().len() - cut]);
+        opened.wait_flushed(end);
+        opened.crash();
+        assert!(path(dir.path(), 1, 6, ".partial").exists());
+        let opened = Opened::open(dir.path());
+        assert_eq!(opened.store.tip().unwrap().flush_lsn, end, "{cut}");
+        assert!((5..8).all(|segment| !path(dir.path(), 1, segment, ".partial").exists()));
+        assert!(!dir.path().join("aside").exists(), "{cut}");
+        opened.stop();
+    }
+}
+
+/// The first record of all reaches over more than two segments, and one of them is lost. Nothing says whether it was whole, and
+/// confirmed.
+#[test]
+fn nothing_is_begun_anew_where_the_middle_of_the_first_record_is_lost() {
+    for is_whole in [true, false] {
+        let dir = crate::permissions::private_tempdir();
+        let Identity { system_id, seg_size } = identity();
+        let id = WalIdentity { system_id, seg_size };
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(2 * SEG), 50);
+        wal.record(1_300_000);
+        let first = last_end(&wal);
+        assert_eq!(first.seg_at(seg_size), START.seg_at(seg_size));
+        wal.record(3_000_000);
+        let bytes = &wal.bytes()[SEG as usize..];
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, if is_whole { bytes } else { &bytes[..bytes.len() - 500_000] });
+        if is_whole {
+            opened.wait_flushed(last_end(&wal));
+            wait("names", || path(dir.path(), 1, 5, "").exists());
+        }
+        opened.crash();
+        for segment in if is_whole { 3..6 } else { 0..0 } {
+            fs::rename(path(dir.path(), 1, segment, ""), path(dir.path(), 1, segment, ".partial")).unwrap();
+        }
+        fs::remove_file(path(dir.path(), 1, 4, ".partial")).unwrap();
+        let mut opened = Opened::open(dir.path());
+        assert!(!opened.writer.is_bare(), "{is_whole}");
+        let at = opened.writer.position().unwrap();
+        assert_eq!(at, TimelinePosition { tli: TimelineId::FIRST, lsn: first });
+        assert!(aside(dir.path(), "000000010000000000000005.partial").exists());
+        opened.append(first, &bytes[first.since(START) as usize..]);
+        opened.wait_flushed(last_end(&wal));
+    }
+}
+
 /// What was given up may still hang on the disk when the next one comes with the same segment.
 #[test]
 fn a_hole_is_filled_once_however_many_fill_it() {
