@@ -33,7 +33,7 @@ impl SegmentCache {
         history: &TimelineHistory,
         name: WalFileName,
     ) -> Option<Arc<Segment>> {
-        let first_choice = successor(size, history, name).unwrap_or(name);
+        let first_choice = successors(size, history, name).first().copied().unwrap_or(name);
         lock(&self.mapped).get(&first_choice).and_then(Weak::upgrade)
     }
 
@@ -44,8 +44,8 @@ impl SegmentCache {
 
     /// The segment for a reader of `name.tli`.
     ///
-    /// The segment in which that timeline was left is read from the *next* timeline's file, which begins
-    /// with the same bytes and is the one that survives; from its own file if only that is here.
+    /// The segment in which that timeline was left is read from the file of the timeline that goes on behind it, which begins
+    /// with the same bytes and is the one that survives; from an older one if only that is here.
     pub(super) fn open(
         &self,
         dir: &DataDir,
@@ -53,7 +53,7 @@ impl SegmentCache {
         history: &TimelineHistory,
         name: WalFileName,
     ) -> Result<Arc<Segment>, ReadError> {
-        for candidate in successor(size, history, name).into_iter().chain([name]) {
+        for candidate in successors(size, history, name).into_iter().chain([name]) {
             if let Some(segment) = self.lookup(dir, size, history, candidate)? {
                 return Ok(segment);
             }
@@ -128,15 +128,47 @@ fn open_file(
 /// Whether there is a file for a reader of `name.tli`.
 pub(super) fn is_held(dir: &DataDir, size: SegSize, history: &TimelineHistory, name: WalFileName) -> bool {
     let files = |name| [dir.segment(name, size), dir.partial(name, size)];
-    successor(size, history, name)
+    successors(size, history, name)
         .into_iter()
         .chain([name])
         .flat_map(files)
         .any(|path| dir.disk().exists(&path))
 }
 
-/// The file that goes on where `name`'s timeline was left, if that happened in this segment.
-fn successor(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Option<WalFileName> {
-    let (left_at, next) = history.switch_point(name.tli)?;
-    (left_at.seg_at(size) == name.segno).then(|| WalFileName::new(next, name.segno))
+/// The files that go on in this segment where `name`'s timeline was left in it, the newest first: each begins with all
+/// that the ones before it have up to its own beginning. Several, where timelines were left soon after they began.
+fn successors(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Vec<WalFileName> {
+    let next = |tli| {
+        let (left_at, next) = history.switch_point(tli)?;
+        (left_at.seg_at(size) == name.segno).then_some(next)
+    };
+    let later = std::iter::successors(next(name.tli), |tli| next(*tli));
+    let mut names: Vec<_> = later.map(|tli| WalFileName::new(tli, name.segno)).collect();
+    names.reverse();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::{SegNo, TimelineId};
+
+    use super::*;
+
+    #[test]
+    fn a_segment_is_looked_for_under_all_that_went_on_in_it() {
+        let size = SegSize::new(1 << 20).unwrap();
+        let tli = |number| TimelineId::new(number).unwrap();
+        let content = "1\t0/380000\tx\n2\t0/390000\tx\n4\t0/3A0000\tx\n5\t0/400000\tx\n";
+        let history = TimelineHistory::parse(tli(6), content.as_bytes()).unwrap();
+        let found = |number, segment| {
+            let names = successors(size, &history, WalFileName::new(tli(number), SegNo::new(segment)));
+            names.into_iter().map(|name| name.tli.as_u32()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            [1, 2, 4, 5, 6].map(|number| found(number, 3)),
+            [vec![5, 4, 2], vec![5, 4], vec![5], vec![], vec![]]
+        );
+        assert_eq!(found(1, 2), [0; 0], "nothing was left there");
+        assert_eq!(found(5, 4), [6], "it was left just before that segment, and may be asked for there");
+    }
 }

@@ -808,6 +808,37 @@ fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
         wal_keep_size: 0,
         max_slot_wal_keep_size: Some(4 * SEG),
         ..config(dir.path(), WalWrite::Pwrite)
+/// Whoever begins with the newest of them has one file of that segment, and all their WAL in it.
+#[test]
+fn timelines_that_were_left_in_one_segment_are_read_from_the_file_of_the_last() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(14);
+    let tli = |number| TimelineId::new(number).unwrap();
+    let mut content = String::new();
+    for number in 1..=3 {
+        wal.fill(100_000);
+        content.push_str(&format!("{number}\t{}\tx\n", wal.position()));
+        wal.switch_timeline(tli(number + 1));
+    }
+    wal.fill(1_500_000);
+    let history = TimelineHistory::parse(tli(4), content.as_bytes()).unwrap();
+    let (store, mut writer, _background) = Store::open(config(dir.path(), WalWrite::Pwrite)).unwrap();
+    store.attach(identity(), UpstreamParameters::default()).unwrap();
+    writer.begin(identity(), history.clone(), START);
+    writer.append(START, wal.bytes()).unwrap();
+    writer.commit();
+    let segno = START.seg_at(identity().seg_size);
+    for number in 1..=4 {
+        assert!(store.holds_segment(tli(number), segno), "{number}");
+        let segment = store.segment(tli(number), segno).unwrap();
+        assert_eq!(segment.name().tli, tli(4));
+        assert!(Arc::ptr_eq(&store.mapped_segment(tli(number), segno).unwrap(), &segment));
+        let left_at = history.switch_point(tli(number)).map_or(segment.end(), |(at, _)| at);
+        let len = left_at.since(START) as usize;
+        assert!(segment.bytes(0, len) == &wal.bytes()[..len]);
+    }
+}
+
     });
     let slot = |name: &str, segment: u64| {
         let at = SegNo::new(segment).start(identity().seg_size);
