@@ -42,6 +42,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "gateway",
             "lane",
             "overlay",
+            "parts",
             "permissions",
             "pg",
             "redact",

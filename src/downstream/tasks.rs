@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tokio::task::{Id, JoinError, JoinSet};
 
+use crate::parts::named;
 use crate::wire::Peer;
 
 /// One task for each connection; all are aborted when this is dropped.
@@ -15,7 +16,7 @@ pub(super) struct Tasks {
 
 impl Tasks {
     pub(super) fn spawn(&mut self, peer: Peer, task: impl Future<Output = ()> + Send + 'static) {
-        let id = self.running.spawn(task).id();
+        let id = self.running.spawn(named(format!("connection of {peer}").into(), task)).id();
         self.peers.insert(id, peer);
     }
 

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::pulse::Pulse;
@@ -45,7 +46,7 @@ const NO_DISK: &[libc::c_long] = &[
 /// That of one thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Heart {
-    name: &'static str,
+    name: Arc<str>,
     pulse: Pulse,
 }
 
@@ -71,8 +72,13 @@ pub(crate) async fn beat_for_ever() {
 }
 
 impl Heart {
-    pub(super) fn new(name: &'static str) -> Heart {
-        Heart { name, pulse: Pulse::default() }
+    pub(super) fn new(name: &str) -> Heart {
+        Heart { name: name.into(), pulse: Pulse::default() }
+    }
+
+    /// A sign of life that somebody else has seen.
+    pub(super) fn give_sign(&self) {
+        self.pulse.beat();
     }
 
     /// From now on this is the heart of this thread.
@@ -82,8 +88,8 @@ impl Heart {
     }
 
     /// Whose it is.
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether it has not beaten for so long.
@@ -123,8 +129,12 @@ fn is_of_disk(call: &str) -> bool {
 }
 
 /// The first that has been silent for so long although nothing [`waits_for_disk`].
-pub(crate) fn stuck(hearts: &[Heart], limit: Duration, waits_for_disk: fn() -> bool) -> Option<&Heart> {
-    let silent = hearts.iter().find(|heart| heart.is_silent(limit))?;
+pub(crate) fn stuck<'a>(
+    hearts: impl IntoIterator<Item = &'a Heart>,
+    limit: Duration,
+    waits_for_disk: fn() -> bool,
+) -> Option<&'a Heart> {
+    let silent = hearts.into_iter().find(|heart| heart.is_silent(limit))?;
     // It may have begun to beat again since.
     (!waits_for_disk() && silent.is_silent(limit)).then_some(silent)
 }

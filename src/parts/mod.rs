@@ -1,15 +1,19 @@
 //! The parts of the relay that run by themselves, threads and tasks: each has a name, and none ends unnoticed.
 
 mod heart;
+mod polled;
 mod tasks;
 mod thread;
+mod workers;
 
 use std::any::Any;
 use std::fmt;
 
 pub(crate) use heart::{BEAT, Heart, beat, beat_for_ever, stuck, waits_for_disk};
+pub(crate) use polled::{named, polled_for};
 pub(crate) use tasks::{Tasks, how_ended};
 pub(crate) use thread::Thread;
+pub(crate) use workers::Workers;
 
 /// A part of the relay has ended although nobody told it to: a fault of walrelay.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

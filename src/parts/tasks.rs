@@ -5,7 +5,7 @@ use std::future::Future;
 
 use tokio::task::{Id, JoinError, JoinSet};
 
-use super::{HowEnded, PartEnded};
+use super::{HowEnded, PartEnded, named};
 
 /// Tasks that are to run until they are told to stop. Dropping this ends them at once.
 #[derive(Debug, Default)]
@@ -17,8 +17,9 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// Starts one. Has to be called in a runtime.
     pub(crate) fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let id = self.set.spawn(task).id();
-        self.names.insert(id, name.into());
+        let name = name.into();
+        let id = self.set.spawn(named(name.as_str().into(), task)).id();
+        self.names.insert(id, name);
     }
 
     /// Resolves when one of them has ended, which none should before it is told to; never, if there are none.

@@ -40,6 +40,7 @@ use crate::wire::ServerTls;
 use receiver::Receiver;
 use reload::{At, Reload};
 use signals::{IgnoredSignals, Order, StopSignals};
+use watchdog::Watchdog;
 
 /// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
 const GRACE: Duration = Duration::from_secs(2);
@@ -140,7 +141,9 @@ impl Relay {
         let reload = Reload::new(config, access, store.clone(), archiver.control(), recall);
         let mut hearts = background.hearts().to_vec();
         hearts.push(receiver.heart());
-        tasks.spawn("watchdog's feeder", watchdog::feed(notifier.clone(), hearts, stop()));
+        let watchdog = Watchdog::start(notifier.clone(), hearts, &Handle::current())
+            .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
+        tasks.spawn("watchdog", watchdog.run(stop()));
         tasks.spawn("configuration reloader", reload.run_on(hangup, notifier, stop()));
         Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown })
     }

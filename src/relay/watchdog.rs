@@ -1,83 +1,166 @@
-//! Feeds systemd's watchdog as long as the relay makes progress.
+//! Watches what the relay's threads and workers do, says who is stuck, and feeds systemd's watchdog as long as nobody is.
 //!
-//! No progress is: the shared runtime runs no tasks any more (this is one of them), or a thread of the relay is silent
-//! although nothing waits for a disk. A thread that is lost ends the relay at once and needs no watchdog. A disk that
-//! hangs is no reason: the relay serves what it can meanwhile, and a restart would have to read that disk first.
+//! Stuck is who shows no sign of life although nothing waits for a disk: a thread of the relay that does not beat, or a
+//! worker of the shared runtime that is kept by one task while its others wait. A thread that is lost ends the relay at once
+//! and needs no watchdog. A disk that hangs is no reason: the relay serves what it can meanwhile, and a restart would have
+//! to read that disk first.
+//!
+//! This is a thread of its own, so that nothing it looks at can keep it from looking.
 
-use std::time::Duration;
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::notify::Notifier;
-use crate::parts::{BEAT, Heart, stuck, waits_for_disk};
+use crate::parts::{BEAT, Heart, Thread, Workers, polled_for, stuck, waits_for_disk};
 
 /// The least silence that counts: three beats that did not come.
 const LEAST: Duration = BEAT.saturating_mul(3);
 
-/// Until told to stop. Does nothing where nobody watches.
-pub(super) async fn feed(notifier: Notifier, hearts: Vec<Heart>, stop: CancellationToken) {
-    let Some(limit) = notifier.watchdog() else { return stop.cancelled().await };
-    feed_while_alive(&notifier, hearts, (limit, limit.max(LEAST)), waits_for_disk, stop).await;
+/// The thread, running.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    thread: Thread<()>,
+    /// It ends when this is dropped.
+    go_on: Sender<()>,
 }
 
-/// `limit` is the watchdog's, `silence` how long a thread may be without a sign of life while nothing waits for a disk.
-async fn feed_while_alive(
-    notifier: &Notifier,
-    hearts: Vec<Heart>,
-    (limit, silence): (Duration, Duration),
-    waits_for_disk: fn() -> bool,
-    stop: CancellationToken,
-) {
-    let mut told = false;
-    loop {
-        let silent = hearts.iter().any(|heart| heart.is_silent(silence));
-        let found = if silent { look(&hearts, limit / 3, silence, waits_for_disk).await } else { None };
-        match found {
-            None => {
-                notifier.alive();
-                told = false;
-            }
-            Some(name) if !told => {
-                tracing::error!(
-                    "the {name} has shown no sign of life for {} s and waits for no disk: a fault of walrelay; systemd's \
-                     watchdog is not fed until it does",
-                    silence.as_secs_f32()
-                );
-                told = true;
-            }
-            Some(_) => {}
+impl Watchdog {
+    /// Begins to watch these threads and the workers of this runtime.
+    pub(super) fn start(notifier: Notifier, hearts: Vec<Heart>, runtime: &Handle) -> io::Result<Watchdog> {
+        // Twice as often as systemd needs, and once more. Where it does not ask, there is the log.
+        let limit = notifier.watchdog();
+        let pause = limit.map_or(BEAT, |limit| (limit / 3).min(BEAT));
+        let silence = limit.unwrap_or(LEAST).max(LEAST);
+        let watch = Watch::new(notifier, hearts, runtime, pause, silence, waits_for_disk);
+        watch.start()
+    }
+
+    /// Until told to stop; returns before that if the thread is lost.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let Watchdog { mut thread, go_on } = self;
+        if let Some(lost) = stop.run_until_cancelled(thread.lost()).await {
+            return tracing::error!("{lost}");
         }
-        // Twice as often as needed, and once more.
-        if stop.run_until_cancelled(tokio::time::sleep(limit / 3)).await.is_none() {
-            return;
-        }
+        drop(go_on);
+        let _ = thread.ended().await;
     }
 }
 
-/// Who is stuck. Asked on a thread that others use for their disks: one that is not to be had in time means that those
-/// wait, and so says that there is a disk to wait for.
-async fn look(
-    hearts: &[Heart],
-    patience: Duration,
+/// What the thread does.
+#[derive(Debug)]
+struct Watch {
+    notifier: Notifier,
+    hearts: Vec<Heart>,
+    workers: Workers,
+    /// How often it looks.
+    pause: Duration,
+    /// How long somebody may be without a sign of life while nothing waits for a disk.
     silence: Duration,
     waits_for_disk: fn() -> bool,
-) -> Option<&'static str> {
-    let hearts = hearts.to_vec();
-    // What it reads is no disk, but it is not nothing either.
-    let looked =
-        tokio::task::spawn_blocking(move || stuck(&hearts, silence, waits_for_disk).map(Heart::name));
-    tokio::time::timeout(patience, looked).await.ok()?.unwrap_or_default()
+    /// Who was told of to be stuck.
+    told: Option<String>,
+}
+
+impl Watch {
+    fn new(
+        notifier: Notifier,
+        hearts: Vec<Heart>,
+        runtime: &Handle,
+        pause: Duration,
+        silence: Duration,
+        waits_for_disk: fn() -> bool,
+    ) -> Watch {
+        let workers = Workers::of(runtime, "the runtime that serves clients");
+        Watch { notifier, hearts, workers, pause, silence, waits_for_disk, told: None }
+    }
+
+    fn start(mut self) -> io::Result<Watchdog> {
+        let (go_on, stopped) = channel();
+        let thread = Thread::start("watchdog", move || self.watch(&stopped))?;
+        Ok(Watchdog { thread, go_on })
+    }
+
+    fn watch(&mut self, stopped: &Receiver<()>) {
+        let mut looked = Instant::now();
+        loop {
+            let was_stopped = looked.elapsed() > self.silence;
+            self.workers.look();
+            // Who was kept from looking (the process was stopped) knows nothing of others, who were kept, too.
+            let found = if was_stopped { None } else { self.who_is_stuck() };
+            self.tell(found);
+            looked = Instant::now();
+            if stopped.recv_timeout(self.pause) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    fn who_is_stuck(&self) -> Option<String> {
+        let hearts = self.hearts.iter().chain(self.workers.hearts());
+        stuck(hearts, self.silence, self.waits_for_disk).map(|heart| heart.name().to_owned())
+    }
+
+    /// Feeds systemd's watchdog, or says why not, once.
+    fn tell(&mut self, found: Option<String>) {
+        match &found {
+            None => {
+                if let Some(name) = &self.told {
+                    tracing::info!("the {name} shows signs of life again");
+                }
+                if self.notifier.watchdog().is_some() {
+                    self.notifier.alive();
+                }
+            }
+            Some(name) if self.told.as_ref() != Some(name) => {
+                let tasks = polled_for(self.silence);
+                let tasks = tasks.iter().map(|task| format!(", kept by the {task}")).collect::<String>();
+                let fed = match self.notifier.watchdog() {
+                    Some(_) => "; systemd's watchdog is not fed until it does",
+                    None => "",
+                };
+                tracing::error!(
+                    "the {name} has shown no sign of life for {} s and waits for no disk{tasks}: a fault of walrelay{fed}",
+                    self.silence.as_secs_f32()
+                );
+            }
+            Some(_) => {}
+        }
+        self.told = found;
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
     use std::sync::mpsc::channel;
 
     use super::*;
     use crate::notify::tests::{heard, pair};
-    use crate::parts::{Thread, beat};
+    use crate::parts::beat;
 
     const LIMIT: Duration = Duration::from_millis(150);
+
+    fn watch(notifier: Notifier, hearts: Vec<Heart>) -> Watchdog {
+        Watch::new(notifier, hearts, &Handle::current(), LIMIT / 10, LIMIT, || false).start().unwrap()
+    }
+
+    /// It is fed; when `hang` has been called no longer, and again behind `go_on`.
+    fn starves_between(listener: &UnixDatagram, hang: impl FnOnce(), go_on: impl FnOnce()) {
+        for _ in 0..20 {
+            assert_eq!(heard(listener).unwrap(), "WATCHDOG=1");
+        }
+        hang();
+        // What was sent before, and then nothing more.
+        listener.set_read_timeout(Some(4 * LIMIT)).unwrap();
+        while heard(listener).is_ok() {}
+        go_on();
+        listener.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(heard(listener).unwrap(), "WATCHDOG=1");
+    }
 
     /// The fault is a thread that waits for what never comes.
     #[tokio::test(flavor = "multi_thread")]
@@ -96,34 +179,39 @@ mod tests {
             }
         };
         let thread = Thread::start("flusher", run).unwrap();
-        let stop = CancellationToken::new();
-        let (hearts, told) = (vec![thread.heart()], stop.clone());
-        let feeding = tokio::spawn(async move {
-            feed_while_alive(&notifier, hearts, (LIMIT / 10, LIMIT), || false, told).await
-        });
+        let (watchdog, stop) = (watch(notifier, vec![thread.heart()]), CancellationToken::new());
         let listen = move || {
-            for _ in 0..20 {
-                assert_eq!(heard(&listener).unwrap(), "WATCHDOG=1");
-            }
-            hang.send(()).unwrap();
-            // What was sent before, and then nothing more.
-            listener.set_read_timeout(Some(4 * LIMIT)).unwrap();
-            while heard(&listener).is_ok() {}
-            go_on.send(()).unwrap();
-            listener.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            hang.send(()).unwrap();
-            assert_eq!(heard(&listener).unwrap(), "WATCHDOG=1");
+            let last = hang.clone();
+            let let_go = || {
+                go_on.send(()).unwrap();
+                last.send(()).unwrap();
+            };
+            starves_between(&listener, || hang.send(()).unwrap(), let_go);
         };
         tokio::task::spawn_blocking(listen).await.unwrap();
         stop.cancel();
-        feeding.await.unwrap();
+        watchdog.run(stop).await;
         thread.join().unwrap();
     }
 
-    #[tokio::test]
-    async fn where_nobody_watches_nothing_is_done() {
-        let stop = CancellationToken::new();
+    /// The others would go on for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_worker_that_one_task_keeps_is_fed_no_longer() {
+        let dir = crate::permissions::private_tempdir();
+        let (listener, notifier) = pair(dir.path(), "1000");
+        let (watchdog, stop) = (watch(notifier, Vec::new()), CancellationToken::new());
+        let runtime = Handle::current();
+        let (go_on, kept) = channel::<()>();
+        let listen = move || {
+            let keeps = async move {
+                let _ = kept.recv();
+            };
+            let hang = || drop(runtime.spawn(crate::parts::named("keeper".into(), keeps)));
+            starves_between(&listener, hang, || drop(go_on));
+        };
+        let listening = tokio::task::spawn_blocking(listen);
+        listening.await.unwrap();
         stop.cancel();
-        feed(Notifier::default(), Vec::new(), stop).await;
+        watchdog.run(stop).await;
     }
 }
