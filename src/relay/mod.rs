@@ -103,10 +103,13 @@ impl Relay {
         let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
         let (store, writer, background) = Store::open(config.store.clone())?;
+        // Places and credentials may take their time, and retention does not know yet who needs WAL.
+        let starting = store.hold_for_start();
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
+        drop(starting);
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));

@@ -139,7 +139,7 @@ impl Store {
 
     fn holes(&self, path: &WalPath) -> Vec<Range<SegNo>> {
         let Some(tip) = self.tip() else { return Vec::new() };
-        let kept_by_slots = self.slots.oldest_restart_lsn(walrelay_proto::Lsn::INVALID);
+        let kept_by_slots = self.holds.needed_by_slots();
         path.holes(kept_by_slots.filter(|_| self.recallable().is_none()), tip.write_lsn)
     }
 

@@ -24,6 +24,7 @@ mod cluster;
 mod dir;
 mod flusher;
 mod followed;
+mod holds;
 mod holes;
 mod last_run;
 // The one place: what lies in maps is read without a copy.
@@ -54,6 +55,7 @@ use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, Timelin
 
 pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
+pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
 pub use holes::FillError;
 pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
 pub use retention::{ArchivedWal, Retaining};
@@ -238,8 +240,11 @@ pub struct Store {
     flushed: watch::Sender<Option<TimelinePosition>>,
     segments: SegmentCache,
     flush_queue: FlushQueue,
-    retention_bell: retention::Bell,
-    archive: retention::ArchiveFloor,
+    retention_bell: Arc<retention::Bell>,
+    holds: Holds,
+    /// Held while WAL is removed, over the disk: by retention, and by the writer where WAL begins anew.
+    removing: Mutex<()>,
+    archive: retention::Archived,
     /// Steps when a file of `pg_wal` gets its final name.
     files: watch::Sender<u64>,
     /// Segments whose files are gone and that somebody still reads. The last to let go has the file system free
@@ -340,7 +345,9 @@ impl Store {
             move |source| StoreError::Io { action, path, source }
         };
         let cluster = cluster::load(&dir).map_err(io("could not read cluster state in"))?;
-        let slots = Slots::open(dir.clone(), config.max_replication_slots)
+        let bell = Arc::new(retention::Bell::default());
+        let holds = Holds::new(bell.clone());
+        let slots = Slots::open(dir.clone(), config.max_replication_slots, holds.clone())
             .map_err(io("could not read replication slots in"))?;
         let (last_run, files) = LastRun::load(&dir);
         let files = match files {
@@ -353,6 +360,7 @@ impl Store {
             magic: cluster.as_ref().and_then(|(_, parameters)| parameters.expected_magic()),
             timeline: followed.map(|followed| followed.tli),
             durable: last_run.durable().filter(|_| files == Files::AsLeft),
+            confirmed: last_run.confirmed(),
             unsynced: files == Files::Unsynced,
         };
         let recovered = match &cluster {
@@ -360,7 +368,6 @@ impl Store {
             None => None,
         };
         let history = recovered.as_ref().map_or_else(TimelineHistory::first, |found| found.history.clone());
-            confirmed: last_run.confirmed(),
         let end = recovered.as_ref().and_then(|found| {
             let tli = found.history.tli();
             found.verifier.verified_end().map(|lsn| TimelinePosition { tli, lsn })
@@ -390,8 +397,10 @@ impl Store {
             flushed: watch::Sender::new(end),
             segments: SegmentCache::default(),
             flush_queue: FlushQueue::default(),
-            retention_bell: retention::Bell::default(),
-            archive: retention::ArchiveFloor::default(),
+            retention_bell: bell,
+            holds,
+            removing: Mutex::default(),
+            archive: retention::Archived::default(),
             files: watch::Sender::new(0),
             removed: Mutex::default(),
             oldest_kept: AtomicU64::default(),

@@ -3,8 +3,8 @@
 //! Kept is what a valid slot needs and what lies within `wal_keep_size` of the newest WAL. Slots that
 //! would keep more than `max_slot_wal_keep_size` are marked lost first (PostgreSQL: `KeepLogSeg`,
 //! `RemoveOldXlogFiles`). A slot's position is saved before WAL behind it is removed, and what was not saved counts as
-//! saved last. What the archive has not
-//! got yet is kept as well, as far as its targets ask for it.
+//! saved last. What the archive has not got yet is kept as well, as far as its targets ask for it. All of them are holders
+//! ([`holds`](super::holds)); here is who acts on it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
+use super::holds::{Ends, Held, Hold, HoldKind, Holds};
 use super::{Segment, SlotError, SlotPersistence, Store, Tip, lock};
 use crate::parts::{Heart, PartEnded, Thread, beat};
 
@@ -50,15 +51,14 @@ impl Bell {
     }
 }
 
-/// What the archive has, and what it still needs.
+/// What the archive has.
 #[derive(Debug, Default)]
-pub(super) struct ArchiveFloor {
-    state: Mutex<FloorState>,
+pub(super) struct Archived {
+    state: Mutex<ArchiveState>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct FloorState {
-    hold: Option<Lsn>,
+struct ArchiveState {
     archived: Option<ArchivedWal>,
     /// There is an archive that WAL can be fetched back from.
     readable: bool,
@@ -66,7 +66,7 @@ struct FloorState {
     pending: bool,
 }
 
-impl FloorState {
+impl ArchiveState {
     /// Whether WAL from `restart` on can be had, if here only that from `kept` on stays.
     fn covers(&self, restart: Lsn, kept: Lsn) -> bool {
         let archived = |wal: ArchivedWal| wal.from <= restart && kept <= wal.to;
@@ -223,10 +223,9 @@ impl Store {
         let saved = self.slots.save().map_err(RetentionError::Save);
         // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
         if self.slots.is_durable() {
-            let from = self.slots_keep_from(tip, size);
+            let _removing = lock(&self.removing);
             // The end may have gone back meanwhile, to another timeline.
-            let keep = |by_slots| self.keep_with(self.tip().unwrap_or(tip), by_slots).seg_start(size);
-            let keep = self.slots.decide_removal(from, keep);
+            let keep = self.holds.decide(size, || self.ends(self.tip().unwrap_or(tip), size));
             let removed = self.remove_segments_before(keep.seg_at(size), size);
             self.look_for_oldest();
             return removed.and(saved).and_then(|()| self.save_checkpoint());
@@ -250,10 +249,14 @@ impl Store {
 
     /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here.
     fn give_up_slots(&self, tip: Tip, size: SegSize) {
-        let kept = self.keep_from(tip, size).seg_start(size);
+        if self.holds.is_starting() {
+            return;
+        }
+        let ends = self.ends(tip, size);
+        let kept = self.holds.would_keep(ends).seg_start(size);
         let archive = *lock(&self.archive.state);
         let covered = |restart| archive.covers(restart, kept);
-        for slot in self.slots.invalidate_before(self.slots_keep_from(tip, size), covered) {
+        for slot in self.slots.invalidate_before(ends.slots, covered) {
             let restart = slot.restart_lsn.unwrap_or_default();
             tracing::warn!(
                 "invalidating slot \"{}\" because its restart_lsn {restart} exceeds max_slot_wal_keep_size",
@@ -267,14 +270,6 @@ impl Store {
     pub fn expect_archive(&self) {
         let mut state = lock(&self.archive.state);
         (state.readable, state.pending) = (true, true);
-    }
-
-    /// Keeps all WAL from `from` on for the archive; `None` for none. Takes effect at once.
-    pub fn hold_for_archive(&self, from: Option<Lsn>) {
-        let before = std::mem::replace(&mut lock(&self.archive.state).hold, from);
-        if before != from {
-            self.retention_bell.ring();
-        }
     }
 
     /// Says what the archive has.
@@ -306,7 +301,7 @@ impl Store {
         name: &SlotName,
         persistence: SlotPersistence,
     ) -> Result<(), SlotError> {
-        let end = || self.tip().map_or(Lsn::new(u64::MAX), |tip| tip.write_lsn);
+        let end = || self.tip().map(|tip| tip.write_lsn);
         self.slots.create_reserving(name, persistence, self.wal_to_reserve(), end)
     }
 
@@ -319,7 +314,8 @@ impl Store {
         Ok(())
     }
 
-    fn wal_to_reserve(&self) -> Option<Lsn> {
+    /// Where a new slot is to keep WAL from; `None` before there is any.
+    pub(super) fn wal_to_reserve(&self) -> Option<Lsn> {
         let (oldest, tip, size) = (self.oldest()?, self.tip()?.write_lsn, self.identity()?.seg_size);
         let allowed = match self.config.max_slot_wal_keep_size {
             Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
@@ -331,26 +327,39 @@ impl Store {
         Some(redo.map_or(at_least, |redo| redo.max(at_least)))
     }
 
-    /// Oldest position that has to stay.
-    fn keep_from(&self, tip: Tip, size: SegSize) -> Lsn {
-        self.keep_with(tip, self.slots.oldest_restart_lsn(self.slots_keep_from(tip, size)))
-    }
-
-    /// The same with the oldest position that a slot keeps.
-    fn keep_with(&self, tip: Tip, by_slots: Option<Lsn>) -> Lsn {
+    /// What goes with the end of the WAL.
+    fn ends(&self, tip: Tip, size: SegSize) -> Ends {
         let Tip { write_lsn, flush_lsn, .. } = tip;
-        let by_size = write_lsn.rewind(self.config.wal_keep_size);
-        // The segment before the durable end stays in any case: recovery starts from it.
-        let by_recovery = flush_lsn.rewind(1);
-        let by_slots = by_slots.unwrap_or(write_lsn);
-        let by_archive = lock(&self.archive.state).hold.unwrap_or(write_lsn);
-        by_size.min(by_recovery).min(by_slots).min(by_archive)
+        let slots = self.config.max_slot_wal_keep_size.map(|most| write_lsn.rewind(most).seg_start(size));
+        Ends {
+            keep_size: write_lsn.rewind(self.config.wal_keep_size),
+            // The segment before the durable end stays in any case: recovery starts from it.
+            recovery: flush_lsn.rewind(1),
+            slots: slots.unwrap_or_default(),
+        }
     }
 
-    /// Slots keep nothing before this.
-    fn slots_keep_from(&self, tip: Tip, size: SegSize) -> Lsn {
-        let limit = self.config.max_slot_wal_keep_size;
-        limit.map_or(Lsn::INVALID, |limit| tip.write_lsn.rewind(limit).seg_start(size))
+    /// Who holds the oldest WAL, and how much that is, in words.
+    pub(super) fn who_holds_wal(&self) -> Option<String> {
+        let (row, end) = (self.holds.oldest()?, self.tip()?.write_lsn);
+        match row.held {
+            Held::Everything => Some(format!("all WAL is kept until {row} has said what it needs")),
+            Held::From(from) => {
+                Some(format!("WAL from {from} on, {} MB, is kept for {row}", end.since(from.min(end)) >> 20))
+            }
+            Held::Nothing => None,
+        }
+    }
+
+    /// Keeps all WAL, and has no slot lost, until the result is dropped: for a relay that starts, until all that will need WAL
+    /// has registered.
+    pub fn hold_for_start(&self) -> Hold {
+        self.holds.register(HoldKind::Start, "the start")
+    }
+
+    /// Who needs which WAL. Whoever registers here before WAL arrives has all of it kept.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// Lets go of removed segments that nobody else reads any more.
@@ -383,7 +392,8 @@ impl Store {
         if removed > 0 {
             let synced = self.dir.sync_wal_dir().inspect_err(|error| self.fail_if_names_are_lost(error));
             synced.map_err(RetentionError::Sync)?;
-            tracing::debug!("removed {removed} WAL segments before {}", keep.start(size));
+            let kept = self.who_holds_wal().unwrap_or_default();
+            tracing::debug!("removed {removed} WAL segments before {}; {kept}", keep.start(size));
         }
         let more = failed.len().saturating_sub(1);
         match failed.into_iter().next() {

@@ -13,6 +13,7 @@ use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 use super::*;
 
 mod going_back;
+mod holding;
 mod lost_files;
 
 const SEG: u64 = 1 << 20;
@@ -159,6 +160,62 @@ fn the_start_is_shown_while_nothing_comes_and_claims_no_wal() {
 }
 
 /// The verifier of the new timeline has seen no record then.
+/// It was decided what the slot keeps, and then WAL begins elsewhere, before it.
+#[test]
+fn a_slot_that_is_made_while_wal_begins_anew_keeps_nothing_of_before() {
+    let dir = crate::permissions::private_tempdir();
+    let mut opened = Opened::open(dir.path());
+    opened.writer.show_start();
+    let store = opened.store.clone();
+    let (decided, start) = (store.wal_to_reserve(), Lsn::new(SEG));
+    assert_eq!(decided, Some(START));
+    let make = |name: &str| {
+        let end = || store.tip().map(|tip| tip.write_lsn);
+        let name = name.parse().unwrap();
+        store.slots().create_reserving(&name, SlotPersistence::Persistent, decided, end).unwrap();
+        store.slots().get(name.as_str()).unwrap().restart_lsn
+    };
+    opened.writer.begin(identity(), TimelineHistory::first(), start);
+    assert_eq!(make("between"), None);
+    opened.writer.show_start();
+    assert_eq!(make("behind"), Some(start));
+}
+
+/// Somebody has taken all WAL away and left the slots.
+#[test]
+fn slots_come_back_to_where_wal_begins() {
+    let dir = crate::permissions::private_tempdir();
+    let opened = Opened::open(dir.path());
+    let beyond = START.advance(7 * SEG);
+    opened.store.slots().create(&"s".parse().unwrap(), SlotPersistence::Persistent, Some(beyond)).unwrap();
+    opened.stop();
+    let opened = Opened::open(dir.path());
+    assert_eq!(opened.store.slots().get("s").unwrap().restart_lsn, Some(START));
+}
+
+/// What was removed before is not what has come since.
+#[test]
+fn where_wal_begins_anew_a_timeline_may_fork_off_before_the_earlier_beginning() {
+    let dir = crate::permissions::private_tempdir();
+    let mut opened = Opened::with(StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) });
+    opened.writer.show_start();
+    opened.store.remove_old_wal().unwrap();
+    let (Identity { system_id, seg_size }, start) = (identity(), Lsn::new(SEG));
+    let mut wal = WalGenerator::new(WalIdentity { system_id, seg_size }, TimelineId::FIRST, start, 15);
+    wal.fill(300_000);
+    opened.writer.begin(identity(), TimelineHistory::first(), start);
+    opened.append(start, wal.bytes());
+    opened.wait_flushed(*wal.record_ends().last().unwrap());
+    let second = TimelineId::new(2).unwrap();
+    let content = format!("1\t{}\tx\n", wal.record_ends().last().unwrap());
+    opened.store.save_history_file(second, content.as_bytes()).unwrap();
+    let history = TimelineHistory::parse(second, content.as_bytes()).unwrap();
+    opened.writer.switch_timeline(history).unwrap();
+    let name = "s".parse().unwrap();
+    opened.store.create_reserving_slot(&name, SlotPersistence::Persistent).unwrap();
+    assert_eq!(opened.store.slots().get("s").unwrap().restart_lsn, Some(start));
+}
+
 #[test]
 fn a_fork_at_the_start_of_a_segment_makes_no_beginning_of_what_is_held() {
     let dir = crate::permissions::private_tempdir();
@@ -731,6 +788,37 @@ fn a_new_timeline_begins_with_the_old_ones_bytes_in_a_file_of_its_own() {
 }
 
 /// Forks off at a segment's boundary, with more than that of the old timeline at hand, and dies.
+/// Whoever begins with the newest of them has one file of that segment, and all their WAL in it.
+#[test]
+fn timelines_that_were_left_in_one_segment_are_read_from_the_file_of_the_last() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(14);
+    let tli = |number| TimelineId::new(number).unwrap();
+    let mut content = String::new();
+    for number in 1..=3 {
+        wal.fill(100_000);
+        content.push_str(&format!("{number}\t{}\tx\n", wal.position()));
+        wal.switch_timeline(tli(number + 1));
+    }
+    wal.fill(1_500_000);
+    let history = TimelineHistory::parse(tli(4), content.as_bytes()).unwrap();
+    let (store, mut writer, _background) = Store::open(config(dir.path(), WalWrite::Pwrite)).unwrap();
+    store.attach(identity(), UpstreamParameters::default()).unwrap();
+    writer.begin(identity(), history.clone(), START);
+    writer.append(START, wal.bytes()).unwrap();
+    writer.commit();
+    let segno = START.seg_at(identity().seg_size);
+    for number in 1..=4 {
+        assert!(store.holds_segment(tli(number), segno), "{number}");
+        let segment = store.segment(tli(number), segno).unwrap();
+        assert_eq!(segment.name().tli, tli(4));
+        assert!(Arc::ptr_eq(&store.mapped_segment(tli(number), segno).unwrap(), &segment));
+        let left_at = history.switch_point(tli(number)).map_or(segment.end(), |(at, _)| at);
+        let len = left_at.since(START) as usize;
+        assert!(segment.bytes(0, len) == &wal.bytes()[..len]);
+    }
+}
+
 #[test]
 fn a_fork_is_remembered_before_its_first_byte() {
     let dir = crate::permissions::private_tempdir();
@@ -808,37 +896,6 @@ fn retention_keeps_what_slots_need_and_marks_those_beyond_the_limit() {
         wal_keep_size: 0,
         max_slot_wal_keep_size: Some(4 * SEG),
         ..config(dir.path(), WalWrite::Pwrite)
-/// Whoever begins with the newest of them has one file of that segment, and all their WAL in it.
-#[test]
-fn timelines_that_were_left_in_one_segment_are_read_from_the_file_of_the_last() {
-    let dir = crate::permissions::private_tempdir();
-    let mut wal = generator(14);
-    let tli = |number| TimelineId::new(number).unwrap();
-    let mut content = String::new();
-    for number in 1..=3 {
-        wal.fill(100_000);
-        content.push_str(&format!("{number}\t{}\tx\n", wal.position()));
-        wal.switch_timeline(tli(number + 1));
-    }
-    wal.fill(1_500_000);
-    let history = TimelineHistory::parse(tli(4), content.as_bytes()).unwrap();
-    let (store, mut writer, _background) = Store::open(config(dir.path(), WalWrite::Pwrite)).unwrap();
-    store.attach(identity(), UpstreamParameters::default()).unwrap();
-    writer.begin(identity(), history.clone(), START);
-    writer.append(START, wal.bytes()).unwrap();
-    writer.commit();
-    let segno = START.seg_at(identity().seg_size);
-    for number in 1..=4 {
-        assert!(store.holds_segment(tli(number), segno), "{number}");
-        let segment = store.segment(tli(number), segno).unwrap();
-        assert_eq!(segment.name().tli, tli(4));
-        assert!(Arc::ptr_eq(&store.mapped_segment(tli(number), segno).unwrap(), &segment));
-        let left_at = history.switch_point(tli(number)).map_or(segment.end(), |(at, _)| at);
-        let len = left_at.since(START) as usize;
-        assert!(segment.bytes(0, len) == &wal.bytes()[..len]);
-    }
-}
-
     });
     let slot = |name: &str, segment: u64| {
         let at = SegNo::new(segment).start(identity().seg_size);
@@ -896,7 +953,7 @@ fn retention_keeps_what_the_archive_has_not_got() {
     wal.fill(6_100_000);
     let config = StoreConfig { wal_keep_size: 0, ..config(dir.path(), WalWrite::Pwrite) };
     let mut opened = Opened::with(config);
-    opened.store.hold_for_archive(Some(Lsn::INVALID));
+    let target = opened.store.holds().register(HoldKind::ArchiveTarget, "main");
     let mut named = opened.store.wal_files_changed();
     opened.append(START, wal.bytes());
     let finished = |segment: u64| {
@@ -908,13 +965,13 @@ fn retention_keeps_what_the_archive_has_not_got() {
     named.mark_unchanged();
     opened.store.remove_old_wal().unwrap();
     assert!(finished(3));
-    opened.store.hold_for_archive(Some(Lsn::new(5 * SEG + 1)));
+    target.set(Some(Lsn::new(5 * SEG + 1)));
     opened.store.remove_old_wal().unwrap();
     assert!(!finished(4) && finished(5));
     let exact = |segment| WalFileName::new(TimelineId::FIRST, SegNo::new(segment));
     assert_eq!(opened.store.finished_segment(exact(5)).unwrap().published(), SEG);
     assert!(matches!(opened.store.finished_segment(exact(4)), Err(ReadError::Removed(_))));
-    opened.store.hold_for_archive(None);
+    drop(target);
     opened.store.remove_old_wal().unwrap();
     assert!(!finished(5));
 }

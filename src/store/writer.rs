@@ -21,9 +21,9 @@ use walrelay_proto::{
 };
 
 use super::followed::{self, Followed};
+use super::holds::{Hold, HoldKind};
 use super::mapped::{COPIED, Segment};
 use super::recovery::{self, Recovered};
-use super::slots::Pin;
 use super::trouble::Trouble;
 use super::{Identity, Store, StoreError, TimelinePosition, dir, lock, steps};
 use crate::mutation::{self, Mutation};
@@ -116,7 +116,7 @@ pub struct HeldTimeline {
     recovered: Recovered,
     end: TimelinePosition,
     /// Keeps its files here.
-    _pin: Pin,
+    _hold: Hold,
 }
 
 impl HeldTimeline {
@@ -205,10 +205,16 @@ impl Writer {
     pub fn begin(&mut self, identity: Identity, history: TimelineHistory, at: Lsn) {
         assert!(self.stream.is_none() || self.is_bare(), "the data directory is not empty");
         let tli = history.tli();
+        let start = at.seg_start(identity.seg_size);
+        // Retention must not take what comes now for what it has decided to remove.
+        let removing = lock(&self.store.removing);
         if let Some(bare) = self.stream.take() {
             self.forget(bare);
-            self.store.clamp_slots(at.seg_start(identity.seg_size));
         }
+        // Also those of WAL that somebody has taken away.
+        self.store.clamp_slots(start);
+        self.store.holds.begin_anew(start);
+        drop(removing);
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         *lock(&self.store.history) = Arc::new(history);
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
@@ -289,10 +295,15 @@ impl Writer {
 
     /// Says that the disk does not take WAL, if so; not each time.
     fn tell<T>(&mut self, result: &Result<T, AppendError>) {
-        if let Err(error @ AppendError::Disk { .. }) = result
+        if let Err(error @ AppendError::Disk { source, .. }) = result
             && self.trouble.is_news(Instant::now())
         {
-            tracing::error!("{error}; no WAL is received until then, consumers are served what is here");
+            let is_full = matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+            let kept = self.store.who_holds_wal().filter(|_| is_full);
+            let kept = kept.map(|kept| format!("; {kept}")).unwrap_or_default();
+            tracing::error!(
+                "{error}; no WAL is received until then, consumers are served what is here{kept}"
+            );
         }
     }
 
@@ -412,8 +423,8 @@ impl Writer {
             return Err(fail(at, format!("timeline {} is held only up to {end}", stream.tli)));
         }
         // Where generations were skipped, everything from the first fork on is the newer timeline's.
-        let pin = self.store.slots.pin();
-        if at.seg_start(stream.identity.seg_size) < pin.removed_before() {
+        let hold = self.store.holds.register(HoldKind::TimelineSwitch, tli.to_string());
+        if at.seg_start(stream.identity.seg_size) < hold.removed_before() {
             return Err(fail(at, "WAL of that age has been removed here".to_owned()));
         }
         let forked = stream.fork(&self.store, tli, at);
@@ -444,7 +455,12 @@ impl Writer {
         if !mutation::is(Mutation::ForgetSlotsAtSwitch) {
             store.clamp_slots(common);
         }
-        alone.save().map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
+        // Until the other history is shown, consumers confirm what they have of this one.
+        let saved = match mutation::is(Mutation::ForgetSlotsAtSwitch) {
+            true => alone.save(),
+            false => alone.save_up_to(common),
+        };
+        saved.map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
         self.note(followed)?;
         if let Some(tail) = &stream.current {
             store.segments.insert(tail);
@@ -462,13 +478,13 @@ impl Writer {
         let Some(identity) = self.store.identity() else { return Ok(None) };
         let tli = history.tli();
         let magic = self.store.upstream_parameters().expected_magic();
-        let pin = self.store.slots.pin();
+        let hold = self.store.holds.register(HoldKind::TimelineSwitch, tli.to_string());
         let found = recovery::held(&self.store.dir, identity, self.store.config.wal_write, magic, history);
         let found = found.inspect_err(|error| self.store.fail_if_names_are_lost(error))?;
         Ok(found.and_then(|recovered| {
             let lsn = recovered.verifier.verified_end()?;
-            let is_there = lsn.rewind(1).seg_start(identity.seg_size) >= pin.removed_before();
-            is_there.then(|| HeldTimeline { recovered, end: TimelinePosition { tli, lsn }, _pin: pin })
+            let is_there = lsn.rewind(1).seg_start(identity.seg_size) >= hold.removed_before();
+            is_there.then(|| HeldTimeline { recovered, end: TimelinePosition { tli, lsn }, _hold: hold })
         }))
     }
 
@@ -480,7 +496,7 @@ impl Writer {
     pub fn take_up(&mut self, held: HeldTimeline, newest: TimelineId) -> Result<(), AppendError> {
         self.commit();
         // Nothing of it is removed before it is shown.
-        let HeldTimeline { recovered, end, _pin } = held;
+        let HeldTimeline { recovered, end, _hold } = held;
         let Some(identity) = self.store.identity() else { return Err(AppendError::Failed) };
         if *self.store.flushed.borrow() != *self.store.written.borrow() {
             let reason = "what is held of the present timeline is not durable yet".to_owned();

@@ -12,7 +12,8 @@ use futures_util::FutureExt;
 use walrelay::disk::Disk;
 use walrelay::disk::sim::{OperationKind, SimDisk};
 use walrelay::store::{
-    Identity, SlotPersistence, Stepped, Store, StoreConfig, StoreError, UpstreamParameters, WalWrite,
+    Hold, HoldKind, Identity, SlotPersistence, Stepped, Store, StoreConfig, StoreError, UpstreamParameters,
+    WalWrite,
 };
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
@@ -364,7 +365,7 @@ impl Workload {
         self.promised.may_be_archived(to);
         relay.it.store.replace_state(ARCHIVE, &format!("{to}\n")).map_err(text)?;
         self.promised.is_archived(to);
-        relay.it.store.hold_for_archive(Some(to));
+        relay.archive.set(Some(to));
         Ok(())
     }
 
@@ -398,19 +399,23 @@ impl Workload {
 /// A process.
 struct Relay {
     disk: SimDisk,
+    archive: Hold,
     it: Stepped,
 }
 
 impl Relay {
     fn open(disk: &SimDisk) -> Result<Relay, StoreError> {
         let it = Store::open_on(Arc::new(disk.clone()), config())?;
-        Ok(Relay { disk: disk.clone(), it })
+        // Until it has said what it needs, all is held.
+        let archive = it.store.holds().register(HoldKind::ArchiveTarget, "main");
+        Ok(Relay { disk: disk.clone(), archive, it })
     }
 
     /// As when it has found its upstream: what the archive needs stays, and WAL has a place to begin.
     fn begin(&mut self, tree: &Tree) -> Result<(), String> {
-        let held = self.archived().or(Some(Lsn::INVALID));
-        self.it.store.hold_for_archive(held);
+        if let Some(archived) = self.archived() {
+            self.archive.set(Some(archived));
+        }
         self.it.store.attach(identity(), UpstreamParameters::default()).map_err(text)?;
         if self.it.writer.position().is_none() {
             self.it.writer.begin(identity(), tree.history(TimelineId::FIRST), START);

@@ -1,7 +1,7 @@
 //! The archiver: looks what `pg_wal` has, and runs a worker for each target.
 //!
 //! ```text
-//! store: a file got its name ──> scan ── Listing ──> worker of each target ── done so far ──> Floors ──> retention
+//! store: a file got its name ──> scan ── Listing ──> worker of each target ── done so far ──> its Hold ──> retention
 //! ```
 //!
 //! Workers share nothing but the listing: one that waits for its target holds up nobody. All WAL is held until
@@ -25,7 +25,7 @@ use crate::archive::repo::repository::ArchiveError;
 use crate::archive::repo::target::Target;
 use crate::objects::Places;
 use crate::parts::{PartEnded, Tasks};
-use crate::store::{ArchivedWal, Store};
+use crate::store::{ArchivedWal, Hold, HoldKind, Store};
 pub use control::{ArchiveControl, Prepared};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
@@ -55,7 +55,7 @@ pub(super) struct Floor {
     pub(super) archived: Option<ArchivedWal>,
 }
 
-/// Every target's floor; together they are the store's.
+/// What every target needs and has: a hold of each, and together what the store can have read back.
 #[derive(Debug)]
 pub(super) struct Floors {
     store: Arc<Store>,
@@ -67,8 +67,9 @@ pub(super) struct Floors {
 struct Need {
     /// Its [`Target::identity`].
     place: String,
-    /// `None` until it has said so.
-    floor: Option<Floor>,
+    /// Holds everything until it has said what it needs.
+    hold: Hold,
+    archived: Option<ArchivedWal>,
 }
 
 impl Floors {
@@ -78,30 +79,33 @@ impl Floors {
 
     /// Holds everything until this target has said what it needs in the place of this identity.
     pub(super) fn expect(&self, name: &str, place: String) {
-        lock(&self.floors).insert(name.to_owned(), Need { place, floor: None });
-        self.store.hold_for_archive(Some(Lsn::INVALID));
+        // Before that of the old place is let go.
+        let hold = self.store.holds().register(HoldKind::ArchiveTarget, name);
+        lock(&self.floors).insert(name.to_owned(), Need { place, hold, archived: None });
     }
 
     /// What a target needs; nothing is done if another place is expected of it meanwhile, where less may be.
     pub(super) fn set(&self, name: &str, place: &str, floor: Floor) {
         let mut floors = lock(&self.floors);
         let Some(need) = floors.get_mut(name).filter(|need| need.place == place) else { return };
-        need.floor = Some(floor);
+        need.archived = floor.archived;
+        let hold = floor.hold;
+        // First: a slot whose WAL goes must not be lost when the archive has it.
         self.tell(&floors);
+        floors[name].hold.set(Some(hold));
     }
 
     /// Nothing is held for this target any more.
     fn remove(&self, name: &str) {
         let mut floors = lock(&self.floors);
-        floors.remove(name);
+        let gone = floors.remove(name);
         self.tell(&floors);
+        drop(gone);
     }
 
     fn tell(&self, floors: &BTreeMap<String, Need>) {
-        let hold = floors.values().map(|need| need.floor.map_or(Lsn::INVALID, |floor| floor.hold)).min();
-        let archived = floors.values().filter_map(|need| need.floor?.archived);
+        let archived = floors.values().filter_map(|need| need.archived);
         self.store.set_archived(archived.max_by_key(|archived| archived.to));
-        self.store.hold_for_archive(hold);
     }
 }
 

@@ -207,11 +207,16 @@ fn what_retention_is_about_to_remove_is_not_gone_back_to() {
     let tree = Tree::new();
     let mut opened = tree.on_second(config(dir.path(), WalWrite::Pwrite));
     let beyond = last_end(&tree.first).advance(SEG).seg_start(identity().seg_size);
-    opened.store.slots().decide_removal(Lsn::INVALID, |_| tree.forks[1].seg_start(identity().seg_size));
+    opened.store.drop_slot("s", 1).unwrap();
+    let decide = |keep: Lsn| {
+        let ends = holds::Ends { keep_size: keep, recovery: keep, slots: Lsn::INVALID };
+        opened.store.holds().decide(identity().seg_size, || ends);
+    };
+    decide(tree.forks[1]);
     let found = opened.writer.find(TimelineHistory::first()).unwrap();
     assert!(found.is_some(), "its end is not touched");
     drop(found);
-    opened.store.slots().decide_removal(Lsn::INVALID, |_| beyond);
+    decide(beyond);
     assert!(opened.writer.find(TimelineHistory::first()).unwrap().is_none());
     let end = last_end(&tree.second);
     let early = TimelineHistory::parse(
@@ -238,10 +243,10 @@ fn history_files_are_renewed_in_place_where_there_is_no_room() {
         magic: None,
         timeline: Some(tli(2)),
         durable: None,
+        confirmed: None,
         unsynced: false,
     };
     let recovered = recovery::recover(&locked, identity(), &plan).unwrap().unwrap();
     assert_eq!(recovered.verifier.verified_end(), Some(last_end(&tree.second)));
     assert_eq!((fs::read(&file).unwrap(), fs::metadata(&file).unwrap().ino()), (before, inode));
-        confirmed: None,
 }

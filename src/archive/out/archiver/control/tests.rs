@@ -14,7 +14,7 @@ use crate::archive::repo::codec::{Codec, Compression};
 use crate::archive::repo::layout::Layout;
 use crate::archive::{Archiver, FileName};
 use crate::objects::{ObjectPlace, Storage};
-use crate::store::ArchivedWal;
+use crate::store::{ArchivedWal, Held, HoldKind};
 
 /// An archiver over a store with some segments.
 struct Running {
@@ -288,7 +288,15 @@ async fn what_the_old_place_needs_lets_nothing_go_that_is_promised_to_the_new_on
         let archived = ArchivedWal { from: Lsn::new(0x10), to: Lsn::new(lsn) };
         Floor { hold: Lsn::new(lsn), archived: Some(archived) }
     };
-    let held = || lock(&floors.floors)["one"].floor.map(|floor| floor.hold.as_u64());
+    let held = || {
+        let rows = it.store.holds().rows();
+        let row = rows.into_iter().find(|row| row.kind == HoldKind::ArchiveTarget).unwrap();
+        assert_eq!(row.name, "one");
+        match row.held {
+            Held::From(from) => Some(from.as_u64()),
+            _ => None,
+        }
+    };
     let archived = || it.store.archived().map(|archived| archived.to.as_u64());
     floors.expect("one", "old".to_owned());
     floors.set("one", "old", hold(0x500));

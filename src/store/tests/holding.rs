@@ -1,0 +1,152 @@
+//! Retention on a disk that loses power, or fails, at each of its operations: what is held is there, whoever holds it.
+
+use super::*;
+use crate::disk::sim::SimDisk;
+
+/// The segment in which WAL ends.
+const LAST: u64 = 11;
+
+fn config() -> StoreConfig {
+    StoreConfig {
+        data_dir: PathBuf::from("/relay"),
+        wal_write: WalWrite::Pwrite,
+        wal_keep_size: SEG,
+        max_slot_wal_keep_size: Some(6 * SEG),
+        max_replication_slots: 10,
+    }
+}
+
+fn at(segment: u64) -> Lsn {
+    Lsn::new(segment * SEG + 64)
+}
+
+/// A relay with WAL in nine segments, and what holds it: slots that have moved since they were saved, forwards and back,
+/// one that is beyond its limit, and an archive target.
+struct Held {
+    it: Stepped,
+    target: Hold,
+    end: Lsn,
+}
+
+impl Held {
+    fn on(disk: &SimDisk) -> Held {
+        let mut it = Store::open_on(Arc::new(disk.clone()), config()).unwrap();
+        it.store.attach(identity(), UpstreamParameters::default()).unwrap();
+        let target = it.store.holds().register(HoldKind::ArchiveTarget, "main");
+        it.writer.begin(identity(), TimelineHistory::first(), START);
+        let slots = it.store.slots().clone();
+        for (name, segment) in [("forwards", 5), ("back", 9), ("lost", 3)] {
+            slots.create(&name.parse().unwrap(), SlotPersistence::Persistent, Some(at(segment))).unwrap();
+        }
+        let mut wal = generator(60);
+        while wal.position() < Lsn::new(LAST * SEG) {
+            wal.fill(100_000);
+        }
+        let end = *wal.record_ends().last().unwrap();
+        it.writer.append(START, wal.bytes()).unwrap();
+        it.writer.commit();
+        while it.flushing.step() {}
+        slots.save().unwrap();
+        for (name, segment) in [("forwards", 8), ("back", 7)] {
+            slots.acquire(name, 1).unwrap().confirm_flush(|| Some(at(segment)));
+        }
+        target.set(Some(at(6)));
+        Held { it, target, end }
+    }
+
+    fn pass(&mut self) -> bool {
+        self.it.retaining.pass(Instant::now())
+    }
+}
+
+fn oldest(store: &Store) -> u64 {
+    store.oldest().unwrap().as_u64() / SEG
+}
+
+/// What a start finds after whatever came in between.
+fn check(disk: &SimDisk, end: Lsn, case: &str) {
+    let it = Store::open_on(Arc::new(disk.clone()), config()).unwrap();
+    assert_eq!(it.store.tip().map(|tip| tip.flush_lsn), Some(end), "{case}");
+    let slots = it.store.slots().list();
+    assert_eq!(slots.len(), 3, "{case}");
+    for slot in slots.iter().filter(|slot| !slot.invalidated) {
+        let restart = slot.restart_lsn.unwrap().as_u64() / SEG;
+        let stood = match slot.name.as_str() {
+            "forwards" => [5, 8],
+            "back" => [9, 7],
+            _ => [3, 3],
+        };
+        assert!(stood.contains(&restart), "{case}: {slot:?}");
+        assert!(oldest(&it.store) <= restart, "{case}: {slot:?}, and WAL begins at {}", oldest(&it.store));
+    }
+    assert!(oldest(&it.store) <= 6, "{case}: the target has not got it");
+}
+
+#[test]
+fn a_pass_removes_just_what_nobody_holds() {
+    let mut held = Held::on(&SimDisk::new());
+    let starting = held.it.store.hold_for_start();
+    assert!(held.pass());
+    assert_eq!(
+        (oldest(&held.it.store), held.it.store.holds().oldest().unwrap().name.as_str()),
+        (3, "the start")
+    );
+    assert!(!held.it.store.slots().get("lost").unwrap().invalidated, "somebody may have its WAL");
+    let other = held.it.store.holds().register(HoldKind::ArchiveTarget, "other");
+    drop(starting);
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), 3, "one has not said what it needs");
+    assert!(held.it.store.slots().get("lost").unwrap().invalidated);
+    drop(other);
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), 6, "the target");
+    held.target.set(None);
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), 7, "the slot that went back");
+    held.it.store.drop_slot("back", 1).unwrap();
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), 8, "the other one");
+    held.it.store.drop_slot("forwards", 1).unwrap();
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), LAST - 1, "--wal-keep-size");
+}
+
+#[test]
+fn a_pass_that_is_cut_anywhere_leaves_what_is_held() {
+    let (disk, held) = {
+        let disk = SimDisk::new();
+        let held = Held::on(&disk);
+        (disk, held)
+    };
+    let (before, mut whole) = (disk.operations(), held);
+    assert!(whole.pass());
+    let count = disk.operations() - before;
+    assert!(count >= 6, "slots are saved, three segments removed, names synced: {count} operations");
+    for cut in 1..=count {
+        for seed in 0..4 {
+            let disk = SimDisk::new();
+            let mut held = Held::on(&disk);
+            assert_eq!(disk.operations(), before);
+            disk.die_at(before + cut);
+            held.pass();
+            assert!(disk.is_dead(), "{cut}");
+            let end = held.end;
+            drop(held);
+            check(&disk.crash(seed), end, &format!("cut at {cut}, seed {seed}"));
+        }
+        for errno in [libc::EIO, libc::ENOSPC] {
+            let disk = SimDisk::new();
+            let mut held = Held::on(&disk);
+            disk.fail_at(before + cut, errno);
+            held.pass();
+            let end = held.end;
+            if !held.it.store.has_failed() {
+                assert!(held.pass(), "it is done by a later pass");
+                assert_eq!(oldest(&held.it.store), 6);
+            }
+            drop(held);
+            check(&disk.restart(cut), end, &format!("error {errno} at {cut}"));
+            check(&disk.crash(cut), end, &format!("error {errno} at {cut}, and a cut"));
+        }
+    }
+}
