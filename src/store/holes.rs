@@ -192,6 +192,9 @@ impl Filling<'_> {
         let at = |segno: SegNo| {
             let mut verifier = WalVerifier::at_segment_start(id, tli, segno.start(seg_size));
             verifier.accept_any_padding(true);
+            if let Some(magic) = self.store.upstream_parameters().expected_magic() {
+                verifier.expect_magic(magic);
+            }
             verifier
         };
         if let Some(before) = self.name.segno.prev() {

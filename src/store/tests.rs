@@ -181,6 +181,26 @@ fn a_slot_that_is_made_while_wal_begins_anew_keeps_nothing_of_before() {
     assert_eq!(make("behind"), Some(start));
 }
 
+/// What cannot be read cannot be compared, and may be another history's.
+#[test]
+fn wal_is_not_taken_behind_what_cannot_be_compared() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(16);
+    wal.fill(1_500_000);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    let first = dir.path().join("pg_wal/000000010000000000000003");
+    wait("the name", || first.exists());
+    // Nobody has it open any more, and somebody has truncated it.
+    fs::File::options().write(true).open(&first).unwrap().set_len(4096).unwrap();
+    wait("its map to go", || opened.store.mapped_segment(TimelineId::FIRST, SegNo::new(3)).is_none());
+    let error = opened.writer.append(START, wal.bytes()).unwrap_err();
+    assert!(matches!(error, AppendError::Disk { action: "read", .. }), "{error}");
+    // One that retention has removed is no longer anybody's.
+    fs::remove_file(&first).unwrap();
+    opened.append(START, wal.bytes());
+}
+
 /// Somebody has taken all WAL away and left the slots.
 #[test]
 fn slots_come_back_to_where_wal_begins() {

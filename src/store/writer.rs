@@ -25,7 +25,7 @@ use super::holds::{Hold, HoldKind};
 use super::mapped::{COPIED, Segment};
 use super::recovery::{self, Recovered};
 use super::trouble::Trouble;
-use super::{Identity, Store, StoreError, TimelinePosition, dir, lock, steps};
+use super::{Identity, ReadError, Store, StoreError, TimelinePosition, dir, lock, steps};
 use crate::mutation::{self, Mutation};
 
 /// WAL was not taken. Nothing that was published before is affected.
@@ -131,7 +131,7 @@ impl HeldTimeline {
     }
 
     /// The segment of the last byte before `at`, which is not beyond the end.
-    pub fn segment_before(&self, store: &Store, at: Lsn) -> Result<Arc<Segment>, super::ReadError> {
+    pub fn segment_before(&self, store: &Store, at: Lsn) -> Result<Arc<Segment>, ReadError> {
         let size = store.identity().map(|identity| identity.seg_size);
         let history = self.history();
         let tail = self.recovered.tail.as_ref();
@@ -612,8 +612,16 @@ impl Stream {
             let segno = at.seg_at(self.identity.seg_size);
             let end = segno.end(self.identity.seg_size).min(published);
             let (chunk, behind) = rest.split_at(rest.len().min(end.since(at) as usize));
-            // What retention has removed cannot be compared, and nobody below can ask for it.
-            if let Ok(segment) = store.segment(self.tli, segno) {
+            let segment = match store.segment(self.tli, segno) {
+                Ok(segment) => Some(segment),
+                // What retention has removed cannot be compared, and nobody below can ask for it.
+                Err(ReadError::Removed(_)) => None,
+                // It is there, and nobody knows whether it is the same.
+                Err(ReadError::Io { source, .. }) => {
+                    return Err(self.disk("read", WalFileName::new(self.tli, segno))(source));
+                }
+            };
+            if let Some(segment) = segment {
                 let offset = at.since(segment.start());
                 let readable = segment.published().saturating_sub(offset).min(chunk.len() as u64) as usize;
                 let mut ours = vec![0; readable];
@@ -767,12 +775,12 @@ impl Stream {
     }
 
     /// The bytes of `at`'s segment before `at`, on the present timeline.
-    fn head_of(&self, store: &Store, at: Lsn) -> Result<Vec<u8>, super::ReadError> {
+    fn head_of(&self, store: &Store, at: Lsn) -> Result<Vec<u8>, ReadError> {
         let size = self.identity.seg_size;
         let segment = store.segment(self.tli, at.seg_at(size))?;
         let mut head = vec![0; at.offset_in_seg(size) as usize];
         let read = segment.read(0, &mut head);
-        read.map_err(|source| super::ReadError::Io { file: segment.file_name(), source })?;
+        read.map_err(|source| ReadError::Io { file: segment.file_name(), source })?;
         Ok(head)
     }
 }

@@ -444,6 +444,29 @@ fn a_hole_is_filled_once_however_many_fill_it() {
     assert!(fs::read(path(dir.path(), 1, 4, "")).unwrap() == content(&wal, 4));
 }
 
+/// With its neighbours lost as well, only the version of the server tells.
+#[test]
+fn a_hole_is_not_filled_with_wal_of_another_version() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(52).with_magic(0xD110);
+    wal.fill(4_500_000);
+    let mut other = generator(52).with_magic(0xD113);
+    other.fill(4_500_000);
+    let mut opened = Opened::open(dir.path());
+    let parameters = UpstreamParameters { wal_magic: Some(0xD110), ..UpstreamParameters::default() };
+    opened.store.attach(identity(), parameters).unwrap();
+    opened.store.slots().create(&"s".parse().unwrap(), SlotPersistence::Persistent, Some(START)).unwrap();
+    opened.append(START, wal.bytes());
+    wait("names", || path(dir.path(), 1, 6, "").exists());
+    for segment in [3, 4, 5] {
+        fs::remove_file(path(dir.path(), 1, segment, "")).unwrap();
+    }
+    assert_eq!(opened.store.missing_segments().unwrap(), [name(1, 3), name(1, 4), name(1, 5)]);
+    let error = opened.store.fill_segment(name(1, 4), &mut content(&other, 4)).unwrap_err();
+    assert!(matches!(error, FillError::Invalid { .. }), "{error}");
+    opened.store.fill_segment(name(1, 4), &mut content(&wal, 4)).unwrap();
+}
+
 /// A source that fails in the middle leaves the hole, and nothing else.
 #[test]
 fn a_fill_that_breaks_off_leaves_the_hole() {
