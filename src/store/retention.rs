@@ -341,7 +341,11 @@ impl Store {
 
     /// Who holds the oldest WAL, and how much that is, in words.
     pub(super) fn who_holds_wal(&self) -> Option<String> {
-        let (row, end) = (self.holds.oldest()?, self.tip()?.write_lsn);
+        let (tip, size) = (self.tip()?, self.identity()?.seg_size);
+        let end = tip.write_lsn;
+        // By where WAL ends now, also before the first pass.
+        self.holds.would_keep(self.ends(tip, size));
+        let row = self.holds.oldest()?;
         match row.held {
             Held::Everything => Some(format!("all WAL is kept until {row} has said what it needs")),
             Held::From(from) => {

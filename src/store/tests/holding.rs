@@ -85,7 +85,11 @@ fn check(disk: &SimDisk, end: Lsn, case: &str) {
 #[test]
 fn a_pass_removes_just_what_nobody_holds() {
     let mut held = Held::on(&SimDisk::new());
+    let who = |held: &Held| held.it.store.who_holds_wal().unwrap();
+    let expected = "WAL from 0/500040 on, 6 MB, is kept for slot \"forwards\" as it was saved last";
+    assert_eq!(who(&held), expected, "before the first pass");
     let starting = held.it.store.hold_for_start();
+    assert_eq!(who(&held), "all WAL is kept until the start has said what it needs");
     assert!(held.pass());
     assert_eq!(
         (oldest(&held.it.store), held.it.store.holds().oldest().unwrap().name.as_str()),
