@@ -98,8 +98,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("wire", &["auth", "conninfo", "permissions"]),
 ];
 
+/// A part or room, and what it may know of.
+type Arrows = (&'static str, &'static [&'static str]);
+
 /// What each room of a part may know of the others. What the part shows to the outside is no way around this.
-const ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
+const ROOMS: &[(&str, &[Arrows])] = &[(
     "archive",
     &[("repo", &[]), ("back", &["repo"]), ("tend", &["back", "repo"]), ("out", &["repo", "tend"])],
 )];

@@ -150,7 +150,7 @@ mod tests {
             let (tli, lsn) = (TimelineId::FIRST, Lsn::new(lsn));
             UpstreamError::Append(AppendError::Diverged { tli, lsn })
         };
-        let mut level_of = |outages: &mut Outages, error: &UpstreamError| {
+        let level_of = |outages: &mut Outages, error: &UpstreamError| {
             let (text, is_certain) = outages.said_of("a", error);
             assert_eq!(text.contains("diverged"), is_certain && error.doubt().is_some(), "{text}");
             level(error, is_certain, Some(Duration::ZERO))

@@ -555,16 +555,13 @@ async fn what_is_wanted_is_not_removed_as_unused() {
     let gate = fs::File::create(top.join("spool.lock")).unwrap();
     gate.lock_shared().unwrap();
     let fetcher = || Fetcher::new(vec![setting.source.clone() as Arc<dyn Source>], None);
-    let work = async || {
-        let worker = tokio::spawn(spool_work(top.clone(), fetcher()));
-        until("a worker", || dir.join("worker.lock").exists()).await;
-        worker
-    };
-    let worker = work().await;
+    let work = || tokio::spawn(spool_work(top.clone(), fetcher()));
+    let worker = work();
+    until("a worker", || dir.join("worker.lock").exists()).await;
     assert!(unused.exists(), "somebody may be about to use it");
     drop(gate);
     worker.await.unwrap().unwrap();
-    work().await.await.unwrap().unwrap();
+    work().await.unwrap().unwrap();
     assert!(!unused.exists());
     // And the other way round: who wants something waits for whoever removes, and makes anew what he has removed.
     let gate = fs::File::open(top.join("spool.lock")).unwrap();

@@ -112,10 +112,10 @@ impl<R: Read> Read for Broken<R> {
             return Err(io::Error::other(error.clone()));
         }
         let read = self.from.read(buffer);
-        if let Err(error) = &read {
-            if error.kind() != io::ErrorKind::Interrupted {
-                self.error = Some(error.to_string());
-            }
+        if let Err(error) = &read
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            self.error = Some(error.to_string());
         }
         read
     }
