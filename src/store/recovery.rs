@@ -420,6 +420,7 @@ impl Scan<'_> {
             copy_over(self.dir, size, found, len)
                 .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
         }
+        self.write_left_again()?;
         self.renew_names()?;
         let again = self.run()?;
         let after = self.position(&again).lsn;
@@ -430,6 +431,19 @@ impl Scan<'_> {
         }
         // A copy has nothing behind the end: where the files ended there, they still do.
         Ok(End { error: end.error.and(again.error), reach: end.reach.max(again.reach), ..again })
+    }
+
+    /// Unfinished segments of timelines that were left, or begun and not come to: who goes to one of them takes what is there
+    /// for durable, and a failed sync of `pg_wal` may have left even the name in memory only.
+    fn write_left_again(&self) -> Result<(), StoreError> {
+        let size = self.identity.seg_size;
+        let is_left = |found: &&FoundSegment| found.partial && !self.path.leads_through(found);
+        for found in self.path.segments().iter().filter(is_left) {
+            let path = self.path_of(*found);
+            copy_over(self.dir, size, *found, size.bytes())
+                .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
+        }
+        Ok(())
     }
 
     /// History files are small, and whether they are durable nobody knows either.
