@@ -647,8 +647,9 @@ impl Stream {
     fn page(&self, store: &Store, at: Lsn) -> Option<[u8; PAGE_HEAD]> {
         let segment = store.segment(self.tli, at.seg_at(self.identity.seg_size)).ok()?;
         let (mut head, offset) = ([0; PAGE_HEAD], at.since(segment.start()));
-        let is_there = offset + PAGE_HEAD as u64 <= segment.published();
-        is_there.then(|| segment.read(offset, &mut head).ok()).flatten().map(|()| head)
+        // The end may lie in it: behind that there is nothing yet.
+        let there = segment.published().checked_sub(offset)?.min(PAGE_HEAD as u64) as usize;
+        segment.read(offset, &mut head[..there]).ok().map(|()| head)
     }
 
     fn segment_for_next_byte(&mut self, store: &Store) -> Result<Arc<Segment>, AppendError> {

@@ -125,9 +125,12 @@ impl Held {
         Ok(())
     }
 
+    /// The beginning of a page. Behind the end there is nothing yet.
     fn page(&self, at: Lsn) -> Option<[u8; PAGE_HEAD]> {
-        let offset = usize::try_from(at.since(self.from)).ok()?;
-        self.bytes.get(offset..)?.first_chunk().copied()
+        let bytes = self.bytes.get(usize::try_from(at.since(self.from)).ok()?..)?;
+        let (mut head, len) = ([0; PAGE_HEAD], bytes.len().min(PAGE_HEAD));
+        head[..len].copy_from_slice(&bytes[..len]);
+        Some(head)
     }
 
     /// Compares it with what an upstream has of timeline `tli`, without our slot. What the upstream has removed counts

@@ -7,6 +7,7 @@
 //! A failure prints how to repeat it: `WALRELAY_CRASH=cut:17:3 cargo test --test crash`.
 
 mod begun;
+mod lost_record;
 mod promised;
 mod stories;
 mod workload;
