@@ -119,8 +119,7 @@ soak: cc
 	$(DRILL) soak -- --minutes $(or $(MINUTES),10) $(SEEDED)
 
 simulate: cc
-	$(CARGO) build --quiet --release --package walrelay-sim
-	target/release/simulate $(if $(SEED),--seed $(SEED) --trace,$(if $(HOURS),--hours $(HOURS),--seeds $(or $(SEEDS),10000))) $(if $(FROM),--from $(FROM))
+	$(CARGO) run --quiet --release --package walrelay-sim --bin simulate -- $(if $(SEED),--seed $(SEED) --trace,$(if $(HOURS),--hours $(HOURS),--seeds $(or $(SEEDS),10000))) $(if $(FROM),--from $(FROM))
 
 clean:
 	$(CARGO) clean

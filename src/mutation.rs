@@ -29,11 +29,15 @@ pub enum Mutation {
     GoOnAfterFailedSync,
     /// A start believes what it finds, although nobody has synced it.
     BelieveUnsynced,
+    /// What one consumer's queries need is left out of what the upstream is told.
+    ForgetFeedback,
+    /// A walsender hears nothing of it when its slot is lost.
+    ForgetEviction,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 12] = [
+    pub const ALL: [Mutation; 14] = [
         Mutation::AckBeforeSync,
         Mutation::ForgetDirectorySync,
         Mutation::NameBeforeSync,
@@ -46,6 +50,8 @@ impl Mutation {
         Mutation::ForgetNote,
         Mutation::GoOnAfterFailedSync,
         Mutation::BelieveUnsynced,
+        Mutation::ForgetFeedback,
+        Mutation::ForgetEviction,
     ];
 }
 

@@ -1,7 +1,10 @@
 //! A consumer: a standby or a pg_receivewal that follows a relay, compares each byte with the truth, and reports what it
 //! has, honestly, late, or absurdly.
 
-use walrelay_proto::{Lsn, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId};
+use walrelay_proto::{
+    FeedbackHorizon, FullXid, HotStandbyFeedback, Lsn, ServerMessage, StandbyStatusUpdate, TimelineHistory,
+    TimelineId,
+};
 
 use crate::context::{Context, Event, NodeId};
 use crate::frames::{Garbage, Input, code_of, frame, query};
@@ -45,6 +48,9 @@ pub(crate) struct Consumer {
     drops_slot: bool,
     /// Where its base backup begins.
     begins_at: Lsn,
+    /// Whether it tells what its queries need (`hot_standby_feedback`), and what it has told last.
+    feeds_back: bool,
+    needs: FeedbackHorizon,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +114,7 @@ impl Consumer {
         slot: Option<String>,
         manner: Manner,
         by_segment: bool,
+        feeds_back: bool,
     ) -> Consumer {
         Consumer {
             id,
@@ -125,7 +132,14 @@ impl Consumer {
             next_report: 0,
             drops_slot: false,
             begins_at: Lsn::INVALID,
+            feeds_back,
+            needs: FeedbackHorizon::default(),
         }
+    }
+
+    /// What the relay has to know of its needs, if it tells them.
+    pub(crate) fn needs(&self) -> Option<FeedbackHorizon> {
+        self.feeds_back.then_some(self.needs)
     }
 
     /// Where it is.
@@ -185,9 +199,9 @@ impl Consumer {
         }
     }
 
-    pub(crate) fn take(&mut self, conn: ConnId, bytes: &[u8], cx: &mut Context) {
+    pub(crate) fn take(&mut self, conn: ConnId, bytes: Vec<u8>, cx: &mut Context) {
         if self.conn == Some(conn) {
-            self.input.push(bytes);
+            self.input.push_all(bytes);
             self.run(cx);
         }
     }
@@ -232,8 +246,18 @@ impl Consumer {
             match self.doing {
                 Doing::Pausing { until } if cx.now >= until => return self.connect(cx),
                 Doing::Pausing { .. } => return Ok(()),
-                Doing::Streaming { .. } => match self.input.next()? {
-                    Some((kind, body)) => self.hear(kind, &body, cx)?,
+                Doing::Streaming { .. } => match self.input.next_range()? {
+                    Some((b'd', body)) => {
+                        // What is heard of WAL does not touch what has come behind it.
+                        let input = std::mem::take(&mut self.input);
+                        let heard = self.hear(b'd', input.at(body), cx);
+                        self.input = input;
+                        heard?;
+                    }
+                    Some((kind, body)) => {
+                        let body = self.input.at(body).to_vec();
+                        self.hear(kind, &body, cx)?;
+                    }
                     None => return self.wait(cx),
                 },
                 Doing::Connecting { until } => return self.check_wait(until, cx),
@@ -509,10 +533,29 @@ impl Consumer {
                 Place { branch: *branch, lsn: if self.manner == Manner::Absurd { at.lsn } else { flush } };
             cx.tell_slot(self.host, slot, told);
         }
-        let send_time = cx.wall();
+        let send_time = cx.wall(self.id);
         let (write, flush) = (write.valid(), flush.valid());
         let status = StandbyStatusUpdate { write, flush, apply: flush, send_time, reply_requested: false };
         cx.write(conn, Side::Client, &status.frame());
+        if self.feeds_back {
+            self.feed_back(conn, cx);
+        }
+    }
+
+    fn feed_back(&mut self, conn: ConnId, cx: &mut Context) {
+        if !cx.is_healed && cx.chance.percent(40) {
+            // A query that has been running for some time, or none at all.
+            let oldest = |cx: &mut Context| {
+                let ago = cx.chance.below(60) as u32;
+                FullXid::new(0, 3 + (cx.now / 100_000) as u32 + 60 - ago)
+            };
+            let xmin = cx.chance.percent(85).then(|| oldest(cx)).flatten();
+            let catalog_xmin = cx.chance.percent(20).then(|| oldest(cx)).flatten();
+            self.needs = FeedbackHorizon { xmin, catalog_xmin };
+        }
+        let FeedbackHorizon { xmin, catalog_xmin } = self.needs;
+        let feedback = HotStandbyFeedback { send_time: cx.wall(self.id), xmin, catalog_xmin };
+        cx.write(conn, Side::Client, &feedback.frame());
     }
 
     /// Nothing more has come.

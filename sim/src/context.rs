@@ -41,8 +41,10 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Context {
     began: Instant,
-    /// Microseconds since the beginning.
+    /// Microseconds since the beginning: what all monotonic clocks show.
     pub(crate) now: u64,
+    /// How far each node's wall clock is from the right time, microseconds.
+    off: BTreeMap<NodeId, i64>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     count: u64,
     /// The next time that each node is woken at.
@@ -58,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) expected: BTreeMap<NodeId, Vec<Place>>,
     /// What the consumer of each slot of a relay has told it has, or has had reserved.
     pub(crate) confirmed: BTreeMap<(NodeId, String), Vec<Place>>,
+    /// Whether all faults have ended.
+    pub(crate) is_healed: bool,
     /// What does not hold.
     pub(crate) violation: Option<String>,
     pub(crate) counts: Counts,
@@ -110,6 +114,7 @@ impl Context {
         Context {
             began: Instant::now(),
             now: 0,
+            off: BTreeMap::new(),
             events: BinaryHeap::new(),
             count: 0,
             wakes: BTreeMap::new(),
@@ -120,6 +125,7 @@ impl Context {
             relays: BTreeSet::new(),
             expected: BTreeMap::new(),
             confirmed: BTreeMap::new(),
+            is_healed: false,
             violation: None,
             counts: Counts::default(),
             hash: seed,
@@ -136,8 +142,18 @@ impl Context {
         at.saturating_duration_since(self.began).as_nanos().div_ceil(1000) as u64
     }
 
-    pub(crate) fn wall(&self) -> PgTimestamp {
-        PgTimestamp::from_micros(800_000_000_000_000 + self.now as i64)
+    /// What a node's wall clock shows.
+    pub(crate) fn wall(&self, node: NodeId) -> PgTimestamp {
+        let off = self.off.get(&node).copied().unwrap_or(0);
+        PgTimestamp::from_micros(800_000_000_000_000 + self.now as i64 + off)
+    }
+
+    /// Somebody sets a node's wall clock, forwards or back.
+    pub(crate) fn set_clock(&mut self, node: NodeId) {
+        let most = self.chance.pick(&[1_000_000, 3_600_000_000, 700_000_000_000_000]).unwrap_or(0);
+        let off = self.chance.below(2 * most) as i64 - most as i64;
+        self.note("sets its clock", node as u64, off as u64);
+        self.off.insert(node, off);
     }
 
     pub(crate) fn at(&mut self, at: u64, event: Event) {
@@ -167,6 +183,7 @@ impl Context {
                 }
                 self.wakes.remove(&node);
             }
+            debug_assert!(at >= self.now, "time goes back");
             self.now = at;
             self.counts.events += 1;
             return Some(event);
@@ -230,12 +247,11 @@ impl Context {
         if !self.relays.contains(&relay) {
             return;
         }
-        let expected = self.expected.entry(relay).or_default();
-        if let [before] = expected[..]
-            && !self.model.has(place, before)
-        {
+        let before = self.expected.entry(relay).or_default();
+        if !before.is_empty() && !before.iter().any(|before| self.model.has(place, *before)) {
+            let before = before.clone();
             return self.fail(|| format!("relay {relay} reported {before:?} as flushed, and then {place:?}"));
         }
-        *expected = vec![place];
+        *before = vec![place];
     }
 }

@@ -13,17 +13,21 @@ use walrelay_proto::course::{
 use walrelay_proto::receiver::{
     Action, Input as Heard, Message, Receiver, ReceiverError, StreamEnd as ReceiverEnd, StreamStart,
 };
-use walrelay_proto::{Lsn, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId};
+use walrelay_proto::{
+    FeedbackHorizon, HotStandbyFeedback, Lsn, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId,
+};
 
 use crate::context::{Context, NodeId};
 use crate::frames::{Garbage, Input, code_of, frame, query};
 use crate::model::{Place, identity};
-use crate::net::{ConnId, Side};
+use crate::net::{ConnId, Delivery, Side};
 
 /// A server that asks no more is given up.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// An answer or a connection that does not come.
 const LIMIT: u64 = 4_000_000;
+/// A peer that is silent is given up within this, microseconds.
+pub(crate) const SLACK: u64 = 200_000;
 const BUFFER: usize = 64 << 10;
 /// See `upstream::seam`.
 const LITTLE: u64 = 256 << 10;
@@ -92,6 +96,8 @@ pub(crate) struct Follower {
     doing: Doing,
     /// The relay gives up.
     pub(crate) is_over: bool,
+    /// What all consumers need, as far as the relay has heard.
+    pub(crate) needed: FeedbackHorizon,
 }
 
 #[derive(Debug)]
@@ -131,6 +137,27 @@ struct Streaming {
     before: Option<(TimelineId, Lsn)>,
     /// What was read and has no room yet.
     rest: Vec<u8>,
+    /// When something came.
+    heard_at: u64,
+    /// The server has been found to be ours.
+    is_accepted: bool,
+    /// We have said CopyDone.
+    is_leaving: bool,
+    /// What the receiver was told of what standbys need, and what it has passed on.
+    feedback: Option<FeedbackHorizon>,
+    fed: Option<FeedbackHorizon>,
+}
+
+impl Streaming {
+    /// Gives the receiver what it has room for.
+    fn read(&mut self, cx: &Context) {
+        self.heard_at = cx.now;
+        let room = self.receiver.room();
+        let count = room.len().min(self.rest.len());
+        room[..count].copy_from_slice(&self.rest[..count]);
+        self.rest.drain(..count);
+        self.receiver.handle(Heard::Arrived(count), cx.instant());
+    }
 }
 
 impl Follower {
@@ -152,6 +179,7 @@ impl Follower {
             held: None,
             doing: Doing::Waiting { until: 0 },
             is_over: false,
+            needed: FeedbackHorizon::default(),
         }
     }
 
@@ -168,11 +196,12 @@ impl Follower {
         }
     }
 
-    pub(crate) fn take(&mut self, conn: ConnId, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, conn: ConnId, bytes: Vec<u8>) {
         if self.conn == Some(conn) {
             match &mut self.doing {
-                Doing::Streaming(streaming) => streaming.rest.extend_from_slice(bytes),
-                _ => self.input.push(bytes),
+                Doing::Streaming(streaming) if streaming.rest.is_empty() => streaming.rest = bytes,
+                Doing::Streaming(streaming) => streaming.rest.extend(bytes),
+                _ => self.input.push_all(bytes),
             }
         }
     }
@@ -558,7 +587,18 @@ impl Follower {
         };
         let receiver = Receiver::new(start, &self.input.take_rest(), BUFFER, cx.instant());
         let before = stepped.writer.verified().map(|end| (end.tli, end.lsn));
-        self.doing = Doing::Streaming(Box::new(Streaming { receiver, stream, before, rest: Vec::new() }));
+        let is_accepted = held.is_none();
+        self.doing = Doing::Streaming(Box::new(Streaming {
+            receiver,
+            stream,
+            before,
+            rest: Vec::new(),
+            heard_at: cx.now,
+            is_accepted,
+            is_leaving: false,
+            feedback: None,
+            fed: None,
+        }));
         cx.note("streams", self.id as u64, stream.from.as_u64());
         self.receive(stepped, cx)
     }
@@ -594,9 +634,13 @@ impl Follower {
         cx: &mut Context,
     ) -> Result<Option<StreamEnd<Failure>>, StreamEnd<Failure>> {
         tell_positions(&mut streaming.receiver, stepped, cx);
+        let horizon = *stepped.store.consumers().horizon().borrow();
+        if streaming.feedback.replace(horizon) != Some(horizon) {
+            streaming.receiver.handle(Heard::Feedback(horizon), cx.instant());
+        }
         loop {
             loop {
-                let (now, wall) = (cx.instant(), cx.wall());
+                let (now, wall) = (cx.instant(), cx.wall(self.id));
                 match streaming.receiver.poll(now, wall) {
                     Ok(Some(Action::End(end))) => return Ok(Some(ended(end))),
                     Ok(Some(action)) => self.perform(action, streaming, stepped, cx)?,
@@ -607,16 +651,13 @@ impl Follower {
             let now = cx.instant();
             let receiver = &mut streaming.receiver;
             if receiver.wants_bytes() && !streaming.rest.is_empty() {
-                let room = receiver.room();
-                let count = room.len().min(streaming.rest.len());
-                room[..count].copy_from_slice(&streaming.rest[..count]);
-                streaming.rest.drain(..count);
-                receiver.handle(Heard::Arrived(count), now);
+                streaming.read(cx);
             } else if receiver.wants_bytes() && self.is_closed {
                 receiver.handle(Heard::Closed, now);
             } else if receiver.deadline().is_some_and(|at| at <= now) {
                 receiver.handle(Heard::Timeout, now);
             } else {
+                self.check_stream(streaming, cx);
                 return Ok(None);
             }
         }
@@ -645,7 +686,13 @@ impl Follower {
                 stepped.writer.show_start();
                 tell_positions(receiver, stepped, cx);
             }
-            Action::Send(message) => self.send(&message, streaming.stream.tli, cx),
+            Action::Send(message) => {
+                streaming.is_leaving |= message == Message::CopyDone;
+                if let Message::Feedback(told) = message {
+                    self.check_feedback(streaming, &told, cx);
+                }
+                self.send(&message, streaming.stream.tli, stepped, cx);
+            }
             Action::Compare { at, wal } => {
                 if let Some(held) = &self.held {
                     held.check(at, receiver.wal(&wal)).map_err(|error| StreamEnd::Failed(error.into()))?;
@@ -654,12 +701,60 @@ impl Follower {
             Action::Accept => {
                 let files = std::mem::take(&mut self.files);
                 save_files(files, stepped).map_err(StreamEnd::Failed)?;
+                streaming.is_accepted = true;
             }
-            Action::LookOnceMore => receiver.handle(Heard::Silent, cx.instant()),
+            Action::LookOnceMore => self.look_once_more(streaming, cx),
             Action::Announce => self.announce(streaming.stream.tli, cx),
             Action::Note { .. } | Action::End(_) => {}
         }
         Ok(())
+    }
+
+    /// What is passed on is what all consumers need, or "none", which lets a slot go back.
+    fn check_feedback(&self, streaming: &mut Streaming, told: &HotStandbyFeedback, cx: &mut Context) {
+        let HotStandbyFeedback { xmin, catalog_xmin, .. } = *told;
+        let (told, needed) = (FeedbackHorizon { xmin, catalog_xmin }, self.needed);
+        if told != needed && told != FeedbackHorizon::default() {
+            cx.fail(|| {
+                format!("relay {} says that {told:?} is needed, and its consumers need {needed:?}", self.id)
+            });
+        }
+        streaming.fed = Some(told);
+        cx.note("feeds back", self.id as u64, told.xmin.map_or(0, |xmin| u64::from(xmin.xid)));
+    }
+
+    /// What has to be so whenever there is nothing to do.
+    fn check_stream(&self, streaming: &Streaming, cx: &mut Context) {
+        let goes_on = streaming.is_accepted && !streaming.is_leaving;
+        if goes_on && streaming.fed != Some(self.needed) {
+            let (told, needed) = (streaming.fed, self.needed);
+            cx.fail(|| {
+                format!("relay {} has passed on {told:?}, and its consumers need {needed:?}", self.id)
+            });
+        }
+        if goes_on && cx.now > streaming.heard_at + TIMEOUT.as_micros() as u64 + SLACK {
+            cx.fail(|| format!("relay {} goes on with a server that is silent", self.id));
+        }
+    }
+
+    /// What lies in the socket has not been read yet: a process that got no time has heard nothing.
+    fn look_once_more(&mut self, streaming: &mut Streaming, cx: &mut Context) {
+        let Context { lines, chance, .. } = cx;
+        let delivery = match self.conn.filter(|conn| lines.has_unread(*conn, Side::Client)) {
+            Some(conn) => lines.deliver(conn, Side::Client, chance),
+            None => Delivery::Nothing,
+        };
+        match delivery {
+            Delivery::Bytes(bytes) => {
+                streaming.rest.extend_from_slice(&bytes);
+                streaming.read(cx);
+            }
+            Delivery::Closed => {
+                self.is_closed = true;
+                streaming.receiver.handle(Heard::Closed, cx.instant());
+            }
+            Delivery::Nothing => streaming.receiver.handle(Heard::Silent, cx.instant()),
+        }
     }
 
     /// The upstream is taken for one of our cluster's: what it is on, we are on.
@@ -670,9 +765,12 @@ impl Follower {
         }
     }
 
-    fn send(&self, message: &Message, tli: TimelineId, cx: &mut Context) {
+    fn send(&self, message: &Message, tli: TimelineId, stepped: &Stepped, cx: &mut Context) {
         let Some(conn) = self.conn else { return };
-        if let Message::Status(StandbyStatusUpdate { flush: Some(lsn), .. }) = message {
+        // Where WAL will begin that has not come yet says nothing of WAL that is held.
+        if let Message::Status(StandbyStatusUpdate { flush: Some(lsn), .. }) = message
+            && Some(*lsn) != stepped.store.begun_at()
+        {
             let upstream = cx.branches.get(&self.hosts[self.host]).copied();
             if let Some(branch) = upstream.and_then(|branch| cx.model.on_way(branch, tli)) {
                 cx.confirm(self.id, Place { branch, lsn: *lsn });

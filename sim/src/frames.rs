@@ -1,5 +1,7 @@
 //! Messages on the lines: PostgreSQL's frames around commands and answers that are only as long as the model needs.
 
+use std::ops::Range;
+
 use walrelay_proto::{Lsn, TimelineId};
 
 /// A message: its type, and what follows the length.
@@ -21,23 +23,48 @@ pub(crate) struct Garbage;
 
 impl Input {
     pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.tidy();
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The same without a copy, if all that came before was taken.
+    pub(crate) fn push_all(&mut self, bytes: Vec<u8>) {
+        self.tidy();
+        match self.bytes.is_empty() {
+            true => self.bytes = bytes,
+            false => self.bytes.extend(bytes),
+        }
+    }
+
+    fn tidy(&mut self) {
         if self.taken == self.bytes.len() {
             self.bytes.clear();
             self.taken = 0;
         }
-        self.bytes.extend_from_slice(bytes);
     }
 
     /// The next whole message.
     pub(crate) fn next(&mut self) -> Result<Option<Frame>, Garbage> {
+        Ok(self.next_range()?.map(|(kind, body)| (kind, self.bytes[body].to_vec())))
+    }
+
+    /// The same where it lies, for [`at`](Self::at).
+    pub(crate) fn next_range(&mut self) -> Result<Option<(u8, Range<usize>)>, Garbage> {
         let rest = &self.bytes[self.taken..];
         let Some((head, behind)) = rest.split_first_chunk::<5>() else { return Ok(None) };
         let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let len = len.checked_sub(4).filter(|len| *len <= MOST).ok_or(Garbage)?;
-        let Some(body) = behind.get(..len) else { return Ok(None) };
-        let frame = (head[0], body.to_vec());
-        self.taken += 5 + len;
-        Ok(Some(frame))
+        if behind.len() < len {
+            return Ok(None);
+        }
+        let (kind, from) = (head[0], self.taken + 5);
+        self.taken = from + len;
+        Ok(Some((kind, from..from + len)))
+    }
+
+    /// A message that was found.
+    pub(crate) fn at(&self, body: Range<usize>) -> &[u8] {
+        &self.bytes[body]
     }
 
     /// All that was not taken.

@@ -194,6 +194,11 @@ impl Model {
         same && rest.is_empty()
     }
 
+    /// Whether it is that to the last bit.
+    pub(crate) fn is_exactly(&self, branch: BranchId, at: Lsn, bytes: &[u8]) -> bool {
+        self.bytes(branch, at, at.advance(bytes.len() as u64)) == bytes
+    }
+
     /// Where it has something else, in words.
     pub(crate) fn differs(&self, branch: BranchId, at: Lsn, bytes: &[u8]) -> String {
         let theirs = self.bytes(branch, at, at.advance(bytes.len() as u64));

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context as Task, Waker};
+use std::time::SystemTime;
 
+use walrelay::consumers::{ConsumerGuard, ConsumerIdentity};
 use walrelay::disk::sim::SimDisk;
 use walrelay::store::{
-    ReadError, SlotError, SlotGuard, SlotPersistence, Stepped, Store, StoreConfig, StoreError, WalWrite,
+    ReadError, Segment, SlotError, SlotGuard, SlotPersistence, Stepped, Store, StoreConfig, StoreError,
+    WalWrite,
 };
 use walrelay_proto::sender::{MAX_MESSAGES, MAX_SEND_SIZE, Report, Sender, Wal};
-use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+use walrelay_proto::{FeedbackHorizon, Lsn, SegNo, TimelineHistory, TimelineId};
 
 use crate::context::{Context, Event, NodeId};
 use crate::follow::Follower;
@@ -56,8 +59,15 @@ struct Life {
     stepped: Stepped,
     follower: Follower,
     has: Has,
-    sessions: BTreeMap<ConnId, Session<SlotGuard>>,
+    sessions: BTreeMap<ConnId, Session<Seat>>,
     is_flush_due: bool,
+}
+
+/// What a stream has while it lasts.
+#[derive(Debug)]
+struct Seat {
+    slot: Option<SlotGuard>,
+    consumer: ConsumerGuard,
 }
 
 /// What its consumers get.
@@ -67,6 +77,24 @@ struct Has {
     store: Arc<Store>,
     disk: SimDisk,
     news: Vec<(String, Known)>,
+    /// What the standbys of slots need, as they have told, or as a start has found it.
+    needs: BTreeMap<String, FeedbackHorizon>,
+    /// What was read last, and by which history it was found: a walsender keeps its segment, too.
+    open: Vec<(TimelineId, SegNo, Arc<TimelineHistory>, Arc<Segment>)>,
+}
+
+/// Segments that are kept open.
+const OPEN: usize = 3;
+
+impl Life {
+    /// What all consumers need, those that are connected and those that have a slot.
+    fn needed(&self) -> FeedbackHorizon {
+        let valid = self.stepped.store.slots().list().into_iter().filter(|slot| !slot.invalidated);
+        let of_slots = valid.filter_map(|slot| self.has.needs.get(&slot.name).copied());
+        let without_slot = |session: &&Session<Seat>| session.seat().is_some_and(|seat| seat.slot.is_none());
+        let of_others = self.sessions.values().filter(without_slot).map(Session::feedback);
+        of_slots.chain(of_others).fold(FeedbackHorizon::default(), FeedbackHorizon::merge)
+    }
 }
 
 impl Relay {
@@ -89,8 +117,51 @@ impl Relay {
         self.setup.hosts.first().copied()
     }
 
+    /// Whether it holds WAL, and no segment of this timeline's own.
+    pub(crate) fn lacks(&self, tli: TimelineId) -> bool {
+        let held = self.life.as_ref().and_then(|life| life.stepped.store.held_timelines().ok());
+        held.is_some_and(|held| !held.is_empty() && held.iter().all(|(here, _)| *here != tli))
+    }
+
     pub(crate) fn oldest(&self) -> Option<Lsn> {
         self.life.as_ref()?.stepped.store.oldest()
+    }
+
+    /// What it passes on upstream, and to whom, if it is up.
+    pub(crate) fn needed(&self) -> Option<FeedbackHorizon> {
+        self.life.as_ref().map(Life::needed)
+    }
+
+    /// Whom it is connected to.
+    pub(crate) fn upstream(&self, cx: &Context) -> Option<NodeId> {
+        let conn = self.life.as_ref()?.follower.conn()?;
+        cx.lines.get(conn).map(|line| line.server)
+    }
+
+    /// What it has heard of a consumer's needs: by its slot, or by who is connected.
+    pub(crate) fn feedback_of(
+        &self,
+        consumer: NodeId,
+        slot: Option<&str>,
+        cx: &Context,
+    ) -> Option<FeedbackHorizon> {
+        let life = self.life.as_ref()?;
+        if let Some(slot) = slot {
+            return life.has.needs.get(slot).copied();
+        }
+        let is_its =
+            |(conn, _): &(&ConnId, _)| cx.lines.get(**conn).is_some_and(|line| line.client == consumer);
+        life.sessions.iter().filter(is_its).map(|(_, session)| session.feedback()).next_back()
+    }
+
+    /// Whether it has taken WAL that differs from what was written where nobody can verify it.
+    pub(crate) fn is_tainted(&self, cx: &Context) -> bool {
+        let (Some(life), Some(branch)) = (&self.life, cx.branches.get(&self.id)) else { return false };
+        let mut is_tainted = false;
+        let _ = each_segment(&life.stepped.store, &mut |at, bytes| {
+            is_tainted |= !cx.model.is_exactly(*branch, at, bytes);
+        });
+        is_tainted
     }
 
     /// Its disk is well again.
@@ -133,10 +204,17 @@ impl Relay {
         cx.note("relay starts", self.id as u64, recovered.map_or(0, |tip| tip.write_lsn.as_u64()));
         if let Some(place) = self.check_found(&stepped.store, cx) {
             cx.branches.insert(self.id, place.branch);
+            let Context { expected, model, .. } = &mut *cx;
+            // Which of them it is is decided now.
+            if let Some(expected) = expected.get_mut(&self.id) {
+                expected.retain(|expected| model.has(place, *expected));
+            }
         }
         let (number, store) = (self.lives, stepped.store.clone());
         let follower = Follower::new(self.id, self.setup.hosts.clone(), &stepped);
-        let has = Has { id: self.id, store, disk: self.disk.clone(), news: Vec::new() };
+        let needs = store.slots().list().into_iter().map(|slot| (slot.name, slot.feedback)).collect();
+        let has =
+            Has { id: self.id, store, needs, disk: self.disk.clone(), news: Vec::new(), open: Vec::new() };
         self.life =
             Some(Life { number, stepped, follower, has, sessions: BTreeMap::new(), is_flush_due: false });
         let pause = cx.chance.between(50_000, 1_000_000);
@@ -210,7 +288,7 @@ impl Relay {
 
     pub(crate) fn connect(&mut self, conn: ConnId, cx: &mut Context) {
         match &mut self.life {
-            Some(life) => drop(life.sessions.insert(conn, Session::new(conn))),
+            Some(life) => drop(life.sessions.insert(conn, Session::new(conn, cx.now))),
             None => cx.lines.close(conn, Side::Server),
         }
     }
@@ -221,13 +299,13 @@ impl Relay {
         }
     }
 
-    pub(crate) fn take(&mut self, conn: ConnId, side: Side, bytes: &[u8], cx: &mut Context) {
+    pub(crate) fn take(&mut self, conn: ConnId, side: Side, bytes: Vec<u8>, cx: &mut Context) {
         let Some(life) = &mut self.life else { return };
         match side {
             Side::Client => life.follower.take(conn, bytes),
             Side::Server => {
                 if let Some(session) = life.sessions.get_mut(&conn) {
-                    session.take(bytes);
+                    session.take(bytes, cx.now);
                 }
             }
         }
@@ -253,12 +331,19 @@ impl Relay {
             // Whoever waits for the disk waits; consumers are served.
             cx.wake(self.id, cx.now + 20_000);
         } else {
+            life.follower.needed = life.needed();
             life.follower.run(&mut life.stepped, cx);
         }
         for session in life.sessions.values_mut() {
             session.run(&mut life.has, cx);
+            let slot = session.seat().and_then(|seat| seat.slot.as_ref());
+            let is_lost = slot.is_some_and(|slot| life.has.slot(slot.name()) == SlotState::Lost);
+            session.check(self.id, is_lost, cx);
         }
         life.sessions.retain(|_, session| !session.is_over());
+        if !is_hung && life.needed() != life.follower.needed {
+            cx.wake(self.id, cx.now);
+        }
         if let Some(due) = life.sessions.values().filter_map(|session| session.deadline(cx)).min() {
             cx.wake(self.id, due);
         }
@@ -335,36 +420,19 @@ impl Relay {
         let history = store.history();
         let same = |branch: &BranchId| *cx.model.branches[*branch].history == *history;
         let mut branches: Vec<_> = cx.model.of_timeline(tip.tli).filter(same).collect();
-        let oldest = store.oldest().unwrap_or(tip.write_lsn);
-        let size = identity().seg_size;
-        let mut at = oldest;
-        while at < tip.write_lsn {
-            let segno = at.seg_at(size);
-            let tli = history.timeline_at(at);
-            let left_at = history.switch_point(tli).map_or(tip.write_lsn, |(left_at, _)| left_at);
-            let to = segno.end(size).min(tip.write_lsn).min(left_at);
-            let segment = match store.segment(tli, segno) {
-                Ok(segment) => segment,
-                // A segment in which a timeline was left is its successor's.
-                Err(error) => {
-                    cx.fail(|| {
-                        format!("relay {} does not have {at} before its end {tip:?}: {error}", self.id)
-                    });
-                    return None;
-                }
-            };
-            let len = to.since(at).min(segment.published()) as usize;
-            let bytes = segment.bytes(at.offset_in_seg(size), len);
+        let held = each_segment(store, &mut |at, bytes| {
             for branch in branches.iter().filter(|branch| !cx.model.is(**branch, at, bytes)) {
                 cx.say(|| format!("not branch {branch}: {}", cx.model.differs(*branch, at, bytes)));
             }
             branches.retain(|branch| cx.model.is(*branch, at, bytes));
-            at = to;
+        });
+        let id = self.id;
+        if let Err(missing) = held {
+            cx.fail(|| format!("relay {id} does not have all before its end {tip:?}: {missing}"));
+            return None;
         }
         let Some(branch) = branches.first() else {
-            cx.fail(|| {
-                format!("relay {} has WAL up to {tip:?} from {oldest} that nobody has written", self.id)
-            });
+            cx.fail(|| format!("relay {id} has WAL up to {tip:?} that nobody has written"));
             return None;
         };
         // Between siblings that are the same up to here, the one that was reported.
@@ -409,6 +477,23 @@ impl Relay {
     }
 }
 
+/// Takes all WAL that is held, from the oldest to the end. An error where some of it is missing.
+fn each_segment(store: &Store, take: &mut dyn FnMut(Lsn, &[u8])) -> Result<(), ReadError> {
+    let Some(tip) = store.tip() else { return Ok(()) };
+    let (history, size) = (store.history(), identity().seg_size);
+    let mut at = store.oldest().unwrap_or(tip.write_lsn);
+    while at < tip.write_lsn {
+        let (segno, tli) = (at.seg_at(size), history.timeline_at(at));
+        let left_at = history.switch_point(tli).map_or(tip.write_lsn, |(left_at, _)| left_at);
+        let to = segno.end(size).min(tip.write_lsn).min(left_at);
+        // A segment in which a timeline was left is its successor's.
+        let segment = store.segment(tli, segno)?;
+        take(at, segment.bytes(at.offset_in_seg(size), to.since(at).min(segment.published()) as usize));
+        at = to;
+    }
+    Ok(())
+}
+
 fn hang_up<'a>(
     follower: &Follower,
     sessions: impl Iterator<Item = &'a ConnId>,
@@ -443,6 +528,17 @@ impl Has {
     fn know(&mut self, name: &str, known: Known) {
         self.news.push((name.to_owned(), known));
     }
+
+    /// A slot was made or dropped, or not; what is known of it from the answer on.
+    fn answered(&mut self, name: &str, answer: Result<(), SlotError>, known: Known) -> Result<(), NoSlot> {
+        let why = answer.as_ref().map_err(refused).err();
+        match why {
+            None => self.know(name, known),
+            Some(NoSlot::Failed) => self.know(name, Known::Doubtful),
+            Some(_) => {}
+        }
+        why.map_or(Ok(()), Err)
+    }
 }
 
 fn refused(error: &SlotError) -> NoSlot {
@@ -456,7 +552,15 @@ fn refused(error: &SlotError) -> NoSlot {
 }
 
 impl Source for Has {
-    type Slot = SlotGuard;
+    type Seat = Seat;
+
+    fn node(&self) -> NodeId {
+        self.id
+    }
+
+    fn hears_one_by_one(&self) -> bool {
+        false
+    }
 
     fn identify(&self) -> Option<(TimelineId, Lsn)> {
         self.store.tip().map(|tip| (tip.tli, tip.write_lsn))
@@ -476,9 +580,19 @@ impl Source for Has {
         self.store.history_file(tli).ok().flatten()
     }
 
-    fn read(&self, cx: &Context, history: &TimelineHistory, tli: TimelineId, from: Lsn, to: Lsn) -> Read {
+    fn read(
+        &mut self,
+        cx: &mut Context,
+        history: &Arc<TimelineHistory>,
+        tli: TimelineId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Read {
         let segno = from.seg_at(identity().seg_size);
-        let segment = match self.store.mapped_segment_on(history, tli, segno) {
+        self.open.retain(|(.., found_by, _)| Arc::ptr_eq(found_by, history));
+        let known = self.open.iter().find(|(known, number, ..)| (*known, *number) == (tli, segno));
+        let known = known.map(|(.., segment)| segment.clone());
+        let segment = match known.or_else(|| self.store.mapped_segment_on(history, tli, segno)) {
             Some(segment) => segment,
             None if self.disk.is_hung() => return Read::Later,
             None => match self.store.segment_on(history, tli, segno) {
@@ -490,14 +604,19 @@ impl Source for Has {
                 }
             },
         };
+        self.open.retain(|(.., known)| !Arc::ptr_eq(known, &segment));
+        self.open.truncate(OPEN - 1);
+        self.open.insert(0, (tli, segno, history.clone(), segment.clone()));
         let (offset, len) = (from.since(segment.start()), to.since(from));
         if offset + len > segment.published() {
-            cx.say(|| {
-                format!("relay {}: {:?} is readable up to {:X}", self.id, segment.name(), segment.published())
+            // What is given out is published, and nobody has a segment of an earlier life of the timeline here.
+            let (id, name, readable) = (self.id, segment.name(), segment.published());
+            cx.fail(|| {
+                format!("relay {id} is to send up to {to} of {name:?}, which is readable up to {readable:X}")
             });
             return Read::Failed;
         }
-        Read::Bytes(segment.bytes(offset, len as usize).to_vec())
+        Read::Segment(segment, offset, len as usize)
     }
 
     fn slot(&self, name: &str) -> SlotState {
@@ -522,67 +641,61 @@ impl Source for Has {
         if let (Some(lsn), Ok(()), Some(branch)) = (reserved, &made, cx.branches.get(&self.id)) {
             cx.confirmed.insert((self.id, name.to_owned()), vec![Place { branch: *branch, lsn }]);
         }
-        match made {
-            Ok(()) => {
-                self.know(name, Known::There);
-                Ok(())
-            }
-            Err(error) => {
-                let why = refused(&error);
-                if why == NoSlot::Failed {
-                    self.know(name, Known::Doubtful);
-                }
-                Err(why)
-            }
-        }
+        self.answered(name, made, Known::There)
     }
 
     fn drop_slot(&mut self, _: &mut Context, name: &str) -> Result<(), NoSlot> {
         if self.disk.is_hung() {
             return Err(NoSlot::Later);
         }
-        match self.store.drop_slot(name, 0) {
-            Ok(()) => {
-                self.know(name, Known::Gone);
-                Ok(())
-            }
-            Err(error) => {
-                let why = refused(&error);
-                if why == NoSlot::Failed {
-                    self.know(name, Known::Doubtful);
-                }
-                Err(why)
-            }
+        let dropped = self.store.drop_slot(name, 0);
+        if dropped.is_ok() {
+            self.needs.remove(name);
         }
+        self.answered(name, dropped, Known::Gone)
     }
 
-    fn acquire(&mut self, name: &str) -> Result<SlotGuard, NoSlot> {
-        self.store.slots().acquire(name, 1).map_err(|error| refused(&error))
+    fn sit(&mut self, conn: ConnId, slot: Option<&str>) -> Result<Seat, NoSlot> {
+        let acquire = |name| self.store.slots().acquire(name, conn as u32).map_err(|error| refused(&error));
+        let slot = slot.map(acquire).transpose()?;
+        let consumer = self.store.consumers().register(ConsumerIdentity {
+            pid: conn as u32,
+            user: String::new(),
+            application_name: String::new(),
+            client_addr: None,
+            backend_start: SystemTime::UNIX_EPOCH,
+        });
+        Ok(Seat { slot, consumer })
     }
 
-    fn restart_lsn(&self, slot: &SlotGuard) -> Option<Lsn> {
-        self.store.slots().get(slot.name()).and_then(|slot| slot.restart_lsn)
+    fn restart_lsn(&self, seat: &Seat) -> Option<Lsn> {
+        self.store.slots().get(seat.slot.as_ref()?.name()).and_then(|slot| slot.restart_lsn)
     }
 
-    fn report(
-        &mut self,
-        cx: &mut Context,
-        who: Who,
-        slot: Option<&SlotGuard>,
-        sender: &Sender,
-        report: Report,
-    ) {
+    fn is_evicted(&self, seat: &Seat) -> bool {
+        let Some(slot) = &seat.slot else { return false };
+        pin!(slot.evicted()).poll(&mut Task::from_waker(Waker::noop())).is_ready()
+    }
+
+    fn feedback(&mut self, seat: &Seat, feedback: FeedbackHorizon) {
+        if let Some(slot) = &seat.slot {
+            self.needs.insert(slot.name().to_owned(), feedback);
+        }
+        self.store.take_feedback(&seat.consumer, seat.slot.as_ref(), feedback);
+    }
+
+    fn report(&mut self, cx: &mut Context, who: Who, seat: &Seat, sender: &Sender, report: Report) {
         let branch = cx.branches.get(&self.id).and_then(|branch| cx.model.on_way(*branch, sender.tli()));
         if let (Some(branch), Some(lsn)) = (branch, report.flush.valid())
-            && let Some(slot) = slot.filter(|_| cx.relays.contains(&who.client))
+            && let Some(slot) = seat.slot.as_ref().filter(|_| cx.relays.contains(&who.client))
         {
             cx.tell_slot(self.id, slot.name(), Place { branch, lsn });
         }
-        let Some(slot) = slot else { return };
-        let before = self.restart_lsn(slot);
+        let Some(slot) = &seat.slot else { return };
+        let before = self.restart_lsn(seat);
         let is_present = Arc::ptr_eq(&self.store.history(), sender.history());
         slot.confirm_flush(|| report.confirm.filter(|_| is_present));
-        let after = self.restart_lsn(slot);
+        let after = self.restart_lsn(seat);
         let most = sender.sent().advance(MAX_SEND_SIZE * MAX_MESSAGES as u64);
         if after > before && after > Some(most) {
             let (name, sent) = (slot.name(), sender.sent());

@@ -1,19 +1,26 @@
 //! The side of a connection that sends WAL: a session that answers commands and has a [`Sender`] stream. Servers and
 //! relays have the same; what they read from differs ([`Source`]).
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use walrelay::store::Segment;
 use walrelay_proto::sender::{
-    End, Input as Heard, NotStarted, Output, Published, Refusal, Report, Request, Sender, Settings, Wal,
-    message_end,
+    End, Input as Heard, NotStarted, Order, Output, Published, Refusal, Report, Request, Sender, Settings,
+    Wal, message_end,
 };
-use walrelay_proto::{Lsn, SegSize, TimelineHistory, TimelineId, XLogDataHeader};
+use walrelay_proto::{
+    FeedbackHorizon, HotStandbyFeedback, Lsn, SegSize, TimelineHistory, TimelineId, XLogDataHeader,
+};
 
-use crate::context::Context;
-use crate::frames::{Frame, Input, error, frame, next_timeline, ready};
-use crate::net::{ConnId, Side};
+use crate::context::{Context, NodeId};
+use crate::follow::SLACK;
+use crate::frames::{Frame, Garbage, Input, error, frame, next_timeline, ready};
+use crate::net::{ConnId, Delivery, Side};
 
-pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(4);
+const PEER_TIMEOUT: Duration = Duration::from_secs(4);
+/// A client that is told to end has so long to take what comes before.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A slot as its owner tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +34,8 @@ pub(crate) enum SlotState {
 /// WAL that was asked for.
 pub(crate) enum Read {
     Bytes(Vec<u8>),
+    /// In a segment, from this offset on.
+    Segment(Arc<Segment>, u64, usize),
     /// The disk hangs.
     Later,
     /// It is not there any more.
@@ -50,34 +59,43 @@ pub(crate) enum NoSlot {
 
 /// Who has WAL and slots.
 pub(crate) trait Source {
-    /// What a stream holds while it has a slot.
-    type Slot;
+    /// What a stream has while it lasts: its place among the consumers, and its slot.
+    type Seat;
 
+    /// Whose it is.
+    fn node(&self) -> NodeId;
+    /// Whether each message of a client is answered for itself, as PostgreSQL does; a relay's walsender hears all of them
+    /// first.
+    fn hears_one_by_one(&self) -> bool;
     /// Timeline and end of the WAL; `None` while there is none.
     fn identify(&self) -> Option<(TimelineId, Lsn)>;
     fn wal(&self) -> Option<Wal>;
     fn history_file(&self, tli: TimelineId) -> Option<Vec<u8>>;
-    fn read(&self, cx: &Context, history: &TimelineHistory, tli: TimelineId, from: Lsn, to: Lsn) -> Read;
+    fn read(
+        &mut self,
+        cx: &mut Context,
+        history: &Arc<TimelineHistory>,
+        tli: TimelineId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Read;
     fn slot(&self, name: &str) -> SlotState;
     fn create_slot(&mut self, cx: &mut Context, name: &str) -> Result<(), NoSlot>;
     fn drop_slot(&mut self, cx: &mut Context, name: &str) -> Result<(), NoSlot>;
-    fn acquire(&mut self, name: &str) -> Result<Self::Slot, NoSlot>;
-    fn restart_lsn(&self, slot: &Self::Slot) -> Option<Lsn>;
+    fn sit(&mut self, conn: ConnId, slot: Option<&str>) -> Result<Self::Seat, NoSlot>;
+    fn restart_lsn(&self, seat: &Self::Seat) -> Option<Lsn>;
+    /// Whether its slot is lost.
+    fn is_evicted(&self, seat: &Self::Seat) -> bool;
     /// A client has told its positions.
-    fn report(
-        &mut self,
-        cx: &mut Context,
-        who: Who,
-        slot: Option<&Self::Slot>,
-        sender: &Sender,
-        report: Report,
-    );
+    fn report(&mut self, cx: &mut Context, who: Who, seat: &Self::Seat, sender: &Sender, report: Report);
+    /// A client has told what its queries need.
+    fn feedback(&mut self, seat: &Self::Seat, feedback: FeedbackHorizon);
 }
 
 /// Whose report it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who {
-    pub(crate) client: usize,
+    pub(crate) client: NodeId,
 }
 
 #[derive(Debug)]
@@ -90,12 +108,19 @@ pub(crate) struct Session<S> {
     /// A command that cannot be answered while the disk hangs.
     waiting: Option<Frame>,
     is_over: bool,
+    /// When something came.
+    heard_at: u64,
 }
 
 #[derive(Debug)]
 struct Stream<S> {
     sender: Sender,
-    slot: Option<S>,
+    seat: S,
+    is_evicted: bool,
+    /// Since when that is known to who looks at it from outside.
+    lost_at: Option<u64>,
+    /// What the client has told that it needs.
+    feedback: FeedbackHorizon,
     /// WAL that is to be brought, once the disk gives it.
     fetching: Option<(TimelineId, Lsn, Lsn)>,
     /// Whether something was given out that [`Heard::Sent`] has to answer.
@@ -103,7 +128,7 @@ struct Stream<S> {
 }
 
 impl<S> Session<S> {
-    pub(crate) fn new(conn: ConnId) -> Session<S> {
+    pub(crate) fn new(conn: ConnId, now: u64) -> Session<S> {
         Session {
             conn,
             input: Input::default(),
@@ -112,6 +137,7 @@ impl<S> Session<S> {
             stream: None,
             waiting: None,
             is_over: false,
+            heard_at: now,
         }
     }
 
@@ -119,17 +145,35 @@ impl<S> Session<S> {
         self.is_over
     }
 
-    pub(crate) fn take(&mut self, bytes: &[u8]) {
-        self.input.push(bytes);
+    pub(crate) fn take(&mut self, bytes: Vec<u8>, now: u64) {
+        self.heard_at = now;
+        self.input.push_all(bytes);
     }
 
-    /// The slot that its stream has.
-    pub(crate) fn slot(&self) -> Option<&S> {
-        self.stream.as_ref().and_then(|stream| stream.slot.as_ref())
+    /// What its stream has.
+    pub(crate) fn seat(&self) -> Option<&S> {
+        self.stream.as_ref().map(|stream| &stream.seat)
+    }
+
+    /// What its client needs, as it has told in this stream.
+    pub(crate) fn feedback(&self) -> FeedbackHorizon {
+        self.stream.as_ref().map(|stream| stream.feedback).unwrap_or_default()
+    }
+
+    /// A client that says nothing is given up, and so is one whose slot is lost.
+    pub(crate) fn check(&mut self, node: NodeId, is_lost: bool, cx: &mut Context) {
+        let Some(stream) = &mut self.stream else { return };
+        let silent = cx.now > self.heard_at + PEER_TIMEOUT.as_micros() as u64 + SLACK;
+        if silent && !cx.lines.has_unread(self.conn, Side::Server) {
+            cx.fail(|| format!("node {node} goes on with a client that is silent"));
+        }
+        if is_lost && cx.now > *stream.lost_at.get_or_insert(cx.now) + GRACE.as_micros() as u64 + SLACK {
+            cx.fail(|| format!("node {node} goes on sending to a client whose slot is lost"));
+        }
     }
 
     /// Does all that can be done now.
-    pub(crate) fn run(&mut self, source: &mut impl Source<Slot = S>, cx: &mut Context) {
+    pub(crate) fn run(&mut self, source: &mut impl Source<Seat = S>, cx: &mut Context) {
         while !self.is_over && (self.step(source, cx) | self.write(cx)) {}
         if self.is_over {
             self.stream = None;
@@ -161,14 +205,14 @@ impl<S> Session<S> {
         true
     }
 
-    fn step(&mut self, source: &mut impl Source<Slot = S>, cx: &mut Context) -> bool {
+    fn step(&mut self, source: &mut impl Source<Seat = S>, cx: &mut Context) -> bool {
         match self.stream {
             Some(_) => self.step_stream(source, cx),
             None => self.step_command(source, cx),
         }
     }
 
-    fn step_command(&mut self, source: &mut impl Source<Slot = S>, cx: &mut Context) -> bool {
+    fn step_command(&mut self, source: &mut impl Source<Seat = S>, cx: &mut Context) -> bool {
         let frame = match self.waiting.take() {
             Some(frame) => Ok(Some(frame)),
             None => self.input.next(),
@@ -199,7 +243,7 @@ impl<S> Session<S> {
         self.say(&ready());
     }
 
-    fn answer(&mut self, body: Vec<u8>, source: &mut impl Source<Slot = S>, cx: &mut Context) -> bool {
+    fn answer(&mut self, body: Vec<u8>, source: &mut impl Source<Seat = S>, cx: &mut Context) -> bool {
         let text = String::from_utf8_lossy(&body).into_owned();
         let words: Vec<_> = text.split(' ').collect();
         let slot_row = |state| match state {
@@ -265,26 +309,30 @@ impl<S> Session<S> {
         slot: Option<&str>,
         lsn: &str,
         tli: &str,
-        source: &mut impl Source<Slot = S>,
+        source: &mut impl Source<Seat = S>,
         cx: &Context,
     ) {
-        let slot = match slot.map(|name| source.acquire(name)).transpose() {
-            Ok(slot) => slot,
+        let seat = match source.sit(self.conn, slot) {
+            Ok(seat) => seat,
             Err(why) => return self.refuse_slot(why),
         };
         let (Ok(lsn), Some(tli)) = (lsn.parse(), tli.parse().ok().and_then(TimelineId::new)) else {
             return self.refuse("42601", "syntax error");
         };
         let Some(wal) = source.wal() else { return self.refuse("57P03", "not ready") };
-        let restart_lsn = slot.as_ref().and_then(|slot| source.restart_lsn(slot));
+        let restart_lsn = source.restart_lsn(&seat);
         let settings = Settings {
             peer_timeout: Some(PEER_TIMEOUT),
             shutdown_timeout: Duration::from_secs(5),
-            grace: Duration::from_secs(1),
+            grace: GRACE,
         };
         match Sender::start(Request { tli: Some(tli), lsn, restart_lsn }, settings, wal, cx.instant()) {
             Ok(sender) => {
-                self.stream = Some(Stream { sender, slot, fetching: None, is_sending: true });
+                self.heard_at = cx.now;
+                let (is_evicted, lost_at, feedback) = (false, None, FeedbackHorizon::default());
+                let (fetching, is_sending) = (None, true);
+                let stream = Stream { sender, seat, is_evicted, lost_at, feedback, fetching, is_sending };
+                self.stream = Some(stream);
             }
             Err(NotStarted::AtEnd { next: (tli, at) }) => {
                 self.say(&next_timeline(tli, at));
@@ -295,7 +343,7 @@ impl<S> Session<S> {
         }
     }
 
-    fn step_stream(&mut self, source: &mut impl Source<Slot = S>, cx: &mut Context) -> bool {
+    fn step_stream(&mut self, source: &mut impl Source<Seat = S>, cx: &mut Context) -> bool {
         let now = cx.instant();
         let Some(stream) = &mut self.stream else { return false };
         // The position first: one that is new belongs to a history that is there.
@@ -303,23 +351,31 @@ impl<S> Session<S> {
             stream.sender.handle(Heard::History(wal.history), now);
             stream.sender.handle(Heard::Published(wal.published), now);
         }
-        while stream.sender.is_listening() {
-            match self.input.next() {
-                Ok(Some((kind, body))) => stream.sender.handle(Heard::Frame { kind, body: &body }, now),
-                Ok(None) => break,
-                Err(_) => {
-                    self.is_over = true;
-                    return true;
-                }
-            }
+        if !stream.is_evicted && source.is_evicted(&stream.seat) {
+            stream.is_evicted = true;
+            stream.sender.handle(Heard::Order(Order::Evict), now);
         }
         if stream.sender.deadline().is_some_and(|at| at <= now) {
-            stream.sender.handle(Heard::Timeout { unheard: false }, now);
+            // What has come meanwhile is heard first: it may be us who were held up.
+            if cx.lines.has_unread(self.conn, Side::Server) {
+                self.heard_at = cx.now;
+            }
+            let unheard = read_what_lies_there(self.conn, &mut self.input, cx);
+            if stream.hear(&mut self.input, usize::MAX, now).is_err() {
+                self.is_over = true;
+                return true;
+            }
+            stream.sender.handle(Heard::Timeout { unheard }, now);
         }
+        let most = if source.hears_one_by_one() { 1 } else { usize::MAX };
+        let Ok(heard) = stream.hear(&mut self.input, most, now) else {
+            self.is_over = true;
+            return true;
+        };
         if let Some((tli, from, to)) = stream.fetching {
             match source.read(cx, stream.sender.history(), tli, from, to) {
                 Read::Later => {}
-                Read::Bytes(_) => {
+                Read::Bytes(_) | Read::Segment(..) => {
                     stream.fetching = None;
                     stream.sender.handle(Heard::Fetched, now);
                 }
@@ -329,11 +385,11 @@ impl<S> Session<S> {
                 }
             }
         }
-        self.perform(source, cx)
+        self.perform(source, cx) || heard > 0
     }
 
-    fn perform(&mut self, source: &mut impl Source<Slot = S>, cx: &mut Context) -> bool {
-        let (now, wall) = (cx.instant(), cx.wall());
+    fn perform(&mut self, source: &mut impl Source<Seat = S>, cx: &mut Context) -> bool {
+        let (now, wall) = (cx.instant(), cx.wall(source.node()));
         let mut has_done = false;
         loop {
             let Some(stream) = &mut self.stream else { return has_done };
@@ -344,6 +400,10 @@ impl<S> Session<S> {
                     match source.read(cx, stream.sender.history(), tli, from, to) {
                         Read::Bytes(bytes) => {
                             put_wal(&mut self.out, from, end, &bytes, wall);
+                            stream.is_sending = true;
+                        }
+                        Read::Segment(segment, offset, len) => {
+                            put_wal(&mut self.out, from, end, segment.bytes(offset, len), wall);
                             stream.is_sending = true;
                         }
                         Read::Later => {
@@ -360,11 +420,15 @@ impl<S> Session<S> {
                 Output::Report(report) => {
                     let client = cx.lines.get(self.conn).map(|conn| conn.client);
                     if let Some(client) = client {
-                        source.report(cx, Who { client }, stream.slot.as_ref(), &stream.sender, report);
+                        source.report(cx, Who { client }, &stream.seat, &stream.sender, report);
                     }
                 }
                 Output::Forget => stream.fetching = None,
-                Output::Feedback(_) | Output::State(_) => {}
+                Output::Feedback(HotStandbyFeedback { xmin, catalog_xmin, .. }) => {
+                    stream.feedback = FeedbackHorizon { xmin, catalog_xmin };
+                    source.feedback(&stream.seat, stream.feedback);
+                }
+                Output::State(_) => {}
                 Output::End(end) => self.end(end),
             }
         }
@@ -395,6 +459,36 @@ impl<S> Session<S> {
     }
 }
 
+/// Reads what has come, as far as a walsender does before it takes its client for silent; whether there is more.
+fn read_what_lies_there(conn: ConnId, input: &mut Input, cx: &mut Context) -> bool {
+    const LOOKS: usize = 16;
+    for _ in 0..LOOKS {
+        let Context { lines, chance, .. } = &mut *cx;
+        if !lines.has_unread(conn, Side::Server) {
+            return false;
+        }
+        match lines.deliver(conn, Side::Server, chance) {
+            Delivery::Bytes(bytes) => input.push_all(bytes),
+            // Its end is told by itself.
+            Delivery::Closed | Delivery::Nothing => return false,
+        }
+    }
+    cx.lines.has_unread(conn, Side::Server)
+}
+
+impl<S> Stream<S> {
+    /// Tells the sender the messages that are whole, so many of them at most; how many there were.
+    fn hear(&mut self, input: &mut Input, most: usize, now: Instant) -> Result<usize, Garbage> {
+        let mut heard = 0;
+        while self.sender.is_listening() && heard < most {
+            let Some((kind, body)) = input.next()? else { break };
+            self.sender.handle(Heard::Frame { kind, body: &body }, now);
+            heard += 1;
+        }
+        Ok(heard)
+    }
+}
+
 fn code_of(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::NotReady => "57P03",
@@ -421,7 +515,7 @@ fn put_wal(out: &mut Vec<u8>, from: Lsn, end: Lsn, mut bytes: &[u8], send_time: 
 /// End of what is published, for a [`Wal`].
 pub(crate) fn wal(
     seg_size: SegSize,
-    history: std::sync::Arc<TimelineHistory>,
+    history: Arc<TimelineHistory>,
     published: Option<(TimelineId, Lsn)>,
 ) -> Wal {
     Wal { seg_size, history, published: published.map(|(tli, lsn)| Published { tli, lsn }) }

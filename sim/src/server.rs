@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use walrelay_proto::sender::{Report, Sender, Wal};
-use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+use walrelay_proto::{FeedbackHorizon, FullXid, Lsn, TimelineHistory, TimelineId};
 
 use crate::context::{Context, Event, NodeId};
 use crate::model::{BranchId, Place, identity};
@@ -20,7 +20,16 @@ pub(crate) struct Server {
     pub(crate) is_busy: bool,
     is_gone: bool,
     has: Has,
-    sessions: BTreeMap<ConnId, Session<String>>,
+    sessions: BTreeMap<ConnId, Session<Option<String>>>,
+}
+
+/// A slot, of a relay.
+#[derive(Debug)]
+struct Slot {
+    restart: Option<Lsn>,
+    is_used: bool,
+    /// What is kept for the standbys below.
+    feedback: FeedbackHorizon,
 }
 
 /// What it has.
@@ -33,7 +42,7 @@ struct Has {
     files: BTreeMap<TimelineId, Vec<u8>>,
     /// End of what is durable: what is sent.
     flushed: Lsn,
-    slots: BTreeMap<String, (Option<Lsn>, bool)>,
+    slots: BTreeMap<String, Slot>,
     /// Ends of commits that wait for the relay.
     commits: VecDeque<Lsn>,
 }
@@ -66,17 +75,13 @@ impl Server {
         self.has.branch
     }
 
-    pub(crate) fn flushed(&self) -> Lsn {
-        self.has.flushed
+    pub(crate) fn connect(&mut self, conn: ConnId, cx: &Context) {
+        self.sessions.insert(conn, Session::new(conn, cx.now));
     }
 
-    pub(crate) fn connect(&mut self, conn: ConnId) {
-        self.sessions.insert(conn, Session::new(conn));
-    }
-
-    pub(crate) fn take(&mut self, conn: ConnId, bytes: &[u8], cx: &mut Context) {
+    pub(crate) fn take(&mut self, conn: ConnId, bytes: Vec<u8>, cx: &mut Context) {
         if let Some(session) = self.sessions.get_mut(&conn) {
-            session.take(bytes);
+            session.take(bytes, cx.now);
         }
         self.run(cx);
     }
@@ -89,6 +94,7 @@ impl Server {
     pub(crate) fn run(&mut self, cx: &mut Context) {
         for session in self.sessions.values_mut() {
             session.run(&mut self.has, cx);
+            session.check(self.id, false, cx);
         }
         self.sessions.retain(|_, session| !session.is_over());
         // Slots are free when nobody streams.
@@ -190,15 +196,24 @@ impl Server {
 }
 
 impl Has {
-    fn free_slots(&mut self, sessions: &BTreeMap<ConnId, Session<String>>) {
+    fn free_slots(&mut self, sessions: &BTreeMap<ConnId, Session<Option<String>>>) {
         for (name, slot) in &mut self.slots {
-            slot.1 = sessions.values().any(|session| session.slot() == Some(name));
+            slot.is_used =
+                sessions.values().any(|session| session.seat().and_then(Option::as_ref) == Some(name));
         }
     }
 }
 
 impl Source for Has {
-    type Slot = String;
+    type Seat = Option<String>;
+
+    fn node(&self) -> NodeId {
+        self.id
+    }
+
+    fn hears_one_by_one(&self) -> bool {
+        true
+    }
 
     fn identify(&self) -> Option<(TimelineId, Lsn)> {
         Some((self.history.tli(), self.flushed))
@@ -212,7 +227,14 @@ impl Source for Has {
         if tli == self.history.tli() { Some(self.file.clone()) } else { self.files.get(&tli).cloned() }
     }
 
-    fn read(&self, cx: &Context, _: &TimelineHistory, _: TimelineId, from: Lsn, to: Lsn) -> Read {
+    fn read(
+        &mut self,
+        cx: &mut Context,
+        _: &Arc<TimelineHistory>,
+        _: TimelineId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Read {
         if from < cx.model.start() {
             return Read::Gone;
         }
@@ -220,14 +242,15 @@ impl Source for Has {
     }
 
     fn slot(&self, name: &str) -> SlotState {
-        self.slots.get(name).map_or(SlotState::Missing, |slot| SlotState::There(slot.0))
+        self.slots.get(name).map_or(SlotState::Missing, |slot| SlotState::There(slot.restart))
     }
 
     fn create_slot(&mut self, _: &mut Context, name: &str) -> Result<(), NoSlot> {
         if self.slots.contains_key(name) {
             return Err(NoSlot::Exists);
         }
-        self.slots.insert(name.to_owned(), (Some(self.flushed), false));
+        let (restart, feedback) = (Some(self.flushed), FeedbackHorizon::default());
+        self.slots.insert(name.to_owned(), Slot { restart, is_used: false, feedback });
         Ok(())
     }
 
@@ -235,19 +258,41 @@ impl Source for Has {
         self.slots.remove(name).map(drop).ok_or(NoSlot::Missing)
     }
 
-    fn acquire(&mut self, name: &str) -> Result<String, NoSlot> {
+    fn sit(&mut self, _: ConnId, slot: Option<&str>) -> Result<Option<String>, NoSlot> {
+        let Some(name) = slot else { return Ok(None) };
         let slot = self.slots.get_mut(name).ok_or(NoSlot::Missing)?;
-        if std::mem::replace(&mut slot.1, true) { Err(NoSlot::InUse) } else { Ok(name.to_owned()) }
+        if std::mem::replace(&mut slot.is_used, true) {
+            Err(NoSlot::InUse)
+        } else {
+            Ok(Some(name.to_owned()))
+        }
     }
 
-    fn restart_lsn(&self, slot: &String) -> Option<Lsn> {
-        self.slots.get(slot).and_then(|slot| slot.0)
+    fn restart_lsn(&self, seat: &Option<String>) -> Option<Lsn> {
+        self.slots.get(seat.as_ref()?).and_then(|slot| slot.restart)
     }
 
-    fn report(&mut self, cx: &mut Context, _: Who, slot: Option<&String>, sender: &Sender, report: Report) {
+    fn is_evicted(&self, _: &Option<String>) -> bool {
+        false
+    }
+
+    // PG: PhysicalReplicationSlotNewXmin
+    fn feedback(&mut self, seat: &Option<String>, feedback: FeedbackHorizon) {
+        let Some(slot) = seat.as_ref().and_then(|name| self.slots.get_mut(name)) else { return };
+        let takes = |held: Option<FullXid>, new: Option<FullXid>| match (held, new) {
+            (Some(held), Some(new)) => Some(held.max(new)),
+            (_, new) => new,
+        };
+        slot.feedback = FeedbackHorizon {
+            xmin: takes(slot.feedback.xmin, feedback.xmin),
+            catalog_xmin: takes(slot.feedback.catalog_xmin, feedback.catalog_xmin),
+        };
+    }
+
+    fn report(&mut self, cx: &mut Context, _: Who, seat: &Option<String>, sender: &Sender, report: Report) {
         let Some(flush) = report.flush.valid() else { return };
-        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
-            slot.0 = Some(flush);
+        if let Some(slot) = seat.as_ref().and_then(|name| self.slots.get_mut(name)) {
+            slot.restart = Some(flush);
         }
         cx.note("is told", self.id as u64, flush.as_u64());
         // What is durable at the synchronous standby is acknowledged; a client has seen it.
@@ -261,6 +306,11 @@ impl Source for Has {
 }
 
 impl Server {
+    /// What is kept for the standbys below this slot.
+    pub(crate) fn feedback_of(&self, slot: &str) -> Option<FeedbackHorizon> {
+        self.has.slots.get(slot).map(|slot| slot.feedback)
+    }
+
     /// Whose position that is.
     pub(crate) fn place(&self) -> Place {
         Place { branch: self.has.branch, lsn: self.has.flushed }

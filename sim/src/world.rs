@@ -1,8 +1,10 @@
 //! A world: servers, relays and consumers, what befalls them, and what has to hold in the end.
 
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use walrelay_proto::TimelineId;
+use walrelay_proto::{FeedbackHorizon, Lsn, TimelineId};
 
 use crate::consumer::{Consumer, Manner};
 use crate::context::{Context, Counts, Event, NodeId};
@@ -16,8 +18,10 @@ use crate::server::Server;
 const SERVERS: usize = 3;
 /// When everything is well, all have come to the end within this, microseconds.
 const PATIENCE: u64 = 180_000_000;
+/// Nothing is on its way any more that was sent before.
+const SETTLED: u64 = 3_000_000;
 /// No schedule has so many events, unless somebody goes round in circles.
-const MOST_EVENTS: u64 = 3_000_000;
+const MOST_EVENTS: u64 = 500_000;
 
 /// What became of a seed.
 #[derive(Clone, Debug)]
@@ -36,17 +40,30 @@ pub struct Outcome {
 
 /// Lives through one schedule. With `is_traced` all that happens is written to standard error.
 pub fn simulate(seed: u64, is_traced: bool) -> Outcome {
-    let mut world = World::new(seed, is_traced);
-    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
-    if let Some(panic) = panicked {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        world.cx.fail(|| format!("panic: {}", text.unwrap_or_default()));
+    let mut world = match catch_unwind(|| World::new(seed, is_traced)) {
+        Ok(world) => world,
+        Err(panic) => return Outcome::panicked(seed, &*panic),
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
+        world.cx.fail(|| said(&*panic));
         // What is half done is not to be tidied up.
         std::mem::forget(std::mem::take(&mut world.nodes));
     }
     let Context { violation, counts, now, .. } = &world.cx;
     Outcome { seed, violation: violation.clone(), counts: *counts, hash: world.cx.hash(), micros: *now }
+}
+
+impl Outcome {
+    fn panicked(seed: u64, panic: &dyn Any) -> Outcome {
+        Outcome { seed, violation: Some(said(panic)), counts: Counts::default(), hash: 0, micros: 0 }
+    }
+}
+
+/// What a panic says.
+fn said(panic: &dyn Any) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    format!("panic: {}", text.unwrap_or_default())
 }
 
 #[derive(Debug)]
@@ -62,7 +79,10 @@ struct World {
     nodes: Vec<Option<Node>>,
     weather: Weather,
     ends_at: u64,
-    is_healed: bool,
+    /// See [`World::is_tainted`], once it was looked at.
+    is_tainted: Option<bool>,
+    /// Processes that get no time, until when.
+    frozen: BTreeMap<NodeId, u64>,
 }
 
 /// What may happen, and how often.
@@ -96,10 +116,13 @@ enum Fault {
     DropSlot,
     ConsumerCrash,
     ConsumerRebuild,
-    ClockJump,
+    /// A wall clock is set.
+    Clock,
+    /// A process gets no time.
+    Freeze,
 }
 
-const FAULTS: [Fault; 19] = [
+const FAULTS: [Fault; 20] = [
     Fault::PowerAtOperation,
     Fault::Power,
     Fault::Exit,
@@ -118,13 +141,15 @@ const FAULTS: [Fault; 19] = [
     Fault::DropSlot,
     Fault::ConsumerCrash,
     Fault::ConsumerRebuild,
-    Fault::ClockJump,
+    Fault::Clock,
+    Fault::Freeze,
 ];
 
 impl World {
     fn new(seed: u64, is_traced: bool) -> World {
         let mut cx = Context::new(seed, is_traced);
         let weather = Weather::new(&mut cx.chance);
+        let is_large = weather.is_large;
         let mut nodes: Vec<Option<Node>> = (0..SERVERS).map(|_| None).collect();
         cx.model.write(0, |wal| {
             wal.record(100);
@@ -141,12 +166,13 @@ impl World {
             let wal_keep_size = keep_size(chance.below(4));
             // What a relay's slot has lost nobody brings back.
             let is_last = number + 1 == relays;
-            let max_slot_wal_keep_size = (chance.percent(15) && is_last).then(|| keep_size(2));
+            let max_slot_wal_keep_size =
+                (chance.percent(if is_large { 50 } else { 5 }) && is_last).then(|| keep_size(1));
             cx.relays.insert(id);
             let setup = Setup { hosts, wal_keep_size, max_slot_wal_keep_size };
             nodes.push(Some(Node::Relay(Box::new(Relay::new(id, setup)))));
         }
-        for number in 0..chance.between(1, 4) {
+        for number in 0..chance.pick(&[1, 1, 1, 2, 2, 3]).unwrap_or(1) {
             let id = nodes.len();
             let host = SERVERS + chance.below(relays) as usize;
             let (manner, name) = match chance.below(10) {
@@ -155,11 +181,12 @@ impl World {
                 _ => (Manner::Honest, "honest"),
             };
             let slot = chance.percent(75).then(|| format!("{name}_{number}"));
-            let by_segment = chance.percent(30);
-            nodes.push(Some(Node::Consumer(Box::new(Consumer::new(id, host, slot, manner, by_segment)))));
+            let (by_segment, feeds_back) = (chance.percent(30), chance.percent(50));
+            let consumer = Consumer::new(id, host, slot, manner, by_segment, feeds_back);
+            nodes.push(Some(Node::Consumer(Box::new(consumer))));
         }
-        let ends_at = chance.between(1_500_000, 8_000_000);
-        let mut world = World { cx, nodes, weather, ends_at, is_healed: false };
+        let ends_at = chance.between(1_000_000, 6_000_000);
+        let mut world = World { cx, nodes, weather, ends_at, is_tainted: None, frozen: BTreeMap::new() };
         world.begin();
         world
     }
@@ -183,7 +210,10 @@ impl World {
             let Some(event) = self.cx.next_event() else {
                 return self.cx.fail(|| "nothing is to happen any more".to_owned());
             };
-            if !self.is_healed && self.cx.now >= self.ends_at {
+            if self.cx.counts.events > MOST_EVENTS {
+                return self.cx.fail(|| "somebody goes round in circles".to_owned());
+            }
+            if !self.cx.is_healed && self.cx.now >= self.ends_at {
                 self.heal();
             }
             self.happen(event);
@@ -191,42 +221,88 @@ impl World {
     }
 
     fn is_over(&mut self) -> bool {
-        if !self.is_healed {
+        if !self.cx.is_healed {
             return false;
         }
-        // What nobody can verify may have been changed on the line, and a relay takes its upstream for another one then.
-        if self.cx.model.has_siblings() || self.weather.faults.contains(&Fault::Flip) {
+        if self.cx.model.has_siblings() {
             // Which of them is right nobody knows: who has gone along the other one stays there.
-            return self.cx.now > self.ends_at + 3_000_000;
+            return self.cx.now > self.ends_at + SETTLED;
         }
-        let behind = self.behind();
-        if behind.is_empty() {
+        if self.behind().next().is_none() {
             return true;
         }
-        if self.cx.now > self.ends_at + PATIENCE || self.cx.counts.events > MOST_EVENTS {
+        // Who has taken what nobody can verify takes its upstream for another one for good.
+        if self.cx.now > self.ends_at + SETTLED && self.is_tainted() {
+            return true;
+        }
+        if self.cx.now > self.ends_at + PATIENCE {
+            let behind: Vec<_> = self
+                .behind()
+                .map(|(id, at)| format!("node {id} at {at:?}, needs and has told {:?}", self.feedback(id)))
+                .collect();
             self.cx.fail(|| format!("all is well, and these do not come to the end: {}", behind.join(", ")));
             return true;
         }
         false
     }
 
-    /// Who has not come to the end.
-    fn behind(&self) -> Vec<String> {
-        let Some(last) = self.last_server() else { return Vec::new() };
-        let Some(Node::Server(server)) = &self.nodes[last] else { return Vec::new() };
-        let end = Place { branch: server.branch(), lsn: server.flushed() };
-        let mut behind = Vec::new();
-        for (id, node) in self.nodes.iter().enumerate() {
+    /// Whether a relay has WAL that differs from what was written where nobody can tell.
+    fn is_tainted(&mut self) -> bool {
+        let World { is_tainted, nodes, cx, .. } = self;
+        *is_tainted.get_or_insert_with(|| {
+            let taints = |node: &Node| matches!(node, Node::Relay(relay) if relay.is_tainted(cx));
+            nodes.iter().flatten().any(taints)
+        })
+    }
+
+    /// Who has not come to the end, and where they are.
+    fn behind(&self) -> impl Iterator<Item = (NodeId, Option<Lsn>)> {
+        let last = self.last_server().and_then(|last| self.nodes[last].as_ref());
+        let end = last.and_then(|node| match node {
+            Node::Server(server) => Some(server.place()),
+            Node::Relay(_) | Node::Consumer(_) => None,
+        });
+        self.nodes.iter().enumerate().filter_map(move |(id, node)| {
             let (relay, at) = match node {
                 Some(Node::Relay(relay)) => (id, relay.flushed()),
                 Some(Node::Consumer(consumer)) => (consumer.host, consumer.place().map(|place| place.lsn)),
-                _ => continue,
+                _ => return None,
             };
-            if at != Some(end.lsn) && !self.cannot_follow(relay, end) {
-                behind.push(format!("node {id} at {at:?} of {end:?}"));
+            let end = end.filter(|end| at != Some(end.lsn) || !self.is_heard(id))?;
+            (!self.cannot_follow(relay, end)).then_some((id, at))
+        })
+    }
+
+    /// Whether what a node needs, by its own feedback or that of its consumers, is known to who is above it.
+    fn is_heard(&self, id: NodeId) -> bool {
+        let (needed, heard) = self.feedback(id);
+        needed == heard
+    }
+
+    /// What a node needs, and what of that is known to who is above it.
+    fn feedback(&self, id: NodeId) -> (Option<FeedbackHorizon>, Option<FeedbackHorizon>) {
+        match &self.nodes[id] {
+            Some(Node::Relay(relay)) => {
+                let name = format!("relay_{id}");
+                let above = relay.upstream(&self.cx).and_then(|above| self.nodes[above].as_ref());
+                let heard = match above {
+                    Some(Node::Server(server)) => server.feedback_of(&name),
+                    Some(Node::Relay(above)) => above.feedback_of(id, Some(&name), &self.cx),
+                    _ => None,
+                };
+                (relay.needed(), heard)
             }
+            Some(Node::Consumer(consumer)) => {
+                let host = self.nodes[consumer.host].as_ref();
+                let heard = host.and_then(|host| match host {
+                    Node::Relay(host) => host.feedback_of(id, consumer.slot.as_deref(), &self.cx),
+                    Node::Server(_) | Node::Consumer(_) => None,
+                });
+                let needs = consumer.needs();
+                (needs, needs.and(heard))
+            }
+            Some(Node::Server(_)) | None => (None, None),
         }
-        behind
     }
 
     /// Whether the place where the relay's branch was left is not held by it any more, or by the one above it.
@@ -235,8 +311,11 @@ impl World {
         let above = node.above().filter(|above| *above >= SERVERS);
         let Some(branch) = self.cx.branches.get(&relay).copied() else { return false };
         let common = self.cx.model.common(branch, end.branch);
-        let has_removed = node.oldest().is_some_and(|oldest| common < oldest);
-        has_removed || above.is_some_and(|above| self.cannot_follow(above, end))
+        // Also where it has begun behind that place: what lies before is in a file of the timeline that it came from only.
+        let left = self.cx.model.branches[branch].history.timeline_at(common.rewind(1));
+        let lacks = || branch != end.branch && node.lacks(left);
+        let has_removed = node.oldest().is_some_and(|oldest| common <= oldest);
+        has_removed || lacks() || above.is_some_and(|above| self.cannot_follow(above, end))
     }
 
     /// The server on the newest timeline.
@@ -250,7 +329,7 @@ impl World {
 
     /// All faults end, and all servers but the one that has won.
     fn heal(&mut self) {
-        self.is_healed = true;
+        self.cx.is_healed = true;
         self.cx.note("heals", 0, 0);
         let last = self.last_server();
         for id in self.cx.lines.ids() {
@@ -272,6 +351,12 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Some((id, until)) = self.frozen_for(event) {
+            return match event {
+                Event::Wake(_) => self.cx.wake(id, until),
+                _ => self.cx.at(until, event),
+            };
+        }
         match event {
             Event::Connect(conn) => self.connect(conn),
             Event::Deliver(conn, to) => self.deliver(conn, to),
@@ -294,7 +379,7 @@ impl World {
             Event::Heal(id) => self.at_node(id, |node, cx| match node {
                 Node::Relay(relay) => {
                     relay.heal();
-                    relay.run(cx);
+                    cx.wake(id, cx.now);
                 }
                 Node::Server(_) | Node::Consumer(_) => {}
             }),
@@ -306,6 +391,18 @@ impl World {
             Event::Work(id) => self.work(id),
             Event::Fault => self.fault(),
         }
+    }
+
+    /// The process that would do something and gets no time, and when it will.
+    fn frozen_for(&self, event: Event) -> Option<(NodeId, u64)> {
+        let id = match event {
+            Event::Wake(id) | Event::Flush(id, _) | Event::Retain(id, _) => id,
+            Event::Connect(conn) => self.cx.lines.get(conn)?.server,
+            Event::Deliver(conn, to) => self.cx.lines.get(conn)?.node(to),
+            _ => return None,
+        };
+        let until = self.frozen.get(&id).copied()?;
+        (until > self.cx.now).then_some((id, until))
     }
 
     /// Has a node do something. What it sends goes out if it lives on.
@@ -341,7 +438,7 @@ impl World {
             return self.cx.lines.close(conn, Side::Server);
         }
         self.at_node(server, |node, cx| match node {
-            Node::Server(server) => server.connect(conn),
+            Node::Server(server) => server.connect(conn, cx),
             Node::Relay(relay) => relay.connect(conn, cx),
             Node::Consumer(_) => {}
         });
@@ -359,7 +456,7 @@ impl World {
             Delivery::Nothing => {}
             Delivery::Bytes(bytes) => {
                 self.cx.note("bytes", conn, bytes.len() as u64);
-                self.at_node(id, |node, cx| node.take(conn, to, &bytes, cx));
+                self.at_node(id, |node, cx| node.take(conn, to, bytes, cx));
             }
             Delivery::Closed => {
                 self.cx.note("closed", conn, id as u64);
@@ -391,7 +488,7 @@ impl World {
     }
 
     fn fault(&mut self) {
-        if self.is_healed {
+        if self.cx.is_healed {
             return;
         }
         let pause = self.cx.chance.between(1000, self.weather.every);
@@ -439,7 +536,18 @@ impl World {
                     }
                 });
             }
-            Fault::ClockJump => self.cx.now += self.cx.chance.between(1_000_000, 20_000_000),
+            Fault::Clock => {
+                let id = self.cx.chance.below(self.nodes.len() as u64) as NodeId;
+                self.cx.set_clock(id);
+            }
+            Fault::Freeze => {
+                let relays = self.all(|node| matches!(node, Node::Relay(relay) if relay.is_up()));
+                let Some(id) = self.cx.chance.pick(&relays) else { return };
+                let until = self.cx.now + self.cx.chance.between(10_000, 15_000_000);
+                self.cx.note("freezes", id as u64, until);
+                let known = self.frozen.entry(id).or_default();
+                *known = until.max(*known);
+            }
         }
     }
 
@@ -451,6 +559,9 @@ impl World {
         let relays = self.all(|node| matches!(node, Node::Relay(relay) if relay.is_up()));
         let Some(id) = self.cx.chance.pick(&relays) else { return };
         let lasts = self.cx.chance.between(10_000, 1_500_000);
+        if matches!(fault, Fault::Power | Fault::Exit | Fault::Stop) {
+            self.frozen.remove(&id);
+        }
         self.at_node(id, |node, cx| {
             let Node::Relay(relay) = node else { return };
             let next = relay.disk.operations() + 1 + cx.chance.below(40);
@@ -569,7 +680,7 @@ impl Node {
         }
     }
 
-    fn take(&mut self, conn: ConnId, side: Side, bytes: &[u8], cx: &mut Context) {
+    fn take(&mut self, conn: ConnId, side: Side, bytes: Vec<u8>, cx: &mut Context) {
         match self {
             Node::Server(server) => server.take(conn, bytes, cx),
             Node::Relay(relay) => relay.take(conn, side, bytes, cx),
@@ -588,13 +699,21 @@ impl Node {
 
 impl Weather {
     fn new(chance: &mut Random) -> Weather {
-        // Few kinds of faults in each world, so that each kind meets the others in some, and is alone in some.
-        let kinds = chance.between(1, 7);
-        let mut faults: Vec<Fault> = (0..kinds).filter_map(|_| chance.pick(&FAULTS)).collect();
+        // Few kinds of faults in each world, so that each kind meets the others in some, and is alone in some. What is worst
+        // in a switch of timelines, or while WAL is removed, gets worlds of its own.
+        let theme = chance.below(10);
+        let mut faults = match theme {
+            0 | 1 => vec![Fault::PromoteStandby, Fault::PromoteConsumer, Fault::PowerAtOperation],
+            2 | 3 => vec![Fault::PowerAtOperation, Fault::Power, Fault::ConsumerCrash],
+            _ => Vec::new(),
+        };
+        let kinds = if faults.is_empty() { chance.between(1, 7) } else { chance.below(3) };
+        faults.extend((0..kinds).filter_map(|_| chance.pick(&FAULTS)));
         if chance.percent(60) {
             faults.push(Fault::PowerAtOperation);
         }
+        let is_large = matches!(theme, 2 | 3) || chance.percent(8);
         let (every, work_every) = (chance.between(20_000, 1_500_000), chance.between(10_000, 400_000));
-        Weather { faults, every, work_every, is_large: chance.percent(30) }
+        Weather { faults, every, work_every, is_large }
     }
 }

@@ -159,6 +159,11 @@ pub trait DiskFile: Debug + Send + Sync {
     /// The descriptor, for maps and for what the kernel does by itself; `None` if there is none.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Whether a range is known to be nothing but zeros, and to be readable, without a look at it.
+    fn is_hole(&self, _at: u64, _len: usize) -> bool {
+        false
+    }
+
     /// Fills the whole buffer. Fails with `UnexpectedEof` where the file ends before.
     fn read_exact_at(&self, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
         while !buffer.is_empty() {

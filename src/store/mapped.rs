@@ -365,11 +365,12 @@ impl Memory {
 
 /// The file's content in memory of its own. What cannot be read is zero, until somebody asks for it by `populate`.
 fn copy_of(file: &dyn DiskFile, size: SegSize) -> io::Result<MmapMut> {
+    const PIECE: usize = 1 << 14;
     let mut copy = MmapMut::map_anon(size.bytes() as usize)?;
-    let mut piece = vec![0; 1 << 16];
-    for (into, at) in copy.chunks_mut(piece.len()).zip((0..).step_by(1 << 16)) {
+    let mut piece = [0; PIECE];
+    for (into, at) in copy.chunks_mut(PIECE).zip((0..).step_by(PIECE)) {
         // Nothing is put where zeros are: that costs no memory.
-        if file.read_exact_at(&mut piece, at).is_ok() && piece.iter().any(|byte| *byte != 0) {
+        if !file.is_hole(at, PIECE) && file.read_exact_at(&mut piece, at).is_ok() && piece != [0; PIECE] {
             into.copy_from_slice(&piece);
         }
     }

@@ -459,7 +459,9 @@ impl Slots {
             if state.keeps().is_some_and(|restart| restart < limit && !covered(restart)) {
                 (state.invalidated, state.restart_lsn) = (true, None);
                 state.tell();
-                state.evict.cancel();
+                if !mutation::is(Mutation::ForgetEviction) {
+                    state.evict.cancel();
+                }
                 self.dirty.store(true, Ordering::Relaxed);
                 lost.push(before);
             }
@@ -525,7 +527,8 @@ impl Remembered for Slots {
     fn feedback(&self) -> FeedbackHorizon {
         lock(&self.table).slots.values().fold(FeedbackHorizon::default(), |merged, slot| {
             let state = lock(&slot.state);
-            if state.invalidated { merged } else { merged.merge(state.feedback) }
+            let is_left_out = state.invalidated || mutation::is(Mutation::ForgetFeedback);
+            if is_left_out { merged } else { merged.merge(state.feedback) }
         })
     }
 }

@@ -1,13 +1,16 @@
-//! Runs schedules: `simulate [--seeds N | --hours H | --seed S [--trace]] [--from S] [--threads N]`. Prints the seeds that
-//! failed; exit status 1 if there is one.
+//! Runs schedules: `simulate [--seeds N | --hours H | --seed S [--trace]] [--from S] [--threads N] [--mutation NAME]`.
+//! Tells the seeds that failed, each at once; exit status 1 if there is one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use walrelay_sim::{Counts, Outcome, simulate};
+use walrelay::mutation::{self, Mutation};
+use walrelay_sim::{Counts, simulate};
 
-const USAGE: &str = "usage: simulate [--seeds N | --hours H | --seed S [--trace]] [--from S] [--threads N]";
+const USAGE: &str =
+    "usage: simulate [--seeds N | --hours H | --seed S [--trace]] [--from S] [--threads N] [--mutation NAME]";
 /// So many failures are enough to look at.
 const MOST_FAILURES: usize = 20;
 
@@ -19,6 +22,15 @@ struct Options {
     is_traced: bool,
     from: u64,
     threads: usize,
+    mutation: Option<Mutation>,
+}
+
+/// What one thread has come to.
+#[derive(Debug, Default)]
+struct Work {
+    total: Counts,
+    schedules: u64,
+    failures: Vec<(u64, String)>,
 }
 
 fn main() -> ExitCode {
@@ -30,14 +42,15 @@ fn main() -> ExitCode {
         }
     };
     match options.seed {
-        Some(seed) => replay(seed, options.is_traced),
+        Some(seed) => replay(seed, &options),
         None => run(&options),
     }
 }
 
 fn options() -> Result<Options, String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut options = Options { seeds: 1000, until: None, seed: None, is_traced: false, from: 0, threads };
+    let (seeds, until, seed, is_traced, from, mutation) = (1000, None, None, false, 0, None);
+    let mut options = Options { seeds, until, seed, is_traced, from, threads, mutation };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         if word == "--trace" {
@@ -51,6 +64,7 @@ fn options() -> Result<Options, String> {
             "--from" => options.from = number(&value)?,
             "--seed" => options.seed = Some(number(&value)?),
             "--threads" => options.threads = number(&value)?.max(1) as usize,
+            "--mutation" => options.mutation = Some(mutation_called(&value)?),
             "--hours" => {
                 let hours = value.parse::<f64>().map_err(|_| format!("{word}: \"{value}\" is no number"))?;
                 options.until = Some(Instant::now() + Duration::from_secs_f64(hours * 3600.0));
@@ -62,8 +76,14 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-fn replay(seed: u64, is_traced: bool) -> ExitCode {
-    let outcome = simulate(seed, is_traced);
+fn mutation_called(name: &str) -> Result<Mutation, String> {
+    let known = Mutation::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name);
+    known.ok_or_else(|| format!("there is no such mutation, but these: {:?}", Mutation::ALL))
+}
+
+fn replay(seed: u64, options: &Options) -> ExitCode {
+    mutation::set(options.mutation);
+    let outcome = simulate(seed, options.is_traced);
     println!("seed {seed}: {:?}, {} ms, hash {:016X}", outcome.counts, outcome.micros / 1000, outcome.hash);
     match outcome.violation {
         None => ExitCode::SUCCESS,
@@ -76,18 +96,17 @@ fn replay(seed: u64, is_traced: bool) -> ExitCode {
 
 fn run(options: &Options) -> ExitCode {
     let (began, next) = (Instant::now(), AtomicU64::new(options.from));
-    let end = options.from.saturating_add(options.seeds);
     let results: Vec<_> = std::thread::scope(|scope| {
-        let work = || work(&next, end, options.until);
-        let threads: Vec<_> = (0..options.threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join()).collect()
+        let threads: Vec<_> = (0..options.threads).map(|_| scope.spawn(|| work(&next, options))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("each schedule's panic is caught")).collect()
     });
     let (mut total, mut schedules, mut failures) = (Counts::default(), 0, Vec::new());
-    for (counts, count, failed) in results {
-        total = total.plus(&counts);
-        schedules += count;
-        failures.extend(failed);
+    for work in results {
+        total = total.plus(&work.total);
+        schedules += work.schedules;
+        failures.extend(work.failures);
     }
+    failures.sort();
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "{schedules} schedules from seed {} in {seconds:.1} s ({:.0} a second), {} failed",
@@ -96,25 +115,34 @@ fn run(options: &Options) -> ExitCode {
         failures.len()
     );
     println!("{total:?}");
-    for failure in &failures {
-        println!("seed {} failed: {}", failure.seed, failure.violation.as_deref().unwrap_or_default());
+    for (seed, violation) in &failures {
+        println!("seed {seed} failed: {violation}");
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn work(next: &AtomicU64, end: u64, until: Option<Instant>) -> (Counts, u64, Vec<Outcome>) {
-    let (mut total, mut count, mut failures) = (Counts::default(), 0, Vec::new());
-    while failures.len() < MOST_FAILURES && until.is_none_or(|until| Instant::now() < until) {
+fn work(next: &AtomicU64, options: &Options) -> Work {
+    mutation::set(options.mutation);
+    let end = options.from.saturating_add(options.seeds);
+    let is_early = || options.until.is_none_or(|until| Instant::now() < until);
+    let mut work = Work::default();
+    while work.failures.len() < MOST_FAILURES && is_early() {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= end {
             break;
         }
-        let outcome = simulate(seed, false);
-        total = total.plus(&outcome.counts);
-        count += 1;
-        if outcome.violation.is_some() {
-            failures.push(outcome);
+        work.schedules += 1;
+        let violation = match catch_unwind(AssertUnwindSafe(|| simulate(seed, false))) {
+            Ok(outcome) => {
+                work.total = work.total.plus(&outcome.counts);
+                outcome.violation
+            }
+            Err(_) => Some("panic when the world was over".to_owned()),
+        };
+        if let Some(violation) = violation {
+            eprintln!("seed {seed} failed: {violation}");
+            work.failures.push((seed, violation));
         }
     }
-    (total, count, failures)
+    work
 }

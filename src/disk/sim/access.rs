@@ -202,6 +202,13 @@ impl DiskFile for SimFile {
         state.image.read(self.inode, buffer, at)
     }
 
+    fn is_hole(&self, at: u64, len: usize) -> bool {
+        let state = self.disk.state();
+        let range = at..at + len as u64;
+        let is_readable = state.check_range(self.inode, range.clone(), false).is_ok();
+        is_readable && state.power == super::Power::On && state.image.is_hole(self.inode, range)
+    }
+
     fn read_to_end(&self) -> io::Result<Vec<u8>> {
         let mut content = vec![0; self.metadata()?.len as usize];
         let len = self.read_at(&mut content, 0)?;

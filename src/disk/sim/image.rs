@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
@@ -299,6 +300,14 @@ impl Image {
         Ok(len)
     }
 
+    /// Whether no block of the range was ever written.
+    pub(super) fn is_hole(&self, inode: u64, range: Range<u64>) -> bool {
+        let Some(file) = self.files.get(&inode).filter(|file| range.end <= file.live.len) else {
+            return false;
+        };
+        file.live.blocks.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).next().is_none()
+    }
+
     pub(super) fn write(&mut self, inode: u64, bytes: &[u8], at: u64) -> io::Result<()> {
         let end = at + bytes.len() as u64;
         let room = self.free_blocks();
@@ -315,9 +324,14 @@ impl Image {
         while done < bytes.len() {
             let (block, offset) = place(at + done as u64);
             let piece = (BLOCK as usize - offset).min(bytes.len() - done);
-            let content = file.live.blocks.entry(block).or_insert_with(|| Arc::new([0; BLOCK as usize]));
-            Arc::make_mut(content)[offset..offset + piece].copy_from_slice(&bytes[done..done + piece]);
+            let bytes = &bytes[done..done + piece];
             done += piece;
+            // Zeros where there is nothing but zeros are reserved already, or counted as a block.
+            if block < file.reserved && !file.live.blocks.contains_key(&block) && is_zero(bytes) {
+                continue;
+            }
+            let content = file.live.blocks.entry(block).or_insert_with(|| Arc::new([0; BLOCK as usize]));
+            Arc::make_mut(content)[offset..offset + piece].copy_from_slice(bytes);
         }
         for block in touched {
             file.lost.remove(&block);
@@ -573,6 +587,11 @@ fn torn(old: Option<&Block>, new: Option<&Block>, random: &mut Random) -> Block 
         }
     }
     Arc::new(found)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Block and offset in it.
