@@ -5,46 +5,47 @@
 //! which prepared statements have a parameter more than the client knows of.
 
 mod deallocations;
+mod statements;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::sync::oneshot;
 
 use crate::overlay::RowsParameter;
 use crate::wire::PgError;
-use deallocations::Deallocations;
 pub(super) use deallocations::deallocated;
+pub(super) use statements::Name;
+use statements::{Kept, Statements, cut};
 
 /// Messages that may wait for their answers; then the client is not read from. More than a server answers in one go.
 pub(super) const MOST_EXPECTED: usize = 1 << 16;
-/// Prepared statements with rows of ours in a session; a text that would make one more passes as it is.
-const MOST_STATEMENTS: usize = 1000;
-/// What a server keeps of a name (`NAMEDATALEN`).
-const NAME_LENGTH: usize = 63;
+/// Portals of a session that run a DEALLOCATE; what more of them drop is taken to be there.
+const MOST_PORTALS: usize = 64;
 /// Longest ParameterStatus that is looked at, and longest of our own answers.
 const KEPT: usize = 64 * 1024;
 
 /// What the server will answer to, in order.
 #[derive(Debug)]
 enum Expected {
-    /// `Parse`, with what it has changed about prepared statements if it comes to nothing.
-    Parse(Option<Box<Undo>>),
-    Bind,
-    Close(Option<Box<Undo>>),
+    /// `Parse`, of this statement if what becomes of it is of interest.
+    Parse(Option<Name>),
+    Bind(Option<Box<Bound>>),
+    /// As with `Parse`.
+    Close(Option<Name>),
     Describe {
-        /// The last parameter is ours.
-        hide: bool,
+        /// The statement, if its last parameter may be ours.
+        statement: Option<Name>,
     },
     Execute {
-        /// It is nothing but the DEALLOCATE of this statement.
-        deallocates: Option<Vec<u8>>,
+        /// If it may run a DEALLOCATE.
+        portal: Option<Name>,
     },
     Sync,
     /// `Query`, `FunctionCall`
     Query {
         /// It is nothing but the DEALLOCATE of this statement.
-        deallocates: Option<Vec<u8>>,
+        deallocates: Option<Name>,
     },
     /// A query of ours.
     Question(oneshot::Sender<Answer>),
@@ -52,11 +53,12 @@ enum Expected {
     CopyEnd,
 }
 
-/// What a name was before.
+/// A portal that a Bind makes.
 #[derive(Debug)]
-struct Undo {
-    statement: Vec<u8>,
-    before: Option<RowsParameter>,
+struct Bound {
+    portal: Name,
+    /// What it runs, if something is known of it.
+    statement: Option<Name>,
 }
 
 /// What the server has said to a question of ours.
@@ -81,6 +83,8 @@ pub(super) struct Moment {
     pub(super) standard_conforming_strings: Option<bool>,
     /// No character beyond ASCII has bytes of ASCII in it, with certainty.
     pub(super) ascii_safe: bool,
+    /// The statement prepared from the text may have a parameter of ours.
+    pub(super) takes_rows: bool,
 }
 
 /// The state of a conversation.
@@ -99,9 +103,9 @@ pub(super) struct Exchange {
     transaction: u8,
     standard_conforming_strings: bool,
     ascii_safe: bool,
-    /// Prepared statements with a parameter of ours.
-    statements: HashMap<Vec<u8>, RowsParameter>,
-    deallocations: Deallocations,
+    statements: Statements,
+    /// Those that run a DEALLOCATE, as of the last answer, and of which statement.
+    portals: HashMap<Name, Name>,
     /// To be said when the present answer ends.
     notices: Vec<PgError>,
     /// The answer of ours that comes at the moment.
@@ -120,8 +124,8 @@ impl Exchange {
             transaction: b'I',
             standard_conforming_strings,
             ascii_safe: client_encoding.is_some_and(is_ascii_safe),
-            statements: HashMap::new(),
-            deallocations: Deallocations::default(),
+            statements: Statements::default(),
+            portals: HashMap::new(),
             notices: Vec::new(),
             answer: Answer::default(),
         }
@@ -132,14 +136,15 @@ impl Exchange {
         nothing && !self.unsynced && !self.skipping && !self.copying && !self.lost
     }
 
-    /// What a text depends on that is sent now.
-    pub(super) fn moment(&self) -> Moment {
-        let is_quiet = self.is_quiet() && self.statements.len() < MOST_STATEMENTS;
+    /// What a text depends on that is sent now, to prepare the statement of this name if it is in a Parse.
+    pub(super) fn moment(&self, statement: Option<&[u8]>) -> Moment {
+        let is_quiet = self.is_quiet();
         Moment {
             is_quiet,
             has_failed: self.transaction == b'E',
             standard_conforming_strings: is_quiet.then_some(self.standard_conforming_strings),
             ascii_safe: is_quiet && self.ascii_safe,
+            takes_rows: statement.is_some_and(|name| self.statements.has_room_for(name)),
         }
     }
 
@@ -148,19 +153,22 @@ impl Exchange {
         self.expected.len() >= MOST_EXPECTED
     }
 
-    /// What belongs into a Bind of the statement.
+    /// What belongs into a Bind of the statement that is sent now.
     pub(super) fn rows_of(&self, statement: &[u8]) -> Option<&RowsParameter> {
-        self.statements.get(kept_of(statement))
+        match self.statements.expected(statement)? {
+            Kept::Rows(rows) => Some(rows),
+            Kept::Deallocates(_) => None,
+        }
     }
 
-    /// Whether any Bind has to be looked at.
-    pub(super) fn has_statements_with_rows(&self) -> bool {
-        !self.statements.is_empty()
+    /// Whether any Bind, and Parse, has to be looked at.
+    pub(super) fn has_statements(&self) -> bool {
+        !self.statements.is_empty() || !self.portals.is_empty()
     }
 
-    /// Whether any Bind and Execute has to be looked at.
+    /// Whether any Execute has to be looked at.
     pub(super) fn has_deallocations(&self) -> bool {
-        self.deallocations.any()
+        self.statements.deallocate() || !self.portals.is_empty()
     }
 
     /// The client is told when the present answer ends.
@@ -173,42 +181,32 @@ impl Exchange {
 
     /// A Parse of this text is sent, which needs the rows if there is something.
     pub(super) fn parse(&mut self, statement: &[u8], text: &[u8], rows: Option<RowsParameter>) {
-        if !self.skipping {
-            self.deallocations.parse(statement, text);
-        }
-        let undo = self.change(statement, rows);
-        self.extended(Expected::Parse(undo));
+        let deallocated = || {
+            let name = deallocated(text).filter(|_| self.statements.has_room_for(statement))?;
+            Some(Kept::Deallocates(name))
+        };
+        let kept = rows.map(Kept::Rows).or_else(deallocated);
+        let name = self.change(statement, kept);
+        self.extended(Expected::Parse(name));
     }
 
     /// A Describe of a statement is sent.
     pub(super) fn describe_statement(&mut self, statement: &[u8]) {
-        let hide = self.statements.contains_key(kept_of(statement));
-        self.extended(Expected::Describe { hide });
+        self.extended(Expected::Describe { statement: self.statements.known(statement) });
     }
 
     /// A Close of a statement is sent.
     pub(super) fn close_statement(&mut self, statement: &[u8]) {
-        self.deallocations.close(statement);
-        let undo = self.change(statement, None);
-        self.extended(Expected::Close(undo));
+        let name = self.change(statement, None);
+        self.extended(Expected::Close(name));
     }
 
-    fn change(&mut self, statement: &[u8], rows: Option<RowsParameter>) -> Option<Box<Undo>> {
-        if self.skipping {
-            return None;
-        }
-        let statement = kept_of(statement);
-        let before = match rows {
-            Some(rows) => self.statements.insert(statement.to_owned(), rows),
-            None => Some(self.statements.remove(statement)?),
-        };
-        // The unnamed statement is gone as soon as the server parses another, whatever becomes of that.
-        let before = before.filter(|_| !statement.is_empty());
-        Some(Box::new(Undo { statement: statement.to_owned(), before }))
+    fn change(&mut self, statement: &[u8], kept: Option<Kept>) -> Option<Name> {
+        if self.skipping { None } else { self.statements.send(statement, kept) }
     }
 
     /// A Query is sent, which is nothing but the DEALLOCATE of a statement if one is given.
-    pub(super) fn query(&mut self, deallocates: Option<Vec<u8>>) {
+    pub(super) fn query(&mut self, deallocates: Option<Name>) {
         if !self.skipping {
             self.expected.push_back(Expected::Query { deallocates });
         }
@@ -216,23 +214,31 @@ impl Exchange {
 
     /// A Bind is sent.
     pub(super) fn bind(&mut self, portal: &[u8], statement: &[u8]) {
-        self.deallocations.bind(portal, statement);
-        self.send(b'B');
+        let bound = self.has_deallocations().then(|| {
+            Box::new(Bound { portal: self.portal(portal), statement: self.statements.known(statement) })
+        });
+        self.extended(Expected::Bind(bound));
     }
 
     /// An Execute is sent.
     pub(super) fn execute(&mut self, portal: &[u8]) {
-        let deallocates = self.deallocations.execute(portal);
-        self.extended(Expected::Execute { deallocates });
+        let portal = self.has_deallocations().then(|| self.portal(portal));
+        self.extended(Expected::Execute { portal });
+    }
+
+    /// A portal's name, which is kept once if it is known.
+    fn portal(&self, name: &[u8]) -> Name {
+        let name = cut(name);
+        self.portals.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone())
     }
 
     /// Any other message is sent; only its type matters.
     pub(super) fn send(&mut self, kind: u8) {
         match kind {
-            b'B' => self.extended(Expected::Bind),
-            b'D' => self.extended(Expected::Describe { hide: false }),
+            b'B' => self.extended(Expected::Bind(None)),
+            b'D' => self.extended(Expected::Describe { statement: None }),
             b'C' => self.extended(Expected::Close(None)),
-            b'E' => self.extended(Expected::Execute { deallocates: None }),
+            b'E' => self.extended(Expected::Execute { portal: None }),
             b'P' => self.extended(Expected::Parse(None)),
             // The server overlooks one among the data of a COPY.
             b'S' if !self.copying => {
@@ -272,10 +278,43 @@ impl Exchange {
         self.expected.front_mut()
     }
 
-    fn pop(&mut self, right: impl FnOnce(&Expected) -> bool) {
+    /// A message of the extended protocol has succeeded; what it was.
+    fn succeeded(&mut self, right: impl FnOnce(&Expected) -> bool) -> Option<Expected> {
         match self.front() {
-            Some(front) if right(front) => drop(self.expected.pop_front()),
-            _ => self.lost = true,
+            Some(front) if right(front) => self.expected.pop_front(),
+            _ => {
+                self.lost = true;
+                None
+            }
+        }
+    }
+
+    fn parsed(&mut self) {
+        if let Some(Expected::Parse(Some(name))) = self.succeeded(|front| matches!(front, Expected::Parse(_)))
+        {
+            self.statements.confirm(&name);
+        }
+    }
+
+    fn closed(&mut self) {
+        if let Some(Expected::Close(Some(name))) = self.succeeded(|front| matches!(front, Expected::Close(_)))
+        {
+            self.statements.confirm(&name);
+        }
+    }
+
+    /// A portal runs what its statement is at that moment.
+    fn bound(&mut self) {
+        let Some(Expected::Bind(Some(bound))) = self.succeeded(|front| matches!(front, Expected::Bind(_)))
+        else {
+            return;
+        };
+        self.portals.remove(&bound.portal);
+        let statement = bound.statement.and_then(|name| self.statements.settled(&name).cloned());
+        if let Some(Kept::Deallocates(name)) = statement
+            && self.portals.len() < MOST_PORTALS
+        {
+            self.portals.insert(bound.portal, name);
         }
     }
 
@@ -292,16 +331,19 @@ impl Exchange {
                 self.lost = true;
                 return Way::Keep;
             }
-            Some(Expected::Describe { hide: true }) if kind == b't' && length <= KEPT * 8 => {
-                return Way::Change;
+            Some(Expected::Describe { statement: Some(name) }) if kind == b't' && length <= KEPT * 8 => {
+                let name = name.clone();
+                if matches!(self.statements.settled(&name), Some(Kept::Rows(_))) {
+                    return Way::Change;
+                }
             }
             _ => {}
         }
         match kind {
             b'Z' => return Way::Look,
-            b'1' => self.pop(|front| matches!(front, Expected::Parse(_))),
-            b'2' => self.pop(|front| matches!(front, Expected::Bind)),
-            b'3' => self.pop(|front| matches!(front, Expected::Close(_))),
+            b'1' => self.parsed(),
+            b'2' => self.bound(),
+            b'3' => self.closed(),
             b'T' | b'n' => {
                 if let Some(Expected::Describe { .. }) = self.front() {
                     self.expected.pop_front();
@@ -332,12 +374,11 @@ impl Exchange {
     fn copy_in(&mut self) {
         let end = self.expected.iter().position(|expected| matches!(expected, Expected::CopyEnd));
         self.copying = end.is_none();
-        let end = end.unwrap_or(self.expected.len());
-        let mut at = 0;
-        self.expected.retain(|expected| {
-            at += 1;
-            at > end || !matches!(expected, Expected::Sync)
-        });
+        // No further than that: many may be on their way, each with its end.
+        let before: Vec<_> = self.expected.drain(..end.unwrap_or(self.expected.len())).collect();
+        for expected in before.into_iter().rev().filter(|expected| !matches!(expected, Expected::Sync)) {
+            self.expected.push_front(expected);
+        }
     }
 
     fn failed(&mut self) {
@@ -351,29 +392,25 @@ impl Exchange {
         // Nothing of what was sent up to the next Sync happens.
         let sync = self.expected.iter().position(|expected| matches!(expected, Expected::Sync));
         self.skipping = sync.is_none();
-        let skipped: Vec<_> = self.expected.drain(..sync.unwrap_or(self.expected.len())).collect();
-        for expected in skipped.into_iter().rev() {
-            let (Expected::Parse(Some(undo)) | Expected::Close(Some(undo))) = expected else { continue };
-            // What was sent behind the Sync has changed it since.
-            let is_newer = |expected: &Expected| match expected {
-                Expected::Parse(Some(later)) | Expected::Close(Some(later)) => {
-                    later.statement == undo.statement
-                }
-                _ => false,
-            };
-            if self.expected.iter().any(is_newer) {
-                continue;
+        let unnamed = matches!(self.front(), Some(Expected::Parse(Some(name))) if name.is_empty());
+        for expected in self.expected.drain(..sync.unwrap_or(self.expected.len())) {
+            if let Expected::Parse(Some(name)) | Expected::Close(Some(name)) = expected {
+                self.statements.withdraw(&name);
             }
-            match undo.before {
-                Some(rows) => drop(self.statements.insert(undo.statement, rows)),
-                None => drop(self.statements.remove(&undo.statement)),
-            }
+        }
+        // It is gone as soon as the server begins with another, whatever becomes of that (PG: `drop_unnamed_stmt`).
+        if unnamed {
+            self.statements.forget(b"");
         }
     }
 
     fn ready(&mut self, status: u8) {
         self.transaction = status;
         self.copying = false;
+        if status == b'I' {
+            // None outlives its transaction.
+            self.portals.clear();
+        }
         while let Some(expected) = self.expected.pop_front() {
             match expected {
                 Expected::Sync | Expected::Query { .. } => return,
@@ -385,35 +422,23 @@ impl Exchange {
         self.lost = true;
     }
 
-    /// The end of a command that may have dropped prepared statements (PostgreSQL: `DropAllPreparedStatements`, which
-    /// leaves the unnamed one).
+    /// The end of a command that may have dropped prepared statements.
     fn completed(&mut self, tag: &[u8]) {
-        let name = match (tag, self.front()) {
-            (b"DEALLOCATE ALL\0" | b"DISCARD ALL\0", _) => None,
-            (b"DEALLOCATE\0", Some(Expected::Query { deallocates } | Expected::Execute { deallocates })) => {
-                match deallocates.take() {
-                    Some(name) => Some(name),
-                    None => return self.executed(),
+        match (tag, self.expected.front_mut()) {
+            (b"DEALLOCATE ALL\0" | b"DISCARD ALL\0", _) => self.statements.forget_named(),
+            (b"DEALLOCATE\0", Some(Expected::Query { deallocates })) => {
+                if let Some(name) = deallocates.take() {
+                    self.statements.forget(&name);
                 }
             }
-            _ => return self.executed(),
-        };
-        self.executed();
-        let is_meant = |statement: &[u8]| match &name {
-            Some(name) => kept_of(name) == statement,
-            None => !statement.is_empty(),
-        };
-        // What is on its way is parsed later than that; should it fail, there is nothing before it any more.
-        let mut later = HashSet::new();
-        for expected in &mut self.expected {
-            if let Expected::Parse(Some(undo)) | Expected::Close(Some(undo)) = expected
-                && is_meant(&undo.statement)
-                && later.insert(undo.statement.clone())
-            {
-                undo.before = None;
+            (b"DEALLOCATE\0", Some(Expected::Execute { portal: Some(portal) })) => {
+                if let Some(name) = self.portals.get(portal) {
+                    self.statements.forget(name);
+                }
             }
+            _ => {}
         }
-        self.statements.retain(|statement, _| !is_meant(statement) || later.contains(statement));
+        self.executed();
     }
 
     fn parameter(&mut self, body: &[u8]) {
@@ -643,11 +668,6 @@ pub(super) fn bind_with(message: &[u8], value: &[u8]) -> Option<BytesMut> {
     Some(new)
 }
 
-/// What the server tells names apart by.
-fn kept_of(statement: &[u8]) -> &[u8] {
-    &statement[..statement.len().min(NAME_LENGTH)]
-}
-
 /// The portal and the statement that a Bind's body names, and where its formats begin.
 pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], usize)> {
     let portal = body.iter().position(|byte| *byte == 0)?;
@@ -656,237 +676,4 @@ pub(super) fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8], usize)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use walrelay_proto::Lsn;
-
-    use super::*;
-    use crate::overlay;
-
-    fn session() -> Exchange {
-        Exchange::new(true, Some("UTF8"))
-    }
-
-    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-        [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
-    }
-
-    /// What the client gets of these answers, and whether everything has been answered then.
-    fn answered(exchange: &mut Exchange, kinds: &[u8]) -> (Vec<u8>, bool) {
-        let bytes: Vec<_> = kinds.iter().flat_map(|kind| message(*kind, b"I")).collect();
-        let mut output = BytesMut::new();
-        Filter::default().feed(&bytes, exchange, &mut output);
-        (output.to_vec(), exchange.is_quiet())
-    }
-
-    #[test]
-    fn what_a_server_overlooks_does_not_stop_a_session() {
-        let mut exchange = session();
-        (0..=MOST_EXPECTED).for_each(|_| exchange.send(b'c'));
-        assert!(!exchange.is_full() && exchange.is_quiet());
-    }
-
-    /// Whether a conversation is quiet behind it.
-    fn is_quiet(sent: &[u8], answers: &[u8]) -> bool {
-        let mut exchange = session();
-        sent.iter().for_each(|kind| exchange.send(*kind));
-        answered(&mut exchange, answers).1
-    }
-
-    #[test]
-    fn quiet_is_when_everything_has_been_answered() {
-        for (sent, answers, quiet) in [
-            (&b""[..], &b""[..], true),
-            (b"Q", b"", false),
-            (b"Q", b"TDDCTDC", false),
-            (b"Q", b"TDDCTDCNSZ", true),
-            (b"QQ", b"EZ", false),
-            (b"QQ", b"EZCZ", true),
-            (b"PBDES", b"12TDCZ", true),
-            (b"PBDE", b"12TDC", false),
-            // Skipped up to the Sync, a Query among them.
-            (b"PBQDES", b"EZ", true),
-            (b"PBS", b"1EZ", true),
-            (b"PBSPBES", b"1EZ", false),
-            // The Sync among the data is overlooked, whenever it was sent.
-            (b"PBESdcS", b"12GCZ", true),
-            (b"PBESdfS", b"12GEZ", true),
-            (b"Qdc", b"GCZ", true),
-            (b"F", b"VZ", true),
-        ] {
-            assert_eq!(is_quiet(sent, answers), quiet, "{} {}", sent.escape_ascii(), answers.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn what_was_not_expected_makes_nothing_certain() {
-        let mut exchange = session();
-        assert!(!answered(&mut exchange, b"Z").1);
-        exchange.send(b'Q');
-        assert!(!answered(&mut exchange, b"Z").1);
-    }
-
-    #[test]
-    fn settings_are_those_reported() {
-        let mut exchange = session();
-        let mut output = BytesMut::new();
-        let mut report = |exchange: &mut Exchange, body: &[u8]| {
-            Filter::default().feed(&message(b'S', body), exchange, &mut output);
-            let moment = exchange.moment();
-            (moment.standard_conforming_strings, moment.ascii_safe)
-        };
-        assert_eq!(report(&mut exchange, b"client_encoding\0SJIS\0"), (Some(true), false));
-        assert_eq!(report(&mut exchange, b"client_encoding\0EUC_JP\0"), (Some(true), true));
-        assert_eq!(report(&mut exchange, b"standard_conforming_strings\0off\0"), (Some(false), true));
-        exchange.send(b'Q');
-        let moment = exchange.moment();
-        assert_eq!((moment.standard_conforming_strings, moment.ascii_safe), (None, false));
-    }
-
-    #[test]
-    fn answers_to_questions_of_ours_are_not_passed_on() {
-        let mut exchange = session();
-        let mut answer = exchange.ask();
-        let row = message(b'D', b"\0\x02\0\0\0\x01t\xff\xff\xff\xff");
-        let bytes = [message(b'T', b""), row, message(b'N', b"notice"), message(b'Z', b"T")].concat();
-        let mut output = BytesMut::new();
-        Filter::default().feed(&bytes, &mut exchange, &mut output);
-        assert_eq!(output, message(b'N', b"notice"));
-        let answer = answer.try_recv().unwrap();
-        assert_eq!((answer.row, answer.failed), (Some(vec![Some(b"t".to_vec()), None]), false));
-        // But errors are, without the place in a text that is not the client's.
-        let mut answer = exchange.ask();
-        let bytes = [message(b'E', b"SERROR\0P7\0Mno\0\0"), message(b'Z', b"E")].concat();
-        Filter::default().feed(&bytes, &mut exchange, &mut output);
-        let told =
-            [message(b'N', b"notice"), message(b'E', b"SERROR\0Mno\0\0"), message(b'Z', b"E")].concat();
-        assert_eq!(output, told);
-        assert!(answer.try_recv().unwrap().failed && exchange.moment().has_failed);
-    }
-
-    /// A parameter for the rows of a view.
-    fn rows() -> RowsParameter {
-        struct Nothing;
-        impl overlay::Relay for Nothing {
-            fn slots(&mut self) -> Vec<overlay::Row> {
-                Vec::new()
-            }
-
-            fn senders(&mut self) -> Vec<overlay::Row> {
-                Vec::new()
-            }
-
-            fn has_slot(&mut self, _: &str) -> bool {
-                false
-            }
-
-            fn create_slot(&mut self, _: &str, _: bool, _: bool) -> Result<Option<Lsn>, PgError> {
-                Ok(None)
-            }
-
-            fn drop_slot(&mut self, _: &str) -> Result<(), PgError> {
-                Ok(())
-            }
-
-            fn copy_slot(&mut self, _: &str, _: &str, _: Option<bool>) -> Result<(), PgError> {
-                Ok(())
-            }
-
-            fn advance_slot(&mut self, _: &str, upto: Lsn) -> Result<Lsn, PgError> {
-                Ok(upto)
-            }
-        }
-        let message = overlay::Message::Parse { types: 0 };
-        let context = overlay::SqlContext { message, ..overlay::SqlContext::default() };
-        let rewritten = overlay::rewrite(b"table pg_replication_slots", &context, &mut Nothing);
-        rewritten.rows.expect("it is read")
-    }
-
-    fn feed(exchange: &mut Exchange, messages: &[(u8, &[u8])]) {
-        let bytes: Vec<_> = messages.iter().flat_map(|(kind, body)| message(*kind, body)).collect();
-        let mut output = BytesMut::new();
-        Filter::default().feed(&bytes, exchange, &mut output);
-        assert_eq!(&output[..], bytes, "all of it passes");
-    }
-
-    #[test]
-    fn deallocated_statements_are_forgotten() {
-        let with = |names: &[&str]| {
-            let mut exchange = session();
-            names.iter().for_each(|name| exchange.parse(name.as_bytes(), b"", Some(rows())));
-            exchange.send(b'S');
-            let mut answers: Vec<(u8, &[u8])> = vec![(b'1', b""); names.len()];
-            answers.push((b'Z', b"I"));
-            feed(&mut exchange, &answers);
-            exchange
-        };
-        let known =
-            |exchange: &Exchange| ["", "a", "b"].map(|name| exchange.rows_of(name.as_bytes()).is_some());
-        for tag in [&b"DEALLOCATE ALL\0"[..], b"DISCARD ALL\0"] {
-            let mut exchange = with(&["", "a", "b"]);
-            exchange.send(b'Q');
-            // It is parsed behind the other, and before the answer has come.
-            exchange.parse(b"b", b"", Some(rows()));
-            exchange.send(b'S');
-            feed(&mut exchange, &[(b'C', tag), (b'Z', b"I")]);
-            assert_eq!(known(&exchange), [true, false, true]);
-            // It fails: there is no other any more.
-            feed(&mut exchange, &[(b'E', b"\0"), (b'Z', b"I")]);
-            assert_eq!(known(&exchange), [true, false, false]);
-            assert!(exchange.is_quiet());
-        }
-        let mut exchange = with(&["a", "b"]);
-        exchange.query(deallocated(b"deallocate a"));
-        feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
-        assert_eq!(known(&exchange), [false, false, true]);
-        // In the extended protocol, behind another command.
-        let mut exchange = with(&["a", "b"]);
-        exchange.parse(b"", b"deallocate a", None);
-        exchange.bind(b"", b"");
-        exchange.execute(b"");
-        exchange.send(b'S');
-        feed(&mut exchange, &[(b'1', b""), (b'2', b""), (b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
-        assert_eq!(known(&exchange), [false, false, true]);
-        assert!(exchange.is_quiet());
-        // One that fails, and one that is not known.
-        exchange.query(deallocated(b"deallocate b"));
-        feed(&mut exchange, &[(b'E', b"\0"), (b'Z', b"I")]);
-        exchange.send(b'Q');
-        feed(&mut exchange, &[(b'C', b"DEALLOCATE\0"), (b'Z', b"I")]);
-        assert_eq!(known(&exchange), [false, false, true]);
-    }
-
-    #[test]
-    fn a_bind_gets_a_parameter_more() {
-        let with = |body: &[u8]| bind_with(&message(b'B', body), b"rows").map(|new| new.to_vec());
-        let expected = |body: &[u8]| Some(message(b'B', body));
-        assert_eq!(with(b"p\0s\0\0\0\0\0\0\0"), expected(b"p\0s\0\0\0\0\x01\0\0\0\x04rows\0\0"));
-        assert_eq!(
-            with(b"\0\0\0\x01\0\x01\0\x01\xff\xff\xff\xff\0\0"),
-            expected(b"\0\0\0\x01\0\x01\0\x02\xff\xff\xff\xff\0\0\0\x04rows\0\0")
-        );
-        assert_eq!(
-            with(b"\0\0\0\x02\0\x01\0\0\0\x02\0\0\0\x01a\0\0\0\0\0\x01\0\x01"),
-            expected(b"\0\0\0\x03\0\x01\0\0\0\0\0\x03\0\0\0\x01a\0\0\0\0\0\0\0\x04rows\0\x01\0\x01")
-        );
-        assert_eq!(with(b"\0\0\0\0\0\x01\0\0\0\x09a"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn cuts_make_no_difference(bytes in proptest::collection::vec(any::<u8>(), 0..200), step in 1_usize..9) {
-            let feed = |step: usize| {
-                let (mut exchange, mut filter, mut output) = (session(), Filter::default(), BytesMut::new());
-                b"QPBDESQ".iter().for_each(|kind| exchange.send(*kind));
-                bytes.chunks(step).for_each(|part| filter.feed(part, &mut exchange, &mut output));
-                (output, exchange.is_quiet())
-            };
-            prop_assert_eq!(feed(step), feed(200));
-        }
-
-        #[test]
-        fn no_bind_is_too_strange(body in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let _ = bind_with(&message(b'B', &body), b"rows");
-        }
-    }
-}
+mod tests;

@@ -25,8 +25,8 @@ const TEXT_LIMIT: usize = 1 << 20;
 const CLIENT_BUFFER: usize = 8 * 1024;
 const SERVER_BUFFER: usize = 32 * 1024;
 
-/// Longest name of a statement that is looked for in a message which is longer than that.
-const NAME_LIMIT: usize = 1024;
+/// What is looked at of the name of a statement in a message which is longer than that; more than a server keeps.
+const NAME_LIMIT: usize = 64;
 
 /// The conversation of a session, for both of its directions.
 #[derive(Debug)]
@@ -277,7 +277,8 @@ async fn pass_text(
         output.unsplit(message);
         return Ok(());
     };
-    let moment = talk.lock().moment();
+    let statement = matches!(sent_as, overlay::Message::Parse { .. }).then(|| &message[name.clone()]);
+    let moment = talk.lock().moment(statement);
     let mut fate = texts.rewrite(sent_as, &message[span.clone()], moment);
     if let Some(notice) = fate.notice {
         talk.lock().tell(notice);
@@ -410,18 +411,18 @@ impl Cutter {
             let is_short = (5..=TEXT_LIMIT).contains(&len);
             let is_looked_at = match kind {
                 b'Q' | b'P' | b'D' | b'C' => is_short,
-                b'B' => is_short && (exchange.has_statements_with_rows() || exchange.has_deallocations()),
+                b'B' => is_short && exchange.has_statements(),
                 b'E' => is_short && exchange.has_deallocations(),
                 _ => false,
             };
             if !is_looked_at {
-                if kind == b'P' && exchange.has_statements_with_rows() {
+                if kind == b'P' && exchange.has_statements() {
                     // Its text is too long to be of interest, but the name may be one that is known.
                     let start = &rest[5..rest.len().min(1 + len.max(4)).min(5 + NAME_LIMIT)];
                     match start.iter().position(|byte| *byte == 0) {
                         Some(end) => exchange.parse(&start[..end], b"", None),
                         None if rest.len() <= len && start.len() < NAME_LIMIT => break,
-                        None => exchange.send(kind),
+                        None => exchange.parse(start, b"", None),
                     }
                 } else {
                     exchange.send(kind);

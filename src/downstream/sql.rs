@@ -168,6 +168,7 @@ impl Overlay<'_> {
             message,
             overlay: self.session.shared.config.sql_overlay,
             settled: moment.is_quiet && !moment.has_failed,
+            takes_rows: moment.takes_rows,
         }
     }
 }

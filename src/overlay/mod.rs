@@ -62,6 +62,8 @@ pub struct SqlContext {
     pub overlay: bool,
     /// Whether everything in front has been answered and has not failed: only then may the text have effects.
     pub settled: bool,
+    /// Whether the statement prepared from a Parse may have a further parameter.
+    pub takes_rows: bool,
 }
 
 /// The message of a text.
@@ -85,6 +87,7 @@ impl Default for SqlContext {
             message: Message::Simple,
             overlay: true,
             settled: true,
+            takes_rows: true,
         }
     }
 }

@@ -21,6 +21,12 @@ pub(super) fn rows_of_the_upstream() -> PgError {
     )
 }
 
+/// There is no place for what its executions would need.
+pub(super) fn too_many_statements() -> PgError {
+    let text = "rows of pg_replication_slots and pg_stat_replication in this statement are the upstream server's, not walrelay's, because the session has too many prepared statements that read them";
+    PgError::notice(sqlstate::SUCCESSFUL_COMPLETION, text).with_hint("Close some of them first.")
+}
+
 /// The routine will do it upstream.
 pub(super) fn acts_upstream() -> PgError {
     let text = "this routine will act on physical replication slots of the upstream server, not of walrelay";

@@ -72,6 +72,7 @@ fn session_of([a, b, c, d, e, f]: [bool; 6]) -> SqlContext {
         message: if c { Message::Simple } else { Message::Parse { types: 0 } },
         overlay: d,
         settled: e,
+        takes_rows: d || e,
     }
 }
 
