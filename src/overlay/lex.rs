@@ -53,7 +53,7 @@ pub enum StringKind {
     Escape,
     /// `B'…'` or `X'…'`
     Bit,
-    /// `U&'…'`
+    /// `U&'…'`; in a [`Statement`] with the `UESCAPE '…'` behind it.
     Unicode,
     /// `$tag$…$tag$`
     Dollar,
@@ -336,15 +336,16 @@ pub(super) fn significant(text: &[u8], standard_conforming_strings: bool) -> Vec
     tokens
 }
 
-/// As the grammar sees them: what says how a name is escaped belongs to the name (PostgreSQL: `base_yylex`).
+/// As the grammar sees them: what says how a name or string is escaped belongs to it (PostgreSQL: `base_yylex`).
 fn push(text: &[u8], tokens: &mut Vec<Token>, token: Token) {
     match (tokens.as_slice(), token.kind) {
-        ([.., name, word], Kind::String(_))
-            if name.kind == Kind::UnicodeQuoted && is_word(text, word, "uescape") =>
+        ([.., escaped, word], Kind::String(_))
+            if matches!(escaped.kind, Kind::UnicodeQuoted | Kind::String(StringKind::Unicode))
+                && is_word(text, word, "uescape") =>
         {
             tokens.pop();
-            let name = tokens.last_mut().expect("it is the one before");
-            name.span.end = token.span.end;
+            let escaped = tokens.last_mut().expect("it is the one before");
+            escaped.span.end = token.span.end;
         }
         _ => tokens.push(token),
     }
@@ -397,93 +398,187 @@ pub fn is_identifier(text: &[u8], token: &Token, name: &str) -> bool {
     let written = &text[token.span.clone()];
     match token.kind {
         Kind::Quoted => written.len() == name.len() + 2 && &written[1..written.len() - 1] == name.as_bytes(),
-        Kind::UnicodeQuoted => unicode_is(written, name).unwrap_or(false),
+        Kind::UnicodeQuoted => unicode_value(written).is_some_and(|value| value == name.as_bytes()),
         _ => is_word(text, token, name),
     }
 }
 
-/// Whether `U&"…"`, perhaps with UESCAPE, is this name, which is in ASCII; `None` if the server will not have it
-/// (PostgreSQL: `str_udeescape`).
-fn unicode_is(written: &[u8], name: &str) -> Option<bool> {
-    let body = &written[3..];
-    let end = (0..body.len()).find(|&at| {
-        // The last one of a row of quotes ends the name if the row is odd.
-        let quotes = || body[..=at].iter().rev().take_while(|&&byte| byte == b'"').count();
-        body[at] == b'"' && body.get(at + 1) != Some(&b'"') && quotes() % 2 == 1
-    })?;
-    let escape = escape_of(&body[end + 1..])?;
-    let mut rest = &body[..end];
-    let mut expected = name.bytes();
-    while let Some((&first, behind)) = rest.split_first() {
-        let (character, behind) = match first {
-            _ if first == escape => unescaped(behind, escape)?,
-            b'"' => (u32::from(b'"'), behind.get(1..)?),
-            _ => (u32::from(first), behind),
-        };
-        if expected.next().map(u32::from) != Some(character) {
-            return Some(false);
-        }
-        rest = behind;
-    }
-    Some(expected.next().is_none())
+/// What a string holds; `None` for bits, for what the server will not have, and for what is not UTF-8.
+pub fn string_value(text: &[u8], token: &Token) -> Option<String> {
+    String::from_utf8(string_bytes(text, token)?).ok()
 }
 
-/// What escapes: a backslash, if nothing is behind the name.
-fn escape_of(behind: &[u8]) -> Option<u8> {
-    let tokens = significant(behind, true);
-    let Some(string) = tokens.last() else { return Some(b'\\') };
-    match string_value(behind, string)?.as_bytes() {
-        [escape] if !escape.is_ascii_hexdigit() && !b"+'\" \t\n\r\x0c\x0b".contains(escape) => Some(*escape),
+/// The same in bytes. Characters that are given by their number are in UTF-8.
+pub(super) fn string_bytes(text: &[u8], token: &Token) -> Option<Vec<u8>> {
+    let written = &text[token.span.clone()];
+    match token.kind {
+        Kind::String(StringKind::Plain) => Some(unquoted(&written[1..], b'\'')?.0),
+        Kind::String(StringKind::Escape) => {
+            escape_value(&written[if written.first() == Some(&b'\'') { 1 } else { 2 }..])
+        }
+        Kind::String(StringKind::Unicode) => unicode_value(written),
+        Kind::String(StringKind::Dollar) => {
+            let delimiter = 2 + written[1..].iter().position(|&byte| byte == b'$')?;
+            Some(written.get(delimiter..written.len().checked_sub(delimiter)?)?.to_vec())
+        }
         _ => None,
     }
 }
 
-/// The character behind an escape, and what follows: four digits, six behind a plus, or the escape itself.
-fn unescaped(behind: &[u8], escape: u8) -> Option<(u32, &[u8])> {
-    let (digits, rest) = match *behind.first()? {
-        first if first == escape => return Some((escape.into(), &behind[1..])),
-        b'+' => behind[1..].split_at_checked(6)?,
-        _ => behind.split_at_checked(4)?,
-    };
-    let digits =
-        std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
-    Some((u32::from_str_radix(digits, 16).ok()?, rest))
+/// What stands between quotes, given what is behind the first of them, and what follows the last: two in a row are one, and
+/// strings go on in other lines. `None` if there is no end.
+fn unquoted(mut rest: &[u8], quote: u8) -> Option<(Vec<u8>, &[u8])> {
+    let mut value = Vec::with_capacity(rest.len());
+    loop {
+        let (&first, behind) = rest.split_first()?;
+        rest = behind;
+        if first != quote {
+            value.push(first);
+        } else if behind.first() == Some(&quote) {
+            value.push(quote);
+            rest = &behind[1..];
+        } else {
+            match continuation(behind) {
+                Some(bytes) if quote == b'\'' => rest = &behind[bytes..],
+                _ => return Some((value, behind)),
+            }
+        }
+    }
 }
 
-/// What a string holds; `None` for the kinds and escapes that take more than reading, and for what is not UTF-8.
-pub fn string_value(text: &[u8], token: &Token) -> Option<String> {
-    let written = &text[token.span.clone()];
-    let bytes = match token.kind {
-        Kind::String(StringKind::Plain) => unescape(&written[1..], false)?,
-        Kind::String(StringKind::Escape) => {
-            unescape(&written[if written.first() == Some(&b'\'') { 1 } else { 2 }..], true)?
+/// What `E'…'` holds, given what is behind its first quote (PostgreSQL: `<xe>` and `unescape_single_char` in `scan.l`).
+fn escape_value(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut value = Vec::with_capacity(rest.len());
+    // The first half of a character in two.
+    let mut half = None;
+    loop {
+        let (&first, behind) = rest.split_first()?;
+        if half.is_some() && !(first == b'\\' && matches!(behind.first(), Some(b'u' | b'U'))) {
+            return None;
         }
-        Kind::String(StringKind::Dollar) => {
-            let delimiter = 2 + written[1..].iter().position(|&byte| byte == b'$')?;
-            written.get(delimiter..written.len().checked_sub(delimiter)?)?.to_vec()
+        rest = match (first, behind.first()) {
+            (b'\'', Some(b'\'')) => {
+                value.push(b'\'');
+                &behind[1..]
+            }
+            (b'\'', _) => match continuation(behind) {
+                Some(bytes) => &behind[bytes..],
+                None => return Some(value).filter(|value| !value.contains(&0)),
+            },
+            (b'\\', _) => escape(behind, &mut value, &mut half)?,
+            _ => {
+                value.push(first);
+                behind
+            }
+        };
+    }
+}
+
+/// Adds what the escape stands for that is behind a backslash; returns what follows it.
+fn escape<'a>(rest: &'a [u8], value: &mut Vec<u8>, half: &mut Option<u32>) -> Option<&'a [u8]> {
+    let (&first, behind) = rest.split_first()?;
+    let digits =
+        |most: usize, is_digit: fn(u8) -> bool, from: &[u8]| count(&from[..from.len().min(most)], is_digit);
+    match first {
+        b'0'..=b'7' => {
+            let (octal, behind) = rest.split_at(digits(3, |byte| matches!(byte, b'0'..=b'7'), rest));
+            // Of more than a byte holds, it is cut.
+            value.push(number(octal, 8)? as u8);
+            return Some(behind);
         }
+        b'x' => match behind.split_at(digits(2, |byte| byte.is_ascii_hexdigit(), behind)) {
+            ([], behind) => {
+                value.push(b'x');
+                return Some(behind);
+            }
+            (hex, behind) => {
+                value.push(number(hex, 16)? as u8);
+                return Some(behind);
+            }
+        },
+        b'u' | b'U' => {
+            let (hex, behind) = behind.split_at_checked(if first == b'u' { 4 } else { 8 })?;
+            push_character(number(hex, 16)?, value, half)?;
+            return Some(behind);
+        }
+        b'b' => value.push(0x08),
+        b'f' => value.push(0x0c),
+        b'n' => value.push(b'\n'),
+        b'r' => value.push(b'\r'),
+        b't' => value.push(b'\t'),
+        // Below PostgreSQL 16 it is the letter.
+        b'v' => value.push(0x0b),
+        other => value.push(other),
+    }
+    Some(behind)
+}
+
+/// A number without a sign.
+fn number(digits: &[u8], radix: u32) -> Option<u32> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(())?;
+    u32::from_str_radix(digits, radix).ok()
+}
+
+/// Adds a character by its number, which may be half of one: the other half has to follow (PostgreSQL: `addunicode`).
+fn push_character(number: u32, value: &mut Vec<u8>, half: &mut Option<u32>) -> Option<()> {
+    let number = match (half.take(), number) {
+        (None, 0xd800..=0xdbff) => {
+            *half = Some(number);
+            return Some(());
+        }
+        (Some(high), 0xdc00..=0xdfff) => 0x10000 + ((high - 0xd800) << 10) + (number - 0xdc00),
+        (None, 1..) => number,
         _ => return None,
     };
-    String::from_utf8(bytes).ok()
+    let character = char::from_u32(number)?;
+    value.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    Some(())
 }
 
-/// The contents of a string behind its opening quote; `None` if it has continuations or no end.
-fn unescape(written: &[u8], backslashes: bool) -> Option<Vec<u8>> {
-    let mut value = Vec::with_capacity(written.len());
-    let mut bytes = written.iter().copied();
-    loop {
-        match bytes.next()? {
-            b'\'' => match bytes.next() {
-                None => return Some(value),
-                Some(b'\'') => value.push(b'\''),
-                Some(_) => return None,
-            },
-            b'\\' if backslashes => match bytes.next()? {
-                byte if byte.is_ascii_alphanumeric() => return None,
-                byte => value.push(byte),
-            },
-            byte => value.push(byte),
-        }
+/// What `U&'…'` holds or `U&"…"` is called, perhaps with UESCAPE; `None` if the server will not have it (PostgreSQL:
+/// `str_udeescape`).
+fn unicode_value(written: &[u8]) -> Option<Vec<u8>> {
+    let (content, behind) = unquoted(written.get(3..)?, written[2])?;
+    let escape = escape_of(behind)?;
+    let mut value = Vec::with_capacity(content.len());
+    let (mut rest, mut half) = (content.as_slice(), None);
+    while let Some((&first, behind)) = rest.split_first() {
+        rest = match behind.first() {
+            Some(&second) if first == escape && second != escape => {
+                let (start, length) = if second == b'+' { (1, 6) } else { (0, 4) };
+                let (hex, behind) = behind[start..].split_at_checked(length)?;
+                push_character(number(hex, 16)?, &mut value, &mut half)?;
+                behind
+            }
+            _ if half.is_some() => return None,
+            Some(_) if first == escape => {
+                value.push(escape);
+                &behind[1..]
+            }
+            None if first == escape => return None,
+            _ => {
+                value.push(first);
+                behind
+            }
+        };
+    }
+    half.is_none().then_some(value)
+}
+
+/// What escapes: a backslash, if nothing is behind the name or string.
+fn escape_of(behind: &[u8]) -> Option<u8> {
+    let tokens = significant(behind, true);
+    let Some(string) = tokens.last() else { return Some(b'\\') };
+    let is_one = |value: &Vec<u8>| value.len() == 1;
+    // Without standard_conforming_strings two backslashes are one; else the server refuses them, and nothing is lost.
+    let value = string_bytes(behind, string).filter(is_one).or_else(|| {
+        let with_escapes = Token { kind: Kind::String(StringKind::Escape), span: string.span.clone() };
+        string_bytes(behind, &with_escapes).filter(is_one)
+    })?;
+    match value[..] {
+        [escape] if !escape.is_ascii_hexdigit() && !b"+'\" \t\n\r\x0c\x0b".contains(&escape) => Some(escape),
+        _ => None,
     }
 }
 

@@ -115,8 +115,8 @@ impl Rewriting<'_> {
 
     fn views(&mut self, statement: &Statement) -> Result<(), PgError> {
         let Some(reading) = views::look(self.text, &statement.tokens) else {
-            let mut code = slot_functions::code_in(self.text, &statement.tokens);
-            if code.any(|(code, tokens)| views::look(code.as_bytes(), &tokens).is_some()) {
+            let mut code = slot_functions::code_in(self.text, &statement.tokens, self.session);
+            if code.any(|code| views::look(&code.text, &code.tokens).is_some()) {
                 self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
             }
             return Ok(());
@@ -133,6 +133,10 @@ impl Rewriting<'_> {
             // A COPY has no parameters, and its rows would be those of now for ever.
             Message::Parse { .. } if place.is_copy => {
                 self.result.notice.get_or_insert_with(notices::rows_of_the_upstream);
+                return Ok(());
+            }
+            Message::Parse { .. } if !self.session.takes_rows => {
+                self.result.notice.get_or_insert_with(notices::too_many_statements);
                 return Ok(());
             }
             Message::Parse { types } => {
@@ -211,7 +215,20 @@ pub fn may_concern_us(text: &[u8]) -> bool {
     if text.len() < SHORT && occurrences(text, signals::NEEDLE).next().is_some() {
         return true;
     }
-    has_names(text) || may_be_escaped(text)
+    has_names(text) || may_be_escaped(text) || executes_code(text)
+}
+
+/// Whether it may be a DO, the code of which can be written in many ways.
+fn executes_code(text: &[u8]) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..);
+    occurrences(text, b"do").any(|at| {
+        let behind = &text[at + 2..];
+        let behind = &behind[behind.iter().take_while(|byte| b" \t\n\r\x0b\x0c".contains(byte)).count()..];
+        // ON CONFLICT has something else behind it.
+        let begins = |start: &[u8]| behind.get(..start.len()).is_some_and(|b| b.eq_ignore_ascii_case(start));
+        !text[..at].last().is_some_and(is_part)
+            && [&b"'"[..], b"e'", b"u&'", b"$", b"language", b"--", b"/*"].iter().any(|start| begins(start))
+    })
 }
 
 fn has_names(text: &[u8]) -> bool {

@@ -101,7 +101,7 @@ pub(super) fn look(
     }
     let found = calls(text, tokens);
     if found.is_empty() {
-        return body(text, tokens);
+        return body(text, tokens, session);
     }
     if executes_nothing(text, tokens) {
         return Ok(Calls::Guarded(Vec::new()));
@@ -189,11 +189,11 @@ fn executes_nothing(text: &[u8], tokens: &[Token]) -> bool {
 }
 
 /// What the code in a statement calls. Without a string of code in it there is nothing to find.
-fn body(text: &[u8], tokens: &[Token]) -> Result<Calls, PgError> {
+fn body(text: &[u8], tokens: &[Token], session: &SqlContext) -> Result<Calls, PgError> {
     let is_do = tokens.first().is_some_and(|first| lex::is_word(text, first, "do"));
-    for (code, tokens) in code_in(text, tokens) {
-        match calls(code.as_bytes(), &tokens).first() {
-            Some(call) if is_do => return Err(call.function.refuse("inside of a DO block")),
+    for code in code_in(text, tokens, session) {
+        match code.called() {
+            Some(function) if is_do => return Err(function.refuse("inside of a DO block")),
             Some(_) => return Ok(Calls::Hidden),
             None => {}
         }
@@ -201,18 +201,51 @@ fn body(text: &[u8], tokens: &[Token]) -> Result<Calls, PgError> {
     Ok(Calls::Guarded(Vec::new()))
 }
 
-/// The strings, with their tokens, of a DO, which executes them, or of a CREATE FUNCTION or PROCEDURE, which does not yet.
+/// A string of code.
+pub(super) struct Code {
+    pub(super) text: Vec<u8>,
+    pub(super) tokens: Vec<Token>,
+    conforming: bool,
+}
+
+impl Code {
+    /// A function that it calls.
+    fn called(&self) -> Option<Function> {
+        let called = |text: &[u8], tokens: &[Token]| calls(text, tokens).first().map(|call| call.function);
+        called(&self.text, &self.tokens).or_else(|| {
+            let mut strings = self.executed();
+            strings.find_map(|text| called(&text, &lex::significant(&text, self.conforming)))
+        })
+    }
+
+    /// The strings that may be a part of what it executes as texts of SQL.
+    fn executed(&self) -> impl Iterator<Item = Vec<u8>> + use<'_> {
+        let executes = self.tokens.iter().any(|token| lex::is_word(&self.text, token, "execute"));
+        let tokens = if executes { &self.tokens[..] } else { &[] };
+        tokens.iter().filter_map(|token| lex::string_bytes(&self.text, token))
+    }
+}
+
+/// The strings of a DO, which executes them, or of a CREATE FUNCTION or PROCEDURE, which does not yet. With settings that are
+/// not certain, in every way that the server may read them.
 pub(super) fn code_in<'a>(
     text: &'a [u8],
     tokens: &'a [Token],
-) -> impl Iterator<Item = (String, Vec<Token>)> + use<'a> {
+    session: &SqlContext,
+) -> impl Iterator<Item = Code> + use<'a> {
     let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| lex::is_word(text, token, word));
     let makes = is(0, "create") && (1..4).any(|at| is(at, "function") || is(at, "procedure"));
     let tokens = if is(0, "do") || makes { tokens } else { &[] };
-    tokens.iter().filter(|token| matches!(token.kind, Kind::String(_))).filter_map(|token| {
-        let code = lex::string_value(text, token)?;
-        let tokens = lex::significant(code.as_bytes(), true);
-        Some((code, tokens))
+    let readings = match session.standard_conforming_strings {
+        Some(true) => &[true][..],
+        Some(false) => &[false],
+        None => &[true, false],
+    };
+    tokens.iter().filter_map(|token| lex::string_bytes(text, token)).flat_map(|text| {
+        readings.iter().map(move |&conforming| {
+            let tokens = lex::significant(&text, conforming);
+            Code { text: text.clone(), tokens, conforming }
+        })
     })
 }
 

@@ -157,6 +157,11 @@ fn slots_change_only_where_postgresql_would_change_them(server: &Server) {
         "select pg_drop_replication_slot('one') where exists (select 1)",
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'one'",
         "do $$ begin perform pg_drop_replication_slot('one'); end $$",
+        // However the code is written, and where it puts a text together.
+        r"do E'begin perform pg_drop_\162eplication_slot(\'one\'); end'",
+        r"do U&'begin perform pg_drop_\0072eplication_slot(''one''); end'",
+        "do 'begin perform pg_drop_repl'\n'ication_slot(''one''); end'",
+        "do $$ begin execute format('select pg_drop_replication_slot(%L)', 'one'); end $$",
         "select pg_create_physical_replication_slot('o'), pg_drop_replication_slot(E'one')",
     ] {
         let error = refused(postgres, text);
@@ -184,6 +189,14 @@ fn slots_change_only_where_postgresql_would_change_them(server: &Server) {
     let error = refused("dbname=postgres user=rep", drop);
     assert!(error.contains("permission denied for function"), "{error}");
     primary.sql("grant execute on function pg_drop_replication_slot to public");
+    primary.sql("revoke select on pg_stat_replication from public");
+    let error = refused("dbname=postgres user=plain", "select count(*) from pg_stat_replication");
+    assert!(error.contains("permission denied for view pg_stat_replication"), "{error}");
+    primary.sql("grant select on pg_stat_replication to public");
+    // Nor is it the view that a temporary table hides.
+    let read = ["create temp table pg_stat_replication (pid int)", "select pid from pg_stat_replication"];
+    let error = relay.psql(postgres, &read).expect_err("it is another").0;
+    assert!(error.contains("write pg_catalog.pg_stat_replication"), "{error}");
 
     primary
         .sql("create function public.pg_drop_replication_slot(text) returns int language sql as 'select 7'");
@@ -200,7 +213,7 @@ fn slots_change_only_where_postgresql_would_change_them(server: &Server) {
 }
 
 fn dropped_roles_are_out(server: &Server) {
-    let primary = Cluster::builder(server).start();
+    let mut primary = Cluster::builder(server).start();
     primary.sql("create role rep login replication");
     let relay = relay_below(&primary).hba("host all,replication all 127.0.0.1/32 trust\n").start();
     let identify = || relay.psql("user=rep replication=1", &["IDENTIFY_SYSTEM"]);
@@ -208,6 +221,11 @@ fn dropped_roles_are_out(server: &Server) {
     primary.sql("drop role rep");
     let is_out = || identify().is_err_and(|error| error.0.contains("role \"rep\" does not exist"));
     wait_until("the relay to know that it is gone", is_out);
+    // Nor is anybody in of whom nobody can be asked.
+    primary.stop();
+    let unknown = relay.psql("user=unknown replication=1", &["CREATE_REPLICATION_SLOT s PHYSICAL"]);
+    assert!(unknown.expect_err("who is it?").0.contains("cannot be asked for role \"unknown\""));
+    assert!(is_out());
 }
 
 fn texts_are_read_as_the_server_reads_them(server: &Server) {
@@ -310,7 +328,54 @@ fn prepared_statements_see_each_moment(server: &Server) {
     ];
     let answers = raw.ask(&again.concat(), 2);
     assert_eq!(kinds(&answers), "EZ31tT2DCZ", "{:?}", errors(&answers));
+    names_stand_for_what_they_do_upstream(&mut raw);
     relay.assert_calm();
+}
+
+/// What a message was to do that the server has skipped, or refused, has not happened.
+fn names_stand_for_what_they_do_upstream(raw: &mut Raw) {
+    let parse = |name: &str, text: &str| message(b'P', &[name.as_bytes(), b"\0", text.as_bytes(), b"\0\0\0"]);
+    let bind = |portal: &str, name: &str| {
+        message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+    };
+    let execute = |portal: &str| message(b'E', &[portal.as_bytes(), b"\0\0\0\0\0"]);
+    let close = |name: &str| message(b'C', &[b"S", name.as_bytes(), b"\0"]);
+    let describe = |name: &str| message(b'D', &[b"S", name.as_bytes(), b"\0"]);
+    let sync = message(b'S', &[]);
+    let rows = "select count(*) from pg_replication_slots";
+    let mut asks = |messages: &[Vec<u8>], times: u32, expected: &str| {
+        let answers = raw.ask(&messages.concat(), times);
+        assert_eq!(kinds(&answers), expected, "{:?}", errors(&answers));
+        answers
+    };
+    asks(&[parse("a", rows), parse("b", rows), sync.clone()], 1, "11Z");
+    let works = |name: &str| [bind("", name), execute(""), sync.clone()].concat();
+    let described = |name: &str| [describe(name), sync.clone()].concat();
+    // Nothing behind the failure happens: neither the Close, nor the Parse of another without a name.
+    let failing = [execute("none"), close("a"), parse("", "deallocate a"), sync.clone()];
+    let answers = asks(&[failing.concat(), described("a")], 2, "EZtTZ");
+    assert_eq!(answers[2].1, b"\0\0", "the client knows of no parameter");
+    asks(&[works("a")], 1, "2DCZ");
+    // A statement of a name is not replaced by another, which would deallocate another.
+    asks(&[parse("d", "deallocate a"), sync.clone(), parse("d", "deallocate b"), sync.clone()], 2, "1ZEZ");
+    asks(&[works("d"), works("b"), works("a")], 3, "2CZ2DCZEZ");
+    // A portal runs what its statement was when it was bound.
+    asks(
+        &[
+            parse("a", rows),
+            parse("", "deallocate b"),
+            bind("p", ""),
+            parse("", rows),
+            execute("p"),
+            sync.clone(),
+        ],
+        1,
+        "1121CZ",
+    );
+    asks(&[works(""), works("a"), works("b")], 3, "2DCZ2DCZEZ");
+    // One that has failed to parse has taken the one before it away.
+    asks(&[parse("", "select nosuch"), sync.clone(), works("")], 2, "EZEZ");
+    asks(&[parse("", "select 1"), sync.clone(), works("")], 2, "1Z2DCZ");
 }
 
 fn physical_slots_upstream_are_out_of_reach(server: &Server) {
@@ -416,6 +481,7 @@ fn tools_get_what_postgresql_says(server: &Server) {
         ("begin; declare c cursor for select slot_name from pg_replication_slots; fetch all c", "archive"),
         ("create temp table t as select slot_name from pg_replication_slots; table t", "archive"),
         ("(with w as (select slot_name from pg_replication_slots) select * from w)", "archive"),
+        (r#"select slot_name from U&"pg_!0072eplication_slots" uescape '!'"#, "archive"),
     ] {
         assert_eq!(relay.sql(text).lines().last(), Some(rows), "{text}");
     }
@@ -570,9 +636,15 @@ fn consumers_are_ended_by_who_may(server: &Server) {
         let mut consumer = Raw::connect(relay.port(), &[("user", "rep"), ("replication", "true")]);
         let stream = format!("START_REPLICATION PHYSICAL {}", relay.flush_lsn());
         consumer.0.write_all(&query(stream.as_bytes())).expect("it reads");
-        let streaming = "select state, sent_lsn is not null from pg_stat_replication where usename = 'rep'";
-        relay.wait_for_sql(streaming, "streaming|t");
-        (consumer, relay.sql("select pid from pg_stat_replication where usename = 'rep'"))
+        relay.wait_for_sql("select state from pg_stat_replication where usename = 'rep'", "streaming");
+        // As in PostgreSQL from the start, and whatever comes: nothing does.
+        let row =
+            relay.sql("select pid, sent_lsn is not null from pg_stat_replication where usename = 'rep'");
+        let (pid, is_sent) = row.split_once('|').expect("two columns");
+        assert_eq!(is_sent, "t");
+        // No process of a server can have it.
+        assert!(pid.parse::<u32>().expect("a number") > 1 << 22, "{pid}");
+        (consumer, pid.to_owned())
     };
     let (mut consumer, pid) = start();
     let terminate = format!("select pg_terminate_backend({pid})");

@@ -145,7 +145,7 @@ fn arguments_have_to_be_constants() {
     refused("select pg_create_physical_replication_slot(lower('A'))");
     refused("select pg_create_physical_replication_slot('a' || 'b')");
     refused("select pg_create_physical_replication_slot(null)");
-    refused("select pg_create_physical_replication_slot(U&'a')");
+    refused(r"select pg_create_physical_replication_slot(U&'a\00')");
     refused("select pg_create_physical_replication_slot('a', 1)");
     refused("select pg_create_physical_replication_slot('a', 'o')");
     refused("select pg_create_physical_replication_slot('a', true, true, true)");
@@ -232,6 +232,83 @@ fn what_is_not_alone_is_refused_and_has_no_effect() {
         PERMITTED,
     );
     assert!(text.starts_with("create function") && notice.unwrap().message.contains("will act on"));
+}
+
+/// However the code of a DO is written.
+#[test]
+fn code_in_any_string_is_read() {
+    let conforming = SqlContext::default();
+    let escaping = SqlContext { standard_conforming_strings: Some(false), ..conforming };
+    let uncertain = SqlContext { standard_conforming_strings: None, settled: false, ..conforming };
+    for (text, session) in [
+        (r"do E'begin perform pg_drop_\162eplication_slot(\'mine\'); end'", &conforming),
+        (r"do E'begin\n perform pg_drop\x5freplication_slot(\047mine\047);\nend'", &conforming),
+        (r"do 'begin perform pg_drop_\u0072eplication_slot(\'mine\'); end'", &escaping),
+        (r"do U&'begin perform pg_drop_\0072eplication_slot(''mine''); end'", &conforming),
+        (r"do u&'begin perform pg_drop!005freplication_slot(''mine''); end' uescape '!'", &conforming),
+        ("do 'begin perform pg_drop_replication' -- in two lines\n '_slot(''mine''); end'", &conforming),
+        (
+            r#"do $$ begin perform U&"pg_drop_!0072eplication_slot" uescape E'\041' ('mine'); end $$"#,
+            &conforming,
+        ),
+        ("do 'begin raise notice ''\\''; perform pg_drop_replication_slot(''mine''); end'", &conforming),
+        // The code has a backslash, and the text has none.
+        (
+            "do u&'begin raise notice ''!005c''; perform pg_drop_replication_slot(''x''); end' uescape '!'",
+            &uncertain,
+        ),
+        // What is not ASCII need not be UTF-8.
+        (r"do E'begin /* \344 */ perform pg_drop_replication_slot(\'mine\'); end'", &conforming),
+        // It is put together.
+        ("do $$ begin execute 'select pg_drop_replication_slot(''mine'')'; end $$", &conforming),
+        ("do $$ begin execute format('select pg_drop_replication_slot(%L)', 'mine'); end $$", &conforming),
+        (
+            "do $$ begin execute 'select pg_drop_replication_slot(' || quote_literal(x) || ')'; end $$",
+            &conforming,
+        ),
+        (r"do $$ begin execute e'select pg_drop\x5freplication_slot(\'mine\')'; end $$", &conforming),
+    ] {
+        let (forwarded, asked) = rewritten_in(text, session);
+        assert!(
+            forwarded.starts_with("DO $raise$") && forwarded.contains("inside of a DO block"),
+            "{text}: {forwarded}"
+        );
+        assert_eq!(asked, [""; 0], "{text}");
+    }
+    for text in [
+        "do $$ begin raise notice 'pg_drop_replication_slot(%)', 'mine'; end $$",
+        r"do E'begin perform \'pg_drop_\162eplication_slot(1)\'; end'",
+        "do $$ begin execute 'select 1' /* pg_drop_replication_slot('mine') */; end $$",
+    ] {
+        let (forwarded, asked) = rewritten_in(text, &conforming);
+        assert_eq!((forwarded.as_str(), asked.len()), (text, 0));
+    }
+    let hidden =
+        r"create procedure p() language plpgsql as E'begin\n perform pg_drop_replication_slot(\'x\'); end'";
+    assert!(
+        judged(hidden, &conforming, PERMITTED).1.is_some_and(|notice| notice.message.contains("will act on"))
+    );
+}
+
+/// The name is what the server will see.
+#[test]
+fn names_in_any_string_are_read() {
+    for name in [r"E'min\145'", r"U&'min\0065'", "U&'min!0065' uescape '!'", "'mi'\n'ne'", r"E'mine\0'"] {
+        let (text, asked) = rewritten_in(
+            &format!("select pg_create_logical_replication_slot({name}, 'x')"),
+            &SqlContext::default(),
+        );
+        // The server refuses the last.
+        assert_eq!(text.contains("42710"), name != r"E'mine\0'", "{text}");
+        assert_eq!(asked, [""; 0]);
+    }
+    check(
+        "SELECT pg_drop_replication_slot('mi'\n'ne')",
+        "SELECT (SELECT ''::pg_catalog.void AS pg_drop_replication_slot)",
+        &["drop mine"],
+    );
+    let text = rewritten(r"select pg_drop_replication_slot(U&'l\0066')");
+    assert!(text.contains("OPERATOR(pg_catalog.=) E'lf'::pg_catalog.name") && !text.contains("U&"), "{text}");
 }
 
 #[test]

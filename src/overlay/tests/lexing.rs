@@ -103,24 +103,97 @@ fn statements_end_at_semicolons_at_top_level() {
     check("a); b", &["a)", " b"]);
 }
 
+/// What the first string of a text holds.
+fn value(text: &str, conforming: bool) -> Option<String> {
+    let statement = split(text.as_bytes(), conforming).remove(0);
+    string_value(text.as_bytes(), &statement.tokens[0])
+}
+
 #[test]
 fn values_of_strings() {
-    let check = |text: &str, expected: Option<&str>| {
-        let token = lex(text.as_bytes(), true).next().unwrap();
-        assert_eq!(string_value(text.as_bytes(), &token).as_deref(), expected, "{text}");
-    };
-    check("'a''b'", Some("a'b"));
-    check(r"'a\b'", Some(r"a\b"));
-    check(r"E'a\'\\b'", Some(r"a'\b"));
-    check(r"E'\n'", None);
-    check("$$a$$", Some("a"));
-    check("$t$a$b$t$", Some("a$b"));
-    check("$$a", None);
-    check("'a", None);
-    check("'a'\n'b'", None);
-    check("U&'a'", None);
-    check("x'41'", None);
-    check("a", None);
+    for (text, expected) in [
+        ("'a''b'", Some("a'b")),
+        (r"'a\b'", Some(r"a\b")),
+        ("$$a$$", Some("a")),
+        ("$t$a$b$t$", Some("a$b")),
+        ("$$a", None),
+        ("'a", None),
+        ("'a''", None),
+        ("x'41'", None),
+        ("b'1'", None),
+        ("a", None),
+        // They go on in the next line.
+        ("'a' -- c\n\t'b''c'\r'd'", Some("ab'cd")),
+        ("'a' 'b'", Some("a")),
+        ("E'a\\'' -- c\n 'b\\n'", Some("a'b\n")),
+        ("'a'\n'b", None),
+    ] {
+        assert_eq!(value(text, true).as_deref(), expected, "{text}");
+    }
+}
+
+/// As PostgreSQL 18 says to `SELECT …`.
+#[test]
+fn values_of_strings_with_escapes() {
+    for (text, expected) in [
+        (r"E'a\'\\b'", Some(r"a'\b")),
+        (r"E'\b\f\n\r\t\v'", Some("\u{8}\u{c}\n\r\t\u{b}")),
+        (r"E'\101\60\0601\1011'", Some("A001A1")),
+        // Of more than a byte holds, it is cut.
+        (r"E'\501'", Some("A")),
+        (r"E'\x41\x4a1\x9\xg'", Some("AJ1\txg")),
+        (r"E'\u0041\U0001F600'", Some("A😀")),
+        (r"E'\ud83d\ude00\uD83D\U0000de00'", Some("😀😀")),
+        (r"E'\ä\q\8'", Some("äq8")),
+        (r"E'\xc3\xa4\303\244'", Some("ää")),
+        ("E'\\\n'", Some("\n")),
+        // The server will not have these.
+        (r"E'\u004'", None),
+        (r"E'\U0000004'", None),
+        (r"E'\u+041'", None),
+        (r"E'\ud83d'", None),
+        (r"E'\ud83da'", None),
+        (r"E'\ude00'", None),
+        (r"E'\ud83d\n\ude00'", None),
+        (r"E'\u0000'", None),
+        (r"E'\x00'", None),
+        (r"E'\0'", None),
+        (r"E'\U00110000'", None),
+        (r"E'\xff'", None),
+        (r"E'a\'", None),
+    ] {
+        assert_eq!(value(text, true).as_deref(), expected, "{text}");
+    }
+    assert_eq!(value(r"'\x41\'\\'", false).as_deref(), Some(r"A'\"));
+}
+
+#[test]
+fn values_of_strings_with_characters_by_number() {
+    for (text, expected) in [
+        ("U&'a'", Some("a")),
+        (r"U&'d\0061t\+000061'", Some("data")),
+        (r"u&'d!0061t''a!!' uescape '!'", Some("dat'a!")),
+        ("U&'a!0062' -- c\n 'c!' UESCAPE $$!$$", None),
+        ("U&'a!0062' -- c\n 'c!!' UESCAPE $$!$$", Some("abc!")),
+        (r"U&'\\\D83D\+00DE00'", Some(r"\😀")),
+        // As the escape itself is written.
+        (r"U&'a!0062' uescape E'\041'", Some("ab")),
+        (r"U&'a\0062' uescape E'\\'", Some("ab")),
+        (r"U&'a\0062' uescape '\\'", Some("ab")),
+        (r"U&'\D83D'", None),
+        (r"U&'\D83Da'", None),
+        (r"U&'\D83D\\'", None),
+        (r"U&'\DE00'", None),
+        (r"U&'\0000'", None),
+        (r"U&'\006'", None),
+        (r"U&'\+00006'", None),
+        (r"U&'\'", None),
+        (r"U&'a' uescape '+'", None),
+        (r"U&'a' uescape ''", None),
+        ("U&'a", None),
+    ] {
+        assert_eq!(value(text, true).as_deref(), expected, "{text}");
+    }
 }
 
 #[test]
@@ -136,6 +209,8 @@ fn what_escapes_a_name_belongs_to_it() {
         ("U&\"d!0061ta\" UESCAPE -- c\n $$!$$", "data"),
         (r#"U&"a\\b""#, r"a\b"),
         (r#"U&"a""b""" UESCAPE '!'"#, r#"a"b""#),
+        (r#"U&"d!0061ta" UESCAPE E'\041'"#, "data"),
+        (r#"U&"d\0061ta" UESCAPE '\\'"#, "data"),
     ] {
         assert!(is(text, name) && !is(text, "other") && !is(text, &name[1..]), "{text}");
     }
@@ -151,6 +226,6 @@ fn what_escapes_a_name_belongs_to_it() {
     let tokens = |text: &str| split(text.as_bytes(), true).remove(0).tokens.len();
     assert_eq!(
         (tokens(r#""d" uescape '!'"#), tokens(r#"U&"d" uescape"#), tokens("U&'d' uescape '!'")),
-        (3, 2, 3)
+        (3, 2, 1)
     );
 }
