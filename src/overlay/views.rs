@@ -303,13 +303,13 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
     }
     let start = qualified_from(text, tokens, at)?;
     // Behind a value it would be a label, and those have no schema: that is the server's to say.
-    let before = start.and_then(|start| start.checked_sub(1)).map(|before| &tokens[before]);
-    if before.is_some_and(|before| ends_value(text, before)) {
+    let before = start.and_then(|start| start.checked_sub(1));
+    let is_column = tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Dot);
+    if before.is_some_and(|before| ends_value(text, &tokens[..=before], is_column)) {
         return None;
     }
     // The same behind a parenthesis, except for a column of it: DISTINCT ON (...) may stand in front of that.
-    let is_column = tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Dot);
-    if before.is_some_and(|before| before.kind == Kind::Close) && !is_column {
+    if before.is_some_and(|before| tokens[before].kind == Kind::Close) && !is_column {
         return None;
     }
     let qualification = start.map(|start| tokens[start].span.start..tokens[at].span.start);
@@ -320,26 +320,33 @@ fn reference(text: &[u8], tokens: &[Token], at: usize, name: &str) -> Option<Ref
     Some(Reference { qualification, database })
 }
 
-/// Whether a value or a name ends with this token, so that only a label can follow without anything in between.
-fn ends_value(text: &[u8], token: &Token) -> bool {
+/// Whether a value or a name may end with the last of the tokens, so that only a label can follow without anything in between: a
+/// column has a dot behind it, which no label has.
+fn ends_value(text: &[u8], tokens: &[Token], is_column: bool) -> bool {
+    let words = if is_column { BEFORE_COLUMNS } else { BEFORE_RELATIONS };
+    let [before @ .., token] = tokens else { return false };
+    // Behind a dot every word is a name.
+    let is_name = before.last().is_some_and(|before| before.kind == Kind::Dot);
     match token.kind {
         Kind::String(_) | Kind::Number | Kind::Parameter | Kind::Quoted | Kind::UnicodeQuoted => true,
         Kind::Other => text[token.span.clone()] == *b"]",
-        Kind::Word => !BEFORE_NAMES.iter().any(|word| lex::is_word(text, token, word)),
+        Kind::Word => is_name || !words.iter().any(|word| lex::is_word(text, token, word)),
         _ => false,
     }
 }
 
-/// Words behind which the name of a relation, or a value, may begin. What is missing here is a view that is not seen; what
-/// should not be here, a mistake of the client's that passes as a label.
-const BEFORE_NAMES: &[&str] = &[
+/// Words behind which a relation is read. None of them can be the name of a column, behind which a label could follow.
+const BEFORE_RELATIONS: &[&str] = &["from", "into", "join", "only", "table", "using"];
+
+/// Words behind which a value may begin, the name of a relation in front of a column's too. What is missing here is a view
+/// that is not seen; what should not be here, a mistake of the client's, which stays one for the server.
+const BEFORE_COLUMNS: &[&str] = &[
     "all",
     "analyse",
     "analyze",
     "and",
     "any",
     "array",
-    "as",
     "asymmetric",
     "between",
     "both",
@@ -380,7 +387,6 @@ const BEFORE_NAMES: &[&str] = &[
     "lock",
     "merge",
     "not",
-    "null",
     "of",
     "offset",
     "on",

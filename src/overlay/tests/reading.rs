@@ -93,7 +93,10 @@ fn qualifiers_go() {
     assert!(text.contains(judged), "the server says whether that is the current database: {text}");
     assert_eq!(rewritten("table pg_catalog.pg_stat_replication").matches("EXISTS").count(), 0);
     // Labels have no schema: what is one is left to the server, which says so.
-    for value in ["1", "'x'", "$1", "a.b", "\"a\"", "U&\"a\"", "(a)", "a[1]", "1 as a"] {
+    for value in [
+        "1", "'x'", "$1", "a.b", "\"a\"", "U&\"a\"", "(a)", "a[1]", "1 as a", "1 as", "null", "true", "zone",
+        "a.key", "a.from", "value", "rows",
+    ] {
         untouched(&format!("select {value} pg_catalog.pg_stat_replication from a"));
     }
     for before in [
