@@ -64,7 +64,7 @@ pub(super) async fn authenticate(
     if needs_secret(rule.method()) && access.users.get(&request.user).is_none() && now.secret != role.secret {
         return Err(wrong_password(&request.user));
     }
-    names::has_logged_in(conn.peer().ip());
+    names::has_logged_in(conn.peer().source());
     Ok(Authenticated { credentials, role: now, in_auth_file: access.users.has(&request.user) })
 }
 

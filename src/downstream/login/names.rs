@@ -3,7 +3,7 @@
 //! A name service may not answer, so look-ups have threads of their own: a bounded number, each waited for a limited time,
 //! few for one source: whoever has addresses whose names nobody tells keeps nobody else waiting. What was found out, also
 //! that nothing was, holds for a while. Who waits longer than a login may take is gone. Strangers from many addresses can take
-//! all threads; so those from whose address somebody has logged in before have threads of their own.
+//! all threads; so sources from which somebody has logged in since the relay's start have threads of their own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -21,13 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SHARE: usize = 2;
 /// How long a name holds, and how long it holds that there is none.
 const HOLDS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
-/// Addresses of which something is kept at most.
+/// Addresses, and sources, of which something is kept at most.
 const MOST: usize = 1024;
 
 /// Somebody has logged in from there.
-pub(super) fn has_logged_in(ip: Option<IpAddr>) {
-    if let Some(ip) = ip {
-        NAMES.welcome(ip, Instant::now());
+pub(super) fn has_logged_in(source: Option<Source>) {
+    if let Some(source) = source {
+        NAMES.welcome(source, Instant::now());
     }
 }
 
@@ -58,8 +58,8 @@ fn told(ip: IpAddr, found: Result<Option<String>, String>) -> Option<String> {
 struct Names {
     strangers: Lane,
     guests: Lane,
-    /// From which addresses somebody has logged in, and when last.
-    welcome: Mutex<HashMap<IpAddr, Instant>>,
+    /// From where somebody has logged in, and when last.
+    welcome: Mutex<HashMap<Source, Instant>>,
     patience: Duration,
     shares: Mutex<HashMap<Source, Weak<Semaphore>>>,
     found: Arc<Mutex<Found>>,
@@ -81,17 +81,17 @@ impl Names {
         }
     }
 
-    fn welcome(&self, ip: IpAddr, now: Instant) {
+    fn welcome(&self, source: Source, now: Instant) {
         let mut welcome = lock(&self.welcome);
-        if welcome.len() >= MOST && !welcome.contains_key(&ip) {
-            let oldest = welcome.iter().min_by_key(|(_, at)| **at).map(|(ip, _)| *ip);
+        if welcome.len() >= MOST && !welcome.contains_key(&source) {
+            let oldest = welcome.iter().min_by_key(|(_, at)| **at).map(|(source, _)| *source);
             oldest.map(|oldest| welcome.remove(&oldest));
         }
-        welcome.insert(ip, now);
+        welcome.insert(source, now);
     }
 
-    fn lane(&self, ip: IpAddr) -> &Lane {
-        if lock(&self.welcome).contains_key(&ip) { &self.guests } else { &self.strangers }
+    fn lane(&self, source: Source) -> &Lane {
+        if lock(&self.welcome).contains_key(&source) { &self.guests } else { &self.strangers }
     }
 
     /// Waits for its turn: behind few others of the same source, and these wait behind the share of each other source.
@@ -117,7 +117,7 @@ impl Names {
                 drop(place);
                 name
             };
-            self.lane(ip).run(0, work).await
+            self.lane(ip.into()).run(0, work).await
         };
         let limit = self.patience;
         let late = |_| Err(format!("no answer in {} s", limit.as_secs_f32().round()));
@@ -280,8 +280,13 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let db = || Some("db".to_owned());
-        names.welcome(ip(1), Instant::now());
+        names.welcome(ip(1).into(), Instant::now());
         assert_eq!(names.look_up(ip(1), db).await, Ok(db()));
+        // Another address of the network: those of IPv6 come and go.
+        let [before, now] =
+            ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"].map(|text| text.parse::<IpAddr>().unwrap());
+        names.welcome(before.into(), Instant::now());
+        assert_eq!(names.look_up(now, db).await, Ok(db()));
         drop(go_on);
         for stranger in strangers {
             assert_eq!(stranger.await.unwrap(), Ok(None));
@@ -292,9 +297,10 @@ mod tests {
     fn of_those_who_were_here_the_latest_are_known() {
         let (names, begun) = (Names::new(PATIENCE), Instant::now());
         for n in 0..=MOST as u32 {
-            names.welcome(IpAddr::from(n.to_be_bytes()), begun + Duration::from_secs(n.into()));
+            names.welcome(IpAddr::from(n.to_be_bytes()).into(), begun + Duration::from_secs(n.into()));
         }
-        let is_known = |n: u32| lock(&names.welcome).contains_key(&IpAddr::from(n.to_be_bytes()));
+        let is_known =
+            |n: u32| lock(&names.welcome).contains_key(&Source::from(IpAddr::from(n.to_be_bytes())));
         assert!(!is_known(0) && is_known(1) && is_known(MOST as u32));
     }
 
