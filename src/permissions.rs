@@ -1,10 +1,11 @@
 //! Owner and mode of what decides who gets in, or holds secrets: looked at before it is believed or written to
 //! (PostgreSQL: `checkDataDir`, `check_ssl_key_file_permissions`).
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// Bytes of the largest file that is read whole. A list of a hundred thousand users has a quarter of it.
 const LARGEST: u64 = 64 << 20;
@@ -170,19 +171,70 @@ pub fn check_private_dir(dir: &Path) -> Result<(), Distrust> {
     Ok(())
 }
 
-/// What is wrong with the directories that a file lies in, if anything: where everybody may write, anybody can put another
-/// file, or directory, in its place. A sticky bit is enough for what is ours there. Of what cannot be looked at nothing is
-/// said, nor of pipes.
+/// What is wrong with the directories by way of which a file is found, if anything: where everybody may write, anybody can put
+/// another file, directory or symbolic link in the place of what is there. A sticky bit is enough but for links
+/// of strangers. Of what cannot be looked at nothing is said, nor of pipes.
 pub fn parent_problem(path: &Path) -> Option<String> {
-    let file = fs::canonicalize(path).ok()?;
-    let is_open = |dir: &&Path| {
-        fs::metadata(dir).is_ok_and(|found| found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0)
-    };
-    let open = file.ancestors().skip(1).find(is_open)?;
-    Some(format!(
-        "lies below \"{}\", where everybody can put another in its place; run chmod o-w on that directory",
-        open.display()
-    ))
+    /// PG: as the system, `MAXSYMLINKS`.
+    const MOST_LINKS: usize = 40;
+    let mut links = 0;
+    let mut at = PathBuf::from("/");
+    let path = std::path::absolute(path).ok()?;
+    let mut names: Vec<_> = reversed(&path);
+    let mut problem = None;
+    while let Some(name) = names.pop() {
+        match Path::new(&name).components().next()? {
+            Component::Normal(_) => {}
+            Component::ParentDir => {
+                at.pop();
+                continue;
+            }
+            _ => continue,
+        }
+        let entry = at.join(&name);
+        let found = fs::symlink_metadata(&entry).ok()?;
+        problem = problem.or_else(|| replaceable(&at, &entry, &found));
+        if found.is_symlink() {
+            links += 1;
+            if links > MOST_LINKS {
+                return None;
+            }
+            let target = fs::read_link(&entry).ok()?;
+            if target.is_absolute() {
+                at = PathBuf::from("/");
+            }
+            names.extend(reversed(&target));
+        } else {
+            at = entry;
+        }
+    }
+    problem
+}
+
+fn reversed(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+}
+
+/// Why anybody could put something else in the place of what is found in a directory.
+fn replaceable(dir: &Path, entry: &Path, found: &Metadata) -> Option<String> {
+    let parent = fs::metadata(dir).ok()?;
+    if parent.mode() & 0o002 == 0 {
+        return None;
+    }
+    if parent.mode() & 0o1000 == 0 {
+        return Some(format!(
+            "is found by way of \"{}\", where everybody can put another in its place; run chmod o-w on that directory",
+            dir.display()
+        ));
+    }
+    // Who has made a directory or file here is who was to be believed; a link may lead anywhere.
+    (found.is_symlink() && !is_trusted(found.uid())).then(|| {
+        format!(
+            "is found by way of \"{}\", a symbolic link of another user (ID {}); use a directory of one's own",
+            entry.display(),
+            found.uid()
+        )
+    })
 }
 
 /// A directory for sockets: `None` if nobody but we and root can put another socket in the place of ours, else what is wrong.
@@ -238,9 +290,34 @@ mod tests {
         set(&open, 0o1777);
         assert_eq!(parent_problem(&file), None, "as /tmp is");
         set(&open, 0o777);
-        for path in [&file, &link] {
+        let by_way_of_open = format!("is found by way of \"{}\", where", open.display());
+        for path in [&file, &link, &dir.path().join("open/../link")] {
             let problem = parent_problem(path).unwrap();
-            assert!(problem.starts_with(&format!("lies below \"{}\", where", open.display())), "{problem}");
+            assert!(problem.starts_with(&by_way_of_open), "{problem}");
+        }
+        // It lies where only we write, and the way there leads through a link that anybody can replace.
+        let (safe, way) = (dir.path().join("safe"), open.join("way"));
+        fs::create_dir(&safe).unwrap();
+        fs::write(safe.join("rules"), "").unwrap();
+        symlink("../safe", &way).unwrap();
+        let links = dir.path().join("links");
+        symlink("open/way", &links).unwrap();
+        for path in [way.join("rules"), links.join("rules")] {
+            let problem = parent_problem(&path).unwrap();
+            assert!(problem.starts_with(&by_way_of_open), "{problem}");
+            set(&open, 0o1777);
+            assert_eq!(parent_problem(&path), None, "the link is ours");
+            set(&open, 0o777);
+        }
+        assert_eq!(parent_problem(&safe.join("rules")), None);
+        let circle = dir.path().join("circle");
+        symlink("circle", &circle).unwrap();
+        assert_eq!(parent_problem(&circle), None);
+        if is_root() {
+            set(&open, 0o1777);
+            std::os::unix::fs::lchown(&way, Some(1234), None).unwrap();
+            let problem = parent_problem(&links.join("rules")).unwrap();
+            assert!(problem.contains("/way\", a symbolic link of another user (ID 1234)"), "{problem}");
         }
         assert_eq!(parent_problem(&inner.join("nosuch")), None);
         assert_eq!(parent_problem(Path::new("/dev/fd/0")), None);
