@@ -71,18 +71,30 @@ async fn garbage_in_good_frames_moves_nobody() {
         };
         (0..len).map(byte).collect()
     };
+    let is_kept = |relay: &Relay| {
+        let slot = relay.store.slots().get("bad").expect("it is a consumer still");
+        let kept = slot.restart_lsn.expect("it has been reserved");
+        assert!(kept <= relay.wal.position(), "{kept}");
+    };
     for round in 0..60 {
         let mut bad = streaming(&relay, "bad").await;
-        for kind in *b"rhprhp" {
-            // Reports and feedback have 34 and 25 bytes; some are shorter or longer.
-            let len = [33, 24, 0, 7, 50][round % 5];
-            let _ = bad.socket.write_all(&frame(&[&[kind][..], &garbage(len)].concat())).await;
-        }
-        let slot = relay.store.slots().get("bad");
-        let kept = slot.and_then(|slot| slot.restart_lsn).unwrap_or_default();
-        assert!(kept <= relay.wal.position(), "{kept}");
-        let _ = bad.socket.shutdown().await;
-        until_gone(&mut bad).await;
+        // A report of any positions, which asks for an answer: then it has been taken.
+        let report = [b"r", &garbage(32)[..], &[1]].concat();
+        bad.socket.write_all(&frame(&report)).await.unwrap();
+        bad.keepalive().await;
+        is_kept(&relay);
+        bad.socket.write_all(&frame(&[b"h", &garbage(24)[..]].concat())).await.unwrap();
+        bad.status(0, 0, true).await;
+        bad.keepalive().await;
+        is_kept(&relay);
+        // Last what ends it: too short, too long, or nothing that there is.
+        let (kind, len) = [(b"r", 0), (b"r", 32), (b"h", 23), (b"h", 7), (b"z", 33)][round % 5];
+        bad.socket.write_all(&frame(&[&kind[..], &garbage(len)].concat())).await.unwrap();
+        bad.socket.shutdown().await.unwrap();
+        let said = bad.until_closed().await;
+        // PG: ProcessStandbyMessage says what it does not know to nobody.
+        let is_told = said.iter().any(|message| message.kind == b'E');
+        assert_eq!(is_told, kind != b"z", "{kind:?} {len}: {said:?}");
     }
     is_well(&mut relay, &mut good).await;
     let horizon = relay.store.consumers().horizon();
