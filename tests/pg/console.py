@@ -1,8 +1,9 @@
-"""What psycopg 3 asks a relay without an upstream: argument 1 says how to connect."""
+"""What psycopg 3 and psycopg2 ask a relay without an upstream: argument 1 says how to connect."""
 
 import sys
 
 import psycopg
+import psycopg2
 from psycopg.pq import TransactionStatus
 
 CONNINFO = sys.argv[1]
@@ -56,4 +57,23 @@ except psycopg.OperationalError as error:
     assert "read-only" in str(error), error
 else:
     raise AssertionError("it was taken for a primary")
+
+connection = psycopg2.connect(CONNINFO)
+cursor = connection.cursor()
+cursor.execute("select slot_name, active from pg_replication_slots where slot_name = %s", ("archive",))
+assert cursor.fetchall() == [("archive", True)]
+connection.commit()
+connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+cursor.execute("select pg_is_in_recovery()")
+assert cursor.fetchone() == (True,)
+try:
+    cursor.execute("create table t ()")
+except psycopg2.Error as error:
+    # In the place of the upstream, and where there is none.
+    assert error.pgcode in ("57P03", "0A000"), error.pgcode
+else:
+    raise AssertionError("no error")
+connection.rollback()
+connection.reset()
+connection.close()
 print("all is answered")

@@ -1,9 +1,11 @@
-"""What psycopg 3 does with a connection, done through the relay: argument 1 says how to connect."""
+"""What psycopg 3 does with a connection, and psycopg2 in other ways, done through the relay: argument 1 says how to connect."""
 
 import sys
 import threading
 
 import psycopg
+import psycopg2
+import psycopg2.extras
 
 CONNINFO = sys.argv[1]
 ROWS = 20_000
@@ -101,7 +103,27 @@ def cancellation(conn):
     assert conn.execute("select 2").fetchone() == (2,)
 
 
+def older_driver():
+    conn = psycopg2.connect(CONNINFO)
+    cursor = conn.cursor()
+    cursor.execute("select slot_name, active from pg_replication_slots where slot_name = %s", ("seen",))
+    assert cursor.fetchall() == [("seen", False)]
+    psycopg2.extras.execute_values(cursor, "insert into py values %s", [(-1, "a"), (-2, "b")])
+    conn.rollback()
+    named = conn.cursor("on server")
+    named.execute("select slot_name from pg_catalog.pg_replication_slots order by 1")
+    assert ("seen",) in named.fetchall()
+    conn.rollback()
+    conn.set_session(readonly=True, isolation_level="SERIALIZABLE", deferrable=False)
+    cursor.execute("select count(*) from py")
+    assert cursor.fetchone() == (ROWS,)
+    conn.reset()
+    conn.close()
+
+
 with psycopg.connect(CONNINFO, autocommit=True) as connection:
     for part in (statements, transactions, copies, cursors, pipelines, messages, cancellation):
         part(connection)
         print(part.__name__, "done", flush=True)
+older_driver()
+print("older driver done", flush=True)
