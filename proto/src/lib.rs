@@ -40,7 +40,10 @@ pub use message::{
     ClientMessage, ClientMessageError, FullXid, HotStandbyFeedback, Keepalive, PgTimestamp, ServerMessage,
     ServerMessageError, StandbyStatusUpdate, XLogDataHeader,
 };
-pub use page::{NEWEST_MAJOR, is_newer_wal_magic, wal_magic_of, wal_magic_of_page, wal_magic_of_segment};
+pub use page::{
+    NEWEST_MAJOR, differs_in_nothing, is_newer_wal_magic, wal_magic_of, wal_magic_of_page,
+    wal_magic_of_segment,
+};
 pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId, TimelinePosition};

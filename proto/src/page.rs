@@ -80,6 +80,14 @@ pub(crate) fn overwrite_flag(magic: u16) -> Option<u16> {
     }
 }
 
+/// Whether two bytes at `at` differ only in what nothing says whether it is right: `XLP_BKP_REMOVABLE` in a page's header, which
+/// nobody reads. What 19 means by that bit is told by the record that follows, too.
+pub fn differs_in_nothing(at: Lsn, one: u8, other: u8) -> bool {
+    const INFO: u64 = 2;
+    const BKP_REMOVABLE: u8 = 0x04;
+    at.since(at.page_start()) == INFO && one ^ other == BKP_REMOVABLE
+}
+
 /// All bits that a version gives a meaning.
 pub(crate) fn known_flags(magic: u16) -> u16 {
     match magic {

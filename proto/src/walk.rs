@@ -93,7 +93,7 @@ impl SegmentHead {
 pub struct WalVerifier {
     id: WalIdentity,
     tli: TimelineId,
-    any_padding: bool,
+    any_padding: AnyPadding,
     now: Mark,
     phase: Phase,
     page_header: PartialHeader,
@@ -103,10 +103,32 @@ pub struct WalVerifier {
     /// Where `rewind` goes: `verified_end`, or the start of the walk while `!synced`.
     anchor: Mark,
     anchor_in_padding: bool,
+    /// Behind an XLOG_SWITCH, what is there that is not zero.
+    odd: Option<Odd>,
+    /// The same of an earlier attempt, which was refused. It outlasts a `rewind`.
+    refused: Option<Odd>,
     /// Whether a record's start was reached.
     synced: bool,
     /// See [`WalVerifier::newest_redo`].
     redo: Option<Lsn>,
+}
+
+/// What is taken behind an XLOG_SWITCH besides zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum AnyPadding {
+    No,
+    Yes,
+    /// What comes the same twice.
+    Twice,
+}
+
+/// What lies behind an XLOG_SWITCH from the first byte that is not zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Odd {
+    lsn: Lsn,
+    found: u8,
+    /// Of all from there on, as far as it has come; in the end to the segment's end.
+    crc: u32,
 }
 
 /// A position and what must be known there to go on.
@@ -187,7 +209,7 @@ impl WalVerifier {
         WalVerifier {
             id,
             tli,
-            any_padding: false,
+            any_padding: AnyPadding::No,
             now: mark,
             phase: Phase::Boundary,
             page_header: PartialHeader::default(),
@@ -195,6 +217,8 @@ impl WalVerifier {
             lost: None,
             anchor: mark,
             anchor_in_padding: false,
+            odd: None,
+            refused: None,
             synced,
             redo: None,
         }
@@ -206,7 +230,14 @@ impl WalVerifier {
     /// A server that lost power just after writing such a record may have kept the old content of a
     /// recycled segment there, and sends it.
     pub fn accept_any_padding(&mut self, accept: bool) {
-        self.any_padding = accept;
+        self.any_padding = if accept { AnyPadding::Yes } else { AnyPadding::No };
+    }
+
+    /// Accepts any bytes there that come the same twice, for who can fetch them again: no checksum covers them, and a bit may have been
+    /// flipped on the way. The first time the segment is refused at its end, with [`WalError::SwitchPadding`]; then
+    /// [`rewind`](Self::rewind), and push them again.
+    pub fn accept_padding_that_comes_twice(&mut self) {
+        self.any_padding = AnyPadding::Twice;
     }
 
     /// Takes no pages but those with this magic number, that of the server's version. Without it the first page
@@ -270,6 +301,7 @@ impl WalVerifier {
         self.page_header = PartialHeader::default();
         self.failed = None;
         self.lost = None;
+        self.odd = None;
     }
 
     /// Goes on at `verified_end` on a newer timeline, which pages may carry from there on.
@@ -414,19 +446,46 @@ impl WalVerifier {
 
     fn take_padding(&mut self, on_page: &[u8]) -> Result<usize, WalError> {
         static ZEROS: [u8; 8192] = [0; 8192];
-        if !self.any_padding && ZEROS.get(..on_page.len()) != Some(on_page) {
-            let (at, &found) = (0..).zip(on_page).find(|&(_, &byte)| byte != 0).unwrap_or((0, &0));
-            return Err(WalError::SwitchPadding { lsn: self.now.position.advance(at), found });
+        let strict = self.any_padding != AnyPadding::Yes;
+        if strict && (self.odd.is_some() || ZEROS.get(..on_page.len()) != Some(on_page)) {
+            self.take_odd(on_page)?;
         }
         self.advance(on_page.len());
         let end = self.now.position;
         if end.offset_in_seg(self.id.seg_size) == 0 {
+            self.judge_odd()?;
             self.phase = Phase::Boundary;
         }
-        if end == end.page_start() {
+        if end == end.page_start() && self.odd.is_none() {
             self.settle();
         }
         Ok(on_page.len())
+    }
+
+    /// What is not only zeros, or lies behind such bytes.
+    fn take_odd(&mut self, on_page: &[u8]) -> Result<(), WalError> {
+        let first = on_page.iter().position(|&byte| byte != 0);
+        let (mut odd, from) = match (self.odd, first) {
+            (Some(odd), _) => (odd, 0),
+            (None, Some(first)) => {
+                let found = on_page.get(first).copied().unwrap_or_default();
+                (Odd { lsn: self.now.position.advance(first as u64), found, crc: 0 }, first)
+            }
+            (None, None) => return Ok(()),
+        };
+        if self.any_padding == AnyPadding::No {
+            return Err(WalError::SwitchPadding { lsn: odd.lsn, found: odd.found });
+        }
+        odd.crc = crc32c::crc32c_append(odd.crc, on_page.get(from..).unwrap_or_default());
+        self.odd = Some(odd);
+        Ok(())
+    }
+
+    /// The segment is complete: what is odd in it counts if it is what was refused before.
+    fn judge_odd(&mut self) -> Result<(), WalError> {
+        let Some(odd) = self.odd.take() else { return Ok(()) };
+        let known = self.refused.replace(odd) == Some(odd);
+        if known { Ok(()) } else { Err(WalError::SwitchPadding { lsn: odd.lsn, found: odd.found }) }
     }
 
     fn take_page_header(&mut self, on_page: &[u8]) -> Result<usize, WalError> {
@@ -502,13 +561,15 @@ impl WalVerifier {
         let continues = header.has(flags::FIRST_IS_CONTRECORD);
         let flag = page::overwrite_flag(header.magic);
         let overwrites = flag.map_or(!continues, |flag| header.has(flag));
+        let was_inside = matches!(self.phase, Phase::Record(_) | Phase::Skip { .. });
         if overwrites {
             // The record was lost in a crash, if the next one says so too. The one before it stays the predecessor of
             // what follows.
             self.lost = match self.phase {
                 Phase::Record(assembly) => Some(Lost::From(assembly.start)),
                 Phase::Skip { .. } => Some(Lost::Before(page)),
-                _ => None,
+                // Behind a record that ended on the page before nothing can have been lost; at the start of a walk it may.
+                _ => flag.map(|_| Lost::Before(page)),
             };
             self.phase = Phase::Boundary;
         }
@@ -528,7 +589,7 @@ impl WalVerifier {
         if header.rem_len != expected {
             return Err(WalError::ContrecordLength { lsn, found: header.rem_len, expected });
         }
-        if expected == 0 && !self.synced && self.lost.is_none() {
+        if expected == 0 && !self.synced && (self.lost.is_none() || !was_inside) {
             self.settle();
         }
         Ok(())

@@ -322,6 +322,10 @@ fn overlap_is_compared_and_a_gap_refused() {
     opened.append(START.advance(900_000), &wal.bytes()[900_000..]);
     assert_eq!(opened.store.tip().unwrap().write_lsn, end);
     let mut other = wal.bytes()[900_000..].to_vec();
+    // XLP_BKP_REMOVABLE of the page at 909312: nothing says which is right, and nobody reads it.
+    other[9312 + 2] ^= 4;
+    opened.append(START.advance(900_000), &other);
+    opened.writer.rewind();
     other[150_000] ^= 1;
     let error = opened.writer.append(START.advance(900_000), &other).unwrap_err();
     let AppendError::Diverged { lsn, .. } = error else { panic!("{error}") };
@@ -601,6 +605,28 @@ fn a_short_unfinished_segment_behind_the_last_whole_one_is_put_aside() {
     assert_eq!(fs::read(dir.path().join("aside/000000010000000000000004.partial")).unwrap(), [7; 100]);
 }
 
+/// No checksum covers it, and where it is compared later, the upstream would be taken for another one.
+#[test]
+fn a_bit_flipped_behind_a_switch_is_not_kept() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(22);
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let mut flipped = wal.bytes().to_vec();
+    flipped[500_000] ^= 8;
+    let mut opened = Opened::open(dir.path());
+    let error = opened.writer.append(START, &flipped).unwrap_err();
+    assert!(error.to_string().contains("expected zeros behind XLOG_SWITCH, got 08"), "{error}");
+    opened.writer.commit();
+    opened.writer.rewind();
+    let at = opened.writer.position().unwrap().lsn;
+    assert!(at <= START.advance(500_000) && opened.store.tip().unwrap().write_lsn <= at);
+    opened.append(at, &wal.bytes()[at.since(START) as usize..]);
+    assert_eq!(opened.store.tip().unwrap().write_lsn, wal.position());
+    assert!(read_back(&opened.store, TimelineId::FIRST, wal.position()) == wal.bytes());
+}
+
 /// A server that lost power behind an XLOG_SWITCH sends whatever its file had before.
 #[test]
 fn recovery_never_ends_before_what_was_confirmed_of_padding() {
@@ -613,10 +639,16 @@ fn recovery_never_ends_before_what_was_confirmed_of_padding() {
     bytes[350_000..900_000].fill(0xAA);
     for received in [600_000, bytes.len()] {
         let mut opened = Opened::open(dir.path());
-        let at = opened.writer.position().unwrap().lsn;
-        opened.append(at, &bytes[at.since(START) as usize..received]);
+        // It counts when it has come twice.
+        for _ in 0..2 {
+            let at = opened.writer.position().unwrap().lsn;
+            let _ = opened.writer.append(at, &bytes[at.since(START) as usize..received]);
+            opened.writer.commit();
+            opened.writer.rewind();
+        }
         let confirmed = opened.store.tip().unwrap().write_lsn;
-        assert!(confirmed > START.advance(590_000));
+        let least = if received == bytes.len() { SEG } else { 340_000 };
+        assert!(confirmed > START.advance(least), "{confirmed}");
         opened.wait_flushed(confirmed);
         opened.crash();
         let opened = Opened::open(dir.path());

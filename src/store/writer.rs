@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use walrelay_proto::{
     CommitCounter, Lsn, PAGE_HEAD, SegNo, TimelineHistory, TimelineId, WalError, WalFileName, WalIdentity,
-    WalVerifier, behind_lost_record,
+    WalVerifier, behind_lost_record, differs_in_nothing,
 };
 
 use super::followed::{self, Followed};
@@ -218,7 +218,7 @@ impl Writer {
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         *lock(&self.store.history) = Arc::new(history);
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
-        verifier.accept_any_padding(true);
+        verifier.accept_padding_that_comes_twice();
         if let Some(magic) = self.store.upstream_parameters().expected_magic() {
             verifier.expect_magic(magic);
         }
@@ -557,13 +557,16 @@ impl Writer {
 
 impl Stream {
     fn of(identity: Identity, found: Recovered) -> Stream {
+        let mut verifier = found.verifier;
+        // What is here already could not be fetched again.
+        verifier.accept_padding_that_comes_twice();
         Stream {
             identity,
             tli: found.history.tli(),
-            published: found.verifier.verified_end(),
+            published: verifier.verified_end(),
             redo: None,
             is_first: found.is_bare,
-            verifier: found.verifier,
+            verifier,
             current: found.tail,
             touched: Vec::new(),
         }
@@ -632,6 +635,10 @@ impl Stream {
                     let both = ours[behind..].iter().zip(&chunk[behind..]);
                     let Some(differs) = both.into_iter().position(|(a, b)| a != b) else { break };
                     let lsn = from.advance(differs as u64);
+                    if differs_in_nothing(lsn, ours[behind + differs], chunk[behind + differs]) {
+                        from = lsn.advance(1);
+                        continue;
+                    }
                     // A crash may have left other bytes of a record that nobody could verify, nor will replay.
                     from = behind_lost_record(lsn, |page| self.page(store, page))
                         .ok_or(AppendError::Diverged { tli: self.tli, lsn })?;
@@ -752,7 +759,7 @@ impl Stream {
             if verifier.verified_end() != Some(at) {
                 return Err(fail("no record ends there".to_owned()));
             }
-            verifier.accept_any_padding(true);
+            verifier.accept_padding_that_comes_twice();
         }
         verifier.switch_timeline(tli);
         // Also where it has no bytes yet: the file says which timeline we are on, after a crash too.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use walrelay_proto::course::{Compared, Seam};
 use walrelay_proto::{
     Lsn, PAGE_HEAD, PgTimestamp, ServerMessage, StandbyStatusUpdate, TimelineId, XLogDataHeader,
-    behind_lost_record,
+    behind_lost_record, differs_in_nothing,
 };
 
 use super::failure::UpstreamError;
@@ -118,6 +118,10 @@ impl Held {
             let theirs = &theirs[next.since(at) as usize..][..len];
             let Some(differs) = ours.iter().zip(theirs).position(|(a, b)| a != b) else { return Ok(()) };
             let lsn = next.advance(differs as u64);
+            if differs_in_nothing(lsn, ours[differs], theirs[differs]) {
+                next = lsn.advance(1);
+                continue;
+            }
             // A crash may have left other bytes of a record that nobody could verify, nor will replay.
             next = behind_lost_record(lsn, |page| self.page(page))
                 .ok_or(AppendError::Diverged { tli: self.tli, lsn })?;
@@ -397,6 +401,25 @@ mod tests {
         let both = async { tokio::join!(sending, receiving).0 };
         let heard = tokio::time::timeout(Duration::from_secs(20), both).await.expect("a report");
         assert_eq!((heard[0], heard[5]), (b'd', b'r'));
+    }
+
+    #[test]
+    fn a_flag_that_nothing_vouches_for_makes_no_other_history() {
+        let id = WalIdentity { system_id: SystemId(9), seg_size: SegSize::new(1 << 20).unwrap() };
+        let from = Lsn::new(3 << 20);
+        let mut wal = WalGenerator::new(id, TimelineId::FIRST, from, 1);
+        wal.fill(3 * PAGE);
+        let bytes = wal.bytes().to_vec();
+        let held = Held { end: from.advance(bytes.len() as u64), bytes, tli: TimelineId::FIRST, from };
+        let flipped = |at: usize, bit: u8| {
+            let mut theirs = wal.bytes().to_vec();
+            theirs[at] ^= bit;
+            held.check(from, &theirs)
+        };
+        flipped(PAGE + 2, 4).unwrap();
+        for (at, bit) in [(PAGE + 2, 1), (PAGE + 2, 8), (PAGE + 3, 4), (PAGE + 10, 4), (2 * PAGE - 5, 4)] {
+            assert!(matches!(flipped(at, bit), Err(AppendError::Diverged { .. })), "{at}");
+        }
     }
 
     /// Where doubt about all these bytes begins; what is read of them is enough for the same answer.

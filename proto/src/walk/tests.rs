@@ -281,6 +281,58 @@ fn padding_may_be_anything_if_told_so() {
 }
 
 #[test]
+fn what_is_no_zero_behind_a_switch_must_come_twice() {
+    let mut wal = generator();
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let stale = |fill: u8| {
+        let mut bytes = wal.bytes().to_vec();
+        bytes[2 * PAGE + 7..5 * PAGE].fill(fill);
+        bytes
+    };
+    let refused = |found| Err(WalError::SwitchPadding { lsn: at(2 * PAGE + 7), found });
+    let mut walk = verifier();
+    walk.accept_padding_that_comes_twice();
+    for cut in [SEGMENT, 1, 100, 9000] {
+        let mut push = |bytes: &[u8]| {
+            let from = usize::try_from(walk.position().since(START)).unwrap();
+            let pushed = bytes[from..].chunks(cut).find_map(|piece| walk.push(piece).err());
+            let end = walk.verified_end();
+            walk.rewind();
+            (pushed.map_or(Ok(()), Err), end)
+        };
+        // A bit flipped on the way does not come again.
+        let fill = 0x10 + u8::try_from(cut % 100).unwrap();
+        assert_eq!(push(&stale(fill)), (refused(fill), Some(at(2 * PAGE))), "{cut}");
+        if cut == 1 {
+            assert_eq!(push(wal.bytes()), (Ok(()), Some(wal.position())));
+            return;
+        }
+        assert_eq!(push(&stale(0x99)), (refused(0x99), Some(at(2 * PAGE))), "{cut}");
+        // As far as the line went.
+        assert_eq!(push(&stale(0x99)[..SEGMENT - 5]), (Ok(()), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(push(&stale(0x99)), (Ok(()), Some(wal.position())), "{cut}");
+        walk = verifier();
+        walk.accept_padding_that_comes_twice();
+    }
+}
+
+#[test]
+fn a_page_that_says_that_a_record_was_lost_needs_the_one_that_says_which() {
+    for (magic, flag) in [(0xD106, 8), (0xD118, 8), (0xD122, 4)] {
+        let mut wal = generator().with_magic(magic);
+        wal.record(PAGE - 40);
+        wal.record(100);
+        let mut bytes = wal.bytes().to_vec();
+        bytes[PAGE + 2] |= flag;
+        let mut walk = verifier();
+        let error = WalError::MissingContrecord { lsn: at(PAGE) };
+        assert_eq!((walk.push(&bytes), walk.verified_end()), (Err(error), Some(at(PAGE))), "{magic:04X}");
+    }
+}
+
+#[test]
 fn a_switch_may_be_split_or_end_with_its_segment() {
     for room in [8, 16, 24] {
         let mut wal = generator();
