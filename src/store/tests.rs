@@ -526,7 +526,8 @@ fn where_all_could_not_be_synced_every_segment_is_written_again_once() {
         for (before, after) in before.iter().zip(inodes()).take(2) {
             assert_eq!(*before != after, is_written_again);
         }
-        assert_eq!(before[3] != inodes()[3], is_written_again, "of another timeline");
+        // Unfinished ones of other timelines at every start that does not come behind an end in order.
+        assert_ne!(before[3], inodes()[3], "of another timeline");
         assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
         assert!(read_back(&opened.store, TimelineId::FIRST, end) == wal.bytes()[..end.since(START) as usize]);
         opened.crash();
