@@ -13,6 +13,12 @@ use crate::tools::program;
 
 /// Unmounts, detaches and removes what was left. What cannot be is left for the next one: somebody else may be at it.
 pub(crate) fn sweep() {
+    sweep_in(&std::env::temp_dir());
+}
+
+/// The same for directories in `temp`.
+fn sweep_in(temp: &Path) {
+    let is_left = |path: &Path| is_left(path, temp);
     // The newest first: one may lie on another.
     for mount in mounts().into_iter().rev().filter(|mount| is_left(mount)) {
         let _ = output(program("umount").arg("--lazy").arg(mount));
@@ -20,15 +26,15 @@ pub(crate) fn sweep() {
     for (device, _) in loop_devices().into_iter().filter(|(_, file)| is_left(file)) {
         let _ = output(program("losetup").arg("--detach").arg(device));
     }
-    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let entries = fs::read_dir(temp).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()).filter(|path| is_left(path) && !Scratch::is_kept(path)) {
         let _ = fs::remove_dir_all(path);
     }
 }
 
 /// Whether a path is below a directory of a process that is gone.
-fn is_left(path: &Path) -> bool {
-    let owner = path.ancestors().find_map(Scratch::owner);
+fn is_left(path: &Path, temp: &Path) -> bool {
+    let owner = path.ancestors().find_map(|path| Scratch::owner(path, temp));
     owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
@@ -62,9 +68,10 @@ mod tests {
 
     #[test]
     fn what_a_killed_process_left_goes_and_what_others_have_stays() {
-        let temp = std::env::temp_dir();
+        // Of its own: tests beside this one sweep, too.
+        let temp = Scratch::new("sweep");
         let (left, kept) =
-            (temp.join(format!("wr-{}-0-left", gone())), temp.join(format!("wr-{}-1-kept", gone())));
+            (temp.join(&format!("wr-{}-0-left", gone())), temp.join(&format!("wr-{}-1-kept", gone())));
         for dir in [&left, &kept] {
             fs::create_dir(dir).unwrap();
         }
@@ -80,7 +87,7 @@ mod tests {
         output(program("losetup").arg("--find").arg(&attached)).unwrap();
         let ours = Disk::ext4(16);
 
-        sweep();
+        sweep_in(temp.path());
         assert!(!left.exists(), "it is gone");
         assert!(kept.exists(), "somebody wants to look at it");
         assert!(!mounts().contains(&mount_point));

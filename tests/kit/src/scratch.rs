@@ -44,9 +44,9 @@ impl Scratch {
         scratch
     }
 
-    /// The process that has made this directory, if it is one of these.
-    pub(crate) fn owner(path: &Path) -> Option<u32> {
-        if path.parent() != Some(&std::env::temp_dir()) {
+    /// The process that has made this directory in `temp`, if it is one of these.
+    pub(crate) fn owner(path: &Path, temp: &Path) -> Option<u32> {
+        if path.parent() != Some(temp) {
             return None;
         }
         let (pid, _) = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
