@@ -28,6 +28,8 @@ pub(crate) struct Lane {
     patience: Duration,
     /// Bytes per second.
     slowest: u64,
+    /// Calls that end, and whatever comes of those under way: for whoever waits for a thread.
+    life: Pulse,
 }
 
 impl Default for Lane {
@@ -74,13 +76,19 @@ impl Unanswered {
 impl Lane {
     /// Threads with this name. A call is given up after `patience`, and the time its bytes take.
     pub(crate) fn new(name: &'static str, patience: Duration) -> Lane {
-        Lane { name, free: Arc::new(Semaphore::new(THREADS)), patience, slowest: SLOWEST }
+        let (free, life) = (Arc::new(Semaphore::new(THREADS)), Pulse::default());
+        Lane { name, free, patience, slowest: SLOWEST, life }
     }
 
     /// A call is given up after `patience`, whatever it moves.
     #[cfg(test)]
     pub(crate) fn hasty(patience: Duration) -> Lane {
         Lane { slowest: u64::MAX, ..Lane::new("hasty-io", patience) }
+    }
+
+    /// A pulse for calls of one kind: their signs of life are some of the lane's.
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.life.part()
     }
 
     /// How long a call that moves `size` bytes may take.
@@ -101,7 +109,7 @@ impl Lane {
     }
 
     /// Like [`run`](Self::run); `work` can tell whether it was given up. Its time begins when a thread is free, which is
-    /// waited for as long as a call like it may take.
+    /// waited for as long as those who have one show signs of life.
     ///
     /// # Errors
     /// It did not begin, or not end, in time, or not end in order.
@@ -111,7 +119,7 @@ impl Lane {
         work: impl FnOnce(&GivenUp) -> T + Send + 'static,
     ) -> Result<T, Unanswered> {
         let limit = self.limit(size);
-        let place = self.place(limit).await.map_err(Unanswered::before)?;
+        let place = self.place(limit, &self.life).await.map_err(Unanswered::before)?;
         let waiter = Waiter(GivenUp::default());
         let given_up = waiter.0.clone();
         let done = self.start(place, move || work(&given_up)).map_err(Unanswered::before)?;
@@ -136,18 +144,27 @@ impl Lane {
             alive.beat();
             done
         };
-        // Something comes of those that have the threads: so they end.
-        let free = whole.heed(self.patience, self.free.clone().acquire_owned()).await;
-        let place = free.ok_or_else(|| not_begun(self.patience))?.map_err(|error| error.to_string())?;
+        let place = self.place(self.patience, whole).await?;
         let done = self.start(place, work)?;
         let done = pulse.heed(self.patience, end(done)).await;
         done.unwrap_or_else(|| Err(silent(self.patience)))
     }
 
-    /// Waits for a free thread.
-    async fn place(&self, limit: Duration) -> Result<OwnedSemaphorePermit, String> {
-        let free = tokio::time::timeout(limit, self.free.clone().acquire_owned()).await;
-        free.map_err(|_| not_begun(limit))?.map_err(|error| error.to_string())
+    /// Waits for a free thread as long as something comes of those that have the threads, or of the whole place: so they
+    /// end.
+    async fn place(&self, limit: Duration, whole: &Pulse) -> Result<OwnedSemaphorePermit, String> {
+        let mut free = std::pin::pin!(self.free.clone().acquire_owned());
+        loop {
+            tokio::select! {
+                biased;
+                free = &mut free => return free.map_err(|error| error.to_string()),
+                () = self.life.silence(limit) => {
+                    if whole.last().elapsed() >= limit {
+                        return Err(not_begun(limit));
+                    }
+                }
+            }
+        }
     }
 
     /// Starts `work` on a thread; what it ends with is for [`end`].
@@ -157,8 +174,10 @@ impl Lane {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<std::thread::Result<T>>, String> {
         let (report, done) = oneshot::channel();
+        let life = self.life.clone();
         let run = move || {
             let result = std::panic::catch_unwind(AssertUnwindSafe(work));
+            life.beat();
             // Free again only now: a thread that hangs keeps its place.
             drop(place);
             let _ = report.send(result);
@@ -251,6 +270,18 @@ mod tests {
             drop(busy);
         };
         let (done, ()) = tokio::join!(lane.run_alive(&pulse, |_| 1), coming);
+        assert_eq!(done, Ok(1));
+        // Also for work that is not heard of itself.
+        let (life, begun) = (lane.pulse(), std::time::Instant::now());
+        let busy = lane.free.clone().acquire_many_owned(THREADS as u32).await.unwrap();
+        let coming = async {
+            while begun.elapsed() < Duration::from_millis(500) {
+                life.beat();
+                tokio::task::yield_now().await;
+            }
+            drop(busy);
+        };
+        let (done, ()) = tokio::join!(lane.run(0, || 1), coming);
         assert_eq!(done, Ok(1));
         // Of those nothing comes.
         let _hung = lane.free.clone().acquire_many_owned(THREADS as u32).await.unwrap();

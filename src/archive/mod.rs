@@ -32,6 +32,7 @@ pub use out::command::command_placeholders;
 pub use repo::chain::missing_segments;
 pub use repo::check;
 pub use repo::codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};
+pub use repo::content::Content;
 pub use repo::layout::{Aside, Item, Layout};
 pub use repo::name::{ChunkName, FileKind, FileName};
 pub use repo::repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};

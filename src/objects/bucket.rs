@@ -11,9 +11,11 @@ use futures_util::stream::BoxStream;
 use futures_util::{Stream, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
+use tokio::sync::Semaphore;
 
 use super::limit::Limit;
 use super::place::ObjectPlace;
+use super::upload::PARTS;
 use super::{LISTING, OptionError, READING, StorageError, Stored, Trouble, options};
 use crate::lane::{PATIENCE, SLOWEST};
 use crate::pieces::Pieces;
@@ -45,6 +47,8 @@ pub(super) struct Objects {
     pub(super) replaces: AtomicBool,
     /// It does not know that for uploads in parts.
     pub(super) replaces_by_parts: AtomicBool,
+    /// In memory, for parts of what is made while it is sent.
+    pub(super) rooms: Arc<Semaphore>,
     pulse: Pulse,
 }
 
@@ -82,6 +86,7 @@ impl Objects {
             is_there: AtomicBool::new(false),
             replaces: AtomicBool::new(false),
             replaces_by_parts: AtomicBool::new(true),
+            rooms: Arc::new(Semaphore::new(PARTS)),
             pulse: Pulse::default(),
         }
     }

@@ -15,6 +15,7 @@ mod root;
 mod sync;
 mod upload;
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -92,7 +93,14 @@ pub enum Trouble {
     NotSynced,
     /// The place must not be used as an archive.
     Refused,
+    /// What was to be written cannot be read, which is not the place's fault.
+    Unreadable,
 }
+
+/// What was to be written cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("what is to be written cannot be read: {0}")]
+pub(crate) struct Unreadable(pub(crate) io::Error);
 
 impl StorageError {
     pub(crate) fn new(action: &'static str, path: &str, reason: &dyn std::fmt::Display) -> StorageError {
@@ -100,10 +108,11 @@ impl StorageError {
         StorageError { action, path: path.to_owned(), reason, kind: Trouble::Passing }
     }
 
-    fn of_io(action: &'static str, path: &str, error: &io::Error) -> StorageError {
+    pub(crate) fn of_io(action: &'static str, path: &str, error: &io::Error) -> StorageError {
         let inner = |error: &io::Error| match error.get_ref() {
             Some(inner) if inner.is::<NotSynced>() => Trouble::NotSynced,
             Some(inner) if inner.is::<Refused>() => Trouble::Refused,
+            Some(inner) if inner.is::<Unreadable>() => Trouble::Unreadable,
             _ => Trouble::Passing,
         };
         let kind = match error.kind() {
@@ -136,8 +145,9 @@ impl Storage {
         if place.url.scheme() == "file" {
             let root = place.url.to_file_path().expect("checked when the target was made");
             options::none_but_known(&place.options, &[])?;
-            let kind = Kind::Directory(Arc::new(Directory::new(root)), Lane::default());
-            return Ok(Storage { kind, pulse: Pulse::default() });
+            let lane = Lane::default();
+            let pulse = lane.pulse();
+            return Ok(Storage { kind: Kind::Directory(Arc::new(Directory::new(root)), lane), pulse });
         }
         let objects = Objects::open(place)?;
         let pulse = objects.pulse().clone();
@@ -268,8 +278,9 @@ impl Storage {
     ) -> Result<Option<T>, StorageError> {
         match &self.kind {
             Kind::Directory(dir, lane) => {
+                let pulse = self.pulse.clone();
                 let write = move |dir: &Directory, path: &str, given_up: &GivenUp| {
-                    dir.write(path, !create, given_up, |file| make(file))
+                    dir.write(path, !create, given_up, |file| make(&mut Heard { file, pulse: &pulse }))
                 };
                 on(lane, dir, about, WRITING, path, write).await
             }
@@ -373,6 +384,24 @@ impl Storage {
             // A store shows no part of an upload, and removes parts by rules of the bucket.
             Kind::Objects(_) => Ok(()),
         }
+    }
+}
+
+/// A file that is written: what it takes are signs of life.
+struct Heard<'a> {
+    file: &'a mut File,
+    pulse: &'a Pulse,
+}
+
+impl Write for Heard<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.pulse.beat();
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

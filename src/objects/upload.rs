@@ -1,7 +1,7 @@
 //! Objects on their way into a store: small ones in one request, large ones in parts.
 //!
 //! What is compressed or encrypted is sent while it is made: in memory are the part being made, the next one and the one
-//! on its way.
+//! on its way, and no more than [`PARTS`] of one target.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,16 +11,20 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream, StreamExt};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::bucket::{Objects, failed, in_time};
 use super::connect::only_if_none;
 use super::{StorageError, WRITING};
 
-/// Bytes of a part. S3 takes 5 MB and more, and 10000 of them.
-const PART: usize = 16 << 20;
-/// From this size on, what lies ready in memory is sent in parts, too.
-const LARGE: usize = 4 * PART;
+/// Bytes of a part of what lies ready. S3 takes 5 MB and more, and 10000 of them.
+const READY: usize = 16 << 20;
+/// From this size on, that is sent in parts, too.
+const LARGE: usize = 4 * READY;
+/// Bytes of a part of what is made while it is sent.
+const PART: usize = 6 << 20;
+/// Parts of a target that may be in memory, whatever is on its way there.
+pub(super) const PARTS: usize = 4;
 /// How long the store is asked to forget an upload that failed.
 const ABORT: Duration = Duration::from_secs(5);
 
@@ -34,9 +38,9 @@ pub(super) async fn put(
     if content.len() <= LARGE {
         return single(objects, path, content, create).await;
     }
-    let starts = (0..content.len()).step_by(PART);
-    let parts = starts.map(|start| content.slice(start..content.len().min(start + PART)));
-    multipart(objects, path, create, stream::iter(parts.map(Ok))).await
+    let starts = (0..content.len()).step_by(READY);
+    let parts = starts.map(|start| content.slice(start..content.len().min(start + READY)));
+    multipart(objects, path, create, stream::iter(parts.map(|part| Ok(Part::ready(part))))).await
 }
 
 /// Stores what `make` writes while it is written.
@@ -47,29 +51,32 @@ pub(super) async fn put_made<T: Send + 'static>(
     make: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send + 'static,
 ) -> Result<Option<T>, StorageError> {
     let (send, mut parts) = mpsc::channel(1);
+    let mut out = Parts { part: BytesMut::new(), room: None, rooms: objects.rooms.clone(), send };
     let maker = tokio::task::spawn_blocking(move || {
-        let mut out = Parts { part: BytesMut::new(), send };
         let made = make(&mut out)?;
-        out.send_part()?;
+        out.send_part(true)?;
         Ok(made)
     });
-    let not_made = |error: io::Error| StorageError::new(WRITING, path, &error);
-    let (first, second) = (parts.recv().await, parts.recv().await);
-    let Some(second) = second else {
-        // All there is; whether it is whole the maker knows.
-        let made = maker.await.map_err(io::Error::from).flatten().map_err(not_made)?;
-        let is_new = single(objects, path, first.unwrap_or_default(), create).await?;
-        return Ok(is_new.then_some(made));
+    let not_made = |error: io::Error| StorageError::of_io(WRITING, path, &error);
+    let first = match parts.recv().await {
+        Some(first) if !first.is_last => first,
+        only => {
+            // All there is; whether it is whole the maker knows.
+            let made = maker.await.map_err(io::Error::from).flatten().map_err(not_made)?;
+            let only = only.unwrap_or_else(|| Part::ready(Bytes::new()));
+            let is_new = single(objects, path, only.bytes.clone(), create).await?;
+            return Ok(is_new.then_some(made));
+        }
     };
     let rest = stream::unfold(parts, async |mut parts| Some((parts.recv().await?, parts)));
-    let all = stream::iter(first.into_iter().chain([second])).chain(rest).map(Ok);
+    let all = stream::iter([first]).chain(rest).map(Ok);
     // The last word is the maker's: it comes before the upload is complete.
     let mut made = None;
     let last = stream::once(async {
         match maker.await.map_err(io::Error::from).flatten() {
             Ok(done) => {
                 made = Some(done);
-                Ok(Bytes::new())
+                Ok(Part::ready(Bytes::new()))
             }
             Err(error) => Err(error),
         }
@@ -78,24 +85,52 @@ pub(super) async fn put_made<T: Send + 'static>(
     Ok(made.filter(|_| is_new))
 }
 
+/// A part on its way.
+struct Part {
+    bytes: Bytes,
+    is_last: bool,
+    /// Room in memory, until it is sent.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Part {
+    /// One that takes no memory of its own.
+    fn ready(bytes: Bytes) -> Part {
+        Part { bytes, is_last: false, _room: None }
+    }
+}
+
 /// Collects parts for [`put_made`].
 struct Parts {
     part: BytesMut,
-    send: mpsc::Sender<Bytes>,
+    /// For the part that is begun.
+    room: Option<OwnedSemaphorePermit>,
+    rooms: Arc<Semaphore>,
+    send: mpsc::Sender<Part>,
 }
 
 impl Parts {
-    fn send_part(&mut self) -> io::Result<()> {
-        let part = self.part.split().freeze();
+    fn send_part(&mut self, is_last: bool) -> io::Result<()> {
+        let part = Part { bytes: std::mem::take(&mut self.part).freeze(), is_last, _room: self.room.take() };
         // Nobody takes it any more when the upload has failed.
         self.send.blocking_send(part).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Waits until there is room for one more part. Each that has some gets rid of it without more.
+    fn begin_part(&mut self) -> io::Result<()> {
+        let room = tokio::runtime::Handle::current().block_on(self.rooms.clone().acquire_owned());
+        self.room = Some(room.map_err(io::Error::other)?);
+        Ok(())
     }
 }
 
 impl Write for Parts {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.part.len() >= PART {
-            self.send_part()?;
+            self.send_part(false)?;
+        }
+        if self.room.is_none() {
+            self.begin_part()?;
         }
         let taken = bytes.len().min(PART - self.part.len());
         self.part.extend_from_slice(&bytes[..taken]);
@@ -170,7 +205,7 @@ async fn multipart(
     objects: &Objects,
     path: &str,
     create: bool,
-    parts: impl Stream<Item = io::Result<Bytes>>,
+    parts: impl Stream<Item = io::Result<Part>>,
 ) -> Result<bool, StorageError> {
     // Before all its bytes are sent in vain.
     if create && objects.head(path).await?.is_some() {
@@ -199,15 +234,16 @@ async fn multipart(
 async fn send_parts(
     upload: &mut Box<dyn MultipartUpload>,
     path: &str,
-    parts: impl Stream<Item = io::Result<Bytes>>,
+    parts: impl Stream<Item = io::Result<Part>>,
 ) -> Result<(), StorageError> {
     let mut parts = std::pin::pin!(parts);
     while let Some(part) = parts.next().await {
-        let part = part.map_err(|error| StorageError::new(WRITING, path, &error))?;
-        if part.is_empty() {
+        let part = part.map_err(|error| StorageError::of_io(WRITING, path, &error))?;
+        if part.bytes.is_empty() {
             continue;
         }
-        let sent = in_time(part.len() as u64, WRITING, path, upload.put_part(part.into())).await?;
+        let (len, bytes) = (part.bytes.len() as u64, part.bytes.clone());
+        let sent = in_time(len, WRITING, path, upload.put_part(bytes.into())).await?;
         sent.map_err(|error| failed(WRITING, path, &error))?;
     }
     Ok(())

@@ -16,10 +16,10 @@
 //! has the kernel copy out of it gets an error. So nothing of ours loads where it can be helped:
 //! - sending: the kernel copies into the socket, or answers EFAULT. TLS, which has to load, gets a copy
 //!   ([`Segment::read`]), and so does whoever compares or counts. The recovery scan reads by `pread`.
-//! - archiving is what is left: what is compressed, encrypted, summed up or sent to an object store may be as long as a segment,
-//!   which is too much for a copy. It is brought into memory first ([`Segment::populate`]), so that a bad sector is an
-//!   error; a file that is truncated between that and the upload ends the process, and [`fault`] says why. So does an I/O
-//!   error under `--wal-write mmap`.
+//! - archiving: what is compared, compressed, encrypted, summed up or written gets copies, too. What is left is a segment that
+//!   the client of an object store sends as it lies there, in one request: a copy would be as long as the segment. It is
+//!   brought into memory first ([`Segment::populate`]), so that a bad sector is an error; a file that is truncated between
+//!   that and the upload ends the process, and [`fault`] says why. So does an I/O error under `--wal-write mmap`.
 
 mod fault;
 

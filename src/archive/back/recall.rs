@@ -13,11 +13,12 @@
 //!
 //! On disk are at most `budget` bytes of segments kept for somebody to come, plus the one that each consumer
 //! is reading. In memory is a piece of each that is on its way, packed and unpacked: however many are wanted, [`AT_A_TIME`]
-//! are fetched at a time, and the others wait for their turn.
+//! are fetched from a source at a time, and the others wait for their turn, those that nobody has asked for yet longest.
+//! A source that hangs keeps its own turns only.
 
 mod arriving;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
@@ -36,8 +37,12 @@ use arriving::{Arriving, Refusal};
 
 /// Directory below the data directory for segments on their way into a map.
 const DIRECTORY: &str = "recalled";
-/// Segments on their way at a time. What unpacks them may hold some megabytes of each.
+/// Segments on their way from a source at a time. What unpacks them may hold some megabytes of each.
 const AT_A_TIME: usize = 4;
+/// Of these, segments that nobody has asked for yet.
+const AHEAD_AT_A_TIME: usize = AT_A_TIME - 1;
+/// How long the turn of one source is waited for where another can be asked.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Segments fetched ahead of a reader.
 const AHEAD: u64 = 4;
 /// Fewest segments to hold, however large they are: one that is read and those ahead of it.
@@ -96,14 +101,16 @@ pub struct Recall {
     /// By which the files in the cache were chosen.
     history: Mutex<Arc<TimelineHistory>>,
     files: AtomicU64,
-    /// What is left of [`AT_A_TIME`].
-    turns: Semaphore,
+    /// What is left of [`AHEAD_AT_A_TIME`].
+    ahead: Semaphore,
     pauses: (Duration, Duration),
 }
 
 #[derive(Debug)]
 struct Place {
     source: Arc<dyn Source>,
+    /// What is left of [`AT_A_TIME`].
+    turns: Semaphore,
     failed: Mutex<Option<Instant>>,
 }
 
@@ -117,6 +124,8 @@ struct Entry {
     kept: Option<Arc<Segment>>,
     /// Whether anybody has asked for it.
     wanted: bool,
+    /// Told when somebody does.
+    hurry: Arc<Notify>,
     touched: Instant,
 }
 
@@ -151,8 +160,8 @@ impl Recall {
         make_empty(&dir)?;
         let places = RwLock::new(places(sources));
         let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
-        let turns = Semaphore::new(AT_A_TIME);
-        let recall = Recall { store, places, dir, budget, cache, history, files, turns, pauses };
+        let ahead = Semaphore::new(AHEAD_AT_A_TIME);
+        let recall = Recall { store, places, dir, budget, cache, history, files, ahead, pauses };
         Ok(Arc::new(recall))
     }
 
@@ -231,6 +240,7 @@ impl Recall {
             self.forget_other_histories(&mut cache);
             if let Some(entry) = cache.get_mut(&name) {
                 entry.wanted = true;
+                entry.hurry.notify_one();
                 entry.touched = Instant::now();
                 if let Some(segment) = entry.live.upgrade() {
                     return Outcome::Found(segment);
@@ -259,18 +269,23 @@ impl Recall {
         wanted: bool,
     ) -> watch::Receiver<Option<Outcome>> {
         let (report, outcome) = watch::channel(None);
+        let hurry = Arc::new(Notify::new());
         let entry = Entry {
             fetch: Some(outcome.clone()),
             live: Weak::new(),
             kept: None,
             wanted,
+            hurry: hurry.clone(),
             touched: Instant::now(),
         };
         cache.insert(name, entry);
         self.make_room(cache);
         let recall = self.clone();
         tokio::spawn(async move {
-            let outcome = recall.fetch(name).await;
+            let outcome = match wanted {
+                true => recall.fetch(name).await,
+                false => recall.fetch_when_idle(name, &hurry).await,
+            };
             recall.note(name, &outcome, &report);
             report.send_replace(Some(outcome));
         });
@@ -306,25 +321,43 @@ impl Recall {
         }
     }
 
+    /// The same for nobody in particular, until somebody is in a hurry.
+    async fn fetch_when_idle(&self, name: WalFileName, hurry: &Notify) -> Outcome {
+        // Nobody closes it.
+        let turn = async { self.ahead.acquire().await.ok() };
+        let _turn = tokio::select! {
+            turn = turn => turn,
+            () = hurry.notified() => None,
+        };
+        self.fetch(name).await
+    }
+
     /// One round through the sources.
     async fn fetch(&self, name: WalFileName) -> Outcome {
         let file = self.file_name(name);
         let Some(identity) = self.store.identity() else { return Outcome::Not(RecallError::Nowhere(file)) };
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
-        // Nobody closes it.
-        let _turn = self.turns.acquire().await.ok();
         let (mut unknown, mut damaged) = (None, None);
-        for wanted in self.candidates(name) {
-            for place in self.best_first() {
-                match self.fetch_from(&place, wanted, id).await {
-                    Ok(None) => {}
-                    Ok(Some(segment)) => return Outcome::Found(segment),
-                    Err(TakeError::Source(error @ FetchError::Unreachable { .. })) => unknown = Some(error),
-                    Err(TakeError::Source(error)) => damaged = Some(error),
-                    Err(TakeError::Disk(error)) => {
-                        let (file, reason) = (wanted.text(id.seg_size), error.to_string());
-                        return Outcome::Not(RecallError::Disk { file, reason });
-                    }
+        let places = self.best_first();
+        // Where there is nobody else to ask it takes as long as it takes.
+        let patience = (places.len() > 1).then_some(MOMENT);
+        let candidates = self.candidates(name).into_iter();
+        let mut asks: VecDeque<_> =
+            candidates.flat_map(|wanted| places.iter().map(move |place| (wanted, place, patience))).collect();
+        while let Some((wanted, place, patience)) = asks.pop_front() {
+            let Some(_turn) = place.turn(patience).await else {
+                // Others wait for it. It is asked after those that do not keep anybody waiting.
+                asks.push_back((wanted, place, None));
+                continue;
+            };
+            match self.fetch_from(place, wanted, id).await {
+                Ok(None) => {}
+                Ok(Some(segment)) => return Outcome::Found(segment),
+                Err(TakeError::Source(error @ FetchError::Unreachable { .. })) => unknown = Some(error),
+                Err(TakeError::Source(error)) => damaged = Some(error),
+                Err(TakeError::Disk(error)) => {
+                    let (file, reason) = (wanted.text(id.seg_size), error.to_string());
+                    return Outcome::Not(RecallError::Disk { file, reason });
                 }
             }
         }
@@ -466,7 +499,8 @@ impl Recall {
 }
 
 fn places(sources: Vec<Arc<dyn Source>>) -> Vec<Arc<Place>> {
-    let place = |source| Arc::new(Place { source, failed: Mutex::default() });
+    let place =
+        |source| Arc::new(Place { source, turns: Semaphore::new(AT_A_TIME), failed: Mutex::default() });
     sources.into_iter().map(place).collect()
 }
 
@@ -487,6 +521,16 @@ impl Wanted {
 }
 
 impl Place {
+    /// The right to ask the source; `None` if others keep it for longer than that.
+    async fn turn(&self, patience: Option<Duration>) -> Option<SemaphorePermit<'_>> {
+        let turn = self.turns.acquire();
+        let turn = match patience {
+            None => turn.await,
+            Some(patience) => tokio::time::timeout(patience, turn).await.ok()?,
+        };
+        Some(turn.expect("nobody closes it"))
+    }
+
     async fn read(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
         self.note(self.source.read(file).await)
     }

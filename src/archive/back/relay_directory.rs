@@ -50,11 +50,12 @@ impl RelayDirectory {
 
     fn made(data_dir: &Path, optional: bool) -> RelayDirectory {
         let (wal, absent) = (data_dir.join("pg_wal"), AtomicBool::new(false));
+        let lane = Lane::default();
         RelayDirectory {
             name: format!("\"{}\"", data_dir.display()),
             at: Arc::new(At { data_dir: data_dir.to_owned(), wal, optional, absent }),
-            lane: Lane::default(),
-            pulse: Pulse::default(),
+            pulse: lane.pulse(),
+            lane,
         }
     }
 

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{SegSize, WalFileName};
 
 use super::backoff;
-use super::worker::{SharedQueue, lock, mapped};
+use super::worker::{SharedQueue, lock};
+use crate::archive::repo::content::Content;
 use crate::archive::repo::name::{ChunkName, FileName};
 use crate::archive::repo::repository::{Repository, WriteError, from_read};
 use crate::store::Store;
@@ -176,10 +176,12 @@ impl Tail {
     }
 
     async fn is_ours(&self, wal: WalFileName, chunk: &ChunkName) -> bool {
-        let bytes = self.read(wal, chunk.start, chunk.end).await;
+        let Some(content) = self.read(wal, chunk.start, chunk.end).await else { return false };
         let chunk = chunk.clone();
-        let same =
-            move || bytes.is_some_and(|bytes| ChunkName::of(&chunk.segment, chunk.start, &bytes) == chunk);
+        let same = move || {
+            let sum = content.digest().ok();
+            sum.is_some_and(|sum| ChunkName::with(&chunk.segment, chunk.start, content.len(), sum) == chunk)
+        };
         tokio::task::spawn_blocking(same).await.unwrap_or(false)
     }
 
@@ -190,8 +192,8 @@ impl Tail {
         }
         let (start, level) = current.pieces.next_start();
         let (wal, name) = (current.wal, current.name.clone());
-        let Some(bytes) = self.read(wal, start, end).await else { return Ok(()) };
-        let chunk = self.repository.write_chunk(&name, start, bytes).await?;
+        let Some(content) = self.read(wal, start, end).await else { return Ok(()) };
+        let chunk = self.repository.send_chunk(&name, start, content).await?;
         let replaced = self.current.as_mut().map(|current| current.pieces.add(chunk, level));
         if lock(&self.queue).progress().is_done(&name) {
             // It has arrived whole meanwhile, and its pieces were removed before this one came.
@@ -201,7 +203,7 @@ impl Tail {
     }
 
     /// Bytes of a segment here; `None` if they are not here any more, or not published.
-    async fn read(&self, wal: WalFileName, start: u64, end: u64) -> Option<Bytes> {
+    async fn read(&self, wal: WalFileName, start: u64, end: u64) -> Option<Content> {
         let store = self.store.clone();
         let read = move || {
             let segment = store.segment(wal.tli, wal.segno).ok()?;
@@ -209,7 +211,7 @@ impl Tail {
             let there = segment.name() == wal && segment.published() >= end;
             there.then(|| segment.populate(start, len).ok())??;
             // Not a copy: merged pieces may be as long as the segment, 1 GB that is.
-            Some(mapped(segment).slice(start as usize..end as usize))
+            Some(Content::part(segment, start, end))
         };
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }

@@ -16,8 +16,6 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
-pub(super) use send::mapped;
-
 use super::archiver::{Floor, Floors};
 use super::backoff;
 use super::listing::Listing;

@@ -9,6 +9,7 @@ use age::x25519::{Identity, Recipient};
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+use super::content::Content;
 use super::sidecar::Sha256;
 use crate::objects::buffer;
 use crate::objects::limit::{self, HEADER};
@@ -244,35 +245,39 @@ impl Codec {
     }
 
     /// Writes what to store for `plain` to `out`, as it goes: little of it is in memory at a time.
-    pub fn encode_to<W: Write>(&self, plain: &[u8], out: W) -> io::Result<W> {
+    pub fn encode_to<W: Write>(&self, plain: &Content, out: W) -> io::Result<W> {
         let Some(keys) = &self.keys else { return self.pack(plain, out) };
         let recipients = keys.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
         let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
         self.pack(plain, encryptor.wrap_output(out)?)?.finish()
     }
 
-    fn pack<W: Write>(&self, plain: &[u8], mut out: W) -> io::Result<W> {
+    fn pack<W: Write>(&self, plain: &Content, mut out: W) -> io::Result<W> {
         match self.compression {
             Compression::None => {
-                out.write_all(plain)?;
+                plain.write_to(&mut out)?;
                 Ok(out)
             }
             Compression::Lz4 => {
-                let info = lz4_flex::frame::FrameInfo::new().content_checksum(true);
+                // Else they are of 4 MB, and so is the memory for each that is on its way, here and when it is read.
+                let size = lz4_flex::frame::BlockSize::Max256KB;
+                let info = lz4_flex::frame::FrameInfo::new().block_size(size).content_checksum(true);
                 let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, out);
-                encoder.write_all(plain)?;
+                plain.write_to(&mut encoder)?;
                 encoder.finish().map_err(io::Error::other)
             }
             Compression::Zstd(level) => {
                 let mut encoder = zstd::Encoder::new(out, level)?;
                 encoder.include_checksum(true)?;
-                encoder.write_all(plain)?;
+                // The window need not be larger, here and when it is read.
+                encoder.set_pledged_src_size(Some(plain.len()))?;
+                plain.write_to(&mut encoder)?;
                 encoder.finish()
             }
             Compression::Gzip(level) => {
                 let level = flate2::Compression::new(level);
                 let mut encoder = flate2::write::GzEncoder::new(out, level);
-                encoder.write_all(plain)?;
+                plain.write_to(&mut encoder)?;
                 encoder.finish()
             }
         }
@@ -282,17 +287,27 @@ impl Codec {
     pub fn encode(&self, plain: &Bytes) -> io::Result<Bytes> {
         match self.stores_plain() {
             true => Ok(plain.clone()),
-            false => self.encode_to(plain, Vec::new()).map(Bytes::from),
+            false => self.encode_to(&plain.clone().into(), Vec::new()).map(Bytes::from),
         }
     }
 
     /// The plain bytes of an object that was stored in this format: a segment's, up to the size that its first page
     /// says, or up to 16 MB of anything else.
     pub fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
+        self.decode_up_to(None, stored, format)
+    }
+
+    /// The same for something that may be so long, if that is known.
+    pub(crate) fn decode_up_to(
+        &self,
+        most: Option<u64>,
+        stored: Bytes,
+        format: Format,
+    ) -> Result<Bytes, DecodeError> {
         if !format.encrypted && self.packing(format, &stored) == Packing::None {
             return Ok(stored);
         }
-        limited(self.reader(&stored[..], format)?)
+        limited(self.reader(&stored[..], format)?, most)
     }
 
     /// The first bytes of what was stored in this format, from the first bytes that are stored; `None` if they are not
@@ -338,17 +353,19 @@ fn damaged(error: io::Error) -> DecodeError {
     DecodeError::Damaged(error.to_string())
 }
 
-fn limited(mut from: impl Read) -> Result<Bytes, DecodeError> {
+fn limited(mut from: impl Read, most: Option<u64>) -> Result<Bytes, DecodeError> {
     let mut beginning = Vec::new();
     from.by_ref().take(HEADER as u64).read_to_end(&mut beginning).map_err(damaged)?;
-    let most = limit::segment_size(&beginning).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
+    let says = if most.is_some() { "its name" } else { "its first page" };
+    let most = most.or_else(|| limit::segment_size(&beginning)).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
+    let most = most.max(beginning.len() as u64);
     // In pages of its own, which go back to the system as soon as it is let go; an allocator keeps what is that large.
     let mut plain = MmapMut::map_anon(usize::try_from(most).unwrap_or(usize::MAX)).map_err(damaged)?;
     plain[..beginning.len()].copy_from_slice(&beginning);
     let len = beginning.len() + buffer::fill(&mut from, &mut plain[beginning.len()..]).map_err(damaged)?;
     match from.take(1).read_to_end(&mut Vec::new()).map_err(damaged)? {
         0 => Ok(Bytes::from_owner(plain).slice(..len)),
-        _ => Err(DecodeError::Damaged("it is longer than its first page says".to_owned())),
+        _ => Err(DecodeError::Damaged(format!("it is longer than {says} says"))),
     }
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod chain;
 pub mod check;
 pub(crate) mod codec;
+pub(crate) mod content;
 pub(crate) mod layout;
 pub(crate) mod name;
 pub(crate) mod progress;

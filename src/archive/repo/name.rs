@@ -12,6 +12,8 @@ use std::fmt;
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
+use super::sidecar::Sha256;
+
 /// What a file is, by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
@@ -127,8 +129,12 @@ pub struct ChunkName {
 impl ChunkName {
     /// The name of `bytes`, found at `start` of `segment`.
     pub fn of(segment: &FileName, start: u64, bytes: &[u8]) -> ChunkName {
-        let checksum = super::sidecar::Sha256::of(bytes).beginning();
-        ChunkName { segment: segment.clone(), start, end: start + bytes.len() as u64, checksum }
+        ChunkName::with(segment, start, bytes.len() as u64, Sha256::of(bytes))
+    }
+
+    /// The name of `len` bytes with this digest, found at `start` of `segment`.
+    pub(crate) fn with(segment: &FileName, start: u64, len: u64, sum: Sha256) -> ChunkName {
+        ChunkName { segment: segment.clone(), start, end: start + len, checksum: sum.beginning() }
     }
 
     /// The last part of its path, without a suffix.

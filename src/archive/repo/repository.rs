@@ -251,7 +251,7 @@ impl Repository {
     async fn read_unchecked(&self, name: &FileName) -> Result<Option<Bytes>, ReadError> {
         let Some((path, format, _)) = self.locate(name).await? else { return Ok(None) };
         let Some(stored) = self.get(&path, self.limit(name, format)).await? else { return Ok(None) };
-        let decoded = self.decode(stored, format).await;
+        let decoded = self.decode(None, stored, format).await;
         decoded.map(Some).map_err(|error| self.damaged(&path, error.to_string()))
     }
 
@@ -311,7 +311,9 @@ impl Repository {
         for format in std::iter::once(own).chain(Format::all().filter(|format| *format != own)) {
             let path = self.layout.chunk(chunk, format);
             let Some(stored) = self.get(&path, self.limit_of_chunk(chunk, format)).await? else { continue };
-            let plain = self.decode(stored, format).await;
+            // Only the first one begins as a segment does; others may be almost as long.
+            let len = (chunk.start > 0).then_some(chunk.end - chunk.start);
+            let plain = self.decode(len, stored, format).await;
             let plain = plain.map_err(|error| self.damaged(&path, error.to_string()))?;
             let (chunk, start, segment) = (chunk.clone(), chunk.start, chunk.segment.clone());
             let (plain, same) = self
@@ -446,9 +448,9 @@ impl Repository {
         })
     }
 
-    async fn decode(&self, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
+    async fn decode(&self, most: Option<u64>, stored: Bytes, format: Format) -> Result<Bytes, DecodeError> {
         let codec = self.codec.clone();
-        self.ours(move || codec.decode(stored, format)).await
+        self.ours(move || codec.decode_up_to(most, stored, format)).await
     }
 
     fn unreachable(&self, source: StorageError) -> ReadError {
@@ -472,11 +474,6 @@ pub(crate) fn from_read(error: ReadError) -> WriteError {
             WriteError::Unreachable { target, source }
         }
     }
-}
-
-async fn digest(bytes: &Bytes) -> Sha256 {
-    let bytes = bytes.clone();
-    blocking(move || Sha256::of(&bytes)).await
 }
 
 /// How often work of our own is heard of.

@@ -29,6 +29,8 @@ pub struct Behaviour {
     pub redirect: Option<String>,
     /// How long each answer takes.
     pub delay: Duration,
+    /// No answer comes while this is so.
+    pub hold: bool,
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +122,9 @@ impl Shared {
             lock(&self.requests).push(line);
             let behaviour = lock(&self.behaviour).clone();
             thread::sleep(behaviour.delay);
+            while lock(&self.behaviour).hold && !self.ended.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+            }
             let (status, headers, body) = self.answer(&behaviour, &request);
             let length = headers.iter().all(|line| !line.starts_with("Content-Length"));
             let length = if length { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };

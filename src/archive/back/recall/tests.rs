@@ -199,21 +199,66 @@ async fn few_segments_are_fetched_at_a_time_however_many_are_wanted() {
     let source = setting.source();
     let recall = setting.with_budget(&[&source], 1 << 40);
     source.set_open(false);
-    let taken = recall.turns.acquire_many(AT_A_TIME as u32 - 2).await.unwrap();
-    let wanted: Vec<_> = (FIRST..FIRST + 6)
+    let wanted: Vec<_> = (FIRST..FIRST + 8)
         .map(|segno| {
             let recall = recall.clone();
             tokio::spawn(async move { get(&recall, 1, segno).await })
         })
         .collect();
-    let asked = || (FIRST..FIRST + 6).map(|segno| source.asked(&text(1, segno))).sum::<usize>();
-    until("all turns to be taken", || recall.turns.available_permits() == 0 && asked() == 2).await;
+    let asked = || (FIRST..FIRST + 8).map(|segno| source.asked(&text(1, segno))).sum::<usize>();
+    let turns = || recall.places.read().unwrap()[0].turns.available_permits();
+    until("all turns to be taken", || turns() == 0 && asked() == AT_A_TIME).await;
     source.set_open(true);
     for one in wanted {
         one.await.unwrap().unwrap();
     }
-    drop(taken);
-    until("all turns to be given back", || recall.turns.available_permits() == AT_A_TIME).await;
+    until("all turns to be given back", || turns() == AT_A_TIME).await;
+}
+
+/// What nobody has asked for yet leaves a turn to what somebody waits for.
+#[tokio::test]
+async fn what_is_wanted_comes_before_what_is_fetched_ahead() {
+    let setting = Setting::new(None);
+    let source = setting.source();
+    let recall = setting.with_budget(&[&source], 1 << 40);
+    get(&recall, 1, FIRST).await.unwrap();
+    // Nothing has run since that ended: the next ones are asked for now.
+    source.set_open(false);
+    until("some to be asked for", || recall.ahead.available_permits() == 0).await;
+    let wanted = {
+        let recall = recall.clone();
+        tokio::spawn(async move { get(&recall, 1, FIRST + 8).await })
+    };
+    until("it to be asked for", || source.asked(&text(1, FIRST + 8)) == 1).await;
+    // One that has to wait until nobody wants anything is in a hurry, too, when somebody does.
+    let last = FIRST + AHEAD;
+    assert_eq!(source.asked(&text(1, last)), 0);
+    source.set_open(true);
+    get(&recall, 1, last).await.unwrap();
+    wanted.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_source_that_hangs_keeps_nobody_from_another_one() {
+    let setting = Setting::new(None);
+    let (hung, fine) = (setting.source(), setting.source());
+    let recall = setting.recall(&[&hung, &fine]);
+    hung.set_open(false);
+    let waiting: Vec<_> = (FIRST..FIRST + AT_A_TIME as u64)
+        .map(|segno| {
+            let recall = recall.clone();
+            tokio::spawn(async move { get(&recall, 1, segno).await })
+        })
+        .collect();
+    until("all its turns to be taken", || recall.places.read().unwrap()[0].turns.available_permits() == 0)
+        .await;
+    let other = FIRST + 8;
+    assert!(get(&recall, 1, other).await.unwrap().bytes(0, SEG as usize) == setting.segment(other));
+    assert_eq!((hung.asked(&text(1, other)), fine.asked(&text(1, other))), (0, 1));
+    hung.set_open(true);
+    for one in waiting {
+        one.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -4,15 +4,15 @@ use std::io::ErrorKind::{InvalidData, QuotaExceeded, StorageFull};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use walrelay_proto::{SegSize, WalFileName};
 
 use super::{Outcome, Sink};
 use crate::archive::out::command;
+use crate::archive::repo::content::Content;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::repository::{WriteError, Written};
 use crate::objects::Trouble;
-use crate::store::{ReadError, Segment, Store};
+use crate::store::{ReadError, Store};
 
 /// Sends one file. `again`: what the target has of it may be lost.
 pub(super) async fn send(
@@ -32,10 +32,7 @@ pub(super) async fn send(
                 Ok(Err(error)) => return Outcome::Unreadable(error.to_string()),
                 Err(error) => return Outcome::Unreadable(error.to_string()),
             };
-            let written = match again {
-                true => repository.write_again(name, content).await,
-                false => repository.write(name, content).await,
-            };
+            let written = repository.send(name, content, again).await;
             written.map_or_else(failure, Outcome::Taken)
         }
         Sink::Command(line) => {
@@ -54,10 +51,13 @@ pub(super) async fn send(
     }
 }
 
-fn failure(error: WriteError) -> Outcome {
+pub(super) fn failure(error: WriteError) -> Outcome {
     let reason = error.to_string();
     match error {
         WriteError::Unfinished { .. } => Outcome::Unfinished(reason),
+        WriteError::Unreachable { source, .. } if source.kind == Trouble::Unreadable => {
+            Outcome::Unreadable(source.reason)
+        }
         WriteError::Unreachable { source, .. } => Outcome::Failed {
             reason,
             fatal: source.kind == Trouble::Refused,
@@ -66,22 +66,8 @@ fn failure(error: WriteError) -> Outcome {
     }
 }
 
-/// A segment of the shared map, as bytes that keep it mapped.
-struct Mapped(Arc<Segment>);
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes(0, self.0.published() as usize)
-    }
-}
-
-/// What is published of a segment now; nothing is copied.
-pub(crate) fn mapped(segment: Arc<Segment>) -> Bytes {
-    Bytes::from_owner(Mapped(segment))
-}
-
 /// A file's content; `None` if it is not here any more. For blocking threads.
-pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Bytes>> {
+pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Content>> {
     let wal = match (name.kind(), name.wal(size)) {
         (FileKind::Segment, Some(wal)) => wal,
         (FileKind::Partial, Some(wal)) => return unfinished(store, name, wal),
@@ -89,9 +75,9 @@ pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io:
     };
     match store.finished_segment(wal) {
         Ok(segment) => {
-            // A bad sector is an error here; found later, when the bytes are looked at, it would be a signal.
+            // A bad sector is an error here; found while a store's client sends the bytes, it would be a signal.
             segment.populate(0, segment.published() as usize)?;
-            Ok(Some(mapped(segment)))
+            Ok(Some(Content::of(segment)))
         }
         Err(ReadError::Removed(_)) => Ok(None),
         Err(ReadError::Io { source, .. }) => Err(source),
@@ -100,12 +86,12 @@ pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io:
 
 /// The last segment of a timeline that was left. Up to 1 GB of it is in memory only where the disk has no room for a copy:
 /// WAL that is held for the target may be what fills it.
-fn unfinished(store: &Store, name: &FileName, wal: WalFileName) -> std::io::Result<Option<Bytes>> {
+fn unfinished(store: &Store, name: &FileName, wal: WalFileName) -> std::io::Result<Option<Content>> {
     match store.copy_of_unfinished(wal) {
         Ok(None) => Ok(None),
         Ok(Some(segment)) => {
             segment.populate(0, segment.published() as usize)?;
-            Ok(Some(mapped(segment)))
+            Ok(Some(Content::of(segment)))
         }
         Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | InvalidData) => {
             read_file(&store.wal_path(name.as_str()))
@@ -115,8 +101,8 @@ fn unfinished(store: &Store, name: &FileName, wal: WalFileName) -> std::io::Resu
 }
 
 /// Nobody else syncs what lies beside finished segments; what is archived must not be less after a crash.
-fn read_file(path: &Path) -> std::io::Result<Option<Bytes>> {
-    let read = || -> std::io::Result<Bytes> {
+fn read_file(path: &Path) -> std::io::Result<Option<Content>> {
+    let read = || -> std::io::Result<Content> {
         let mut file = std::fs::File::open(path)?;
         file.sync_all()?;
         let mut content = Vec::new();

@@ -10,8 +10,10 @@ use walrelay_proto::{SegNo, SystemId, TimelineHistory, TimelineId, WalIdentity};
 use walrelay_testkit::wait_until;
 
 use super::*;
-use crate::archive::repo::codec::Codec;
+use crate::archive::repo::codec::{Codec, Compression};
+use crate::archive::repo::content::Content;
 use crate::archive::repo::layout::Layout;
+use crate::archive::repo::repository::WriteError;
 use crate::archive::repo::target::Place;
 use crate::objects::{Fault, ObjectPlace, Storage};
 use crate::store::{Background, Identity, StoreConfig, UpstreamParameters, WalWrite, Writer};
@@ -233,11 +235,11 @@ async fn what_is_sent_is_the_map_whatever_the_segments_size() {
     let it = Setting::new();
     let here = it.store.finished_segment(WalFileName::new(TimelineId::FIRST, SegNo::new(FIRST))).unwrap();
     let content = send::content(&it.store, &segment(FIRST), id().seg_size).unwrap().unwrap();
-    let map = here.bytes(0, SEG as usize);
+    let (content, map) = (content.whole(), here.bytes(0, SEG as usize));
     assert_eq!((content.as_ptr(), content.len()), (map.as_ptr(), map.len()));
-    // Parts of it, as pieces and uploads in parts take them, too.
-    let piece = mapped(here.clone()).slice(100..SEG as usize);
-    assert_eq!(piece.as_ptr(), map[100..].as_ptr());
+    // Parts of it, as pieces take them, too.
+    let piece = Content::part(here.clone(), 100, SEG).whole();
+    assert_eq!((piece.as_ptr(), piece.len()), (map[100..].as_ptr(), map.len() - 100));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,6 +256,7 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     let content = send::content(&it.store, &name, id().seg_size).unwrap().unwrap();
     // Its timeline is taken up again, and written to.
     fs::write(&path, vec![8; SEG as usize]).unwrap();
+    let content = content.whole();
     assert!(content[..] == whole[..] && names() == before);
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let map = maps.lines().find(|line| {
@@ -264,9 +267,10 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     assert!(map.is_some_and(|map| map.ends_with("(deleted)")), "it is in memory: {map:?}");
     // Half of one is sent as it is.
     fs::write(&path, b"half").unwrap();
-    assert_eq!(&send::content(&it.store, &name, id().seg_size).unwrap().unwrap()[..], b"half");
+    let half = send::content(&it.store, &name, id().seg_size).unwrap().unwrap();
+    assert_eq!(&half.whole()[..], b"half");
     fs::remove_file(&path).unwrap();
-    assert_eq!(send::content(&it.store, &name, id().seg_size).unwrap(), None);
+    assert!(send::content(&it.store, &name, id().seg_size).unwrap().is_none());
 }
 
 /// What this thread logs, for as long as the guard lives.
@@ -455,4 +459,47 @@ async fn a_stop_while_a_removed_target_ends_waits_no_longer_and_promises_nothing
     );
     assert!(!text.contains("offered again"), "{text}");
     drop(release);
+}
+
+/// Somebody truncates it after it was looked at. What is compressed, encrypted, compared, summed up or written to a directory
+/// is read so that this is an error; a signal would end the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_bad_while_it_is_sent_is_an_error_of_its_own() {
+    let it = Setting::new();
+    let wal = segment(FIRST).wal(id().seg_size).unwrap();
+    let held = it.store.finished_segment(wal).unwrap();
+    held.populate(0, SEG as usize).unwrap();
+    let content = Content::of(held);
+    content.digest().unwrap();
+    let store: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let storages = [it.directory(Duration::from_secs(30)), Storage::over(store, "")];
+    for storage in &storages {
+        let there = Repository::over(storage.clone(), "main", Layout::Plain, Codec::default());
+        there.send(&segment(LAST), content.clone(), false).await.unwrap();
+        there.storage().delete(&there.layout().sidecar(&segment(LAST))).await.unwrap();
+    }
+    let path = it.store.wal_path(segment(FIRST).as_str());
+    fs::File::options().write(true).open(path).unwrap().set_len(SEG / 2).unwrap();
+    assert!(content.digest().is_err());
+    for compression in [Compression::None, Compression::Zstd(1), Compression::Lz4, Compression::Gzip(1)] {
+        let codec = Codec::new(compression, None, false);
+        let error = codec.encode_to(&content, std::io::sink()).unwrap_err().to_string();
+        assert!(error.contains("truncated"), "{error}");
+    }
+    let unreadable = |error: WriteError| {
+        let Outcome::Unreadable(reason) = send::failure(error) else {
+            panic!("it is not the target's fault")
+        };
+        assert!(reason.contains("truncated"), "{reason}");
+    };
+    for storage in storages {
+        let codec = Codec::new(Compression::Zstd(1), None, false);
+        let there = Repository::over(storage.clone(), "main", Layout::Plain, codec);
+        for name in [segment(FIRST), segment(LAST)] {
+            unreadable(there.send(&name, content.clone(), false).await.unwrap_err());
+        }
+        let before = storage.list("").await.unwrap().len();
+        unreadable(there.send_chunk(&segment(FIRST), 0, content.clone()).await.unwrap_err());
+        assert_eq!(storage.list("").await.unwrap().len(), before, "no half of it is left");
+    }
 }

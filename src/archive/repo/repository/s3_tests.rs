@@ -179,3 +179,19 @@ async fn what_appears_during_an_upload_in_parts_is_not_replaced() {
     let count = |method: &str| asked.iter().filter(|request| request.starts_with(method)).count();
     assert_eq!((count("HEAD"), count("POST")), (2, 2), "{asked:#?}");
 }
+
+/// Each waits until there is room in memory for its next part, and none waits for another one's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_uploads_in_parts_go_on_side_by_side() {
+    let s3 = S3::start();
+    let there = repository(&s3);
+    let put = async |number: u8| {
+        let make =
+            move |out: &mut dyn std::io::Write| (0..13).try_for_each(|_| out.write_all(&[number; 1 << 20]));
+        there.storage().put_made(&number.to_string(), 13 << 20, true, make).await.unwrap()
+    };
+    let puts: Vec<_> = (0..8).map(put).collect();
+    assert_eq!(futures_util::future::join_all(puts).await, [Some(()); 8]);
+    let objects = s3.objects();
+    assert!((0..8u8).all(|number| objects[&format!("main/{number}")] == vec![number; 13 << 20]));
+}

@@ -4,6 +4,7 @@ use super::*;
 use crate::archive::repo::codec::Compression;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn name(text: &str) -> FileName {
     FileName::parse(text).unwrap()
@@ -487,14 +488,26 @@ async fn compares_in_little_memory() {
         let codec = Codec::new(compression, None, false);
         let path = dir.path().join(format!("{name}{}", codec.format().suffix()));
         let file = std::fs::File::create(path).unwrap();
-        codec.encode_to(&plain, file).unwrap();
+        codec.encode_to(&plain.clone().into(), file).unwrap();
         let there = Repository::over(storage, "test", Layout::Plain, codec);
         let before = peak();
         assert_eq!(there.write(&name, plain.clone()).await.unwrap(), Written::Same);
         let grown = peak() - before;
         assert!(grown < 24 << 20, "{compression:?}: {grown} bytes");
         assert_eq!(there.sidecar(&name).await.unwrap().unwrap().plain_size, SIZE as u64);
-        // Nor is it in memory when it is kept aside for another one.
+        // Nor is it in memory when it is read.
+        let before = peak();
+        let size = Arc::new(AtomicU64::new(0));
+        let seen = size.clone();
+        let look: Look = Arc::new(move |content| {
+            seen.store(std::io::copy(content, &mut std::io::sink()).unwrap(), Ordering::Relaxed);
+            true
+        });
+        assert!(there.show(&name, SIZE as u64, &look).await.unwrap());
+        let grown = peak() - before;
+        assert!(grown < 8 << 20, "{compression:?}: {grown} bytes");
+        assert_eq!(size.load(Ordering::Relaxed), SIZE as u64);
+        // Nor when it is kept aside for another one.
         let before = peak();
         there.replace(&name, plain.clone()).await.unwrap();
         let grown = peak() - before;
@@ -502,4 +515,15 @@ async fn compares_in_little_memory() {
         let aside = |path: &&String| path.contains(".damaged-");
         assert_eq!(paths(&there).await.iter().filter(aside).count(), 1);
     }
+}
+
+/// Merged pieces of a large segment are larger than a usual one, and none but the first has its header.
+#[tokio::test]
+async fn large_pieces_are_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let codec = Codec::new(Compression::Zstd(1), None, false);
+    let there = Repository::over(storage_of(dir.path()), "test", Layout::Plain, codec);
+    let bytes = Bytes::from(vec![7; 17 << 20]);
+    let chunk = there.write_chunk(&segment(), 16 << 20, bytes.clone()).await.unwrap();
+    assert!(there.read_chunk(&chunk).await.unwrap() == Some(bytes));
 }

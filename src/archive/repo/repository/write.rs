@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::compare::{self, Compared};
 use super::*;
+use crate::archive::repo::content::Content;
 use crate::archive::repo::layout::Aside;
 use crate::archive::repo::sidecar::Summing;
 use crate::pieces::Pieces;
@@ -58,17 +59,18 @@ impl Repository {
     /// # Errors
     /// [`WriteError::Unfinished`] as long as somebody else is writing it.
     pub async fn write(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
-        self.write_with(name, plain, false).await
+        self.send(name, plain.into(), false).await
     }
 
     /// Like [`write`](Self::write), for a file that could not be synced: where its content is there it is stored once more,
     /// because what can be read may be lost nevertheless.
     pub async fn write_again(&self, name: &FileName, plain: Bytes) -> Result<Written, WriteError> {
-        self.write_with(name, plain, true).await
+        self.send(name, plain.into(), true).await
     }
 
-    async fn write_with(&self, name: &FileName, plain: Bytes, again: bool) -> Result<Written, WriteError> {
-        let sha256 = digest(&plain).await;
+    /// Like [`write`](Self::write), or, `again`, like [`write_again`](Self::write_again), for what need not be in memory.
+    pub async fn send(&self, name: &FileName, plain: Content, again: bool) -> Result<Written, WriteError> {
+        let sha256 = self.digest(name, &plain).await?;
         let looks = || self.storage.is_directory() || self.has_others.load(Ordering::Relaxed);
         for _ in 0..3 {
             if looks() || again {
@@ -124,7 +126,7 @@ impl Repository {
         &self,
         name: &FileName,
         found: &str,
-        plain: Bytes,
+        plain: Content,
         sha256: Sha256,
     ) -> Result<(), WriteError> {
         let path = self.layout.file(name, self.codec.format());
@@ -142,7 +144,7 @@ impl Repository {
     async fn look(
         &self,
         name: &FileName,
-        plain: &Bytes,
+        plain: &Content,
         sha256: Sha256,
         lost: bool,
     ) -> Result<Found, ReadError> {
@@ -176,7 +178,7 @@ impl Repository {
         path: String,
         format: Format,
         size: u64,
-        plain: &Bytes,
+        plain: &Content,
     ) -> Result<Found, ReadError> {
         Ok(match self.compared(name, &path, format, plain, true).await? {
             None => Found::Nothing,
@@ -193,16 +195,20 @@ impl Repository {
         name: &FileName,
         path: &str,
         format: Format,
-        plain: &Bytes,
+        plain: &Content,
         judged: bool,
     ) -> Result<Option<Compared>, ReadError> {
         let (codec, of, file) = (self.codec.clone(), plain.clone(), name.clone());
         let look = move |stored: &mut dyn io::Read| compare::with(stored, &codec, format, &of, &file, judged);
         // Its beginning need not be WAL: what a failed sync has left may be zeros.
-        let most = (plain.len() as u64).max(limit::UNSEEN);
+        let most = plain.len().max(limit::UNSEEN);
         let most = Limit::most(most + limit::overhead(most));
         match self.storage.read_through(path, most, look).await {
-            Ok(compared) => Ok(compared),
+            Ok(compared) => {
+                let compared = compared.transpose();
+                compared
+                    .map_err(|error| self.unreachable(StorageError::of_io("could not compare", path, &error)))
+            }
             // Whose it is does not matter: it is no file of ours.
             Err(error) if error.kind == Trouble::TooLarge => Ok(Some(Compared::Other { is_good: true })),
             Err(source) => Err(self.unreachable(source)),
@@ -217,7 +223,7 @@ impl Repository {
         path: String,
         format: Format,
         there: Stored,
-        plain: &Bytes,
+        plain: &Content,
         sha256: Sha256,
         described: Option<Sidecar>,
     ) -> Result<Found, ReadError> {
@@ -233,7 +239,7 @@ impl Repository {
             // Before its checksum says that it is there, it is.
             self.storage.sync(&path, there.size).await.map_err(|source| self.unreachable(source))?;
             let object = path.rsplit('/').next().unwrap_or(&path).to_owned();
-            let plain_size = plain.len() as u64;
+            let plain_size = plain.len();
             let sidecar = Sidecar { object, sha256: stored, size, plain_sha256: sha256, plain_size };
             let put = self.storage.put(&self.layout.sidecar(name), sidecar.format().into()).await;
             put.map_err(|source| self.unreachable(source))?;
@@ -272,7 +278,12 @@ impl Repository {
         Ok(attempts.into_iter().find(|sidecar| (sidecar.sha256, sidecar.size) == found))
     }
 
-    async fn keep_aside(&self, name: &FileName, plain: Bytes, sha256: Sha256) -> Result<Written, WriteError> {
+    async fn keep_aside(
+        &self,
+        name: &FileName,
+        plain: Content,
+        sha256: Sha256,
+    ) -> Result<Written, WriteError> {
         let path = self.layout.aside(name, Aside::Conflict, &sha256.short(), self.codec.format());
         self.put_file(name, &path, plain, sha256, false).await?;
         Ok(Written::Conflict { kept_aside: path })
@@ -289,7 +300,8 @@ impl Repository {
         if let Some((path, format)) = &old {
             self.copy_aside(name, path, *format).await?;
         }
-        let sha256 = digest(&plain).await;
+        let plain = plain.into();
+        let sha256 = self.digest(name, &plain).await?;
         let path = self.layout.file(name, self.codec.format());
         if let Some(sidecar) = self.put_file(name, &path, plain, sha256, false).await? {
             self.put_sidecar(name, &sidecar).await?;
@@ -343,14 +355,24 @@ impl Repository {
         start: u64,
         bytes: Bytes,
     ) -> Result<ChunkName, WriteError> {
-        let (of, piece) = (segment.clone(), bytes.clone());
-        let chunk = blocking(move || ChunkName::of(&of, start, &piece)).await;
+        self.send_chunk(segment, start, bytes.into()).await
+    }
+
+    /// The same, for what need not be in memory.
+    pub async fn send_chunk(
+        &self,
+        segment: &FileName,
+        start: u64,
+        content: Content,
+    ) -> Result<ChunkName, WriteError> {
+        let sum = self.digest(segment, &content).await?;
+        let chunk = ChunkName::with(segment, start, content.len(), sum);
         let path = self.layout.chunk(&chunk, self.chunk_format());
-        let (codec, about) = (self.codec.clone(), bytes.len() as u64);
-        let put = match codec.stores_plain() {
-            true => self.storage.put(&path, bytes).await,
+        let (codec, about) = (self.codec.clone(), content.len());
+        let put = match codec.stores_plain() && !self.storage.is_directory() {
+            true => self.storage.put(&path, content.whole()).await,
             false => {
-                let make = move |out: &mut dyn io::Write| codec.encode_to(&bytes, out).map(drop);
+                let make = move |out: &mut dyn io::Write| codec.encode_to(&content, out).map(drop);
                 self.storage.put_made(&path, about, false, make).await.map(drop)
             }
         };
@@ -358,21 +380,29 @@ impl Repository {
         Ok(chunk)
     }
 
+    /// The digest of what is to be stored for a file.
+    async fn digest(&self, name: &FileName, content: &Content) -> Result<Sha256, WriteError> {
+        let content = content.clone();
+        let sum = blocking(move || content.digest()).await;
+        sum.map_err(|error| self.not_written(StorageError::of_io("could not write", name.as_str(), &error)))
+    }
+
     /// Stores a file under a path; `None` if it should be new and is there.
     async fn put_file(
         &self,
         name: &FileName,
         path: &str,
-        plain: Bytes,
+        plain: Content,
         sha256: Sha256,
         create: bool,
     ) -> Result<Option<Sidecar>, WriteError> {
         let object = format!("{name}{}", self.codec.format().suffix());
-        let plain_size = plain.len() as u64;
-        if self.codec.stores_plain() {
+        let plain_size = plain.len();
+        if self.codec.stores_plain() && !self.storage.is_directory() {
+            // One request, which takes it as it lies there.
             let put = match create {
-                true => self.storage.put_new(path, plain).await,
-                false => self.storage.put(path, plain).await.map(|()| true),
+                true => self.storage.put_new(path, plain.whole()).await,
+                false => self.storage.put(path, plain.whole()).await.map(|()| true),
             };
             let is_new = put.map_err(|error| self.not_written(error))?;
             let sidecar = Sidecar { object, sha256, size: plain_size, plain_sha256: sha256, plain_size };
@@ -380,6 +410,10 @@ impl Repository {
         }
         let (codec, sent, at) = (self.codec.clone(), self.sent.clone(), path.to_owned());
         let make = move |out: &mut dyn io::Write| {
+            if codec.stores_plain() {
+                plain.write_to(out)?;
+                return Ok(Sidecar { object, sha256, size: plain_size, plain_sha256: sha256, plain_size });
+            }
             let mut out = Summing::new(out);
             codec.encode_to(&plain, &mut out)?;
             let (sum, size) = out.finish();
