@@ -16,7 +16,7 @@ use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
 use walrelay::relay::slow;
-use walrelay::store::explain_bus_errors;
+use walrelay::store::{explain_bus_errors, map_large_blocks};
 use walrelay::{relay, tools};
 
 /// How long the end waits for the log's reader.
@@ -129,6 +129,8 @@ fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
     let action = "could not install signal handler";
     explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
         .map_err(|source| RelayError::System { action, source })?;
+    // Where the allocator does not know that, it keeps more.
+    map_large_blocks();
     let runtime = start_runtime()?;
     let result = runtime.block_on(relay::run(config));
     // A blocking read of a dead disk must not hold up the end.

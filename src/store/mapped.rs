@@ -22,6 +22,7 @@
 //!   that and the upload ends the process, and [`fault`] says why. So does an I/O error under `--wal-write mmap`.
 
 mod fault;
+mod heap;
 
 use std::io;
 use std::path::Path;
@@ -34,6 +35,7 @@ use walrelay_proto::{Lsn, SegSize, WalFileName};
 use crate::disk::{Disk, DiskFile, Open, OsDisk};
 
 pub use fault::explain_bus_errors;
+pub use heap::map_large_blocks;
 
 /// What is copied out of a map at a time, bytes.
 pub const COPIED: usize = 64 << 10;

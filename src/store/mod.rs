@@ -57,7 +57,7 @@ pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
 pub use holes::FillError;
-pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors};
+pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors, map_large_blocks};
 pub use retention::{ArchivedWal, Retaining};
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
 pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};

@@ -262,7 +262,8 @@ fn segments_are_fetched_ahead(server: &Server) {
 
 /// The directory of the only key.
 fn dir_in(spool: &Path) -> PathBuf {
-    let mut keys = fs::read_dir(spool).expect("something was wanted").map(|key| key.expect("ours").path());
+    let keys = fs::read_dir(spool).expect("something was wanted").map(|key| key.expect("ours").path());
+    let mut keys = keys.filter(|key| key.is_dir());
     let dir = keys.next().expect("something was wanted");
     assert_eq!(keys.next(), None, "the arguments are the same");
     dir
