@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
 use walrelay_proto::{FeedbackHorizon, Lsn};
 
 use super::{LagClock, lock};
@@ -83,8 +82,6 @@ pub struct Consumer {
     /// Milliseconds since the Unix epoch, 0 before the first reply.
     reply_time: AtomicU64,
     feedback: Mutex<FeedbackHorizon>,
-    /// Steps with each report.
-    changes: watch::Sender<u64>,
 }
 
 /// A copy of a [`Consumer`]'s fields.
@@ -115,8 +112,8 @@ pub struct ConsumerStatus {
 }
 
 impl Consumer {
-    /// One that has just connected; `changes` steps when it has reported.
-    pub(super) fn new(identity: ConsumerIdentity, changes: watch::Sender<u64>) -> Consumer {
+    /// One that has just connected.
+    pub(super) fn new(identity: ConsumerIdentity) -> Consumer {
         Consumer {
             identity,
             state: AtomicU8::new(ConsumerState::Startup as u8),
@@ -128,7 +125,6 @@ impl Consumer {
             fully_applied: AtomicBool::default(),
             reply_time: AtomicU64::default(),
             feedback: Mutex::default(),
-            changes,
         }
     }
 
@@ -164,7 +160,6 @@ impl Consumer {
         }
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.reply_time.store(since_epoch.as_millis() as u64, Ordering::Relaxed);
-        self.changes.send_modify(|step| *step += 1);
     }
 
     pub(super) fn feedback(&self) -> FeedbackHorizon {

@@ -1,7 +1,7 @@
 //! The consumers: who is connected, how far each is, and what their standbys still need.
 //!
-//! Every walsender owns one [`Consumer`] and writes its fields; whoever displays or aggregates reads them, and is told by
-//! [`Consumers::changes`] when that is worth while. Hot-standby feedback is merged here and watched by the upstream side.
+//! Every walsender owns one [`Consumer`] and writes its fields; whoever displays or aggregates reads them. Hot-standby
+//! feedback is merged here and watched by the upstream side.
 //!
 //! What a standby left with its slot counts while it is not connected, so it is asked for whenever the horizon is made
 //! ([`Remembered`]). That is the whole of what is known here of the store.
@@ -33,7 +33,6 @@ pub struct Consumers {
     horizon: watch::Sender<FeedbackHorizon>,
     /// The server that was told last, and what.
     reported: Mutex<Option<(String, FeedbackHorizon)>>,
-    changes: watch::Sender<u64>,
 }
 
 /// A consumer's place in the registry; it leaves when this is dropped.
@@ -55,7 +54,6 @@ impl Drop for ConsumerGuard {
     fn drop(&mut self) {
         lock(&self.registry.live).remove(&self.consumer.identity().pid);
         self.registry.refresh_horizon();
-        self.registry.changes.send_modify(|step| *step += 1);
     }
 }
 
@@ -63,26 +61,19 @@ impl Consumers {
     /// Nobody yet, but for what is remembered of earlier connections.
     pub fn new(remembered: Arc<dyn Remembered>) -> Arc<Consumers> {
         let horizon = watch::Sender::new(remembered.feedback());
-        let (live, reported, changes) = (Mutex::default(), Mutex::default(), watch::Sender::new(0));
-        Arc::new(Consumers { remembered, live, horizon, reported, changes })
+        Arc::new(Consumers { remembered, live: Mutex::default(), horizon, reported: Mutex::default() })
     }
 
     /// Enters a consumer.
     pub fn register(self: &Arc<Self>, identity: ConsumerIdentity) -> ConsumerGuard {
-        let consumer = Arc::new(Consumer::new(identity, self.changes.clone()));
+        let consumer = Arc::new(Consumer::new(identity));
         lock(&self.live).insert(consumer.identity().pid, consumer.clone());
-        self.changes.send_modify(|step| *step += 1);
         ConsumerGuard { consumer, registry: self.clone() }
     }
 
     /// Everybody connected, by PID.
     pub fn list(&self) -> Vec<ConsumerStatus> {
         lock(&self.live).values().map(|consumer| consumer.status()).collect()
-    }
-
-    /// Steps when a consumer has come, gone or reported, so that [`list`](Self::list) tells something new.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
     }
 
     /// The merged feedback of all consumers, and of those that have left theirs with a slot.
@@ -193,27 +184,6 @@ mod tests {
         *lock(&kept.0) = xmin(9);
         drop(guard);
         assert_eq!(horizon(), xmin(9), "its feedback has gone with it");
-    }
-
-    #[test]
-    fn who_comes_goes_or_reports_is_news() {
-        let consumers = Consumers::new(Arc::new(Kept::default()));
-        let mut changes = consumers.changes();
-        let mut is_news = || {
-            let news = changes.has_changed().unwrap();
-            changes.mark_unchanged();
-            news
-        };
-        assert!(!is_news());
-        let guard = consumers.register(identity(1));
-        assert!(is_news() && !is_news());
-        guard.set_sent(Lsn::new(200));
-        assert!(!is_news(), "nobody has told anything");
-        guard.set_reply(Lsn::new(200), Lsn::new(100), Lsn::INVALID, &LagClock::new());
-        assert!(is_news());
-        assert_eq!(consumers.list()[0].flush_lsn, Some(Lsn::new(100)));
-        drop(guard);
-        assert!(is_news() && consumers.list().is_empty());
     }
 
     #[test]

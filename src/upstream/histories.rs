@@ -1,11 +1,16 @@
 //! Timeline histories of an upstream, and the files that are kept of them.
 
+use std::collections::BTreeSet;
+
 use walrelay_proto::{TimelineHistory, TimelineId};
 
 use super::failure::UpstreamError;
 use super::introduce::answer;
 use crate::pg::{QueryError, UpstreamConnection};
 use crate::store::{SaveHistoryError, Store};
+
+/// Numbers before the newest that are asked for although its history does not name them.
+const STRANGERS: u32 = 1000;
 
 /// The history of the upstream's timeline, and the file it was read from.
 pub(super) struct UpstreamHistory {
@@ -25,7 +30,7 @@ impl UpstreamHistory {
         Ok(UpstreamHistory { history, content })
     }
 
-    /// Fetches the history files of all numbers up to this timeline's that are not here yet.
+    /// Fetches the history files that are not here yet: those of this timeline's own history, and of the numbers just before it.
     ///
     /// Standbys ask for every number, so all that the upstream has are taken. It need not have those of
     /// timelines outside its own history; one inside that is missing is a beginning of the newest.
@@ -35,7 +40,7 @@ impl UpstreamHistory {
         store: &Store,
     ) -> Result<HistoryFiles, UpstreamError> {
         let mut files = Vec::new();
-        for tli in (2..=self.history.tli().as_u32()).filter_map(TimelineId::new) {
+        for tli in asked_for(&self.history) {
             let ancestor = self.history.contains(tli).then(|| lines_before(&self.content, tli));
             let expected = ancestor.as_deref().map(|lines| parse_history(tli, lines)).transpose()?;
             let ours = store.history_file(tli).map_err(|source| history_error(tli, source.into()))?;
@@ -53,6 +58,14 @@ impl UpstreamHistory {
         }
         Ok(HistoryFiles(files))
     }
+}
+
+/// The timelines that have a history file and may be of interest. A server that has the number of four billion, or says so,
+/// is not asked for all of them.
+fn asked_for(history: &TimelineHistory) -> BTreeSet<TimelineId> {
+    let newest = history.tli().as_u32();
+    let strangers = (newest.saturating_sub(STRANGERS)..newest).filter_map(TimelineId::new);
+    history.way().chain(strangers).filter(|&tli| tli != TimelineId::FIRST).collect()
 }
 
 /// History files of an upstream that are not stored here yet.
@@ -118,6 +131,17 @@ pub(super) fn read_history(store: &Store, tli: TimelineId) -> Result<TimelineHis
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bounded_number_of_files_is_asked_for() {
+        let history =
+            |tli, content: &[u8]| TimelineHistory::parse(TimelineId::new(tli).unwrap(), content).unwrap();
+        let numbers = |history| asked_for(&history).iter().map(|tli| tli.as_u32()).collect::<Vec<_>>();
+        assert_eq!(numbers(TimelineHistory::first()), [0u32; 0]);
+        assert_eq!(numbers(history(4, b"1\t0/100\tx\n")), [2, 3, 4]);
+        let asked = numbers(history(u32::MAX, b"1\t0/100\tx\n7\t0/200\ty\n"));
+        assert_eq!((asked.len(), &asked[..2]), (STRANGERS as usize + 2, &[7, u32::MAX - STRANGERS][..]));
+    }
 
     #[test]
     fn an_ancestors_file_is_the_beginning_of_its_descendants() {
