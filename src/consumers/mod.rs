@@ -96,6 +96,11 @@ impl Consumers {
         }
     }
 
+    /// Nobody knows what the server has heard of what it was told last.
+    pub fn forget_reported(&self) {
+        *lock(&self.reported) = None;
+    }
+
     /// Takes a consumer's feedback, which ends with its connection.
     pub fn set_feedback(&self, consumer: &Consumer, feedback: FeedbackHorizon) {
         consumer.set_feedback(feedback);

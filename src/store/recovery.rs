@@ -38,6 +38,10 @@ use crate::mutation::{self, Mutation};
 const RENAMED: usize = 16;
 /// What is read and written at a time.
 const CHUNK: usize = 1 << 20;
+/// Of WAL, bytes.
+const PAGE: u64 = 8192;
+/// Of a page or of a record, bytes.
+const LONGEST_HEADER: u64 = 40;
 /// What may be torn of the first WAL of all, bytes.
 const FIRST_RECORD: u64 = 1 << 16;
 
@@ -254,11 +258,14 @@ impl Scan<'_> {
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
         let mut end = End { verifier: self.verifier_at(from), error: None, reach: Lsn::INVALID };
-        let mut segno = from;
+        let (mut segno, mut reach) = (from, None);
         while end.error.is_none() {
             if let Some(found) = self.path.file_for(segno) {
                 end.error = self.verify(&mut end.verifier, found)?;
-                end.error.map_or(Ok(()), |error| self.must_be_partial(found, error))?;
+                if let Some(error) = end.error {
+                    self.must_be_partial(found, error)?;
+                    reach = Some(self.end_of_what_is_torn(found, end.verifier.position()));
+                }
                 segno = segno.next();
             } else if let Some(behind) = self.path.durable_behind(segno) {
                 end.verifier = self.verifier_at(behind);
@@ -267,9 +274,22 @@ impl Scan<'_> {
                 break;
             }
         }
-        end.reach = end.verifier.position();
+        end.reach = reach.unwrap_or(end.verifier.position());
         end.verifier.rewind();
         Ok(end)
+    }
+
+    /// Where ends what does not verify and begins at `at`: of a page's header or of a record that a crash has cut off within a
+    /// page, the verifier takes nothing. The record says itself how long it is, if that much of it is there.
+    fn end_of_what_is_torn(&self, found: FoundSegment, at: Lsn) -> Lsn {
+        let offset = at.since(found.name.segno.start(self.identity.seg_size));
+        let mut length = [0; 4];
+        let file = self.dir.disk().open(&self.path_of(found), Open::Read);
+        if file.and_then(|file| file.read_exact_at(&mut length, offset)).is_err() {
+            return at;
+        }
+        let length = u64::from(u32::from_le_bytes(length)).max(LONGEST_HEADER);
+        at.advance(length.min(PAGE - at.since(at.page_start())))
     }
 
     /// Whether all that is here of the timeline is unfinished and lies right behind its first segment, which is missing: a
@@ -524,15 +544,21 @@ impl Scan<'_> {
 
     /// Finished segments behind the end are full of a record that does not end here. It was durable when they got their names,
     /// so what ends it is lost, or a relay up to 0.1.0 has left them so in a power cut: they are put aside, durably. Else a
-    /// new one of their name would lie beside each of them when it comes again. Whether there were any.
+    /// new one of their name would lie beside each of them when it comes again. What is unfinished behind them goes with them:
+    /// behind the hole nobody would look at that record again. Whether there were any.
     fn put_finished_aside_behind(&self, end: &End) -> Result<bool, StoreError> {
         let TimelinePosition { tli, lsn } = self.position(end);
         let tail = lsn.seg_at(self.identity.seg_size);
-        let is_behind =
-            |found: &&FoundSegment| !found.partial && found.name.tli == tli && found.name.segno > tail;
-        let mut any = false;
-        // The last one first: a crash in between must not leave a hole before a finished one.
+        let is_behind = |found: &&FoundSegment| found.name.tli == tli && found.name.segno > tail;
+        if self.path.segments().iter().filter(is_behind).all(|found| found.partial) {
+            return Ok(false);
+        }
+        // The last one first: a crash in between must not leave a hole.
         for found in self.path.segments().iter().rev().filter(is_behind) {
+            if found.partial {
+                self.clear(*found, end)?;
+                continue;
+            }
             let path = self.path_of(*found);
             let to =
                 self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
@@ -542,22 +568,23 @@ impl Scan<'_> {
                 path.display(),
                 to.display()
             );
-            any = true;
         }
-        Ok(any)
+        Ok(true)
     }
 
     /// Has the unfinished segments of the timeline behind the end's gone. What was reached holds at most the middle of a
     /// record that is not whole; what lies behind may have been confirmed, and is put aside.
     fn clear_behind(&self, end: &End) -> Result<(), StoreError> {
         let tail = end.verifier.position().seg_at(self.identity.seg_size);
-        for found in self.own_partials(tail.next()) {
-            match self.is_blank_behind(found, end.reach) && !self.was_confirmed(found) {
-                true => self.remove(found)?,
-                false => self.set_aside(found, end.error, end.verifier.position())?,
-            }
+        self.own_partials(tail.next()).try_for_each(|found| self.clear(found, end))
+    }
+
+    /// One of those.
+    fn clear(&self, found: FoundSegment, end: &End) -> Result<(), StoreError> {
+        match self.is_blank_behind(found, end.reach) && !self.was_confirmed(found) {
+            true => self.remove(found),
+            false => self.set_aside(found, end.error, end.verifier.position()),
         }
-        Ok(())
     }
 
     /// Whether it is known that some of it was: then what ends that record is lost.

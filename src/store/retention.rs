@@ -224,8 +224,9 @@ impl Store {
         // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
         if self.slots.is_durable() {
             let _removing = lock(&self.removing);
-            // The end may have gone back meanwhile, to another timeline.
-            let keep = self.holds.decide(size, || self.ends(self.tip().unwrap_or(tip), size));
+            // The end may have gone back meanwhile, to another timeline, or there is none: WAL begins anew.
+            let Some(tip) = self.tip() else { return saved };
+            let keep = self.holds.decide(size, || self.ends(tip, size));
             let removed = self.remove_segments_before(keep.seg_at(size), size);
             self.look_for_oldest();
             return removed.and(saved).and_then(|()| self.save_checkpoint());

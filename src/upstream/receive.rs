@@ -67,6 +67,10 @@ pub(super) async fn receive(
     let mut shell = Shell::new(conn, writer, cx, &store, entry);
     let mut receiver = shell.begin()?;
     let result = shell.run(&mut receiver).await;
+    if result.is_err() {
+        // What was sent last may be lost with the connection.
+        store.consumers().forget_reported();
+    }
     // What was received before an error counts.
     shell.writer.commit();
     result

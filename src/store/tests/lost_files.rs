@@ -355,6 +355,65 @@ fn what_is_known_to_have_been_confirmed_is_put_aside() {
     }
 }
 
+/// A record fills two finished segments, and was confirmed; then a bit of it goes bad, in the file where it begins, or where it
+/// ends and more was confirmed behind it. All of it comes again, and what is bad is never shown.
+#[test]
+fn a_long_record_that_went_bad_is_not_passed_over() {
+    for segment in [4, 7] {
+        let dir = crate::permissions::private_tempdir();
+        let mut wal = generator(52);
+        wal.fill(1_500_000);
+        let end = last_end(&wal);
+        wal.record(3_000_000);
+        wal.fill(200_000);
+        let last = last_end(&wal);
+        assert_eq!(last.seg_at(identity().seg_size), SegNo::new(7));
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, wal.bytes());
+        opened.wait_flushed(last);
+        wait("names", || path(dir.path(), 1, 6, "").exists());
+        opened.crash();
+        let (suffix, offset) = if segment == 4 { ("", SEG - 100) } else { (".partial", 100_000) };
+        let file = path(dir.path(), 1, segment, suffix);
+        let mut bytes = fs::read(&file).unwrap();
+        assert!(4 * SEG + SEG - 100 > end.as_u64());
+        bytes[offset as usize] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let mut opened = Opened::open(dir.path());
+        assert_eq!(opened.store.tip().unwrap().write_lsn, end, "{segment}");
+        assert!((5..8).all(|number| aside(dir.path(), &format!("00000001{number:016X}")).exists()
+            || aside(dir.path(), &format!("00000001{number:016X}.partial")).exists()));
+        assert!(opened.store.missing_segments().unwrap().is_empty());
+        opened.append(end, &wal.bytes()[end.since(START) as usize..]);
+        opened.wait_flushed(last);
+        let to = last.since(START) as usize;
+        assert!(read_back(&opened.store, TimelineId::FIRST, last) == wal.bytes()[..to], "{segment}");
+        opened.stop();
+    }
+}
+
+/// A small record, cut where it may be: in its header, in its body, in the header of a page.
+#[test]
+fn what_a_crash_has_cut_off_within_a_page_is_not_put_aside() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(53);
+    wal.fill(1_200_000);
+    let end = last_end(&wal);
+    let at_page = (8192 - end.as_u64() % 8192) as usize;
+    wal.record(90);
+    wal.fill(20_000);
+    for cut in [3, 4, 10, 23, 24, 60, at_page + 10, at_page + 8192 + 20] {
+        let mut opened = Opened::open(dir.path());
+        let from = opened.writer.position().map_or(0, |at| at.lsn.since(START) as usize);
+        opened.append(START.advance(from as u64), &wal.bytes()[from..end.since(START) as usize + cut]);
+        opened.writer.commit();
+        opened.crash();
+        let opened = Opened::open(dir.path());
+        assert!(!dir.path().join("aside").exists(), "{cut}");
+        opened.stop();
+    }
+}
+
 /// Its beginning is here, and nobody has confirmed it.
 #[test]
 fn the_middle_of_a_record_that_a_crash_has_cut_off_is_not_put_aside() {
