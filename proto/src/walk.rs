@@ -240,6 +240,14 @@ impl WalVerifier {
         self.any_padding = AnyPadding::Twice;
     }
 
+    /// From where on what was pushed behind an XLOG_SWITCH is not zero and has not come before: it is refused at the segment's
+    /// end, and nobody should keep it until then.
+    pub fn doubtful_from(&self) -> Option<Lsn> {
+        let begins_alike =
+            |odd: &Odd| self.refused.is_some_and(|known| (known.lsn, known.found) == (odd.lsn, odd.found));
+        self.odd.filter(|odd| self.any_padding == AnyPadding::Twice && !begins_alike(odd)).map(|odd| odd.lsn)
+    }
+
     /// Takes no pages but those with this magic number, that of the server's version. Without it the first page
     /// decides, which may have any number of a known version or one above those.
     pub fn expect_magic(&mut self, magic: u16) {

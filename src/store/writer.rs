@@ -583,7 +583,11 @@ impl Stream {
         let at = before.position();
         let checked = self.verifier.push(chunk);
         let good = match checked {
-            Ok(()) => chunk,
+            // Zeros until it has come twice.
+            Ok(()) => match self.verifier.doubtful_from() {
+                Some(from) => &chunk[..(from.as_u64().saturating_sub(at.as_u64()) as usize).min(chunk.len())],
+                None => chunk,
+            },
             Err(_) if mutation::is(Mutation::ForwardUnverified) => {
                 let (to, id) = (at.advance(chunk.len() as u64), self.identity);
                 let id = WalIdentity { system_id: id.system_id, seg_size: id.seg_size };

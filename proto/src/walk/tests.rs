@@ -280,6 +280,13 @@ fn padding_may_be_anything_if_told_so() {
     assert_eq!(walk.verified_end(), Some(wal.position()));
 }
 
+/// What is in doubt when so much has come.
+fn doubtful(walk: &WalVerifier, bytes: &[u8]) -> Option<Lsn> {
+    let mut walk = walk.clone();
+    walk.push(&bytes[usize::try_from(walk.position().since(START)).unwrap()..]).unwrap();
+    walk.doubtful_from()
+}
+
 #[test]
 fn what_is_no_zero_behind_a_switch_must_come_twice() {
     let mut wal = generator();
@@ -295,7 +302,7 @@ fn what_is_no_zero_behind_a_switch_must_come_twice() {
     let mut walk = verifier();
     walk.accept_padding_that_comes_twice();
     for cut in [SEGMENT, 1, 100, 9000] {
-        let mut push = |bytes: &[u8]| {
+        let push = |walk: &mut WalVerifier, bytes: &[u8]| {
             let from = usize::try_from(walk.position().since(START)).unwrap();
             let pushed = bytes[from..].chunks(cut).find_map(|piece| walk.push(piece).err());
             let end = walk.verified_end();
@@ -304,15 +311,18 @@ fn what_is_no_zero_behind_a_switch_must_come_twice() {
         };
         // A bit flipped on the way does not come again.
         let fill = 0x10 + u8::try_from(cut % 100).unwrap();
-        assert_eq!(push(&stale(fill)), (refused(fill), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(push(&mut walk, &stale(fill)), (refused(fill), Some(at(2 * PAGE))), "{cut}");
         if cut == 1 {
-            assert_eq!(push(wal.bytes()), (Ok(()), Some(wal.position())));
+            assert_eq!(push(&mut walk, wal.bytes()), (Ok(()), Some(wal.position())));
             return;
         }
-        assert_eq!(push(&stale(0x99)), (refused(0x99), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(push(&mut walk, &stale(0x99)), (refused(0x99), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(doubtful(&walk, &stale(0x99)[..SEGMENT - 5]), None, "{cut}");
+        assert_eq!(doubtful(&walk, &stale(0x98)[..SEGMENT - 5]), Some(at(2 * PAGE + 7)), "{cut}");
+        assert_eq!(doubtful(&walk, wal.bytes()), None, "{cut}");
         // As far as the line went.
-        assert_eq!(push(&stale(0x99)[..SEGMENT - 5]), (Ok(()), Some(at(2 * PAGE))), "{cut}");
-        assert_eq!(push(&stale(0x99)), (Ok(()), Some(wal.position())), "{cut}");
+        assert_eq!(push(&mut walk, &stale(0x99)[..SEGMENT - 5]), (Ok(()), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(push(&mut walk, &stale(0x99)), (Ok(()), Some(wal.position())), "{cut}");
         walk = verifier();
         walk.accept_padding_that_comes_twice();
     }

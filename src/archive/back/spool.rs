@@ -377,9 +377,13 @@ fn remove_unused(spool: &Path, own: &Path, age: Duration) -> io::Result<()> {
     let others = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let others = others.map(|entry| entry.path()).filter(|dir| dir != own);
     for dir in others.chain([spool.to_owned()]).filter(|dir| dir.join(WORKER_LOCK).exists()) {
-        // Whoever has just wanted something is about to start a worker.
+        // Whoever has just wanted something is about to start a worker, which must not meet us with its lock.
+        let is_unused = || is_older(&dir.join(WANTED), age);
+        if !is_unused() {
+            continue;
+        }
         let Ok(Some(_lock)) = try_lock(&dir) else { continue };
-        if !is_older(&dir.join(WANTED), age) {
+        if !is_unused() {
             continue;
         }
         TempFile::remove_leftovers(&dir);

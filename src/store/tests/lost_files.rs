@@ -414,6 +414,37 @@ fn what_a_crash_has_cut_off_within_a_page_is_not_put_aside() {
     }
 }
 
+/// A bit flipped on the way behind an XLOG_SWITCH: no start may find it, whoever ends before it has come again.
+#[test]
+fn what_is_no_zero_behind_a_switch_is_not_kept_until_it_came_twice() {
+    for (ends_in_order, len) in
+        [(true, SEG as usize - 1000), (false, SEG as usize - 1000), (true, SEG as usize)]
+    {
+        let dir = crate::permissions::private_tempdir();
+        let mut wal = generator(54);
+        wal.fill(300_000);
+        wal.switch_segment();
+        wal.record(100);
+        let mut flipped = wal.bytes()[..len].to_vec();
+        flipped[500_000] ^= 1;
+        let mut opened = Opened::open(dir.path());
+        assert_eq!(opened.writer.append(START, &flipped).is_ok(), len < SEG as usize);
+        opened.writer.commit();
+        if ends_in_order {
+            opened.stop()
+        } else {
+            opened.crash()
+        }
+        let mut opened = Opened::open(dir.path());
+        let from = opened.writer.position().unwrap().lsn;
+        opened.append(from, &wal.bytes()[from.since(START) as usize..]);
+        opened.wait_flushed(last_end(&wal));
+        let to = last_end(&wal).since(START) as usize;
+        assert!(read_back(&opened.store, TimelineId::FIRST, last_end(&wal)) == wal.bytes()[..to]);
+        opened.stop();
+    }
+}
+
 /// Its beginning is here, and nobody has confirmed it.
 #[test]
 fn the_middle_of_a_record_that_a_crash_has_cut_off_is_not_put_aside() {

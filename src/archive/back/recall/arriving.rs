@@ -24,8 +24,10 @@ pub(super) struct Arriving {
     id: WalIdentity,
     history: Arc<TimelineHistory>,
     path: PathBuf,
-    /// What has come of it, once a file was begun.
+    /// What has come of it, once it was begun.
     taken: Mutex<Option<Result<(), Refusal>>>,
+    /// The file's name may be there.
+    is_named: AtomicBool,
     /// The disk has something to write, and has not done so.
     is_storing: AtomicBool,
 }
@@ -55,7 +57,9 @@ impl Arriving {
         history: Arc<TimelineHistory>,
         path: PathBuf,
     ) -> Arriving {
-        Arriving { wanted, id, history, path, taken: Mutex::default(), is_storing: AtomicBool::new(false) }
+        let (taken, is_named, is_storing) =
+            (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
+        Arriving { wanted, id, history, path, taken, is_named, is_storing }
     }
 
     /// Takes what comes, from the first byte on. False if there is no need for the rest: the disk does not take it.
@@ -81,6 +85,7 @@ impl Arriving {
         let (size, published) = (self.id.seg_size, self.len());
         let segment = Segment::open(&self.path, self.wanted.name, size, published).map_err(Refusal::Disk)?;
         fs::remove_file(&self.path).map_err(Refusal::Disk)?;
+        self.is_named.store(false, Ordering::Relaxed);
         Ok(segment)
     }
 
@@ -117,6 +122,7 @@ impl Arriving {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        self.is_named.store(true, Ordering::Relaxed);
         File::options().write(true).create_new(true).open(&self.path)
     }
 
@@ -129,9 +135,9 @@ impl Arriving {
 }
 
 impl Drop for Arriving {
-    /// For blocking threads, if anything was begun.
+    /// For blocking threads, if anything was begun. Whatever has come of it, a file that is not mapped is of no use.
     fn drop(&mut self) {
-        if lock(&self.taken).is_some() {
+        if self.is_named.load(Ordering::Relaxed) {
             // What cannot be removed goes at the next start.
             let _ = fs::remove_file(&self.path);
         }

@@ -280,6 +280,7 @@ async fn a_damaged_copy_is_passed_over() {
         let error = get(&recall, 1, segno).await.unwrap_err();
         assert!(matches!(&error, RecallError::Damaged { .. }), "{error}");
     }
+    until("what was refused takes no room", || setting.files() == 0).await;
 }
 
 #[tokio::test]
