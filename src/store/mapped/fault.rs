@@ -99,8 +99,8 @@ impl Words {
         }
         self.put_text(b" (SIGBUS): it was truncated by somebody else, or its disk has failed");
         const HINT: &[u8] =
-            b"Look at the disk, and check the data directory with \"walrelay verify\". Nothing that was \
-                              confirmed is lost. The relay can be started again.";
+            b"Look at the disk, and check the data directory with \"walrelay verify\". Of what was confirmed, \
+                              only what lay in that file may be lost. The relay can be started again.";
         self.put(if self.as_json { b"\",\"hint\":\"" } else { b"\nHINT:  " });
         self.put_text(HINT);
         if self.as_json {
