@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::wait::{PATIENCE, within};
+
 /// A running server; gone when dropped.
 #[derive(Debug)]
 pub struct S3 {
@@ -122,9 +124,9 @@ impl Shared {
             lock(&self.requests).push(line);
             let behaviour = lock(&self.behaviour).clone();
             thread::sleep(behaviour.delay);
-            while lock(&self.behaviour).hold && !self.ended.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(5));
-            }
+            within(PATIENCE, || {
+                (!lock(&self.behaviour).hold || self.ended.load(Ordering::Relaxed)).then_some(())
+            });
             let (status, headers, body) = self.answer(&behaviour, &request);
             let length = headers.iter().all(|line| !line.starts_with("Content-Length"));
             let length = if length { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
