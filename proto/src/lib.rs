@@ -48,4 +48,4 @@ pub use segment::{InvalidSegSize, SegNo, SegSize, WalFileName};
 pub use slot_name::{SlotName, SlotNameError};
 pub use timeline::{HistoryEntry, HistoryError, SystemId, TimelineHistory, TimelineId, TimelinePosition};
 pub use timer::{PeerDue, PeerTimer};
-pub use walk::{SegmentHead, WalError, WalIdentity, WalVerifier};
+pub use walk::{PaddingSeen, SegmentHead, WalError, WalIdentity, WalVerifier};

@@ -1,10 +1,13 @@
 //! Walks over WAL as it arrives: checks every page header and every record, and says up to where.
 
 mod error;
+mod padding;
 #[cfg(test)]
 mod tests;
 
 pub use error::WalError;
+use padding::Odd;
+pub use padding::PaddingSeen;
 
 use crate::lsn::{Lsn, PAGE_SIZE};
 use crate::page::{self, LONG_HEADER, LongPart, PageHeader, flags};
@@ -103,10 +106,12 @@ pub struct WalVerifier {
     /// Where `rewind` goes: `verified_end`, or the start of the walk while `!synced`.
     anchor: Mark,
     anchor_in_padding: bool,
-    /// Behind an XLOG_SWITCH, what is there that is not zero.
+    /// Behind an XLOG_SWITCH, what the page has that is not zero, as far as it has come.
     odd: Option<Odd>,
-    /// The same of an earlier attempt, which was refused. It outlasts a `rewind`.
-    refused: Option<Odd>,
+    /// The first page there that is not zeros and has not come like this before.
+    doubt: Option<Odd>,
+    /// What has come there. It outlasts a `rewind`.
+    seen: PaddingSeen,
     /// Whether a record's start was reached.
     synced: bool,
     /// See [`WalVerifier::newest_redo`].
@@ -118,17 +123,8 @@ pub struct WalVerifier {
 enum AnyPadding {
     No,
     Yes,
-    /// What comes the same twice.
+    /// Pages that come the same twice.
     Twice,
-}
-
-/// What lies behind an XLOG_SWITCH from the first byte that is not zero.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Odd {
-    lsn: Lsn,
-    found: u8,
-    /// Of all from there on, as far as it has come; in the end to the segment's end.
-    crc: u32,
 }
 
 /// A position and what must be known there to go on.
@@ -218,7 +214,8 @@ impl WalVerifier {
             anchor: mark,
             anchor_in_padding: false,
             odd: None,
-            refused: None,
+            doubt: None,
+            seen: PaddingSeen::default(),
             synced,
             redo: None,
         }
@@ -235,17 +232,27 @@ impl WalVerifier {
 
     /// Accepts any bytes there that come the same twice, for who can fetch them again: no checksum covers them, and a bit may have been
     /// flipped on the way. The first time the segment is refused at its end, with [`WalError::SwitchPadding`]; then
-    /// [`rewind`](Self::rewind), and push them again.
+    /// [`rewind`](Self::rewind), and push them again. Pages count one by one, so it does not matter where either attempt
+    /// breaks off.
     pub fn accept_padding_that_comes_twice(&mut self) {
         self.any_padding = AnyPadding::Twice;
     }
 
-    /// From where on what was pushed behind an XLOG_SWITCH is not zero and has not come before: it is refused at the segment's
-    /// end, and nobody should keep it until then.
+    /// The same where something has come before, to another verifier.
+    pub fn accept_padding_that_comes_again(&mut self, seen: PaddingSeen) {
+        (self.any_padding, self.seen) = (AnyPadding::Twice, seen);
+    }
+
+    /// What has come behind an XLOG_SWITCH that is not zeros, for [`accept_padding_that_comes_again`](Self::accept_padding_that_comes_again).
+    pub fn padding_seen(&self) -> PaddingSeen {
+        self.seen.clone()
+    }
+
+    /// From where on what was pushed behind an XLOG_SWITCH is not zero, and has not come before or is of a page that is not
+    /// complete: nobody should keep it before this says something else. Where it stays, the segment is refused at its end.
     pub fn doubtful_from(&self) -> Option<Lsn> {
-        let begins_alike =
-            |odd: &Odd| self.refused.is_some_and(|known| (known.lsn, known.found) == (odd.lsn, odd.found));
-        self.odd.filter(|odd| self.any_padding == AnyPadding::Twice && !begins_alike(odd)).map(|odd| odd.lsn)
+        let odd = self.doubt.or(self.odd).filter(|_| self.any_padding == AnyPadding::Twice);
+        odd.map(|odd| odd.lsn)
     }
 
     /// Takes no pages but those with this magic number, that of the server's version. Without it the first page
@@ -309,7 +316,7 @@ impl WalVerifier {
         self.page_header = PartialHeader::default();
         self.failed = None;
         self.lost = None;
-        self.odd = None;
+        (self.odd, self.doubt) = (None, None);
     }
 
     /// Goes on at `verified_end` on a newer timeline, which pages may carry from there on.
@@ -460,11 +467,14 @@ impl WalVerifier {
         }
         self.advance(on_page.len());
         let end = self.now.position;
+        if end == end.page_start() {
+            self.judge_page();
+        }
         if end.offset_in_seg(self.id.seg_size) == 0 {
-            self.judge_odd()?;
+            self.judge_segment()?;
             self.phase = Phase::Boundary;
         }
-        if end == end.page_start() && self.odd.is_none() {
+        if end == end.page_start() && self.doubt.is_none() {
             self.settle();
         }
         Ok(on_page.len())
@@ -472,28 +482,38 @@ impl WalVerifier {
 
     /// What is not only zeros, or lies behind such bytes.
     fn take_odd(&mut self, on_page: &[u8]) -> Result<(), WalError> {
-        let first = on_page.iter().position(|&byte| byte != 0);
-        let (mut odd, from) = match (self.odd, first) {
-            (Some(odd), _) => (odd, 0),
-            (None, Some(first)) => {
-                let found = on_page.get(first).copied().unwrap_or_default();
-                (Odd { lsn: self.now.position.advance(first as u64), found, crc: 0 }, first)
-            }
-            (None, None) => return Ok(()),
-        };
+        let odd = self.odd.get_or_insert_with(|| {
+            let first = on_page.iter().position(|&byte| byte != 0).unwrap_or_default();
+            let found = on_page.get(first).copied().unwrap_or_default();
+            Odd::new(self.now.position.advance(first as u64), found)
+        });
         if self.any_padding == AnyPadding::No {
             return Err(WalError::SwitchPadding { lsn: odd.lsn, found: odd.found });
         }
-        odd.crc = crc32c::crc32c_append(odd.crc, on_page.get(from..).unwrap_or_default());
-        self.odd = Some(odd);
+        // Earlier pieces of the page have been looked at.
+        let first = odd.lsn.as_u64().saturating_sub(self.now.position.as_u64());
+        let from = usize::try_from(first).unwrap_or_default();
+        odd.push(on_page.get(from..).unwrap_or_default());
         Ok(())
     }
 
-    /// The segment is complete: what is odd in it counts if it is what was refused before.
-    fn judge_odd(&mut self) -> Result<(), WalError> {
-        let Some(odd) = self.odd.take() else { return Ok(()) };
-        let known = self.refused.replace(odd) == Some(odd);
-        if known { Ok(()) } else { Err(WalError::SwitchPadding { lsn: odd.lsn, found: odd.found }) }
+    /// The page is complete: what is odd in it counts if it has come before.
+    fn judge_page(&mut self) {
+        let Some(odd) = self.odd.take() else { return };
+        if !self.seen.note(odd, self.id.seg_size) {
+            self.doubt = self.doubt.or(Some(odd));
+        }
+    }
+
+    /// The segment is complete.
+    fn judge_segment(&mut self) -> Result<(), WalError> {
+        match self.doubt.take() {
+            Some(odd) => Err(WalError::SwitchPadding { lsn: odd.lsn, found: odd.found }),
+            None => {
+                self.seen = PaddingSeen::default();
+                Ok(())
+            }
+        }
     }
 
     fn take_page_header(&mut self, on_page: &[u8]) -> Result<usize, WalError> {

@@ -8,11 +8,11 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
-use walrelay_proto::{SegNo, WalError, WalFileName, WalIdentity, WalVerifier};
+use walrelay_proto::{PaddingSeen, SegNo, WalError, WalFileName, WalIdentity, WalVerifier};
 
 use super::path::WalPath;
 use super::{Identity, Store, dir, lock};
-use crate::disk::Open;
+use crate::disk::{DiskFile, Open};
 
 /// Names that [`Store::missing_segments`] gives at most; more when these are filled.
 const MOST: usize = 4096;
@@ -56,6 +56,13 @@ pub enum FillError {
     Failed,
 }
 
+impl FillError {
+    /// Whether there is something behind an XLOG_SWITCH that may be right, and is taken when it comes again.
+    pub fn is_doubtful(&self) -> bool {
+        matches!(self, FillError::Invalid { source: WalError::SwitchPadding { .. }, .. })
+    }
+}
+
 impl Store {
     /// The segments on the way to the present timeline that should be here and are not, oldest first, the first few
     /// thousand of them: between the oldest one held and the tail, and, if WAL cannot be had from an archive, from
@@ -68,14 +75,15 @@ impl Store {
 
     /// Puts a missing segment in its place, durably, piece by piece as `wal` brings it: all of it and nothing more is read.
     /// It is verified as WAL of this cluster that goes on where the segment before ends and leads to the one behind, as
-    /// far as those are here, before it gets its name. Waits for the disk, and for `wal`.
+    /// far as those are here, before it gets its name. What is no zero behind an XLOG_SWITCH has to come twice, as from the
+    /// stream ([`FillError::is_doubtful`]). Waits for the disk, and for `wal`.
     pub fn fill_segment(&self, name: WalFileName, wal: &mut dyn Read) -> Result<(), FillError> {
         let file = self.file_name(name);
         if self.has_failed() {
             return Err(FillError::Failed);
         }
         // One at a time: a fill that hangs on the disk may come after it was given up.
-        let _filling = lock(&self.filling);
+        let mut seen = lock(&self.filling);
         let now = self.wal_path_now().map_err(|source| FillError::Io { file: file.clone(), source })?;
         let missing = |path: &WalPath| self.holes(path).iter().any(|hole| hole.contains(&name.segno));
         let Some((path, identity)) =
@@ -84,7 +92,7 @@ impl Store {
             return Err(FillError::NotMissing(file));
         };
         let temporary = self.dir.new_file(&format!("fill.{file}"));
-        let filled = Filling { store: self, path, identity, name }.run(wal, &temporary);
+        let filled = Filling { store: self, path, identity, name }.run(wal, &temporary, &mut seen);
         if filled.is_err() {
             let _ = self.dir.disk().remove(&temporary);
         }
@@ -158,11 +166,28 @@ struct Filling<'a> {
 
 impl Filling<'_> {
     /// Under a name of its own until it is durable: a finished segment is, by its name.
-    fn run(&self, wal: &mut dyn Read, temporary: &Path) -> Result<(), FillError> {
+    fn run(&self, wal: &mut dyn Read, temporary: &Path, seen: &mut PaddingSeen) -> Result<(), FillError> {
         let (name, size) = (self.name, self.identity.seg_size);
         let mut verifier = self.verifier_before()?;
         let new = dir::preallocate(self.store.dir.disk(), temporary, size).map_err(self.io())?;
-        let (mut piece, mut found) = (vec![0; PIECE], 0);
+        verifier.accept_padding_that_comes_again(seen.clone());
+        let stored = self.store_all(wal, &mut verifier, &*new);
+        *seen = verifier.padding_seen();
+        stored?;
+        verifier.accept_any_padding(true);
+        self.push_content(&mut verifier, name.segno.next())?;
+        new.sync_data().map_err(self.io())?;
+        let disk = self.store.dir.disk();
+        disk.rename(temporary, &self.store.dir.segment(name, size)).map_err(self.io())
+    }
+
+    fn store_all(
+        &self,
+        wal: &mut dyn Read,
+        verifier: &mut WalVerifier,
+        new: &dyn DiskFile,
+    ) -> Result<(), FillError> {
+        let (size, mut piece, mut found) = (self.identity.seg_size, vec![0; PIECE], 0);
         while found < size.bytes() {
             let room = piece.len().min((size.bytes() - found) as usize);
             match wal.read(&mut piece[..room]) {
@@ -179,10 +204,7 @@ impl Filling<'_> {
                 Err(error) => return Err(self.io()(error)),
             }
         }
-        self.push_content(&mut verifier, name.segno.next())?;
-        new.sync_data().map_err(self.io())?;
-        let disk = self.store.dir.disk();
-        disk.rename(temporary, &self.store.dir.segment(name, size)).map_err(self.io())
+        Ok(())
     }
 
     /// Stands at the segment's start, behind the one before it if that is here.

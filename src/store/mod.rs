@@ -51,7 +51,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use walrelay_proto::{HistoryError, Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName};
+use walrelay_proto::{
+    HistoryError, Lsn, PaddingSeen, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName,
+};
 
 pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
@@ -233,8 +235,8 @@ pub struct Store {
     cluster: RwLock<Option<(Identity, Arc<UpstreamParameters>)>>,
     /// Whether this process has saved `cluster`; held while it does.
     cluster_saved: Mutex<bool>,
-    /// Held by who fills a hole, over the disk.
-    filling: Mutex<()>,
+    /// Held by who fills a hole, over the disk: what came behind an XLOG_SWITCH when it was tried before.
+    filling: Mutex<PaddingSeen>,
     history: Mutex<Arc<TimelineHistory>>,
     written: watch::Sender<Option<TimelinePosition>>,
     flushed: watch::Sender<Option<TimelinePosition>>,

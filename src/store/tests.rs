@@ -628,6 +628,46 @@ fn a_bit_flipped_behind_a_switch_is_not_kept() {
     assert!(read_back(&opened.store, TimelineId::FIRST, wal.position()) == wal.bytes());
 }
 
+/// A line that breaks before the segment's end brings it all the same, and what has not come twice is in no file.
+#[test]
+fn what_is_no_zero_behind_a_switch_comes_over_a_line_that_breaks() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(23);
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let mut stale = wal.bytes().to_vec();
+    stale[300_000..900_000].fill(0xAA);
+    let mut opened = Opened::open(dir.path());
+    let partial = dir.path().join("pg_wal/000000010000000000000003.partial");
+    let mut attempts = 0;
+    while opened.writer.position().unwrap().lsn < START.advance(SEG) {
+        let at = opened.writer.position().unwrap().lsn;
+        let from = at.since(START) as usize;
+        let mut came = stale[from..stale.len().min(from + 290_000)].to_vec();
+        if attempts % 3 == 1
+            && let Some(byte) = came.get_mut(100_000)
+        {
+            *byte ^= 4;
+        }
+        for (number, piece) in came.chunks(5000).enumerate() {
+            if opened.writer.append(at.advance(number as u64 * 5000), piece).is_err() {
+                break;
+            }
+            opened.writer.commit();
+            let held = fs::read(&partial).unwrap_or_default();
+            let is_right = |(ours, theirs): (&u8, &u8)| *ours == 0 || ours == theirs;
+            assert!(held.iter().zip(&stale).all(is_right), "a flipped bit is in the file");
+        }
+        opened.writer.rewind();
+        attempts += 1;
+        assert!(attempts < 15, "{:?}", opened.writer.position());
+    }
+    let end = opened.writer.position().unwrap().lsn;
+    opened.append(end, &stale[end.since(START) as usize..]);
+    assert!(read_back(&opened.store, TimelineId::FIRST, wal.position()) == stale);
+}
+
 /// A server that lost power behind an XLOG_SWITCH sends whatever its file had before.
 #[test]
 fn recovery_never_ends_before_what_was_confirmed_of_padding() {

@@ -10,6 +10,7 @@
 //!        |---- published ----|---- written ------|---- preallocated ----|
 //! ```
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use super::recovery::{self, Recovered};
 use super::trouble::Trouble;
 use super::{Identity, ReadError, Store, StoreError, TimelinePosition, dir, lock, steps};
 use crate::mutation::{self, Mutation};
+
+/// Of WAL, bytes.
+const PAGE: u64 = 8192;
 
 /// WAL was not taken. Nothing that was published before is affected.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +156,8 @@ struct Stream {
     verifier: WalVerifier,
     /// The segment that is being filled.
     current: Option<Arc<Segment>>,
+    /// Of a page behind an XLOG_SWITCH that is coming, what is not zero, up to the position: stored when it has come twice.
+    held_back: Vec<u8>,
     /// Segments with bytes that have not been handed to the flusher, oldest first.
     touched: Vec<Arc<Segment>>,
     /// What `commit` published last.
@@ -229,6 +235,7 @@ impl Writer {
             tli,
             verifier,
             current: None,
+            held_back: Vec::new(),
             touched: Vec::new(),
             published: None,
             redo: None,
@@ -275,6 +282,7 @@ impl Writer {
     pub fn rewind(&mut self) {
         if let Some(stream) = &mut self.stream {
             stream.verifier.rewind();
+            stream.held_back.clear();
             let seg_size = stream.identity.seg_size;
             let next = stream.verifier.position().seg_at(seg_size);
             stream.current = stream.current.take().filter(|segment| segment.name().segno == next);
@@ -568,6 +576,7 @@ impl Stream {
             is_first: found.is_bare,
             verifier,
             current: found.tail,
+            held_back: Vec::new(),
             touched: Vec::new(),
         }
     }
@@ -582,8 +591,10 @@ impl Stream {
         let before = self.verifier.clone();
         let at = before.position();
         let checked = self.verifier.push(chunk);
+        let chunk = &*self.behind_what_is_held_back(chunk);
+        let at = at.rewind(self.held_back.len() as u64);
         let good = match checked {
-            // Zeros until it has come twice.
+            // The file has zeros until it has come twice.
             Ok(()) => match self.verifier.doubtful_from() {
                 Some(from) => &chunk[..(from.as_u64().saturating_sub(at.as_u64()) as usize).min(chunk.len())],
                 None => chunk,
@@ -604,10 +615,23 @@ impl Stream {
             self.verifier = before;
             return Err(self.disk("write", segment.name())(source));
         }
+        let doubtful = &chunk[good.len()..];
+        self.held_back = match doubtful.len() as u64 {
+            // Pages behind one that has not come before come again.
+            len if len > PAGE => Vec::new(),
+            _ => doubtful.to_vec(),
+        };
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, segment)) {
             self.touched.push(segment.clone());
         }
         if mutation::is(Mutation::ForwardUnverified) { Ok(()) } else { Ok(checked?) }
+    }
+
+    fn behind_what_is_held_back<'a>(&self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
+        match self.held_back.is_empty() {
+            true => Cow::Borrowed(chunk),
+            false => Cow::Owned([&self.held_back, chunk].concat()),
+        }
     }
 
     /// Compares bytes with what was published; those of an unfinished record cannot come twice, because
@@ -778,6 +802,7 @@ impl Stream {
             tli,
             verifier,
             current: Some(first),
+            held_back: Vec::new(),
             touched: Vec::new(),
             published: Some(at),
             redo: None,

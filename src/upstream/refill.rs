@@ -55,7 +55,8 @@ impl RefillError {
     fn is_final(&self) -> bool {
         match self {
             RefillError::Stream(QueryError::Server(error)) => error.is_wal_removed(),
-            RefillError::OtherCluster(_) | RefillError::Fill(FillError::Invalid { .. }) => true,
+            RefillError::Fill(error @ FillError::Invalid { .. }) => !error.is_doubtful(),
+            RefillError::OtherCluster(_) => true,
             _ => false,
         }
     }

@@ -317,15 +317,74 @@ fn what_is_no_zero_behind_a_switch_must_come_twice() {
             return;
         }
         assert_eq!(push(&mut walk, &stale(0x99)), (refused(0x99), Some(at(2 * PAGE))), "{cut}");
+        // Also what has come before counts page by page.
+        assert_eq!(doubtful(&walk, &stale(0x99)[..2 * PAGE + 500]), Some(at(2 * PAGE + 7)), "{cut}");
+        assert_eq!(doubtful(&walk, &stale(0x99)[..3 * PAGE]), None, "{cut}");
         assert_eq!(doubtful(&walk, &stale(0x99)[..SEGMENT - 5]), None, "{cut}");
         assert_eq!(doubtful(&walk, &stale(0x98)[..SEGMENT - 5]), Some(at(2 * PAGE + 7)), "{cut}");
         assert_eq!(doubtful(&walk, wal.bytes()), None, "{cut}");
         // As far as the line went.
-        assert_eq!(push(&mut walk, &stale(0x99)[..SEGMENT - 5]), (Ok(()), Some(at(2 * PAGE))), "{cut}");
+        assert_eq!(push(&mut walk, &stale(0x99)[..SEGMENT - 5]), (Ok(()), Some(at(SEGMENT - PAGE))), "{cut}");
         assert_eq!(push(&mut walk, &stale(0x99)), (Ok(()), Some(wal.position())), "{cut}");
         walk = verifier();
         walk.accept_padding_that_comes_twice();
     }
+}
+
+/// A switch in the first page, and behind it what a server that lost power has left, but for one page of zeros.
+fn switched() -> (WalGenerator, Vec<u8>) {
+    let mut wal = generator();
+    wal.record(100);
+    wal.switch_segment();
+    wal.record(60);
+    let mut bytes = wal.bytes().to_vec();
+    bytes[2 * PAGE + 7..SEGMENT].fill(0x99);
+    bytes[5 * PAGE..6 * PAGE].fill(0);
+    (wal, bytes)
+}
+
+/// Pushes so much from where the walk has come to, and ends the attempt.
+fn attempt(walk: &mut WalVerifier, bytes: &[u8], most: usize) -> Result<Option<Lsn>, WalError> {
+    let from = usize::try_from(walk.position().since(START)).unwrap();
+    let pushed = walk.push(&bytes[from..bytes.len().min(from + most)]);
+    let end = walk.verified_end();
+    walk.rewind();
+    pushed.map(|()| end)
+}
+
+#[test]
+fn what_is_no_zero_behind_a_switch_comes_over_a_line_that_breaks() {
+    let (wal, bytes) = switched();
+    let mut walk = verifier();
+    walk.accept_padding_that_comes_twice();
+    let mut attempts = 0;
+    while walk.verified_end().is_none_or(|end| end < wal.position()) {
+        // None of them comes from the first such page to the segment's end.
+        let _ = attempt(&mut walk, &bytes, 40 * PAGE + 100);
+        attempts += 1;
+        assert!(attempts < 10, "{:?}", walk.verified_end());
+    }
+}
+
+#[test]
+fn a_page_behind_a_switch_counts_when_it_comes_the_same_again() {
+    let (wal, bytes) = switched();
+    let mut flipped = bytes.clone();
+    flipped[3 * PAGE + 4000] ^= 4;
+    let (mut walk, most) = (verifier(), 9 * PAGE);
+    walk.accept_padding_that_comes_twice();
+    assert_eq!(attempt(&mut walk, &flipped, most), Ok(Some(at(2 * PAGE))));
+    assert_eq!(attempt(&mut walk, &bytes, most), Ok(Some(at(3 * PAGE))));
+    assert_eq!(attempt(&mut walk, &bytes, most), Ok(Some(at(11 * PAGE))));
+    // Somebody else goes on with what this one has seen, as far as it goes.
+    let mut other = verifier();
+    other.accept_padding_that_comes_again(walk.padding_seen());
+    let refused = WalError::SwitchPadding { lsn: at(12 * PAGE), found: 0x99 };
+    assert_eq!(attempt(&mut other, &bytes, SEGMENT), Err(refused));
+    assert_eq!(other.verified_end(), Some(at(12 * PAGE)));
+    assert_eq!(attempt(&mut other, &bytes, 2 * SEGMENT), Ok(Some(wal.position())));
+    // The segment is done, and so is what was seen of it.
+    assert_eq!(other.padding_seen(), PaddingSeen::default());
 }
 
 #[test]

@@ -584,3 +584,30 @@ fn a_fill_that_breaks_off_leaves_the_hole() {
         assert_eq!((files(), opened.store.missing_segments().unwrap()), (before.clone(), vec![name(1, 4)]));
     }
 }
+
+/// No checksum covers what lies there: what is no zero has to come twice, as from the stream.
+#[test]
+fn what_is_no_zero_behind_a_switch_fills_a_hole_when_it_comes_again() {
+    let dir = crate::permissions::private_tempdir();
+    let mut wal = generator(38);
+    wal.fill(1_200_000);
+    wal.switch_segment();
+    wal.fill(1_500_000);
+    let mut stale = wal.bytes()[SEG as usize..2 * SEG as usize].to_vec();
+    stale[400_000..].fill(0xAA);
+    let mut opened = Opened::open(dir.path());
+    opened.append(START, wal.bytes());
+    wait("its name", || path(dir.path(), 1, 4, "").exists());
+    opened.stop();
+    fs::remove_file(path(dir.path(), 1, 4, "")).unwrap();
+    let opened = Opened::open(dir.path());
+    let fill = |content: &[u8]| {
+        let filled = opened.store.fill_segment(name(1, 4), &mut &content[..]);
+        filled.map_err(|error| error.is_doubtful())
+    };
+    let mut flipped = stale.clone();
+    flipped[500_000] ^= 4;
+    assert_eq!([fill(&flipped), fill(&stale), fill(&stale)], [Err(true), Err(true), Ok(())]);
+    assert!(fs::read(path(dir.path(), 1, 4, "")).unwrap() == stale);
+    opened.stop();
+}
