@@ -20,7 +20,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use walrelay_proto::{
@@ -173,11 +173,37 @@ fn write_all_again(dir: &DataDir, identity: Identity, segments: &[FoundSegment])
         let path = path_of(dir, size, *found);
         let len = dir.disk().metadata(&path).map(|file| file.len);
         // One of another length is no segment, and told where it is met.
-        if len.map_err(failed("could not look at WAL segment", path.clone()))? == size.bytes() {
-            copy_over(dir, size, *found, size.bytes()).map_err(failed("could not write again", path))?;
+        if len.map_err(failed("could not look at WAL segment", path.clone()))? != size.bytes() {
+            continue;
+        }
+        let copied = copy_over(dir, size, *found, size.bytes());
+        match copied.map_err(|error| why_unreadable(dir, &path).ok_or(error)) {
+            Ok(()) => {}
+            // It stays as it is: whoever needs it finds that it cannot be read.
+            Err(Ok(error)) => tracing::error!(
+                "WAL segment \"{}\" cannot be read ({error}), so it could not be written again: look at the disk, and see \
+                 what \"walrelay verify\" says",
+                path.display()
+            ),
+            Err(Err(error)) => return Err(failed("could not write again", path)(error)),
         }
     }
     Ok(())
+}
+
+/// What the disk says where some of a file cannot be read.
+fn why_unreadable(dir: &DataDir, path: &Path) -> Option<io::Error> {
+    let read = || {
+        let (file, mut buffer) = (dir.disk().open(path, Open::Read)?, vec![0; CHUNK]);
+        let mut at = 0;
+        loop {
+            match file.read_at(&mut buffer, at)? {
+                0 => return Ok(()),
+                len => at += len as u64,
+            }
+        }
+    };
+    read().err()
 }
 
 /// Finds what is held of the timeline with this history, wherever the relay is at the moment; `None` if not a single
@@ -319,7 +345,11 @@ impl Scan<'_> {
                 .take()
                 .filter(continues)
                 .map_or_else(|| self.verifier_of(found.name), |(_, verifier)| verifier);
-            let error = self.verify(&mut verifier, *found)?;
+            let error = match self.verify(&mut verifier, *found) {
+                // Nobody knows what it holds.
+                Err(_) if !self.path.leads_through(found) => return Ok(false),
+                other => other?,
+            };
             if verifier.last_record().is_some() {
                 return Ok(false);
             }
@@ -460,9 +490,33 @@ impl Scan<'_> {
         let is_left = |found: &&FoundSegment| found.partial && !self.path.leads_through(found);
         for found in self.path.segments().iter().filter(is_left) {
             let path = self.path_of(*found);
-            copy_over(self.dir, size, *found, size.bytes())
-                .map_err(failed("could not write again, to be sure that it is on the disk,", path))?;
+            let Err(error) = copy_over(self.dir, size, *found, size.bytes()) else { continue };
+            match why_unreadable(self.dir, &path).filter(|_| !self.was_confirmed(*found)) {
+                Some(why) => self.set_unreadable_aside(*found, &why)?,
+                None => {
+                    return Err(failed("could not write again, to be sure that it is on the disk,", path)(
+                        error,
+                    ));
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// One of a timeline that is not followed: who goes to that one finds less of it, which comes again or is lost with the
+    /// disk.
+    fn set_unreadable_aside(&self, found: FoundSegment, why: &io::Error) -> Result<(), StoreError> {
+        let (path, tli) = (self.path_of(found), found.name.tli);
+        let to =
+            self.dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
+        tracing::error!(
+            "unfinished WAL segment \"{}\" cannot be read ({why}): look at the disk; it is now \"{}\". Nothing on the way to \
+             timeline {} is in it, but what was received of timeline {tli} from {} on may be, and is not held any more",
+            path.display(),
+            to.display(),
+            self.path.history().tli(),
+            found.name.segno.start(self.identity.seg_size)
+        );
         Ok(())
     }
 

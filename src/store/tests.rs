@@ -12,6 +12,7 @@ use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 
 use super::*;
 
+mod bad_sectors;
 mod going_back;
 mod holding;
 mod lost_files;
