@@ -8,7 +8,8 @@
 //!   timeline.toml             the timeline that is followed
 //!   *.toml.spare              room for replacing the file of that name
 //!   last-run.toml             how the last run ended, see `last_run`
-//!   aside/                    files that were of no use, for people to look at; nothing here is read or removed
+//!   aside/                    files that were of no use, for people to look at; nothing here is read, and nothing is removed
+//!                             but old copies of torn segments, `*.torn*`
 //!   pg_wal/
 //!     000000010000000000000003            finished: complete, verified, synced
 //!     000000010000000000000004.partial    being received, at full size from the start
@@ -16,6 +17,7 @@
 //!     walrelay-new.*                      being preallocated; removed at start
 //! ```
 
+use std::ffi::OsString;
 use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,12 +28,16 @@ use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
 use super::{Segment, StoreError, ownership, steps};
-use crate::disk::{self, Disk, DiskDir, DiskFile, Open};
+use crate::disk::{self, Disk, DiskDir, DiskFile, Metadata, Open};
 
 /// Name of files that are not yet what they will be.
 const NEW_FILE_PREFIX: &str = "walrelay-new.";
 /// Where files are put that are of no use but to people.
 const ASIDE: &str = "aside";
+/// What the name of a copy of a torn segment goes on with there.
+const TORN: &str = ".torn";
+/// Copies of torn segments that are kept, bytes; the newest in any case.
+const TORN_KEPT: u64 = 256 << 20;
 
 /// A data directory that this process has locked.
 #[derive(Debug)]
@@ -178,7 +184,7 @@ impl DataDir {
 
     /// Moves a file of `pg_wal` that is of no use out of the way, durably; where it is then. Removes nothing.
     pub(super) fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
-        let to = self.place_aside(path)?;
+        let to = self.place_aside(path, "")?;
         self.disk.rename(path, &to)?;
         steps::taken();
         self.sync_aside()?;
@@ -186,9 +192,10 @@ impl DataDir {
         Ok(to)
     }
 
-    /// Puts a copy of it there, durably; where that is.
+    /// Puts a copy of a torn segment there, durably; where that is. The oldest such copies go when there are many.
     pub(super) fn copy_aside(&self, path: &Path) -> io::Result<PathBuf> {
-        let to = self.place_aside(path)?;
+        let to = self.place_aside(path, TORN)?;
+        self.make_room_aside(self.disk.metadata(path)?.len)?;
         let copied = self.disk.open(path, Open::Read)?.copy_to_new(&to);
         let copied = copied.and_then(|()| self.disk.open(&to, Open::ReadWrite)?.sync_all());
         if let Err(error) = copied.and_then(|()| self.sync_aside()) {
@@ -199,16 +206,68 @@ impl DataDir {
         Ok(to)
     }
 
+    /// Every start that has met a torn segment leaves a copy. It was told then, and at each start since
+    /// ([`report_aside`](Self::report_aside)).
+    fn make_room_aside(&self, len: u64) -> io::Result<()> {
+        let mut torn = self.files_aside()?;
+        torn.retain(|(name, _)| name.contains(TORN));
+        let mut kept = len;
+        for (name, found) in torn.iter().rev() {
+            kept += found.len;
+            if kept > TORN_KEPT {
+                self.disk.remove(&self.root.join(ASIDE).join(name))?;
+                tracing::warn!(
+                    "removed \"{ASIDE}/{name}\", an old copy of a torn WAL segment: newer ones take its room"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What is there, oldest first.
+    fn files_aside(&self) -> io::Result<Vec<(String, Metadata)>> {
+        let aside = self.root.join(ASIDE);
+        let names = match self.disk.list(&aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let found = |name: OsString| {
+            let found = self.disk.metadata(&aside.join(&name))?;
+            Ok((name.to_string_lossy().into_owned(), found))
+        };
+        let mut files = names.into_iter().map(found).collect::<io::Result<Vec<_>>>()?;
+        files.sort_by(|(one, a), (other, b)| (a.changed, one).cmp(&(b.changed, other)));
+        Ok(files)
+    }
+
+    /// Says that there is something, and what to do.
+    pub(super) fn report_aside(&self) {
+        let files = match self.files_aside() {
+            Ok(files) => files,
+            Err(error) => {
+                return tracing::warn!("could not look into \"{ASIDE}\" of the data directory: {error}");
+            }
+        };
+        let Some((newest, _)) = files.last() else { return };
+        tracing::warn!(
+            "\"{}\" has {} files of {} MB, the newest is \"{newest}\": WAL that was put there at earlier starts for people to \
+             look at; remove them when nobody needs them any more",
+            self.root.join(ASIDE).display(),
+            files.len(),
+            files.iter().map(|(_, found)| found.len).sum::<u64>() >> 20
+        );
+    }
+
     /// A name beside `pg_wal` that nothing has.
-    fn place_aside(&self, path: &Path) -> io::Result<PathBuf> {
+    fn place_aside(&self, path: &Path, suffix: &str) -> io::Result<PathBuf> {
         let aside = self.root.join(ASIDE);
         make_dir(&*self.disk, &aside)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{}{suffix}", path.file_name().unwrap_or_default().to_string_lossy());
         let free = (0..).map(|number| match number {
-            0 => aside.join(&*name),
+            0 => aside.join(&name),
             _ => aside.join(format!("{name}.{number}")),
         });
-        Ok(free.into_iter().find(|to| !self.disk.exists(to)).unwrap_or_else(|| aside.join(&*name)))
+        Ok(free.into_iter().find(|to| !self.disk.exists(to)).unwrap_or_else(|| aside.join(&name)))
     }
 
     fn sync_aside(&self) -> io::Result<()> {
@@ -318,7 +377,7 @@ pub(super) fn preallocate(disk: &dyn Disk, path: &Path, size: SegSize) -> io::Re
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
 
     use super::*;
     use crate::disk::OsDisk;
@@ -350,6 +409,37 @@ mod tests {
         let found: Vec<_> =
             dir.segments(size).unwrap().iter().map(|s| (s.name.segno.as_u64(), s.partial)).collect();
         assert_eq!(found, [(1, false), (2, true)]);
+    }
+
+    #[test]
+    fn old_copies_of_torn_segments_make_room_for_new_ones() {
+        let temp = crate::permissions::private_tempdir();
+        let dir = lock(temp.path()).unwrap();
+        let (wal, aside) = (dir.wal().join("x.partial"), temp.path().join("aside"));
+        fs::write(&wal, "torn").unwrap();
+        let names = || {
+            let names = fs::read_dir(&aside).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        for _ in 0..3 {
+            dir.copy_aside(&wal).unwrap();
+        }
+        assert_eq!(names(), ["x.partial.torn", "x.partial.torn.1", "x.partial.torn.2"]);
+        // Sparse.
+        for number in ["", ".1", ".2"] {
+            let copy = File::options().write(true).open(aside.join(format!("x.partial.torn{number}")));
+            copy.unwrap().set_len(TORN_KEPT / 5 * 2).unwrap();
+        }
+        let whole = aside.join("y.partial");
+        File::create(&whole).unwrap().set_len(TORN_KEPT).unwrap();
+        dir.copy_aside(&wal).unwrap();
+        assert_eq!(names(), ["x.partial.torn.1", "x.partial.torn.2", "x.partial.torn.3", "y.partial"]);
+        // The newest one stays, however large it is, and what is no copy in any case.
+        File::options().write(true).open(&wal).unwrap().set_len(2 * TORN_KEPT).unwrap();
+        dir.make_room_aside(2 * TORN_KEPT).unwrap();
+        assert_eq!(names(), ["y.partial"]);
     }
 
     #[test]

@@ -346,6 +346,8 @@ impl Store {
             let path = config.data_dir.clone();
             move |source| StoreError::Io { action, path, source }
         };
+        // What this start puts there is told where it does so.
+        dir.report_aside();
         let cluster = cluster::load(&dir).map_err(io("could not read cluster state in"))?;
         let bell = Arc::new(retention::Bell::default());
         let holds = Holds::new(bell.clone());

@@ -302,6 +302,8 @@ fn what_lies_behind_a_damaged_page_is_put_aside() {
     fs::write(&damaged, bytes).unwrap();
     let names = [4, 5, 6].map(|segment| format!("00000001{segment:016X}.partial"));
     let before = names.clone().map(|name| fs::read(dir.path().join("pg_wal").join(name)).unwrap());
+    // The first of them is received again, and what is there is a copy.
+    let names = [format!("{}.torn", names[0]), names[1].clone(), names[2].clone()];
 
     let mut opened = Opened::open(dir.path());
     let at = opened.store.tip().unwrap().flush_lsn;
