@@ -14,11 +14,12 @@
 //! On disk are at most `budget` bytes of segments kept for somebody to come, plus the one that each consumer
 //! is reading. In memory is a piece of each that is on its way, packed and unpacked: however many are wanted, [`AT_A_TIME`]
 //! are fetched from a source at a time, and the others wait for their turn, those that nobody has asked for yet longest.
-//! A source that hangs keeps its own turns only.
+//! A source that is silent for a moment keeps nobody: the next one is asked meanwhile, and for a while it is asked last.
 
 mod arriving;
+mod place;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,22 +28,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
-use super::source::{FetchError, Look, Source};
+use super::source::{FetchError, Source};
 use crate::store::{Segment, Store};
 use arriving::{Arriving, Refusal};
+use place::{AT_A_TIME, Place, in_turn};
 
 /// Directory below the data directory for segments on their way into a map.
 const DIRECTORY: &str = "recalled";
-/// Segments on their way from a source at a time. What unpacks them may hold some megabytes of each.
-const AT_A_TIME: usize = 4;
 /// Of these, segments that nobody has asked for yet.
 const AHEAD_AT_A_TIME: usize = AT_A_TIME - 1;
-/// How long the turn of one source is waited for where another can be asked.
-const MOMENT: Duration = Duration::from_secs(1);
 /// Segments fetched ahead of a reader.
 const AHEAD: u64 = 4;
 /// Fewest segments to hold, however large they are: one that is read and those ahead of it.
@@ -53,8 +51,6 @@ const KEEP_READ: Duration = Duration::from_secs(30);
 const KEEP_UNREAD: Duration = Duration::from_secs(300);
 /// First and longest pause between attempts while sources cannot be reached.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// A source that failed is asked after the others for this long.
-const IN_DISGRACE: Duration = Duration::from_secs(60);
 
 /// WAL cannot be had back.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -104,14 +100,6 @@ pub struct Recall {
     /// What is left of [`AHEAD_AT_A_TIME`].
     ahead: Semaphore,
     pauses: (Duration, Duration),
-}
-
-#[derive(Debug)]
-struct Place {
-    source: Arc<dyn Source>,
-    /// What is left of [`AT_A_TIME`].
-    turns: Semaphore,
-    failed: Mutex<Option<Instant>>,
 }
 
 /// A segment that is here or on its way.
@@ -219,18 +207,31 @@ impl Recall {
     pub async fn history_file(&self, tli: TimelineId) -> Result<Option<Bytes>, FetchError> {
         let name = tli.history_file_name();
         let mut unknown = None;
-        for place in self.best_first() {
-            match place.read(&name).await {
-                Ok(Some(content)) if TimelineHistory::parse(tli, &content).is_ok() => {
-                    return Ok(Some(content));
-                }
-                Ok(Some(_)) => tracing::error!("\"{name}\" in {} is no history file", place.source.name()),
-                Ok(None) => {}
-                Err(error @ FetchError::Unreachable { .. }) => unknown = Some(error),
-                Err(error) => tracing::error!("{error}"),
+        let questions = self.best_first().into_iter().map(|place| (place, ()));
+        let ask = |place: Arc<Place>, (), _| {
+            let name = name.clone();
+            async move { Some((place.read(&name).await, place)) }
+        };
+        let found = in_turn(questions, ask, |(answer, place)| match answer {
+            Ok(Some(content)) if TimelineHistory::parse(tli, &content).is_ok() => Some(content),
+            Ok(Some(_)) => {
+                tracing::error!("\"{name}\" in {} is no history file", place.name());
+                None
             }
+            Ok(None) => None,
+            Err(error @ FetchError::Unreachable { .. }) => {
+                unknown = Some(error);
+                None
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        });
+        match (found.await, unknown) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
         }
-        unknown.map_or(Ok(None), Err)
     }
 
     /// Waits for one round through the sources, one that is under way already or a new one.
@@ -322,7 +323,7 @@ impl Recall {
     }
 
     /// The same for nobody in particular, until somebody is in a hurry.
-    async fn fetch_when_idle(&self, name: WalFileName, hurry: &Notify) -> Outcome {
+    async fn fetch_when_idle(self: &Arc<Self>, name: WalFileName, hurry: &Notify) -> Outcome {
         // Nobody closes it.
         let turn = async { self.ahead.acquire().await.ok() };
         let _turn = tokio::select! {
@@ -333,33 +334,45 @@ impl Recall {
     }
 
     /// One round through the sources.
-    async fn fetch(&self, name: WalFileName) -> Outcome {
+    async fn fetch(self: &Arc<Self>, name: WalFileName) -> Outcome {
         let file = self.file_name(name);
         let Some(identity) = self.store.identity() else { return Outcome::Not(RecallError::Nowhere(file)) };
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
         let (mut unknown, mut damaged) = (None, None);
         let places = self.best_first();
-        // Where there is nobody else to ask it takes as long as it takes.
-        let patience = (places.len() > 1).then_some(MOMENT);
         let candidates = self.candidates(name).into_iter();
-        let mut asks: VecDeque<_> =
-            candidates.flat_map(|wanted| places.iter().map(move |place| (wanted, place, patience))).collect();
-        while let Some((wanted, place, patience)) = asks.pop_front() {
-            let Some(_turn) = place.turn(patience).await else {
-                // Others wait for it. It is asked after those that do not keep anybody waiting.
-                asks.push_back((wanted, place, None));
-                continue;
-            };
-            match self.fetch_from(place, wanted, id).await {
-                Ok(None) => {}
-                Ok(Some(segment)) => return Outcome::Found(segment),
-                Err(TakeError::Source(error @ FetchError::Unreachable { .. })) => unknown = Some(error),
-                Err(TakeError::Source(error)) => damaged = Some(error),
-                Err(TakeError::Disk(error)) => {
-                    let (file, reason) = (wanted.text(id.seg_size), error.to_string());
-                    return Outcome::Not(RecallError::Disk { file, reason });
-                }
+        let questions: Vec<_> =
+            candidates.flat_map(|wanted| places.iter().map(move |place| (place.clone(), wanted))).collect();
+        let ask = |place: Arc<Place>, wanted, patience| {
+            let recall = self.clone();
+            async move {
+                let turn = place.turn(patience).await?;
+                // It ends by itself, and what it may have to remove goes where that may take its time.
+                let fetched = tokio::spawn(async move {
+                    let _turn = turn;
+                    recall.fetch_from(&place, wanted, id).await
+                });
+                Some(fetched.await.unwrap_or_else(|error| Err(TakeError::Disk(error.into()))))
             }
+        };
+        let hear = |answer| match answer {
+            Ok(None) => None,
+            Ok(Some(segment)) => Some(Outcome::Found(segment)),
+            Err(TakeError::Source(error @ FetchError::Unreachable { .. })) => {
+                unknown = Some(error);
+                None
+            }
+            Err(TakeError::Source(error)) => {
+                damaged = Some(error);
+                None
+            }
+            Err(TakeError::Disk(error)) => {
+                let (file, reason) = (file.clone(), error.to_string());
+                Some(Outcome::Not(RecallError::Disk { file, reason }))
+            }
+        };
+        if let Some(outcome) = in_turn(questions, ask, hear).await {
+            return outcome;
         }
         if let Some(error) = &damaged {
             tracing::error!("{error}");
@@ -396,7 +409,7 @@ impl Recall {
         let arriving = Arc::new(Arriving::new(wanted, id, self.store.history(), path));
         let file = wanted.text(id.seg_size);
         let shown = place.show(&file, id.seg_size.bytes(), &arriving).await;
-        let place = place.source.name().to_owned();
+        let place = place.name().to_owned();
         let work = move || {
             // Whatever has come of it, what there is of a file goes here, and not on a worker.
             let arriving = arriving;
@@ -499,9 +512,7 @@ impl Recall {
 }
 
 fn places(sources: Vec<Arc<dyn Source>>) -> Vec<Arc<Place>> {
-    let place =
-        |source| Arc::new(Place { source, turns: Semaphore::new(AT_A_TIME), failed: Mutex::default() });
-    sources.into_iter().map(place).collect()
+    sources.into_iter().map(|source| Arc::new(Place::new(source))).collect()
 }
 
 /// A file that may be asked for.
@@ -517,46 +528,6 @@ impl Wanted {
     fn text(self, size: SegSize) -> String {
         let suffix = if self.is_partial { ".partial" } else { "" };
         self.name.format(size) + suffix
-    }
-}
-
-impl Place {
-    /// The right to ask the source; `None` if others keep it for longer than that.
-    async fn turn(&self, patience: Option<Duration>) -> Option<SemaphorePermit<'_>> {
-        let turn = self.turns.acquire();
-        let turn = match patience {
-            None => turn.await,
-            Some(patience) => tokio::time::timeout(patience, turn).await.ok()?,
-        };
-        Some(turn.expect("nobody closes it"))
-    }
-
-    async fn read(&self, file: &str) -> Result<Option<Bytes>, FetchError> {
-        self.note(self.source.read(file).await)
-    }
-
-    /// Shows a segment to one that arrives; false if there certainly is none.
-    async fn show(&self, file: &str, size: u64, arriving: &Arc<Arriving>) -> Result<bool, FetchError> {
-        let taking = arriving.clone();
-        let look: Look = Arc::new(move |content| taking.take(content));
-        let answer = self.source.show(file, size, look).await;
-        match answer {
-            Err(FetchError::Unreachable { .. }) if arriving.is_storing() => {
-                let reason = "the relay's disk has not taken what came from it".to_owned();
-                Err(FetchError::Unreachable { place: self.source.name().to_owned(), reason })
-            }
-            answer => self.note(answer),
-        }
-    }
-
-    fn note<T>(&self, answer: Result<T, FetchError>) -> Result<T, FetchError> {
-        let failed = matches!(answer, Err(FetchError::Unreachable { .. })).then(Instant::now);
-        *lock(&self.failed) = failed;
-        answer
-    }
-
-    fn is_in_disgrace(&self) -> bool {
-        lock(&self.failed).is_some_and(|at| at.elapsed() < IN_DISGRACE)
     }
 }
 

@@ -206,7 +206,7 @@ async fn few_segments_are_fetched_at_a_time_however_many_are_wanted() {
         })
         .collect();
     let asked = || (FIRST..FIRST + 8).map(|segno| source.asked(&text(1, segno))).sum::<usize>();
-    let turns = || recall.places.read().unwrap()[0].turns.available_permits();
+    let turns = || recall.places.read().unwrap()[0].free_turns();
     until("all turns to be taken", || turns() == 0 && asked() == AT_A_TIME).await;
     source.set_open(true);
     for one in wanted {
@@ -250,8 +250,7 @@ async fn a_source_that_hangs_keeps_nobody_from_another_one() {
             tokio::spawn(async move { get(&recall, 1, segno).await })
         })
         .collect();
-    until("all its turns to be taken", || recall.places.read().unwrap()[0].turns.available_permits() == 0)
-        .await;
+    until("all its turns to be taken", || recall.places.read().unwrap()[0].free_turns() == 0).await;
     let other = FIRST + 8;
     assert!(get(&recall, 1, other).await.unwrap().bytes(0, SEG as usize) == setting.segment(other));
     assert_eq!((hung.asked(&text(1, other)), fine.asked(&text(1, other))), (0, 1));
@@ -259,6 +258,36 @@ async fn a_source_that_hangs_keeps_nobody_from_another_one() {
     for one in waiting {
         one.await.unwrap().unwrap();
     }
+}
+
+/// However long it would take to give up a source that hangs.
+#[tokio::test]
+async fn a_source_that_is_silent_is_not_waited_for_where_another_has_it() {
+    let setting = Setting::new(None);
+    let (hung, fine) = (setting.source(), setting.source());
+    fine.put("00000007.history", "1\t0/500000\tx\n");
+    let recall = setting.recall(&[&hung, &fine]);
+    hung.set_open(false);
+    get(&recall, 1, FIRST).await.unwrap();
+    assert_eq!((hung.asked(&text(1, FIRST)), fine.asked(&text(1, FIRST))), (1, 1));
+    // From then on it is asked last.
+    for segno in FIRST + 1..HELD {
+        get(&recall, 1, segno).await.unwrap();
+        assert_eq!(hung.asked(&text(1, segno)), 0);
+    }
+    assert!(recall.history_file(tli(7)).await.unwrap().is_some());
+    // Where no other has it, it is.
+    fine.remove(&text(1, FIRST + 2));
+    let recall = setting.recall(&[&hung, &fine]);
+    let reader = {
+        let recall = recall.clone();
+        tokio::spawn(async move { get(&recall, 1, FIRST + 2).await })
+    };
+    until("the other to be asked", || fine.asked(&text(1, FIRST + 2)) == 2).await;
+    assert!(!reader.is_finished());
+    hung.set_open(true);
+    reader.await.unwrap().unwrap();
+    assert!(recall.history_file(tli(7)).await.unwrap().is_some());
 }
 
 #[tokio::test]
