@@ -206,6 +206,12 @@ pub enum DecodeError {
     /// Decompression or decryption failed.
     #[error("its content is damaged: {0}")]
     Damaged(String),
+    /// It is not what its checksum says.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Nothing is wrong with it, but the system has no room for it now.
+    #[error("there is no memory for its content: {0}")]
+    Memory(io::Error),
 }
 
 /// Turns plain bytes into stored ones and back. Everything here takes processor time or more.
@@ -360,7 +366,8 @@ fn limited(mut from: impl Read, most: Option<u64>) -> Result<Bytes, DecodeError>
     let most = most.or_else(|| limit::segment_size(&beginning)).unwrap_or(limit::UNSEEN).min(MAX_PLAIN);
     let most = most.max(beginning.len() as u64);
     // In pages of its own, which go back to the system as soon as it is let go; an allocator keeps what is that large.
-    let mut plain = MmapMut::map_anon(usize::try_from(most).unwrap_or(usize::MAX)).map_err(damaged)?;
+    let mut plain =
+        MmapMut::map_anon(usize::try_from(most).unwrap_or(usize::MAX)).map_err(DecodeError::Memory)?;
     plain[..beginning.len()].copy_from_slice(&beginning);
     let len = beginning.len() + buffer::fill(&mut from, &mut plain[beginning.len()..]).map_err(damaged)?;
     match from.take(1).read_to_end(&mut Vec::new()).map_err(damaged)? {
@@ -388,6 +395,7 @@ mod tests {
 
     use super::*;
     use proptest::prelude::*;
+    use rustix::process::Rlimit;
 
     fn codecs() -> Vec<Codec> {
         let identity = Identity::generate();
@@ -409,6 +417,30 @@ mod tests {
                 prop_assert_eq!(codec.decode(stored, codec.format()).unwrap(), plain);
             }
         }
+    }
+
+    /// In a process of its own, which may have little memory.
+    #[test]
+    fn where_there_is_no_memory_nothing_is_damaged() {
+        const ALONE: &str = "WALRELAY_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let this = module_path!().split_once("::").expect("it is in a module").1;
+            let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+            alone.args(["--exact", &format!("{this}::where_there_is_no_memory_nothing_is_damaged")]);
+            let ended = alone.env(ALONE, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let codec = Codec::new(Compression::Zstd(3), None, false);
+        let stored = codec.encode(&Bytes::from(vec![1; 100_000])).unwrap();
+        let pages = fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+        let limit = Some(pages * 4096 + MAX_PLAIN / 4);
+        rustix::process::setrlimit(rustix::process::Resource::As, Rlimit { current: limit, maximum: limit })
+            .unwrap();
+        let decoded = codec.decode_up_to(Some(MAX_PLAIN), stored, codec.format());
+        assert!(matches!(decoded, Err(DecodeError::Memory(_))), "{decoded:?}");
     }
 
     #[test]

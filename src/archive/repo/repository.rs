@@ -223,17 +223,17 @@ impl Repository {
         let codec = self.codec.clone();
         let decoded = self.ours(move || {
             if Sha256::of(&stored) != sidecar.sha256 {
-                return Err("it does not match its checksum".to_owned());
+                return Err(DecodeError::Mismatch("it does not match its checksum".to_owned()));
             }
-            let plain = codec.decode(stored, format).map_err(|error| error.to_string())?;
+            let plain = codec.decode(stored, format)?;
             // Without compression and encryption this has just been checked.
             let checked = format == Format::PLAIN && sidecar.sha256 == sidecar.plain_sha256;
             match checked || Sha256::of(&plain) == sidecar.plain_sha256 {
                 true => Ok(plain),
-                false => Err("its content does not match its checksum".to_owned()),
+                false => Err(DecodeError::Mismatch("its content does not match its checksum".to_owned())),
             }
         });
-        decoded.await.map(Some).map_err(|reason| self.damaged(&path, reason))
+        decoded.await.map(Some).map_err(|error| self.undecoded(&path, error))
     }
 
     /// Work on what has come from the place, during which it owes us nothing: its silence is not counted meanwhile.
@@ -252,7 +252,7 @@ impl Repository {
         let Some((path, format, _)) = self.locate(name).await? else { return Ok(None) };
         let Some(stored) = self.get(&path, self.limit(name, format)).await? else { return Ok(None) };
         let decoded = self.decode(None, stored, format).await;
-        decoded.map(Some).map_err(|error| self.damaged(&path, error.to_string()))
+        decoded.map(Some).map_err(|error| self.undecoded(&path, error))
     }
 
     /// What is said about a file without reading it; `None` if there is nothing usable.
@@ -314,7 +314,7 @@ impl Repository {
             // Only the first one begins as a segment does; others may be almost as long.
             let len = (chunk.start > 0).then_some(chunk.end - chunk.start);
             let plain = self.decode(len, stored, format).await;
-            let plain = plain.map_err(|error| self.damaged(&path, error.to_string()))?;
+            let plain = plain.map_err(|error| self.undecoded(&path, error))?;
             let (chunk, start, segment) = (chunk.clone(), chunk.start, chunk.segment.clone());
             let (plain, same) = self
                 .ours(move || {
@@ -459,6 +459,16 @@ impl Repository {
 
     fn damaged(&self, path: &str, reason: String) -> ReadError {
         ReadError::Damaged { target: self.name.clone(), path: path.to_owned(), reason }
+    }
+
+    /// What is wrong with an object, or with us.
+    fn undecoded(&self, path: &str, error: DecodeError) -> ReadError {
+        match error {
+            DecodeError::Memory(error) => {
+                self.unreachable(StorageError::of_io("could not unpack", path, &error))
+            }
+            other => self.damaged(path, other.to_string()),
+        }
     }
 
     fn not_written(&self, source: StorageError) -> WriteError {
