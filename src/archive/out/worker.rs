@@ -24,7 +24,7 @@ use super::queue::{Queue, needed_from};
 use super::tail::Tail;
 use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{FileKind, FileName};
-use crate::archive::repo::progress::{Progress, state_file};
+use crate::archive::repo::progress::{Progress, sent_file, state_file};
 use crate::archive::repo::repository::{Entry, Repository, Written};
 use crate::archive::repo::target::{OnQuota, Target};
 use crate::archive::tend::cleanup::{self, Plan};
@@ -192,6 +192,7 @@ impl Worker {
         let Some(mut listing) = first else { return };
         let loaded = self.load(listing.size).await;
         self.claim(&loaded);
+        self.keep_sent().await;
         // What was read may be in memory only, and lost with it. WAL is let go after this process has saved it.
         let mut saved = Progress::new(listing.size, self.target.identity());
         let queue: SharedQueue = Arc::new(Mutex::new(Queue::new(loaded)));
@@ -248,6 +249,7 @@ impl Worker {
                         retention = JoinSet::new();
                     }
                     self.take_over(&wanted, &queue);
+                    self.keep_sent().await;
                     // Ended in the middle it leaves pieces that are good, or none; the new one looks what is there.
                     tail = self.start_tail(&queue, &stop_tail);
                     tidy_at = Instant::now();
@@ -314,6 +316,23 @@ impl Worker {
         lock(queue).retry_now();
         let progress = lock(queue).progress().clone();
         self.claim(&progress);
+    }
+
+    /// Has what is sent and cannot be read back known after a restart.
+    async fn keep_sent(&self) {
+        let Sink::Objects(repository) = &self.sink else { return };
+        if !repository.only_writes() {
+            return;
+        }
+        let (store, file) = (self.store.clone(), sent_file(&self.target.name));
+        let (from, name) = (store.clone(), file.clone());
+        let read = tokio::task::spawn_blocking(move || from.read_state(&name)).await;
+        let kept = read.map_err(std::io::Error::from).flatten().unwrap_or_else(|error| {
+            tracing::error!("could not read \"{file}\": {error}; what was sent before may be kept aside as somebody else's");
+            None
+        });
+        let keep = move |text: &str| store.replace_state(&file, text);
+        repository.keep_sent(&kept.unwrap_or_default(), Arc::new(keep));
     }
 
     fn file(&self) -> String {

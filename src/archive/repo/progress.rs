@@ -36,6 +36,11 @@ pub(crate) fn state_file(target: &str) -> String {
     format!("archive-{target}.toml")
 }
 
+/// The file for what was sent to the target with this name and not answered.
+pub(crate) fn sent_file(target: &str) -> String {
+    format!("sent-{target}.toml")
+}
+
 /// The marker in a text that was saved for the target with this identity.
 pub(crate) fn saved_marker(text: &str, identity: &str) -> Option<String> {
     let saved: Saved = toml::from_str(text).ok()?;

@@ -24,6 +24,7 @@ use super::sidecar::{Sha256, Sidecar};
 use super::target::{Place, Target};
 use crate::objects::limit::{self, Limit};
 use crate::objects::{OptionError, Storage, StorageError, Stored, Trouble};
+pub(crate) use sent::Keep;
 use sent::Sent;
 pub use show::Look;
 
@@ -194,6 +195,17 @@ impl Repository {
     /// The objects as they lie there.
     pub fn storage(&self) -> &Storage {
         &self.storage
+    }
+
+    /// Whether what it stores cannot be read back with the keys at hand.
+    pub(crate) fn only_writes(&self) -> bool {
+        self.codec.only_writes()
+    }
+
+    /// Goes on with what was kept of objects that were sent without an answer, and has `keep` keep what comes: where they
+    /// cannot be read back, nothing else tells them from somebody else's after a restart.
+    pub(crate) fn keep_sent(&self, kept: &str, keep: Keep) {
+        self.sent.keep(kept, keep);
     }
 
     /// Where they lie.

@@ -326,6 +326,12 @@ async fn what_could_not_be_synced_is_written_again() {
 /// Who has only recipients can read nothing back, and what is encrypted twice differs.
 #[tokio::test]
 async fn an_own_object_whose_answer_was_lost_is_known_also_without_a_key_to_read_it() {
+    for has_ended in [false, true] {
+        is_known_without_a_key(has_ended).await;
+    }
+}
+
+async fn is_known_without_a_key(has_ended: bool) {
     let dir = tempfile::tempdir().unwrap();
     let recipient = age::x25519::Identity::generate().to_public().to_string();
     let file = dir.path().join("recipients");
@@ -344,8 +350,21 @@ async fn an_own_object_whose_answer_was_lost_is_known_also_without_a_key_to_read
         }
     };
     let storage = storage_of(&archive).with_fault(Box::new(fault));
-    let there = Repository::over(storage, "test", Layout::Plain, codec());
+    let kept = Arc::new(std::sync::Mutex::new(String::new()));
+    let remembering = |storage| {
+        let (there, kept) = (Repository::over(storage, "test", Layout::Plain, codec()), kept.clone());
+        let text = kept.lock().unwrap().clone();
+        let keep = move |text: &str| {
+            text.clone_into(&mut kept.lock().unwrap());
+            Ok(())
+        };
+        there.keep_sent(&text, Arc::new(keep));
+        there
+    };
+    let there = remembering(storage);
     there.write(&segment(), wal(3)).await.unwrap_err();
+    // The process that has sent it may have ended.
+    let there = if has_ended { remembering(storage_of(&archive)) } else { there };
     assert_eq!(there.write(&segment(), wal(3)).await.unwrap(), Written::Same);
     let sidecar = there.sidecar(&segment()).await.unwrap().unwrap();
     assert_eq!(sidecar.plain_sha256, Sha256::of(&wal(3)));

@@ -419,7 +419,10 @@ impl Repository {
             let (sum, size) = out.finish();
             let sidecar = Sidecar { object, sha256: sum, size, plain_sha256: sha256, plain_size };
             if codec.only_writes() {
-                sent.note(&at, &sidecar);
+                let noted = sent.note(&at, &sidecar);
+                noted.map_err(|error| {
+                    io::Error::other(format!("could not note in the data directory what is sent: {error}"))
+                })?;
             }
             Ok(sidecar)
         };
