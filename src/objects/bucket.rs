@@ -279,6 +279,19 @@ impl Objects {
 
     /// Objects below a directory, or only those after a path.
     pub(super) async fn list(&self, dir: &str, after: Option<&str>) -> Result<Vec<Stored>, StorageError> {
+        let mut found = Vec::new();
+        self.visit(dir, after, |one| found.push(one)).await?;
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    /// Shows each of them, in no order.
+    pub(super) async fn visit(
+        &self,
+        dir: &str,
+        after: Option<&str>,
+        mut see: impl FnMut(Stored),
+    ) -> Result<(), StorageError> {
         let action = LISTING;
         let below = self.location(dir);
         let after = after.map(|after| self.location(after));
@@ -293,12 +306,10 @@ impl Objects {
             Some(after) => store.list_with_offset(Some(&below), after),
             None => store.list(Some(&below)),
         };
-        let mut found = Vec::new();
         while let Some(one) = self.next(action, dir, &mut listing).await? {
-            found.push(relative(one));
+            see(relative(one));
         }
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+        Ok(())
     }
 
     pub(super) async fn delete(&self, path: &str) -> Result<(), StorageError> {

@@ -186,19 +186,24 @@ impl Directory {
     }
 
     pub(super) fn list(&self, path: &str, pulse: &Pulse) -> io::Result<Vec<Stored>> {
-        self.root.admit(Access::Read)?;
         let mut found = Vec::new();
+        self.visit(path, pulse, &mut |one| found.push(one))?;
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    /// Shows every file below a path, in no order.
+    pub(super) fn visit(&self, path: &str, pulse: &Pulse, see: &mut dyn FnMut(Stored)) -> io::Result<()> {
+        self.root.admit(Access::Read)?;
         walk(&self.at(path), path, &|_| true, pulse, &mut |path, entry| {
             match entry.metadata() {
-                Ok(meta) if !is_new(entry) && path != MARKER => found.push(stored(path, &meta)?),
+                Ok(meta) if !is_new(entry) && path != MARKER => see(stored(path, &meta)?),
                 // Removed or renamed while we looked.
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
             Ok(())
-        })?;
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+        })
     }
 
     /// Removes a file, and its directory if that was the last one.

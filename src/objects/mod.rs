@@ -350,6 +350,29 @@ impl Storage {
         }
     }
 
+    /// Shows all objects below a directory to `see`, in no order; what it has made of them. Only that is in memory, however
+    /// many they are.
+    pub(crate) async fn visit<T: Send + 'static>(
+        &self,
+        dir: &str,
+        mut seen: T,
+        see: impl Fn(&mut T, Stored) + Send + 'static,
+    ) -> Result<T, StorageError> {
+        match &self.kind {
+            Kind::Directory(root, lane) => {
+                let visit = move |root: &Directory, dir: &str, pulse: &Pulse| {
+                    root.visit(dir, pulse, &mut |one| see(&mut seen, one))?;
+                    Ok(seen)
+                };
+                on_alive(lane, root, &self.pulse, LISTING, dir, visit).await
+            }
+            Kind::Objects(objects) => {
+                objects.visit(dir, None, |one| see(&mut seen, one)).await?;
+                Ok(seen)
+            }
+        }
+    }
+
     /// Paths of all objects below a directory that sort after this path, sorted: as much as names tell, and nothing of
     /// what comes before is looked at that need not be. The empty directory is everything.
     pub(crate) async fn names_after(&self, dir: &str, after: &str) -> Result<Vec<String>, StorageError> {

@@ -596,43 +596,28 @@ impl Worker {
             if let Err(error) = repository.storage().tidy().await {
                 tracing::debug!("could not look for remains of uploads: {error}");
             }
-            let name = repository.name();
-            match cleanup::retention(&repository, keep_age, keep_size).await {
-                Ok(plan) => {
-                    if let Some((label, held)) = plan.kept_for.as_ref().filter(|_| plan.held > 0).zip(Some(plan.held)) {
-                        tracing::warn!(
-                            "archive target \"{name}\" keeps {} more than keep-age and keep-size say, because \"{label}\" \
-                             keeps all WAL from its base backup on; when that backup is gone, remove its label \
-                             (walrelay archive-cleanup -b)",
-                            bytes(held)
-                        );
-                    }
-                    match plan.remove.is_empty() {
-                        true => Event::Aside,
-                        false => Event::Retention(plan),
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!("could not look for old WAL in archive target \"{name}\": {error}");
-                    Event::Aside
-                }
-            }
+            look_for_old(&repository, keep_age, keep_size).await
         });
     }
 
-    /// Removes what retention has chosen, beside everything else.
+    /// Removes what retention has chosen, beside everything else, and looks for more if there is.
     fn remove(&self, retention: &mut JoinSet<Event>, plan: Plan) {
         let Sink::Objects(repository) = &self.sink else { return };
         let repository = repository.clone();
+        let (keep_age, keep_size) = (self.target.keep_age, self.target.keep_size);
         retention.spawn(async move {
             let (name, count) = (repository.name(), plan.remove.len());
             match cleanup::remove(&repository, &plan).await {
                 Ok(()) => tracing::info!("removed {count} old objects from archive target \"{name}\""),
                 Err(error) => {
                     tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}");
+                    return Event::Aside;
                 }
             }
-            Event::Aside
+            match plan.has_more {
+                true => look_for_old(&repository, keep_age, keep_size).await,
+                false => Event::Aside,
+            }
         });
     }
 
@@ -692,6 +677,30 @@ impl Worker {
 }
 
 /// The end of a task becomes ours.
+/// What a target's retention would remove.
+async fn look_for_old(repository: &Repository, keep_age: Option<Duration>, keep_size: Option<u64>) -> Event {
+    let name = repository.name();
+    let plan = match cleanup::retention(repository, keep_age, keep_size).await {
+        Ok(plan) => plan,
+        Err(error) => {
+            tracing::warn!("could not look for old WAL in archive target \"{name}\": {error}");
+            return Event::Aside;
+        }
+    };
+    if let Some(label) = plan.kept_for.as_ref().filter(|_| plan.held > 0) {
+        tracing::warn!(
+            "archive target \"{name}\" keeps {} more than keep-age and keep-size say, because \"{label}\" \
+             keeps all WAL from its base backup on; when that backup is gone, remove its label \
+             (walrelay archive-cleanup -b)",
+            bytes(plan.held)
+        );
+    }
+    match plan.remove.is_empty() {
+        true => Event::Aside,
+        false => Event::Retention(plan),
+    }
+}
+
 fn resume(error: JoinError) -> Event {
     match error.try_into_panic() {
         Ok(payload) => std::panic::resume_unwind(payload),

@@ -139,6 +139,12 @@ pub struct Entry {
     pub modified: SystemTime,
 }
 
+impl Entry {
+    fn of(layout: Layout, one: Stored) -> Entry {
+        Entry { item: layout.parse(&one.path), path: one.path, size: one.size, modified: one.modified }
+    }
+}
+
 /// One target's objects.
 #[derive(Clone, Debug)]
 pub struct Repository {
@@ -403,13 +409,18 @@ impl Repository {
     /// Everything in the target, by path.
     pub async fn list(&self) -> Result<Vec<Entry>, ReadError> {
         let listed = self.storage.list("").await.map_err(|source| self.unreachable(source))?;
-        let entry = |one: Stored| Entry {
-            item: self.layout.parse(&one.path),
-            path: one.path,
-            size: one.size,
-            modified: one.modified,
-        };
-        Ok(listed.into_iter().map(entry).collect())
+        Ok(listed.into_iter().map(|one| Entry::of(self.layout, one)).collect())
+    }
+
+    /// Shows everything in the target to `see`, in no order; what it has made of that. Only that is in memory.
+    pub(crate) async fn visit<T: Send + 'static>(
+        &self,
+        seen: T,
+        see: impl Fn(&mut T, Entry) + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let layout = self.layout;
+        let visited = self.storage.visit("", seen, move |seen, one| see(seen, Entry::of(layout, one)));
+        visited.await.map_err(|source| self.unreachable(source))
     }
 
     /// Files that come after this one in the order of their names, those included of which there are only pieces: of

@@ -3,14 +3,21 @@
 //! As `pg_archivecleanup` does, timelines are left out of the comparison: a segment of any timeline goes if its
 //! number is lower. History files stay. The oldest goes first, so that what is left never has a hole for it.
 //!
+//! A relay's own retention has the oldest few thousand objects in memory, however many there are, and goes on with the next when
+//! these are gone.
+//!
 //! What a base backup needs whose `.backup` label is in the target stays, whatever is asked for.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::repository::{Entry, ReadError, Repository, WriteError};
 use crate::objects::StorageError;
+
+/// Objects that a relay's retention has in memory at a time, about 300 bytes each.
+const AT_A_TIME: usize = 8192;
 
 /// Removal has failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +59,16 @@ impl Limit {
 }
 
 /// What a removal is about.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Plan {
     /// Objects to remove, in this order.
     pub remove: Vec<Entry>,
     /// The label that keeps WAL which would go otherwise.
     pub kept_for: Option<FileName>,
-    /// Bytes that it keeps.
+    /// Bytes that it keeps, at least.
     pub held: u64,
+    /// More will have to go when these are gone.
+    pub has_more: bool,
 }
 
 /// Whether anything may be removed there: not from anybody's data directory or `pg_wal`.
@@ -74,7 +83,18 @@ pub async fn plan(
     drop_labels: bool,
     now: SystemTime,
 ) -> Result<Plan, CleanupError> {
-    Ok(choose(repository.list().await?, limit, drop_labels, now))
+    choose_of(repository, usize::MAX, limit, drop_labels, now).await
+}
+
+async fn choose_of(
+    repository: &Repository,
+    most: usize,
+    limit: &Limit,
+    drop_labels: bool,
+    now: SystemTime,
+) -> Result<Plan, CleanupError> {
+    let seen = repository.visit(Wal::new(most), Wal::take).await?;
+    Ok(seen.choose(limit, drop_labels, now))
 }
 
 /// Removes what was chosen.
@@ -92,53 +112,93 @@ pub async fn retention(
     keep_size: Option<u64>,
 ) -> Result<Plan, CleanupError> {
     if keep_age.is_none() && keep_size.is_none() {
-        return Ok(Plan { remove: Vec::new(), kept_for: None, held: 0 });
+        return Ok(Plan::default());
     }
-    plan(repository, &Limit::Retention { keep_age, keep_size }, false, SystemTime::now()).await
+    let limit = Limit::Retention { keep_age, keep_size };
+    choose_of(repository, AT_A_TIME, &limit, false, SystemTime::now()).await
 }
 
 /// A segment's number as its file name shows it, which sorts as the positions do.
 type Number = String;
 
-fn choose(entries: Vec<Entry>, limit: &Limit, drop_labels: bool, now: SystemTime) -> Plan {
-    let mut wal: Vec<(Number, Entry)> =
-        entries.into_iter().filter_map(|it| Some((number(&it)?, it))).collect();
-    wal.sort_by(|a, b| (&a.0, &a.1.path).cmp(&(&b.0, &b.1.path)));
-    let cut = match limit {
-        Limit::Before(name) => digits(name).map(str::to_owned),
-        Limit::Retention { keep_age, keep_size } => retention_cut(&wal, *keep_age, *keep_size, now),
-    };
-    let Some(cut) = cut else { return Plan { remove: Vec::new(), kept_for: None, held: 0 } };
-    let label = wal.iter().find(|(_, entry)| kind(entry) == Some(FileKind::Backup));
-    let label = label.filter(|(start, _)| !drop_labels && *start < cut);
-    let keep_from = label.map_or(&cut, |(start, _)| start);
-    let kept_for = label.and_then(|(_, entry)| file(entry)).cloned();
-    let goes = |entry: &Entry| kind(entry) != Some(FileKind::Backup) || drop_labels;
-    let remove = wal.iter().filter(|(number, entry)| number < keep_from && goes(entry));
-    let held = wal.iter().filter(|(number, _)| number >= keep_from && *number < cut);
-    let held = held.map(|(_, entry)| entry.size).sum();
-    Plan { remove: remove.map(|(_, entry)| entry.clone()).collect(), kept_for, held }
+/// What is known of a target's WAL: the oldest of it, and what has to be known of the rest.
+#[derive(Debug)]
+struct Wal {
+    most: usize,
+    /// At most so many, by number and path.
+    oldest: BTreeMap<(Number, String), Entry>,
+    /// There is more.
+    is_cut: bool,
+    /// Bytes of all.
+    size: u64,
+    newest: Number,
+    /// The first label.
+    label: Option<(Number, FileName)>,
 }
 
-/// The first segment to keep. The newest always is.
-fn retention_cut(
-    wal: &[(Number, Entry)],
-    keep_age: Option<Duration>,
-    keep_size: Option<u64>,
-    now: SystemTime,
-) -> Option<Number> {
-    let newest = wal.last().map(|(number, _)| number.clone())?;
-    let is_old = |entry: &Entry| {
-        keep_age.is_some_and(|keep| now.duration_since(entry.modified).is_ok_and(|age| age > keep))
-    };
-    let mut left: u64 = wal.iter().map(|(_, entry)| entry.size).sum();
-    for (number, entry) in wal {
-        if !is_old(entry) && keep_size.is_none_or(|keep| left <= keep) {
-            return Some(number.clone().min(newest));
-        }
-        left -= entry.size;
+impl Wal {
+    fn new(most: usize) -> Wal {
+        let (oldest, newest) = (BTreeMap::new(), Number::new());
+        Wal { most, oldest, is_cut: false, size: 0, newest, label: None }
     }
-    Some(newest)
+
+    fn take(&mut self, entry: Entry) {
+        let Some(number) = number(&entry) else { return };
+        self.size += entry.size;
+        if number > self.newest {
+            self.newest.clone_from(&number);
+        }
+        if let Some(label) = file(&entry).filter(|file| file.kind() == FileKind::Backup) {
+            let label = (number.clone(), label.clone());
+            self.label = self.label.take().map_or(Some(label.clone()), |first| Some(first.min(label)));
+        }
+        self.oldest.insert((number, entry.path.clone()), entry);
+        if self.oldest.len() > self.most {
+            self.is_cut = self.oldest.pop_last().is_some();
+        }
+    }
+
+    fn choose(self, limit: &Limit, drop_labels: bool, now: SystemTime) -> Plan {
+        let cut = match limit {
+            Limit::Before(name) => digits(name).map(str::to_owned),
+            Limit::Retention { keep_age, keep_size } => self.retention_cut(*keep_age, *keep_size, now),
+        };
+        let is_old = |number: &Number| cut.as_ref().is_none_or(|cut| number < cut);
+        let label = self.label.filter(|(start, _)| !drop_labels && is_old(start));
+        let is_needed = |number: &Number| label.as_ref().is_some_and(|(start, _)| number >= start);
+        let goes = |entry: &Entry| kind(entry) != Some(FileKind::Backup) || drop_labels;
+        let (mut remove, mut held, mut is_at_end) = (Vec::new(), 0, false);
+        for ((number, _), entry) in self.oldest {
+            is_at_end |= !is_old(&number) || is_needed(&number);
+            if is_old(&number) && is_needed(&number) {
+                held += entry.size;
+            } else if is_old(&number) && goes(&entry) {
+                remove.push(entry);
+            }
+        }
+        let has_more = self.is_cut && !is_at_end && !remove.is_empty();
+        Plan { remove, kept_for: label.map(|(_, label)| label), held, has_more }
+    }
+
+    /// The first segment to keep, if it is among the oldest. The newest always is kept.
+    fn retention_cut(
+        &self,
+        keep_age: Option<Duration>,
+        keep_size: Option<u64>,
+        now: SystemTime,
+    ) -> Option<Number> {
+        let is_old = |entry: &Entry| {
+            keep_age.is_some_and(|keep| now.duration_since(entry.modified).is_ok_and(|age| age > keep))
+        };
+        let mut left = self.size;
+        for ((number, _), entry) in &self.oldest {
+            if *number == self.newest || !is_old(entry) && keep_size.is_none_or(|keep| left <= keep) {
+                return Some(number.clone());
+            }
+            left -= entry.size;
+        }
+        None
+    }
 }
 
 fn number(entry: &Entry) -> Option<Number> {
@@ -198,8 +258,30 @@ mod tests {
         names.map(|(path, days)| entry(path, 100, days)).to_vec()
     }
 
+    fn choose(entries: Vec<Entry>, most: usize, limit: &Limit, drop_labels: bool) -> Plan {
+        let mut wal = Wal::new(most);
+        entries.into_iter().for_each(|entry| wal.take(entry));
+        wal.choose(limit, drop_labels, now())
+    }
+
     fn chosen(entries: Vec<Entry>, limit: Limit, drop_labels: bool) -> Vec<String> {
-        choose(entries, &limit, drop_labels, now()).remove.into_iter().map(|entry| entry.path).collect()
+        let plan = choose(entries.clone(), usize::MAX, &limit, drop_labels);
+        assert!(!plan.has_more);
+        let all: Vec<_> = plan.remove.into_iter().map(|entry| entry.path).collect();
+        // Whoever has only some of them in memory removes the same, if not at once.
+        for most in 1..4 {
+            let (mut left, mut gone) = (entries.clone(), Vec::new());
+            loop {
+                let plan = choose(left.clone(), most, &limit, drop_labels);
+                left.retain(|entry| !plan.remove.contains(entry));
+                gone.extend(plan.remove.into_iter().map(|entry| entry.path));
+                if !plan.has_more {
+                    break;
+                }
+            }
+            assert_eq!(gone, all, "{most} at a time");
+        }
+        all
     }
 
     #[test]
@@ -224,7 +306,7 @@ mod tests {
         let mut entries = entries();
         entries.push(entry(label, 1, 8));
         let limit = || Limit::before("000000020000000000000008").unwrap();
-        let plan = choose(entries.clone(), &limit(), false, now());
+        let plan = choose(entries.clone(), usize::MAX, &limit(), false);
         assert_eq!(plan.remove.len(), 1);
         assert_eq!(plan.kept_for, FileName::parse(label));
         // Segments 4 to 7, and the label itself.
