@@ -153,7 +153,8 @@ impl Reference {
 /// not meant.
 pub(super) fn look(text: &[u8], tokens: &[Token]) -> Option<Reading> {
     let references = |view: View| -> Vec<Reference> {
-        (0..tokens.len()).filter_map(|at| reference(text, tokens, at, view.name())).collect()
+        let reads = (0..tokens.len()).filter(|&at| !is_made(text, &tokens[..at]));
+        reads.filter_map(|at| reference(text, tokens, at, view.name())).collect()
     };
     let [mut slots, mut senders] = View::ALL.map(references);
     if slots.is_empty() && senders.is_empty() {
@@ -218,6 +219,16 @@ impl Place {
         };
         Edit { span: self.at..self.at, text }
     }
+}
+
+/// Whether the name behind these tokens is that of a table which the statement makes.
+fn is_made(text: &[u8], before: &[Token]) -> bool {
+    const WORDS: [&str; 9] =
+        ["create", "global", "local", "temp", "temporary", "unlogged", "table", "if", "not"];
+    let is = |token: &Token, word: &str| lex::is_word(text, token, word);
+    let [first, .., last] = before else { return false };
+    let begins = is(first, "create") && (is(last, "table") || is(last, "exists"));
+    begins && before[..before.len() - 1].iter().all(|token| WORDS.iter().any(|word| is(token, word)))
 }
 
 /// Statements about names, which read nothing.

@@ -181,6 +181,8 @@ fn the_client_is_told_when_the_rows_are_not_the_relays() {
     for text in [
         "grant select on pg_stat_replication to a",
         "select 'pg_stat_replication'",
+        "create temp table pg_stat_replication (i int)",
+        "create unlogged table if not exists pg_replication_slots as select 1 i",
         "table pg_replication_slots",
         "do $$ begin raise notice 'pg_replication_slots'; end $$",
     ] {
