@@ -108,8 +108,7 @@ impl Relay {
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
-        let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout)?;
-        drop(starting);
+        let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout, starting)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));

@@ -1,7 +1,9 @@
 //! WAL that has left the relay's disk comes back from the archive, by streaming alone.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
@@ -16,6 +18,7 @@ on_every_version!(
     a_target_that_is_down_is_waited_for,
     what_is_nowhere_has_been_removed,
     slots_do_not_count_on_what_retention_removes,
+    a_start_that_takes_its_time_loses_no_slot,
     a_timeline_switch_in_archived_wal
 );
 
@@ -196,6 +199,38 @@ fn slots_do_not_count_on_what_retention_removes(server: &Server) {
     wait_until("the slot to be lost", || status(&relay) == Ok("lost".to_owned()));
     b.start();
     b.log().wait_for("can no longer access replication slot \"b\"");
+}
+
+/// Retention does not know who needs WAL before the archive has been opened, and that may take longer than it waits.
+fn a_start_that_takes_its_time_loses_no_slot(server: &Server) {
+    const KEY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\n";
+    let scratch = Scratch::new("archive");
+    let (conf, key) = (scratch.join("walrelay.toml"), scratch.secret("key", KEY));
+    let primary = Setting::primary(server, &scratch);
+    let url = Setting::url(&scratch);
+    let target = format!("[archive.main]\nurl = \"{url}\"\nencryption-key-file = \"{}\"\n", key.display());
+    fs::write(&conf, target).expect("the directory is ours");
+    let mut relay = Setting::relay(&primary, "--config", &conf.display().to_string()).start();
+    relay.create_slot("b");
+    write_beyond(&relay, &primary, 5);
+    relay.terminate();
+
+    fs::remove_file(&key).expect("it is ours");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &key, rustix::fs::FileType::Fifo, mode, 0).expect("it is ours");
+    relay.spawn();
+    // Somebody reads it from here on, and gets nothing for twice as long as retention waits.
+    let open = || fs::File::options().write(true).open(&key).expect("it is there");
+    let (mut pipe, since) = (open(), Instant::now());
+    wait_until("retention to have had its turns", || since.elapsed() > Duration::from_secs(11));
+    pipe.write_all(KEY.as_bytes()).expect("it is read");
+    fs::remove_file(&key).expect("it is ours");
+    scratch.secret("key", KEY);
+    drop(pipe);
+    relay.wait_until_it_answers();
+    let status = relay.psql("dbname=walrelay", &["select wal_status from pg_replication_slots"]);
+    assert_eq!(status.map_err(|error| error.0), Ok("extended".to_owned()));
+    assert!(relay.log().lines_with("invalidating", Default::default()).is_empty());
 }
 
 /// Takes a segment and its checksum away.

@@ -113,13 +113,20 @@ impl Archiver {
     /// Opens the targets and starts their workers. A target that is down is no error; one that is not
     /// configured right is. `grace` is how long uploads may go on after [`Archiver::stop`].
     ///
-    /// Must be called before WAL arrives, because it makes retention wait for the archive.
-    pub fn start(store: &Arc<Store>, targets: &[Target], grace: Duration) -> Result<Archiver, ArchiveError> {
+    /// Must be called before WAL arrives, because it makes retention wait for the archive; until then `starting` does, which
+    /// has been there since the store was opened ([`Store::hold_for_start`]).
+    pub fn start(
+        store: &Arc<Store>,
+        targets: &[Target],
+        grace: Duration,
+        starting: Hold,
+    ) -> Result<Archiver, ArchiveError> {
         let (starts, started) = mpsc::unbounded_channel();
         let control = Arc::new(ArchiveControl::new(store, grace, starts));
         let prepared = control.prepare(targets)?;
         let mut archiver = Archiver { tasks: Tasks::default(), started, control };
         archiver.control.apply(prepared);
+        drop(starting);
         archiver.watch_started();
         Ok(archiver)
     }

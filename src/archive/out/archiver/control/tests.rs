@@ -26,7 +26,8 @@ struct Running {
 impl Running {
     fn start(targets: &[Target]) -> Running {
         let it = Setting::new();
-        let mut archiver = Archiver::start(&it.store, targets, Duration::from_secs(10)).unwrap();
+        let starting = it.store.hold_for_start();
+        let mut archiver = Archiver::start(&it.store, targets, Duration::from_secs(10), starting).unwrap();
         let control = archiver.control();
         let watching = tokio::spawn(async move {
             let lost = archiver.lost().await;
