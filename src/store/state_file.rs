@@ -13,6 +13,8 @@
 //! directory. A crash leaves the old content or the new one under the file's name, whole, because the copy that
 //! has the name is never written to, and a copy that lost it only after the directory was synced.
 //!
+//! A copy that could not be written or synced is not written again where a new one can be made: its sectors may be bad.
+//!
 //! Where names cannot be exchanged the spare takes the name and a new one is made afterwards. File systems that
 //! never write in place (Btrfs, ZFS) may need room all the same; they keep some back for that.
 
@@ -44,6 +46,8 @@ struct StateFile {
     current: Option<Room>,
     /// What is written next.
     spare: Option<Room>,
+    /// It could not be written the last time, for another reason than a full disk.
+    spare_failed: bool,
     /// Whether names may be exchanged here, as far as is known.
     exchanges: bool,
     /// There is no spare, and that was told.
@@ -101,7 +105,14 @@ impl StateFiles {
 
 impl StateFile {
     fn new(name: &str) -> StateFile {
-        StateFile { name: name.to_owned(), current: None, spare: None, exchanges: true, told: false }
+        StateFile {
+            name: name.to_owned(),
+            current: None,
+            spare: None,
+            spare_failed: false,
+            exchanges: true,
+            told: false,
+        }
     }
 
     fn spare_name(&self) -> String {
@@ -132,14 +143,12 @@ impl StateFile {
     }
 
     fn replace(&mut self, dir: &dyn DiskDir, content: &[u8]) -> io::Result<()> {
-        let spare = match self.spare.take().filter(|spare| spare.len >= content.len()) {
-            // Whoever works on the directory by hand may have put something else there.
-            Some(spare) if spare.has_name(dir, &self.spare_name()) => spare,
-            _ => Room::make(dir, &self.spare_name(), content.len())?,
-        };
+        let spare = self.spare_for(dir, content.len())?;
         if let Err(error) = spare.fill(content) {
             // A failed sync says nothing about what is on the disk: all of it is written again the next time.
             self.spare = Some(spare);
+            let is_full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+            self.spare_failed = !is_full;
             return Err(error);
         }
         steps::taken();
@@ -151,6 +160,24 @@ impl StateFile {
             }
         }
         Ok(())
+    }
+
+    /// What can be written, as long as this at least.
+    fn spare_for(&mut self, dir: &dyn DiskDir, len: usize) -> io::Result<Room> {
+        let name = self.spare_name();
+        // Whoever works on the directory by hand may have put something else there.
+        let old =
+            self.spare.take().filter(|spare| spare.len >= len).filter(|spare| spare.has_name(dir, &name));
+        let is_good = old.is_some() && !self.spare_failed;
+        match (old, is_good) {
+            (Some(old), true) => Ok(old),
+            (old, _) => {
+                let made = Room::make(dir, &name, len);
+                self.spare_failed &= made.is_err();
+                // There may be no room, and its sectors may be good again.
+                made.or_else(|error| old.ok_or(error))
+            }
+        }
     }
 
     /// Gives a written and synced spare the file's name.
@@ -239,6 +266,7 @@ mod tests {
 
     use super::*;
     use crate::disk::OsDisk;
+    use crate::disk::sim::{Bad, SimDisk};
 
     const NAME: &str = "slots.toml";
 
@@ -347,6 +375,29 @@ mod tests {
             assert_eq!(files.read(NAME).unwrap().as_deref(), Some(text));
             assert!(dir.path().join("slots.toml.spare").exists());
         }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_left() {
+        let (disk, root) = (SimDisk::new(), Path::new("/"));
+        let files = StateFiles::open(Arc::new(disk.clone()), root).unwrap();
+        let read = || files.read(NAME).unwrap().unwrap();
+        let spoil = || disk.make_bad(&root.join("slots.toml.spare"), 0..1, Bad::Writes).unwrap();
+        files.replace(NAME, "a = 1\n").unwrap();
+        spoil();
+        files.replace(NAME, "a = 2\n").unwrap_err();
+        assert_eq!(read(), "a = 1\n");
+        files.replace(NAME, "a = 3\n").unwrap();
+        assert_eq!(read(), "a = 3\n");
+        // Where there is no other, it may be good again.
+        spoil();
+        disk.set_free_space(Some(0));
+        for _ in 0..2 {
+            files.replace(NAME, "a = 4\n").unwrap_err();
+        }
+        disk.heal();
+        files.replace(NAME, "a = 5\n").unwrap();
+        assert_eq!(read(), "a = 5\n");
     }
 
     #[test]
