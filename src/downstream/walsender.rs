@@ -361,17 +361,17 @@ impl<'a> Walsender<'a> {
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
                 Some(segment) => segment,
-                None => open_segment(&descriptors, store, recall, history, tli, segno).await?,
+                None => open_segment(&descriptors, store, recall.clone(), history, tli, segno).await?,
             };
-            blocking(move || {
-                let offset = at.since(segment.start());
-                // What cannot be read fails again where it is sent, with an error that ends the stream.
-                if let Err(error) = segment.populate(offset, READ_AHEAD) {
-                    tracing::debug!("could not read ahead in {segment:?}: {error}");
+            let ahead = segment.clone();
+            let read = move || ahead.populate(at.since(ahead.start()), READ_AHEAD);
+            match (tokio::task::spawn_blocking(read).await, recall) {
+                (Ok(Err(_)), Some(recall)) if recall.has_sources() && segment.is_complete() => {
+                    Ok(elsewhere(segment, recall, tli).await)
                 }
-                Ok(segment)
-            })
-            .await
+                // What could not be read fails again where it is sent, with an error that ends the stream.
+                _ => Ok(segment),
+            }
         }));
     }
 
@@ -540,6 +540,17 @@ async fn open_segment(
         }
         (opened, _) => opened,
     }
+}
+
+/// A segment that cannot be read here, from wherever else it is; if it is nowhere, the one that is here.
+async fn elsewhere(here: Arc<Segment>, recall: Arc<Recall>, tli: TimelineId) -> Arc<Segment> {
+    tracing::error!(
+        "could not read WAL segment {} here: {}; look at the disk, and restore the file from a copy; it is fetched from \
+         the archive meanwhile",
+        here.file_name(),
+        Segment::unreadable()
+    );
+    recall.segment(tli, here.name().segno).await.unwrap_or(here)
 }
 
 async fn blocking(
