@@ -5,6 +5,7 @@
 
 mod archive;
 mod bad_disk;
+mod bad_sectors;
 mod barman;
 mod basebackup;
 mod cascade;

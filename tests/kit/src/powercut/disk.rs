@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -9,7 +10,7 @@ use std::str::FromStr;
 use fastrand::Rng;
 
 use super::blocks::{Fate, Image};
-use super::recorder::Recorder;
+use super::recorder::{Bad, Recorder};
 use crate::account;
 use crate::leftovers;
 use crate::process::output;
@@ -126,20 +127,57 @@ impl PowerDisk {
         self.recorder.thaw();
     }
 
+    /// Makes a piece of a file bad that has its blocks already: what touches it fails with EIO. Of the disk, not of the
+    /// file: who writes the file anew gets other blocks. What is read is not asked of the disk while it is in memory, see
+    /// [`remount`](Self::remount).
+    #[track_caller]
+    pub fn spoil(&self, file: &Path, bytes: Range<u64>, bad: Bad) {
+        // Of 1024 bytes, which the first line says, too.
+        let text = output(program("filefrag").args(["-s", "-v", "-b1024"]).arg(file));
+        let text = text.unwrap_or_else(|error| panic!("{error}"));
+        let mut found = 0;
+        for (at, on_disk) in text.lines().filter_map(extent) {
+            let (from, to) = (at.start.max(bytes.start), at.end.min(bytes.end));
+            if from < to {
+                found += to - from;
+                let start = on_disk + from - at.start;
+                self.recorder.spoil(start..start + to - from, bad);
+            }
+        }
+        assert_eq!(found, bytes.end - bytes.start, "blocks of {}: {text}", file.display());
+    }
+
+    /// Makes everything good again.
+    pub fn heal(&self) {
+        self.recorder.heal();
+    }
+
+    /// Unmounts the disk and mounts it again, so that nothing of it is in memory. Nobody may use it.
+    #[track_caller]
+    pub fn remount(&self) {
+        self.unmount();
+        self.mount(false);
+    }
+
     /// Unmounts the disk and mounts it again as the cut has left it.
     ///
     /// # Panics
     /// When the file system cannot be mounted any more.
     #[track_caller]
     pub fn power_on(&self, cut: Cut) {
+        self.unmount();
+        self.recorder.replace(cut.image);
+        self.mount(false);
+    }
+
+    #[track_caller]
+    fn unmount(&self) {
         let mut umount = program("umount");
         umount.arg(&self.mount_point);
         let mut said = String::new();
         let unmounted = within(PATIENCE, || output(&mut umount).map_err(|error| said = error).ok());
         assert!(unmounted.is_some(), "the disk is still in use: {said}");
         self.recorder.wait_until_let_go();
-        self.recorder.replace(cut.image);
-        self.mount(false);
     }
 
     #[track_caller]
@@ -157,6 +195,19 @@ impl PowerDisk {
     pub fn counts(&self) -> (u64, u64) {
         self.recorder.counts()
     }
+}
+
+/// A line of `filefrag -v`: which bytes of the file, and where on the disk they begin.
+/// ` 0:   0..  255:   34816..  35071:  256:  last,eof`
+fn extent(line: &str) -> Option<(Range<u64>, u64)> {
+    let mut fields = line.split(':').map(str::trim);
+    fields.next()?.parse::<u64>().ok()?;
+    let mut range = || {
+        let (first, last) = fields.next()?.split_once("..")?;
+        Some((first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?))
+    };
+    let ((first, last), (on_disk, _)) = (range()?, range()?);
+    Some((first << 10..(last + 1) << 10, on_disk << 10))
 }
 
 #[track_caller]
@@ -196,6 +247,26 @@ mod tests {
     }
 
     const STOP: u64 = 1 << 63;
+
+    #[test]
+    fn a_bad_piece_of_a_file_fails_and_nothing_else_does() {
+        let disk = PowerDisk::start(FileSystem::Ext4, 64);
+        let (bad, good) = (disk.join("bad"), disk.join("good"));
+        for path in [&bad, &good] {
+            fs::write(path, vec![7; 1 << 20]).unwrap();
+            File::open(path).unwrap().sync_all().unwrap();
+        }
+        disk.spoil(&bad, 500_000..500_001, Bad::Reads);
+        disk.remount();
+        assert_eq!(fs::read(&good).unwrap(), vec![7; 1 << 20]);
+        assert_eq!(fs::read(&bad).unwrap_err().raw_os_error(), Some(5));
+        disk.heal();
+        assert_eq!(fs::read(&bad).unwrap(), vec![7; 1 << 20]);
+        disk.spoil(&bad, 500_000..500_001, Bad::Writes);
+        let mut file = File::options().write(true).open(&bad).unwrap();
+        file.write_all(&vec![8; 1 << 20]).unwrap();
+        assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(5));
+    }
 
     #[test]
     fn what_was_synced_is_there_after_a_cut_and_what_was_not_may_be_lost() {

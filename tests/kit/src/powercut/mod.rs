@@ -19,6 +19,7 @@ use walrelay_proto::{Lsn, SegNo, SegSize, TimelineId, WalFileName};
 
 pub use blocks::Fate;
 pub use disk::{Cut, FileSystem, PowerDisk};
+pub use recorder::Bad;
 
 use crate::cluster::Cluster;
 use crate::drill::Orders;

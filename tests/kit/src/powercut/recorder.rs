@@ -6,6 +6,7 @@
 //! before and behind of a write with FUA. The file is opened for direct I/O, so no page cache lies between.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
@@ -54,8 +55,26 @@ struct State {
     fuse: Option<u64>,
     writes: u64,
     flushes: u64,
+    /// What cannot be read, and what cannot be written: EIO.
+    bad: [Vec<Range<u64>>; 2],
     /// Who has the file open.
     open: usize,
+}
+
+/// What cannot be done with a piece of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bad {
+    /// It cannot be read.
+    Reads,
+    /// It cannot be written.
+    Writes,
+}
+
+impl State {
+    fn is_bad(&self, how: Bad, offset: u64, len: u64) -> bool {
+        let meets = |bad: &Range<u64>| bad.start < offset + len && offset < bad.end;
+        self.bad[how as usize].iter().any(meets)
+    }
 }
 
 impl Shared {
@@ -94,8 +113,15 @@ impl Recorder {
     pub(crate) fn start(megabytes: u64) -> Recorder {
         let scratch = Scratch::new("recorder");
         let size = megabytes << 20;
-        let state =
-            State { blocks: Blocks::empty(size), frozen: false, fuse: None, writes: 0, flushes: 0, open: 0 };
+        let state = State {
+            blocks: Blocks::empty(size),
+            frozen: false,
+            fuse: None,
+            writes: 0,
+            flushes: 0,
+            bad: Default::default(),
+            open: 0,
+        };
         let shared = Arc::new(Shared { size, state: Mutex::new(state), changed: Condvar::new() });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("walrelay-test".to_owned())];
@@ -153,6 +179,16 @@ impl Recorder {
     /// What a power cut leaves of the disk now.
     pub(crate) fn cut(&self, random: &mut Rng) -> (Image, Fate) {
         self.shared.lock().blocks.cut(random)
+    }
+
+    /// Fails what touches these bytes.
+    pub(crate) fn spoil(&self, bytes: Range<u64>, how: Bad) {
+        self.shared.lock().bad[how as usize].push(bytes);
+    }
+
+    /// Takes that back.
+    pub(crate) fn heal(&self) {
+        self.shared.lock().bad = Default::default();
     }
 
     /// Another content; nobody may use the file meanwhile.
@@ -282,7 +318,12 @@ impl Filesystem for Served {
         reply: ReplyData,
     ) {
         let mut bytes = vec![0; u64::from(size).min(self.0.size.saturating_sub(offset)) as usize];
-        self.0.thawed().blocks.read(offset, &mut bytes);
+        let state = self.0.thawed();
+        if state.is_bad(Bad::Reads, offset, bytes.len() as u64) {
+            return reply.error(Errno::EIO);
+        }
+        state.blocks.read(offset, &mut bytes);
+        drop(state);
         reply.data(&bytes);
     }
 
@@ -302,6 +343,9 @@ impl Filesystem for Served {
             return reply.error(Errno::ENOSPC);
         }
         let mut state = self.0.change();
+        if state.is_bad(Bad::Writes, offset, data.len() as u64) {
+            return reply.error(Errno::EIO);
+        }
         state.writes += 1;
         state.blocks.write(offset, data);
         drop(state);
