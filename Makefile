@@ -14,7 +14,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate clean cc
+.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate papers deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -27,6 +27,7 @@ help:
 	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
+	@echo 'make deb, make rpm           packages for Debian and for Red Hat, with unit, manual pages and completions'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -120,6 +121,24 @@ soak: cc
 
 simulate: cc
 	$(CARGO) run --quiet --release --package walrelay-sim --bin simulate -- $(if $(SEED),--seed $(SEED) --trace,$(if $(HOURS),--hours $(HOURS),--seeds $(or $(SEEDS),10000))) $(if $(FROM),--from $(FROM))
+
+# What a package has besides the program. PROGRAM is the one that describes itself.
+PROGRAM ?= target/release/walrelay
+papers:
+	mkdir -p target/package/man
+	$(PROGRAM) man target/package/man
+	for shell in bash fish zsh; do $(PROGRAM) completions $$shell > target/package/walrelay.$$shell; done
+
+# cargo install --locked cargo-deb cargo-generate-rpm
+deb: cc
+	$(CARGO) build --release --locked --package walrelay --bin walrelay
+	$(MAKE) papers
+	$(CARGO) deb --no-build --package walrelay
+
+rpm: cc
+	$(CARGO) build --release --locked --package walrelay --bin walrelay
+	$(MAKE) papers
+	$(CARGO) generate-rpm
 
 clean:
 	$(CARGO) clean

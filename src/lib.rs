@@ -23,6 +23,7 @@ pub mod mutation;
 pub mod notify;
 pub mod objects;
 pub mod overlay;
+pub mod papers;
 pub mod parts;
 pub mod permissions;
 pub mod pg;

@@ -1,4 +1,4 @@
-//! `walrelay restore`, `archive`, `verify` and `archive-cleanup`: short runs beside the relay.
+//! `walrelay restore`, `archive`, `verify` and the other commands: short runs beside the relay.
 
 use std::num::NonZero;
 use std::os::unix::process::CommandExt;
@@ -20,12 +20,13 @@ use crate::archive::spool::{self, Spool};
 use crate::archive::verify::{self, Report};
 use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
 use crate::config::{
-    ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
-    VerifyPlaceArgs,
+    ArchiveCommand, CheckConfigArgs, CleanupArgs, Command, Config, ListArgs, Origin, PlacesArgs, RestoreArgs,
+    VerifyArgs, VerifyPlaceArgs,
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
 use crate::verify as offline;
+use crate::{papers, relay};
 
 /// Runs a command; its exit code, if nothing else went wrong. Needs a runtime.
 pub async fn run(command: &Command, environment: &Environment) -> Result<u8, RelayError> {
@@ -35,7 +36,30 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         Command::Archive(ArchiveCommand::List(args)) => list(args, environment).await,
         Command::Verify(args) => verify_place(args, environment).await,
         Command::ArchiveCleanup(args) => cleanup(args, environment).await,
+        Command::CheckConfig(args) => check_config(args, environment),
+        Command::Completions(args) => {
+            papers::completions(args.shell, &mut std::io::stdout());
+            Ok(0)
+        }
+        Command::Man(args) => {
+            let action = "could not write the manual pages";
+            let written = papers::man_pages(&args.dir);
+            written.map(|()| 0).map_err(|source| RelayError::System { action, source })
+        }
     }
+}
+
+/// What is doubtful is in the log by then.
+fn check_config(args: &CheckConfigArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let config = Config::to_check(args, environment)?;
+    relay::check(&config)?;
+    match config.file() {
+        Some(path) => {
+            println!("configuration file \"{}\" is good, and so are the files that it names", path.display())
+        }
+        None => println!("the configuration is good"),
+    }
+    Ok(0)
 }
 
 /// The exit code for an error of a command: a recovery must never take one of `restore` for "no such file", and a

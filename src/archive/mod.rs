@@ -27,7 +27,7 @@ pub use back::source::{FetchError, Fetching, Look, Source};
 pub use back::streaming::Server;
 pub use back::target_source::TargetSource;
 pub use back::{fetch, restore, spool};
-pub use out::archiver::{ArchiveControl, Archiver, Prepared};
+pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets};
 pub use out::command::command_placeholders;
 pub use repo::chain::missing_segments;
 pub use repo::check;

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use clap_complete::Shell;
 use url::Url;
 
+use super::cli::Settings;
 use super::{ConfigError, archive_targets, read_file, units, value};
 use crate::archive::restore::PATIENCE;
 use crate::archive::{Place, Target};
@@ -24,6 +26,37 @@ pub enum Command {
     Verify(VerifyPlaceArgs),
     /// Remove archived WAL before a file, as pg_archivecleanup does
     ArchiveCleanup(CleanupArgs),
+    /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
+    CheckConfig(CheckConfigArgs),
+    /// Write the completions of a shell to standard output
+    Completions(CompletionsArgs),
+    /// Write the manual pages, a file each
+    Man(ManArgs),
+}
+
+/// `walrelay check-config`: what a relay would be started with.
+#[derive(Args, Debug)]
+pub struct CheckConfigArgs {
+    /// TOML file with the same names as these flags; a flag or an environment variable wins over it
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) settings: Settings,
+}
+
+/// `walrelay completions`.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// `walrelay man`.
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// Directory to write them to, which must exist
+    pub dir: PathBuf,
 }
 
 /// `walrelay archive ...`.

@@ -28,8 +28,8 @@ pub use archive::archive_targets;
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
-    ArchiveCommand, CleanupArgs, Command, ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs,
-    VerifyPlaceArgs,
+    ArchiveCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ListArgs, ManArgs, Origin,
+    PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
 };
 
 /// A checked configuration.
@@ -147,6 +147,11 @@ impl Config {
     /// Brings together flags (with environment variables), file and defaults.
     pub fn resolve(cli: Cli, environment: &Environment) -> Result<Config, ConfigError> {
         Config::of(cli.config, cli.settings, environment)
+    }
+
+    /// What a relay would be started with that got these flags.
+    pub fn to_check(args: &CheckConfigArgs, environment: &Environment) -> Result<Config, ConfigError> {
+        Config::of(args.config.clone(), args.settings.clone(), environment)
     }
 
     /// Reads the file again; flags and environment variables are those of the start.

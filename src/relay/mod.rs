@@ -23,7 +23,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource};
+use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource, check_targets};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::Config;
@@ -97,7 +97,7 @@ impl Relay {
         ignored: IgnoredSignals,
         notifier: Notifier,
     ) -> Result<Relay, RelayError> {
-        let listen = config.listen.iter().map(|text| text.parse()).collect::<Result<Vec<ListenAddr>, _>>()?;
+        let listen = listen_addresses(&config)?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let access = Arc::new(SharedAccess::new(access));
@@ -267,6 +267,21 @@ fn forbids_confirming(error: &RelayError) -> bool {
         RelayError::Part(lost) => lost.part == FLUSHER,
         _ => false,
     }
+}
+
+/// Whether a relay could be started with this, as far as files tell: reads and checks all of them, says what is doubtful in the
+/// log, changes nothing and asks no server. Blocks.
+///
+/// # Errors
+/// As a start's.
+pub fn check(config: &Config) -> Result<(), RelayError> {
+    listen_addresses(config)?;
+    load_access(config, &At::default())?;
+    Ok(check_targets(&config.archive, &config.store.data_dir)?)
+}
+
+fn listen_addresses(config: &Config) -> Result<Vec<ListenAddr>, RelayError> {
+    Ok(config.listen.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {

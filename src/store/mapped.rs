@@ -275,7 +275,8 @@ impl Segment {
         self.linked.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a range is in the page cache, so that sending it will not wait for the disk.
+    /// Whether a range is in the page cache, so that sending it will not wait for the disk. Where the kernel does not say (a filter of
+    /// system calls), it is not.
     pub fn is_resident(&self, offset: u64, len: usize) -> bool {
         const PAGE: usize = 4096;
         let Memory::Mapped { map, .. } = &self.memory else { return true };
@@ -287,7 +288,7 @@ impl Segment {
             // SAFETY: `at` is a multiple of the page size inside the map, `span` ends inside it, and
             // `pages` has one byte for each page of the span. A larger page size needs fewer bytes.
             let answer = unsafe { libc::mincore(map.as_ptr().add(at) as *mut _, span, pages.as_mut_ptr()) };
-            answer != 0 || pages[..span.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
+            answer == 0 && pages[..span.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
         })
     }
 

@@ -33,6 +33,7 @@ mod memory;
 mod network;
 mod no_lost_commit;
 mod overlay;
+mod packaging;
 mod pitr;
 mod places;
 mod power_cuts;

@@ -1,4 +1,4 @@
-//! Programs and devices of the system that stories make disks and system calls fail with.
+//! Programs and devices of the system that stories make disks and system calls fail with, or check what is installed with.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,13 +8,14 @@ use std::process::Command;
 use crate::install::{InstallError, apt_install};
 
 /// A program, and Debian's package that has it.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 7] = [
     ("strace", "strace"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mount", "mount"),
     ("losetup", "mount"),
     ("prlimit", "util-linux"),
+    ("systemd-analyze", "systemd"),
 ];
 /// Where they are on machines whose PATH has no place for administrators.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];

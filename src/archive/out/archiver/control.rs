@@ -42,6 +42,23 @@ pub struct ArchiveControl {
     starts: mpsc::UnboundedSender<Part>,
 }
 
+/// Whether these could be the targets of a relay with that data directory: reads their key files, credentials and certificates
+/// and looks at their places, for two seconds at most where one does not answer; writes nothing. Blocks.
+///
+/// # Errors
+/// A file cannot be used, or a place must not be a target.
+pub fn check_targets(targets: &[Target], data_dir: &Path) -> Result<(), ArchiveError> {
+    refuse_wrong_places(&open_all(targets)?, data_dir)
+}
+
+fn open_all(targets: &[Target]) -> Result<Vec<(Target, Sink)>, ArchiveError> {
+    let open = |target: &Target| match &target.place {
+        Place::Objects(_) => Repository::open(target).map(Sink::Objects),
+        Place::Command(command) => Ok(Sink::Command(command.clone())),
+    };
+    targets.iter().map(|target| Ok((target.clone(), open(target)?))).collect()
+}
+
 /// Targets that are read and checked; [`ArchiveControl::apply`] makes them the relay's.
 #[derive(Debug)]
 pub struct Prepared(Vec<Change>);
@@ -87,12 +104,7 @@ impl ArchiveControl {
     /// # Errors
     /// A file cannot be used, or a place must not be a target.
     pub fn prepare(&self, targets: &[Target]) -> Result<Prepared, ArchiveError> {
-        let open = |target: &Target| match &target.place {
-            Place::Objects(_) => Repository::open(target).map(Sink::Objects),
-            Place::Command(command) => Ok(Sink::Command(command.clone())),
-        };
-        let opened = targets.iter().map(|target| Ok((target.clone(), open(target)?)));
-        let opened = opened.collect::<Result<Vec<_>, ArchiveError>>()?;
+        let opened = open_all(targets)?;
         let is_known = |target: &Target| {
             self.current(&target.name).is_some_and(|now| now.target.identity() == target.identity())
         };

@@ -1,0 +1,156 @@
+//! What a package brings: the systemd unit, the example of a configuration, `walrelay check-config`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use walrelay_testkit::{Cluster, Consumer, Scratch, Server, on_one_version};
+
+use crate::{relay_below, walrelay};
+
+on_one_version!(the_unit_allows_all_system_calls_of_a_relay);
+
+fn packaged(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(file)
+}
+
+fn systemd_analyze(arguments: &[&str]) -> Output {
+    Command::new("systemd-analyze").args(arguments).output().expect("setup has installed systemd-analyze")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+/// Exit code and text of `walrelay check-config`.
+fn check_config(arguments: &[&str]) -> (Option<i32>, String) {
+    let checked = Command::new(walrelay()).arg("check-config").args(arguments).output();
+    let checked = checked.expect("walrelay can be run");
+    (checked.status.code(), said(&checked))
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_takes_and_finds_hardened() {
+    let scratch = Scratch::new("unit");
+    // It is not installed here, and `verify` looks for the program.
+    let unit = fs::read_to_string(packaged("systemd/walrelay.service")).expect("it is in the repository");
+    let path = scratch.join("walrelay.service");
+    fs::write(&path, unit.replace("/usr/bin/walrelay", &walrelay().display().to_string()))
+        .expect("it is ours");
+    let unit = path.to_str().expect("a path of ours");
+    let verified = systemd_analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
+    assert!(
+        verified.status.success() && !said(&verified).contains("walrelay.service:"),
+        "{}",
+        said(&verified)
+    );
+    let judged = systemd_analyze(&["security", "--offline=true", "--threshold=20", unit]);
+    assert!(judged.status.success(), "{}", said(&judged));
+}
+
+/// Names of the system calls that lines of a unit's `SystemCallFilter=` allow, the sets of systemd resolved.
+fn allowed(unit: &str) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let (takes_away, names) = line.strip_prefix('~').map_or((false, line), |names| (true, names));
+        for name in names.split_whitespace().flat_map(resolved) {
+            if takes_away {
+                calls.remove(&name)
+            } else {
+                calls.insert(name)
+            };
+        }
+    }
+    calls
+}
+
+fn resolved(name: &str) -> Vec<String> {
+    if !name.starts_with('@') {
+        return vec![name.to_owned()];
+    }
+    let listed = String::from_utf8_lossy(&systemd_analyze(&["syscall-filter", name]).stdout).into_owned();
+    let lines = listed.lines().filter(|line| line.starts_with(' ')).map(str::trim);
+    lines.filter(|line| !line.starts_with('#')).flat_map(resolved).collect()
+}
+
+/// `[pid 123] 07:22:21.123456 mincore(0x7f…` names a call, ` <... read resumed>` does not.
+fn call_in(line: &str) -> Option<&str> {
+    let name = line.split('(').next()?.split_whitespace().next_back()?;
+    let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    (line.contains('(') && !line.contains("resumed>") && is_name && !name.is_empty()).then_some(name)
+}
+
+fn the_unit_allows_all_system_calls_of_a_relay(server: &Server) {
+    let unit = fs::read_to_string(packaged("systemd/walrelay.service")).expect("it is in the repository");
+    let allowed = allowed(&unit);
+    assert!(allowed.contains("fdatasync") && !allowed.contains("mount"), "systemd's sets are resolved");
+
+    let (archive, primary) = (Scratch::new("archive"), Cluster::builder(server).seg_mb(1).start());
+    let url = format!("file://{}", archive.path().display());
+    let mut relay = relay_below(&primary).arg("--archive").arg(&url).arg("--wal-keep-size").arg("0").start();
+    relay.create_slots(&["standby", "late"]);
+    let old = relay.slot_lsn("late").expect("it is made with a position");
+    let trace = relay.trace(&["trace=all"]);
+    let standby = primary.standby().follow(&relay.conninfo()).slot("standby").start();
+    primary.sql("create table t as select generate_series(1, 100000)");
+    let segment = primary.switch_wal();
+    standby.wait_for_replay(primary.flush_lsn());
+    relay.wait_for_segment(&segment);
+    // What is not recent may have left memory, which the kernel is asked for.
+    let mut late =
+        Consumer::connect(SocketAddr::from(([127, 0, 0, 1], relay.port())), "late").expect("it is let in");
+    late.start(old).expect("the relay has the WAL");
+    late.drain(primary.flush_lsn()).expect("WAL comes");
+    relay.sql("select 1");
+    relay.reload();
+    relay.terminate();
+    let text = trace.text();
+    let seen: BTreeSet<&str> = text.lines().filter_map(call_in).collect();
+    assert!(["fdatasync", "mincore", "rename"].iter().all(|call| text.contains(call)), "{seen:?}");
+    let refused: Vec<_> = seen.into_iter().filter(|call| !allowed.contains(*call)).collect();
+    assert!(refused.is_empty(), "SystemCallFilter= of the unit refuses {refused:?}");
+}
+
+#[test]
+fn the_example_of_a_configuration_is_good() {
+    let scratch = Scratch::new("example");
+    let example = packaged("config/walrelay.toml").display().to_string();
+    let (code, text) = check_config(&["--config", &example, "-D", scratch.path().to_str().expect("ours")]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("is good"), "{text}");
+}
+
+#[test]
+fn check_config_says_what_is_wrong_and_where() {
+    let scratch = Scratch::new("check");
+    let file = |name: &str, text: &str| {
+        fs::write(scratch.join(name), text).expect("it is ours");
+        scratch.join(name).display().to_string()
+    };
+    let hba = file("hba.conf", "local all all peer\nhost all all 10.0.0.0/8 scram\n");
+    let data = scratch.join("data").display().to_string();
+    let config = |more: &str| {
+        let path =
+            file("walrelay.toml", &format!("upstream = \"host=a user=u\"\ndata-dir = {data:?}\n{more}\n"));
+        check_config(&["--config", &path])
+    };
+    let refused = |more: &str, reasons: &[&str]| {
+        let (code, text) = config(more);
+        let all = reasons.iter().all(|reason| text.contains(reason));
+        assert!(code == Some(2) && all, "{more}: {code:?} {text}");
+    };
+    assert_eq!(config("").0, Some(0));
+    assert!(!scratch.join("data").exists(), "nothing is made");
+    refused("wal-kep-size = 1", &["line 3", "the nearest known one is `wal-keep-size`"]);
+    refused(&format!("hba-file = {hba:?}"), &["hba.conf:2: ", "scram"]);
+    refused("listen = \"nowhere\"", &["nowhere"]);
+    refused(
+        &format!("[archive.a]\nurl = \"file://{data}/wal\""),
+        &["archive target \"a\"", "data directory"],
+    );
+    refused("ssl-cert-file = \"/nonexistent/c\"\nssl-key-file = \"/nonexistent/k\"", &["/nonexistent/"]);
+    let (code, text) = check_config(&["--upstream", "host=a user=u", "--slot", "Bad", "-D", &data]);
+    assert!(code == Some(2) && text.contains("--slot"), "{code:?} {text}");
+}
