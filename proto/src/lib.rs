@@ -9,6 +9,7 @@
 // See clippy.toml. Tests may ask what time it is.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod ack;
 mod command;
 mod commit;
 pub mod course;
