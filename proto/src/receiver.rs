@@ -12,8 +12,9 @@
 //!                refused ── 'Z' ─> error            └─ CopyDone: CopyDone ─> leaving ── 'Z' ─> Timeline
 //! ```
 //!
-//! **Invariants.** What is reported as flushed was told to be durable ([`Input::Positions`]), on this timeline; as long
-//! as the stream's beginning was not found the same, nothing is stored or reported. Positions reported never fall.
+//! **Invariants.** What is reported as flushed was told to be durable ([`Input::Positions`]), on this timeline, and to be
+//! reported; as long as the stream's beginning was not found the same, nothing is stored or reported. Positions reported
+//! never fall.
 //! Whatever bytes come, each call ends, with an error at worst, and the buffer has room when bytes are asked for.
 
 mod buffer;
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use self::buffer::Buffer;
 use self::cut::{Cutter, Piece};
 pub use self::error::ReceiverError;
+use crate::ack::Positions;
 use crate::feedback::FeedbackHorizon;
 use crate::lsn::Lsn;
 use crate::message::{HotStandbyFeedback, PgTimestamp, ServerMessage, StandbyStatusUpdate};
@@ -47,6 +49,9 @@ const FIRST_STATUS: Duration = Duration::from_millis(50);
 const RESULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pings in a row for a position that we cannot confirm, after which we end the stream: see `Receiver::ping`.
 const PATIENCE: u32 = 3;
+/// How long a server that asks again and again waits for those whom our reports depend on, before we end the stream: see
+/// `Receiver::ping`.
+const GROUP_PATIENCE: Duration = Duration::from_secs(10);
 /// Smallest receive buffer, bytes: the largest message that is not WAL twice.
 const MIN_BUFFER: usize = 2 * (cut::MAX_SMALL + 5);
 
@@ -76,8 +81,8 @@ pub enum Input {
     Closed,
     /// The answer to [`Action::LookOnceMore`] where nothing has come.
     Silent,
-    /// How far the store is: to be told after [`Action::Commit`] and [`Action::ShowStart`], and when `flush_lsn` has
-    /// moved. Of another timeline it is passed over.
+    /// How far the store is: to be told after [`Action::Commit`] and [`Action::ShowStart`], and when `flush_lsn`, or what is
+    /// to be reported, has moved. Of another timeline it is passed over.
     Positions {
         /// Their timeline.
         tli: TimelineId,
@@ -85,6 +90,10 @@ pub enum Input {
         write_lsn: Lsn,
         /// End of what survives a power cut.
         flush_lsn: Lsn,
+        /// What of that is to be reported, and what consumers have replayed ([`Acknowledger::compose`]).
+        ///
+        /// [`Acknowledger::compose`]: crate::ack::Acknowledger::compose
+        report: Positions,
     },
     /// The store has failed: nothing will become durable any more.
     StoreFailed,
@@ -198,6 +207,8 @@ pub struct Receiver {
     /// What the store has of this timeline; `flush_lsn <= write_lsn`, and neither falls.
     write_lsn: Option<Lsn>,
     flush_lsn: Option<Lsn>,
+    /// What of that is to be reported. `apply <= flush <= flush_lsn`, `flush <= write <= write_lsn`; none falls.
+    confirmed: Positions,
     timer: PeerTimer,
     line: Line,
     /// Whether we were told to stop.
@@ -206,7 +217,7 @@ pub struct Receiver {
     /// Whether the server has begun to send.
     announced: bool,
     /// Positions in the last status update, and when the next is due at the latest.
-    reported: (Option<Lsn>, Option<Lsn>),
+    reported: Positions,
     next_report: Instant,
     /// Feedback that is to be sent.
     feedback: Option<FeedbackHorizon>,
@@ -214,6 +225,8 @@ pub struct Receiver {
     told: Option<FeedbackHorizon>,
     feedback_sent: bool,
     unanswerable_pings: u32,
+    /// Since when the server has asked for what those whom our reports depend on have not confirmed.
+    asked_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -266,17 +279,19 @@ impl Receiver {
             uncommitted: false,
             write_lsn: None,
             flush_lsn: None,
+            confirmed: Positions::default(),
             timer: PeerTimer::new(start.timeout, now),
             line: Line::Open,
             stop: false,
             store_failed: false,
             announced: false,
-            reported: (None, None),
+            reported: Positions::default(),
             next_report: now + FIRST_STATUS,
             feedback: None,
             told: start.told,
             feedback_sent: false,
             unanswerable_pings: 0,
+            asked_since: None,
         }
     }
 
@@ -329,7 +344,10 @@ impl Receiver {
             Input::Closed => self.line = Line::Closed,
             Input::Silent if self.line == Line::Looking => self.line = Line::Silent,
             Input::Silent => {}
-            Input::Positions { tli, write_lsn, flush_lsn } => self.note_positions(tli, write_lsn, flush_lsn),
+            Input::Positions { tli, write_lsn, flush_lsn, report } if tli == self.tli => {
+                self.note_positions(write_lsn, flush_lsn, report);
+            }
+            Input::Positions { .. } => {}
             Input::StoreFailed => self.store_failed = true,
             Input::Feedback(horizon) => self.feedback = Some(horizon),
             Input::Timeout => self.handle_timeout(now),
@@ -360,7 +378,7 @@ impl Receiver {
                 Some(Step::Report { reply_requested }) => {
                     return Ok(Some(self.report(reply_requested, now, clock)));
                 }
-                Some(Step::Ping { sent }) => return Ok(Some(self.ping(sent, now, clock))),
+                Some(Step::Ping { sent }) => self.ping(sent, now),
                 Some(Step::Feedback(horizon)) => {
                     let FeedbackHorizon { xmin, catalog_xmin } = horizon;
                     let feedback = HotStandbyFeedback { send_time: clock, xmin, catalog_xmin };
@@ -397,7 +415,7 @@ impl Receiver {
             // It may cross our CopyDone.
             return Ok(());
         }
-        self.unanswerable_pings = 0;
+        (self.unanswerable_pings, self.asked_since) = (0, None);
         let (at, wal) = self.take_known(at, wal)?;
         if self.comparing.is_some() {
             return Ok(());
@@ -559,42 +577,53 @@ impl Receiver {
     ///
     /// A server that stops asks again and again until we have confirmed exactly what it has sent. If that
     /// ends inside a record (a standby stops at what it had received), we never can: only complete records
-    /// are confirmed. Then we end the stream, which lets it go.
-    fn ping(&mut self, sent: Lsn, now: Instant, clock: PgTimestamp) -> Action {
-        let answer = self.report(false, now, clock);
-        let (write, flush) = self.reported;
-        if self.received == sent && write < Some(sent) && write == flush {
-            self.unanswerable_pings += 1;
+    /// are confirmed. Then we end the stream, which lets it go. So we do where all is here, and those whom our reports
+    /// depend on do not confirm it for some time: they may be away.
+    fn ping(&mut self, sent: Lsn, now: Instant) {
+        let answer = Step::Report { reply_requested: false };
+        let Positions { write, flush, .. } = self.positions();
+        let all_is_durable = self.write_lsn == self.flush_lsn;
+        // PG: WalSndDone; without a flush position write counts.
+        if self.received != sent || flush.or(write) >= Some(sent) || !all_is_durable {
+            self.asked_since = None;
+            return self.steps.push_back(answer);
         }
-        if self.unanswerable_pings >= PATIENCE {
+        self.unanswerable_pings += 1;
+        let since = *self.asked_since.get_or_insert(now);
+        let waits_for_others = self.flush_lsn >= Some(sent);
+        if self.unanswerable_pings < PATIENCE {
+            self.steps.push_back(answer);
+        } else if !waits_for_others || now.saturating_duration_since(since) >= GROUP_PATIENCE {
+            self.steps.push_back(answer);
             self.then(Action::Send(Message::CopyDone));
             self.then(Action::End(StreamEnd::ServerStopped));
         }
-        answer
+        // Else the next report is the answer: one that comes at once would be asked for again at once.
     }
 
     fn report(&mut self, reply_requested: bool, now: Instant, clock: PgTimestamp) -> Action {
-        let (write, flush) = self.positions();
-        self.reported = (write, flush);
+        self.reported = self.positions();
         self.next_report = now + STATUS_INTERVAL;
-        // No `apply`: nothing is applied here.
-        let status = StandbyStatusUpdate { write, flush, apply: None, send_time: clock, reply_requested };
+        let Positions { write, flush, apply } = self.reported;
+        let status = StandbyStatusUpdate { write, flush, apply, send_time: clock, reply_requested };
         Action::Send(Message::Status(status))
     }
 
-    /// What can be confirmed: end of what is written and verified, end of what is synced.
-    fn positions(&self) -> (Option<Lsn>, Option<Lsn>) {
+    /// What can be confirmed.
+    fn positions(&self) -> Positions {
         match self.comparing {
-            None => (self.write_lsn, self.flush_lsn),
-            Some(_) => (None, None),
+            None => self.confirmed,
+            Some(_) => Positions::default(),
         }
     }
 
-    fn note_positions(&mut self, tli: TimelineId, write_lsn: Lsn, flush_lsn: Lsn) {
-        if tli == self.tli {
-            self.write_lsn = self.write_lsn.max(write_lsn.valid());
-            self.flush_lsn = self.flush_lsn.max(flush_lsn.min(write_lsn).valid());
-        }
+    fn note_positions(&mut self, write_lsn: Lsn, flush_lsn: Lsn, report: Positions) {
+        self.write_lsn = self.write_lsn.max(write_lsn.valid());
+        self.flush_lsn = self.flush_lsn.max(flush_lsn.min(write_lsn).valid());
+        let write = report.write.min(self.write_lsn);
+        let flush = report.flush.min(self.flush_lsn).min(write);
+        let apply = report.apply.min(flush);
+        self.confirmed = self.confirmed.max(Positions { write, flush, apply });
     }
 
     // PG: XLogWalRcvSendHSFeedback: "none" is sent once, to clear what was sent before.

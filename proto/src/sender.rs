@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::ack::Positions;
 use crate::lsn::Lsn;
 use crate::message::{
     ClientMessage, ClientMessageError, HotStandbyFeedback, Keepalive, PgTimestamp, StandbyStatusUpdate,
@@ -183,6 +184,9 @@ pub struct Report {
     pub apply: Lsn,
     /// From where its slot has to keep WAL; `None` if the report moves nothing.
     pub confirm: Option<Lsn>,
+    /// What of that counts for what the relay reports itself: of WAL that the client was sent, on the way to the timeline
+    /// that is received. `None` where it has left that way.
+    pub counts: Option<Positions>,
 }
 
 /// What a stream is doing, as `pg_stat_replication.state` says it.
@@ -390,7 +394,7 @@ impl Sender {
         // What moves the slot was judged by the other history, and the slot has come back since.
         for waiting in &mut self.ready {
             if let Output::Report(report) = waiting {
-                report.confirm = None;
+                (report.confirm, report.counts) = (None, None);
             }
         }
         self.pass_on(Output::Forget);
@@ -445,7 +449,8 @@ impl Sender {
         self.confirmed = status.flush.unwrap_or(write);
         let confirm = status.flush.and_then(|flush| self.confirmable(flush));
         self.restart_lsn = confirm.unwrap_or(self.restart_lsn);
-        self.pass_on(Output::Report(Report { write, flush, apply, confirm }));
+        let counts = self.counted(status);
+        self.pass_on(Output::Report(Report { write, flush, apply, confirm, counts }));
         if status.reply_requested {
             self.owed.get_or_insert(false);
         }
@@ -467,11 +472,7 @@ impl Sender {
     /// sent, and beyond what it had confirmed before, does not count.
     // PG: PhysicalConfirmReceivedLocation, which believes everything
     fn confirmable(&self, flush: Lsn) -> Option<Lsn> {
-        // A range that is on its way may have been taken in part.
-        let given = match self.flight {
-            Flight::Wal { to } => to,
-            Flight::Nothing | Flight::Words => self.sent,
-        };
+        let given = self.given();
         let within = |sent: Lsn| flush.min(sent.max(self.restart_lsn));
         match self.limit().ok()? {
             // Who begins ahead of our WAL was sent none of it.
@@ -479,6 +480,29 @@ impl Sender {
             Limit::Left(end, _) => Some(within(given).min(end)),
             Limit::Unknown => None,
         }
+    }
+
+    /// End of what the client may have: a range that is on its way may have been taken in part.
+    fn given(&self) -> Lsn {
+        match self.flight {
+            Flight::Wal { to } => to,
+            Flight::Nothing | Flight::Words => self.sent,
+        }
+    }
+
+    /// What of a report counts. Who has more of a timeline than what is common has left our way.
+    fn counted(&self, status: &StandbyStatusUpdate) -> Option<Positions> {
+        let (most, end) = match self.limit().ok()? {
+            // Who begins ahead of our WAL was sent none of it.
+            Limit::Live(end) => (self.given().min(end), end),
+            Limit::Left(end, _) => (self.given(), end),
+            Limit::Unknown => return None,
+        };
+        let sent = |position: Option<Lsn>| position.map(|lsn| lsn.min(most));
+        let counts =
+            Positions { write: sent(status.write), flush: sent(status.flush), apply: sent(status.apply) };
+        let furthest = counts.write.max(counts.flush).max(counts.apply);
+        furthest.is_none_or(|lsn| lsn <= end).then_some(counts)
     }
 
     /// Orders are obeyed here and nowhere else.

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bolero::check;
+use walrelay_proto::ack::{Acknowledger, Expression, Level, Positions, Rules};
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::receiver::{Action, Input, Message, Receiver, StreamStart};
 use walrelay_proto::{
@@ -143,7 +144,7 @@ struct Receiving {
     write_lsn: Lsn,
     flush_lsn: Lsn,
     /// What was reported last.
-    reported: (Option<Lsn>, Option<Lsn>),
+    reported: Positions,
     accepted: bool,
     over: bool,
 }
@@ -164,7 +165,7 @@ impl Receiving {
             held: Vec::new(),
             write_lsn: START,
             flush_lsn: Lsn::INVALID,
-            reported: (None, None),
+            reported: Positions::default(),
             accepted: compares == 0,
             over: false,
         }
@@ -222,8 +223,10 @@ impl Receiving {
             Action::Send(Message::Status(status)) => {
                 assert!(status.write.is_none_or(|lsn| self.accepted && lsn <= self.write_lsn));
                 assert!(status.flush.is_none_or(|lsn| lsn <= self.flush_lsn && Some(lsn) <= status.write));
-                assert!(status.write >= self.reported.0 && status.flush >= self.reported.1, "it falls");
-                self.reported = (status.write, status.flush);
+                assert!(status.apply <= status.flush);
+                let Positions { write, flush, apply } = self.reported;
+                assert!(status.write >= write && status.flush >= flush && status.apply >= apply, "it falls");
+                self.reported = Positions { write: status.write, flush: status.flush, apply: status.apply };
             }
             Action::Send(Message::Feedback(_)) => assert!(self.accepted),
             Action::Send(_) | Action::Announce | Action::LookOnceMore | Action::Note { .. } => {}
@@ -233,7 +236,8 @@ impl Receiving {
 
     fn tell(&mut self) {
         let (tli, write_lsn, flush_lsn) = (TimelineId::FIRST, self.write_lsn, self.flush_lsn);
-        self.receiver.handle(Input::Positions { tli, write_lsn, flush_lsn }, self.now);
+        let report = wanted(write_lsn);
+        self.receiver.handle(Input::Positions { tli, write_lsn, flush_lsn, report }, self.now);
     }
 
     /// What one byte of a script and those behind it mean; how many those are.
@@ -271,7 +275,8 @@ impl Receiving {
             7 | 8 => {
                 self.flush_lsn = self.write_lsn;
                 let (tli, write_lsn, flush_lsn) = (TimelineId::FIRST, self.write_lsn, self.flush_lsn);
-                self.input(Input::Positions { tli, write_lsn, flush_lsn });
+                let report = wanted(write_lsn);
+                self.input(Input::Positions { tli, write_lsn, flush_lsn, report });
                 return 0;
             }
             9 => {
@@ -292,11 +297,18 @@ impl Receiving {
                 let (write_lsn, flush_lsn) = (end.rewind(at(1).into()), self.flush_lsn);
                 // Of ours the store never says more than it has.
                 let write_lsn = write_lsn.min(self.write_lsn);
-                self.input(Input::Positions { tli, write_lsn, flush_lsn });
+                let report = wanted(end.advance(at(0).into()));
+                self.input(Input::Positions { tli, write_lsn, flush_lsn, report });
             }
         }
         2
     }
+}
+
+/// More than is held is to be reported, and of `apply` too.
+fn wanted(at: Lsn) -> Positions {
+    let lsn = Some(at.advance(7));
+    Positions { write: lsn, flush: lsn, apply: lsn }
 }
 
 /// A script decides what comes and what happens: nothing is stored, shown or told before the beginning was compared,
@@ -311,6 +323,96 @@ fn fuzz_receiver() {
         while let [what, behind @ ..] = rest {
             let taken = receiving.step(*what, behind, piece);
             rest = &behind[taken.min(behind.len())..];
+        }
+    });
+}
+
+/// What an expression is made of, and what it is not.
+const WORDS: [&str; 24] = [
+    "local",
+    "connected",
+    "ANY",
+    "first",
+    "All",
+    "AND",
+    "(",
+    ")",
+    ",",
+    "/",
+    "1",
+    "2",
+    "3",
+    "0",
+    " ",
+    "\"",
+    "\"\"",
+    "a",
+    "b",
+    "c",
+    "\"d e\"",
+    "*",
+    "99999999999999999999",
+    "é",
+];
+
+/// Words, where the bytes name some, and the bytes themselves: an expression or an error that says where. What is read is
+/// the same when it is written.
+#[test]
+fn fuzz_ack_expression() {
+    check!().with_max_len(80).with_iterations(5000).for_each(|bytes: &[u8]| {
+        let words: String = bytes.iter().map(|&byte| WORDS[usize::from(byte) % WORDS.len()]).collect();
+        for text in [words, String::from_utf8_lossy(bytes).into_owned()] {
+            match text.parse::<Expression>() {
+                Ok(parsed) => assert_eq!(parsed.to_string().parse(), Ok(parsed), "{text}"),
+                Err(error) => assert!((1..=text.chars().count() + 1).contains(&error.at), "{text}: {error}"),
+            }
+        }
+    });
+}
+
+/// What members say is anything at all. Nothing that is not here is reported, and nothing falls.
+#[test]
+fn fuzz_acknowledger() {
+    let parse = |text: &str| text.parse().unwrap();
+    let rules = Rules {
+        write: parse("connected"),
+        flush: parse("ANY 2 (a, b, c) AND connected"),
+        apply: parse("FIRST 1 (c, a) AND ALL (b)"),
+        lapse: None,
+    };
+    check!().with_max_len(400).with_iterations(5000).for_each(|script: &[u8]| {
+        let mut now = Instant::now();
+        let mut machine = Acknowledger::new(rules.clone(), now);
+        let (mut here, mut reported) = (START, Positions::default());
+        for step in script.chunks(6) {
+            let at = |index: usize| step.get(index).copied().unwrap_or_default();
+            let near = |index: usize| START.rewind(100).advance(10 * u64::from(at(index))).valid();
+            let id = u32::from(at(1) % 5);
+            match at(0) % 9 {
+                0 => machine.connect(id, "r", ["a", "b", "c", "d", "B"][usize::from(at(2) % 5)]),
+                1 => _ = machine.disconnect(id),
+                2 => _ = machine.report(id, None),
+                3 => here = here.advance(10 * u64::from(at(1))),
+                4 => now += Duration::from_millis(10 * u64::from(at(1))),
+                5 => {
+                    let far =
+                        Lsn::new(u64::from_le_bytes([at(2), at(3), at(4), at(5), at(1), 255, 255, 255]))
+                            .valid();
+                    _ = machine.report(id, Some(Positions { write: far, flush: far, apply: far }));
+                }
+                _ => {
+                    let positions = Positions { write: near(2), flush: near(3), apply: near(4) };
+                    _ = machine.report(id, Some(positions));
+                }
+            }
+            let composed = machine.compose(here, here, now);
+            for level in Level::ALL {
+                let at = composed.at(level);
+                assert!(at >= reported.at(level) && at <= Some(here), "{level:?} {at:?}");
+            }
+            assert!(composed.apply <= composed.flush && composed.flush <= composed.write);
+            reported = composed;
+            while machine.poll_event().is_some() {}
         }
     });
 }

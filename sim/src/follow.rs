@@ -785,7 +785,9 @@ impl Follower {
 fn tell_positions(receiver: &mut Receiver, stepped: &Stepped, cx: &Context) {
     if let Some(tip) = stepped.store.tip() {
         let (tli, write_lsn, flush_lsn) = (tip.tli, tip.write_lsn, tip.flush_lsn);
-        receiver.handle(Heard::Positions { tli, write_lsn, flush_lsn }, cx.instant());
+        let acknowledgements = stepped.store.consumers().acknowledgements();
+        let report = acknowledgements.compose_at(write_lsn, flush_lsn, cx.instant());
+        receiver.handle(Heard::Positions { tli, write_lsn, flush_lsn, report }, cx.instant());
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde::Deserialize;
 
+use super::ack::AckSettings;
 use super::archive::ArchiveSetting;
 use super::commands::Command;
 use crate::store::WalWrite;
@@ -119,6 +120,10 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "text")]
     pub(super) base_backup_max_rate: Option<String>,
 
+    #[command(flatten)]
+    #[serde(default)]
+    pub(super) ack: AckSettings,
+
     /// Where to archive WAL: file:///directory, s3://bucket/prefix, gs:// or az://; repeatable; options of each
     /// in [archive.NAME] of the --config file
     #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ', hide_env_values = true)]
@@ -227,6 +232,7 @@ impl Settings {
             auth_dbname: self.auth_dbname.or(other.auth_dbname),
             sql_overlay: self.sql_overlay.or(other.sql_overlay),
             base_backup_max_rate: self.base_backup_max_rate.or(other.base_backup_max_rate),
+            ack: self.ack.or(other.ack),
             archive: if self.archive.is_empty() { other.archive } else { self.archive },
             recall_size: self.recall_size.or(other.recall_size),
             log_format: self.log_format.or(other.log_format),
@@ -257,7 +263,7 @@ impl Settings {
             upstream data_dir listen slot hba_file auth_file ident_file ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
-            recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
+            ack recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
             max_replication_slots wal_sender_timeout wal_receiver_timeout authentication_timeout
             shutdown_timeout
         }

@@ -2,6 +2,7 @@
 //!
 //! Precedence: flag, then environment variable `WALRELAY_*`, then configuration file, then default.
 
+mod ack;
 mod archive;
 mod cli;
 mod commands;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use walrelay_proto::SlotName;
+use walrelay_proto::ack::Rules;
 
 use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
@@ -24,6 +26,7 @@ use crate::redact::{holds_secret, redact};
 use crate::store::{StoreConfig, WalWrite};
 use crate::wire::TlsFiles;
 
+pub use ack::ack_warnings;
 pub use archive::archive_targets;
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
@@ -61,6 +64,8 @@ pub struct Config {
     pub sql_overlay: bool,
     /// `--base-backup-max-rate`, bytes per second.
     pub base_backup_max_rate: Option<u64>,
+    /// `--ack-write` and its kin, `[ack]`.
+    pub ack: Rules,
     /// `--archive` and `[archive.NAME]`.
     pub archive: Vec<Target>,
     /// `--recall-size`, bytes.
@@ -187,6 +192,7 @@ impl Config {
             auth_dbname: auth_dbname.unwrap_or_else(|| "postgres".to_owned()),
             sql_overlay: settings.sql_overlay != Some(Switch::Off),
             base_backup_max_rate: rate.map_err(|error| value("base-backup-max-rate", &error))?,
+            ack: settings.ack.rules()?,
             archive: archive::targets(&settings.archive)?,
             recall_size: units::size(settings.recall_size.as_deref().unwrap_or("256MB"))
                 .map_err(|error| value("recall-size", &error))?,

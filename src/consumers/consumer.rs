@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use walrelay_proto::ack::Standing;
 use walrelay_proto::{FeedbackHorizon, Lsn};
 
 use super::{LagClock, lock};
@@ -109,6 +110,8 @@ pub struct ConsumerStatus {
     pub reply_time: Option<SystemTime>,
     /// Its hot-standby feedback.
     pub feedback: FeedbackHorizon,
+    /// How it counts for what the relay reports.
+    pub standing: Standing,
 }
 
 impl Consumer {
@@ -170,8 +173,8 @@ impl Consumer {
         *lock(&self.feedback) = feedback;
     }
 
-    /// Everything at once.
-    pub fn status(&self) -> ConsumerStatus {
+    /// Everything at once, but for its standing, which depends on others.
+    pub(super) fn status(&self) -> ConsumerStatus {
         let lsn = |cell: &AtomicU64| Lsn::new(cell.load(Ordering::Relaxed)).valid();
         let lag = |cell: &AtomicU64| {
             let micros = cell.load(Ordering::Relaxed);
@@ -190,6 +193,7 @@ impl Consumer {
             replay_lag: lag(&self.lag[2]),
             reply_time: (reply_time != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(reply_time)),
             feedback: self.feedback(),
+            standing: Standing::Async,
         }
     }
 }

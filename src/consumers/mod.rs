@@ -1,11 +1,13 @@
 //! The consumers: who is connected, how far each is, and what their standbys still need.
 //!
 //! Every walsender owns one [`Consumer`] and writes its fields; whoever displays or aggregates reads them. Hot-standby
-//! feedback is merged here and watched by the upstream side.
+//! feedback is merged here and watched by the upstream side, and so is what their reports allow the relay to report
+//! ([`Acknowledgements`]).
 //!
 //! What a standby left with its slot counts while it is not connected, so it is asked for whenever the horizon is made
 //! ([`Remembered`]). That is the whole of what is known here of the store.
 
+mod acknowledgements;
 mod consumer;
 mod lag;
 
@@ -15,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use walrelay_proto::FeedbackHorizon;
+use walrelay_proto::ack::Rules;
 
+pub use acknowledgements::Acknowledgements;
 pub use consumer::{Consumer, ConsumerIdentity, ConsumerState, ConsumerStatus};
 pub use lag::LagClock;
 
@@ -33,6 +37,7 @@ pub struct Consumers {
     horizon: watch::Sender<FeedbackHorizon>,
     /// The server that was told last, and what.
     reported: Mutex<Option<(String, FeedbackHorizon)>>,
+    acknowledgements: Acknowledgements,
 }
 
 /// A consumer's place in the registry; it leaves when this is dropped.
@@ -52,7 +57,11 @@ impl std::ops::Deref for ConsumerGuard {
 
 impl Drop for ConsumerGuard {
     fn drop(&mut self) {
-        lock(&self.registry.live).remove(&self.consumer.identity().pid);
+        let pid = self.consumer.identity().pid;
+        let mut live = lock(&self.registry.live);
+        live.remove(&pid);
+        self.registry.acknowledgements.disconnect(pid);
+        drop(live);
         self.registry.refresh_horizon();
     }
 }
@@ -61,19 +70,46 @@ impl Consumers {
     /// Nobody yet, but for what is remembered of earlier connections.
     pub fn new(remembered: Arc<dyn Remembered>) -> Arc<Consumers> {
         let horizon = watch::Sender::new(remembered.feedback());
-        Arc::new(Consumers { remembered, live: Mutex::default(), horizon, reported: Mutex::default() })
+        Arc::new(Consumers {
+            remembered,
+            live: Mutex::default(),
+            horizon,
+            reported: Mutex::default(),
+            acknowledgements: Acknowledgements::new(),
+        })
     }
 
     /// Enters a consumer.
     pub fn register(self: &Arc<Self>, identity: ConsumerIdentity) -> ConsumerGuard {
         let consumer = Arc::new(Consumer::new(identity));
-        lock(&self.live).insert(consumer.identity().pid, consumer.clone());
+        let mut live = lock(&self.live);
+        self.acknowledgements.connect(consumer.identity());
+        live.insert(consumer.identity().pid, consumer.clone());
+        drop(live);
         ConsumerGuard { consumer, registry: self.clone() }
     }
 
     /// Everybody connected, by PID.
     pub fn list(&self) -> Vec<ConsumerStatus> {
-        lock(&self.live).values().map(|consumer| consumer.status()).collect()
+        let status = |consumer: &Arc<Consumer>| ConsumerStatus {
+            standing: self.acknowledgements.standing(consumer.identity().pid),
+            ..consumer.status()
+        };
+        lock(&self.live).values().map(status).collect()
+    }
+
+    /// What may be reported upstream of what they have.
+    pub fn acknowledgements(&self) -> &Acknowledgements {
+        &self.acknowledgements
+    }
+
+    /// Who must have WAL before it is reported, from now on.
+    pub fn set_rules(&self, rules: Rules) {
+        // Held, so that nobody comes or goes meanwhile.
+        let live = lock(&self.live);
+        let mut connected: Vec<_> = live.values().map(|consumer| consumer.identity()).collect();
+        connected.sort_by_key(|identity| identity.backend_start);
+        self.acknowledgements.set_rules(rules, &connected);
     }
 
     /// The merged feedback of all consumers, and of those that have left theirs with a slot.

@@ -457,13 +457,15 @@ impl<'a> Walsender<'a> {
     }
 
     fn take_report(&self, report: Report) {
-        self.cx.consumer.set_reply(report.write, report.flush, report.apply, self.cx.store.lag_clock());
-        let Some(slot) = &self.slot else { return };
+        let store = &self.cx.store;
+        self.cx.consumer.set_reply(report.write, report.flush, report.apply, store.lag_clock());
         // What was decided by another history than the one that moves slots back counts for nothing; the next
         // report will.
-        slot.confirm_flush(|| {
-            report.confirm.filter(|_| Arc::ptr_eq(&self.cx.store.history(), self.sender.history()))
-        });
+        let is_current = || Arc::ptr_eq(&store.history(), self.sender.history());
+        store.consumers().acknowledgements().report(self.cx.pid, || report.counts.filter(|_| is_current()));
+        if let Some(slot) = &self.slot {
+            slot.confirm_flush(|| report.confirm.filter(|_| is_current()));
+        }
     }
 
     fn take_feedback(&self, feedback: HotStandbyFeedback) {

@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
+use walrelay_proto::ack::Standing;
 use walrelay_proto::{FullXid, Lsn, SegSize};
 
 use crate::consumers::ConsumerStatus;
@@ -195,6 +196,11 @@ pub fn slot_row(slot: &SlotInfo, holdings: Option<&Holdings>) -> Row {
 pub fn sender_row(sender: &ConsumerStatus) -> Row {
     let identity = &sender.identity;
     let lsn = |lsn: Option<Lsn>| lsn.and_then(Lsn::valid).map(|lsn| lsn.to_string());
+    let (priority, state) = match sender.standing {
+        Standing::Async => (0, "async"),
+        Standing::Sync(place) => (place, "sync"),
+        Standing::Quorum => (1, "quorum"),
+    };
     let port = identity.client_addr.map_or(-1, |addr| i32::from(addr.port()));
     Row::default()
         .with("pid", identity.pid.to_string())
@@ -212,8 +218,8 @@ pub fn sender_row(sender: &ConsumerStatus) -> Row {
         .with("write_lag", sender.write_lag.map(interval))
         .with("flush_lag", sender.flush_lag.map(interval))
         .with("replay_lag", sender.replay_lag.map(interval))
-        .with("sync_priority", "0".to_owned())
-        .with("sync_state", "async".to_owned())
+        .with("sync_priority", priority.to_string())
+        .with("sync_state", state.to_owned())
         .with("reply_time", sender.reply_time.map(timestamptz))
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource, check_targets};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
-use crate::config::Config;
+use crate::config::{Config, ack_warnings};
 use crate::descriptors::Descriptors;
 use crate::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
@@ -108,6 +108,7 @@ impl Relay {
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
+        set_acknowledgements(&config, &store);
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout, starting)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
@@ -336,6 +337,14 @@ fn raise_descriptors(config: &Config) -> Arc<Descriptors> {
         tracing::warn!("{shortage}");
     }
     Arc::new(descriptors)
+}
+
+/// Who must have WAL before it is reported upstream.
+fn set_acknowledgements(config: &Config, store: &Store) {
+    for warning in ack_warnings(&config.ack) {
+        tracing::warn!("{warning}");
+    }
+    store.consumers().set_rules(config.ack.clone());
 }
 
 /// Not refused: in a container nobody else is there, and such directories are common.

@@ -2,7 +2,7 @@
 //!
 //! All of it is read and checked before anything is changed: a file that cannot be used leaves everything as it was, and so does
 //! one that does not answer, which is given up and holds up no later signal. Who may
-//! connect and the archive's targets change while the relay runs; for anything else that differs the log says that it takes a
+//! connect, who must have WAL before it is reported, and the archive's targets change while the relay runs; for anything else that differs the log says that it takes a
 //! restart.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
-use super::{load_access, sources};
+use super::{load_access, set_acknowledgements, sources};
 use crate::archive::{ArchiveControl, Prepared, Recall, Source};
 use crate::config::Config;
 use crate::downstream::{Access, SharedAccess};
@@ -32,6 +32,9 @@ const ACCESS: [&str; 9] = [
     "ssl-min-protocol-version",
     "ssl-max-protocol-version",
 ];
+
+/// The one that is in effect at once, for everybody.
+const ACKNOWLEDGEMENTS: &str = "ack";
 
 /// What is read at the moment, for the message should it not come back.
 #[derive(Clone, Default, Debug)]
@@ -139,10 +142,15 @@ impl Reload {
         for name in old.differences(&new).iter().filter(|name| ACCESS.contains(&name.as_str())) {
             tracing::info!("{name} changed, in effect for new connections");
         }
+        if old.ack != new.ack {
+            set_acknowledgements(&new, &self.store);
+            tracing::info!("ack changed, in effect");
+        }
         for line in changes {
             tracing::info!("{line}");
         }
-        for name in self.started.differences(&new).iter().filter(|name| !ACCESS.contains(&name.as_str())) {
+        let at_once = |name: &&String| ACCESS.contains(&name.as_str()) || *name == ACKNOWLEDGEMENTS;
+        for name in self.started.differences(&new).iter().filter(|name| !at_once(name)) {
             tracing::warn!("{name} changed, which takes a restart; until then the old value stays in effect");
         }
         tracing::info!("configuration reloaded");

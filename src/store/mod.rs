@@ -524,12 +524,14 @@ impl Store {
 
     /// Shows another timeline: history and positions at once. `flushed` as well if it was found durable.
     fn show_timeline(&self, history: TimelineHistory, written: TimelinePosition, is_durable: bool) {
-        let mut current = lock(&self.history);
-        *current = Arc::new(history);
-        if is_durable {
-            self.flushed.send_replace(Some(written));
-        }
-        self.written.send_replace(Some(written));
+        self.consumers.acknowledgements().begin_timeline(|| {
+            let mut current = lock(&self.history);
+            *current = Arc::new(history);
+            if is_durable {
+                self.flushed.send_replace(Some(written));
+            }
+            self.written.send_replace(Some(written));
+        });
     }
 
     /// Shows where WAL begins of which there is none yet.
@@ -557,12 +559,14 @@ impl Store {
 
     /// Takes that back, because WAL will begin elsewhere.
     fn forget_start(&self) {
-        let current = lock(&self.history);
-        self.begun_at.store(0, Ordering::Relaxed);
-        self.oldest_kept.store(0, Ordering::Relaxed);
-        self.flushed.send_replace(None);
-        self.written.send_replace(None);
-        drop(current);
+        self.consumers.acknowledgements().begin_timeline(|| {
+            let current = lock(&self.history);
+            self.begun_at.store(0, Ordering::Relaxed);
+            self.oldest_kept.store(0, Ordering::Relaxed);
+            self.flushed.send_replace(None);
+            self.written.send_replace(None);
+            drop(current);
+        });
         self.lag.reset();
     }
 

@@ -47,6 +47,20 @@ pub(super) struct Introduced {
     pub(super) slot: Slot,
 }
 
+impl Introduced {
+    /// The server is followed: whether it waits for us, and what our slot says that it was told.
+    pub(super) fn tell_acknowledgements(&self, store: &Store, own_name: &str) {
+        let acknowledgements = store.consumers().acknowledgements();
+        let names = self.parameters.settings.get("synchronous_standby_names").map(String::as_str);
+        acknowledgements.follow(names.unwrap_or_default(), own_name);
+        if let Slot::There { reserved: Some(Reserved { lsn, tli: Some(tli) }) } = self.slot
+            && tli == store.history().tli()
+        {
+            acknowledgements.told_before(lsn);
+        }
+    }
+}
+
 /// Limit for connecting to ask in SQL.
 const SQL_LIMIT: Duration = Duration::from_secs(15);
 /// The largest answer that makes sense to what is asked here, bytes.

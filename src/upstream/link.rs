@@ -200,6 +200,7 @@ impl Link {
         store.attach(self.introduced.identity, self.introduced.parameters.clone())?;
         std::mem::take(&mut self.files).save(store)?;
         config.followed.show(Some(self.host.clone()));
+        self.introduced.tell_acknowledgements(store, &config.conninfo.application_name);
         Ok(())
     }
 
@@ -262,6 +263,7 @@ impl Link {
             store.attach(introduced.identity, introduced.parameters.clone())?;
             files.save(&store)?;
             followed.send_replace(Some(host.clone()));
+            introduced.tell_acknowledgements(&store, &config.conninfo.application_name);
             Ok(())
         };
         let held = held.take().filter(|_| compares);

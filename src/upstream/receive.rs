@@ -85,6 +85,8 @@ struct Shell<'a> {
     entry: Option<Entry<'a>>,
     flushed: watch::Receiver<Option<TimelinePosition>>,
     horizon: watch::Receiver<FeedbackHorizon>,
+    /// Steps when consumers have moved what can be reported.
+    acknowledged: watch::Receiver<u64>,
     /// Whether the receiver knows that it is to stop.
     stop_told: bool,
     /// Why the socket came to its end.
@@ -112,6 +114,7 @@ impl<'a> Shell<'a> {
             entry,
             flushed: store.flushed(),
             horizon,
+            acknowledged: store.consumers().acknowledgements().moved(),
             stop_told: false,
             broken: None,
             frame: Vec::with_capacity(64),
@@ -192,6 +195,7 @@ impl<'a> Shell<'a> {
         let read = tokio::select! {
             read = self.conn.stream.read(receiver.room()), if reads => read,
             Ok(()) = self.flushed.changed() => return None,
+            Ok(()) = self.acknowledged.changed() => return None,
             Ok(()) = self.horizon.changed() => {
                 return Some(Input::Feedback(*self.horizon.borrow_and_update()));
             }
@@ -218,9 +222,11 @@ impl<'a> Shell<'a> {
 
     fn tell_positions(&mut self, receiver: &mut Receiver) {
         self.flushed.mark_unchanged();
+        self.acknowledged.mark_unchanged();
         if let Some(tip) = self.store.tip() {
             let (tli, write_lsn, flush_lsn) = (tip.tli, tip.write_lsn, tip.flush_lsn);
-            receiver.handle(Input::Positions { tli, write_lsn, flush_lsn }, Instant::now());
+            let report = self.store.consumers().acknowledgements().compose(write_lsn, flush_lsn);
+            receiver.handle(Input::Positions { tli, write_lsn, flush_lsn, report }, Instant::now());
         }
     }
 

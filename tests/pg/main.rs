@@ -3,6 +3,7 @@
 //! Each file tells a story or two; `versions` runs on 14 to 19, the others on some of them. They wait for positions, log
 //! lines and files, never for time.
 
+mod acknowledgements;
 mod archive;
 mod bad_disk;
 mod bad_sectors;

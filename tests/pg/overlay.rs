@@ -10,6 +10,7 @@ use walrelay::overlay::{
 };
 use walrelay::store::{FeedbackHorizon, SlotInfo};
 use walrelay::wire::{PgError, sqlstate};
+use walrelay_proto::ack::Standing;
 use walrelay_proto::{FullXid, Lsn, SegSize};
 use walrelay_testkit::{Cluster, Receivewal, Server, on_every_version, on_versions};
 
@@ -136,6 +137,7 @@ impl Relay for Made {
             replay_lag: None,
             reply_time: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250)),
             feedback: FeedbackHorizon { xmin: FullXid::new(0, 800), catalog_xmin: None },
+            standing: Standing::Async,
         })]
     }
 

@@ -24,6 +24,10 @@ struct Rig {
     flush_lsn: Option<Lsn>,
     /// Whether what is committed is durable at once.
     syncs: bool,
+    /// What is to be reported; `None` for all that is held.
+    report: Option<Positions>,
+    /// The last `apply` that was sent.
+    applied: std::cell::Cell<Option<Lsn>>,
 }
 
 /// What came of it, without what the rig does itself.
@@ -40,6 +44,11 @@ enum Did {
     Note(u8),
     End(StreamEnd),
     Failed(ReceiverError),
+}
+
+/// All that is held is reported.
+fn all(write: Lsn, flush: Lsn) -> Positions {
+    Positions { write: Some(write), flush: Some(flush), apply: None }
 }
 
 fn status(position: Lsn) -> Did {
@@ -72,6 +81,8 @@ impl Rig {
             write_lsn: None,
             flush_lsn: None,
             syncs: true,
+            report: None,
+            applied: std::cell::Cell::default(),
         }
     }
 
@@ -107,7 +118,9 @@ impl Rig {
     fn positions(&mut self) {
         if let Some(write_lsn) = self.write_lsn {
             let flush_lsn = self.flush_lsn.unwrap_or_default();
-            self.receiver.handle(Input::Positions { tli: TimelineId::FIRST, write_lsn, flush_lsn }, self.now);
+            let report = self.report.unwrap_or_else(|| all(write_lsn, flush_lsn));
+            let tli = TimelineId::FIRST;
+            self.receiver.handle(Input::Positions { tli, write_lsn, flush_lsn, report }, self.now);
         }
     }
 
@@ -186,8 +199,9 @@ impl Rig {
         match message {
             Message::Status(status) => {
                 assert_eq!(ClientMessage::decode(&frame[5..]), Ok(ClientMessage::Status(*status)));
-                assert_eq!((status.apply, status.send_time), (None, CLOCK));
+                assert_eq!(status.send_time, CLOCK);
                 assert!(status.write <= self.write_lsn && status.flush <= self.flush_lsn);
+                assert!(status.apply <= status.flush && status.apply >= self.applied.replace(status.apply));
                 Did::Status { write: status.write, flush: status.flush, asks: status.reply_requested }
             }
             Message::Feedback(feedback) => {
@@ -498,7 +512,8 @@ fn positions_of_other_timelines_and_older_ones_are_passed_over() {
     rig.bytes(&wal(START, &[1; 1000]));
     let mut told = |tli: u32, lsn: Lsn| {
         let tli = TimelineId::new(tli).unwrap();
-        rig.receiver.handle(Input::Positions { tli, write_lsn: lsn, flush_lsn: lsn }, rig.now);
+        rig.receiver
+            .handle(Input::Positions { tli, write_lsn: lsn, flush_lsn: lsn, report: all(lsn, lsn) }, rig.now);
         assert_eq!(rig.settle(), []);
         assert_eq!(rig.bytes(&keepalive(end, true)), [status(end)]);
     };
@@ -511,8 +526,9 @@ fn positions_of_other_timelines_and_older_ones_are_passed_over() {
 fn nothing_is_durable_beyond_what_is_written() {
     let mut rig = Rig::new();
     let (write_lsn, flush_lsn) = (START, START.advance(9));
-    rig.receiver.handle(Input::Positions { tli: TimelineId::FIRST, write_lsn, flush_lsn }, rig.now);
-    assert_eq!(rig.receiver.positions(), (Some(START), Some(START)));
+    let (tli, report) = (TimelineId::FIRST, all(write_lsn, flush_lsn));
+    rig.receiver.handle(Input::Positions { tli, write_lsn, flush_lsn, report }, rig.now);
+    assert_eq!(rig.receiver.positions(), all(START, START));
 }
 
 #[test]
@@ -583,6 +599,72 @@ fn the_first_feedback_to_a_slot_of_which_nothing_is_known_is_told_after_none() {
     let mut rig = Rig::new();
     rig.receiver.told = None;
     assert_eq!(rig.input(Input::Feedback(horizon(0))), [Did::Feedback(0)]);
+}
+
+// ---- what others have to have ----
+
+#[test]
+fn what_is_to_be_reported_is_reported_when_it_moves() {
+    let at = |len: u64| Some(START.advance(len));
+    let mut rig = Rig::new();
+    rig.report = Some(Positions { write: at(100), flush: at(40), apply: None });
+    let did = rig.bytes(&wal(START, &[1; 100]));
+    assert_eq!(did[1..], [Did::Status { write: at(100), flush: at(40), asks: false }]);
+    rig.report = Some(Positions { write: at(100), flush: at(40), apply: at(30) });
+    assert_eq!(rig.sync(), [Did::Status { write: at(100), flush: at(40), asks: false }]);
+    assert_eq!(rig.applied.get(), at(30));
+    assert_eq!(rig.sync(), [], "nothing has moved");
+    // Less than before, and more than is here.
+    rig.report = Some(Positions { write: at(900), flush: at(10), apply: at(900) });
+    assert_eq!(rig.sync(), []);
+    rig.report = Some(Positions { write: at(900), flush: at(900), apply: at(900) });
+    assert_eq!(rig.sync(), [status(START.advance(100))]);
+    assert_eq!(rig.applied.get(), at(100));
+}
+
+/// It stops, and those who are waited for are away: it is let go after some time, and not kept busy until then.
+#[test]
+fn a_server_that_asks_for_what_others_do_not_have_is_let_go() {
+    let at = |len: u64| Some(START.advance(len));
+    let mut rig = Rig::new();
+    rig.report = Some(Positions { write: at(100), flush: at(40), apply: None });
+    rig.bytes(&wal(START, &[1; 100]));
+    let (began, mut answers, mut end) = (rig.now, 0, Vec::new());
+    while end.is_empty() && rig.now < began + 2 * GROUP_PATIENCE {
+        // It asks again whenever it was answered.
+        let mut did = rig.bytes(&keepalive(START.advance(100), true));
+        rig.now += Duration::from_millis(50);
+        did.extend(rig.input(Input::Timeout));
+        answers += did.iter().filter(|did| matches!(did, Did::Status { .. })).count();
+        end = did.into_iter().filter(|did| !matches!(did, Did::Status { .. } | Did::ShowStart)).collect();
+    }
+    assert_eq!(end, [Did::CopyDone, Did::End(StreamEnd::ServerStopped)]);
+    let lasted = rig.now - began;
+    assert!(lasted >= GROUP_PATIENCE && lasted < GROUP_PATIENCE + Duration::from_millis(200), "{lasted:?}");
+    assert!((40..60).contains(&answers), "{answers}");
+    // Where they answer in time nothing is cut off.
+    let mut rig = Rig::new();
+    rig.report = Some(Positions { write: at(100), flush: at(40), apply: None });
+    rig.bytes(&wal(START, &[1; 100]));
+    for _ in 0..5 {
+        rig.bytes(&keepalive(START.advance(100), true));
+    }
+    rig.report = None;
+    assert_eq!(rig.sync(), [status(START.advance(100))]);
+    rig.now += GROUP_PATIENCE;
+    assert_eq!(rig.bytes(&keepalive(START.advance(100), true)), [status(START.advance(100))]);
+}
+
+/// A server takes a standby that reports no flush position by what it has written.
+#[test]
+fn without_a_flush_position_the_written_one_is_the_answer() {
+    let mut rig = Rig::new();
+    rig.report = Some(Positions { write: Some(START.advance(100)), ..Positions::default() });
+    rig.bytes(&wal(START, &[1; 100]));
+    for _ in 0..10 {
+        let did = rig.bytes(&keepalive(START.advance(100), true));
+        assert_eq!(did, [Did::Status { write: Some(START.advance(100)), flush: None, asks: false }]);
+    }
 }
 
 // ---- silence ----

@@ -445,6 +445,39 @@ fn what_a_consumer_has_from_before_does_not_move_its_slot_back() {
 }
 
 #[test]
+fn a_report_counts_as_far_as_the_client_was_sent_wal_on_our_way() {
+    let counts = |stream: &mut Stream, at: [u64; 3]| {
+        let [write, flush, apply] = at.map(|lsn| Lsn::new(lsn).valid());
+        let update = StandbyStatusUpdate { write, flush, apply, send_time: WALL, reply_requested: false };
+        stream.sender.handle(Input::Frame { kind: b'd', body: &update.frame()[5..] }, stream.now);
+        let mut found = None;
+        while let Some(output) = stream.sender.poll_output(WALL) {
+            if let Output::Report(report) = output {
+                found = report.counts;
+            }
+        }
+        found.map(|at| [at.write, at.flush, at.apply].map(|lsn| lsn.unwrap_or_default().as_u64()))
+    };
+    let mut stream = Stream::streaming(START + 100);
+    assert_eq!(counts(&mut stream, [START + 90, START + 80, 0]), Some([START + 90, START + 80, 0]));
+    assert_eq!(counts(&mut stream, [u64::MAX, START + 101, u64::MAX]), Some([START + 100; 3]), "absurd");
+    // Who begins ahead of our WAL was sent none of it.
+    let (mut ahead, _) = Stream::of(request(1, START + 500), wal(START + 100));
+    assert_eq!(counts(&mut ahead, [START + 500; 3]), Some([START + 100; 3]));
+    // The timeline changes.
+    stream.publish(2, START + 90);
+    assert_eq!(counts(&mut stream, [START + 80; 3]), None, "how is not known yet");
+    stream.give(Input::History(history(2, "1\t0/30005A\n")));
+    assert_eq!(
+        counts(&mut stream, [START + 90, START + 80, START + 80]),
+        Some([START + 90, START + 80, START + 80])
+    );
+    assert_eq!(counts(&mut stream, [START + 91, START + 80, START + 80]), None, "it has what is left");
+    stream.give(Input::History(history(3, "2\t0/300000\n")));
+    assert_eq!(counts(&mut stream, [START + 80; 3]), None, "it is none of ours");
+}
+
+#[test]
 fn a_consumer_ahead_of_our_wal_confirms_no_more_than_there_is() {
     let (mut stream, _) = Stream::of(request(1, START + 500), wal(START + 100));
     let flush = START + 500;

@@ -1,5 +1,7 @@
 //! START_REPLICATION over timeline switches.
 
+use walrelay_proto::ack::{Expression, Rules};
+
 use super::kit::*;
 use crate::store::SlotPersistence;
 
@@ -148,4 +150,35 @@ async fn a_timeline_left_for_a_sibling_ends_with_an_error_and_what_is_common_goe
     }
     let new = &bytes[fork.since(from) as usize..];
     assert!(*new == more[..new.len()] && new.len() > 20_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_reports_counts_for_the_timeline_that_is_received() {
+    let mut relay = Relay::start().await;
+    relay.store.consumers().set_rules(Rules { flush: Expression::connected(), ..Rules::default() });
+    let confirmed = |relay: &Relay| {
+        let tip = relay.store.tip().unwrap();
+        relay.store.consumers().acknowledgements().compose(tip.write_lsn, tip.write_lsn).flush
+    };
+    let mut client = relay.session().await;
+    client.start("0/300000 TIMELINE 1").await;
+    let end = relay.store.tip().unwrap().write_lsn;
+    let mut at = START;
+    while at < end {
+        let (start, wal) = client.wal().await;
+        at = start.advance(wal.len() as u64);
+    }
+    assert_eq!(confirmed(&relay), None, "it has reported nothing yet");
+    client.status(end.as_u64(), end.as_u64(), true).await;
+    client.keepalive().await;
+    assert_eq!(confirmed(&relay), Some(end));
+    let fork = relay.switch_timeline(2);
+    assert_eq!(confirmed(&relay), None, "it has not said what it has of this one");
+    client.status(fork.as_u64(), fork.as_u64(), false).await;
+    while confirmed(&relay) != Some(fork) {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    relay.receive(|wal| wal.fill(1000));
+    assert_eq!(confirmed(&relay), Some(fork), "it does not fall");
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use walrelay_proto::ack::Standing;
 use walrelay_proto::{FullXid, SegSize};
 
 use super::*;
@@ -116,6 +117,7 @@ fn a_senders_columns() {
         replay_lag: None,
         reply_time: None,
         feedback: FeedbackHorizon::default(),
+        standing: Standing::Async,
     };
     let row = sender_row(&sender);
     let shown =
@@ -130,6 +132,10 @@ fn a_senders_columns() {
     let names = row.into_json().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert!(names.iter().all(|name| SENDER_COLUMNS.contains(&name.as_str())));
     sender.identity.client_addr = None;
+    for (standing, shown) in [(Standing::Sync(3), ["3", "sync"]), (Standing::Quorum, ["1", "quorum"])] {
+        let row = sender_row(&ConsumerStatus { standing, ..sender.clone() });
+        assert_eq!(["sync_priority", "sync_state"].map(|column| row.get(column)), shown.map(Some));
+    }
     let row = sender_row(&sender);
     assert_eq!((row.get("client_addr"), row.get("client_port")), (None, Some("-1")));
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::ack::Positions;
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::receiver::ReceiverError;
 use walrelay_proto::{
@@ -377,6 +378,40 @@ async fn stopping_confirms_everything_and_says_goodbye() {
         })
         .await;
     assert_eq!(end.unwrap(), StreamEnd::Stopped);
+}
+
+/// Each of many reports is waited for on its own: they would take the longest if they were looked for now and then.
+#[tokio::test]
+async fn what_consumers_have_applied_is_reported_at_once() {
+    let mut setup = Setup::new();
+    let consumers = setup.store.consumers().clone();
+    let identity = ConsumerIdentity {
+        pid: 1,
+        user: "u".into(),
+        application_name: "s".into(),
+        client_addr: None,
+        backend_start: std::time::SystemTime::now(),
+    };
+    let _consumer = consumers.register(identity);
+    let apply = |at: Lsn| Positions { write: None, flush: None, apply: Some(at) };
+    let (end, lasted) = setup
+        .play(async |server, wal| {
+            wal.fill(100_000);
+            server.wal(START, wal.bytes()).await;
+            let ends = wal.record_ends().to_vec();
+            server.until_flushed(*ends.last().unwrap()).await;
+            let began = std::time::Instant::now();
+            for at in ends.iter().step_by(ends.len().div_ceil(100)) {
+                consumers.acknowledgements().report(1, || Some(apply(*at)));
+                while server.status().await.expect("a status update").apply != Some(*at) {}
+            }
+            let lasted = began.elapsed() / u32::try_from(ends.len().min(100)).unwrap();
+            server.send(b"C\0\0\0\x0bCOPY 0\0").await;
+            lasted
+        })
+        .await;
+    assert_eq!(end.unwrap(), StreamEnd::ServerStopped);
+    assert!(lasted < Duration::from_millis(80), "{lasted:?} for each");
 }
 
 /// PostgreSQL's slot would ignore it otherwise (`PhysicalReplicationSlotNewXmin`).

@@ -1,0 +1,243 @@
+//! Who must have WAL before the relay, as a synchronous standby, says that it is there.
+
+use walrelay_proto::Lsn;
+use walrelay_testkit::{
+    Cluster, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal, on_every_version,
+    on_versions,
+};
+
+use crate::relay_below;
+
+on_every_version!(
+    remote_apply_is_visible_two_relays_below,
+    any_one_of_two_and_one_is_frozen,
+    it_degrades_within_its_budget,
+    names_come_and_go_and_nothing_falls,
+    who_applies_nothing_confirms_nothing,
+    a_server_stops_although_its_group_does_not_answer,
+);
+
+// synchronized_standby_slots came with 17.
+on_versions!([pg17 = 17, pg18 = 18] decoding_waits_for_those_who_are_named);
+
+/// Waits until the primary takes the relay for its synchronous standby.
+fn make_synchronous(primary: &Cluster) {
+    primary.append_conf("synchronous_standby_names = 'walrelay'");
+    primary.reload();
+    primary.wait_for_sql("select sync_state from pg_stat_replication", "sync");
+}
+
+fn standby_of(primary: &Cluster, relay: &Relay, name: &str) -> Cluster {
+    relay.create_slot(name);
+    primary.standby().name(name).follow(&relay.conninfo()).slot(name).start()
+}
+
+/// A session whose commits wait for this.
+fn session(primary: &Cluster, level: &str) -> Session {
+    let mut session = primary.session();
+    session.run(&format!("set synchronous_commit = {level}")).expect("it is a setting");
+    session
+}
+
+/// Sends a commit that is not acknowledged as things are.
+fn commit_that_waits(primary: &Cluster, session: &mut Session) {
+    session.send("insert into t values (0)").expect("the session is open");
+    primary.wait_for_sql("select count(*) from pg_stat_activity where wait_event = 'SyncRep'", "1");
+}
+
+/// What is acknowledged to this session is durable on that standby at that moment.
+fn assert_commits_are_on(session: &mut Session, standby: &Cluster) {
+    for _ in 0..20 {
+        let row = "with row as (insert into t values (1)) select pg_logical_emit_message(true, 'a', 'b')";
+        let at: Lsn = session.run(row).expect("it is acknowledged").parse().expect("a position");
+        assert!(standby.receive_lsn() > at);
+    }
+}
+
+fn ack(relay: RelayBuilder, settings: &[(&str, &str)]) -> RelayBuilder {
+    settings.iter().fold(relay, |relay, (name, value)| relay.arg(&format!("--ack-{name}")).arg(value))
+}
+
+fn remote_apply_is_visible_two_relays_below(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let upper = relay_below(&primary).start();
+    let near = standby_of(&primary, &upper, "near");
+    let lower = upper.builder_below().name("lower").start();
+    let far = standby_of(&primary, &lower, "far");
+    upper.wait_for_sql("select count(*) from pg_stat_replication where replay_lsn is not null", "2");
+    make_synchronous(&primary);
+    let mut session = session(&primary, "remote_apply");
+    for row in 1..=30 {
+        session.run(&format!("insert into t values ({row})")).expect("it is acknowledged");
+        for standby in [&near, &far] {
+            assert_eq!(standby.sql("select max(i) from t"), row.to_string(), "{standby:?}");
+        }
+    }
+    // The slowest is waited for, even two relays below.
+    far.signal_all(Signal::STOP);
+    commit_that_waits(&primary, &mut session);
+    far.signal_all(Signal::CONT);
+    session.answer().expect("it goes on");
+    upper.assert_calm();
+    lower.assert_calm();
+}
+
+fn any_one_of_two_and_one_is_frozen(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let scratch = Scratch::new("ack");
+    let config = scratch.join("walrelay.toml");
+    std::fs::write(&config, "").expect("the directory is ours");
+    let mut relay = relay_below(&primary).arg("--config").arg(&config.display().to_string()).start();
+    let (near, far) = (standby_of(&primary, &relay, "near"), standby_of(&primary, &relay, "far"));
+    make_synchronous(&primary);
+    std::fs::write(&config, "[ack]\nflush = 'ANY 1 (Near, far)'\n").expect("the directory is ours");
+    relay.reload();
+    relay.log().wait_for("ack changed, in effect");
+    relay.wait_for_sql("select count(*) from pg_stat_replication where sync_state = 'quorum'", "2");
+
+    let mut session = session(&primary, "on");
+    far.signal_all(Signal::STOP);
+    assert_commits_are_on(&mut session, &near);
+    near.signal_all(Signal::STOP);
+    commit_that_waits(&primary, &mut session);
+    let mut here = crate::acknowledgements::session(&primary, "remote_write");
+    here.run("insert into t values (2)").expect("the relay has written it");
+    far.signal_all(Signal::CONT);
+    session.answer().expect("one of them has it");
+    assert_commits_are_on(&mut session, &far);
+    near.signal_all(Signal::CONT);
+    relay.assert_calm();
+}
+
+fn it_degrades_within_its_budget(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let settings = [("flush", "ALL (a)"), ("timeout", "1s"), ("degrade", "local"), ("budget", "12s per 1h")];
+    let relay = ack(relay_below(&primary), &settings).start();
+    let a = standby_of(&primary, &relay, "a");
+    make_synchronous(&primary);
+    let mut session = session(&primary, "on");
+    assert_commits_are_on(&mut session, &a);
+
+    a.signal_all(Signal::STOP);
+    session.run("insert into t values (2)").expect("the relay has it");
+    relay.log().wait_for("flush = ALL (a) was not fulfilled in time");
+    assert_eq!(relay.sql("select sync_state from pg_stat_replication where application_name = 'a'"), "async");
+    a.signal_all(Signal::CONT);
+    relay.log().wait_for("flush = ALL (a) holds again");
+    assert_commits_are_on(&mut session, &a);
+
+    a.signal_all(Signal::STOP);
+    session.run("insert into t values (3)").expect("the relay has it");
+    relay.log().wait_for("the budget for degraded acknowledgements is spent");
+    commit_that_waits(&primary, &mut session);
+    a.signal_all(Signal::CONT);
+    session.answer().expect("it has it");
+    assert_commits_are_on(&mut session, &a);
+}
+
+fn names_come_and_go_and_nothing_falls(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let mut relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a, b)"), ("apply", "ALL (a)")]).start();
+    let (mut a, mut b) = (standby_of(&primary, &relay, "a"), standby_of(&primary, &relay, "b"));
+    make_synchronous(&primary);
+    let mut durable = session(&primary, "on");
+    assert_commits_are_on(&mut durable, &b);
+
+    a.stop();
+    assert_commits_are_on(&mut durable, &b);
+    let mut visible = session(&primary, "remote_apply");
+    commit_that_waits(&primary, &mut visible);
+    a.start();
+    visible.answer().expect("it came back");
+
+    // A relay that comes again knows of nobody.
+    assert_commits_are_on(&mut durable, &b);
+    let shown = |column: &str| {
+        format!("select {column} from pg_stat_replication where application_name = 'walrelay'")
+    };
+    let before = primary.sql(&shown("flush_lsn"));
+    a.stop();
+    b.stop();
+    relay.restart();
+    primary.wait_for_sql(&shown("flush_lsn is not null and sync_state = 'sync'"), "t");
+    assert_eq!(primary.sql(&shown(&format!("flush_lsn >= '{before}'"))), "t");
+    let mut here = session(&primary, "remote_write");
+    here.run("insert into t values (3)").expect("the relay has written it");
+    commit_that_waits(&primary, &mut durable);
+    b.start();
+    durable.answer().expect("it came back");
+    assert_commits_are_on(&mut durable, &b);
+    let single = relay.log().lines_with("apply = ALL (a) waits for a alone", Mark::default());
+    assert_eq!(single.len(), 2, "at each start");
+}
+
+fn who_applies_nothing_confirms_nothing(server: &Server) {
+    let primary = Cluster::builder(server).conf("synchronous_standby_names = 'walrelay'").start();
+    let mut unwaiting = session(&primary, "local");
+    unwaiting.run("create table t (i int)").expect("it waits for nobody");
+    let relay = relay_below(&primary).start();
+    // A backup of later would have the commit that waits in it as one that runs.
+    let scratch = Scratch::new("backup");
+    primary.base_backup_to(&scratch.join("data"));
+    relay.create_slot("receivewal");
+    let receivewal = Receivewal::start(server, &relay.conninfo(), "receivewal");
+    receivewal.wait_for_segment(&primary.switch_wal());
+    relay.log().wait_for("no apply position is reported to the upstream, which waits for this relay: no consumer that is connected");
+    assert_eq!(primary.sql("select replay_lsn is null, flush_lsn is null from pg_stat_replication"), "t|f");
+    let mut durable = session(&primary, "on");
+    durable.run("insert into t values (1)").expect("the relay has it");
+    let mut visible = session(&primary, "remote_apply");
+    commit_that_waits(&primary, &mut visible);
+    let standby = primary.standby().follow(&relay.conninfo()).from_backup(scratch.join("data")).start();
+    visible.answer().expect("somebody applies it");
+    assert_eq!(standby.sql("select count(*) from t"), "2");
+    relay.log().wait_for("the apply position is reported to the upstream again");
+    assert_eq!(relay.log().lines_with("WARN", Mark::default()).len(), 1);
+}
+
+/// It asks again and again for what is not going to come.
+fn a_server_stops_although_its_group_does_not_answer(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a, b)")]).start();
+    let a = standby_of(&primary, &relay, "a");
+    make_synchronous(&primary);
+    let mut durable = session(&primary, "on");
+    assert_commits_are_on(&mut durable, &a);
+    a.signal_all(Signal::STOP);
+    commit_that_waits(&primary, &mut durable);
+    primary.stop();
+    a.signal_all(Signal::CONT);
+    durable.answer().expect_err("the server has ended it");
+    primary.start();
+    primary.wait_for_sql("select state from pg_stat_replication", "streaming");
+    assert_commits_are_on(&mut session(&primary, "on"), &a);
+}
+
+fn decoding_waits_for_those_who_are_named(server: &Server) {
+    let conf = ["wal_level = logical", "synchronized_standby_slots = 'walrelay'"].join("\n");
+    let primary = Cluster::builder(server).conf(&conf).start();
+    primary.sql("create table t (i int)");
+    let relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a, b)")]).start();
+    let (a, b) = (standby_of(&primary, &relay, "a"), standby_of(&primary, &relay, "b"));
+    primary.sql("select pg_create_logical_replication_slot('lf', 'pgoutput', false, false, true)");
+    let decode = "select slot_name from pg_replication_slot_advance('lf', pg_current_wal_lsn())";
+    primary.sql("insert into t values (1)");
+    assert_eq!(primary.sql(decode), "lf", "they have it");
+    for standby in [&a, &b] {
+        standby.signal_all(Signal::STOP);
+    }
+    primary.sql("insert into t values (2)");
+    let mut decoder = primary.session();
+    decoder.send(decode).expect("the session is open");
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'WaitForStandbyConfirmation'";
+    primary.wait_for_sql(waits, "1");
+    b.signal_all(Signal::CONT);
+    assert_eq!(decoder.answer().as_deref(), Ok("lf"));
+    a.signal_all(Signal::CONT);
+    relay.assert_calm();
+}
