@@ -385,7 +385,9 @@ impl Acknowledger {
 
     fn judge_level(&mut self, at: usize, timeout: Duration, budget: Option<Budget>) {
         let (now, left) = (self.clock.shown, self.spending.left(budget));
-        let Some(watched) = self.levels.get_mut(at) else { return };
+        // Where nobody is named, nobody is waited for in particular: one that replays late on purpose must not use up what
+        // the others have.
+        let Some(watched) = self.levels.get_mut(at).filter(|it| it.rule.names_somebody()) else { return };
         let is_prompt = watched.follow(now, timeout / 2);
         if watched.lapsed_since.is_some() {
             if is_prompt {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Expression;
 
-/// Who is asked instead when the rule was not fulfilled in time.
+/// Who is asked instead when a rule that names somebody was not fulfilled in time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lapse {
     /// How long WAL waits for those whom the rule names.

@@ -355,6 +355,17 @@ fn a_budget_that_is_spent_leaves_it_strict_until_it_is_full_again() {
     assert_eq!((reported, events.len()), (positions(150, 150, 150), 2), "{events:?}");
 }
 
+/// A standby that replays late on purpose, or none at all.
+#[test]
+fn a_rule_that_names_nobody_does_not_lapse() {
+    let lapse = Lapse { timeout: TIMEOUT, to: Expression::local(), budget: None };
+    let mut rig = Rig::new(Rules { lapse: Some(lapse), ..Rules::default() });
+    assert_eq!(rig.pass(TIMEOUT * 2), (positions(100, 100, 0), vec![]));
+    rig.connect(1, "late");
+    rig.report(1, 50);
+    assert_eq!(rig.pass(TIMEOUT * 2), (positions(100, 100, 50), vec![]));
+}
+
 #[test]
 fn who_was_held_up_has_heard_nothing() {
     let mut rig = Rig::lapsing(None);
