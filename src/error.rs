@@ -7,6 +7,7 @@ use crate::archive::restore::{BROKEN, RestoreError};
 use crate::archive::{ArchiveError, ReadError, WriteError};
 use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
+use crate::branch::BranchError;
 use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
 use crate::parts::PartEnded;
@@ -71,6 +72,9 @@ pub enum RelayError {
     /// A directory cannot be repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// WAL that was left cannot be shown or copied.
+    #[error(transparent)]
+    Branch(#[from] BranchError),
     /// WAL could not be made durable.
     #[error("{0}; the relay stops because what it holds may not be durable")]
     Durability(String),
@@ -110,7 +114,7 @@ impl RelayError {
                 | RepairError::NoDataDirectory(_)
                 | RepairError::Store(StoreError::InUse { .. }),
             ) => 3,
-            RelayError::Verify(_) | RelayError::Repair(_) => 8,
+            RelayError::Verify(_) | RelayError::Repair(_) | RelayError::Branch(_) => 8,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
             | RelayError::Upstream(UpstreamError::Store(_)) => 4,
             RelayError::Bind(_) => 5,

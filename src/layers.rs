@@ -11,6 +11,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &["conninfo", "lane", "objects", "parts", "permissions", "pg", "pieces", "pulse", "rate", "store"],
     ),
     ("auth", &["permissions"]),
+    ("branch", &["store"]),
     (
         "config",
         &[
@@ -53,7 +54,19 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     (
         "error",
-        &["archive", "auth", "config", "downstream", "parts", "pg", "store", "upstream", "verify", "wire"],
+        &[
+            "archive",
+            "auth",
+            "branch",
+            "config",
+            "downstream",
+            "parts",
+            "pg",
+            "store",
+            "upstream",
+            "verify",
+            "wire",
+        ],
     ),
     ("gateway", &["auth", "conninfo", "lane", "pg", "rate", "redact", "store", "upstream", "wire"]),
     ("lane", &["parts", "pulse"]),
@@ -93,7 +106,13 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("store", &["consumers", "disk", "mutation", "parts", "permissions"]),
-    ("tools", &["archive", "config", "conninfo", "error", "lane", "papers", "redact", "relay", "verify"]),
+    (
+        "tools",
+        &[
+            "archive", "branch", "config", "conninfo", "error", "lane", "papers", "redact", "relay", "store",
+            "verify",
+        ],
+    ),
     ("upstream", &["conninfo", "pg", "pieces", "store"]),
     ("verify", &["archive", "store"]),
     ("wire", &["auth", "conninfo", "permissions"]),

@@ -19,12 +19,14 @@ use crate::archive::restore::{
 use crate::archive::spool::{self, Spool};
 use crate::archive::verify::{self, Report};
 use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, Target, TargetSource};
+use crate::branch::{Branch, Held};
 use crate::config::{
-    ArchiveCommand, CheckConfigArgs, CleanupArgs, Command, Config, ListArgs, Origin, PlacesArgs, RestoreArgs,
-    VerifyArgs, VerifyPlaceArgs,
+    ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, Config, ExportArgs, FailoversArgs,
+    ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
+use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
 use crate::{papers, relay};
 
@@ -36,6 +38,9 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         Command::Archive(ArchiveCommand::List(args)) => list(args, environment).await,
         Command::Verify(args) => verify_place(args, environment).await,
         Command::ArchiveCleanup(args) => cleanup(args, environment).await,
+        Command::Failovers(args) => failovers(args),
+        Command::Branch(BranchCommand::List(args)) => list_branches(args),
+        Command::Branch(BranchCommand::Export(args)) => export_branch(args),
         Command::CheckConfig(args) => check_config(args, environment),
         Command::Completions(args) => {
             papers::completions(args.shell, &mut std::io::stdout());
@@ -227,6 +232,137 @@ fn show_listing(listing: &Listing) {
         );
     }
     listing.backups.iter().for_each(|label| println!("  base backup {label}"));
+}
+
+/// Exit code 1 if something that was acknowledged was left behind, or may have been.
+fn failovers(args: &FailoversArgs) -> Result<u8, RelayError> {
+    let data_dir = args.data_dir()?;
+    let action = "could not read what is known of promotions";
+    let all = failovers::read(&data_dir).map_err(|source| RelayError::System { action, source })?;
+    let shown: Vec<ShownFailover> = all.iter().map(ShownFailover::of).collect();
+    show(args.json, &shown, show_failover)?;
+    Ok(u8::from(all.iter().any(|it| it.verdict() != Verdict::Kept)))
+}
+
+/// A promotion, as it is shown.
+#[derive(Serialize)]
+struct ShownFailover {
+    seen: String,
+    from_timeline: u32,
+    to_timeline: u32,
+    switch_point: String,
+    acknowledged: String,
+    held: String,
+    verdict: &'static str,
+    upstream_waited: bool,
+    commits_left: Option<u64>,
+    first_commit: Option<String>,
+    last_commit: Option<String>,
+}
+
+impl ShownFailover {
+    fn of(failover: &Failover) -> ShownFailover {
+        ShownFailover {
+            seen: failover.seen.to_text(),
+            from_timeline: failover.from.as_u32(),
+            to_timeline: failover.to.as_u32(),
+            switch_point: failover.switch_point.to_string(),
+            acknowledged: failover.acknowledged.to_string(),
+            held: failover.held.to_string(),
+            verdict: failover.verdict().as_str(),
+            upstream_waited: failover.was_awaited,
+            commits_left: failover.commits,
+            first_commit: failover.span.map(|span| span.0.to_text()),
+            last_commit: failover.span.map(|span| span.1.to_text()),
+        }
+    }
+}
+
+fn show_failover(it: &ShownFailover) {
+    let waited = if it.upstream_waited { "" } else { ", the upstream did not wait for this relay" };
+    let left = match (&it.commits_left, &it.first_commit, &it.last_commit) {
+        _ if it.verdict == Verdict::Kept.as_str() => String::new(),
+        (Some(commits), Some(first), Some(last)) => {
+            format!(": {commits} commits, made from {first} to {last}")
+        }
+        (Some(commits), ..) => format!(": {commits} commits"),
+        (None, ..) => ": an unknown number of commits".to_owned(),
+    };
+    println!(
+        "{}  timeline {} to {} at {}  {}, acknowledged up to {}, held up to {}{waited}{left}",
+        it.seen, it.from_timeline, it.to_timeline, it.switch_point, it.verdict, it.acknowledged, it.held
+    );
+}
+
+fn list_branches(args: &FailoversArgs) -> Result<u8, RelayError> {
+    let branches = Held::read(&args.data_dir()?)?.branches()?;
+    let shown: Vec<ShownBranch> = branches.iter().map(ShownBranch::of).collect();
+    show(args.json, &shown, show_branch)?;
+    Ok(0)
+}
+
+fn export_branch(args: &ExportArgs) -> Result<u8, RelayError> {
+    let held = Held::read(&args.held.data_dir()?)?;
+    let branch = held.branch_of(args.tli)?;
+    let names = held.export(&branch, &args.to)?;
+    let shown = ShownBranch::of(&branch);
+    if args.held.json {
+        show(true, &[shown], show_branch)?;
+    } else {
+        show_branch(&shown);
+        println!(
+            "copied {} files; to read them: pg_waldump -p {} -t {} -s {}",
+            names.len(),
+            args.to.display(),
+            branch.tli,
+            branch.from
+        );
+    }
+    Ok(0)
+}
+
+/// A branch, as it is shown.
+#[derive(Serialize)]
+struct ShownBranch {
+    timeline: u32,
+    from: String,
+    end: String,
+    bytes: u64,
+    files: Vec<String>,
+    commits: Option<u64>,
+    first_commit: Option<String>,
+    last_commit: Option<String>,
+}
+
+impl ShownBranch {
+    fn of(branch: &Branch) -> ShownBranch {
+        ShownBranch {
+            timeline: branch.tli.as_u32(),
+            from: branch.from.to_string(),
+            end: branch.end.to_string(),
+            bytes: branch.end.since(branch.from),
+            files: branch.files.clone(),
+            commits: branch.commits,
+            first_commit: branch.span.map(|span| span.0.to_text()),
+            last_commit: branch.span.map(|span| span.1.to_text()),
+        }
+    }
+}
+
+fn show_branch(it: &ShownBranch) {
+    let commits = match (&it.commits, &it.first_commit, &it.last_commit) {
+        (Some(commits), Some(first), Some(last)) => format!("{commits} commits, made from {first} to {last}"),
+        (Some(commits), ..) => format!("{commits} commits"),
+        (None, ..) => "its beginning is not held any more".to_owned(),
+    };
+    println!(
+        "timeline {}: {} to {}, {} bytes in {} files, {commits}",
+        it.timeline,
+        it.from,
+        it.end,
+        it.bytes,
+        it.files.len()
+    );
 }
 
 fn show<T: Serialize>(json: bool, all: &[T], line: impl Fn(&T)) -> Result<(), RelayError> {

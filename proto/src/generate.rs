@@ -175,8 +175,14 @@ impl WalGenerator {
 
     /// Appends the record of a commit (`xl_xact_commit`), and returns its end.
     pub fn commit(&mut self) -> Lsn {
+        let time = self.random.next().cast_signed();
+        self.commit_at(time)
+    }
+
+    /// The same of a commit that was made at this time, microseconds since 2000.
+    pub fn commit_at(&mut self, time: i64) -> Lsn {
         let mut body = vec![0xFF, 8];
-        body.extend(self.random.next().to_le_bytes());
+        body.extend(time.to_le_bytes());
         self.append_of(RM_XACT, XACT_COMMIT, &body)
     }
 

@@ -34,12 +34,34 @@ impl PgTimestamp {
         })
     }
 
+    /// As ISO 8601 writes it, in UTC and to the second.
+    pub fn to_text(self) -> String {
+        let seconds = self.0.div_euclid(1_000_000);
+        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+
     /// The same moment for a system clock; `None` if the platform cannot express it.
     pub fn to_system_time(self) -> Option<SystemTime> {
         let epoch = UNIX_EPOCH + PgTimestamp::UNIX_OFFSET;
         let distance = Duration::from_micros(self.0.unsigned_abs());
         if self.0 >= 0 { epoch.checked_add(distance) } else { epoch.checked_sub(distance) }
     }
+}
+
+/// Year, month and day of a number of days since 2000-01-01. Years begin in March here, so that the leap day comes
+/// last.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let since_march = days + 730_425;
+    let (era, day) = (since_march.div_euclid(146_097), since_march.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + carry, month, day)
 }
 
 /// A transaction id with its epoch, comparable for 2^64 transactions (`FullTransactionId`).

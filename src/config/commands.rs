@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
 use url::Url;
+use walrelay_proto::TimelineId;
 
 use super::cli::Settings;
-use super::{ConfigError, archive_targets, read_file, units, value};
+use super::{ConfigError, archive_targets, default_data_dir, read_file, units, value};
 use crate::archive::restore::PATIENCE;
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
@@ -26,12 +27,48 @@ pub enum Command {
     Verify(VerifyPlaceArgs),
     /// Remove archived WAL before a file, as pg_archivecleanup does
     ArchiveCleanup(CleanupArgs),
+    /// List the promotions that a relay has followed, and whether each kept everything that was acknowledged; exit code
+    /// 1 if one has not, or may not have
+    Failovers(FailoversArgs),
+    /// WAL that is held and does not lead to the timeline that is followed
+    #[command(subcommand)]
+    Branch(BranchCommand),
     /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
     CheckConfig(CheckConfigArgs),
     /// Write the completions of a shell to standard output
     Completions(CompletionsArgs),
     /// Write the manual pages, a file each
     Man(ManArgs),
+}
+
+/// `walrelay branch ...`.
+#[derive(Subcommand, Debug)]
+pub enum BranchCommand {
+    /// Show each timeline of which more is held than is on the way: from where to where, with how many commits
+    List(FailoversArgs),
+    /// Copy such WAL into a directory, for pg_waldump, or for the restore_command of pg_rewind
+    Export(ExportArgs),
+}
+
+/// `walrelay branch export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Where it is held.
+    #[command(flatten)]
+    pub held: FailoversArgs,
+
+    /// Its timeline
+    #[arg(value_name = "TIMELINE", value_parser = timeline)]
+    pub tli: TimelineId,
+
+    /// The directory to copy it to; made if it is not there. Nothing is overwritten
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+}
+
+fn timeline(text: &str) -> Result<TimelineId, String> {
+    let number = text.parse().ok().and_then(TimelineId::new);
+    number.ok_or_else(|| "expected the number of a timeline".to_owned())
 }
 
 /// `walrelay check-config`: what a relay would be started with.
@@ -209,6 +246,33 @@ pub struct ListArgs {
     /// Write JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `walrelay failovers` and `branch list`.
+#[derive(Args, Debug)]
+pub struct FailoversArgs {
+    /// The relay's data directory; it may be running [default: that of the --config file, else as for the relay]
+    #[arg(long, short = 'D', env = "WALRELAY_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// The relay's configuration file
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Write JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl FailoversArgs {
+    /// Whose they are.
+    pub fn data_dir(&self) -> Result<PathBuf, ConfigError> {
+        if let Some(dir) = &self.data_dir {
+            return Ok(dir.clone());
+        }
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        file.data_dir.map_or_else(default_data_dir, Ok)
+    }
 }
 
 /// `walrelay archive-cleanup`.

@@ -31,8 +31,8 @@ pub use archive::archive_targets;
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
-    ArchiveCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ListArgs, ManArgs, Origin,
-    PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
+    ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ExportArgs,
+    FailoversArgs, ListArgs, ManArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
 };
 
 /// A checked configuration.

@@ -85,6 +85,16 @@ impl Acknowledgements {
         self.change(|machine| machine.told_before(flush));
     }
 
+    /// What was reported of this timeline by this process; `None` if it has had no upstream on it.
+    pub(crate) fn reported(&self) -> Option<Positions> {
+        lock(&self.machine).reported()
+    }
+
+    /// Whether an upstream has waited for this relay on this timeline, as far as is known.
+    pub(crate) fn was_awaited(&self) -> bool {
+        lock(&self.machine).was_awaited()
+    }
+
     /// What is to be reported, with WAL written and durable up to here.
     pub fn compose(&self, write: Lsn, flush: Lsn) -> Positions {
         self.compose_at(write, flush, Instant::now())

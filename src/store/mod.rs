@@ -22,6 +22,7 @@
 mod checkpoint;
 mod cluster;
 mod dir;
+pub mod failovers;
 mod flusher;
 mod followed;
 mod holds;
@@ -73,6 +74,7 @@ use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
 use dir::DataDir;
+use failovers::Failover;
 use flusher::{FlushQueue, Flusher};
 use last_run::{Files, LastRun};
 use recovery::RecoveryPlan;
@@ -260,6 +262,8 @@ pub struct Store {
     slots: Arc<Slots>,
     consumers: Arc<Consumers>,
     lag: LagClock,
+    /// See [`Store::found`].
+    found: Option<TimelinePosition>,
     failure: watch::Sender<Option<String>>,
 }
 
@@ -413,6 +417,7 @@ impl Store {
             slots,
             consumers,
             lag: LagClock::new(),
+            found: end,
             failure: watch::Sender::new(None),
         });
         store.look_for_oldest();
@@ -488,6 +493,11 @@ impl Store {
     /// disk.
     pub fn replace_state(&self, name: &str, content: &str) -> io::Result<()> {
         self.dir.replace(name, content)
+    }
+
+    /// Keeps what became of acknowledged WAL where a timeline was left, durably. Waits for the disk.
+    pub fn add_failover(&self, failover: &Failover) -> io::Result<()> {
+        failovers::add(self, failover)
     }
 
     /// Where the WAL held here ends; `None` before the first record, unless the upstream streams and has none yet: then
@@ -724,6 +734,11 @@ impl Store {
             }
             None => self.consumers.set_feedback(consumer, feedback),
         }
+    }
+
+    /// Where the WAL ended that an earlier process has left here: nothing beyond that was reported by it.
+    pub fn found(&self) -> Option<TimelinePosition> {
+        self.found
     }
 
     /// When WAL arrived, for lag in time.

@@ -534,13 +534,13 @@ impl Writer {
         self.store.clamp_slots(common);
     }
 
-    /// Commits on the present timeline's way from `from` on, where a record begins; `None` if not all of that WAL can
-    /// be read, or there is more of it than `most` bytes.
+    /// Commits on the present timeline's way from `from`, where a record begins, up to `to` or the end of what is held; `None`
+    /// if not all of that WAL can be read, or there is more of it than `most` bytes.
     ///
     /// Waits for the disk.
-    pub fn commits_since(&self, from: Lsn, most: u64) -> Option<u64> {
+    pub fn commits_between(&self, from: Lsn, to: Lsn, most: u64) -> Option<CommitCounter> {
         let stream = self.stream.as_ref()?;
-        let (end, size) = (stream.published?, stream.identity.seg_size);
+        let (end, size) = (stream.published?.min(to), stream.identity.seg_size);
         let (history, mut at) = (self.store.history(), from);
         let mut counter = CommitCounter::new(from, size);
         while at < end && end.since(from) <= most {
@@ -559,7 +559,7 @@ impl Writer {
                 at = at.advance(piece.len() as u64);
             }
         }
-        (at >= end).then_some(counter.commits())
+        (at >= end).then_some(counter)
     }
 }
 

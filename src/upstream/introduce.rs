@@ -8,7 +8,7 @@ use walrelay_proto::{Lsn, SegSize, SlotName, TimelineId};
 use super::failure::{UpstreamError, explain};
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::pg::{QueryError, QueryResult, UpstreamConnection, connect};
-use crate::store::{Identity, Store, UpstreamParameters};
+use crate::store::{Identity, Store, TimelinePosition, UpstreamParameters};
 
 const IDENTIFY: &str = "IDENTIFY_SYSTEM";
 const SEG_SIZE: &str = "SHOW wal_segment_size";
@@ -53,9 +53,10 @@ impl Introduced {
         let acknowledgements = store.consumers().acknowledgements();
         let names = self.parameters.settings.get("synchronous_standby_names").map(String::as_str);
         acknowledgements.follow(names.unwrap_or_default(), own_name);
-        if let Slot::There { reserved: Some(Reserved { lsn, tli: Some(tli) }) } = self.slot
-            && tli == store.history().tli()
-        {
+        let Slot::There { reserved: Some(Reserved { lsn, tli: Some(tli) }) } = self.slot else { return };
+        // Somebody else may have made it, further on than we have ever reported.
+        let was_ours = |found: &TimelinePosition| found.tli == tli && lsn <= found.lsn;
+        if tli == store.history().tli() && store.found().as_ref().is_some_and(was_ours) {
             acknowledgements.told_before(lsn);
         }
     }

@@ -207,14 +207,14 @@ impl Link {
     /// Goes on with the timeline that was found; the present one is left.
     pub(super) fn take_up(&mut self, writer: &mut Writer, newest: TimelineId) -> Result<(), UpstreamError> {
         let Some(held) = self.found.take() else { return Err(AppendError::Failed.into()) };
-        let (left, end) = (Left::of(writer, held.history()), held.end());
+        let (left, end) = (Left::of(writer, held.history(), newest), held.end());
         writer.take_up(held, newest)?;
         tracing::info!(
             "went back to timeline {}, held up to {}, to follow timeline {newest}",
             end.tli,
             end.lsn
         );
-        left.tell(writer, newest);
+        left.tell(writer);
         Ok(())
     }
 
@@ -334,10 +334,10 @@ fn timeline_ended(tli: TimelineId, next: Option<(TimelineId, Lsn)>) -> StreamEnd
 /// Goes on along the timeline `to`.
 pub(super) fn switch(writer: &mut Writer, to: TimelineId) -> Result<(), UpstreamError> {
     let history = read_history(writer.store(), to)?;
-    let (at, left) = (history.begin(), Left::of(writer, &history));
+    let (at, left) = (history.begin(), Left::of(writer, &history, to));
     writer.switch_timeline(history)?;
     tracing::info!("switched to timeline {to} at {at}");
-    left.tell(writer, to);
+    left.tell(writer);
     Ok(())
 }
 

@@ -62,6 +62,7 @@ mod tls;
 mod truncated;
 mod unusable_upstream;
 mod upstream_restart;
+mod verdict;
 mod verify;
 mod versions;
 mod wal_write;

@@ -33,8 +33,11 @@ pub struct Acknowledger {
     members: BTreeMap<u32, Member>,
     /// What is reported, at least.
     reported: Positions,
-    /// Whether the upstream waits for this relay.
+    /// Whether this timeline was reported of.
+    has_reported: bool,
+    /// Whether the upstream waits for this relay, and whether one did on this timeline.
     is_awaited: bool,
+    was_awaited: bool,
     clock: Clock,
     spending: Spending,
     events: VecDeque<Event>,
@@ -166,7 +169,9 @@ impl Acknowledger {
             lapsed_to: None,
             members: BTreeMap::new(),
             reported: Positions::default(),
+            has_reported: false,
             is_awaited: false,
+            was_awaited: false,
             clock: Clock { looked: now, shown: Duration::ZERO },
             spending: Spending::default(),
             events: VecDeque::new(),
@@ -204,6 +209,17 @@ impl Acknowledger {
     /// Whether the upstream waits for this relay's reports.
     pub fn set_awaited(&mut self, is_awaited: bool) {
         self.is_awaited = is_awaited;
+        self.was_awaited |= is_awaited;
+    }
+
+    /// Whether an upstream has waited for this relay on this timeline.
+    pub fn was_awaited(&self) -> bool {
+        self.was_awaited
+    }
+
+    /// What was reported of this timeline at most; `None` if nothing was asked for yet.
+    pub fn reported(&self) -> Option<Positions> {
+        self.has_reported.then_some(self.reported)
     }
 
     /// A consumer has connected. Its number is nobody else's.
@@ -245,7 +261,8 @@ impl Acknowledger {
         for member in self.members.values_mut() {
             member.has = None;
         }
-        self.reported = Positions::default();
+        (self.reported, self.has_reported) = (Positions::default(), false);
+        self.was_awaited = self.is_awaited;
         for at in 0..self.levels.len() {
             self.return_to_rule(at);
         }
@@ -279,7 +296,7 @@ impl Acknowledger {
             value = watched.value().min(value).max(told);
             composed.set(watched.level, Lsn::new(value).valid());
         }
-        self.reported = self.reported.max(composed);
+        (self.reported, self.has_reported) = (self.reported.max(composed), true);
         composed
     }
 

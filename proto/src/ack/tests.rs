@@ -257,7 +257,9 @@ fn another_timeline_begins_with_nothing() {
     rig.connect(1, "a");
     rig.report(1, 50);
     assert_eq!(rig.compose(), positions(100, 50, 50));
+    assert_eq!(rig.machine.reported(), Some(positions(100, 50, 50)));
     rig.machine.begin_timeline();
+    assert_eq!(rig.machine.reported(), None);
     rig.here = 40;
     assert_eq!(rig.compose(), positions(40, 0, 0));
     rig.machine.report(1, None);
@@ -380,6 +382,11 @@ fn that_nothing_can_be_reported_is_told_where_somebody_waits() {
     let mut rig = Rig::new(Rules::default());
     let minute = Duration::from_secs(60);
     assert_eq!(rig.pass(minute).1, [], "nobody waits for this relay");
+    rig.machine.set_awaited(true);
+    rig.machine.set_awaited(false);
+    assert!(rig.machine.was_awaited());
+    rig.machine.begin_timeline();
+    assert!(!rig.machine.was_awaited());
     rig.machine.set_awaited(true);
     assert_eq!(rig.pass(minute).1, [Event::Silent { level: Level::Apply }]);
     rig.connect(1, "s");

@@ -73,28 +73,6 @@ fn main_data(mut headers: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// A moment as ISO 8601 writes it, in UTC and to the second.
-pub(super) fn to_text(time: PgTimestamp) -> String {
-    let seconds = time.as_micros().div_euclid(1_000_000);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Year, month and day of a number of days since 2000-01-01. Years begin in March here, so that the leap day comes
-/// last.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let since_march = days + 730_425;
-    let (era, day) = (since_march.div_euclid(146_097), since_march.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + carry, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +134,7 @@ mod tests {
             (36_583 * day, "2100-02-28T00:00:00Z"),
             (36_584 * day, "2100-03-01T00:00:00Z"),
         ] {
-            assert_eq!(to_text(PgTimestamp::from_micros(micros)), text);
+            assert_eq!(PgTimestamp::from_micros(micros).to_text(), text);
         }
     }
 
@@ -164,7 +142,7 @@ mod tests {
     fn no_bytes_do_harm() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let times = commit_times(bytes, size());
-            times.into_iter().for_each(|time| _ = to_text(time));
+            times.into_iter().for_each(|time| _ = time.to_text());
         });
     }
 }

@@ -138,8 +138,8 @@ async fn stretch(
         to: end.to_string(),
         segments: run.len(),
         stored_bytes: run.iter().map(|held| held.size).sum(),
-        first_commit: first_commit.map(commits::to_text),
-        last_commit: last_commit.map(commits::to_text),
+        first_commit: first_commit.map(PgTimestamp::to_text),
+        last_commit: last_commit.map(PgTimestamp::to_text),
         history,
     })
 }

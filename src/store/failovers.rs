@@ -1,0 +1,268 @@
+//! What became of acknowledged WAL when a timeline was left: judged when the relay goes over to another one, and kept in a
+//! small file for whoever asks later.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use walrelay_proto::ack::Positions;
+use walrelay_proto::{Lsn, PgTimestamp, TimelineId};
+
+use super::{Store, dir};
+use crate::disk::OsDisk;
+
+const FILE: &str = "failovers.toml";
+/// So many are kept.
+const MOST: usize = 100;
+
+/// A timeline that was left for another one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failover {
+    /// When the relay saw it.
+    pub seen: PgTimestamp,
+    /// The timeline that was left.
+    pub from: TimelineId,
+    /// The one that was begun, or is followed instead.
+    pub to: TimelineId,
+    /// Where their ways part.
+    pub switch_point: Lsn,
+    /// End of what is held of the timeline that was left.
+    pub held: Lsn,
+    /// What the upstream was told of it at most.
+    pub acknowledged: Lsn,
+    /// Whether it was told so by this process; else it may have been told less.
+    pub is_certain: bool,
+    /// Whether the upstream had this relay in its `synchronous_standby_names`.
+    pub was_awaited: bool,
+    /// Commits that were left behind although they were acknowledged; `None` if they could not be counted.
+    pub commits: Option<u64>,
+    /// When the first and the last of them were made.
+    pub span: Option<(PgTimestamp, PgTimestamp)>,
+}
+
+/// Whether everything acknowledged is on the new timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It is.
+    Kept,
+    /// Some of it is not.
+    Left,
+    /// What is left may have been acknowledged.
+    Doubtful,
+}
+
+impl Verdict {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Kept => "kept",
+            Verdict::Left => "left",
+            Verdict::Doubtful => "doubtful",
+        }
+    }
+}
+
+impl Failover {
+    /// What came of it.
+    pub fn verdict(&self) -> Verdict {
+        match (self.acknowledged <= self.switch_point, self.is_certain) {
+            (true, _) => Verdict::Kept,
+            (false, true) => Verdict::Left,
+            (false, false) => Verdict::Doubtful,
+        }
+    }
+}
+
+/// What the upstream was told of the timeline that is received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// The furthest of the positions that were reported.
+    pub acknowledged: Lsn,
+    /// Whether they were reported by this process.
+    pub is_certain: bool,
+}
+
+impl Told {
+    /// By what this process has reported, or if it has not, by what is held: nothing else was ever reported.
+    pub fn of(reported: Option<Positions>, held: Lsn) -> Told {
+        match reported {
+            Some(at) => {
+                let acknowledged = at.write.max(at.flush).max(at.apply).unwrap_or_default();
+                Told { acknowledged: acknowledged.min(held), is_certain: true }
+            }
+            None => Told { acknowledged: held, is_certain: false },
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize, Default)]
+struct Saved {
+    #[serde(default)]
+    failover: Vec<SavedFailover>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedFailover {
+    /// Microseconds since 2000, as all times here.
+    seen: i64,
+    from: u32,
+    to: u32,
+    switch_point: String,
+    held: String,
+    acknowledged: String,
+    certain: bool,
+    awaited: bool,
+    commits: Option<u64>,
+    first_commit: Option<i64>,
+    last_commit: Option<i64>,
+}
+
+/// Understands the file's content.
+fn parse(text: &str) -> io::Result<Vec<Failover>> {
+    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
+    let saved: Saved = toml::from_str(text).map_err(|error| bad(error.message().replace('\n', " ")))?;
+    let time = |micros: Option<i64>| micros.map(PgTimestamp::from_micros);
+    let failover = |saved: SavedFailover| {
+        Some(Failover {
+            seen: PgTimestamp::from_micros(saved.seen),
+            from: TimelineId::new(saved.from)?,
+            to: TimelineId::new(saved.to)?,
+            switch_point: saved.switch_point.parse().ok()?,
+            held: saved.held.parse().ok()?,
+            acknowledged: saved.acknowledged.parse().ok()?,
+            is_certain: saved.certain,
+            was_awaited: saved.awaited,
+            commits: saved.commits,
+            span: time(saved.first_commit).zip(time(saved.last_commit)),
+        })
+    };
+    let all: Option<Vec<Failover>> = saved.failover.into_iter().map(failover).collect();
+    all.ok_or_else(|| bad("a timeline or a position is none".to_owned()))
+}
+
+/// What a data directory says; a relay may be running on it.
+pub fn read(data_dir: &Path) -> io::Result<Vec<Failover>> {
+    let content = dir::read_if_present(&OsDisk, &data_dir.join(FILE))?;
+    let text = content.map(String::from_utf8).transpose().map_err(io::Error::other)?;
+    parse(&text.unwrap_or_default())
+}
+
+/// Adds one, durably. The same one again, after a crash, replaces what was said of it before, unless that was certain. Waits
+/// for the disk.
+pub(super) fn add(store: &Store, failover: &Failover) -> io::Result<()> {
+    let text = store.read_state(FILE)?.unwrap_or_default();
+    let mut all = parse(&text)?;
+    let key = |it: &Failover| (it.from, it.to, it.switch_point);
+    if !failover.is_certain && all.iter().any(|before| before.is_certain && key(before) == key(failover)) {
+        return Ok(());
+    }
+    all.retain(|before| key(before) != key(failover));
+    all.push(failover.clone());
+    all.drain(..all.len().saturating_sub(MOST));
+    let saved = Saved { failover: all.iter().map(SavedFailover::of).collect() };
+    store.replace_state(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+}
+
+impl SavedFailover {
+    fn of(failover: &Failover) -> SavedFailover {
+        SavedFailover {
+            seen: failover.seen.as_micros(),
+            from: failover.from.as_u32(),
+            to: failover.to.as_u32(),
+            switch_point: failover.switch_point.to_string(),
+            held: failover.held.to_string(),
+            acknowledged: failover.acknowledged.to_string(),
+            certain: failover.is_certain,
+            awaited: failover.was_awaited,
+            commits: failover.commits,
+            first_commit: failover.span.map(|span| span.0.as_micros()),
+            last_commit: failover.span.map(|span| span.1.as_micros()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreConfig;
+    use crate::store::WalWrite;
+
+    fn failover(to: u32, switch_point: u64) -> Failover {
+        let at = PgTimestamp::from_micros;
+        Failover {
+            seen: at(7),
+            from: TimelineId::FIRST,
+            to: TimelineId::new(to).unwrap(),
+            switch_point: Lsn::new(switch_point),
+            held: Lsn::new(900),
+            acknowledged: Lsn::new(500),
+            is_certain: true,
+            was_awaited: true,
+            commits: Some(3),
+            span: Some((at(1), at(2))),
+        }
+    }
+
+    fn store(dir: &std::path::Path) -> std::sync::Arc<Store> {
+        let config = StoreConfig {
+            data_dir: dir.to_owned(),
+            wal_write: WalWrite::Pwrite,
+            wal_keep_size: 0,
+            max_slot_wal_keep_size: None,
+            max_replication_slots: 1,
+        };
+        Store::open_on(std::sync::Arc::new(crate::disk::OsDisk), config).unwrap().store
+    }
+
+    #[test]
+    fn what_was_told_decides() {
+        let at = |lsn: u64| Lsn::new(lsn).valid();
+        let reported = Positions { write: at(600), flush: at(500), apply: None };
+        let told = |reported, held| Told::of(reported, Lsn::new(held));
+        assert_eq!(told(Some(reported), 900), Told { acknowledged: Lsn::new(600), is_certain: true });
+        assert_eq!(told(Some(reported), 550), Told { acknowledged: Lsn::new(550), is_certain: true });
+        let nothing = Told { acknowledged: Lsn::INVALID, is_certain: true };
+        assert_eq!(told(Some(Positions::default()), 900), nothing);
+        assert_eq!(told(None, 900), Told { acknowledged: Lsn::new(900), is_certain: false });
+        let check = |switch: u64, is_certain, expected| {
+            let failover = Failover { is_certain, ..failover(2, switch) };
+            assert_eq!(failover.verdict(), expected, "{switch}");
+        };
+        check(500, true, Verdict::Kept);
+        check(499, true, Verdict::Left);
+        check(500, false, Verdict::Kept);
+        check(499, false, Verdict::Doubtful);
+    }
+
+    #[test]
+    fn the_last_ones_are_kept_and_each_once() {
+        let scratch = crate::permissions::private_tempdir();
+        let store = store(scratch.path());
+        let read = || read(scratch.path()).unwrap();
+        assert_eq!(read(), []);
+        add(&store, &failover(2, 100)).unwrap();
+        add(&store, &failover(3, 200)).unwrap();
+        let again =
+            Failover { seen: PgTimestamp::from_micros(9), commits: None, span: None, ..failover(2, 100) };
+        add(&store, &again).unwrap();
+        assert_eq!(read(), [failover(3, 200), again.clone()]);
+        // A crash came before the other timeline was followed, and nothing is known for certain any more.
+        add(&store, &Failover { is_certain: false, ..failover(2, 100) }).unwrap();
+        assert_eq!(read(), [failover(3, 200), again]);
+        for to in 10..10 + MOST as u32 {
+            add(&store, &failover(to, 300)).unwrap();
+        }
+        assert_eq!((read().len(), read()[0].to.as_u32()), (MOST, 10));
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error_and_stays() {
+        let scratch = crate::permissions::private_tempdir();
+        let store = store(scratch.path());
+        for bad in ["failover = 1\n", "[[failover]]\nseen = 1\n"] {
+            store.replace_state(FILE, bad).unwrap();
+            assert!(add(&store, &failover(2, 100)).is_err() && read(scratch.path()).is_err());
+            assert_eq!(store.read_state(FILE).unwrap().as_deref(), Some(bad));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Whether a promotion kept everything that the relay had acknowledged, and who is told.
+
+use std::process::Command;
+
+use walrelay_testkit::{Cluster, Mark, Relay, Scratch, Server, on_every_version, tied_command};
+
+use crate::{relay_below, walrelay};
+
+on_every_version!(a_promotion_that_kept_everything_says_so, what_a_promotion_has_left_is_an_error_and_listed);
+
+/// A primary that waits for the relay, and a standby of its own, which the relay follows next.
+fn cluster(server: &Server) -> (Cluster, Cluster, Relay) {
+    let primary = Cluster::builder(server).name("a").start();
+    primary.sql("create table t (i int)");
+    let next = primary.standby().name("b").start();
+    let relay = relay_below(&primary).upstream(&Relay::hosts(&[&primary, &next])).start();
+    primary.append_conf("synchronous_standby_names = 'walrelay'");
+    primary.reload();
+    let state = "select sync_state from pg_stat_replication where application_name = 'walrelay'";
+    primary.wait_for_sql(state, "sync");
+    (primary, next, relay)
+}
+
+/// What `walrelay failovers` says, and its exit code.
+fn failovers(relay: &Relay, options: &[&str]) -> (String, Option<i32>) {
+    let dir = relay.data_dir();
+    let output = Command::new(walrelay()).arg("failovers").arg("-D").arg(dir).args(options).output();
+    let output = output.expect("the program is there");
+    (String::from_utf8(output.stdout).expect("text"), output.status.code())
+}
+
+fn a_promotion_that_kept_everything_says_so(server: &Server) {
+    let (mut primary, next, relay) = cluster(server);
+    assert_eq!(failovers(&relay, &[]), (String::new(), Some(0)));
+    primary.sql("insert into t values (1)");
+    next.wait_for_replay(primary.settled_lsn());
+    primary.stop();
+    next.promote();
+    relay.wait_for_timeline(2);
+    relay.log().wait_for("promotion to timeline 2 at ");
+    let said = relay.log().lines_with("kept everything acknowledged (up to ", Mark::default());
+    assert_eq!(said.len(), 1, "{said:?}");
+    let (listed, code) = failovers(&relay, &[]);
+    assert!(listed.contains("timeline 1 to 2 at ") && listed.contains("  kept, "), "{listed}");
+    assert_eq!((listed.lines().count(), code), (1, Some(0)));
+}
+
+fn what_a_promotion_has_left_is_an_error_and_listed(server: &Server) {
+    let (mut primary, next, mut relay) = cluster(server);
+    // It learns when it connects that it is waited for.
+    relay.restart();
+    primary.sql("insert into t values (0)");
+    next.wait_for_replay(primary.settled_lsn());
+    primary.freeze_walsender("b");
+    for row in 1..=5 {
+        primary.sql(&format!("insert into t values ({row})"));
+    }
+    primary.kill9();
+    next.promote();
+    relay.wait_for_timeline(2);
+    relay.log().wait_for("promotion to timeline 2 at ");
+    let said = relay.log().lines_with("promotion to timeline 2 at ", Mark::default());
+    assert_eq!(said.len(), 1, "{said:?}");
+    let part = "left WAL of timeline 1 behind that was acknowledged, up to ";
+    assert!(said[0].contains("ERROR") && said[0].contains(part), "{said:?}");
+    assert!(said[0].contains(": 5 commits, made from 20"), "{said:?}");
+    assert_eq!(next.sql("select count(*) from t"), "1");
+    let check = |relay: &Relay| {
+        let (listed, code) = failovers(relay, &["--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        let only = &listed.as_array().expect("a list")[..];
+        assert_eq!((only.len(), code), (1, Some(1)), "{only:?}");
+        let shown = ["from_timeline", "to_timeline", "verdict", "commits_left", "upstream_waited"];
+        let shown = shown.map(|name| only[0][name].to_string());
+        assert_eq!(shown, ["1", "2", "\"left\"", "5", "true"]);
+    };
+    check(&relay);
+    what_was_left_can_be_read(server, &relay);
+    relay.kill9();
+    relay.start();
+    check(&relay);
+}
+
+/// Five commits, by PostgreSQL's own reader.
+fn what_was_left_can_be_read(server: &Server, relay: &Relay) {
+    let scratch = Scratch::new("branch");
+    let run = |args: &[&str]| {
+        let dir = relay.data_dir().display().to_string();
+        let output = Command::new(walrelay()).arg("branch").args(args).args(["-D", &dir]).output();
+        let output = output.expect("the program is there");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let listed = run(&["list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!((&listed[0]["timeline"], &listed[0]["commits"]), (&1.into(), &5.into()), "{listed}");
+    let to = scratch.join("left").display().to_string();
+    let said = run(&["export", "1", "--to", &to]);
+    assert!(said.contains(&format!("pg_waldump -p {to} -t 1 -s ")), "{said}");
+    let from = listed[0]["from"].as_str().expect("a position");
+    let mut dump = tied_command(&server.program("pg_waldump"));
+    // It ends with an error at the end of the WAL.
+    let dumped = dump.args(["-p", &to, "-t", "1", "-s", from, "-r", "Transaction"]).output();
+    let dumped = String::from_utf8_lossy(&dumped.expect("pg_waldump is installed").stdout).into_owned();
+    assert_eq!(dumped.matches("desc: COMMIT ").count(), 5, "{dumped}");
+}
