@@ -10,8 +10,10 @@ use crate::auth::users::UsersError;
 use crate::branch::BranchError;
 use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
+use crate::http::HttpError;
 use crate::parts::PartEnded;
 use crate::pg::ConnectError;
+use crate::show::ShowError;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 use crate::verify::{RepairError, VerifyError};
@@ -48,6 +50,9 @@ pub enum RelayError {
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
+    /// The address of `--http-listen` cannot be had.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -66,6 +71,9 @@ pub enum RelayError {
     /// A WAL file could not be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A relay does not say how it is.
+    #[error(transparent)]
+    Show(#[from] ShowError),
     /// A directory cannot be verified.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -114,10 +122,10 @@ impl RelayError {
                 | RepairError::NoDataDirectory(_)
                 | RepairError::Store(StoreError::InUse { .. }),
             ) => 3,
-            RelayError::Verify(_) | RelayError::Repair(_) | RelayError::Branch(_) => 8,
+            RelayError::Verify(_) | RelayError::Repair(_) | RelayError::Branch(_) | RelayError::Show(_) => 8,
             RelayError::Store(StoreError::OtherCluster { .. } | StoreError::OtherSegSize { .. })
             | RelayError::Upstream(UpstreamError::Store(_)) => 4,
-            RelayError::Bind(_) => 5,
+            RelayError::Bind(_) | RelayError::Http(_) => 5,
             RelayError::Store(_) | RelayError::Upstream(UpstreamError::Append(_)) => 6,
             RelayError::Durability(_) => 6,
             RelayError::Part(_) => FAULT,

@@ -8,10 +8,13 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::{RelayError, UNREADABLE};
+use walrelay::events::Events;
 use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
@@ -116,6 +119,7 @@ fn last_words(error: &RelayError) -> String {
 
 /// `format` is set as soon as the log has begun.
 fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
+    let events = Events::default();
     let file = cli.config.clone().unwrap_or_default();
     let tell = |line: &str| log.put(format!("walrelay: warning: {line}\n").as_bytes());
     let config = slow::told_of(
@@ -124,7 +128,7 @@ fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
         tell,
         || Config::resolve(cli, &Environment::of_process()),
     )?;
-    start_log(&config, log);
+    start_log(&config, log, events.clone());
     *format = config.log_format;
     let action = "could not install signal handler";
     explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
@@ -132,7 +136,7 @@ fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
     // Where the allocator does not know that, it keeps more.
     map_large_blocks();
     let runtime = start_runtime()?;
-    let result = runtime.block_on(relay::run(config));
+    let result = runtime.block_on(relay::run(config, events));
     // A blocking read of a dead disk must not hold up the end.
     runtime.shutdown_background();
     result
@@ -145,14 +149,14 @@ fn start_runtime() -> Result<Runtime, RelayError> {
         .map_err(|source| RelayError::System { action: "could not start the runtime", source })
 }
 
-fn start_log(config: &Config, log: &Log) {
+fn start_log(config: &Config, log: &Log, events: Events) {
     let filter = EnvFilter::new(config.log_level.to_string());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     match config.log_format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
-            lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false).init();
+            lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false).finish().with(events).init();
         }
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).finish().with(events).init(),
     }
 }

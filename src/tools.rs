@@ -26,6 +26,7 @@ use crate::config::{
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
+use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
 use crate::{papers, relay};
@@ -51,6 +52,7 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
             let written = papers::man_pages(&args.dir);
             written.map(|()| 0).map_err(|source| RelayError::System { action, source })
         }
+        Command::Status(args) => show::run(args, environment).await,
     }
 }
 

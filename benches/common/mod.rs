@@ -62,6 +62,8 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         sql_overlay: true,
         recall,
         descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0)),
+        counts: Arc::default(),
+        status: None,
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");

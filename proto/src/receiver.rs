@@ -227,6 +227,8 @@ pub struct Receiver {
     unanswerable_pings: u32,
     /// Since when the server has asked for what those whom our reports depend on have not confirmed.
     asked_since: Option<Instant>,
+    /// See [`Receiver::server_end`].
+    server_end: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -292,6 +294,7 @@ impl Receiver {
             feedback_sent: false,
             unanswerable_pings: 0,
             asked_since: None,
+            server_end: None,
         }
     }
 
@@ -309,6 +312,12 @@ impl Receiver {
     /// What was read and not taken: after [`StreamEnd::Timeline`] it is the beginning of the next answer.
     pub fn unread(&self) -> &[u8] {
         self.buffer.unread()
+    }
+
+    /// Where the server's WAL ended as far as it has told: with its WAL how far it could send, with a keepalive how far it had
+    /// sent (PostgreSQL: `latest_end_lsn`). Not checked: it decides nothing.
+    pub fn server_end(&self) -> Option<Lsn> {
+        self.server_end
     }
 
     /// Whether to read. Not once we stop.
@@ -399,7 +408,10 @@ impl Receiver {
     fn take_input(&mut self) -> Result<bool, ReceiverError> {
         let expected = !matches!(self.state, State::Stopping | State::Over);
         match expected.then(|| self.cutter.cut(&mut self.buffer)).transpose()?.flatten() {
-            Some(Piece::Wal { at, wal }) => self.take_wal(at, wal)?,
+            Some(Piece::Wal { at, wal }) => {
+                self.server_end = self.cutter.take_server_end().or(self.server_end);
+                self.take_wal(at, wal)?;
+            }
             Some(Piece::Message { kind, body }) => {
                 // Positions in an answer cover what came before the question.
                 self.commit();
@@ -519,9 +531,13 @@ impl Receiver {
             (_, State::Leaving { .. } | State::Refused { .. }) => return self.take_result(kind, body),
             (b'd', _) => match ServerMessage::decode(&body)? {
                 ServerMessage::Keepalive(keepalive) if keepalive.reply_requested => {
+                    self.server_end = keepalive.end.valid().or(self.server_end);
                     self.steps.push_back(Step::Ping { sent: keepalive.end });
                 }
-                ServerMessage::Keepalive(_) | ServerMessage::XLogData(..) => {}
+                ServerMessage::Keepalive(keepalive) => {
+                    self.server_end = keepalive.end.valid().or(self.server_end);
+                }
+                ServerMessage::XLogData(..) => {}
             },
             (b'c', _) => {
                 self.then(Action::Send(Message::CopyDone));

@@ -21,13 +21,14 @@ mod tend;
 pub use crate::pulse::Pulse;
 #[cfg(test)]
 pub(crate) use back::memory;
-pub use back::recall::{Recall, RecallError};
+pub use back::recall::{Recall, RecallError, RecallSeen};
 pub use back::relay_directory::RelayDirectory;
 pub use back::source::{FetchError, Fetching, Look, Source};
 pub use back::streaming::Server;
 pub use back::target_source::TargetSource;
 pub use back::{fetch, restore, spool};
 pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets};
+pub use out::board::TargetSeen;
 pub use out::command::command_placeholders;
 pub use repo::chain::missing_segments;
 pub use repo::check;

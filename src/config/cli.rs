@@ -46,6 +46,12 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(super) listen: Vec<String>,
 
+    /// Where to serve metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT; there is no login
+    /// [default: nowhere]
+    #[arg(long, env = "WALRELAY_HTTP_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(default, deserialize_with = "text")]
+    pub(super) http_listen: Option<String>,
+
     /// Replication slot on the upstream, created if missing [default: walrelay]
     #[arg(long, env = "WALRELAY_SLOT", value_name = "NAME")]
     pub(super) slot: Option<String>,
@@ -215,6 +221,7 @@ impl Settings {
             upstream: self.upstream.or(other.upstream),
             data_dir: self.data_dir.or(other.data_dir),
             listen: if self.listen.is_empty() { other.listen } else { self.listen },
+            http_listen: self.http_listen.or(other.http_listen),
             slot: self.slot.or(other.slot),
             hba_file: self.hba_file.or(other.hba_file),
             auth_file: self.auth_file.or(other.auth_file),
@@ -260,7 +267,7 @@ impl Settings {
             }};
         }
         compare! {
-            upstream data_dir listen slot hba_file auth_file ident_file ssl_cert_file ssl_key_file
+            upstream data_dir listen http_listen slot hba_file auth_file ident_file ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
             ack recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders

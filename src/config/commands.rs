@@ -13,6 +13,7 @@ use super::{ConfigError, archive_targets, default_data_dir, read_file, units, va
 use crate::archive::restore::PATIENCE;
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
+use crate::downstream::ListenAddr;
 use crate::redact::redact;
 
 /// What to do instead of running a relay.
@@ -27,6 +28,8 @@ pub enum Command {
     Verify(VerifyPlaceArgs),
     /// Remove archived WAL before a file, as pg_archivecleanup does
     ArchiveCleanup(CleanupArgs),
+    /// Show a running relay: how far everybody is, and what somebody should look at; exit code 1 if there is anything
+    Status(StatusArgs),
     /// List the promotions that a relay has followed, and whether each kept everything that was acknowledged; exit code
     /// 1 if one has not, or may not have
     Failovers(FailoversArgs),
@@ -236,6 +239,59 @@ impl VerifyPlaceArgs {
     }
 }
 
+/// `walrelay status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// How to connect to the relay [default: where the --config file has it listen, else as libpq would]
+    #[arg(value_name = "CONNINFO")]
+    pub conninfo: Option<String>,
+
+    /// The relay's configuration file
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Write all there is as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show it again, every two seconds unless told otherwise
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2")]
+    pub watch: Option<f64>,
+}
+
+impl StatusArgs {
+    /// The relay to ask: over its Unix socket where it listens on one.
+    pub fn relay(&self, environment: &Environment) -> Result<ConnInfo, ConfigError> {
+        let listens = || self.config.as_deref().map(read_file).transpose();
+        let text = match &self.conninfo {
+            Some(text) => text.clone(),
+            None => listens()?.map(|settings| reach(&settings.listen)).transpose()?.unwrap_or_default(),
+        };
+        ConnInfo::parse(&text, environment).map_err(|error| value("CONNINFO", &error))
+    }
+}
+
+/// A connection string for a relay that listens there.
+fn reach(listen: &[String]) -> Result<String, ConfigError> {
+    let parse = |text: &String| text.parse().map_err(|error| value("listen", &error));
+    let addresses = listen.iter().map(parse).collect::<Result<Vec<ListenAddr>, _>>()?;
+    let tcp = addresses.iter().find_map(|address| match address {
+        ListenAddr::Tcp { host, port } => Some((host.as_str(), *port)),
+        ListenAddr::Unix { .. } => None,
+    });
+    let unix = addresses.iter().find_map(|address| match address {
+        ListenAddr::Unix { dir, port } => Some((dir, port.or(tcp.map(|(_, port)| port)).unwrap_or(5432))),
+        ListenAddr::Tcp { .. } => None,
+    });
+    let (host, port) = match (unix, tcp) {
+        (Some((dir, port)), _) => (dir.display().to_string(), port),
+        (None, Some(("*" | "0.0.0.0" | "::", port))) => ("127.0.0.1".to_owned(), port),
+        (None, Some((host, port))) => (host.to_owned(), port),
+        (None, None) => ("127.0.0.1".to_owned(), 5432),
+    };
+    Ok(format!("host='{}' port={port}", host.replace('\\', "\\\\").replace('\'', "\\'")))
+}
+
 /// `walrelay archive list`.
 #[derive(Args, Debug)]
 pub struct ListArgs {
@@ -392,6 +448,20 @@ mod tests {
             Origin::Target(target) => format!("target {}", target.name),
         };
         origins.iter().map(kind).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn a_relay_is_asked_over_its_socket_where_it_has_one() {
+        let check = |listen: &[&str], expected: &str| {
+            let listen: Vec<_> = listen.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(reach(&listen).unwrap(), expected);
+        };
+        check(&[], "host='127.0.0.1' port=5432");
+        check(&["*:5433"], "host='127.0.0.1' port=5433");
+        check(&["10.0.0.1:5433", "/run/walrelay"], "host='/run/walrelay' port=5433");
+        check(&["/run/it's:5434"], "host='/run/it\\'s' port=5434");
+        let args = StatusArgs { conninfo: None, config: None, json: false, watch: None };
+        assert!(args.relay(&Environment::of_user("tester")).is_ok());
     }
 
     #[test]

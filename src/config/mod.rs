@@ -7,6 +7,7 @@ mod archive;
 mod cli;
 mod commands;
 mod keys;
+mod shown;
 mod tls;
 mod units;
 
@@ -21,6 +22,7 @@ use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::Limits;
 use crate::gateway::DEFAULT_AUTH_QUERY;
+use crate::http::HttpAddr;
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
 use crate::redact::{holds_secret, redact};
 use crate::store::{StoreConfig, WalWrite};
@@ -32,7 +34,8 @@ use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ExportArgs,
-    FailoversArgs, ListArgs, ManArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
+    FailoversArgs, ListArgs, ManArgs, Origin, PlacesArgs, RestoreArgs, StatusArgs, VerifyArgs,
+    VerifyPlaceArgs,
 };
 
 /// A checked configuration.
@@ -42,6 +45,8 @@ pub struct Config {
     pub upstream: ConnInfo,
     /// `--listen`, as typed; at least one.
     pub listen: Vec<String>,
+    /// `--http-listen`; `None` for nowhere.
+    pub http_listen: Option<HttpAddr>,
     /// `--slot`.
     pub slot: SlotName,
     /// `--hba-file`.
@@ -196,6 +201,11 @@ impl Config {
             archive: archive::targets(&settings.archive)?,
             recall_size: units::size(settings.recall_size.as_deref().unwrap_or("256MB"))
                 .map_err(|error| value("recall-size", &error))?,
+            http_listen: settings
+                .http_listen
+                .as_deref()
+                .map(|text| text.parse().map_err(|error| value("http-listen", &error)))
+                .transpose()?,
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
             tls: tls::files(&settings)?,

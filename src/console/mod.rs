@@ -11,6 +11,7 @@
 mod fixed;
 mod parameters;
 mod prepared;
+mod report;
 mod select;
 mod settings;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use transaction::Transaction;
 use self::parameters::Parameters;
 use self::transaction::Command;
 use crate::overlay::{self, Row, Statement, Token, is_word};
+use crate::status::Status;
 use crate::wire::messages::{Column, ColumnType};
 use crate::wire::{PgError, sqlstate};
 
@@ -74,6 +76,13 @@ pub trait Facts {
 
     /// Rows of `pg_stat_replication`, as the role may see them.
     fn senders(&self) -> Vec<Row>;
+
+    /// Whether the role may see everything: a superuser, one with the privileges of `pg_monitor`, or the relay's own system
+    /// user over a Unix socket.
+    fn sees_all(&self) -> bool;
+
+    /// The relay, whoever asks; `None` where nobody has it looked at.
+    fn status(&self) -> Option<Status>;
 }
 
 /// What comes back from a statement.
@@ -298,8 +307,8 @@ fn cannot(facts: &dyn Facts) -> PgError {
         Instead::OwnDatabase => {
             let text = "this statement is not one of those that walrelay answers";
             PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(
-                "This database is about the relay: use SHOW, or SELECT from pg_replication_slots or \
-                 pg_stat_replication. Any other database is the upstream's.",
+                "This database is about the relay: SHOW HELP lists what it shows; SELECT reads pg_replication_slots, \
+                 pg_stat_replication, pg_stat_wal_receiver and pg_stat_archiver. Any other database is the upstream's.",
             )
         }
     }

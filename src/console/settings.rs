@@ -4,14 +4,17 @@ use crate::overlay::{self, Kind, Token};
 use crate::wire::messages::ColumnType;
 use crate::wire::{PgError, sqlstate};
 
-use super::{Answer, Change, Field, Instead, Statements, unreachable_upstream};
+use super::{Answer, Change, Field, Instead, Statements, report, unreachable_upstream};
 
 impl Statements<'_> {
     pub(super) fn show(self, name: &[Token]) -> Result<Answer, PgError> {
         let words: Option<Vec<_>> = name.iter().map(|token| overlay::identifier(self.text, token)).collect();
         let name = match words.as_deref() {
             Some([name]) if name == "all" => return Ok(self.show_all()),
-            Some([name]) => name.as_str(),
+            Some([name]) => match report::answer(name, self.facts) {
+                Some(answer) => return answer,
+                None => name.as_str(),
+            },
             Some([time, zone]) if time == "time" && zone == "zone" => "TimeZone",
             Some([transaction, isolation, level])
                 if [transaction, isolation, level] == ["transaction", "isolation", "level"] =>

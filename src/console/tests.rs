@@ -90,6 +90,17 @@ impl Facts for Known {
         ]
     }
 
+    fn sees_all(&self) -> bool {
+        self.superuser == Some(true)
+    }
+
+    fn status(&self) -> Option<Status> {
+        let scene = crate::status::tests::Scene::new();
+        let consumer = scene.consumer(9, "barman");
+        consumer.start_at(walrelay_proto::Lsn::new(3 << 20));
+        Some(scene.now())
+    }
+
     fn senders(&self) -> Vec<Row> {
         vec![Row::default().with("pid", "9".to_owned()).with("usename", "barman".to_owned())]
     }
@@ -576,4 +587,38 @@ fn a_result_has_its_limit() {
     assert!(answer(text(5).as_bytes(), &KNOWN).is_ok());
     let error = answer(text(6).as_bytes(), &KNOWN).expect_err("there are three rows");
     assert_eq!((&*error.sqlstate, error.message.as_str()), ("54000", "the result has more than 16 MB"));
+}
+
+#[test]
+fn reports_are_shown_to_whoever_may_monitor() {
+    assert_eq!(shown("SHOW VERSION", &OWN), format!("version\nwalrelay {}", env!("CARGO_PKG_VERSION")));
+    let help = shown("SHOW HELP", &OWN);
+    for report in report::REPORTS {
+        let name = report.name;
+        assert!(help.contains(&format!("SHOW {}", name.to_ascii_uppercase())), "{name}");
+        shown(&format!("show {name}"), &OWN);
+        let refused =
+            answer(format!("show {name}").as_bytes(), &Known { superuser: None, ..OWN }).unwrap_err();
+        assert_eq!(&*refused.sqlstate, sqlstate::INSUFFICIENT_PRIVILEGE, "{name}");
+        // There it is a setting of the upstream's, which has none of that name.
+        let unknown = answer(format!("show {name}").as_bytes(), &KNOWN).unwrap_err();
+        assert_eq!(&*unknown.sqlstate, sqlstate::CANNOT_CONNECT_NOW, "{name}");
+    }
+    let consumers = shown("SHOW CONSUMERS", &OWN);
+    assert!(consumers.contains("\n9|standby|barman|10.0.0.1|startup||0/300000|"), "{consumers}");
+    let status = shown("SHOW STATUS", &OWN);
+    let json = status.strip_prefix("status\n").unwrap();
+    assert_eq!(serde_json::from_str::<Status>(json).unwrap().consumers[0].pid, 9);
+}
+
+#[test]
+fn the_receiver_and_the_archiver_have_views() {
+    let receiver = shown("select status, slot_name, conninfo from pg_stat_wal_receiver", &OWN);
+    assert_eq!(receiver, "status|slot_name|conninfo\nconnecting|walrelay|host=primary");
+    let stranger = Known { superuser: None, ..OWN };
+    let hidden = shown("select status, conninfo from pg_stat_wal_receiver", &stranger);
+    assert_eq!(hidden, "status|conninfo\n|");
+    let archiver = shown("select archived_count, last_archived_wal from pg_stat_archiver", &OWN);
+    assert_eq!(archiver, "archived_count|last_archived_wal\n0|");
+    answer(b"select * from pg_stat_archiver", &KNOWN).expect_err("it is the upstream's");
 }

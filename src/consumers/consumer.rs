@@ -9,6 +9,7 @@ use walrelay_proto::ack::Standing;
 use walrelay_proto::{FeedbackHorizon, Lsn};
 
 use super::{LagClock, lock};
+use crate::counts::Counter;
 
 /// `pg_stat_replication.state`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +74,8 @@ pub struct Consumer {
     identity: ConsumerIdentity,
     state: AtomicU8,
     sent: AtomicU64,
+    /// Bytes of WAL sent in this connection.
+    sent_bytes: Counter,
     write: AtomicU64,
     flush: AtomicU64,
     replay: AtomicU64,
@@ -94,6 +97,8 @@ pub struct ConsumerStatus {
     pub state: ConsumerState,
     /// First byte not sent yet.
     pub sent_lsn: Option<Lsn>,
+    /// Bytes of WAL sent in this connection.
+    pub sent_bytes: u64,
     /// As the consumer reported: first byte not written.
     pub write_lsn: Option<Lsn>,
     /// First byte not flushed.
@@ -121,6 +126,7 @@ impl Consumer {
             identity,
             state: AtomicU8::new(ConsumerState::Startup as u8),
             sent: AtomicU64::default(),
+            sent_bytes: Counter::default(),
             write: AtomicU64::default(),
             flush: AtomicU64::default(),
             replay: AtomicU64::default(),
@@ -141,9 +147,20 @@ impl Consumer {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Sets the first byte that has not been sent.
-    pub fn set_sent(&self, lsn: Lsn) {
+    /// A stream begins: the first byte that it will send.
+    pub fn start_at(&self, lsn: Lsn) {
         self.sent.store(lsn.as_u64(), Ordering::Relaxed);
+    }
+
+    /// Sets the first byte that has not been sent; what lies between it and the one before counts as sent.
+    pub fn set_sent(&self, lsn: Lsn) {
+        let before = self.sent.swap(lsn.as_u64(), Ordering::Relaxed);
+        self.sent_bytes.add(lsn.as_u64().saturating_sub(before));
+    }
+
+    /// Bytes of WAL sent in this connection.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.get()
     }
 
     /// Takes over what the consumer reported, and the lag that follows from it. Who has replayed everything for two
@@ -185,6 +202,7 @@ impl Consumer {
             identity: self.identity.clone(),
             state: ConsumerState::from_u8(self.state.load(Ordering::Relaxed)),
             sent_lsn: lsn(&self.sent),
+            sent_bytes: self.sent_bytes(),
             write_lsn: lsn(&self.write),
             flush_lsn: lsn(&self.flush),
             replay_lsn: lsn(&self.replay),

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use walrelay_proto::FeedbackHorizon;
 use walrelay_proto::ack::Rules;
 
+use crate::counts::Counter;
 pub use acknowledgements::Acknowledgements;
 pub use consumer::{Consumer, ConsumerIdentity, ConsumerState, ConsumerStatus};
 pub use lag::LagClock;
@@ -34,6 +35,8 @@ pub trait Remembered: Debug + Send + Sync {
 pub struct Consumers {
     remembered: Arc<dyn Remembered>,
     live: Mutex<BTreeMap<u32, Arc<Consumer>>>,
+    /// Bytes sent to those that have left.
+    sent_before: Counter,
     horizon: watch::Sender<FeedbackHorizon>,
     /// The server that was told last, and what.
     reported: Mutex<Option<(String, FeedbackHorizon)>>,
@@ -59,7 +62,9 @@ impl Drop for ConsumerGuard {
     fn drop(&mut self) {
         let pid = self.consumer.identity().pid;
         let mut live = lock(&self.registry.live);
+        // At once, so that the sum never falls.
         live.remove(&pid);
+        self.registry.sent_before.add(self.consumer.sent_bytes());
         self.registry.acknowledgements.disconnect(pid);
         drop(live);
         self.registry.refresh_horizon();
@@ -73,6 +78,7 @@ impl Consumers {
         Arc::new(Consumers {
             remembered,
             live: Mutex::default(),
+            sent_before: Counter::default(),
             horizon,
             reported: Mutex::default(),
             acknowledgements: Acknowledgements::new(),
@@ -87,6 +93,12 @@ impl Consumers {
         live.insert(consumer.identity().pid, consumer.clone());
         drop(live);
         ConsumerGuard { consumer, registry: self.clone() }
+    }
+
+    /// Bytes of WAL sent to all consumers, also to those that have left.
+    pub fn sent_bytes(&self) -> u64 {
+        let live = lock(&self.live);
+        self.sent_before.get() + live.values().map(|consumer| consumer.sent_bytes()).sum::<u64>()
     }
 
     /// Everybody connected, by PID.
@@ -230,7 +242,7 @@ mod tests {
     #[test]
     fn who_has_replayed_everything_has_no_lag() {
         let consumer = Consumers::new(Arc::new(Kept::default())).register(identity(1));
-        let (clock, start) = (LagClock::new(), Instant::now());
+        let (clock, start) = (LagClock::new(Lsn::INVALID), Instant::now());
         let at = |lsn| Lsn::new(lsn);
         clock.arrived(at(100), start);
         clock.arrived(at(200), start + Duration::from_secs(1));

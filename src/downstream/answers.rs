@@ -301,7 +301,7 @@ impl Answer<'_> {
     async fn given_up(&self, conn: &mut Connection) -> Failure {
         tokio::select! {
             error = told_to_end(self.context) => error.into(),
-            error = conn.gone() => Failure::Closed(error.to_string()),
+            error = conn.gone() => Failure::Closed(error.into()),
         }
     }
 

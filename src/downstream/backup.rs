@@ -13,6 +13,7 @@ use walrelay_proto::{Command, OptionValue, Parsed, Statement, TimelineId};
 
 use super::Shared;
 use super::answers::canceled;
+use super::parting::Parting;
 use super::patience::Patience;
 use super::session::{Failure, SessionContext, told_to_end};
 use crate::conninfo::Credentials;
@@ -138,11 +139,11 @@ impl Backup {
                     tokio::select! {
                         taken = self.take(frame) => taken?,
                         error = told_to_end(cx) => return Err(error.into()),
-                        gone = conn.gone() => return Err(Failure::Closed(gone.to_string())),
+                        gone = conn.gone() => return Err(Failure::Closed(gone.into())),
                     }
                 }
                 Event::Client(Err(error)) | Event::Gone(error) => {
-                    return Err(Failure::Closed(error.to_string()));
+                    return Err(Failure::Closed(error.into()));
                 }
                 Event::Cancel => self.cancel(cx, shared).await?,
                 Event::Stop => {
@@ -181,7 +182,7 @@ impl Backup {
     /// A manifest on its way up.
     async fn take(&mut self, frame: Frame) -> Result<(), Failure> {
         match frame.kind {
-            b'X' => return Err(Failure::Closed("client has left".to_owned())),
+            b'X' => return Err(Failure::Closed(Parting::left())),
             // PG: CopyGetData ignores these two
             b'H' | b'S' => {}
             kind => send(&mut self.stream, kind, &frame.body).await.map_err(|error| lost(&error))?,
@@ -222,7 +223,7 @@ fn not_opened(error: &OpenError, cx: &SessionContext, credentials: &Credentials)
 fn ended(scanner: &Scanner, error: PgError) -> Failure {
     match scanner.at_boundary() {
         true => Failure::Pg(error),
-        false => Failure::Closed(error.message),
+        false => Failure::Closed(Parting::told(&error)),
     }
 }
 

@@ -14,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
 use super::login::{self, Failures, LoggedIn, LoginError};
+use super::parting;
 use super::pending::{Pending, Place};
 use super::registry::Registry;
 use super::sql::SqlSession;
 use super::tasks::Tasks;
 use super::unix::{self, BoundUnix};
 use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
+use crate::counts::Refused;
 use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
 use crate::permissions::socket_dir_problem;
@@ -185,6 +187,7 @@ impl Downstream {
     }
 
     fn admit(&self, socket: Socket, tasks: &mut Tasks) {
+        self.shared.config.counts.accepted.note();
         if !self.shared.config.descriptors.permit(&socket) {
             return self.refuse(&socket);
         }
@@ -196,6 +199,7 @@ impl Downstream {
 
     /// The last descriptors are the relay's own. Whoever only holds one open makes room for the next client.
     fn refuse(&self, socket: &Socket) {
+        self.shared.config.counts.refused.note(Refused::TooMany);
         self.shared.config.descriptors.tell_refusal();
         self.pending.drop_one();
         let error = login::no_descriptors().encoded();
@@ -311,22 +315,29 @@ async fn serve(conn: Connection, place: Place, shared: Arc<Shared>) {
     let peer = conn.peer();
     let logged_in = tokio::select! {
         logged_in = authenticate(conn, &shared) => logged_in,
-        () = place.dropped.cancelled() => return tracing::debug!(%peer, "connection dropped"),
+        () = place.dropped.cancelled() => {
+            shared.config.counts.refused.note(Refused::Dropped);
+            return tracing::debug!(%peer, "connection dropped");
+        }
     };
     let (conn, session) = match logged_in {
         None | Some((_, LoggedIn::Cancel)) => return,
         Some((conn, LoggedIn::Session(session))) => (conn, session),
         Some((conn, LoggedIn::Sql(sql))) => {
             drop(place);
-            return serve_sql(conn, *sql).await;
+            shared.config.counts.sql.note();
+            serve_sql(conn, *sql).await;
+            return shared.config.counts.sql_ended.note();
         }
     };
     drop(place);
+    shared.config.counts.replication.note();
     let (pid, user) = (session.context().pid, session.context().user.clone());
     let name = session.context().application_name.clone();
     tracing::info!(pid, %peer, user, application_name = name, "replication connection authorized");
-    let reason = session.run(conn).await;
-    tracing::info!(pid, %peer, user, application_name = name, "disconnection: {reason}");
+    let parting = session.run(conn).await;
+    shared.config.counts.ended.note(parting.cause);
+    tracing::info!(pid, %peer, user, application_name = name, "disconnection: {parting}");
 }
 
 /// Logs in; `None` if the client was turned away.
@@ -337,6 +348,7 @@ async fn authenticate(mut conn: Connection, shared: &Arc<Shared>) -> Option<(Con
     match log_in(&mut conn, shared).await {
         Ok(logged_in) => Some((conn, logged_in)),
         Err(error) => {
+            parting::refused(&error).into_iter().for_each(|cause| shared.config.counts.refused.note(cause));
             turn_away(conn, error).await;
             None
         }

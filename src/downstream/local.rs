@@ -16,6 +16,7 @@ use super::shown::Shown;
 use crate::console::{Answer, Change, Facts, Field, Instead, Script, Transaction};
 use crate::gateway::Attributes;
 use crate::overlay::{Row, sender_rows, slot_rows};
+use crate::status::Status;
 use crate::upstream::Return;
 use crate::wire::messages::{
     self, BindComplete, CloseComplete, EmptyQueryResponse, NoData, ParameterDescription, ParseComplete,
@@ -46,6 +47,8 @@ pub(super) struct LocalSession<'a> {
     pub(super) pid: u32,
     pub(super) settings: Settings,
     pub(super) attributes: Option<Attributes>,
+    /// It runs as the same system user as the relay, or as root.
+    pub(super) is_owner: bool,
     pub(super) instead: Instead,
     /// Whose place it takes until that is back.
     pub(super) upstream: Option<Return>,
@@ -530,9 +533,16 @@ impl Facts for LocalSession<'_> {
 
     fn senders(&self) -> Vec<Row> {
         let rows = sender_rows(&self.shared.store);
-        // What is not known, because the upstream could never be asked, is no right.
-        let sees_all = self.attributes.is_some_and(|known| known.superuser || known.monitor);
-        if sees_all { rows } else { rows.iter().map(|row| masked(row, self.user)).collect() }
+        if self.sees_all() { rows } else { rows.iter().map(|row| masked(row, self.user)).collect() }
+    }
+
+    /// What is not known, because the upstream could never be asked, is no right.
+    fn sees_all(&self) -> bool {
+        self.is_owner || self.attributes.is_some_and(|known| known.superuser || known.monitor)
+    }
+
+    fn status(&self) -> Option<Status> {
+        self.shared.config.status.as_ref().map(|sources| Status::now(sources))
     }
 }
 

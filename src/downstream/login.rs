@@ -23,7 +23,9 @@ use crate::consumers::ConsumerIdentity;
 use crate::gateway::{Attributes, Role};
 use crate::store::UpstreamParameters;
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
-use crate::wire::{Connection, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate};
+use crate::wire::{
+    Connection, Peer, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate,
+};
 use request::{Kind, StartupRequest};
 
 use authenticate::Authenticated;
@@ -94,7 +96,8 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     Ok(match request.kind {
         Kind::Physical => LoggedIn::Session(Box::new(begin_session(conn, shared, request, credentials)?)),
         Kind::Sql | Kind::Database => {
-            LoggedIn::Sql(Box::new(begin_sql(shared, request, credentials, role.attributes)?))
+            let is_owner = is_owner(conn.peer());
+            LoggedIn::Sql(Box::new(begin_sql(shared, request, credentials, role.attributes, is_owner)?))
         }
     })
 }
@@ -287,11 +290,18 @@ fn begin_session(
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))
 }
 
+/// Whoever runs as the relay's own system user, or as root, could read all of its memory.
+fn is_owner(peer: Peer) -> bool {
+    let Peer::Local { uid: Some(uid) } = peer else { return false };
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
 fn begin_sql(
     shared: &Arc<Shared>,
     request: StartupRequest,
     credentials: Credentials,
     attributes: Option<Attributes>,
+    is_owner: bool,
 ) -> Result<SqlSession, LoginError> {
     let kind = match (request.kind, attributes) {
         // PG: as many as max_wal_senders allows, physical ones included.
@@ -313,6 +323,7 @@ fn begin_sql(
         is_logical: request.kind == Kind::Database,
         credentials,
         attributes,
+        is_owner,
         shared: shared.clone(),
         registration,
     })

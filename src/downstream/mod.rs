@@ -21,6 +21,7 @@ mod local;
 mod login;
 mod orders;
 mod own;
+mod parting;
 mod patience;
 mod pending;
 mod registry;
@@ -43,8 +44,10 @@ use crate::archive::Recall;
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::scram::server::MockSecret;
 use crate::auth::users::Users;
+use crate::counts::SessionCounts;
 use crate::descriptors::Descriptors;
 use crate::gateway::Gateway;
+use crate::status::Sources;
 use crate::store::Store;
 use crate::wire::ServerTls;
 use login::Failures;
@@ -74,6 +77,10 @@ pub struct DownstreamConfig {
     pub recall: Option<Arc<Recall>>,
     /// Who may have a file descriptor.
     pub descriptors: Arc<Descriptors>,
+    /// What has become of connections.
+    pub counts: Arc<SessionCounts>,
+    /// What there is to see of the relay; `None` where nobody looks.
+    pub status: Option<Arc<Sources>>,
 }
 
 /// A place to listen at.

@@ -10,6 +10,7 @@ use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, Timeline
 
 use super::answers::{self, Answer};
 use super::backup::{self, Backup};
+use super::parting::Parting;
 use super::patience::Patience;
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
@@ -17,6 +18,7 @@ use super::{Shared, walsender};
 use crate::archive::Recall;
 use crate::conninfo::Credentials;
 use crate::consumers::ConsumerGuard;
+use crate::counts::EndCause;
 use crate::descriptors::Descriptors;
 use crate::store::Store;
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
@@ -80,7 +82,7 @@ pub enum StreamError {
     /// The connection ends without a word: the client has gone, has been silent for too long, or has sent what
     /// nobody understands. The text is for the log.
     #[error("{0}")]
-    Closed(String),
+    Closed(Parting),
 }
 
 /// A logged-in connection's state.
@@ -103,7 +105,7 @@ pub(super) enum Failure {
     /// The client is told.
     Pg(PgError),
     /// The connection ends without a word.
-    Closed(String),
+    Closed(Parting),
 }
 
 impl From<PgError> for Failure {
@@ -114,7 +116,7 @@ impl From<PgError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Closed(format!("could not send data to client: {error}"))
+        Failure::Closed(Parting::unsent(&error))
     }
 }
 
@@ -122,7 +124,7 @@ impl From<StreamError> for Failure {
     fn from(error: StreamError) -> Failure {
         match error {
             StreamError::Pg(error) => Failure::Pg(error),
-            StreamError::Closed(reason) => Failure::Closed(reason),
+            StreamError::Closed(parting) => Failure::Closed(parting),
         }
     }
 }
@@ -164,19 +166,37 @@ impl Session {
     }
 
     /// Serves the client until one of both ends it; then says why, for the log.
-    pub(super) async fn run(mut self, mut conn: Connection) -> String {
-        let reason = match self.serve(&mut conn).await {
-            Ok(()) => "client has left".to_owned(),
-            Err(Failure::Closed(reason)) => return reason,
+    pub(super) async fn run(mut self, mut conn: Connection) -> Parting {
+        let parting = match self.serve(&mut conn).await {
+            Ok(()) => self.good_bye(),
+            Err(Failure::Closed(parting)) => return parting,
             Err(Failure::Pg(error)) => {
                 conn.put_error(&error);
-                error.to_string()
+                self.parting_with(&error)
             }
         };
         // The slot and the place are free before the client learns that it is alone.
         drop(self);
         conn.close().await;
-        reason
+        parting
+    }
+
+    /// Nothing went wrong.
+    fn good_bye(&self) -> Parting {
+        match self.context.shutdown.is_cancelled() {
+            true => Parting::new(EndCause::Shutdown, "client has left"),
+            false => Parting::left(),
+        }
+    }
+
+    /// The error is the same for a relay that stops and for a session that somebody has ended.
+    fn parting_with(&self, error: &PgError) -> Parting {
+        match Parting::told(error) {
+            told if told.cause == EndCause::Shutdown && !self.context.shutdown.is_cancelled() => {
+                Parting::new(EndCause::Terminated, error.to_string())
+            }
+            told => told,
+        }
     }
 
     async fn serve(&mut self, conn: &mut Connection) -> Result<(), Failure> {
@@ -285,7 +305,7 @@ impl Session {
             None => tokio::select! {
                 opened = Backup::open(&self.context, &self.shared, &self.credentials) => opened?,
                 error = told_to_end(&self.context) => return Err(error.into()),
-                gone = conn.gone() => return Err(Failure::Closed(gone.to_string())),
+                gone = conn.gone() => return Err(Failure::Closed(gone.into())),
             },
         };
         backup.run(conn, &self.context, &self.shared, text).await?;
@@ -327,8 +347,8 @@ fn read_failure(error: ReadError) -> Failure {
     match error {
         ReadError::Frame(frame) => match frame.to_pg_error() {
             Some(error) => Failure::Pg(error),
-            None => Failure::Closed(frame.to_string()),
+            None => Failure::Closed(ReadError::Frame(frame).into()),
         },
-        other => Failure::Closed(other.to_string()),
+        other => Failure::Closed(other.into()),
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct SqlSession {
     pub(super) credentials: Credentials,
     /// The role's, if known.
     pub(super) attributes: Option<Attributes>,
+    /// See [`LocalSession::is_owner`].
+    pub(super) is_owner: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) registration: Registration,
 }
@@ -103,6 +105,7 @@ impl SqlSession {
             pid: self.registration.pid,
             settings,
             attributes: self.attributes,
+            is_owner: self.is_owner,
             instead,
             upstream,
             reported_name: first_name.clone(),

@@ -30,10 +30,12 @@ use walrelay_proto::{
 use super::answers::slot_error;
 use super::batch::Batch;
 use super::orders::Orders;
+use super::parting::Parting;
 use super::patience::GRACE;
 use super::session::{SessionContext, StreamEnd, StreamError};
 use crate::archive::{Recall, RecallError};
 use crate::consumers::ConsumerState;
+use crate::counts::EndCause;
 use crate::descriptors::Descriptors;
 use crate::store::{FeedbackHorizon, ReadError as SegmentError, Segment, SlotGuard, Store, TimelinePosition};
 use crate::wire::{Connection, FrameError, PgError, Phase, ReadError, sqlstate};
@@ -50,7 +52,7 @@ const LAST_LOOKS: usize = 16;
 
 impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> StreamError {
-        StreamError::Closed(format!("could not send data to client: {error}"))
+        StreamError::Closed(Parting::unsent(&error))
     }
 }
 
@@ -58,14 +60,17 @@ impl From<ReadError> for StreamError {
     fn from(error: ReadError) -> StreamError {
         match error {
             ReadError::Frame(error) => error.into(),
-            other => StreamError::Closed(other.to_string()),
+            other => StreamError::Closed(other.into()),
         }
     }
 }
 
 impl From<FrameError> for StreamError {
     fn from(error: FrameError) -> StreamError {
-        error.to_pg_error().map_or_else(|| StreamError::Closed(error.to_string()), StreamError::Pg)
+        match error.to_pg_error() {
+            Some(told) => StreamError::Pg(told),
+            None => StreamError::Closed(ReadError::Frame(error).into()),
+        }
     }
 }
 
@@ -84,7 +89,7 @@ pub(super) async fn stream(
     };
     conn.set_phase(Phase::Streaming);
     // PG: StartReplication; who has been sent nothing yet is shown where it starts.
-    cx.consumer.set_sent(sender.sent());
+    cx.consumer.start_at(sender.sent());
     let result = Walsender::new(conn, cx, slot, sender, seg_size).run().await;
     conn.set_phase(Phase::Command);
     cx.consumer.set_state(ConsumerState::Startup);
@@ -491,9 +496,19 @@ impl<'a> Walsender<'a> {
                 if cut == Cut::Finished {
                     self.conn.try_flush()?;
                 }
-                Err(StreamError::Closed(cut.to_string()))
+                Err(StreamError::Closed(Parting::new(cause(cut), cut.to_string())))
             }
         }
+    }
+}
+
+fn cause(cut: Cut) -> EndCause {
+    match cut {
+        Cut::Left => EndCause::ClientLeft,
+        Cut::Message(_) => EndCause::Protocol,
+        Cut::Silent => EndCause::Timeout,
+        Cut::Unconfirmed | Cut::Finished => EndCause::Shutdown,
+        Cut::NotTaking(_) => EndCause::NotTaken,
     }
 }
 

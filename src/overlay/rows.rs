@@ -3,13 +3,14 @@
 //! Values are texts as PostgreSQL's input functions take them, whatever the session's settings are. A column the
 //! upstream's version does not have is left out there.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 use walrelay_proto::ack::Standing;
 use walrelay_proto::{FullXid, Lsn, SegSize};
 
 use crate::consumers::ConsumerStatus;
+use crate::moment::{Moment, interval};
 use crate::store::{ArchivedWal, SlotInfo, Store};
 
 /// Columns of `pg_replication_slots` that the relay has values for.
@@ -227,45 +228,10 @@ fn flag(value: bool) -> String {
     if value { "t" } else { "f" }.to_owned()
 }
 
+pub(super) fn timestamptz(time: SystemTime) -> String {
+    Moment::from(time).to_string()
+}
+
 fn xid(id: FullXid) -> String {
     id.xid.to_string()
-}
-
-/// `hh:mm:ss` with microseconds where there are any; hours may be many.
-fn interval(lag: Duration) -> String {
-    let seconds = lag.as_secs();
-    let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-    time + &fraction(lag.subsec_micros())
-}
-
-/// A point in time in UTC, in ISO format. What is before 1970 is 1970.
-pub(super) fn timestamptz(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = date(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let fraction = fraction(since.subsec_micros());
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}{fraction}+00")
-}
-
-fn fraction(micros: u32) -> String {
-    match micros {
-        0 => String::new(),
-        _ => format!(".{micros:06}").trim_end_matches('0').to_owned(),
-    }
-}
-
-/// The date so many days after 1970-01-01, in the Gregorian calendar: counted in years that begin in March, whose
-/// leap day is the last one.
-fn date(days: u64) -> (u64, u64, u64) {
-    const DAYS_IN_400_YEARS: u64 = 146_097;
-    const DAYS_FROM_MARCH_OF_YEAR_0: u64 = 719_468;
-    let days = days + DAYS_FROM_MARCH_OF_YEAR_0;
-    let (era, day) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
-    let year = (day - day / 1460 + day / 36_524 - day / (DAYS_IN_400_YEARS - 1)) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + next, month, day)
 }

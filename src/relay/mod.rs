@@ -30,10 +30,13 @@ use crate::config::{Config, ack_warnings};
 use crate::descriptors::Descriptors;
 use crate::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
 use crate::error::RelayError;
+use crate::events::Events;
 use crate::gateway::{Gateway, GatewayConfig};
+use crate::http::Http;
 use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
+use crate::status::{DiskGauge, Sources, SourcesSetup};
 use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
@@ -48,7 +51,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const LEAST: Duration = Duration::from_secs(1);
 
 /// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
-pub async fn run(config: Config) -> Result<(), RelayError> {
+/// Warnings and errors of the log are kept in `events` for whoever looks.
+pub async fn run(config: Config, events: Events) -> Result<(), RelayError> {
     let notifier = Notifier::of_process().unwrap_or_else(|error| {
         tracing::warn!(
             "could not reach the socket in NOTIFY_SOCKET: {error}; systemd is told nothing (unset the variable if it is another unit's)"
@@ -60,7 +64,7 @@ pub async fn run(config: Config) -> Result<(), RelayError> {
     let handle = Handle::current();
     // On a thread of its own: a disk that hangs must not keep a signal from being heard.
     let told = notifier.clone();
-    let start = move || handle.block_on(Relay::start(config, hangup, ignored, told));
+    let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told));
     let mut relay = tokio::select! {
         started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
             Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
@@ -88,11 +92,13 @@ struct Relay {
     background: Background,
     tasks: Tasks,
     shutdown: CancellationToken,
+    status: Arc<Sources>,
 }
 
 impl Relay {
     async fn start(
         mut config: Config,
+        events: Events,
         hangup: Signal,
         ignored: IgnoredSignals,
         notifier: Notifier,
@@ -102,6 +108,7 @@ impl Relay {
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
+        let of_http = descriptors.clone();
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Places and credentials may take their time, and retention does not know yet who needs WAL.
         let starting = store.hold_for_start();
@@ -112,9 +119,21 @@ impl Relay {
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout, starting)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
+        let status = Arc::new(Sources::new(SourcesSetup {
+            store: store.clone(),
+            upstream: followed.board().clone(),
+            conninfo: config.upstream.to_string(),
+            slot: config.slot.to_string(),
+            archive: archiver.control(),
+            recall: recall.clone(),
+            sessions: Arc::default(),
+            events,
+            disk: Arc::new(DiskGauge::new(store.clone())),
+            settings: reload::settings(&config, None),
+        }));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, Some(recall.clone()), descriptors),
+            downstream_config(&config, listen, descriptors, &status, recall.clone()),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -128,7 +147,15 @@ impl Relay {
                 BoundAddr::Unix(path) => config.upstream.own.unix.push(path),
             }
         }
+        let http = match &config.http_listen {
+            Some(address) => Some(Http::bind(address, status.clone(), of_http).await?),
+            None => None,
+        };
         let stop = || shutdown.clone();
+        if let Some(http) = http {
+            http.address().iter().for_each(|address| tracing::info!("listening on {address} for HTTP"));
+            tasks.spawn("HTTP listener", http.run(stop()));
+        }
         tasks.spawn("listener", async move {
             if let Err(error) = downstream.run().await {
                 tracing::error!("{error}");
@@ -136,19 +163,20 @@ impl Relay {
         });
         let stop_refresh = stop();
         tasks.spawn("roles refresher", async move { gateway.roles().run(stop_refresh).await });
+        tasks.spawn("disk gauge", status.disk().clone().run(stop()));
         tasks.spawn("cleaner of recalled WAL", recall.clone().keep_clean(stop()));
         tasks.spawn("signal handler", ignored.tell(stop()));
         let receiver = Receiver::start(&config, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
         let shutdown_timeout = config.shutdown_timeout;
-        let reload = Reload::new(config, access, store.clone(), archiver.control(), recall);
+        let reload = Reload::new(config, access, store.clone(), archiver.control(), recall, status.clone());
         let mut hearts = background.hearts().to_vec();
         hearts.push(receiver.heart());
         let watchdog = Watchdog::start(notifier.clone(), hearts, &Handle::current())
             .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
         tasks.spawn("watchdog", watchdog.run(stop()));
         tasks.spawn("configuration reloader", reload.run_on(hangup, notifier, stop()));
-        Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown })
+        Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown, status })
     }
 
     /// Resolves when a part has ended by itself, or the store has failed. Cancel-safe.
@@ -174,6 +202,7 @@ impl Relay {
             Err(RelayError::Part(lost)) => tracing::error!("{lost}; stopping"),
             _ => tracing::info!("stopping"),
         }
+        self.status.note_stop();
         let began = Instant::now();
         let deadline = began + self.shutdown_timeout + GRACE;
         let mut farewell = Farewell::default();
@@ -315,8 +344,9 @@ fn sources(targets: &[Target], store: &Arc<Store>) -> Result<Vec<Arc<dyn Source>
 fn downstream_config(
     config: &Config,
     listen: Vec<ListenAddr>,
-    recall: Option<Arc<Recall>>,
     descriptors: Arc<Descriptors>,
+    status: &Arc<Sources>,
+    recall: Arc<Recall>,
 ) -> DownstreamConfig {
     DownstreamConfig {
         listen,
@@ -326,8 +356,10 @@ fn downstream_config(
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
-        recall,
+        recall: Some(recall),
         descriptors,
+        counts: status.sessions().clone(),
+        status: Some(status.clone()),
     }
 }
 

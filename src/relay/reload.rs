@@ -18,6 +18,7 @@ use crate::downstream::{Access, SharedAccess};
 use crate::error::RelayError;
 use crate::lane::{Lane, PATIENCE};
 use crate::notify::Notifier;
+use crate::status::{Setting, Sources};
 use crate::store::Store;
 
 /// Settings that are in effect at once, for new connections.
@@ -74,6 +75,7 @@ pub(super) struct Reload {
     store: Arc<Store>,
     archive: Arc<ArchiveControl>,
     recall: Arc<Recall>,
+    status: Arc<Sources>,
 }
 
 impl Reload {
@@ -83,8 +85,10 @@ impl Reload {
         store: Arc<Store>,
         archive: Arc<ArchiveControl>,
         recall: Arc<Recall>,
+        status: Arc<Sources>,
     ) -> Arc<Reload> {
-        Arc::new(Reload { started: config.clone(), read: Mutex::new(config), access, store, archive, recall })
+        let (started, read) = (config.clone(), Mutex::new(config));
+        Arc::new(Reload { started, read, access, store, archive, recall, status })
     }
 
     /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
@@ -153,8 +157,20 @@ impl Reload {
         for name in self.started.differences(&new).iter().filter(|name| !at_once(name)) {
             tracing::warn!("{name} changed, which takes a restart; until then the old value stays in effect");
         }
+        self.status.set_settings(settings(&self.started, Some(&new)));
         tracing::info!("configuration reloaded");
     }
+}
+
+/// What is in effect of what the relay was `started` with, and of what was read since.
+pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> {
+    let (before, now) = (started.shown(), read.unwrap_or(started).shown());
+    let setting = |((name, before), (_, now)): ((&'static str, String), (_, String))| {
+        let takes_effect = ACCESS.contains(&name) || ["ack", "archive", "ssl"].contains(&name);
+        let pending_restart = !takes_effect && before != now;
+        Setting { name: name.to_owned(), value: if takes_effect { now } else { before }, pending_restart }
+    };
+    before.into_iter().zip(now).map(setting).collect()
 }
 
 /// Reads on a thread of the lane; the error says at what it was if it did not come back.

@@ -272,7 +272,9 @@ impl Store {
         if let Some(target) = turn.target {
             let failed =
                 |source| SyncFailure { what: format!("could not sync WAL up to {}", target.lsn), source };
+            let begun = Instant::now();
             self.sync_all(&turn.dirty, target, naming).map_err(failed)?;
+            self.counts.syncs.note(begun.elapsed());
         }
         let failed =
             |source| SyncFailure { what: "could not sync pg_wal for finished segments".into(), source };

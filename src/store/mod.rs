@@ -69,6 +69,7 @@ pub use writer::{AppendError, HeldTimeline, Writer};
 pub(crate) use flusher::FLUSHER;
 
 use crate::consumers::{Consumer, Consumers, LagClock};
+use crate::counts::{Counter, Durations};
 use crate::disk::{Disk, OsDisk};
 use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
@@ -97,6 +98,19 @@ pub struct StoreConfig {
     pub max_slot_wal_keep_size: Option<u64>,
     /// `--max-replication-slots`.
     pub max_replication_slots: usize,
+}
+
+/// What a store has done since it was opened.
+#[derive(Debug, Default)]
+pub struct StoreCounts {
+    /// Syncs of written WAL, and how long each took: of the segments of one turn together, their directory included.
+    pub syncs: Durations,
+    /// Segments that were begun.
+    pub segments_made: Counter,
+    /// Files of segments that were removed because nobody needs them.
+    pub segments_removed: Counter,
+    /// Slots that were lost: they needed more than `--max-slot-wal-keep-size`.
+    pub slots_lost: Counter,
 }
 
 /// The end of the WAL held here.
@@ -264,6 +278,7 @@ pub struct Store {
     lag: LagClock,
     /// See [`Store::found`].
     found: Option<TimelinePosition>,
+    counts: StoreCounts,
     failure: watch::Sender<Option<String>>,
 }
 
@@ -416,8 +431,9 @@ impl Store {
             checkpoint,
             slots,
             consumers,
-            lag: LagClock::new(),
             found: end,
+            lag: LagClock::new(end.map_or(Lsn::INVALID, |end| end.lsn)),
+            counts: StoreCounts::default(),
             failure: watch::Sender::new(None),
         });
         store.look_for_oldest();
@@ -577,7 +593,7 @@ impl Store {
             self.written.send_replace(None);
             drop(current);
         });
-        self.lag.reset();
+        self.lag.reset(Lsn::INVALID);
     }
 
     /// Timelines of which there are segments here, each with the history in its file; `None` if that is missing or no
@@ -746,6 +762,11 @@ impl Store {
         &self.lag
     }
 
+    /// What has been done so often.
+    pub fn counts(&self) -> &StoreCounts {
+        &self.counts
+    }
+
     /// Where the data is.
     pub fn data_dir(&self) -> &Path {
         &self.config.data_dir
@@ -816,6 +837,11 @@ impl Store {
     /// Whether there is WAL here that this is the end of.
     fn holds_before(&self, end: TimelinePosition) -> bool {
         Some(end.lsn) != self.begun_at()
+    }
+
+    /// Why it cannot go on, if that is so.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
     }
 
     fn has_failed(&self) -> bool {

@@ -259,6 +259,7 @@ impl Store {
         let covered = |restart| archive.covers(restart, kept);
         for slot in self.slots.invalidate_before(ends.slots, covered) {
             let restart = slot.restart_lsn.unwrap_or_default();
+            self.counts.slots_lost.note();
             tracing::warn!(
                 "invalidating slot \"{}\" because its restart_lsn {restart} exceeds max_slot_wal_keep_size",
                 slot.name
@@ -388,6 +389,7 @@ impl Store {
             match self.dir.disk().remove(&path) {
                 Ok(()) => {
                     removed += 1;
+                    self.counts.segments_removed.note();
                     lock(&self.removed).extend(self.segments.in_use(found.name));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

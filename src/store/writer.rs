@@ -529,7 +529,7 @@ impl Writer {
         let before = *self.store.written.borrow();
         self.store.show_timeline(history, end, is_durable);
         if before.is_some_and(|before| before.lsn > end.lsn) {
-            self.store.lag.reset();
+            self.store.lag.reset(end.lsn);
         }
         self.store.clamp_slots(common);
     }
@@ -739,6 +739,7 @@ impl Stream {
         steps::taken();
         let segment = Arc::new(segment);
         store.segments.insert(&segment);
+        store.counts.segments_made.note();
         Ok(segment)
     }
 

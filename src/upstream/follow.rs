@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::SlotName;
 use walrelay_proto::course::{Course, CourseSetup, Fact, Pause, Step};
 
+use super::board::Board;
 use super::failure::{UpstreamError, explain};
 use super::followed::Following;
 use super::format;
@@ -169,6 +170,8 @@ impl Follower {
     /// Waits before the next round, and says why; whether there is to be one. `covered` are the questions for a server that
     /// the last round has answered.
     async fn rest(&mut self, error: &UpstreamError, pause: Pause, covered: u64) -> bool {
+        self.board().failed(&error.to_string());
+        self.board().waiting();
         let pause = pause.length(getrandom::u32().unwrap_or(u32::MAX / 2));
         match self.config.conninfo.hosts.len() {
             // Each host's reason has been told.
@@ -205,6 +208,7 @@ impl Follower {
                         ours.tli
                     );
                 }
+                self.board().behind();
                 Ok(self.wait_behind().await)
             }
             step => self.perform_linked(step, writer).await,
@@ -275,6 +279,7 @@ impl Follower {
             info.target_session_attrs = TargetSessionAttrs::Standby;
         }
         let host = &info.hosts[host];
+        self.board().connecting(&host.to_string());
         let deadline = tokio::time::Instant::now() + CONNECT_LIMIT;
         let attempt = async {
             let mut conn = connect(&info, host, deadline).await.map_err(|error| explain(host, error))?;
@@ -287,6 +292,7 @@ impl Follower {
             result = attempt => result?,
             () = self.stop.cancelled() => return Ok(Fact::Stopped),
         };
+        self.board().connected(conn.parameter("server_version"), identified.tli);
         // A relay keeps what it could not send, and comes back.
         let limit = introduced.parameters.settings.get(SHUTDOWN_TIMEOUT).filter(|_| !conn.is_a_relays());
         self.tell_impatience(host, limit);
@@ -336,6 +342,10 @@ impl Follower {
         Fact::Done
     }
 
+    fn board(&self) -> &Board {
+        self.config.followed.board()
+    }
+
     fn hang_up(&mut self) {
         if self.link.take().is_some() {
             self.config.followed.show(None);
@@ -344,6 +354,7 @@ impl Follower {
 
     /// Nobody waits for long for it.
     async fn say_goodbye(&mut self) {
+        self.board().stopped();
         let Some(link) = self.link.take() else { return };
         self.config.followed.show(None);
         let _ = tokio::time::timeout(GOODBYE, link.conn.close()).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::board::Board;
 use crate::conninfo::HostSpec;
 
 /// The receiver's end: says whom it follows, and hears that somebody waits for it.
@@ -12,6 +13,7 @@ use crate::conninfo::HostSpec;
 pub struct Following {
     host: watch::Sender<Option<HostSpec>>,
     attempts: Arc<Attempts>,
+    board: Arc<Board>,
 }
 
 /// Everybody else's end.
@@ -19,6 +21,7 @@ pub struct Following {
 pub struct Followed {
     host: watch::Receiver<Option<HostSpec>>,
     attempts: Arc<Attempts>,
+    board: Arc<Board>,
 }
 
 /// Waits for a server to be followed again.
@@ -55,7 +58,14 @@ impl Following {
     pub fn channel() -> (Following, Followed) {
         let (sender, host) = watch::channel(None);
         let attempts = Arc::<Attempts>::default();
-        (Following { host: sender, attempts: attempts.clone() }, Followed { host, attempts })
+        let board = Arc::<Board>::default();
+        let following = Following { host: sender, attempts: attempts.clone(), board: board.clone() };
+        (following, Followed { host, attempts, board })
+    }
+
+    /// What there is to see of the receiver.
+    pub(super) fn board(&self) -> &Arc<Board> {
+        &self.board
     }
 
     /// Watches whom it follows.
@@ -91,6 +101,11 @@ impl Following {
 }
 
 impl Followed {
+    /// What there is to see of the receiver.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
     /// The server WAL comes from, if there is one at the moment.
     pub fn host(&self) -> Option<HostSpec> {
         self.host.borrow().clone()

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::course::{
     Compared, Identified, Introduced as Facts, Reserved, Seam, Slot, Standing, Stream, StreamEnd, Streamed,
 };
-use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+use walrelay_proto::{Lsn, TimelineHistory, TimelineId, TimelinePosition};
 
 use super::failure::UpstreamError;
 use super::follow::UpstreamConfig;
@@ -256,7 +256,10 @@ impl Link {
         let announcement = format!("started streaming WAL from {host} at {from} on timeline {tli}");
         let wal_receiver_timeout = config.wal_receiver_timeout;
         let server = host.to_string();
-        let cx = ReceiveContext { wal_receiver_timeout, stop, server: &server, announcement: &announcement };
+        let board = config.followed.board();
+        board.streaming(TimelinePosition { tli, lsn: from });
+        let announcement = &announcement;
+        let cx = ReceiveContext { wal_receiver_timeout, stop, server: &server, board, announcement };
         let (store, files, followed) =
             (writer.store().clone(), std::mem::take(files), config.followed.shower());
         let accept = move || {

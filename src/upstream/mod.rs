@@ -2,6 +2,7 @@
 //!
 //! [`follow`] finds a server and asks; `receive` takes the WAL. Connections are [`pg`](crate::pg)'s.
 
+mod board;
 mod failure;
 mod follow;
 mod followed;
@@ -17,6 +18,7 @@ mod seam;
 #[cfg(test)]
 mod tests;
 
+pub use board::{Board, Phase, Seen};
 pub use failure::UpstreamError;
 pub use follow::{UpstreamConfig, follow};
 pub use followed::{Followed, Following, Return};

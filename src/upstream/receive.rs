@@ -15,6 +15,7 @@ use walrelay_proto::receiver::{Action, Input, Message, Receiver, ReceiverError, 
 pub(super) use walrelay_proto::receiver::{StreamEnd, next_timeline};
 use walrelay_proto::{FeedbackHorizon, Lsn, PgTimestamp};
 
+use super::board::Board;
 use super::failure::UpstreamError;
 use super::seam::Entry;
 use crate::pg::{QueryError, SILENCE, ServerError, UpstreamConnection};
@@ -50,6 +51,8 @@ pub(super) struct ReceiveContext<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Which server it is.
     pub(super) server: &'a str,
+    /// Told what comes.
+    pub(super) board: &'a Board,
     /// Logged when the server has begun to send.
     pub(super) announcement: &'a str,
 }
@@ -145,6 +148,10 @@ impl<'a> Shell<'a> {
                     Err(error) => return Err(self.failure(error, receiver)),
                 }
             }
+            // What a server that has not been accepted sends is no WAL of ours.
+            if self.entry.is_none() {
+                self.cx.board.note_server_end(receiver.server_end());
+            }
             if let Some(input) = self.wait(receiver).await {
                 receiver.handle(input, Instant::now());
             }
@@ -212,7 +219,10 @@ impl<'a> Shell<'a> {
     fn arrived(&mut self, read: io::Result<usize>) -> Input {
         match read {
             Ok(0) => Input::Closed,
-            Ok(count) => Input::Arrived(count),
+            Ok(count) => {
+                self.cx.board.received(count as u64);
+                Input::Arrived(count)
+            }
             Err(error) => {
                 self.broken = Some(error);
                 Input::Closed

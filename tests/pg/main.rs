@@ -54,6 +54,7 @@ mod slotsync;
 mod slow_line;
 mod sql;
 mod standby;
+mod status;
 mod switchover;
 mod synchronous;
 mod systemd;

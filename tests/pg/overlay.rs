@@ -129,6 +129,7 @@ impl Relay for Made {
             identity,
             state: ConsumerState::Streaming,
             sent_lsn: Some(NOW),
+            sent_bytes: 0,
             write_lsn: Some(NOW),
             flush_lsn: Some(NOW),
             replay_lsn: None,

@@ -27,9 +27,16 @@ pub(super) enum Piece {
 pub(super) struct Cutter {
     /// WAL of the message being cut that has not arrived yet: its position and length.
     missing: Option<(Lsn, usize)>,
+    /// How far the server could send, as its last WAL told.
+    server_end: Option<Lsn>,
 }
 
 impl Cutter {
+    /// How far the server could send when it sent its last WAL; told once.
+    pub(super) fn take_server_end(&mut self) -> Option<Lsn> {
+        self.server_end.take()
+    }
+
     /// The next piece, `None` if more bytes are needed.
     pub(super) fn cut(&mut self, buffer: &mut Buffer) -> Result<Option<Piece>, ReceiverError> {
         loop {
@@ -50,6 +57,7 @@ impl Cutter {
                 return Err(ReceiverError::Unexpected(kind));
             };
             buffer.take(PREFIX + XLogDataHeader::LEN);
+            self.server_end = header.end.valid();
             // Without any WAL it says nothing.
             let wal = body_len - XLogDataHeader::LEN;
             self.missing = (wal > 0).then_some((header.start, wal));

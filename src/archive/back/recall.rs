@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 use super::source::{FetchError, Source};
+use crate::counts::Counter;
+use crate::moment::Moment;
 use crate::store::{Segment, Store};
 use arriving::{Arriving, Refusal};
 use place::{AT_A_TIME, Place, in_turn};
@@ -100,6 +102,34 @@ pub struct Recall {
     /// What is left of [`AHEAD_AT_A_TIME`].
     ahead: Semaphore,
     pauses: (Duration, Duration),
+    tally: Tally,
+}
+
+/// What was brought back so far.
+#[derive(Debug, Default)]
+struct Tally {
+    begun: Counter,
+    fetched: Counter,
+    fetched_bytes: Counter,
+    failed: Counter,
+    last_error: Mutex<Option<(String, Moment)>>,
+}
+
+/// How segments are brought back, for whoever looks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RecallSeen {
+    /// Places that are asked.
+    pub sources: usize,
+    /// Segments on their way.
+    pub in_flight: u64,
+    /// Segments that were brought back since the relay started.
+    pub fetched: u64,
+    /// The same in bytes.
+    pub fetched_bytes: u64,
+    /// Rounds through the places that came to nothing.
+    pub failed: u64,
+    /// Why the last of them did, and when.
+    pub last_error: Option<(String, Moment)>,
 }
 
 /// A segment that is here or on its way.
@@ -115,6 +145,21 @@ struct Entry {
     /// Told when somebody does.
     hurry: Arc<Notify>,
     touched: Instant,
+}
+
+impl Tally {
+    fn note(&self, outcome: &Outcome) {
+        let error = match outcome {
+            Outcome::Found(segment) => {
+                self.fetched_bytes.add(segment.end().since(segment.start()));
+                return self.fetched.note();
+            }
+            Outcome::Unknown(error) => error.to_string(),
+            Outcome::Not(error) => error.to_string(),
+        };
+        self.failed.note();
+        *lock(&self.last_error) = Some((error, Moment::now()));
+    }
 }
 
 impl Entry {
@@ -149,8 +194,33 @@ impl Recall {
         let places = RwLock::new(places(sources));
         let (cache, files, history) = (Mutex::default(), AtomicU64::new(0), Mutex::new(store.history()));
         let ahead = Semaphore::new(AHEAD_AT_A_TIME);
-        let recall = Recall { store, places, dir, budget, cache, history, files, ahead, pauses };
+        let recall = Recall {
+            store,
+            places,
+            dir,
+            budget,
+            cache,
+            history,
+            files,
+            ahead,
+            pauses,
+            tally: Tally::default(),
+        };
         Ok(Arc::new(recall))
+    }
+
+    /// How it does. Waits for nothing.
+    pub fn seen(&self) -> RecallSeen {
+        let Tally { begun, fetched, fetched_bytes, failed, last_error } = &self.tally;
+        let (fetched, failed) = (fetched.get(), failed.get());
+        RecallSeen {
+            sources: self.places.read().unwrap_or_else(PoisonError::into_inner).len(),
+            in_flight: begun.get().saturating_sub(fetched + failed),
+            fetched,
+            fetched_bytes: fetched_bytes.get(),
+            failed,
+            last_error: lock(last_error).clone(),
+        }
     }
 
     /// Whether there is anywhere to fetch from.
@@ -281,12 +351,14 @@ impl Recall {
         };
         cache.insert(name, entry);
         self.make_room(cache);
+        self.tally.begun.note();
         let recall = self.clone();
         tokio::spawn(async move {
             let outcome = match wanted {
                 true => recall.fetch(name).await,
                 false => recall.fetch_when_idle(name, &hurry).await,
             };
+            recall.tally.note(&outcome);
             recall.note(name, &outcome, &report);
             report.send_replace(Some(outcome));
         });

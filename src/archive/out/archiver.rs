@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
+use super::board::{Board, TargetSeen};
 use super::listing::Listing;
 use super::worker::Sink;
 use crate::archive::repo::repository::ArchiveError;
@@ -70,6 +71,7 @@ struct Need {
     /// Holds everything until it has said what it needs.
     hold: Hold,
     archived: Option<ArchivedWal>,
+    board: Board,
 }
 
 impl Floors {
@@ -81,7 +83,19 @@ impl Floors {
     pub(super) fn expect(&self, name: &str, place: String) {
         // Before that of the old place is let go.
         let hold = self.store.holds().register(HoldKind::ArchiveTarget, name);
-        lock(&self.floors).insert(name.to_owned(), Need { place, hold, archived: None });
+        lock(&self.floors)
+            .insert(name.to_owned(), Need { place, hold, archived: None, board: Board::default() });
+    }
+
+    /// Where the worker of this target says how it does.
+    pub(super) fn board(&self, name: &str) -> Board {
+        lock(&self.floors).get(name).map(|need| need.board.clone()).unwrap_or_default()
+    }
+
+    /// All targets with their places, and how each does.
+    pub(super) fn seen(&self) -> Vec<(String, String, TargetSeen)> {
+        let floors = lock(&self.floors);
+        floors.iter().map(|(name, need)| (name.clone(), need.place.clone(), need.board.seen())).collect()
     }
 
     /// What a target needs; nothing is done if another place is expected of it meanwhile, where less may be.

@@ -2,6 +2,7 @@
 
 pub(crate) mod archiver;
 mod backoff;
+pub(crate) mod board;
 pub(crate) mod command;
 mod listing;
 mod outlook;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{SegSize, WalFileName};
 
 use super::backoff;
+use super::board::Board;
 use super::worker::{SharedQueue, lock};
 use crate::archive::repo::content::Content;
 use crate::archive::repo::name::{ChunkName, FileName};
@@ -29,6 +30,7 @@ pub(super) struct Tail {
     store: Arc<Store>,
     queue: SharedQueue,
     interval: Duration,
+    board: Board,
     current: Option<Current>,
 }
 
@@ -80,8 +82,9 @@ impl Tail {
         store: Arc<Store>,
         queue: SharedQueue,
         interval: Duration,
+        board: Board,
     ) -> Tail {
-        Tail { repository, store, queue, interval, current: None }
+        Tail { repository, store, queue, interval, board, current: None }
     }
 
     /// Until it is told to stop; then what is durable by that time goes out.
@@ -141,7 +144,9 @@ impl Tail {
             self.current = Some(self.open(wal, size).await?);
         }
         let offset = end.since(wal.segno.start(size));
-        self.send_up_to(offset).await
+        self.send_up_to(offset).await?;
+        self.board.tail_reaches(end);
+        Ok(())
     }
 
     /// The rest of the segment before, unless it is there whole already.

@@ -18,6 +18,7 @@ use walrelay_proto::{Lsn, SegSize, WalFileName};
 
 use super::archiver::{Floor, Floors};
 use super::backoff;
+use super::board::Board;
 use super::listing::Listing;
 use super::outlook::{Pace, bytes, outlook};
 use super::queue::{Queue, needed_from};
@@ -89,6 +90,7 @@ pub(super) struct Worker {
     listings: watch::Receiver<Option<Arc<Listing>>>,
     rate: Option<RateLimit>,
     health: Health,
+    board: Board,
     /// Files on their way.
     sending: HashMap<FileName, Sending>,
     /// Files that somebody else is writing in the target, and when that was last told.
@@ -161,6 +163,7 @@ impl Worker {
         listings: watch::Receiver<Option<Arc<Listing>>>,
     ) -> Worker {
         let (target, sink) = (now.target.clone(), now.sink.clone());
+        let board = floors.board(&target.name);
         let rate = target.rate.map(RateLimit::new);
         let health = Health { failures: 0, not_before: Instant::now(), told: None, pace: None };
         Worker {
@@ -173,6 +176,7 @@ impl Worker {
             listings,
             rate,
             health,
+            board,
             sending: HashMap::new(),
             unfinished: HashMap::new(),
             over_quota: None,
@@ -299,7 +303,13 @@ impl Worker {
     fn start_tail(&self, queue: &SharedQueue, stop: &CancellationToken) -> JoinSet<()> {
         let mut tail = JoinSet::new();
         if let (Sink::Objects(repository), Some(interval)) = (&self.sink, self.target.partial_interval) {
-            let parts = Tail::new(repository.clone(), self.store.clone(), queue.clone(), interval);
+            let parts = Tail::new(
+                repository.clone(),
+                self.store.clone(),
+                queue.clone(),
+                interval,
+                self.board.clone(),
+            );
             tail.spawn(parts.run(stop.clone()));
         }
         tail
@@ -431,6 +441,7 @@ impl Worker {
             Outcome::Gone => lock(queue).gone(&name),
             Outcome::Unreadable(reason) => {
                 let pause = lock(queue).failed(name.clone(), now);
+                self.board.failed(&name.to_string(), &reason);
                 tracing::error!(
                     "could not read \"{name}\" for archive target \"{}\": {reason}; will try again in {} s",
                     self.target.name,
@@ -445,6 +456,7 @@ impl Worker {
                     self.unsaved_since.get_or_insert(now);
                 }
                 lock(queue).failed(name.clone(), now);
+                self.board.failed(&name.to_string(), &reason);
                 self.failed(&name, &reason, fatal, now);
             }
             Outcome::Unfinished(reason) => {
@@ -460,6 +472,7 @@ impl Worker {
 
     fn taken(&mut self, name: &FileName, written: &Written, now: Instant) {
         let target = &self.target.name;
+        self.board.archived(&name.to_string());
         if self.health.told.take().is_some() {
             tracing::info!("archive target \"{target}\" takes WAL again");
         }
@@ -474,10 +487,13 @@ impl Worker {
                 }
             }
             Written::Same => tracing::debug!("archive target \"{target}\" has \"{name}\" already"),
-            Written::Conflict { kept_aside } => tracing::error!(
-                "archive target \"{target}\" has another \"{name}\" with different content; ours is kept as \
-                 \"{kept_aside}\": find out which cluster or timeline the other one belongs to"
-            ),
+            Written::Conflict { kept_aside } => {
+                self.board.conflicted();
+                tracing::error!(
+                    "archive target \"{target}\" has another \"{name}\" with different content; ours is kept as \
+                     \"{kept_aside}\": find out which cluster or timeline the other one belongs to"
+                );
+            }
         }
     }
 
@@ -504,6 +520,7 @@ impl Worker {
         let behind = behind(saved, listing);
         let target = &self.target.name;
         let waiting = lock(queue).len();
+        self.board.pending(waiting);
         let over = self.target.quota.is_some_and(|quota| behind > quota);
         if !over {
             self.over_quota = None;
@@ -664,6 +681,7 @@ impl Worker {
     /// Tells retention what this target needs, and readers what it has.
     fn publish(&self, saved: &Progress, listing: &Listing) {
         let needed = needed_from(saved, listing);
+        self.board.needs(needed);
         let dropped = match (self.target.on_quota, self.target.quota) {
             (OnQuota::Drop, Some(quota)) => listing.end.rewind(quota).seg_start(listing.size),
             _ => Lsn::INVALID,

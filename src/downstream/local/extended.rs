@@ -325,6 +325,7 @@ mod tests {
     use super::*;
     use crate::console::Instead;
     use crate::overlay::Row;
+    use crate::status::Status;
 
     struct Nothing;
 
@@ -371,6 +372,14 @@ mod tests {
 
         fn slots(&self) -> Vec<Row> {
             Vec::new()
+        }
+
+        fn sees_all(&self) -> bool {
+            false
+        }
+
+        fn status(&self) -> Option<Status> {
+            None
         }
 
         fn senders(&self) -> Vec<Row> {

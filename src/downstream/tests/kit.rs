@@ -178,6 +178,8 @@ impl Relay {
             sql_overlay: true,
             recall,
             descriptors: Arc::new(options.descriptors),
+            counts: Arc::default(),
+            status: None,
         };
         let access = Arc::new(SharedAccess::new(Access {
             tls: options.tls.as_ref().map(|files| ServerTls::load(files).unwrap()),

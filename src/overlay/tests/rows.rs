@@ -108,6 +108,7 @@ fn a_senders_columns() {
     let mut sender = ConsumerStatus {
         identity,
         state: ConsumerState::Catchup,
+        sent_bytes: 0,
         sent_lsn: Some(Lsn::new(MB)),
         write_lsn: Some(Lsn::INVALID),
         flush_lsn: None,

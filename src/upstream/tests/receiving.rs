@@ -23,6 +23,7 @@ use crate::store::{
     AppendError, Background, FeedbackHorizon, Identity, Store, StoreConfig, UpstreamParameters, WalWrite,
     Writer,
 };
+use crate::upstream::board::Board;
 use crate::upstream::receive::{ReceiveContext, ReceiveError, StreamEnd, receive};
 
 const SEG: u64 = 1 << 20;
@@ -88,6 +89,7 @@ impl Setup {
             wal_receiver_timeout: self.timeout,
             stop: &self.stop,
             server: "upstream",
+            board: &Board::default(),
             announcement: "started streaming",
         };
         let receiving = receive(&mut self.conn, &mut self.writer, &cx, None);

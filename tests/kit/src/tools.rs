@@ -51,6 +51,14 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
+/// Prometheus's tool that checks metrics and rules, where it is installed (Debian: `prometheus`): it is large, and the rest can
+/// do without.
+pub fn promtool() -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).map(|dir| dir.join("promtool"));
+    places.into_iter().find(|program| program.is_file())
+}
+
 fn is_there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs = std::env::split_paths(&path).chain(MORE.iter().map(Into::into));

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::super::board::TargetSeen;
 use super::super::listing::Listing;
 use super::super::worker::{Sink, Wanted, Worker};
 use super::{Floors, Part, lock, refuse_wrong_places, scan};
@@ -112,6 +113,11 @@ impl ArchiveControl {
             refuse_wrong_places(&opened, self.data_dir())?;
         }
         Ok(Prepared(opened.into_iter().map(|(target, sink)| self.change(target, sink)).collect()))
+    }
+
+    /// All targets with their places, and how each does. Waits for nothing.
+    pub fn seen(&self) -> Vec<(String, String, TargetSeen)> {
+        self.floors.seen()
     }
 
     fn data_dir(&self) -> &Path {

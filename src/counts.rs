@@ -1,0 +1,210 @@
+//! What has happened, counted: numbers that only rise, for whoever watches the relay.
+//!
+//! Each part counts in values of its own, which it owns; nothing here is global. Counting is an addition to an atomic, and
+//! reading one waits for nobody.
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn note(&self) {
+        self.add(1);
+    }
+
+    /// So many more.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper ends of the classes of [`Durations`], in seconds: from a fast NVMe's sync to a disk that hangs.
+pub const CLASSES: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// How long something took, each time: a histogram.
+#[derive(Debug, Default)]
+pub struct Durations {
+    /// One for each of [`CLASSES`], and one for what took longer.
+    classes: [AtomicU64; CLASSES.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Durations {
+    /// It took so long this time.
+    pub fn note(&self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let class = CLASSES.iter().position(|end| seconds <= *end).unwrap_or(CLASSES.len());
+        self.classes[class].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How often it fell into each of [`CLASSES`], and behind them all.
+    pub fn classes(&self) -> [u64; CLASSES.len() + 1] {
+        std::array::from_fn(|class| self.classes[class].load(Ordering::Relaxed))
+    }
+
+    /// How long it took altogether.
+    pub fn total(&self) -> Duration {
+        Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    }
+}
+
+/// One of a few reasons: the values of an enum, each with a word for labels.
+pub trait Cause: Copy + Eq + 'static {
+    /// All there are.
+    const ALL: &'static [Self];
+    /// What it is called in a label.
+    fn word(self) -> &'static str;
+}
+
+/// A counter for each cause.
+#[derive(Debug)]
+pub struct ByCause<C> {
+    counts: Vec<Counter>,
+    of: PhantomData<C>,
+}
+
+impl<C: Cause> Default for ByCause<C> {
+    fn default() -> ByCause<C> {
+        ByCause { counts: C::ALL.iter().map(|_| Counter::default()).collect(), of: PhantomData }
+    }
+}
+
+impl<C: Cause> ByCause<C> {
+    /// Once more for this reason.
+    pub fn note(&self, cause: C) {
+        self.counter(cause).note();
+    }
+
+    /// How often for this reason.
+    pub fn get(&self, cause: C) -> u64 {
+        self.counter(cause).get()
+    }
+
+    /// All causes, with their words, those that never were included.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        C::ALL.iter().zip(&self.counts).map(|(cause, count)| (cause.word(), count.get()))
+    }
+
+    fn counter(&self, cause: C) -> &Counter {
+        let at = C::ALL.iter().position(|known| *known == cause);
+        &self.counts[at.expect("ALL names every cause")]
+    }
+}
+
+macro_rules! causes {
+    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl Cause for $name {
+            const ALL: &'static [$name] = &[$($name::$variant),*];
+
+            fn word(self) -> &'static str {
+                match self { $($name::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// Why a replication connection has ended.
+    pub enum EndCause {
+        /// The client said good-bye, or closed the connection between two messages.
+        ClientLeft = "client_left",
+        /// The socket failed.
+        ConnectionLost = "connection_lost",
+        /// The client was silent for longer than `wal_sender_timeout`.
+        Timeout = "timeout",
+        /// The client did not take what was sent to it.
+        NotTaken = "not_taken",
+        /// The client sent what nobody understands.
+        Protocol = "protocol_violation",
+        /// Somebody had it ended.
+        Terminated = "terminated",
+        /// The relay stops.
+        Shutdown = "shutdown",
+        /// It was told an error that ends a connection.
+        Error = "error",
+    }
+}
+
+causes! {
+    /// Why a client was not let in.
+    pub enum Refused {
+        /// Its proof is wrong: password, certificate, system user.
+        Authentication = "authentication",
+        /// There is no line for it in the hba file, or one that rejects it.
+        Rules = "rules",
+        /// It has failed too often, or all places are taken.
+        TooMany = "too_many",
+        /// The role may not do what it wants.
+        Rights = "rights",
+        /// The relay starts or stops, or an upstream that would have to be asked is away.
+        NotNow = "not_now",
+        /// It did not log in within `authentication_timeout`.
+        Timeout = "timeout",
+        /// It had not logged in when there were too many like it.
+        Dropped = "dropped",
+        /// It does not speak the protocol, or not that of TLS.
+        Protocol = "protocol_violation",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+/// What has become of clients' connections.
+#[derive(Debug, Default)]
+pub struct SessionCounts {
+    /// Connections that were taken from a listener.
+    pub accepted: Counter,
+    /// Replication connections that have logged in.
+    pub replication: Counter,
+    /// SQL sessions that have logged in.
+    pub sql: Counter,
+    /// SQL sessions that have ended.
+    pub sql_ended: Counter,
+    /// Replication connections that have ended.
+    pub ended: ByCause<EndCause>,
+    /// Clients that were not let in.
+    pub refused: ByCause<Refused>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_fall_into_their_classes() {
+        let durations = Durations::default();
+        let at = |class: usize| durations.classes()[class];
+        for micros in [1, 100, 101, 30_000_000, 30_000_001] {
+            durations.note(Duration::from_micros(micros));
+        }
+        assert_eq!((at(0), at(1), at(CLASSES.len() - 1), at(CLASSES.len())), (2, 1, 1, 1));
+        assert_eq!(durations.total(), Duration::from_micros(60_000_203));
+    }
+
+    #[test]
+    fn causes_are_counted_apart() {
+        let ends = ByCause::<EndCause>::default();
+        ends.note(EndCause::Timeout);
+        ends.note(EndCause::Timeout);
+        assert_eq!((ends.get(EndCause::Timeout), ends.get(EndCause::Error)), (2, 0));
+        let words: Vec<_> = ends.all().collect();
+        assert_eq!(words.len(), EndCause::ALL.len());
+        assert!(words.contains(&("timeout", 2)), "{words:?}");
+    }
+}

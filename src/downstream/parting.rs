@@ -1,0 +1,89 @@
+//! Why a connection has ended: what the log says, and what is counted.
+
+use std::fmt;
+use std::io;
+
+use crate::counts::{EndCause, Refused};
+use crate::wire::{PgError, ReadError, sqlstate};
+
+use super::login::LoginError;
+
+/// The end of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parting {
+    /// For counts.
+    pub cause: EndCause,
+    /// For the log.
+    words: String,
+}
+
+impl Parting {
+    /// For this reason, and in these words.
+    pub(super) fn new(cause: EndCause, words: impl Into<String>) -> Parting {
+        Parting { cause, words: words.into() }
+    }
+
+    /// The client has said good-bye.
+    pub(super) fn left() -> Parting {
+        Parting::new(EndCause::ClientLeft, "client has left")
+    }
+
+    /// It could not be sent what was for it.
+    pub(super) fn unsent(error: &io::Error) -> Parting {
+        let cause = match error.kind() {
+            io::ErrorKind::TimedOut => EndCause::NotTaken,
+            _ => EndCause::ConnectionLost,
+        };
+        Parting::new(cause, format!("could not send data to client: {error}"))
+    }
+
+    /// It was told an error that ends the connection.
+    pub(super) fn told(error: &PgError) -> Parting {
+        let cause = match &*error.sqlstate {
+            sqlstate::ADMIN_SHUTDOWN => EndCause::Shutdown,
+            sqlstate::PROTOCOL_VIOLATION => EndCause::Protocol,
+            _ => EndCause::Error,
+        };
+        Parting::new(cause, error.to_string())
+    }
+}
+
+impl From<ReadError> for Parting {
+    fn from(error: ReadError) -> Parting {
+        let cause = match &error {
+            ReadError::Closed => EndCause::ClientLeft,
+            ReadError::Io(_) => EndCause::ConnectionLost,
+            ReadError::Frame(_) | ReadError::Startup(_) => EndCause::Protocol,
+        };
+        Parting::new(cause, error.to_string())
+    }
+}
+
+impl fmt::Display for Parting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+/// Why a client was not let in; `None` for who has left by himself before he said what he wants.
+pub(super) fn refused(error: &LoginError) -> Option<Refused> {
+    match error {
+        LoginError::Refused(error) => Some(refused_with(&error.sqlstate)),
+        LoginError::Ancient(_) | LoginError::Handshake(_) | LoginError::NoAlpn => Some(Refused::Protocol),
+        LoginError::Unread(ReadError::Frame(_) | ReadError::Startup(_)) => Some(Refused::Protocol),
+        LoginError::Unread(ReadError::Closed | ReadError::Io(_)) | LoginError::Unsent(_) => None,
+    }
+}
+
+fn refused_with(code: &str) -> Refused {
+    match code {
+        sqlstate::INVALID_PASSWORD => Refused::Authentication,
+        sqlstate::INVALID_AUTHORIZATION_SPECIFICATION => Refused::Rules,
+        sqlstate::TOO_MANY_CONNECTIONS => Refused::TooMany,
+        sqlstate::INSUFFICIENT_PRIVILEGE => Refused::Rights,
+        sqlstate::CANNOT_CONNECT_NOW => Refused::NotNow,
+        sqlstate::QUERY_CANCELED => Refused::Timeout,
+        sqlstate::PROTOCOL_VIOLATION | sqlstate::FEATURE_NOT_SUPPORTED => Refused::Protocol,
+        _ => Refused::Other,
+    }
+}

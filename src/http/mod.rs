@@ -1,0 +1,142 @@
+//! The HTTP listener of `--http-listen`: `/metrics`, and whether the relay lives and can serve, for whoever watches it.
+//!
+//! ```text
+//! accept loop ── a permit, or the door ──> connection: head within 5 s, at most 16 kB ──> Status::now ──> answer
+//!                                          closed after a minute, whatever it does
+//! ```
+//!
+//! It answers from memory only, so it answers while disks, the upstream and archives hang. It can hold up nobody: there are few
+//! connections, each for a limited time, and nothing else waits for them. Nothing can be changed through it. There is no
+//! login and no TLS, so it listens on the loopback interface unless it is told another address.
+
+mod address;
+mod answers;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::descriptors::{Descriptors, Repeated};
+use crate::status::Sources;
+
+pub use address::{HttpAddr, ParseHttpAddrError};
+
+/// Connections at a time; one more is closed at once.
+const CONNECTIONS: usize = 32;
+/// How long the head of a request may take, also of the first one.
+const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection may last: whoever comes regularly connects again.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of a request that are read before its head has to be over.
+const HEAD_SIZE: usize = 16 << 10;
+/// Lines of a request's head.
+const HEADERS: usize = 64;
+/// Pause after an error of accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// The address cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("could not listen on {address} for HTTP: {source}")]
+pub struct HttpError {
+    /// The address.
+    pub address: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Sockets that listen.
+#[derive(Debug)]
+pub struct Http {
+    listener: TcpListener,
+    sources: Arc<Sources>,
+    descriptors: Arc<Descriptors>,
+}
+
+impl Http {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn bind(
+        address: &HttpAddr,
+        sources: Arc<Sources>,
+        descriptors: Arc<Descriptors>,
+    ) -> Result<Http, HttpError> {
+        let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
+        let failed = |source| HttpError { address: address.to_string(), source };
+        Ok(Http { listener: listener.map_err(failed)?, sources, descriptors })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// Serves until told to stop; connections that are open then are closed.
+    pub async fn run(self, stop: CancellationToken) {
+        let (places, mut connections) = (Arc::new(Semaphore::new(CONNECTIONS)), JoinSet::new());
+        let (mut failed, mut too_many) = (Repeated::default(), Repeated::default());
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!("an HTTP connection's task failed: {error}");
+                    }
+                    continue;
+                }
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((socket, _)) if self.descriptors.permit(&socket) => {
+                    let Ok(place) = places.clone().try_acquire_owned() else {
+                        if let Some(count) = too_many.note(std::time::Instant::now()) {
+                            tracing::warn!(
+                                count,
+                                "closed an HTTP connection: {CONNECTIONS} are open already"
+                            );
+                        }
+                        continue;
+                    };
+                    let serving = serve(socket, self.sources.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        serving.await;
+                    });
+                }
+                Ok(_) => self.descriptors.tell_refusal(),
+                Err(error) => {
+                    if let Some(count) = failed.note(std::time::Instant::now()) {
+                        tracing::warn!(count, "could not accept an HTTP connection: {error}");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(socket: TcpStream, sources: Arc<Sources>) {
+    let service = TowerToHyperService::new(answers::router(sources));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_SIZE);
+    let connection = http.serve_connection(TokioIo::new(socket), service);
+    match tokio::time::timeout(LIMIT, connection).await {
+        Ok(Err(error)) => tracing::debug!("an HTTP connection failed: {error}"),
+        Ok(Ok(())) | Err(_) => {}
+    }
+}

@@ -1,0 +1,98 @@
+//! The list, the exposition, and everything that names a metric, against each other.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::*;
+use crate::status::tests::Scene;
+
+fn names() -> BTreeSet<String> {
+    METRICS.iter().map(Metric::sample_name).collect()
+}
+
+fn file(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Every `walrelay_...` in a text that is a metric's name, without what a histogram's samples end with.
+fn named_in(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let words = text.split(|c: char| !is_part(c)).filter(|word| word.starts_with("walrelay_"));
+    let base = |word: &str| {
+        let ends = ["_bucket", "_sum", "_count"];
+        let base = ends.iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+        base.to_owned()
+    };
+    words.map(base).collect()
+}
+
+#[test]
+fn no_two_metrics_have_one_name() {
+    assert_eq!(names().len(), METRICS.len());
+}
+
+#[test]
+fn names_follow_the_conventions() {
+    for metric in METRICS {
+        let name = metric.sample_name();
+        assert!(!metric.help.ends_with('.') && !metric.help.is_empty(), "{name}");
+        let twice = ["_bytes_bytes", "_seconds_seconds", "_total_total"];
+        assert!(twice.iter().all(|end| !name.ends_with(end)), "{name}");
+        assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+    }
+}
+
+#[test]
+fn everything_that_is_shown_is_in_the_list() {
+    let scene = Scene::new();
+    let text = exposition(&scene.now());
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let shown: BTreeSet<_> =
+        samples.flat_map(|line| named_in(line.split([' ', '{']).next().unwrap())).collect();
+    let known = names();
+    let unknown: Vec<_> = shown.difference(&known).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    for name in [
+        "walrelay_build_info",
+        "walrelay_ready",
+        "walrelay_write_position_bytes",
+        "walrelay_sync_duration_seconds",
+    ] {
+        assert!(shown.contains(name), "{name}");
+    }
+    let last = "walrelay_sync_duration_seconds_bucket{le=\"+Inf\"} ";
+    assert!(text.contains(last), "{text}");
+}
+
+#[test]
+fn names_that_others_choose_are_escaped() {
+    let scene = Scene::new();
+    let _consumer = scene.consumer(1, "a\"b\\c\nd");
+    let text = exposition(&scene.now());
+    assert!(text.contains(r#"walrelay_consumers{application_name="a\"b\\c\nd"} 1"#), "{text}");
+}
+
+/// A metric nobody can look up, or that is looked for in vain, is of no use.
+#[test]
+fn documents_dashboard_and_alerts_name_what_there_is() {
+    let documented = named_in(&file("docs/MONITORING.md"));
+    assert_eq!(documented, names());
+    for path in ["monitoring/alerts.yml", "monitoring/alerts_test.yml", "monitoring/grafana.json"] {
+        let named = named_in(&file(path));
+        let unknown: Vec<_> = named.difference(&documented).collect();
+        assert!(unknown.is_empty() && !named.is_empty(), "{path}: {unknown:?}");
+    }
+}
+
+#[test]
+fn each_alert_has_its_section() {
+    let (alerts, document) = (file("monitoring/alerts.yml"), file("docs/MONITORING.md"));
+    let names: Vec<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        assert!(document.contains(&format!("\n### {name}\n")), "{name}");
+        let link = format!("MONITORING.md#{}", name.to_ascii_lowercase());
+        assert!(alerts.contains(&link), "{name} has no runbook_url to {link}");
+    }
+}

@@ -1,0 +1,374 @@
+//! Where the value comes from.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+
+use super::disk::DiskGauge;
+use super::value::{
+    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, HolderStatus,
+    RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
+};
+use crate::archive::{ArchiveControl, Recall, TargetSeen};
+use crate::consumers;
+use crate::counts::{self, CLASSES, Cause, SessionCounts};
+use crate::events::Events;
+use crate::moment::Moment;
+use crate::overlay::{Holdings, slot_row};
+use crate::redact::redact;
+use crate::store::{Held, HoldKind, HoldRow, SlotInfo, Store, Tip};
+use crate::upstream::{Board, Seen};
+
+/// A setting in effect.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Setting {
+    /// As in the configuration file.
+    pub name: String,
+    /// Its value, without what is secret.
+    pub value: String,
+    /// The file has another value by now, which takes a restart.
+    pub pending_restart: bool,
+}
+
+/// The parts of a running relay that are looked at.
+#[derive(Debug)]
+pub struct SourcesSetup {
+    /// The WAL.
+    pub store: Arc<Store>,
+    /// What the receiver says of itself.
+    pub upstream: Arc<Board>,
+    /// `--upstream`, without what is secret.
+    pub conninfo: String,
+    /// `--slot`.
+    pub slot: String,
+    /// The archive targets.
+    pub archive: Arc<ArchiveControl>,
+    /// What brings WAL back from there.
+    pub recall: Arc<Recall>,
+    /// What has become of connections.
+    pub sessions: Arc<SessionCounts>,
+    /// The log's warnings and errors.
+    pub events: Events,
+    /// What the disk was seen to be.
+    pub disk: Arc<DiskGauge>,
+    /// Settings in effect.
+    pub settings: Vec<Setting>,
+}
+
+/// Where a [`Status`] comes from.
+#[derive(Debug)]
+pub struct Sources {
+    parts: SourcesSetup,
+    settings: RwLock<Arc<Vec<Setting>>>,
+    started_at: Moment,
+    started: Instant,
+    stopping: AtomicBool,
+}
+
+impl Sources {
+    /// Those of a relay that starts now.
+    pub fn new(mut setup: SourcesSetup) -> Sources {
+        let settings = RwLock::new(Arc::new(std::mem::take(&mut setup.settings)));
+        Sources {
+            parts: setup,
+            settings,
+            started_at: Moment::now(),
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// What looks at the disk.
+    pub fn disk(&self) -> &Arc<DiskGauge> {
+        &self.parts.disk
+    }
+
+    /// Where connections are counted.
+    pub fn sessions(&self) -> &Arc<SessionCounts> {
+        &self.parts.sessions
+    }
+
+    /// The relay stops.
+    pub fn note_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The settings that are in effect from now on.
+    pub fn set_settings(&self, settings: Vec<Setting>) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    fn settings(&self) -> Arc<Vec<Setting>> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Status {
+    /// The relay as it is now. Waits for nothing.
+    pub fn now(sources: &Sources) -> Status {
+        let SourcesSetup { store, upstream, archive, recall, events, .. } = &sources.parts;
+        let tip = store.tip();
+        let end = End { lsn: tip.map(|tip| tip.write_lsn).unwrap_or_default(), store, now: Instant::now() };
+        let slots = store.slots().list();
+        let seen = upstream.seen();
+        Status {
+            at: Moment::now(),
+            relay: relay(sources, tip),
+            consumers: consumers(&end, &slots),
+            slots: self::slots(&end, &slots),
+            timelines: tip.map(|_| timelines(&store.history())).unwrap_or_default(),
+            disk: DiskStatus { holders: holders(&end), ..sources.parts.disk.seen() },
+            archive: archive.seen().into_iter().map(|target| archive_target(&end, target)).collect(),
+            recalls: recalls(recall),
+            settings: sources.settings().to_vec(),
+            events: events.list().into_iter().map(EventStatus::from).collect(),
+            counts: counts(sources, &seen),
+            upstream: upstream_status(sources, seen, tip, &end),
+        }
+    }
+}
+
+/// Where WAL ends, and when that is.
+struct End<'a> {
+    lsn: Lsn,
+    store: &'a Store,
+    now: Instant,
+}
+
+impl End<'_> {
+    /// What somebody lacks who has reached `lsn`.
+    fn distance(&self, lsn: Lsn) -> Distance {
+        let lag_seconds = self.store.lag_clock().waiting(lsn, self.lsn, self.now).as_secs_f64();
+        Distance { lsn, lag_bytes: self.lsn.since(lsn), lag_seconds }
+    }
+
+    /// The oldest WAL that is here, as far as is known without the disk.
+    fn oldest(&self) -> Option<Lsn> {
+        self.store.oldest_kept().and_then(Lsn::valid)
+    }
+
+    /// Bytes on the disk from `lsn` on.
+    fn kept_from(&self, lsn: Lsn) -> u64 {
+        match (self.oldest(), lsn.valid()) {
+            (Some(oldest), _) => self.lsn.since(lsn.max(oldest)),
+            // Retention has not looked yet.
+            (None, Some(from)) => self.lsn.since(from),
+            (None, None) => 0,
+        }
+    }
+}
+
+fn relay(sources: &Sources, tip: Option<Tip>) -> RelayStatus {
+    let store = &sources.parts.store;
+    RelayStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: sources.started_at,
+        uptime_seconds: sources.started.elapsed().as_secs_f64(),
+        data_dir: store.data_dir().display().to_string(),
+        system_identifier: store.identity().map(|identity| identity.system_id.to_string()),
+        timeline: tip.map(|tip| tip.tli.as_u32()),
+        oldest_lsn: store.oldest_kept().and_then(Lsn::valid),
+        write_lsn: tip.map(|tip| tip.write_lsn),
+        flush_lsn: tip.and_then(|tip| tip.flush_lsn.valid()),
+        stopping: sources.stopping.load(Ordering::Relaxed),
+        failure: store.failure(),
+    }
+}
+
+fn upstream_status(sources: &Sources, seen: Seen, tip: Option<Tip>, end: &End<'_>) -> UpstreamStatus {
+    let unflushed = tip.map(|tip| end.distance(tip.flush_lsn));
+    let (last_error, last_error_at) = seen.last_error.unzip();
+    let (end_lsn, end_at) = seen.server_end.unzip();
+    UpstreamStatus {
+        conninfo: sources.parts.conninfo.clone(),
+        slot: sources.parts.slot.clone(),
+        state: seen.phase.as_str().to_owned(),
+        since: seen.since,
+        host: seen.host,
+        server_version: seen.server_version,
+        server_timeline: seen.server_timeline.map(|tli| tli.as_u32()),
+        stream_start_lsn: seen.started_at.map(|at| at.lsn),
+        stream_start_timeline: seen.started_at.map(|at| at.tli.as_u32()),
+        last_message_at: seen.last_message,
+        end_lsn,
+        end_at,
+        failing_since: seen.failing_since,
+        last_error: last_error.map(|error| redact(&error)),
+        last_error_at,
+        unreceived_bytes: end_lsn.map(|theirs| theirs.since(end.lsn)),
+        unflushed_bytes: unflushed.map_or(0, |it| it.lag_bytes),
+        unflushed_seconds: unflushed.map_or(0.0, |it| it.lag_seconds),
+    }
+}
+
+fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {
+    let used = slots.iter().filter_map(|slot| Some((slot.active_pid?, slot.name.as_str())));
+    let used: HashMap<u32, &str> = used.collect();
+    let consumer = |seen: consumers::ConsumerStatus| {
+        let consumers::ConsumerIdentity { pid, user, application_name, client_addr, backend_start } =
+            seen.identity;
+        let distance = |lsn: Option<Lsn>| lsn.map(|lsn| end.distance(lsn));
+        ConsumerStatus {
+            pid,
+            user,
+            application_name,
+            client_addr: client_addr.map(|address| address.ip().to_canonical().to_string()),
+            connected_at: backend_start.into(),
+            state: seen.state.as_str().to_owned(),
+            slot: used.get(&pid).map(|name| (*name).to_owned()),
+            sent: distance(seen.sent_lsn),
+            write: distance(seen.write_lsn),
+            flush: distance(seen.flush_lsn),
+            replay: distance(seen.replay_lsn),
+            sent_bytes: seen.sent_bytes,
+            reply_at: seen.reply_time.map(Moment::from),
+        }
+    };
+    end.store.consumers().list().into_iter().map(consumer).collect()
+}
+
+fn slots(end: &End<'_>, slots: &[SlotInfo]) -> Vec<SlotStatus> {
+    let holdings = Holdings::of(end.store);
+    let slot = |slot: &SlotInfo| {
+        let row = slot_row(slot, holdings.as_ref());
+        SlotStatus {
+            name: slot.name.clone(),
+            temporary: slot.temporary,
+            active_pid: slot.active_pid,
+            restart: slot.restart_lsn.map(|lsn| end.distance(lsn)),
+            held_bytes: slot.restart_lsn.filter(|_| !slot.invalidated).map_or(0, |lsn| end.kept_from(lsn)),
+            wal_status: row.get("wal_status").map(str::to_owned),
+            safe_wal_size: row.get("safe_wal_size").and_then(|bytes| bytes.parse().ok()),
+            inactive_since: slot.inactive_since.map(Moment::from),
+            lost_because: row.get("invalidation_reason").map(str::to_owned),
+        }
+    };
+    slots.iter().map(slot).collect()
+}
+
+fn timelines(history: &TimelineHistory) -> Vec<TimelineStatus> {
+    let mut begin_lsn = None;
+    let timeline = |tli: TimelineId| {
+        let end_lsn = history.switch_point(tli).map(|(left_at, _)| left_at);
+        let begin_lsn = std::mem::replace(&mut begin_lsn, end_lsn);
+        TimelineStatus { timeline: tli.as_u32(), begin_lsn, end_lsn }
+    };
+    history.way().map(timeline).collect()
+}
+
+fn holders(end: &End<'_>) -> Vec<HolderStatus> {
+    let holder = |row: HoldRow| {
+        let (from_lsn, held_bytes) = match row.held {
+            Held::Everything => (None, end.kept_from(Lsn::INVALID)),
+            Held::From(from) => (Some(from), end.kept_from(from)),
+            Held::Nothing => return None,
+        };
+        Some(HolderStatus { kind: kind(row.kind).to_owned(), name: row.name, from_lsn, held_bytes })
+    };
+    end.store.holds().rows().into_iter().filter_map(holder).collect()
+}
+
+fn kind(kind: HoldKind) -> &'static str {
+    match kind {
+        HoldKind::KeepSize => "wal_keep_size",
+        HoldKind::Recovery => "recovery",
+        HoldKind::Slot => "slot",
+        HoldKind::SavedSlot => "saved_slot",
+        HoldKind::ArchiveTarget => "archive_target",
+        HoldKind::Start => "start",
+        HoldKind::TimelineSwitch => "timeline_switch",
+    }
+}
+
+fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSeen)) -> ArchiveStatus {
+    let pending = seen.needed_from.map(|from| end.distance(from));
+    let at_risk =
+        seen.needed_from.map(|from| end.distance(seen.tail_end.map_or(from, |tail| tail.max(from))));
+    let (last_archived_file, last_archived_at) = seen.last_archived.unzip();
+    let (failed, last_error) = seen.last_failed.map(|(file, at, error)| ((file, at), redact(&error))).unzip();
+    let (last_failed_file, last_failed_at) = failed.unzip();
+    ArchiveStatus {
+        name,
+        place: redact(&place),
+        archived_files: seen.archived_files,
+        last_archived_file,
+        last_archived_at,
+        failures: seen.failures,
+        last_failed_file,
+        last_failed_at,
+        last_error,
+        failing_since: seen.failing_since,
+        conflicts: seen.conflicts,
+        pending_files: seen.pending_files,
+        pending_bytes: pending.map(|it| it.lag_bytes),
+        at_risk_bytes: at_risk.map(|it| it.lag_bytes),
+        at_risk_seconds: at_risk.map(|it| it.lag_seconds),
+    }
+}
+
+fn recalls(recall: &Recall) -> RecallStatus {
+    let seen = recall.seen();
+    let (last_error, last_error_at) = seen.last_error.unzip();
+    RecallStatus {
+        sources: seen.sources as u64,
+        in_flight: seen.in_flight,
+        fetched_segments: seen.fetched,
+        fetched_bytes: seen.fetched_bytes,
+        failures: seen.failed,
+        last_error: last_error.map(|error| redact(&error)),
+        last_error_at,
+    }
+}
+
+fn counts(sources: &Sources, upstream: &Seen) -> Counts {
+    let SourcesSetup { store, sessions, events, .. } = &sources.parts;
+    let done = store.counts();
+    let (warnings, errors) = events.counts();
+    Counts {
+        received_bytes: upstream.received_bytes,
+        sent_bytes: store.consumers().sent_bytes(),
+        upstream_streams: upstream.streams,
+        upstream_failures: upstream.failures,
+        syncs: Durations::from(&done.syncs),
+        segments_made: done.segments_made.get(),
+        segments_removed: done.segments_removed.get(),
+        slots_lost: done.slots_lost.get(),
+        connections: sessions.accepted.get(),
+        replication_sessions: sessions.replication.get(),
+        sql_sessions: sessions.sql.get(),
+        // In this order, so that it is never below zero.
+        sql_sessions_open: {
+            let ended = sessions.sql_ended.get();
+            sessions.sql.get().saturating_sub(ended)
+        },
+        ended: by_cause(&sessions.ended),
+        refused: by_cause(&sessions.refused),
+        warnings,
+        errors,
+    }
+}
+
+fn by_cause<C: Cause>(counts: &counts::ByCause<C>) -> std::collections::BTreeMap<String, u64> {
+    counts.all().map(|(word, count)| (word.to_owned(), count)).collect()
+}
+
+impl From<&counts::Durations> for Durations {
+    fn from(durations: &counts::Durations) -> Durations {
+        Durations {
+            classes: CLASSES.to_vec(),
+            counts: durations.classes().to_vec(),
+            total_seconds: durations.total().as_secs_f64(),
+        }
+    }
+}
+
+impl From<crate::events::LoggedEvent> for EventStatus {
+    fn from(event: crate::events::LoggedEvent) -> EventStatus {
+        EventStatus { at: event.at, level: event.level.to_owned(), message: redact(&event.message) }
+    }
+}

@@ -1,0 +1,266 @@
+//! What there is to see of the upstream side, for whoever looks: the receiver writes, nobody waits for it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use walrelay_proto::{Lsn, TimelineId, TimelinePosition};
+
+use crate::counts::Counter;
+use crate::moment::Moment;
+
+/// What the receiver is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Phase {
+    /// Connecting to a server.
+    #[default]
+    Connecting,
+    /// Connected: finding out who it is, comparing histories and the end of the WAL.
+    Comparing,
+    /// The server is behind what is held here, and waited for.
+    Behind,
+    /// WAL comes.
+    Streaming,
+    /// No server can be followed; the next attempt comes after a pause.
+    Waiting,
+    /// Told to stop.
+    Stopped,
+}
+
+impl Phase {
+    /// All there are.
+    pub const ALL: [Phase; 6] = [
+        Phase::Connecting,
+        Phase::Comparing,
+        Phase::Behind,
+        Phase::Streaming,
+        Phase::Waiting,
+        Phase::Stopped,
+    ];
+
+    /// What it is called.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Connecting => "connecting",
+            Phase::Comparing => "comparing",
+            Phase::Behind => "behind",
+            Phase::Streaming => "streaming",
+            Phase::Waiting => "waiting",
+            Phase::Stopped => "stopped",
+        }
+    }
+}
+
+/// Everything at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// What the receiver is doing.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Moment,
+    /// The server it is about, or was last: host and port.
+    pub host: Option<String>,
+    /// `server_version` of the server that was connected to last.
+    pub server_version: Option<String>,
+    /// The timeline that the server was on when it was asked last.
+    pub server_timeline: Option<TimelineId>,
+    /// Where the stream began, while there is one.
+    pub started_at: Option<TimelinePosition>,
+    /// Since when nothing has come although it was tried; `None` while WAL comes.
+    pub failing_since: Option<Moment>,
+    /// Why the last attempt failed, and when; kept after that.
+    pub last_error: Option<(String, Moment)>,
+    /// When the server was heard of last.
+    pub last_message: Option<Moment>,
+    /// Where the server's WAL ended as far as it has told, and when it did.
+    pub server_end: Option<(Lsn, Moment)>,
+    /// Bytes read from servers while they streamed.
+    pub received_bytes: u64,
+    /// Streams that have begun.
+    pub streams: u64,
+    /// Attempts that have failed.
+    pub failures: u64,
+}
+
+/// What there is to see of the upstream side.
+#[derive(Debug)]
+pub struct Board {
+    state: Mutex<State>,
+    last_message: AtomicU64,
+    server_end: AtomicU64,
+    server_end_at: AtomicU64,
+    received: Counter,
+    streams: Counter,
+    failures: Counter,
+    /// Whether `failing_since` is set, for who looks at each message.
+    failing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    since: Moment,
+    host: Option<String>,
+    server_version: Option<String>,
+    server_timeline: Option<TimelineId>,
+    started_at: Option<TimelinePosition>,
+    failing_since: Option<Moment>,
+    last_error: Option<(String, Moment)>,
+}
+
+impl Default for Board {
+    fn default() -> Board {
+        let state = State {
+            phase: Phase::Connecting,
+            since: Moment::now(),
+            host: None,
+            server_version: None,
+            server_timeline: None,
+            started_at: None,
+            failing_since: None,
+            last_error: None,
+        };
+        Board {
+            state: Mutex::new(state),
+            last_message: AtomicU64::default(),
+            server_end: AtomicU64::default(),
+            server_end_at: AtomicU64::default(),
+            received: Counter::default(),
+            streams: Counter::default(),
+            failures: Counter::default(),
+            failing: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Board {
+    /// Everything there is to see.
+    pub fn seen(&self) -> Seen {
+        let state = self.lock();
+        let moment = |cell: &AtomicU64| Moment::from_micros(cell.load(Ordering::Relaxed));
+        let end = Lsn::new(self.server_end.load(Ordering::Relaxed)).valid();
+        Seen {
+            phase: state.phase,
+            since: state.since,
+            host: state.host.clone(),
+            server_version: state.server_version.clone(),
+            server_timeline: state.server_timeline,
+            started_at: state.started_at,
+            failing_since: state.failing_since,
+            last_error: state.last_error.clone(),
+            last_message: moment(&self.last_message),
+            server_end: end.zip(moment(&self.server_end_at)),
+            received_bytes: self.received.get(),
+            streams: self.streams.get(),
+            failures: self.failures.get(),
+        }
+    }
+
+    /// A server is connected to.
+    pub(super) fn connecting(&self, host: &str) {
+        self.lock().enter(Phase::Connecting).host = Some(host.to_owned());
+    }
+
+    /// It is there, and has said who it is. Where its WAL ends is told again on its timeline.
+    pub(super) fn connected(&self, version: Option<&str>, tli: TimelineId) {
+        self.server_end.store(0, Ordering::Relaxed);
+        let mut state = self.lock();
+        let state = state.enter(Phase::Comparing);
+        (state.server_version, state.server_timeline) = (version.map(str::to_owned), Some(tli));
+    }
+
+    /// It has less than is held here.
+    pub(super) fn behind(&self) {
+        self.lock().enter(Phase::Behind);
+    }
+
+    /// It streams.
+    pub(super) fn streaming(&self, from: TimelinePosition) {
+        self.streams.note();
+        self.lock().enter(Phase::Streaming).started_at = Some(from);
+    }
+
+    /// Nothing came of it.
+    pub(super) fn failed(&self, reason: &str) {
+        let now = Moment::now();
+        self.failures.note();
+        self.failing.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.failing_since.get_or_insert(now);
+        state.last_error = Some((reason.to_owned(), now));
+    }
+
+    /// The next attempt comes later.
+    pub(super) fn waiting(&self) {
+        self.lock().enter(Phase::Waiting);
+    }
+
+    /// There will be none.
+    pub(super) fn stopped(&self) {
+        self.lock().enter(Phase::Stopped);
+    }
+
+    /// So many bytes have come while it streams.
+    pub(super) fn received(&self, bytes: u64) {
+        self.received.add(bytes);
+        self.last_message.store(Moment::now().as_micros(), Ordering::Relaxed);
+    }
+
+    /// The server has told, in this stream, where its WAL ends: what was wrong is over.
+    pub(super) fn note_server_end(&self, end: Option<Lsn>) {
+        let Some(end) = end else { return };
+        if self.failing.swap(false, Ordering::Relaxed) {
+            self.lock().failing_since = None;
+        }
+        self.server_end.store(end.as_u64(), Ordering::Relaxed);
+        self.server_end_at.store(self.last_message.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// For a moment: nothing is waited for under it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn enter(&mut self, phase: Phase) -> &mut State {
+        if self.phase != phase {
+            (self.phase, self.since) = (phase, Moment::now());
+        }
+        if phase != Phase::Streaming {
+            self.started_at = None;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_begins_with_its_first_failure_and_ends_when_wal_comes() {
+        let board = Board::default();
+        board.connecting("a");
+        board.failed("refused");
+        let begun = board.seen().failing_since;
+        board.waiting();
+        board.failed("still refused");
+        let seen = board.seen();
+        assert_eq!((seen.phase, seen.failures, seen.failing_since), (Phase::Waiting, 2, begun));
+        assert_eq!(seen.last_error.unwrap().0, "still refused");
+        let at = TimelinePosition { tli: TimelineId::FIRST, lsn: Lsn::new(100) };
+        board.connected(Some("17.2"), TimelineId::FIRST);
+        board.streaming(at);
+        board.received(10);
+        board.note_server_end(Some(Lsn::new(200)));
+        let seen = board.seen();
+        assert_eq!((seen.phase, seen.failing_since, seen.started_at), (Phase::Streaming, None, Some(at)));
+        assert_eq!(seen.server_end.map(|(lsn, _)| lsn), Some(Lsn::new(200)));
+        assert_eq!(seen.last_error.unwrap().0, "still refused", "why it was so stays to be read");
+        board.waiting();
+        assert_eq!(board.seen().started_at, None);
+        // Another server: what the last one had says nothing of it.
+        board.connected(None, TimelineId::FIRST);
+        assert_eq!(board.seen().server_end, None);
+    }
+}

@@ -1,0 +1,249 @@
+//! What a relay tells of itself: metrics, health, the console, `walrelay status`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output, Stdio};
+
+use walrelay::status::Status;
+use walrelay_testkit::{
+    Cluster, Link, PATIENCE, Port, Relay, Scratch, Server, SqlError, Weather, on_every_version,
+    on_one_version, tied_command, tools, wait_until,
+};
+
+use crate::{relay_below, walrelay};
+
+on_every_version!(lag_is_nothing_when_idle_and_grows_while_a_line_is_cut);
+on_one_version!(
+    who_may_monitor_sees_everything_and_others_nothing,
+    an_upstream_that_is_away_is_told_everywhere,
+    an_archive_that_takes_nothing_is_told,
+    prometheus_understands_all_of_it,
+);
+
+/// What is answered at this path: the status line, the head and the body.
+fn get(port: &Port, path: &str) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port.number())).expect("it listens");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time that is not zero");
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+/// The value of a sample, named with its labels as the exposition has them.
+fn metric(port: &Port, sample: &str) -> Option<f64> {
+    let answer = get(port, "/metrics");
+    let line = answer.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.map(|value| value.parse().expect("a number"))
+}
+
+fn lag_is_nothing_when_idle_and_grows_while_a_line_is_cut(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let port = Port::take();
+    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.create_slot("s1");
+    let link = Link::to(relay.port(), 1);
+    let standby = primary.standby().name("s1").follow(&link.conninfo()).slot("s1").start();
+    primary.sql("create table t as select 1 as n");
+    standby.wait_for_replay(primary.flush_lsn());
+    let name = relay.psql("dbname=walrelay", &["select application_name from pg_stat_replication"]);
+    let name = name.expect("it streams");
+    let lag = |unit: &str| {
+        metric(
+            &port,
+            &format!("walrelay_consumer_lag_{unit}{{application_name=\"{name}\",position=\"flush\"}}"),
+        )
+    };
+    // However long ago the last commit was.
+    wait_until("an idle standby to have no lag", || lag("seconds") == Some(0.0) && lag("bytes") == Some(0.0));
+
+    link.set(Weather::Hole);
+    primary.sql("insert into t select generate_series(1, 1000)");
+    relay.wait_for_flush(primary.flush_lsn());
+    wait_until("its lag to grow", || lag("seconds").is_some_and(|seconds| seconds > 2.0));
+    assert!(lag("bytes").is_some_and(|bytes| bytes > 10_000.0), "{:?}", lag("bytes"));
+    let slot = metric(&port, "walrelay_slot_lag_seconds{slot_name=\"s1\"}");
+    assert!(slot.is_some_and(|seconds| seconds > 2.0), "{slot:?}");
+    let report = relay.psql("dbname=walrelay", &["show consumers"]).expect("it is answered");
+    let seconds = report.split('|').nth(11).and_then(|lag| lag.rsplit(':').next()).map(str::to_owned);
+    assert!(seconds.is_some_and(|seconds| seconds.parse::<f64>().is_ok_and(|lag| lag > 2.0)), "{report}");
+
+    link.set(Weather::Fair);
+    standby.wait_for_replay(primary.flush_lsn());
+    wait_until("it to have none again", || lag("seconds") == Some(0.0));
+    wait_until("nothing to be at risk", || metric(&port, "walrelay_unflushed_bytes") == Some(0.0));
+    assert_eq!(metric(&port, "walrelay_upstream_state{state=\"streaming\"}"), Some(1.0));
+    assert!(metric(&port, "walrelay_received_bytes_total").is_some_and(|bytes| bytes > 100_000.0));
+    assert!(metric(&port, "walrelay_sent_bytes_total").is_some_and(|bytes| bytes > 100_000.0));
+    assert_eq!(metric(&port, "walrelay_sessions_open{kind=\"replication\"}"), Some(1.0));
+}
+
+fn ask(relay: &Relay, user: &str, sql: &str) -> Result<String, SqlError> {
+    relay.psql(&format!("dbname=walrelay user={user}"), &[sql])
+}
+
+fn who_may_monitor_sees_everything_and_others_nothing(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role watcher login in role pg_monitor");
+    primary.sql("create role stranger login");
+    let relay = relay_below(&primary).arg("--auth-query").start();
+    relay.create_slot("s1");
+    let reports = [
+        "consumers",
+        "slots",
+        "upstream",
+        "timelines",
+        "segments",
+        "disk",
+        "holders",
+        "archive",
+        "recalls",
+        "config",
+        "stats",
+        "events",
+        "status",
+    ];
+    for report in reports {
+        let show = format!("show {report}");
+        ask(&relay, "watcher", &show).unwrap_or_else(|error| panic!("{show}: {error}"));
+        let refused = ask(&relay, "stranger", &show).expect_err("it has no right");
+        assert!(refused.0.contains("permission denied to examine the relay"), "{refused}");
+    }
+    assert!(ask(&relay, "stranger", "show help").expect("for everybody").contains("SHOW CONSUMERS|"));
+    assert!(ask(&relay, "watcher", "show slots").expect("it may").starts_with("s1|f||"));
+    let upstream = ask(&relay, "watcher", "show upstream").expect("it may");
+    assert!(upstream.starts_with("streaming|") && !upstream.contains("password"), "{upstream}");
+    let receiver = "select status, slot_name, sender_host, sender_port from pg_stat_wal_receiver";
+    let row = format!("streaming|walrelay|127.0.0.1|{}", primary.port());
+    assert_eq!(ask(&relay, "watcher", receiver), Ok(row));
+    assert_eq!(ask(&relay, "stranger", receiver), Ok("|||".to_owned()));
+    let json = ask(&relay, "watcher", "show status").expect("it may");
+    let status: Status = serde_json::from_str(&json).expect("the value");
+    assert_eq!(status.slots[0].name, "s1");
+    assert_eq!(status.timelines.len(), 1);
+    assert_eq!(
+        status.relay.system_identifier,
+        Some(primary.sql("select system_identifier from pg_control_system()"))
+    );
+    relay.assert_calm();
+}
+
+/// `walrelay status`: its exit code and what it wrote.
+fn status(args: &[&str]) -> (Option<i32>, String) {
+    let mut command = tied_command(walrelay());
+    command.arg("status").args(args);
+    let Output { status, stdout, stderr } = command.output().expect("it can be run");
+    (status.code(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr))
+}
+
+fn an_upstream_that_is_away_is_told_everywhere(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    let port = Port::take();
+    let mut relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
+    let conninfo = relay.conninfo();
+    wait_until("all to be well", || status(&[&conninfo]).0 == Some(0));
+    let (_, text) = status(&[&conninfo]);
+    assert!(text.contains("\nupstream   streaming for "), "{text}");
+    assert!(get(&port, "/healthz").ends_with("\r\n\r\nok\n"), "{}", get(&port, "/healthz"));
+
+    primary.stop();
+    wait_until("it to be noticed", || status(&[&conninfo]).0 == Some(1));
+    wait_until("a reason to be there", || status(&[&conninfo]).1.contains("since"));
+    let (_, text) = status(&[&conninfo]);
+    assert!(text.starts_with("! no WAL comes from the upstream since "), "{text}");
+    let (code, json) = status(&[&conninfo, "--json"]);
+    let value: Status = serde_json::from_str(&json).expect("the value");
+    assert_eq!((code, value.upstream.state == "streaming"), (Some(1), false));
+    assert!(value.upstream.last_error.is_some(), "{json}");
+    assert!(metric(&port, "walrelay_upstream_failing_seconds").is_some_and(|seconds| seconds > 0.0));
+    // What is held can be served.
+    assert!(get(&port, "/readyz").starts_with("HTTP/1.1 200"));
+    let health = get(&port, "/healthz");
+    assert!(
+        health.starts_with("HTTP/1.1 200") && health.contains("no WAL comes from the upstream"),
+        "{health}"
+    );
+    let events = relay.psql("dbname=walrelay", &["show events"]).expect("it is answered");
+    assert!(events.contains("|WARN|"), "{events}");
+
+    primary.start();
+    wait_until("all to be well again", || status(&[&conninfo]).0 == Some(0));
+    assert_eq!(metric(&port, "walrelay_upstream_failing_seconds"), Some(0.0));
+    relay.kill9();
+    let (code, text) = status(&[&conninfo]);
+    assert_eq!(code, Some(8), "{text}");
+    assert!(text.contains("could not connect to the relay"), "{text}");
+}
+
+fn an_archive_that_takes_nothing_is_told(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let (port, scratch) = (Port::take(), Scratch::new("status"));
+    let wal = scratch.join("wal");
+    let config = format!("[archive.main]\ncommand = \"test -d {0} && cp %p {0}/%f\"\n", wal.display());
+    let config = scratch.shared_secret("walrelay.toml", &config).display().to_string();
+    let relay = relay_below(&primary).arg("--config").arg(&config);
+    let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
+    primary.switch_wal();
+    let failing = || metric(&port, "walrelay_archive_failing_seconds{target=\"main\"}");
+    wait_until("a failure", || failing().is_some_and(|seconds| seconds > 0.0));
+    let at_risk = metric(&port, "walrelay_archive_at_risk_seconds{target=\"main\"}");
+    assert!(at_risk.is_some_and(|seconds| seconds > 0.0), "{at_risk:?}");
+    let row = relay.psql("dbname=walrelay", &["select archived_count, failed_count from pg_stat_archiver"]);
+    assert!(row.as_ref().is_ok_and(|row| row.starts_with("0|") && row != "0|0"), "{row:?}");
+    let (code, text) = status(&[&relay.conninfo()]);
+    assert!(code == Some(1) && text.contains("archive target \"main\" takes nothing since"), "{text}");
+
+    std::fs::create_dir(&wal).expect("the directory is ours");
+    wait_until("it to be taken", || failing() == Some(0.0));
+    assert!(metric(&port, "walrelay_archived_files_total{target=\"main\"}").is_some_and(|files| files > 0.0));
+    wait_until("all to be well", || status(&[&relay.conninfo()]).0 == Some(0));
+}
+
+/// With Prometheus's own tool, where it is installed.
+fn prometheus_understands_all_of_it(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let port = Port::take();
+    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.create_slot("s1");
+    let Some(promtool) = tools::promtool() else {
+        eprintln!("not checked: promtool is not installed (Debian's package prometheus)");
+        return;
+    };
+    let answer = get(&port, "/metrics");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let body = in_the_older_format(body);
+    let mut check = Command::new(&promtool);
+    check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().expect("it can be run");
+    check.stdin.take().expect("a pipe").write_all(body.as_bytes()).expect("it reads");
+    let told = check.wait_with_output().expect("an end");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    for (verb, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let rules = format!("{}/monitoring/{file}", env!("CARGO_MANIFEST_DIR"));
+        let told = Command::new(&promtool).args([verb, "rules", &rules]).output().expect("it can be run");
+        let said = [told.stdout, told.stderr].concat();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+}
+
+/// The tool reads Prometheus's own format, which knows neither an end nor units nor infos, and has a counter's whole name
+/// everywhere.
+fn in_the_older_format(text: &str) -> String {
+    let family = |line: &str, kind: &str| {
+        line.strip_prefix("# TYPE ")?.strip_suffix(kind).map(|name| name.trim_end().to_owned())
+    };
+    let ends = [(" counter", "_total"), (" info", "_info")];
+    let renamed = |line: &str| {
+        let (word, name) = (line.split(' ').nth(1)?, line.split(' ').nth(2)?);
+        let of = |(kind, end): (&str, &'static str)| {
+            text.lines().any(|line| family(line, kind).as_deref() == Some(name)).then_some(end)
+        };
+        let end = ends.into_iter().find_map(of)?;
+        let rest = line.splitn(4, ' ').nth(3)?.replace("info", "gauge");
+        Some(format!("# {word} {name}{end} {rest}\n"))
+    };
+    let lines = text.lines().filter(|line| !line.starts_with("# EOF") && !line.starts_with("# UNIT"));
+    lines
+        .map(|line| renamed(line).filter(|_| line.starts_with('#')).unwrap_or_else(|| format!("{line}\n")))
+        .collect()
+}
