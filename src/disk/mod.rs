@@ -84,6 +84,12 @@ pub trait Disk: Debug + Send + Sync {
     /// Whether a call may never return. If not, nobody needs a thread to wait for it.
     fn may_hang(&self) -> bool;
 
+    /// Bytes that are free to this process on the file system of a file or directory.
+    fn free_space(&self, path: &Path) -> io::Result<u64>;
+
+    /// Whether blocks of a file that were written once are written in place from then on, so that filling a file pays.
+    fn writes_in_place(&self, path: &Path) -> bool;
+
     /// Whether the path leads to something.
     fn exists(&self, path: &Path) -> bool {
         self.metadata(path).is_ok()

@@ -12,6 +12,9 @@ use rustix::io::Errno;
 
 use super::{Disk, DiskDir, DiskFile, Metadata, Open};
 
+/// File systems that never write in place (btrfs, bcachefs, ZFS), and one that writes nowhere (tmpfs): `f_type`.
+const WRITES_ELSEWHERE: [u64; 4] = [0x9123_683e, 0xca45_1a4e, 0x2fc1_2fc1, 0x0102_1994];
+
 /// The disk of this machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsDisk;
@@ -77,6 +80,15 @@ impl Disk for OsDisk {
 
     fn may_hang(&self) -> bool {
         true
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn writes_in_place(&self, path: &Path) -> bool {
+        rustix::fs::statfs(path).is_ok_and(|found| !WRITES_ELSEWHERE.contains(&(found.f_type as u64)))
     }
 }
 

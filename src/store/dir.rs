@@ -14,7 +14,7 @@
 //!     000000010000000000000003            finished: complete, verified, synced
 //!     000000010000000000000004.partial    being received, at full size from the start
 //!     00000002.history                    timeline history, as the upstream sent it
-//!     walrelay-new.*                      being preallocated; removed at start
+//!     walrelay-new.*                      being preallocated, or made ahead of its need; removed at start
 //! ```
 
 use std::ffi::OsString;

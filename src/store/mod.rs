@@ -5,6 +5,7 @@
 //!                         │
 //!                         └── dirty segments ──> flusher thread ── synced ──> flushed() ──> upstream reports
 //! retention thread: slots + wal_keep_size ──> removes segments
+//! segment maker: the next segments ──> taken by the Writer, which else makes its own
 //! ```
 //!
 //! One owner for each piece of state: only the [`Writer`] moves `write_lsn` and the timeline, only the
@@ -19,6 +20,7 @@
 //!   followed (`followed`), before anything is written on it.
 //! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost.
 
+mod ahead;
 mod checkpoint;
 mod cluster;
 mod dir;
@@ -56,6 +58,7 @@ use walrelay_proto::{
     HistoryError, Lsn, PaddingSeen, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName,
 };
 
+pub use ahead::Making;
 pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
@@ -74,6 +77,7 @@ use crate::disk::{Disk, OsDisk};
 use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
+use ahead::{Ahead, Maker};
 use dir::DataDir;
 use failovers::Failover;
 use flusher::{FlushQueue, Flusher};
@@ -257,6 +261,7 @@ pub struct Store {
     written: watch::Sender<Option<TimelinePosition>>,
     flushed: watch::Sender<Option<TimelinePosition>>,
     segments: SegmentCache,
+    ahead: Ahead,
     flush_queue: FlushQueue,
     retention_bell: Arc<retention::Bell>,
     holds: Holds,
@@ -294,15 +299,18 @@ pub struct Stepped {
     pub flushing: Flushing,
     /// Removes what is not needed: nothing is removed but by its passes.
     pub retaining: Retaining,
+    /// Makes segments before they are needed. Nobody waits for its steps: without them each is made when it is.
+    pub making: Making,
 }
 
 impl Stepped {
     /// Saves the slots, syncs what is written, and leaves word of that for the next start.
     pub fn stop(self) {
-        let Stepped { store, writer, flushing, .. } = self;
+        let Stepped { store, writer, flushing, making, .. } = self;
         drop(writer);
         store.save_for_the_next_start();
         flushing.finish();
+        making.finish();
         store.end_in_order();
     }
 }
@@ -312,19 +320,21 @@ impl Stepped {
 pub struct Background {
     flusher: Flusher,
     retention: Retention,
+    maker: Maker,
     store: Arc<Store>,
 }
 
 impl Background {
     /// Starts them.
-    pub fn start(flushing: Flushing, retaining: Retaining) -> Background {
+    pub fn start(flushing: Flushing, retaining: Retaining, making: Making) -> Background {
         let store = flushing.store().clone();
-        Background { flusher: Flusher::start(flushing), retention: Retention::start(retaining), store }
+        let (flusher, retention) = (Flusher::start(flushing), Retention::start(retaining));
+        Background { flusher, retention, maker: Maker::start(making), store }
     }
 
     /// The heartbeats of the threads.
-    pub(crate) fn hearts(&self) -> [Heart; 2] {
-        [self.flusher.heart(), self.retention.heart()]
+    pub(crate) fn hearts(&self) -> [Heart; 3] {
+        [self.flusher.heart(), self.retention.heart(), self.maker.heart()]
     }
 
     /// Resolves when one of the threads has ended by itself, which it does only by a fault or after
@@ -333,6 +343,7 @@ impl Background {
         tokio::select! {
             lost = self.flusher.lost() => lost,
             lost = self.retention.lost() => lost,
+            lost = self.maker.lost() => lost,
         }
     }
 
@@ -342,18 +353,21 @@ impl Background {
         // The slots first: a sync of WAL that hangs must not keep them from being saved.
         let retention = self.retention.stop(&self.store);
         let flusher = self.flusher.stop(&self.store);
+        // What is noted next is what pg_wal is left like.
+        let maker = self.maker.stop(&self.store);
         if flusher.is_ok() {
             self.store.end_in_order();
         }
-        flusher.and(retention).err()
+        flusher.and(retention).and(maker).err()
     }
 }
 
 impl Store {
     /// Locks a data directory, recovers what a crash left, and starts the store's threads.
     pub fn open(config: StoreConfig) -> Result<(Arc<Store>, Writer, Background), StoreError> {
-        let Stepped { store, writer, flushing, retaining } = Store::open_on(Arc::new(OsDisk), config)?;
-        let background = Background::start(flushing, retaining);
+        let Stepped { store, writer, flushing, retaining, making } =
+            Store::open_on(Arc::new(OsDisk), config)?;
+        let background = Background::start(flushing, retaining, making);
         Ok((store, writer, background))
     }
 
@@ -419,6 +433,7 @@ impl Store {
             written: watch::Sender::new(end),
             flushed: watch::Sender::new(end),
             segments: SegmentCache::default(),
+            ahead: Ahead::default(),
             flush_queue: FlushQueue::default(),
             retention_bell: bell,
             holds,
@@ -441,7 +456,8 @@ impl Store {
         let newest = followed.filter(is_followed).map(|followed| followed.newest);
         let writer = Writer::new(store.clone(), recovered, newest);
         let (flushing, retaining) = (Flushing::new(store.clone()), Retaining::new(store.clone()));
-        Ok(Stepped { store, writer, flushing, retaining })
+        let making = Making::new(store.clone());
+        Ok(Stepped { store, writer, flushing, retaining, making })
     }
 
     /// Which cluster this is; `None` before the first contact with an upstream.

@@ -12,6 +12,7 @@ use walrelay_proto::{SegNo, SlotName, SystemId, WalIdentity};
 
 use super::*;
 
+mod ahead;
 mod bad_sectors;
 mod going_back;
 mod holding;
@@ -706,9 +707,12 @@ fn errors_before_a_sync_are_waited_out() {
     let mut wal = generator(16);
     wal.fill(2_300_000);
     let mut opened = Opened::open(dir.path());
-    // What has the name of the second segment in the making, and that of the first when it is finished.
+    // What has the name of the second segment in the making, or made ahead, and that of the first when it is finished.
     let in_the_way = in_wal("walrelay-new.000000010000000000000004");
     fs::create_dir(&in_the_way).unwrap();
+    for number in 1..10 {
+        fs::create_dir(in_wal(&format!("walrelay-new.ahead-{number}"))).unwrap();
+    }
     fs::create_dir(in_wal("000000010000000000000003")).unwrap();
     for _ in 0..2 {
         let at = opened.writer.position().unwrap().lsn;

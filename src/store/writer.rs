@@ -12,7 +12,6 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +26,7 @@ use super::mapped::{COPIED, Segment};
 use super::recovery::{self, Recovered};
 use super::trouble::Trouble;
 use super::{Identity, ReadError, Store, StoreError, TimelinePosition, dir, lock, steps};
+use crate::disk::DiskFile;
 use crate::mutation::{self, Mutation};
 
 /// Of WAL, bytes.
@@ -728,8 +728,15 @@ impl Stream {
     ) -> Result<Arc<Segment>, AppendError> {
         let size = self.identity.seg_size;
         let name = WalFileName::new(tli, segno);
-        let temporary = store.dir.new_file(&name.format(size));
-        let segment = self.make_segment(store, &temporary, name, head).and_then(|segment| {
+        let (temporary, made) = match store.ahead.take(size) {
+            Some(spare) => (spare.path, Ok(spare.file)),
+            None => {
+                let path = store.dir.new_file(&name.format(size));
+                let made = dir::preallocate(store.dir.disk(), &path, size);
+                (path, made.map_err(self.disk("allocate", name)))
+            }
+        };
+        let segment = made.and_then(|file| self.begin_segment(store, file, name, head)).and_then(|segment| {
             steps::taken();
             let renamed = store.dir.disk().rename(&temporary, &store.dir.partial(name, size));
             renamed.map(|()| segment).map_err(self.disk("name", name))
@@ -743,16 +750,14 @@ impl Stream {
         Ok(segment)
     }
 
-    fn make_segment(
+    fn begin_segment(
         &self,
         store: &Store,
-        path: &Path,
+        file: Box<dyn DiskFile>,
         name: WalFileName,
         head: &[u8],
     ) -> Result<Segment, AppendError> {
-        let size = self.identity.seg_size;
-        let made = dir::preallocate(store.dir.disk(), path, size).map_err(self.disk("allocate", name))?;
-        let segment = Segment::for_writer(made, name, size, 0, store.config.wal_write)
+        let segment = Segment::for_writer(file, name, self.identity.seg_size, 0, store.config.wal_write)
             .map_err(self.disk("map", name))?;
         if !head.is_empty() {
             segment.write(0, head).and_then(|()| segment.sync()).map_err(self.disk("write", name))?;

@@ -133,6 +133,14 @@ impl Disk for SimDisk {
     fn may_hang(&self) -> bool {
         self.shared.is_threaded
     }
+
+    fn free_space(&self, _path: &Path) -> io::Result<u64> {
+        self.look(|image| Ok(image.free_space()))
+    }
+
+    fn writes_in_place(&self, _path: &Path) -> bool {
+        true
+    }
 }
 
 impl DiskDir for SimDir {

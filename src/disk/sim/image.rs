@@ -383,6 +383,11 @@ impl Image {
         self.capacity = bytes.map(|bytes| self.used_blocks() + bytes / BLOCK);
     }
 
+    /// Bytes.
+    pub(super) fn free_space(&self) -> u64 {
+        self.free_blocks().map_or(u64::MAX, |blocks| blocks * BLOCK)
+    }
+
     fn free_blocks(&self) -> Option<u64> {
         self.capacity.map(|capacity| capacity.saturating_sub(self.used_blocks()))
     }
