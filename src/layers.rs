@@ -13,6 +13,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "counts",
             "lane",
             "moment",
+            "mutation",
             "objects",
             "parts",
             "permissions",

@@ -33,6 +33,14 @@ pub enum Mutation {
     ForgetFeedback,
     /// A walsender hears nothing of it when its slot is lost.
     ForgetEviction,
+    /// A slot that is made gets the position that another of its name had.
+    ReuseSlotPosition,
+    /// What an archive target gets is counted, and saved, before the target has it.
+    CountBeforeTaken,
+    /// WAL is let go for an archive target before it is saved that it has it.
+    LetGoBeforeSaved,
+    /// What comes back from an archive is sent to consumers although it does not verify.
+    RecallUnverified,
 }
 
 impl Mutation {
@@ -73,6 +81,39 @@ mod switch {
     /// Whether this one is broken.
     pub(crate) fn is(mutation: Mutation) -> bool {
         BROKEN.get() == Some(mutation)
+    }
+}
+
+/// Where slots were that are no more, for [`Mutation::ReuseSlotPosition`].
+#[derive(Debug, Default)]
+pub(crate) struct Former {
+    #[cfg(feature = "sim")]
+    positions: std::sync::Mutex<std::collections::BTreeMap<String, walrelay_proto::Lsn>>,
+}
+
+#[cfg(feature = "sim")]
+impl Former {
+    /// A slot that kept WAL from there on is dropped, or lost.
+    pub(crate) fn note(&self, slot: &str, position: Option<walrelay_proto::Lsn>) {
+        let mut positions = self.positions.lock().expect("nothing panics that holds it");
+        positions.extend(position.map(|position| (slot.to_owned(), position)));
+    }
+
+    /// Where the last one of this name was, if that is to count.
+    pub(crate) fn position(&self, slot: &str) -> Option<walrelay_proto::Lsn> {
+        let positions = self.positions.lock().expect("nothing panics that holds it");
+        positions.get(slot).copied().filter(|_| is(Mutation::ReuseSlotPosition))
+    }
+}
+
+#[cfg(not(feature = "sim"))]
+impl Former {
+    /// Nothing.
+    pub(crate) fn note(&self, _: &str, _: Option<walrelay_proto::Lsn>) {}
+
+    /// None.
+    pub(crate) fn position(&self, _: &str) -> Option<walrelay_proto::Lsn> {
+        None
     }
 }
 

@@ -21,6 +21,8 @@ mod tend;
 pub use crate::pulse::Pulse;
 #[cfg(test)]
 pub(crate) use back::memory;
+#[cfg(feature = "sim")]
+pub use back::recall::stepped as recalling;
 pub use back::recall::{Recall, RecallError, RecallSeen};
 pub use back::relay_directory::RelayDirectory;
 pub use back::source::{FetchError, Fetching, Look, Source};
@@ -30,6 +32,8 @@ pub use back::{fetch, restore, spool};
 pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets};
 pub use out::board::TargetSeen;
 pub use out::command::command_placeholders;
+#[cfg(feature = "sim")]
+pub use out::stepped as archiving;
 pub use repo::chain::missing_segments;
 pub use repo::check;
 pub use repo::codec::{Codec, Compression, DecodeError, Format, KeyError, Keys, Packing};

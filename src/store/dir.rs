@@ -50,6 +50,8 @@ pub(super) struct DataDir {
     wal_dir: Box<dyn DiskDir>,
     /// Whether a sync of it has failed: nothing that was renamed since the last one is known to be durable.
     sync_failed: AtomicBool,
+    /// Copies that were made of unfinished segments.
+    copies: AtomicU64,
     /// Holds the lock for as long as it is open.
     _lock: Box<dyn DiskFile>,
 }
@@ -97,6 +99,7 @@ impl DataDir {
             state,
             wal_dir,
             sync_failed: AtomicBool::new(false),
+            copies: AtomicU64::default(),
             _lock: lock,
         };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
@@ -125,13 +128,12 @@ impl DataDir {
 
     /// A copy of an unfinished segment, whose name is gone once it is mapped; `None` if there is none.
     pub(super) fn copy_of_partial(&self, name: WalFileName, size: SegSize) -> io::Result<Option<Segment>> {
-        static COPIES: AtomicU64 = AtomicU64::new(0);
         let from = match self.disk.open(&self.partial(name, size), Open::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         from.sync_all()?;
-        let path = self.new_file(&format!("copy-{}", COPIES.fetch_add(1, Ordering::Relaxed)));
+        let path = self.new_file(&format!("copy-{}", self.copies.fetch_add(1, Ordering::Relaxed)));
         let made = from
             .copy_to_new(&path)
             .and_then(|()| Segment::open_on(&*self.disk, &path, name, size, size.bytes()));

@@ -7,6 +7,9 @@
 //! dropped: let go
 //! ```
 //!
+//! Where the relay goes over to another timeline, what archive targets have said of the way before does not count on the new one,
+//! whose end may be far behind: they hold everything until they have spoken of that ([`Hold::set_on`]).
+//!
 //! Whoever needs WAL registers, under a name, before it knows how much that is, so nothing can go meanwhile. It never asks
 //! what others hold, and whatever keeps WAL can be named, with its position ([`Holds::rows`]).
 //!
@@ -167,7 +170,20 @@ impl Holds {
 
     /// WAL begins anew, here, maybe before what has been removed. Nobody may be removing anything.
     pub(super) fn begin_anew(&self, start: Lsn) {
-        lock(&self.shared.table).removed_before = start;
+        let mut table = lock(&self.shared.table);
+        table.removed_before = start;
+        table.go_another_way();
+    }
+
+    /// WAL takes another way from here on, which is shown already. Called before anything may be removed of it.
+    pub(super) fn go_another_way(&self) {
+        lock(&self.shared.table).go_another_way();
+    }
+
+    /// The present way, for [`Hold::set_on`]. Whoever looks at the history, or at files, after this sees that way's, or one
+    /// that is newer.
+    pub fn way(&self) -> u64 {
+        lock(&self.shared.table).way
     }
 }
 
@@ -176,6 +192,14 @@ impl Hold {
     pub fn set(&self, from: Option<Lsn>) {
         let mut table = lock(&self.shared.table);
         let lets_go = table.set(self.id, from);
+        drop(table);
+        self.shared.note(lets_go);
+    }
+
+    /// The same by what was seen on this way ([`Holds::way`]); nothing is said if WAL takes another one by now.
+    pub fn set_on(&self, way: u64, from: Option<Lsn>) {
+        let mut table = lock(&self.shared.table);
+        let lets_go = table.way == way && table.set(self.id, from);
         drop(table);
         self.shared.note(lets_go);
     }
@@ -220,6 +244,8 @@ struct Table {
     slots_from: Lsn,
     /// WAL before this may have been removed.
     removed_before: Lsn,
+    /// Steps with each way that WAL takes from one timeline to another.
+    way: u64,
 }
 
 #[derive(Debug)]
@@ -248,6 +274,7 @@ impl Table {
             next: Table::KEEP_SIZE,
             slots_from: Lsn::INVALID,
             removed_before: Lsn::INVALID,
+            way: 0,
         };
         table.register(HoldKind::KeepSize, "--wal-keep-size".to_owned());
         table.register(HoldKind::Recovery, "the next start".to_owned());
@@ -271,6 +298,12 @@ impl Table {
 
     fn release(&mut self, id: u64) -> bool {
         self.holders.remove(&id).is_some_and(|holder| holder.kind == HoldKind::ArchiveTarget)
+    }
+
+    fn go_another_way(&mut self) {
+        self.way += 1;
+        let targets = self.holders.values_mut().filter(|holder| holder.kind == HoldKind::ArchiveTarget);
+        targets.for_each(|holder| holder.held = Held::Everything);
     }
 
     fn note_ends(&mut self, ends: Ends) {
@@ -395,6 +428,21 @@ mod tests {
         holds.begin_anew(Lsn::new(4 * SEG));
         assert_eq!(holds.register(HoldKind::Slot, "a").removed_before(), Lsn::new(4 * SEG));
         assert_eq!(decide(&holds, end(5)), 5);
+    }
+
+    #[test]
+    fn what_a_target_said_of_another_way_does_not_count() {
+        let holds = Holds::default();
+        let target = holds.register(HoldKind::ArchiveTarget, "one");
+        let way = holds.way();
+        target.set_on(way, Some(at(8)));
+        assert_eq!(decide(&holds, end(9)), 8);
+        holds.go_another_way();
+        // By what it saw before.
+        target.set_on(way, Some(at(9)));
+        assert_eq!((decide(&holds, end(12)), oldest(&holds)), (8, "archive target \"one\"".to_owned()));
+        target.set_on(holds.way(), Some(at(10)));
+        assert_eq!(decide(&holds, end(12)), 10);
     }
 
     #[derive(Clone, Debug)]

@@ -73,7 +73,7 @@ pub(crate) use flusher::FLUSHER;
 
 use crate::consumers::{Consumer, Consumers, LagClock};
 use crate::counts::{Counter, Durations};
-use crate::disk::{Disk, OsDisk};
+use crate::disk::{Disk, Open, OsDisk};
 use crate::mutation::{self, Mutation};
 use crate::parts::{Heart, PartEnded};
 use crate::permissions::Distrust;
@@ -574,6 +574,8 @@ impl Store {
             }
             self.written.send_replace(Some(written));
         });
+        self.holds.go_another_way();
+        self.files.send_modify(|step| *step += 1);
     }
 
     /// Shows where WAL begins of which there is none yet.
@@ -711,6 +713,21 @@ impl Store {
     /// Path of a file of `pg_wal`.
     pub fn wal_path(&self, name: &str) -> PathBuf {
         self.dir.wal().join(name)
+    }
+
+    /// Whether `pg_wal` has a file of this name. Waits for the disk.
+    pub fn has_wal_file(&self, name: &str) -> bool {
+        self.dir.disk().exists(&self.wal_path(name))
+    }
+
+    /// Content of a small file of `pg_wal`, synced first; `None` if there is none. Waits for the disk.
+    pub fn synced_wal_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.dir.disk().open(&self.wal_path(name), Open::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        file.sync_all()?;
+        file.read_to_end().map(Some)
     }
 
     /// Steps whenever [`wal_files`](Self::wal_files) has more to show.

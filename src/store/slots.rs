@@ -29,7 +29,7 @@ use super::dir::DataDir;
 use super::holds::{Hold, HoldKind, Holds};
 use super::lock;
 use crate::consumers::Remembered;
-use crate::mutation::{self, Mutation};
+use crate::mutation::{self, Former, Mutation};
 
 /// File of the data directory that holds the slots.
 pub(super) const FILE: &str = "slots.toml";
@@ -155,6 +155,8 @@ pub struct Slots {
     /// Steps at every release and drop, for who waits for one.
     released: watch::Sender<u64>,
     changes: Arc<Semaphore>,
+    /// Of no consequence but for a mutation.
+    former: Former,
 }
 
 #[derive(Debug, Default)]
@@ -244,6 +246,7 @@ impl Slots {
             durable: AtomicBool::new(false),
             released: watch::Sender::new(0),
             changes: Arc::new(Semaphore::new(CHANGES)),
+            former: Former::default(),
         }))
     }
 
@@ -303,7 +306,10 @@ impl Slots {
                 return Err(SlotError::Full);
             }
             let slot = Slot::new(name.clone(), persistence, &self.holds);
-            slot.reserve(|removed_before| reserve(&table, removed_before))?;
+            slot.reserve(|removed_before| {
+                let reserved = reserve(&table, removed_before)?;
+                Ok(self.former.position(name.as_str()).or(reserved))
+            })?;
             let slot = Arc::new(slot);
             table.slots.insert(name.to_string(), slot.clone());
             slot
@@ -366,6 +372,7 @@ impl Slots {
             let slot = table.find(name)?.clone();
             let mut state = lock(&slot.state);
             state.check_free(&slot.name, pid)?;
+            self.former.note(name, state.keeps());
             match slot.owner {
                 Some(_) => drop(table.slots.remove(name)),
                 None => state.phase = Phase::Dropping,
@@ -457,6 +464,7 @@ impl Slots {
             let before = slot.info();
             let mut state = lock(&slot.state);
             if state.keeps().is_some_and(|restart| restart < limit && !covered(restart)) {
+                self.former.note(&before.name, before.restart_lsn);
                 (state.invalidated, state.restart_lsn) = (true, None);
                 state.tell();
                 if !mutation::is(Mutation::ForgetEviction) {

@@ -17,7 +17,10 @@
 //! A source that is silent for a moment keeps nobody: the next one is asked meanwhile, and for a while it is asked last.
 
 mod arriving;
+mod candidates;
 mod place;
+#[cfg(feature = "sim")]
+pub mod stepped;
 
 use std::collections::HashMap;
 use std::fs;
@@ -37,6 +40,7 @@ use crate::counts::Counter;
 use crate::moment::Moment;
 use crate::store::{Segment, Store};
 use arriving::{Arriving, Refusal};
+use candidates::candidates;
 use place::{AT_A_TIME, Place, in_turn};
 
 /// Directory below the data directory for segments on their way into a map.
@@ -458,16 +462,8 @@ impl Recall {
 
     /// The files that would do, best first: where a timeline was left, its successor's begins with the same bytes.
     fn candidates(&self, name: WalFileName) -> Vec<Wanted> {
-        let history = self.store.history();
-        let whole = |name| Wanted { name, len: None, is_partial: false };
-        let Some(size) = self.store.identity().map(|identity| identity.seg_size) else { return Vec::new() };
-        match history.switch_point(name.tli) {
-            Some((left_at, next)) if left_at.seg_at(size) == name.segno => {
-                let own = Wanted { len: Some(left_at.since(name.segno.start(size))), ..whole(name) };
-                vec![whole(WalFileName::new(next, name.segno)), own, Wanted { is_partial: true, ..own }]
-            }
-            _ => vec![whole(name)],
-        }
+        let size = self.store.identity().map(|identity| identity.seg_size);
+        size.map(|size| candidates(&self.store.history(), size, name)).unwrap_or_default()
     }
 
     /// One source's copy, verified while it comes, and mapped; `None` if it has none.

@@ -9,7 +9,6 @@
 
 mod control;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,16 +16,14 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::Lsn;
 
-use super::board::{Board, TargetSeen};
-use super::listing::Listing;
+use super::listing::{Listing, Look, look};
 use super::worker::Sink;
 use crate::archive::repo::repository::ArchiveError;
 use crate::archive::repo::target::Target;
 use crate::objects::Places;
 use crate::parts::{PartEnded, Tasks};
-use crate::store::{ArchivedWal, Hold, HoldKind, Store};
+use crate::store::{Hold, Store};
 pub use control::{ArchiveControl, Prepared, check_targets};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
@@ -46,82 +43,6 @@ pub struct Archiver {
 
 /// A part to be watched, and its name.
 type Part = (String, BoxFuture<'static, ()>);
-
-/// What one target needs and has.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Floor {
-    /// WAL from here on is to be kept.
-    pub(super) hold: Lsn,
-    /// What can be read back from it.
-    pub(super) archived: Option<ArchivedWal>,
-}
-
-/// What every target needs and has: a hold of each, and together what the store can have read back.
-#[derive(Debug)]
-pub(super) struct Floors {
-    store: Arc<Store>,
-    floors: Mutex<BTreeMap<String, Need>>,
-}
-
-/// What a target needs in one place: what it said about another one does not count.
-#[derive(Debug)]
-struct Need {
-    /// Its [`Target::identity`].
-    place: String,
-    /// Holds everything until it has said what it needs.
-    hold: Hold,
-    archived: Option<ArchivedWal>,
-    board: Board,
-}
-
-impl Floors {
-    pub(super) fn new(store: Arc<Store>) -> Floors {
-        Floors { store, floors: Mutex::default() }
-    }
-
-    /// Holds everything until this target has said what it needs in the place of this identity.
-    pub(super) fn expect(&self, name: &str, place: String) {
-        // Before that of the old place is let go.
-        let hold = self.store.holds().register(HoldKind::ArchiveTarget, name);
-        lock(&self.floors)
-            .insert(name.to_owned(), Need { place, hold, archived: None, board: Board::default() });
-    }
-
-    /// Where the worker of this target says how it does.
-    pub(super) fn board(&self, name: &str) -> Board {
-        lock(&self.floors).get(name).map(|need| need.board.clone()).unwrap_or_default()
-    }
-
-    /// All targets with their places, and how each does.
-    pub(super) fn seen(&self) -> Vec<(String, String, TargetSeen)> {
-        let floors = lock(&self.floors);
-        floors.iter().map(|(name, need)| (name.clone(), need.place.clone(), need.board.seen())).collect()
-    }
-
-    /// What a target needs; nothing is done if another place is expected of it meanwhile, where less may be.
-    pub(super) fn set(&self, name: &str, place: &str, floor: Floor) {
-        let mut floors = lock(&self.floors);
-        let Some(need) = floors.get_mut(name).filter(|need| need.place == place) else { return };
-        need.archived = floor.archived;
-        let hold = floor.hold;
-        // First: a slot whose WAL goes must not be lost when the archive has it.
-        self.tell(&floors);
-        floors[name].hold.set(Some(hold));
-    }
-
-    /// Nothing is held for this target any more.
-    fn remove(&self, name: &str) {
-        let mut floors = lock(&self.floors);
-        let gone = floors.remove(name);
-        self.tell(&floors);
-        drop(gone);
-    }
-
-    fn tell(&self, floors: &BTreeMap<String, Need>) {
-        let archived = floors.values().filter_map(|need| need.archived);
-        self.store.set_archived(archived.max_by_key(|archived| archived.to));
-    }
-}
 
 impl Archiver {
     /// Opens the targets and starts their workers. A target that is down is no error; one that is not
@@ -256,28 +177,9 @@ async fn scan(store: Arc<Store>, listings: watch::Sender<Option<Arc<Listing>>>, 
     }
 }
 
-/// What a look at `pg_wal` gives.
-enum Look {
-    /// No WAL yet.
-    Nothing,
-    /// A timeline switch is half done.
-    Between,
-    Listing(Listing),
-}
-
-fn look(store: &Store) -> std::io::Result<Look> {
-    let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Ok(Look::Nothing) };
-    let history = store.history();
-    if history.tli() != tip.tli {
-        return Ok(Look::Between);
-    }
-    let names = store.wal_files()?;
-    Ok(Look::Listing(Listing::new(&names, identity.seg_size, history, tip.write_lsn)))
-}
-
 #[cfg(test)]
 mod tests {
-    use walrelay_proto::{SegSize, SystemId, TimelineHistory, TimelineId};
+    use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId};
     use walrelay_testkit::wait_until;
 
     use super::*;

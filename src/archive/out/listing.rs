@@ -6,6 +6,7 @@ use std::sync::Arc;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName};
 
 use crate::archive::repo::name::{FileKind, FileName};
+use crate::store::Store;
 
 /// The files of `pg_wal` at a moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Listing {
     pub(super) history: Arc<TimelineHistory>,
     /// End of the WAL.
     pub(super) end: Lsn,
+    /// The way that its history tells of, for holds.
+    pub(super) way: u64,
     /// What is final.
     pub(super) files: BTreeSet<FileName>,
     /// Segments that still grow, or are about to get their final name.
@@ -25,7 +28,8 @@ impl Listing {
     /// Sorts out the names found in `pg_wal`. The unfinished segment of a timeline that was left is final: it
     /// is archived as `.partial`, as a promoted server does.
     pub(super) fn new(names: &[String], size: SegSize, history: Arc<TimelineHistory>, end: Lsn) -> Listing {
-        let mut listing = Listing { size, history, end, files: BTreeSet::new(), unfinished: BTreeSet::new() };
+        let (files, unfinished) = (BTreeSet::new(), BTreeSet::new());
+        let mut listing = Listing { size, history, end, way: 0, files, unfinished };
         for name in names.iter().filter_map(|name| FileName::parse(name)) {
             let wal = name.wal(size);
             match (name.kind(), wal) {
@@ -65,6 +69,41 @@ impl Listing {
         let finished = self.files.iter().filter(|name| name.kind() == FileKind::Segment);
         finished.filter_map(|name| name.wal(self.size))
     }
+}
+
+/// What a look at `pg_wal` gives.
+pub(super) enum Look {
+    /// No WAL yet.
+    Nothing,
+    /// A timeline switch is half done.
+    Between,
+    Listing(Listing),
+}
+
+/// Looks at it. Waits for the disk.
+pub(super) fn look(store: &Store) -> std::io::Result<Look> {
+    // The way first: what is seen behind it is of that one.
+    let way = store.holds().way();
+    let (Some(identity), Some(tip)) = (store.identity(), store.tip()) else { return Ok(Look::Nothing) };
+    let history = store.history();
+    if history.tli() != tip.tli {
+        return Ok(Look::Between);
+    }
+    let names = store.wal_files()?;
+    let listing = Listing::new(&names, identity.seg_size, history, tip.write_lsn);
+    Ok(Look::Listing(Listing { way, ..listing }))
+}
+
+/// Which of these segments `pg_wal` does not have, under any name. Waits for the disk.
+pub(super) fn missing(store: &Store, wanted: BTreeSet<WalFileName>, size: SegSize) -> BTreeSet<WalFileName> {
+    let exists = |wal: &WalFileName| {
+        let name = wal.format(size);
+        // It may get its final name between the first two looks.
+        store.has_wal_file(&name)
+            || store.has_wal_file(&format!("{name}.partial"))
+            || store.has_wal_file(&name)
+    };
+    wanted.into_iter().filter(|wal| !exists(wal)).collect()
 }
 
 #[cfg(test)]

@@ -4,8 +4,13 @@ pub(crate) mod archiver;
 mod backoff;
 pub(crate) mod board;
 pub(crate) mod command;
+mod floors;
 mod listing;
 mod outlook;
 mod queue;
+pub(crate) mod reading;
+mod saved;
+#[cfg(feature = "sim")]
+pub mod stepped;
 mod tail;
 mod worker;

@@ -1,15 +1,18 @@
 //! What one target gets next, and what the relay must keep for it. No I/O.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use walrelay_proto::{Lsn, WalFileName};
 
 use super::backoff;
+use super::floors::Floor;
 use super::listing::Listing;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::progress::{Gap, Progress};
+use crate::mutation::{self, Mutation};
+use crate::store::ArchivedWal;
 
 /// Histories first, then by timeline and position: whoever has a segment can tell what it belongs to.
 type Rank = (bool, FileName);
@@ -19,7 +22,8 @@ type Rank = (bool, FileName);
 pub(super) struct Queue {
     progress: Progress,
     pending: BTreeSet<Rank>,
-    in_flight: BTreeSet<FileName>,
+    /// Files on their way, and whether each is written whatever is there.
+    in_flight: BTreeMap<FileName, bool>,
     /// Files that failed: how often, and when they may be tried again.
     failed: HashMap<FileName, (u32, Instant)>,
 }
@@ -31,18 +35,13 @@ fn rank(name: &FileName) -> Rank {
 impl Queue {
     /// Goes on from what was saved.
     pub(super) fn new(progress: Progress) -> Queue {
-        let (pending, in_flight) = (BTreeSet::new(), BTreeSet::new());
+        let (pending, in_flight) = (BTreeSet::new(), BTreeMap::new());
         Queue { progress, pending, in_flight, failed: HashMap::new() }
     }
 
     /// What the target has got.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
-    }
-
-    /// Files whose sync may have failed are written again, whatever the target says.
-    pub(super) fn suspect(&mut self, names: impl Iterator<Item = FileName>) {
-        self.progress.suspect(names);
     }
 
     /// Notes what tells the target from others in its place.
@@ -94,7 +93,7 @@ impl Queue {
             }
         }
         let wanted = listing.files.iter().filter(|name| !self.progress.is_done(name));
-        self.pending = wanted.filter(|name| !self.in_flight.contains(*name)).map(rank).collect();
+        self.pending = wanted.filter(|name| !self.in_flight.contains_key(*name)).map(rank).collect();
         gaps
     }
 
@@ -109,13 +108,18 @@ impl Queue {
         Some(listing.history.begin().seg_at(listing.size))
     }
 
-    /// The next file to send; it is in flight from now on.
-    pub(super) fn next(&mut self, now: Instant) -> Option<FileName> {
+    /// The next file to send, and whether it has to be written whatever is there; it is in flight from now on.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(FileName, bool)> {
         let ready = |name: &FileName| self.failed.get(name).is_none_or(|(_, at)| *at <= now);
         let found = self.pending.iter().find(|(_, name)| ready(name)).cloned()?;
         self.pending.remove(&found);
-        self.in_flight.insert(found.1.clone());
-        Some(found.1)
+        let (_, name) = found;
+        let again = self.progress.is_suspect(&name);
+        self.in_flight.insert(name.clone(), again);
+        if mutation::is(Mutation::CountBeforeTaken) {
+            self.progress.mark(&name);
+        }
+        Some((name, again))
     }
 
     /// How many files wait or are in flight.
@@ -129,8 +133,43 @@ impl Queue {
         self.pending.iter().map(at).min().flatten()
     }
 
+    /// The target says that it has it. False if that does not count: a sync of another file has failed meanwhile, and this
+    /// one's may have said yes for that reason; it is tried again.
+    pub(super) fn taken(&mut self, name: &FileName, now: Instant) -> bool {
+        let again = self.in_flight.get(name).copied().unwrap_or(false);
+        if !again && self.progress.is_suspect(name) {
+            self.failed(name.clone(), now);
+            return false;
+        }
+        self.settled(name);
+        true
+    }
+
+    /// A sync has failed in the target: what is in flight may be lost although its own sync says yes. It is written again,
+    /// whatever the target says that it has.
+    pub(super) fn not_synced(&mut self) {
+        self.progress.suspect(self.in_flight.keys().cloned());
+    }
+
+    /// What the target needs kept, by its progress as it was saved, and what can be had back from it. Of WAL that it has not
+    /// got it holds no more than `quota` bytes, if there is such. `readable`: whether anything can be read there.
+    pub(super) fn floor(
+        &self,
+        saved: &Progress,
+        listing: &Listing,
+        quota: Option<u64>,
+        readable: bool,
+    ) -> Floor {
+        let saved = if mutation::is(Mutation::LetGoBeforeSaved) { &self.progress } else { saved };
+        let needed = needed_from(saved, listing);
+        let dropped = quota.map_or(Lsn::INVALID, |quota| listing.end.rewind(quota).seg_start(listing.size));
+        let archived = saved.since().filter(|since| readable && *since < needed);
+        let archived = archived.map(|from| ArchivedWal { from, to: needed });
+        Floor { hold: needed.max(dropped), way: listing.way, archived }
+    }
+
     /// The target has it.
-    pub(super) fn settled(&mut self, name: &FileName) {
+    fn settled(&mut self, name: &FileName) {
         self.in_flight.remove(name);
         self.failed.remove(name);
         self.progress.mark(name);
@@ -194,7 +233,7 @@ mod tests {
     }
 
     fn drain(queue: &mut Queue) -> Vec<String> {
-        std::iter::from_fn(|| queue.next(Instant::now())).map(|name| name.to_string()).collect()
+        std::iter::from_fn(|| queue.next(Instant::now())).map(|(name, _)| name.to_string()).collect()
     }
 
     #[test]
@@ -214,12 +253,28 @@ mod tests {
         queue.observe(&held(3, 6), &|_| false);
         let now = Instant::now();
         let first = queue.next(now).unwrap();
-        let pause = queue.failed(first.clone(), now);
+        let pause = queue.failed(first.0.clone(), now);
         assert_ne!(queue.next(now), Some(first.clone()));
         assert_eq!(queue.next(now + pause), Some(first.clone()));
-        queue.settled(&first);
+        let first = first.0;
+        assert!(queue.taken(&first, now));
         assert!(queue.progress().is_done(&first));
         assert_eq!(queue.wake(), None);
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_a_sync_failed_is_written_again() {
+        let mut queue = queue();
+        queue.observe(&held(3, 6), &|_| false);
+        let now = Instant::now();
+        let [(one, _), (other, _)] = [0, 1].map(|_| queue.next(now).unwrap());
+        queue.not_synced();
+        let pause = queue.failed(one, now);
+        // Its own sync comes after the one that was told, and says yes.
+        assert!(!queue.taken(&other, now) && !queue.progress().is_done(&other));
+        let again: Vec<_> = std::iter::from_fn(|| queue.next(now + pause * 2)).collect();
+        assert_eq!(again.iter().map(|(_, again)| *again).collect::<Vec<_>>(), [true, true, false]);
+        assert!(queue.taken(&other, now) && queue.progress().is_done(&other));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod send;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,12 +16,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegSize, WalFileName};
 
-use super::archiver::{Floor, Floors};
 use super::backoff;
 use super::board::Board;
-use super::listing::Listing;
+use super::floors::Floors;
+use super::listing::{self, Listing};
 use super::outlook::{Pace, bytes, outlook};
 use super::queue::{Queue, needed_from};
+use super::saved;
 use super::tail::Tail;
 use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{FileKind, FileName};
@@ -31,7 +32,7 @@ use crate::archive::repo::target::{OnQuota, Target};
 use crate::archive::tend::cleanup::{self, Plan};
 use crate::objects::Places;
 use crate::rate::RateLimit;
-use crate::store::{ArchivedWal, Store};
+use crate::store::Store;
 
 /// Progress is saved at most this often, for all files that arrived meanwhile together.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
@@ -103,8 +104,6 @@ pub(super) struct Worker {
 
 /// A file on its way.
 struct Sending {
-    /// It is written whatever is there.
-    again: bool,
     since: Instant,
     told: Option<Instant>,
     /// When it is time to wonder.
@@ -233,7 +232,7 @@ impl Worker {
                     }
                     self.observe(&queue, &listing).await;
                     // More has come; what was saved may have to be let go.
-                    self.publish(&saved, &listing);
+                    self.publish(&queue, &saved, &listing);
                 }
                 // Made with settings that are none any more.
                 Event::Retention(_) if self.wanted.has_changed().unwrap_or(true) => {}
@@ -276,7 +275,7 @@ impl Worker {
         if !self.sending.is_empty() {
             let left = self.sending.len();
             // Whether their syncs say no will be said to nobody.
-            lock(&queue).suspect(self.sending.keys().cloned());
+            lock(&queue).not_synced();
             let wanted = self.wanted.borrow().clone();
             let is_target = wanted.is_some_and(|wanted| wanted.target.identity() == self.target.identity());
             let until = match is_target {
@@ -349,38 +348,18 @@ impl Worker {
         state_file(&self.target.name)
     }
 
-    /// What was saved; from the beginning if that cannot be used, which is safe: the target knows what it has.
+    /// What was saved.
     async fn load(&self, size: SegSize) -> Progress {
-        let (file, identity) = (self.file(), self.target.identity());
-        let (store, name) = (self.store.clone(), file.clone());
-        let read = tokio::task::spawn_blocking(move || store.read_state(&name)).await;
-        let text = match read.map_err(std::io::Error::from).flatten() {
-            Ok(Some(text)) => text,
-            Ok(None) => return Progress::new(size, identity),
-            Err(error) => {
-                tracing::error!("could not read \"{file}\": {error}; everything is offered again");
-                return Progress::new(size, identity);
-            }
-        };
-        Progress::parse(&text, size, &identity).unwrap_or_else(|| {
-            tracing::error!("\"{file}\" in the data directory is not usable; everything is offered again");
-            Progress::new(size, identity)
-        })
+        let (store, name, identity) = (self.store.clone(), self.target.name.clone(), self.target.identity());
+        let read = tokio::task::spawn_blocking(move || saved::read(&store, &name, size, &identity)).await;
+        read.unwrap_or_else(|_| Progress::new(size, self.target.identity()))
     }
 
     /// Takes over what is in `pg_wal`, and says what is missing for good.
     async fn observe(&mut self, queue: &SharedQueue, listing: &Listing) {
         let doubts = lock(queue).doubts(listing);
         let (store, size) = (self.store.clone(), listing.size);
-        let look = move || {
-            let exists = |wal: &WalFileName| {
-                let name = wal.format(size);
-                let at = |name: &str| store.wal_path(name).exists();
-                // It may get its final name between the first two looks.
-                at(&name) || at(&format!("{name}.partial")) || at(&name)
-            };
-            doubts.into_iter().filter(|wal| !exists(wal)).collect::<HashSet<_>>()
-        };
+        let look = move || listing::missing(&store, doubts, size);
         let missing = tokio::task::spawn_blocking(look).await.unwrap_or_default();
         let exists = |wal: WalFileName| !missing.contains(&wal);
         let mut queue = lock(queue);
@@ -406,13 +385,10 @@ impl Worker {
         let most = if self.health.failures > 0 { 1 } else { self.target.concurrency };
         let now = Instant::now();
         while self.health.not_before <= now && work.len() < most {
-            let Some(name) = lock(queue).next(now) else { return };
+            let Some((name, again)) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
-            let again = lock(queue).progress().is_suspect(&name);
-            self.sending.insert(
-                name.clone(),
-                Sending { again, since: now, told: None, late: now + self.slow_after(size) },
-            );
+            self.sending
+                .insert(name.clone(), Sending { since: now, told: None, late: now + self.slow_after(size) });
             work.spawn(async move {
                 // Not even a fault of ours may lose sight of the file: its WAL would be held for ever, silently.
                 let sent =
@@ -426,14 +402,10 @@ impl Worker {
 
     fn sent(&mut self, queue: &SharedQueue, chores: &mut JoinSet<Event>, name: FileName, outcome: Outcome) {
         let now = Instant::now();
-        let again = self.sending.remove(&name).is_some_and(|sending| sending.again);
+        self.sending.remove(&name);
         match outcome {
-            // A sync of another file has failed meanwhile: this one's may have said yes for that reason.
-            Outcome::Taken(_) if !again && lock(queue).progress().is_suspect(&name) => {
-                lock(queue).failed(name, now);
-            }
+            Outcome::Taken(_) if !lock(queue).taken(&name, now) => {}
             Outcome::Taken(written) => {
-                lock(queue).settled(&name);
                 self.unsaved_since.get_or_insert(now);
                 self.taken(&name, &written, now);
                 self.remove_chunks(chores, &name);
@@ -450,9 +422,7 @@ impl Worker {
             }
             Outcome::Failed { reason, fatal, not_synced } => {
                 if not_synced {
-                    // Their syncs may have come after the one that was told, and said yes.
-                    let others = self.sending.keys().cloned();
-                    lock(queue).suspect(others.chain([name.clone()]));
+                    lock(queue).not_synced();
                     self.unsaved_since.get_or_insert(now);
                 }
                 lock(queue).failed(name.clone(), now);
@@ -652,13 +622,13 @@ impl Worker {
     async fn save(&mut self, queue: &SharedQueue, saved: &mut Progress, listing: &Listing) -> bool {
         self.note_marker(queue);
         let progress = lock(queue).progress().clone();
-        let (store, file, text) = (self.store.clone(), self.file(), progress.format());
-        let written = tokio::task::spawn_blocking(move || store.replace_state(&file, &text)).await;
+        let (store, name, now) = (self.store.clone(), self.target.name.clone(), progress.clone());
+        let written = tokio::task::spawn_blocking(move || saved::write(&store, &name, &now)).await;
         match written.map_err(std::io::Error::from).flatten() {
             Ok(()) => {
                 *saved = progress;
                 self.unsaved_since = None;
-                self.publish(saved, listing);
+                self.publish(queue, saved, listing);
                 true
             }
             Err(error) => {
@@ -679,17 +649,11 @@ impl Worker {
     }
 
     /// Tells retention what this target needs, and readers what it has.
-    fn publish(&self, saved: &Progress, listing: &Listing) {
-        let needed = needed_from(saved, listing);
-        self.board.needs(needed);
-        let dropped = match (self.target.on_quota, self.target.quota) {
-            (OnQuota::Drop, Some(quota)) => listing.end.rewind(quota).seg_start(listing.size),
-            _ => Lsn::INVALID,
-        };
+    fn publish(&self, queue: &SharedQueue, saved: &Progress, listing: &Listing) {
+        self.board.needs(needed_from(saved, listing));
+        let quota = self.target.quota.filter(|_| self.target.on_quota == OnQuota::Drop);
         let readable = matches!(self.sink, Sink::Objects(_));
-        let archived = saved.since().filter(|since| readable && *since < needed);
-        let archived = archived.map(|from| ArchivedWal { from, to: needed });
-        let floor = Floor { hold: needed.max(dropped), archived };
+        let floor = lock(queue).floor(saved, listing, quota, readable);
         self.floors.set(&self.target.name, &self.target.identity(), floor);
     }
 }

@@ -115,6 +115,38 @@ fn a_pass_removes_just_what_nobody_holds() {
     assert_eq!(oldest(&held.it.store), LAST - 1, "--wal-keep-size");
 }
 
+/// What a target has said is a position on the way before. The new timeline may begin far behind it.
+#[test]
+fn a_target_that_has_not_seen_a_new_timeline_holds_all_of_it() {
+    let mut held = Held::on(&SimDisk::new());
+    for name in ["forwards", "back", "lost"] {
+        held.it.store.drop_slot(name, 1).unwrap();
+    }
+    let (seen, segment) = (held.it.store.holds().way(), |segment: u64| Lsn::new(segment * SEG));
+    held.target.set_on(seen, Some(segment(LAST)));
+    let mut wal = generator(60);
+    while wal.position() < segment(8) {
+        wal.fill(100_000);
+    }
+    let (left, second) = (*wal.record_ends().last().unwrap(), TimelineId::new(2).unwrap());
+    let history = TimelineHistory::parse(second, format!("1\t{left}\tx\n").as_bytes()).unwrap();
+    held.it.writer.switch_timeline(history).unwrap();
+    wal.switch_timeline(second);
+    while wal.position() < segment(LAST + 2) {
+        wal.fill(100_000);
+    }
+    held.it.writer.append(left, &wal.bytes()[left.since(START) as usize..]).unwrap();
+    held.it.writer.commit();
+    while held.it.flushing.step() {}
+    // Its worker saves once more what it saw before.
+    held.target.set_on(seen, Some(segment(LAST)));
+    assert!(held.pass());
+    assert!(oldest(&held.it.store) <= 8, "WAL begins at {}", oldest(&held.it.store));
+    held.target.set_on(held.it.store.holds().way(), Some(segment(9)));
+    assert!(held.pass());
+    assert_eq!(oldest(&held.it.store), 9);
+}
+
 #[test]
 fn a_pass_that_is_cut_anywhere_leaves_what_is_held() {
     let (disk, held) = {

@@ -10,6 +10,7 @@ use walrelay_proto::{TimelineHistory, WalIdentity};
 
 use super::{Wanted, lock};
 use crate::archive::repo::check::{Fault, Gradual};
+use crate::mutation::{self, Mutation};
 use crate::objects::buffer;
 use crate::store::Segment;
 
@@ -96,23 +97,8 @@ impl Arriving {
 
     fn store(&self, content: &mut dyn Read) -> Result<(), Refusal> {
         let mut file = self.storing(|| self.create())?;
-        let check = Gradual::new(self.id, self.wanted.name);
-        // What lies behind the end of a part may be anything, as long as it is there.
-        let (mut check, mut content) = match self.wanted.len {
-            None => (check.on(Some(&self.history)), content.take(u64::MAX)),
-            Some(len) => (check.first(len), content.take(len)),
-        };
-        let mut piece = vec![0; STEP];
-        loop {
-            match buffer::fill(&mut content, &mut piece).map_err(|_| Refusal::Incomplete)? {
-                0 => break,
-                len => {
-                    check.push(&piece[..len])?;
-                    self.storing(|| file.write_all(&piece[..len]))?;
-                }
-            }
-        }
-        check.finish()?;
+        let mut put = |piece: &[u8]| self.storing(|| file.write_all(piece));
+        verified(content, self.wanted, self.id, &self.history, &mut put)?;
         self.storing(|| file.set_len(self.id.seg_size.bytes()))
     }
 
@@ -132,6 +118,39 @@ impl Arriving {
         self.is_storing.store(false, Ordering::Relaxed);
         done.map_err(Refusal::Disk)
     }
+}
+
+/// Gives `put` what comes of what is wanted, each piece after it was verified.
+///
+/// # Errors
+/// It is not what was wanted, it broke off, or `put` has failed. What it has got is of no use then.
+pub(super) fn verified(
+    content: &mut dyn Read,
+    wanted: Wanted,
+    id: WalIdentity,
+    history: &TimelineHistory,
+    put: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let check = Gradual::new(id, wanted.name);
+    // What lies behind the end of a part may be anything, as long as it is there.
+    let (mut check, mut content) = match wanted.len {
+        None => (check.on(Some(history)), content.take(u64::MAX)),
+        Some(len) => (check.first(len), content.take(len)),
+    };
+    let mut piece = vec![0; STEP];
+    loop {
+        match buffer::fill(&mut content, &mut piece).map_err(|_| Refusal::Incomplete)? {
+            0 => break,
+            len => {
+                let checked = check.push(&piece[..len]);
+                if !mutation::is(Mutation::RecallUnverified) {
+                    checked?;
+                }
+                put(&piece[..len])?;
+            }
+        }
+    }
+    Ok(check.finish()?)
 }
 
 impl Drop for Arriving {

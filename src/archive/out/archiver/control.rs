@@ -19,9 +19,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::super::board::TargetSeen;
+use super::super::floors::Floors;
 use super::super::listing::Listing;
 use super::super::worker::{Sink, Wanted, Worker};
-use super::{Floors, Part, lock, refuse_wrong_places, scan};
+use super::{Part, lock, refuse_wrong_places, scan};
 use crate::archive::repo::repository::{ArchiveError, Repository};
 use crate::archive::repo::target::{Place, Target};
 use crate::objects::{Places, reload};

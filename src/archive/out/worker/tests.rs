@@ -10,6 +10,7 @@ use walrelay_proto::{SegNo, SystemId, TimelineHistory, TimelineId, WalIdentity};
 use walrelay_testkit::wait_until;
 
 use super::*;
+use crate::archive::out::reading;
 use crate::archive::repo::codec::{Codec, Compression};
 use crate::archive::repo::content::Content;
 use crate::archive::repo::layout::Layout;
@@ -118,7 +119,10 @@ impl Setting {
         let sink = Sink::Objects(Repository::over(storage, "main", Layout::Plain, Codec::default()));
         let tip = self.store.tip().unwrap();
         let names = self.store.wal_files().unwrap();
-        let listing = Listing::new(&names, id().seg_size, self.store.history(), tip.write_lsn);
+        let listing = Listing {
+            way: self.store.holds().way(),
+            ..Listing::new(&names, id().seg_size, self.store.history(), tip.write_lsn)
+        };
         let (listings, listing) = watch::channel(Some(Arc::new(listing)));
         let floors = Arc::new(Floors::new(self.store.clone()));
         floors.expect("main", self.target.identity());
@@ -234,7 +238,7 @@ async fn what_hangs_at_the_end_of_a_run_is_a_suspect_of_the_next() {
 async fn what_is_sent_is_the_map_whatever_the_segments_size() {
     let it = Setting::new();
     let here = it.store.finished_segment(WalFileName::new(TimelineId::FIRST, SegNo::new(FIRST))).unwrap();
-    let content = send::content(&it.store, &segment(FIRST), id().seg_size).unwrap().unwrap();
+    let content = reading::content(&it.store, &segment(FIRST), id().seg_size).unwrap().unwrap();
     let (content, map) = (content.whole(), here.bytes(0, SEG as usize));
     assert_eq!((content.as_ptr(), content.len()), (map.as_ptr(), map.len()));
     // Parts of it, as pieces take them, too.
@@ -253,7 +257,7 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
         entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
     };
     let before = names();
-    let content = send::content(&it.store, &name, id().seg_size).unwrap().unwrap();
+    let content = reading::content(&it.store, &name, id().seg_size).unwrap().unwrap();
     // Its timeline is taken up again, and written to.
     fs::write(&path, vec![8; SEG as usize]).unwrap();
     let content = content.whole();
@@ -267,10 +271,10 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     assert!(map.is_some_and(|map| map.ends_with("(deleted)")), "it is in memory: {map:?}");
     // Half of one is sent as it is.
     fs::write(&path, b"half").unwrap();
-    let half = send::content(&it.store, &name, id().seg_size).unwrap().unwrap();
+    let half = reading::content(&it.store, &name, id().seg_size).unwrap().unwrap();
     assert_eq!(&half.whole()[..], b"half");
     fs::remove_file(&path).unwrap();
-    assert!(send::content(&it.store, &name, id().seg_size).unwrap().is_none());
+    assert!(reading::content(&it.store, &name, id().seg_size).unwrap().is_none());
 }
 
 /// What this thread logs, for as long as the guard lives.

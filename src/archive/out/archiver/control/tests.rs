@@ -8,7 +8,7 @@ use walrelay_proto::Lsn;
 use walrelay_testkit::{S3, wait_until};
 
 use super::*;
-use crate::archive::out::archiver::Floor;
+use crate::archive::out::floors::Floor;
 use crate::archive::out::worker::tests::{FIRST, LAST, Setting, segment};
 use crate::archive::repo::codec::{Codec, Compression};
 use crate::archive::repo::layout::Layout;
@@ -287,7 +287,7 @@ async fn what_the_old_place_needs_lets_nothing_go_that_is_promised_to_the_new_on
     let floors = Floors::new(it.store.clone());
     let hold = |lsn: u64| {
         let archived = ArchivedWal { from: Lsn::new(0x10), to: Lsn::new(lsn) };
-        Floor { hold: Lsn::new(lsn), archived: Some(archived) }
+        Floor { hold: Lsn::new(lsn), way: it.store.holds().way(), archived: Some(archived) }
     };
     let held = || {
         let rows = it.store.holds().rows();
