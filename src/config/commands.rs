@@ -37,7 +37,7 @@ pub enum Command {
     #[command(subcommand)]
     Branch(BranchCommand),
     /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
-    CheckConfig(CheckConfigArgs),
+    CheckConfig(Box<CheckConfigArgs>),
     /// Write the completions of a shell to standard output
     Completions(CompletionsArgs),
     /// Write the manual pages, a file each

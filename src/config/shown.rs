@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use walrelay_proto::ack::Budget;
+
 use super::{Config, LogFormat};
 use crate::archive::{Place, Target};
 use crate::redact::redact;
@@ -39,6 +41,7 @@ impl Config {
             shutdown_timeout,
             typed,
         } = self;
+        let lapse = ack.lapse.as_ref();
         vec![
             ("config", path(&typed.file)),
             ("upstream", upstream.to_string()),
@@ -58,7 +61,12 @@ impl Config {
             ("auth-dbname", auth_dbname.clone()),
             ("sql-overlay", switch(*sql_overlay)),
             ("base-backup-max-rate", base_backup_max_rate.map(size).unwrap_or_default()),
-            ("ack", format!("write {}; flush {}; apply {}", ack.write, ack.flush, ack.apply)),
+            ("ack-write", ack.write.to_string()),
+            ("ack-flush", ack.flush.to_string()),
+            ("ack-apply", ack.apply.to_string()),
+            ("ack-timeout", timeout(lapse.map(|lapse| lapse.timeout))),
+            ("ack-degrade", lapse.map(|lapse| lapse.to.to_string()).unwrap_or_default()),
+            ("ack-budget", lapse.and_then(|lapse| lapse.budget).map(budget).unwrap_or_default()),
             ("archive", archive.iter().map(target).collect::<Vec<_>>().join(", ")),
             ("recall-size", size(*recall_size)),
             ("log-format", if *log_format == LogFormat::Json { "json" } else { "text" }.to_owned()),
@@ -81,6 +89,10 @@ fn path(path: &Option<PathBuf>) -> String {
 
 fn switch(on: bool) -> String {
     if on { "on" } else { "off" }.to_owned()
+}
+
+fn budget(budget: Budget) -> String {
+    format!("{} per {}", timeout(Some(budget.time)), timeout(Some(budget.per)))
 }
 
 fn target(target: &Target) -> String {

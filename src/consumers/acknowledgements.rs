@@ -65,7 +65,7 @@ impl Acknowledgements {
     }
 
     /// Takes what a consumer has reported; `None` where that is not on the way to what is received. It is asked for while no
-    /// other timeline can be [shown](Self::begin_timeline), and takes a moment.
+    /// other timeline can be shown (`begin_timeline`), and takes a moment.
     pub fn report(&self, pid: u32, positions: impl FnOnce() -> Option<Positions>) {
         if self.change(|machine| machine.report(pid, positions())) {
             self.step();

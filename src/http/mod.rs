@@ -135,8 +135,7 @@ async fn serve(socket: TcpStream, sources: Arc<Sources>) {
         .max_headers(HEADERS)
         .max_buf_size(HEAD_SIZE);
     let connection = http.serve_connection(TokioIo::new(socket), service);
-    match tokio::time::timeout(LIMIT, connection).await {
-        Ok(Err(error)) => tracing::debug!("an HTTP connection failed: {error}"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(LIMIT, connection).await {
+        tracing::debug!("an HTTP connection failed: {error}");
     }
 }

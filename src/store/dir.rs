@@ -347,8 +347,11 @@ pub(super) fn read_if_present(disk: &dyn Disk, path: &Path) -> io::Result<Option
 
 /// Makes a directory and what is missing above it (mode 0700), each entry durable.
 fn make_dir(disk: &dyn Disk, path: &Path) -> io::Result<()> {
-    if disk.is_dir(path) {
-        return Ok(());
+    match disk.metadata(path) {
+        Ok(found) if found.is_dir => return Ok(()),
+        // Only what is missing is made: a disk that fails does not say whether it is there.
+        Err(error) if error.kind() != io::ErrorKind::NotFound || path == Path::new(".") => return Err(error),
+        Ok(_) | Err(_) => {}
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_dir(disk, parent)?;

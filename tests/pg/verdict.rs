@@ -99,7 +99,7 @@ fn what_was_left_can_be_read(server: &Server, relay: &Relay) {
     let said = run(&["export", "1", "--to", &to]);
     assert!(said.contains(&format!("pg_waldump -p {to} -t 1 -s ")), "{said}");
     let from = listed[0]["from"].as_str().expect("a position");
-    let mut dump = tied_command(&server.program("pg_waldump"));
+    let mut dump = tied_command(server.program("pg_waldump"));
     // It ends with an error at the end of the WAL.
     let dumped = dump.args(["-p", &to, "-t", "1", "-s", from, "-r", "Transaction"]).output();
     let dumped = String::from_utf8_lossy(&dumped.expect("pg_waldump is installed").stdout).into_owned();

@@ -1,4 +1,4 @@
-//! Archive targets for a simulation that takes their steps: what [`Worker`](super::worker) does in its loop, with the same queue,
+//! Archive targets for a simulation that takes their steps: what the worker does in its loop, with the same queue,
 //! progress, listing, hold and reading, without its waiting and without what is between it and the target.
 
 use std::io;
@@ -102,7 +102,7 @@ impl SteppedTarget {
     }
 
     /// The next file to send, and whether it is to be written whatever is there. What has failed does not wait.
-    pub fn next(&mut self) -> Option<(String, bool)> {
+    pub fn next_file(&mut self) -> Option<(String, bool)> {
         let queue = &mut self.work.as_mut()?.queue;
         queue.retry_now();
         queue.next(Instant::now()).map(|(name, again)| (name.to_string(), again))

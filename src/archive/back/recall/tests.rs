@@ -276,9 +276,10 @@ async fn a_source_that_is_silent_is_not_waited_for_where_another_has_it() {
         assert_eq!(hung.asked(&text(1, segno)), 0);
     }
     assert!(recall.history_file(tli(7)).await.unwrap().is_some());
-    // Where no other has it, it is.
+    // Where no other has it, it is. (In a directory of its own: what is fetched ahead may still come.)
+    let elsewhere = Setting::new(None);
     fine.remove(&text(1, FIRST + 2));
-    let recall = setting.recall(&[&hung, &fine]);
+    let recall = elsewhere.recall(&[&hung, &fine]);
     let reader = {
         let recall = recall.clone();
         tokio::spawn(async move { get(&recall, 1, FIRST + 2).await })
