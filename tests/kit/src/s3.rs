@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -40,6 +40,8 @@ struct Shared {
     behaviour: Mutex<Behaviour>,
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, Vec<u8>>>>,
+    /// Uploads in parts so far.
+    begun: AtomicU64,
     requests: Mutex<Vec<String>>,
     ended: AtomicBool,
 }
@@ -157,7 +159,8 @@ impl Shared {
             ("POST", None) => self.delete_many(&request.body),
             ("POST", Some(key)) => match query("uploadId") {
                 None => {
-                    let id = format!("upload{}", lock(&self.uploads).len());
+                    // Never the same again: others are on their way while some are over.
+                    let id = format!("upload{}", self.begun.fetch_add(1, Ordering::Relaxed));
                     lock(&self.uploads).insert(id.clone(), BTreeMap::new());
                     xml(format!(
                         "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
