@@ -17,7 +17,7 @@ fn twenty_promotions(server: &Server) {
     let mut standby = primary.standby().name("b").start();
     let relay = relay_below(&primary).upstream(&Relay::hosts(&[&primary, &standby])).start();
     relay.create_slots(&["c", "archive"]);
-    let archive = Receivewal::start(server, &relay.conninfo(), "archive");
+    let mut archive = Receivewal::start(server, &relay.conninfo(), "archive");
     let c = primary.standby().name("c").follow(&relay.conninfo()).slot("c").start();
     primary.pgbench_init(1);
 
@@ -30,6 +30,8 @@ fn twenty_promotions(server: &Server) {
         change_roles(&mut primary, &mut standby, &here);
     }
     let relay = chaos.stop();
+    // It ends when a server does in the midst of its first questions; whoever runs it has it started again.
+    archive.revive();
 
     primary.pgbench(2, 50);
     let last = primary.switch_wal();

@@ -415,6 +415,8 @@ impl<'a> Scene<'a> {
         let last = self.primary.switch_wal();
         let end = self.primary.settled_lsn();
         self.relays.iter().for_each(|relay| relay.wait_for_flush(end));
+        // It ends when its line does in the midst of its first questions.
+        self.archive.revive();
         self.archive.wait_for_segment(&last);
         self.standby.wait_for_replay(end);
         crate::wait::wait_until("the scribe to have everything", || self.scribe.received() >= end);
