@@ -18,7 +18,8 @@
 //! - What is reported upstream as flushed survives a crash: `flush_lsn` moves after the sync returned.
 //! - A timeline's history file is durable before the timeline is shown to anybody, and so is the note that it is
 //!   followed (`followed`), before anything is written on it.
-//! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost.
+//! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost, or has come back with
+//!   the relay to a timeline whose WAL nobody needed meanwhile.
 
 mod ahead;
 mod checkpoint;
@@ -70,6 +71,7 @@ pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};
 pub use writer::{AppendError, HeldTimeline, Writer};
 
 pub(crate) use flusher::FLUSHER;
+pub(crate) use segments::successors;
 
 use crate::consumers::{Consumer, Consumers, LagClock};
 use crate::counts::{Counter, Durations};
@@ -598,6 +600,20 @@ impl Store {
             tracing::info!(
                 "slot \"{name}\" keeps WAL from {common} on: {was} was on a timeline that is left"
             );
+        }
+    }
+
+    /// A timeline that was left and is taken up again may have lost WAL that no slot needed meanwhile. Waits for the disk.
+    fn tell_of_slots_without_wal(&self) {
+        let Some(oldest) = self.oldest() else { return };
+        for slot in self.slots.list().into_iter().filter(|slot| !slot.invalidated) {
+            if let Some(restart) = slot.restart_lsn.filter(|restart| *restart < oldest) {
+                tracing::warn!(
+                    "slot \"{}\" needs WAL from {restart} on, and on the timeline that is taken up again {oldest} is the \
+                     oldest here: unless an archive target has it, its consumer has to be built anew",
+                    slot.name
+                );
+            }
         }
     }
 

@@ -137,7 +137,7 @@ pub(super) fn is_held(dir: &DataDir, size: SegSize, history: &TimelineHistory, n
 
 /// The files that go on in this segment where `name`'s timeline was left in it, the newest first: each begins with all
 /// that the ones before it have up to its own beginning. Several, where timelines were left soon after they began.
-fn successors(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Vec<WalFileName> {
+pub(crate) fn successors(size: SegSize, history: &TimelineHistory, name: WalFileName) -> Vec<WalFileName> {
     let next = |tli| {
         let (left_at, next) = history.switch_point(tli)?;
         (left_at.seg_at(size) == name.segno).then_some(next)

@@ -521,7 +521,9 @@ impl Writer {
         let parting = self.store.history().parting(&history).and_then(|(_, at)| at);
         let common = parting.map_or(end.lsn, |at| at.min(end.lsn));
         let followed = Followed { tli: end.tli, newest: newest.max(end.tli) };
-        self.go_over(followed, Stream::of(identity, recovered), history, end, true, common)
+        self.go_over(followed, Stream::of(identity, recovered), history, end, true, common)?;
+        self.store.tell_of_slots_without_wal();
+        Ok(())
     }
 
     /// Readers get to see another timeline, of which nothing but what lies before `common` was seen before.
