@@ -60,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) expected: BTreeMap<NodeId, Vec<Place>>,
     /// What the consumer of each slot of a relay has told it has, or has had reserved.
     pub(crate) confirmed: BTreeMap<(NodeId, String), Vec<Place>>,
+    /// Slots that came back with their relay to a timeline whose WAL nobody had needed meanwhile, and to where.
+    pub(crate) came_back: BTreeSet<(NodeId, String, Lsn)>,
     /// Whether all faults have ended.
     pub(crate) is_healed: bool,
     /// What does not hold.
@@ -125,6 +127,7 @@ impl Context {
             relays: BTreeSet::new(),
             expected: BTreeMap::new(),
             confirmed: BTreeMap::new(),
+            came_back: BTreeSet::new(),
             is_healed: false,
             violation: None,
             counts: Counts::default(),

@@ -1,10 +1,11 @@
 //! A relay's receiving side: performs the steps of a [`Course`] and the actions of a [`Receiver`], as the relay's own shell
 //! does, on a line of the simulation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use walrelay::store::{AppendError, HeldTimeline, Identity, Stepped, StoreError, UpstreamParameters};
+use walrelay::store::{AppendError, HeldTimeline, Identity, Stepped, Store, StoreError, UpstreamParameters};
 use walrelay::upstream::Held;
 use walrelay_proto::course::{
     Cause, Compared, Course, CourseError, CourseSetup, Fact, Identified, Introduced, Reserved, Slot,
@@ -307,6 +308,7 @@ impl Follower {
                 let history = read_history(stepped, tli)?;
                 stepped.writer.begin(ours(), history, at);
                 cx.expected.remove(&self.id);
+                self.slots_begin(at, tli, cx);
             }
             Step::Find { history } => {
                 self.found = writer.find(history)?;
@@ -336,7 +338,11 @@ impl Follower {
                 let found = self.found.take().ok_or(AppendError::Failed)?;
                 let (to, end) = (found.end().tli, found.end().lsn);
                 let place = self.may_go_to(to, end, cx);
-                stepped.writer.take_up(found, newest)?;
+                let before = slots(&stepped.store);
+                let taken = stepped.writer.take_up(found, newest);
+                let back: Vec<_> = slots(&stepped.store).difference(&before).cloned().collect();
+                cx.came_back.extend(back.into_iter().map(|(name, restart)| (self.id, name, restart)));
+                taken?;
                 self.went_to(place, cx);
             }
             Step::Switch { to, at } => {
@@ -368,6 +374,15 @@ impl Follower {
             }
         }
         Ok(Some(Fact::Done))
+    }
+
+    /// Slots keep WAL from where it begins on, wherever their consumers had come to.
+    fn slots_begin(&self, at: Lsn, tli: TimelineId, cx: &mut Context) {
+        let upstream = cx.branches.get(&self.hosts[self.host]).copied();
+        let Some(branch) = upstream.and_then(|upstream| cx.model.on_way(upstream, tli)) else { return };
+        let lsn = at.seg_start(identity().seg_size);
+        let ours: Vec<_> = cx.confirmed.keys().filter(|(relay, _)| *relay == self.id).cloned().collect();
+        ours.into_iter().for_each(|(relay, slot)| cx.tell_slot(relay, &slot, Place { branch, lsn }));
     }
 
     /// The branch that is gone to, from where, and what of the confirmed WAL is on it; a crash may leave either.
@@ -406,8 +421,11 @@ impl Follower {
 
     fn fetch_histories(&mut self, stepped: &Stepped, cx: &mut Context) -> Came {
         let mut missing = Vec::new();
-        for tli in self.theirs.iter().flat_map(TimelineHistory::way).filter(|tli| *tli != TimelineId::FIRST) {
-            if stepped.store.history_file(tli).map_err(io)?.is_none() {
+        let Some(theirs) = &self.theirs else { return Ok(Some(Fact::Done)) };
+        for tli in theirs.way().filter(|tli| *tli != TimelineId::FIRST) {
+            let ours = stepped.store.history_file(tli).map_err(io)?;
+            let ours = ours.and_then(|content| TimelineHistory::parse(tli, &content).ok());
+            if ours != theirs.up_to(tli) {
                 missing.push(tli);
             }
         }
@@ -818,6 +836,10 @@ fn save_files(files: Vec<(TimelineId, Vec<u8>)>, stepped: &Stepped) -> Result<()
             .map_err(|error| Failure::Store { text: error.to_string(), is_fatal: false })?;
     }
     Ok(())
+}
+
+fn slots(store: &Store) -> BTreeSet<(String, Lsn)> {
+    store.slots().list().into_iter().filter_map(|slot| Some((slot.name, slot.restart_lsn?))).collect()
 }
 
 fn read_history(stepped: &Stepped, tli: TimelineId) -> Result<TimelineHistory, Failure> {

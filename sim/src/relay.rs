@@ -466,6 +466,9 @@ impl Relay {
             };
             if oldest > restart.seg_start(identity().seg_size) && restart < tip.write_lsn {
                 let name = &slot.name;
+                if cx.came_back.contains(&(self.id, name.clone(), restart)) {
+                    continue;
+                }
                 cx.fail(|| {
                     format!(
                         "slot {name} of relay {} keeps {restart}, and {oldest} is the oldest WAL",
