@@ -8,13 +8,16 @@ RUN_TESTS = $(if $(HAS_NEXTEST),$(CARGO) nextest run,$(CARGO) test)
 # Stories run on the oldest version, the newest and one between; those named `more` are for `make test-all`.
 FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 
+# Where programs for the tests come to lie.
+BUILT = $(or $(CARGO_TARGET_DIR),target)/debug
+
 # A target without files, sockets and clocks: what `proto` is written for.
 BARE = wasm32-unknown-unknown
 
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate papers deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate papers deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -41,11 +44,18 @@ setup: cc
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
 .NOTPARALLEL:
-test: fmt lint gates setup check docs told
+test: fmt prepare check docs told
 	@echo '== all is well'
 
-test-all: fmt lint gates setup check-all docs told
+test-all: fmt prepare check-all docs told
 	@echo '== all is well'
+
+# The lints keep the processor busy while the servers come from the network. A fault of the lints is seen first.
+prepare: cc
+	$(CARGO) build --package walrelay-testkit --bin setup
+	@$(BUILT)/setup >$(BUILT)/setup.log 2>&1 & setup=$$!; \
+	$(MAKE) lint gates || { kill $$setup; exit 1; }; \
+	echo '== PostgreSQL servers and Barman'; wait $$setup; status=$$?; cat $(BUILT)/setup.log; exit $$status
 
 # What was not tested, where it is seen.
 told:
