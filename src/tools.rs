@@ -14,7 +14,7 @@ use crate::archive::cleanup::{self, Limit};
 use crate::archive::fetch::Fetcher;
 use crate::archive::list::{self, Listing};
 use crate::archive::restore::{
-    MISSING, PATIENCE, Restore, Restored, Role, data_dir, seg_size_of, system_id_of,
+    BROKEN, MISSING, PATIENCE, Restore, Restored, Role, data_dir, seg_size_of, system_id_of,
 };
 use crate::archive::spool::{self, Spool};
 use crate::archive::verify::{self, Report};
@@ -22,7 +22,7 @@ use crate::archive::{ArchiveError, RelayDirectory, Repository, Server, Source, T
 use crate::branch::{Branch, Held};
 use crate::config::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, Config, ExportArgs, FailoversArgs,
-    ListArgs, Origin, PlacesArgs, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
+    ListArgs, Origin, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
@@ -81,7 +81,9 @@ pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
 async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, RelayError> {
     // Before the file is read for good: what changes in between makes the worker one of whom nobody wants anything.
     let key = key_of(args);
-    let sources = sources(&args.places, environment)?;
+    let origins = args.places.origins(environment)?;
+    let strict = args.required(&origins, environment)?;
+    let sources = sources(origins)?;
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
     if args.spool_worker {
         let data_dir = data_dir(&args.target);
@@ -98,10 +100,11 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let background = Some(background);
     let wait = args.wait()?;
     let (file, target) = (args.file.clone(), args.target.clone());
-    let restore = Restore { sources, file, target, spool, background, patience: PATIENCE, wait };
+    let restore = Restore { sources, file, target, spool, background, patience: PATIENCE, wait, strict };
     match restore.run().await? {
         Restored::Done => Ok(0),
         Restored::Missing => Ok(MISSING),
+        Restored::Stop => Ok(BROKEN),
     }
 }
 
@@ -442,9 +445,8 @@ fn worker(spool_dir: PathBuf, key: String, named: bool) -> spool::StartWorker {
     })
 }
 
-fn sources(places: &PlacesArgs, environment: &Environment) -> Result<Vec<Arc<dyn Source>>, RelayError> {
-    let open = |origin| Ok(source(origin)?);
-    places.origins(environment)?.into_iter().map(open).collect()
+fn sources(origins: Vec<Origin>) -> Result<Vec<Arc<dyn Source>>, RelayError> {
+    origins.into_iter().map(|origin| Ok(source(origin)?)).collect()
 }
 
 fn source(origin: Origin) -> Result<Arc<dyn Source>, ArchiveError> {

@@ -10,7 +10,7 @@ use walrelay_proto::TimelineId;
 
 use super::cli::Settings;
 use super::{ConfigError, archive_targets, default_data_dir, read_file, units, value};
-use crate::archive::restore::PATIENCE;
+use crate::archive::restore::{OnTimeout, PATIENCE, REQUIRE_TIMEOUT, Required, Strict};
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::ListenAddr;
@@ -148,6 +148,23 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub strict: bool,
 
+    /// Do not tell a standby that there is no such file before this place has answered; one of the places to look in, by the
+    /// same text, or by the name of an archive or the host of a relay; repeatable
+    #[arg(long, value_name = "PLACE")]
+    pub require: Vec<String>,
+
+    /// Do not tell a standby that there is no such file before so many of the relays to look in have answered
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub require_relays: Option<u8>,
+
+    /// How long a standby waits for those that are required; 0 for ever
+    #[arg(long, value_name = "TIME", default_value = REQUIRE_TIMEOUT)]
+    pub require_timeout: String,
+
+    /// What then: go on without their answers, or end the server
+    #[arg(long, value_enum, default_value_t = OnTimeout::Continue)]
+    pub on_timeout: OnTimeout,
+
     /// Fetch ahead until nobody asks any more.
     #[arg(long, hide = true)]
     pub spool_worker: bool,
@@ -166,6 +183,38 @@ impl RestoreArgs {
             true => Ok(Some(PATIENCE)),
             false => units::timeout(&self.timeout).map_err(|error| value("timeout", &error)),
         }
+    }
+
+    /// Whom of these places a standby waits for.
+    pub fn required(
+        &self,
+        origins: &[Origin],
+        environment: &Environment,
+    ) -> Result<Option<Strict>, ConfigError> {
+        let relays: Vec<usize> =
+            origins.iter().enumerate().filter(|(_, it)| it.is_relay()).map(|(number, _)| number).collect();
+        let of_relays = usize::from(self.require_relays.unwrap_or(0));
+        if of_relays > relays.len() {
+            let text = format!("there are {} relays among the places to look in", relays.len());
+            return Err(value("require-relays", &text));
+        }
+        let targets = self.places.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
+        let mut named = Vec::new();
+        for text in &self.require {
+            let is_meant = |origin: &Origin| origin.is_called(text, &targets, environment);
+            let found = origins.iter().enumerate().filter(|(_, origin)| is_meant(origin));
+            let before = named.len();
+            named.extend(found.map(|(number, _)| number));
+            if named.len() == before {
+                let text = format!("\"{}\" is none of the places to look in", redact(text));
+                return Err(value("require", &text));
+            }
+        }
+        let timeout =
+            units::timeout(&self.require_timeout).map_err(|error| value("require-timeout", &error))?;
+        let (on_timeout, required) = (self.on_timeout, Required { named, relays, of_relays });
+        let is_strict = !required.named.is_empty() || of_relays > 0;
+        Ok(is_strict.then_some(Strict { required, timeout, on_timeout }))
     }
 }
 
@@ -363,6 +412,28 @@ pub enum Origin {
     Target(Box<Target>),
 }
 
+impl Origin {
+    /// Whether it is a relay, running or not, and not an archive.
+    fn is_relay(&self) -> bool {
+        !matches!(self, Origin::Target(_))
+    }
+
+    /// Whether this is what somebody means who names a place like that.
+    fn is_called(&self, text: &str, known: &[Target], environment: &Environment) -> bool {
+        let host = |info: &ConnInfo| info.hosts.iter().any(|host| host.name.as_deref() == Some(text));
+        let same = |other: &Origin| match (self, other) {
+            (Origin::Directory(one) | Origin::OwnDirectory(one), Origin::Directory(other)) => one == other,
+            (Origin::Server(one), Origin::Server(other)) => one.hosts == other.hosts,
+            (Origin::Target(one), Origin::Target(other)) => one.name == other.name,
+            _ => false,
+        };
+        match self {
+            Origin::Server(info) if host(info) => true,
+            _ => origin("require", text, known, environment).is_ok_and(|other| same(&other)),
+        }
+    }
+}
+
 impl PlacesArgs {
     /// The places in the order in which to look: the data directory if one is given, then those typed, or those of
     /// the configuration file. Targets that are commands cannot be read and are left out. Looks into none of them: one
@@ -462,6 +533,49 @@ mod tests {
         check(&["/run/it's:5434"], "host='/run/it\\'s' port=5434");
         let args = StatusArgs { conninfo: None, config: None, json: false, watch: None };
         assert!(args.relay(&Environment::of_user("tester")).is_ok());
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        restore: RestoreArgs,
+    }
+
+    #[test]
+    fn who_is_required_is_one_of_the_places() {
+        let environment = Environment::of_user("tester");
+        let required = |words: &[&str]| {
+            let places = ["restore", "--from", "file:///a", "--from", "host=r1 user=u", "--from", "/r2/data"];
+            let file = ["000000010000000000000003", "pg_wal/RECOVERYXLOG"];
+            let line = <Line as clap::Parser>::try_parse_from([&places, words, &file].concat()).unwrap();
+            let origins = line.restore.places.origins(&environment)?;
+            line.restore.required(&origins, &environment)
+        };
+        assert_eq!(required(&[]).unwrap(), None);
+        assert_eq!(required(&["--require-timeout", "5s", "--on-timeout", "stop"]).unwrap(), None);
+        for (words, named, of_relays) in [
+            (&["--require", "r1"][..], &[1][..], 0),
+            (&["--require", "host=r1 user=u"], &[1], 0),
+            (&["--require", "file:///a", "--require", "/r2/data"], &[0, 2], 0),
+            (&["--require-relays", "2"], &[], 2),
+        ] {
+            let strict = required(words).unwrap().unwrap();
+            let expected = Required { named: named.to_vec(), relays: vec![1, 2], of_relays };
+            assert_eq!(strict.required, expected, "{words:?}");
+            assert_eq!(
+                (strict.timeout, strict.on_timeout),
+                (Some(Duration::from_secs(30)), OnTimeout::Continue)
+            );
+        }
+        for (words, part) in [
+            (&["--require", "r3"][..], "--require: \"r3\" is none of the places"),
+            (&["--require-relays", "3"], "there are 2 relays"),
+            (&["--require", "r1", "--require-timeout", "1y"], "--require-timeout"),
+        ] {
+            let error = required(words).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(required(&["--require", "r1", "--require-timeout", "0"]).unwrap().unwrap().timeout, None);
     }
 
     #[test]

@@ -5,11 +5,14 @@
 //!
 //! Sources are asked in turn, and the next one also while one is silent. One that stays silent cannot be reached; one from
 //! which anything comes is waited for, however long it takes.
+//!
+//! A standby asks again, and is better off with what somebody has than with an error about somebody else: for it there is
+//! [`Fetcher::look`], which also says who has not answered.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -41,6 +44,61 @@ pub enum Fetched {
     Missing,
 }
 
+/// What there is, whoever has not answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Looked {
+    /// The first whole copy, else the longest beginning; "missing" is the answer of those only who have given one.
+    pub found: Fetched,
+    /// Who has not answered, by its number in the order of the sources, and why.
+    pub unanswered: Vec<(usize, FetchError)>,
+}
+
+impl Looked {
+    /// For who takes what there is: an error only if nobody has anything, and somebody has not answered.
+    pub fn into_answer(self, file: &str) -> Result<Fetched, Failure> {
+        match (self.found, self.unanswered.is_empty()) {
+            (Fetched::Missing, false) => {
+                Err(Unanswered { file: file.to_owned(), by: self.unanswered }.into())
+            }
+            (found, _) => Ok(found),
+        }
+    }
+}
+
+/// What whoever asks has itself: a beginning that contradicts it is of another history.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Own {
+    /// The history of the timeline asked for, if there is a file of it.
+    pub history: Option<TimelineHistory>,
+    /// The beginning of the segment asked for: whole records.
+    pub beginning: Bytes,
+}
+
+impl Own {
+    /// The first place at which a beginning of the same segment says something else.
+    fn contradicted_at(&self, bytes: &[u8]) -> Option<usize> {
+        self.beginning.iter().zip(bytes).position(|(ours, theirs)| ours != theirs)
+    }
+}
+
+/// Sources that have not answered about a file; there is one at least.
+struct Unanswered {
+    file: String,
+    by: Vec<(usize, FetchError)>,
+}
+
+impl From<Unanswered> for Failure {
+    /// Who cannot be reached may have a good copy, and is waited for, whatever the others have.
+    fn from(unanswered: Unanswered) -> Failure {
+        let is_away = |error: &FetchError| matches!(error, FetchError::Unreachable { .. });
+        let Unanswered { file, by } = unanswered;
+        let away = by.iter().find(|(_, error)| is_away(error)).or(by.first());
+        let source = away.map(|(_, error)| error.clone());
+        let source = source.expect("somebody has not answered");
+        Failure::Source { file, source }
+    }
+}
+
 /// The question has no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Failure {
@@ -67,9 +125,10 @@ pub enum Failure {
 /// Asks sources in turn.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
-    places: Arc<[Place]>,
+    places: Vec<Arc<Place>>,
     system_id: Option<SystemId>,
     seg_size: Option<SegSize>,
+    own: Arc<Own>,
     /// [`MEANWHILE`] and [`SILENCE`] but for tests and for those in a hurry.
     meanwhile: Duration,
     silence: Duration,
@@ -77,19 +136,29 @@ pub struct Fetcher {
 
 #[derive(Debug)]
 struct Place {
+    /// In the order of the sources.
+    number: usize,
     source: Arc<dyn Source>,
     /// It was silent when it was asked last: the next one is asked at once.
     silent: AtomicBool,
-    /// Its answer is waited for.
-    asked: AtomicBool,
+    /// Since when its answer is waited for.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Place {
+    fn set_asked(&self, since: Option<Instant>) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn asked_since(&self) -> Option<Instant> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An answer of the source; silence is one.
     async fn answer<T>(&self, limit: Duration, asked: Fetching<'_, T>) -> Result<T, FetchError> {
-        self.asked.store(true, Ordering::Relaxed);
+        self.set_asked(Some(Instant::now()));
         let answer = self.source.pulse().heed(limit, asked).await;
-        self.asked.store(false, Ordering::Relaxed);
+        self.set_asked(None);
         self.silent.store(answer.is_none(), Ordering::Relaxed);
         answer.unwrap_or_else(|| {
             let reason = format!("nothing has come from it for {} s", limit.as_secs_f32().round());
@@ -98,30 +167,20 @@ impl Place {
     }
 }
 
-/// A finished file, or the first reason why there is none.
-enum Found {
-    File(Bytes),
-    Nothing,
-    Failed(FetchError),
-}
-
-impl Found {
-    /// With one more failure. Who cannot be reached may have a good copy, and is waited for, whatever the others have.
-    fn or(self, error: FetchError) -> Found {
-        let is_away = |error: &FetchError| matches!(error, FetchError::Unreachable { .. });
-        match self {
-            Found::Failed(first) if is_away(&first) || !is_away(&error) => Found::Failed(first),
-            _ => Found::Failed(error),
-        }
-    }
-}
-
 impl Fetcher {
     /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
     pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
-        let place = |source| Place { source, silent: AtomicBool::new(false), asked: AtomicBool::new(false) };
-        let places = sources.into_iter().map(place).collect();
-        Fetcher { places, system_id, seg_size: None, meanwhile: MEANWHILE, silence: SILENCE }
+        let place = |(number, source)| {
+            Arc::new(Place { number, source, silent: AtomicBool::new(false), asked: Mutex::default() })
+        };
+        let places = sources.into_iter().enumerate().map(place).collect();
+        let (seg_size, own) = (None, Arc::default());
+        Fetcher { places, system_id, seg_size, own, meanwhile: MEANWHILE, silence: SILENCE }
+    }
+
+    /// Takes no beginning of a segment that contradicts what the asker has.
+    pub fn with_own(self, own: Own) -> Fetcher {
+        Fetcher { own: Arc::new(own), ..self }
     }
 
     /// Takes so long a silence of a source for an answer.
@@ -129,11 +188,11 @@ impl Fetcher {
         Fetcher { silence, meanwhile: self.meanwhile.min(silence / 2), ..self }
     }
 
-    /// Whether anything has come for so long from a source whose answer is waited for.
+    /// Whether a source whose answer has been waited for for most of this time goes on sending something.
     pub(super) fn is_coming(&self, time: Duration) -> bool {
-        let is_coming = |place: &Place| {
-            place.asked.load(Ordering::Relaxed) && place.source.pulse().last().elapsed() < time
-        };
+        // One that was asked just now, because another one is silent, will have answered in a moment.
+        let is_asked = |place: &Place| place.asked_since().is_some_and(|since| since.elapsed() >= time / 2);
+        let is_coming = |place: &Arc<Place>| is_asked(place) && place.source.pulse().last().elapsed() < time;
         self.places.iter().any(is_coming)
     }
 
@@ -161,21 +220,43 @@ impl Fetcher {
     ///
     /// Cancel-safe.
     pub async fn fetch(&self, file: &str) -> Result<Fetched, Failure> {
-        let failed = |source| Failure::Source { file: file.to_owned(), source };
-        match self.finished(file).await {
-            Found::File(bytes) => Ok(Fetched::Whole(bytes)),
-            Found::Failed(error) => Err(failed(error)),
-            Found::Nothing if !is_segment(file) => Ok(Fetched::Missing),
-            Found::Nothing => self.unfinished(file).await,
+        match self.finished(file).await? {
+            Some(bytes) => Ok(Fetched::Whole(bytes)),
+            None if !is_segment(file) => Ok(Fetched::Missing),
+            None => Ok(self.unfinished(file).await?),
         }
+    }
+
+    /// Fetches what there is of a file, whoever does not answer: all sources are asked, unless one has it whole.
+    ///
+    /// Cancel-safe.
+    pub async fn look(&self, file: &str) -> Looked {
+        let mut unanswered = match self.finished(file).await {
+            Ok(Some(bytes)) => return Looked { found: Fetched::Whole(bytes), unanswered: Vec::new() },
+            Ok(None) => Vec::new(),
+            Err(error) => error.by,
+        };
+        if !is_segment(file) {
+            return Looked { found: Fetched::Missing, unanswered };
+        }
+        // Whoever has not answered once is not asked a second time.
+        loop {
+            match self.without(&unanswered).unfinished(file).await {
+                Ok(found) => return Looked { found, unanswered },
+                Err(error) => unanswered.extend(error.by),
+            }
+        }
+    }
+
+    /// The same with some sources less.
+    fn without(&self, others: &[(usize, FetchError)]) -> Fetcher {
+        let stays = |place: &&Arc<Place>| others.iter().all(|(number, _)| *number != place.number);
+        Fetcher { places: self.places.iter().filter(stays).cloned().collect(), ..self.clone() }
     }
 
     /// Fetches a file only if it is whole; anything else is none.
     pub async fn fetch_finished(&self, file: &str) -> Option<Bytes> {
-        match self.finished(file).await {
-            Found::File(bytes) => Some(bytes),
-            _ => None,
-        }
+        self.finished(file).await.ok().flatten()
     }
 
     /// Whether WAL that follows this segment is there, on its timeline or on one that descends from it: then it is no
@@ -198,11 +279,8 @@ impl Fetcher {
         for tli in descends {
             let of_it: Vec<_> = later.iter().filter(|file| file.tli() == tli).collect();
             let history = tli.history_file_name();
-            let history = match self.finished(&history).await {
-                Found::File(content) => TimelineHistory::parse(tli, &content).ok(),
-                Found::Nothing => None,
-                Found::Failed(source) => return Err(Failure::Source { file: history, source }),
-            };
+            let history = self.finished(&history).await?;
+            let history = history.and_then(|content| TimelineHistory::parse(tli, &content).ok());
             let Some(history) = history else {
                 // Whatever it descends from, nobody can follow it; and nobody may be told that there is nothing.
                 match of_it.iter().find(|next| number(next) > number(&name)) {
@@ -238,8 +316,8 @@ impl Fetcher {
 
     async fn later(&self, file: &str) -> Result<BTreeSet<FileName>, Failure> {
         let mut later = BTreeSet::new();
-        for found in self.all(|source| source.later(file)).await {
-            later.extend(found.map_err(|source| Failure::Source { file: file.to_owned(), source })?);
+        for (_, found) in self.all(file, |source| source.later(file)).await? {
+            later.extend(found);
         }
         // An unfinished beginning of the segment itself does not follow it.
         let follows = |found: &FileName| {
@@ -255,7 +333,7 @@ impl Fetcher {
             return size;
         }
         for file in known.iter().filter(|file| file.kind() == FileKind::Segment) {
-            if let Found::File(content) = self.finished(file.as_str()).await
+            if let Ok(Some(content)) = self.finished(file.as_str()).await
                 && let Ok(id) = check::identity_of(&content)
             {
                 return id.seg_size;
@@ -264,8 +342,9 @@ impl Fetcher {
         default_size()
     }
 
-    async fn finished(&self, file: &str) -> Found {
-        let (mut found, mut asked) = (Found::Nothing, FuturesUnordered::new());
+    /// The first good copy; `None` if all have said that there is none.
+    async fn finished(&self, file: &str) -> Result<Option<Bytes>, Unanswered> {
+        let (mut by, mut asked) = (Vec::new(), FuturesUnordered::new());
         for (number, place) in self.places.iter().enumerate() {
             let patience = match place.silent.load(Ordering::Relaxed) {
                 true => Duration::ZERO,
@@ -284,23 +363,23 @@ impl Fetcher {
                 };
                 let Some((who, answer)) = answer else { break };
                 match answer {
-                    Ok(Some(bytes)) => return Found::File(bytes),
+                    Ok(Some(bytes)) => return Ok(Some(bytes)),
                     Ok(None) => {}
-                    Err(error) => found = found.or(error),
+                    Err(error) => by.push((self.places[who].number, error)),
                 }
                 if who == number {
                     break;
                 }
             }
         }
-        while let Some((_, answer)) = asked.next().await {
+        while let Some((who, answer)) = asked.next().await {
             match answer {
-                Ok(Some(bytes)) => return Found::File(bytes),
+                Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) => {}
-                Err(error) => found = found.or(error),
+                Err(error) => by.push((self.places[who].number, error)),
             }
         }
-        found
+        answered(file, by).map(|()| None)
     }
 
     /// One source's copy, checked.
@@ -311,13 +390,21 @@ impl Fetcher {
         }
     }
 
-    /// All sources' answers to a question, in their order.
+    /// All sources' answers to a question about a file, in their order.
     async fn all<'a, T>(
         &'a self,
+        file: &str,
         ask: impl Fn(&'a dyn Source) -> Fetching<'a, T>,
-    ) -> Vec<Result<T, FetchError>> {
+    ) -> Result<Vec<(&'a Place, T)>, Unanswered> {
         let asked = self.places.iter().map(|place| place.answer(self.silence, ask(&*place.source)));
-        join_all(asked).await
+        let (mut answers, mut by) = (Vec::new(), Vec::new());
+        for (place, answer) in self.places.iter().zip(join_all(asked).await) {
+            match answer {
+                Ok(answer) => answers.push((&**place, answer)),
+                Err(error) => by.push((place.number, error)),
+            }
+        }
+        answered(file, by).map(|()| answers)
     }
 
     /// Checks a file as far as its name says what it should be.
@@ -336,14 +423,15 @@ impl Fetcher {
         })
     }
 
-    /// The longest beginning that anybody has.
-    async fn unfinished(&self, file: &str) -> Result<Fetched, Failure> {
-        let failed = |source| Failure::Source { file: file.to_owned(), source };
+    /// The longest beginning that anybody has, and that is of the asker's history.
+    async fn unfinished(&self, file: &str) -> Result<Fetched, Unanswered> {
         let mut longest: Option<(Bytes, WalIdentity, u64)> = None;
-        for found in self.all(|source| source.read_unfinished(file)).await {
-            for bytes in found.map_err(failed)? {
+        for (place, found) in self.all(file, |source| source.read_unfinished(file)).await? {
+            for bytes in found {
                 let Some((id, good)) = self.good_length(file, &bytes) else { continue };
-                if longest.as_ref().is_none_or(|(_, _, best)| good > *best) {
+                if longest.as_ref().is_none_or(|(_, _, best)| good > *best)
+                    && self.fits(place, file, &bytes[..good as usize], id).await?
+                {
                     longest = Some((bytes, id, good));
                 }
             }
@@ -360,13 +448,49 @@ impl Fetcher {
         Ok(Fetched::Unfinished { segment: segment.into(), good })
     }
 
+    /// Whether a beginning agrees with what the asker has. Two servers may have begun a timeline with the same number, and
+    /// then the longer one of theirs is no continuation of the other.
+    async fn fits(
+        &self,
+        place: &Place,
+        file: &str,
+        bytes: &[u8],
+        id: WalIdentity,
+    ) -> Result<bool, Unanswered> {
+        let name = place.source.name();
+        if let Some(at) = self.own.contradicted_at(bytes) {
+            tracing::error!(
+                "what {name} has of \"{file}\" is of another history and is not taken: from byte {at} on it is not \
+                 what pg_wal has"
+            );
+            return Ok(false);
+        }
+        let tli = WalFileName::parse(file, id.seg_size).map(|name| name.tli);
+        let Some((ours, tli)) = self.own.history.as_ref().zip(tli).filter(|(ours, tli)| ours.tli() == *tli)
+        else {
+            return Ok(true);
+        };
+        let history = tli.history_file_name();
+        let theirs = self.read(place, &history).await;
+        let theirs = theirs.map_err(|error| Unanswered { file: history, by: vec![(place.number, error)] })?;
+        let theirs = theirs.and_then(|content| TimelineHistory::parse(tli, &content).ok());
+        let fits = theirs.is_none_or(|theirs| theirs.ancestors() == ours.ancestors());
+        if !fits {
+            tracing::error!(
+                "what {name} has of \"{file}\" is of another history and is not taken: its timeline {tli} began \
+                 elsewhere than the one here"
+            );
+        }
+        Ok(fits)
+    }
+
     fn good_length(&self, file: &str, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
         good_length(file, self.system_id, bytes)
     }
 
     /// How much of a segment lies before the place where its timeline was left, if the archive knows a newer one:
     /// recovery would replay what the old primary wrote after that, on the way to the newer timeline.
-    async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Failure> {
+    async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Unanswered> {
         let Some(name) = WalFileName::parse(file, id.seg_size) else { return Ok(0) };
         let left_at = match self.newest_history(name.tli).await? {
             Some(history) => history.switch_point(name.tli),
@@ -378,18 +502,22 @@ impl Fetcher {
 
     /// History of the newest timeline after `tli`, found as PostgreSQL does: one after the other, until one is
     /// missing.
-    async fn newest_history(&self, tli: TimelineId) -> Result<Option<TimelineHistory>, Failure> {
+    async fn newest_history(&self, tli: TimelineId) -> Result<Option<TimelineHistory>, Unanswered> {
         let (mut newest, mut next) = (None, tli);
         while let Some(tli) = next.as_u32().checked_add(1).and_then(TimelineId::new) {
             let file = tli.history_file_name();
-            match self.finished(&file).await {
-                Found::Nothing => break,
-                Found::Failed(source) => return Err(Failure::Source { file, source }),
-                Found::File(content) => newest = TimelineHistory::parse(tli, &content).ok(),
-            }
+            let Some(content) = self.finished(&file).await? else { break };
+            newest = TimelineHistory::parse(tli, &content).ok();
             next = tli;
         }
         Ok(newest)
+    }
+}
+
+fn answered(file: &str, by: Vec<(usize, FetchError)>) -> Result<(), Unanswered> {
+    match by.is_empty() {
+        true => Ok(()),
+        false => Err(Unanswered { file: file.to_owned(), by }),
     }
 }
 
@@ -584,6 +712,48 @@ mod tests {
         assert!(segment[good as usize..].iter().all(|&byte| byte == 0));
         long.set_down(true);
         fetcher(&[&short, &long]).fetch(FOURTH).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn who_asks_again_takes_what_there_is() {
+        let wal = wal(77);
+        let (away, short, long) = (memory(), memory(), memory());
+        away.set_down(true);
+        short.put(&format!("{FOURTH}.partial"), wal[SEG..SEG + 100_000].to_vec());
+        long.put(&format!("{FOURTH}.partial"), wal[SEG..].to_vec());
+        let fetcher = fetcher(&[&short, &away, &long]);
+        let looked = fetcher.look(FOURTH).await;
+        let numbers: Vec<_> = looked.unanswered.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, [1]);
+        let longest = wal.len() - SEG;
+        assert!(matches!(looked.found, Fetched::Unfinished { good, .. } if good as usize == longest));
+        assert!(looked.into_answer(FOURTH).is_ok());
+        for file in ["00000002.history", "000000010000000000000009"] {
+            let looked = fetcher.look(file).await;
+            assert_eq!((&looked.found, looked.unanswered.len()), (&Fetched::Missing, 1), "{file}");
+            assert!(looked.into_answer(file).unwrap_err().to_string().contains("cannot be reached"));
+        }
+        away.set_down(false);
+        assert_eq!(fetcher.look("00000002.history").await.into_answer(""), Ok(Fetched::Missing));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_that_began_elsewhere_is_another() {
+        let second = TimelineId::new(2).unwrap();
+        let start = Lsn::new(4 * SEG as u64);
+        let mut wal = WalGenerator::new(id(77), second, start, 5);
+        wal.fill(100_000);
+        let file = "000000020000000000000004";
+        let (ours, theirs) = (memory(), memory());
+        theirs.put(&format!("{file}.partial"), wal.take());
+        let history = |text: &str| TimelineHistory::parse(second, text.as_bytes()).ok();
+        let own = |text: &str| Own { history: history(text), ..Own::default() };
+        let check = async |own: Own| fetcher(&[&ours, &theirs]).with_own(own).look(file).await.found;
+        // It may have come without one.
+        assert!(matches!(check(own("1\t0/3F0000\tx\n")).await, Fetched::Unfinished { .. }));
+        theirs.put("00000002.history", "1\t0/3F0000\tfor another reason\n");
+        assert!(matches!(check(own("1\t0/3F0000\tx\n")).await, Fetched::Unfinished { .. }));
+        assert_eq!(check(own("1\t0/3E0000\tx\n")).await, Fetched::Missing);
     }
 
     #[tokio::test]

@@ -5,10 +5,14 @@
 //! can tell depends on who asks ([`Role`]): a standby has other places to look in, and must not be stopped; a recovery
 //! would end with less than there is.
 //!
+//! A standby that is promoted asks once more, and then never again: what it is not given then is not on the new timeline.
+//! Who must not lose anything has the command wait for the answers of certain sources ([`Strict`]).
+//!
 //! The file appears under its name whole, checked and synced, or not at all; what recovery asks for it syncs itself.
 //! What a killed run leaves is removed by the next one.
 
 mod server;
+mod strict;
 
 use std::fs::File;
 use std::io;
@@ -18,9 +22,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use walrelay_proto::{SegSize, SystemId};
+use walrelay_proto::{SegSize, SystemId, TimelineHistory, TimelineId};
 
-use super::fetch::{self, Failure, Fetched, Fetcher, SILENCE};
+use super::fetch::{self, Failure, Fetched, Fetcher, Looked, Own, SILENCE};
 use super::source::{FetchError, Source};
 use super::spool::{Spool, Taken};
 use super::temp::{TempFile, dir_of, put};
@@ -30,6 +34,8 @@ use crate::objects::buffer;
 use crate::objects::limit::Limit;
 use crate::pulse::Pulse;
 pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
+use strict::Release;
+pub use strict::{OnTimeout, REQUIRE_TIMEOUT, Required, Strict};
 
 /// How long a file that should be there is waited for, because uploads need not arrive in order; and the longest silence
 /// of a source that keeps a standby from looking elsewhere.
@@ -41,8 +47,11 @@ const LONGEST: u32 = 3;
 const LEAVE_AFTER: u32 = 5;
 /// Attempts in that time.
 const ATTEMPTS: u32 = 10;
-/// How often a wait is told.
+/// How often a recovery's wait is told; that of a standby is told each [`PATIENCE`].
 const TELL_EVERY: Duration = Duration::from_secs(30);
+/// What a promotion is asked for with, in the data directory (PG: `PROMOTE_SIGNAL_FILE`). The server takes it away as soon as
+/// it looks, but not while this command runs.
+const PROMOTE: &str = "promote";
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -61,6 +70,8 @@ pub struct Restore {
     pub patience: Duration,
     /// How long a recovery waits for a source that cannot be reached; `None` for ever.
     pub wait: Option<Duration>,
+    /// Whose answers a standby waits for; `None` for nobody's. A recovery waits for all in any case.
+    pub strict: Option<Strict>,
 }
 
 /// How it went, if nothing failed.
@@ -70,6 +81,8 @@ pub enum Restored {
     Done,
     /// There is no such file.
     Missing,
+    /// Those that are required have not answered, and the server is to end rather than to go on without them.
+    Stop,
 }
 
 /// It cannot be told, or cannot be done.
@@ -129,28 +142,40 @@ impl Restore {
         if FileName::parse(&self.file).is_none() {
             return Err(RestoreError::Name { file: self.file.clone() });
         }
+        if self.file == TimelineId::FIRST.history_file_name() {
+            // There never is one, and the server asks for it when it has just been promoted.
+            return Ok(Restored::Missing);
+        }
         let data_dir = data_dir(&self.target);
         let system_id = system_id_of(&data_dir);
         let (role, seg_size) = (Role::of(&data_dir), seg_size_of(&data_dir));
         TempFile::remove_leftovers(dir_of(&self.target));
         let deadline = Instant::now() + self.patience * LONGEST;
+        let strict = self.strict.as_ref().filter(|_| role == Role::Standby);
         let mut found = None;
         if let Some(spool) = self.spool_of(role) {
-            match self.take(spool, system_id, role, deadline).await? {
-                Some(Taken::Put(size)) => {
+            match self.take(spool, system_id, role, deadline).await {
+                Ok(Some(Taken::Put(size))) => {
                     spool.go_on(&self.file, size);
                     return Ok(Restored::Done);
                 }
-                Some(Taken::Unfinished(segment)) => found = Some(self.unfinished(segment)),
-                None => {}
+                // Not everybody was asked for that beginning, and not now.
+                Ok(Some(Taken::Unfinished(_))) | Err(_) if strict.is_some() => {}
+                Ok(Some(Taken::Unfinished(segment))) => found = Some(self.unfinished(segment)),
+                Ok(None) => {}
+                Err(error) => return Err(error),
             }
         }
         let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size);
-        let fetcher = fetcher.with_silence(self.silence(role));
-        let found = match (found, role) {
-            (Some(found), _) => found,
-            (None, Role::Recovery) => self.fetch_for_recovery(&fetcher).await?,
-            (None, Role::Standby) => match self.fetch_for_standby(&fetcher, deadline).await? {
+        let fetcher = fetcher.with_silence(self.silence(role)).with_own(self.own());
+        let found = match (found, role, strict) {
+            (Some(found), ..) => found,
+            (None, Role::Recovery, _) => self.fetch_for_recovery(&fetcher).await?,
+            (None, Role::Standby, Some(strict)) => match self.fetch_strictly(&fetcher, strict).await? {
+                Some(found) => found,
+                None => return Ok(Restored::Stop),
+            },
+            (None, Role::Standby, None) => match self.fetch_for_standby(&fetcher, deadline).await? {
                 Some(found) => found,
                 None => match self.wait_for_background(system_id, deadline).await? {
                     Taken::Put(_) => return Ok(Restored::Done),
@@ -220,10 +245,11 @@ impl Restore {
     ) -> Result<Option<Fetched>, RestoreError> {
         let moment = self.patience / LEAVE_AFTER;
         let mut background = self.background.as_ref().filter(|_| fetch::is_segment(&self.file));
-        let mut looking = std::pin::pin!(fetcher.fetch(&self.file));
+        let mut looking = std::pin::pin!(self.look_for_standby(fetcher));
         loop {
-            if let Ok(found) = tokio::time::timeout(moment, &mut looking).await {
-                return Ok(Some(found?));
+            if let Ok(looked) = tokio::time::timeout(moment, &mut looking).await {
+                let found = looked.into_answer(&self.file)?;
+                return Ok(Some(found));
             }
             if let Some(spool) = background
                 && fetcher.is_coming(moment)
@@ -237,6 +263,107 @@ impl Restore {
                 let seconds = (self.patience * LONGEST).as_secs();
                 return Err(RestoreError::Late { file: self.file.clone(), seconds });
             }
+        }
+    }
+
+    /// What there is, whoever does not answer; who takes the beginning of a segment is told whom nothing is known of.
+    ///
+    /// What was acknowledged after the sources were asked is not in it. A promotion that is wanted meanwhile does not ask
+    /// again: the server looks for [`PROMOTE`] when it has replayed what it gets here. So they are asked again in its place.
+    async fn look_for_standby(&self, fetcher: &Fetcher) -> Looked {
+        let promote = data_dir(&self.target).join(PROMOTE);
+        let is_promoted = promote.exists();
+        let mut looked = fetcher.look(&self.file).await;
+        if !is_promoted && !matches!(looked.found, Fetched::Whole(_)) && promote.exists() {
+            looked = fetcher.look(&self.file).await;
+        }
+        if matches!(looked.found, Fetched::Unfinished { .. }) {
+            for (_, error) in &looked.unanswered {
+                tracing::warn!("\"{}\" is taken from the others: {error}", self.file);
+            }
+        }
+        looked
+    }
+
+    /// Waits for the answers of those that are required, unless somebody has the file whole. `None` if they have not come
+    /// and the server is to end.
+    async fn fetch_strictly(
+        &self,
+        fetcher: &Fetcher,
+        strict: &Strict,
+    ) -> Result<Option<Fetched>, RestoreError> {
+        let release = Release::beside(dir_of(&self.target));
+        let (begun, mut told): (_, Option<Instant>) = (Instant::now(), None);
+        loop {
+            let looked = self.look_for_standby(fetcher).await;
+            if matches!(looked.found, Fetched::Whole(_)) {
+                return Ok(Some(looked.found));
+            }
+            let unanswered: Vec<usize> = looked.unanswered.iter().map(|(number, _)| *number).collect();
+            let awaited = strict.required.awaited(&unanswered);
+            if awaited.is_empty() {
+                release.end();
+                if told.is_some() {
+                    let waited = begun.elapsed().as_secs();
+                    tracing::warn!(
+                        "all that are required have answered about \"{}\" after {waited} s",
+                        self.file
+                    );
+                }
+                return Ok(Some(looked.into_answer(&self.file)?));
+            }
+            let reasons: Vec<String> = looked
+                .unanswered
+                .iter()
+                .filter(|(number, _)| awaited.contains(number))
+                .map(|(_, error)| error.to_string())
+                .collect();
+            let reasons = reasons.join("; ");
+            let left = strict.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+            let (is_released, is_over) = (release.is_given(), left == Some(Duration::ZERO));
+            if !is_released && is_over && strict.on_timeout == OnTimeout::Stop {
+                tracing::error!(
+                    "\"{}\": {reasons}; required, and not waited for any longer: the server ends (--on-timeout)",
+                    self.file
+                );
+                return Ok(None);
+            }
+            if is_released || is_over {
+                self.go_on_without(&reasons, &release, is_released);
+                return Ok(Some(looked.found));
+            }
+            if told.is_none_or(|told| told.elapsed() >= self.patience) {
+                told = Some(Instant::now());
+                let then = match (left, strict.on_timeout) {
+                    (None, _) => String::new(),
+                    (Some(left), OnTimeout::Continue) => {
+                        format!("; goes on without it in {} s", left.as_secs())
+                    }
+                    (Some(left), OnTimeout::Stop) => format!("; ends the server in {} s", left.as_secs()),
+                };
+                tracing::warn!(
+                    "\"{}\" waits for who is required: {reasons}{then}; to go on without it now, touch \"{}\"",
+                    self.file,
+                    release.path().display()
+                );
+            }
+            tokio::time::sleep(self.patience / ATTEMPTS).await;
+        }
+    }
+
+    fn go_on_without(&self, reasons: &str, release: &Release, is_released: bool) {
+        let why = match is_released {
+            true => format!("\"{}\" is there", release.path().display()),
+            false => "--require-timeout is over".to_owned(),
+        };
+        tracing::error!(
+            "\"{}\": {reasons}; required, but {why}: goes on without it, and what only it has is lost if this server is \
+             promoted",
+            self.file
+        );
+        // The next file need not wait as long.
+        if !is_released && let Err(error) = release.give() {
+            tracing::warn!("could not write \"{}\": {error}", release.path().display());
         }
     }
 
@@ -292,6 +419,10 @@ impl Restore {
                     }
                 }
                 Err(error @ Failure::Source { source: FetchError::Unreachable { .. }, .. }) => {
+                    if self.has_history() {
+                        tracing::warn!("{error}; recovery uses the one in pg_wal");
+                        return Ok(Fetched::Missing);
+                    }
                     hole_since = None;
                     let away = away_since.get_or_insert_with(Instant::now).elapsed();
                     if self.wait.is_some_and(|limit| away >= limit) {
@@ -351,6 +482,29 @@ impl Restore {
     /// Whether recovery finds the whole segment in `pg_wal`. A base backup from a standby may hold only its beginning.
     fn has_whole(&self, system_id: Option<SystemId>) -> bool {
         self.own_copy().is_ok_and(|bytes| fetch::check_file(&self.file, system_id, &bytes).is_ok())
+    }
+
+    /// What `pg_wal` has of the file and of its timeline.
+    fn own(&self) -> Own {
+        let Some(tli) = FileName::parse(&self.file).map(|name| name.tli()) else { return Own::default() };
+        let mut beginning = match fetch::is_segment(&self.file) {
+            true => self.own_copy().unwrap_or_default(),
+            false => Bytes::new(),
+        };
+        beginning.truncate(self.good_length(&beginning) as usize);
+        Own { history: self.own_history(tli), beginning }
+    }
+
+    /// Whether recovery finds this history file in `pg_wal` when it is told that there is none. At the end of a promotion,
+    /// when nothing in the data directory says any more that this was a standby, the server asks for its parent's; to wait
+    /// then for somebody who is away would keep it from becoming a primary.
+    fn has_history(&self) -> bool {
+        TimelineId::from_history_file_name(&self.file).is_some_and(|tli| self.own_history(tli).is_some())
+    }
+
+    fn own_history(&self, tli: TimelineId) -> Option<TimelineHistory> {
+        let content = std::fs::read(dir_of(&self.target).join(tli.history_file_name())).ok()?;
+        TimelineHistory::parse(tli, &content).ok()
     }
 
     /// What `pg_wal` has under the segment's name.

@@ -414,7 +414,7 @@ async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str, itself: bool) -> 
     let lock = own_file().truncate(true).open(&marker)?;
     lock.lock()?;
     let fetched = match itself {
-        true => fetcher.fetch(file).await.map_err(io::Error::other),
+        true => fetcher.look(file).await.into_answer(file).map_err(io::Error::other),
         false => Ok(fetcher.fetch_finished(file).await.map_or(Fetched::Missing, Fetched::Whole)),
     };
     let content = fetched.map(|fetched| match fetched {

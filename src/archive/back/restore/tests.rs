@@ -62,6 +62,7 @@ impl Setting {
             background: None,
             patience: Duration::from_millis(50),
             wait: Some(Duration::from_millis(50)),
+            strict: None,
         }
     }
 
@@ -164,6 +165,120 @@ async fn a_standby_is_told_at_once_and_a_hole_is_nothing_to_it() {
     assert_eq!(Role::of(&data_dir(&target)).broken(), NOT_NOW);
 }
 
+/// Of a standby that waits for the first source.
+fn strict(timeout: Option<Duration>, on_timeout: OnTimeout) -> Option<Strict> {
+    let required = Required { named: vec![0], ..Required::default() };
+    Some(Strict { required, timeout, on_timeout })
+}
+
+#[tokio::test]
+async fn a_standby_waits_for_who_is_required() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    // Another one has less.
+    let other = Arc::new(Memory::new("other"));
+    other.put(&format!("{LAST}.partial"), setting.wal[6 * SEG..][..100_000].to_vec());
+    let sources = vec![setting.source.clone() as Arc<dyn Source>, other.clone()];
+    let strict = strict(None, OnTimeout::Stop);
+    let restore = Restore { sources, target: target.clone(), strict, ..setting.restore(LAST) };
+    for ask in [LAST, "00000002.history"] {
+        setting.source.set_down(true);
+        let restore = Restore { file: ask.to_owned(), ..restore.clone() };
+        let running = tokio::spawn(async move { restore.run().await });
+        let source = setting.source.clone();
+        until("asked again and again", || source.asked(ask) > 20).await;
+        assert!(!running.is_finished(), "{ask}");
+        setting.source.set_down(false);
+        let expected = if ask == LAST { Restored::Done } else { Restored::Missing };
+        assert_eq!(running.await.unwrap().unwrap(), expected, "{ask}");
+    }
+    let good = setting.wal.len() - 6 * SEG;
+    assert!(fs::read(&target).unwrap()[..good] == setting.wal[6 * SEG..]);
+    // One that is not required is not waited for, and a whole segment is whole whoever has it.
+    other.set_down(true);
+    let began = restore.clone();
+    assert_eq!(began.run().await.unwrap(), Restored::Done);
+    setting.source.set_down(true);
+    other.set_down(false);
+    other.put(MIDDLE, setting.wal[2 * SEG..3 * SEG].to_vec());
+    assert_eq!(Restore { file: MIDDLE.to_owned(), ..restore }.run().await.unwrap(), Restored::Done);
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_not_waited_for_with_the_next_file() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let release = target.with_file_name("walrelay-restore.release");
+    let strict = strict(Some(Duration::from_millis(300)), OnTimeout::Continue);
+    let restore =
+        |file: &str| Restore { target: target.clone(), strict: strict.clone(), ..setting.restore(file) };
+    setting.source.set_down(true);
+    assert_eq!(restore("00000002.history").run().await.unwrap(), Restored::Missing);
+    assert!(setting.source.asked("00000002.history") > 2 && release.exists());
+    assert_eq!(restore(LAST).run().await.unwrap(), Restored::Missing);
+    assert_eq!(setting.source.asked(LAST), 1);
+    // Once it has answered it is waited for again.
+    setting.source.set_down(false);
+    assert_eq!(restore(LAST).run().await.unwrap(), Restored::Done);
+    assert!(!release.exists());
+    setting.source.set_down(true);
+    let stop =
+        Restore { strict: self::strict(Some(Duration::from_millis(300)), OnTimeout::Stop), ..restore(LAST) };
+    assert_eq!(stop.run().await.unwrap(), Restored::Stop);
+    assert!(!release.exists());
+}
+
+#[tokio::test]
+async fn somebody_can_end_the_waiting() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    setting.source.set_down(true);
+    let strict = strict(None, OnTimeout::Stop);
+    let restore = Restore { target: target.clone(), strict, ..setting.restore(LAST) };
+    let running = tokio::spawn(async move { restore.run().await });
+    let source = setting.source.clone();
+    until("waiting", || source.asked(LAST) > 3).await;
+    fs::write(target.with_file_name("walrelay-restore.release"), "").unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Missing);
+}
+
+/// What was acknowledged between the answer and the promotion is not in the answer, and the server does not ask again.
+#[tokio::test]
+async fn a_promotion_meanwhile_has_the_sources_asked_again() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let promote = data_dir(&target).join("promote");
+    let restore = Restore { target, ..setting.restore(LAST) };
+    setting.source.set_open(false);
+    let asking = restore.clone();
+    let running = tokio::spawn(async move { asking.run().await });
+    let source = setting.source.clone();
+    until("asked", || source.asked(LAST) == 1).await;
+    fs::write(promote, "").unwrap();
+    setting.source.set_open(true);
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
+    assert_eq!(setting.source.asked(LAST), 2);
+    // One that was wanted before is no reason.
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+    assert_eq!(setting.source.asked(LAST), 3);
+}
+
+#[tokio::test]
+async fn a_beginning_of_another_history_is_not_taken() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let restore = Restore { target: target.clone(), ..setting.restore(LAST) };
+    let id = WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(SEG as u64).unwrap() };
+    let mut other = WalGenerator::new(id, TimelineId::FIRST, Lsn::new(9 * SEG as u64), 6);
+    other.fill(10_000);
+    let mut own = other.take();
+    own.resize(SEG, 0);
+    fs::write(target.with_file_name(LAST), own).unwrap();
+    assert_eq!(restore.run().await.unwrap(), Restored::Missing);
+    fs::remove_file(target.with_file_name(LAST)).unwrap();
+    assert_eq!(restore.run().await.unwrap(), Restored::Done);
+}
+
 #[tokio::test]
 async fn a_recovery_waits_for_a_source_that_is_away() {
     let setting = Setting::new();
@@ -177,6 +292,22 @@ async fn a_recovery_waits_for_a_source_that_is_away() {
     setting.source.set_down(false);
     assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
     assert!(target.exists());
+}
+
+/// A promotion has removed `standby.signal` when it asks for the history of the timeline that it leaves.
+#[tokio::test]
+async fn the_end_of_a_promotion_waits_for_nobody() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    fs::remove_file(data_dir(&target).join("standby.signal")).unwrap();
+    setting.source.set_down(true);
+    let restore = |file: &str| Restore { target: target.clone(), wait: None, ..setting.restore(file) };
+    assert_eq!(restore("00000001.history").run().await.unwrap(), Restored::Missing);
+    fs::write(target.with_file_name("00000003.history"), "1\t0/400000\tx\n").unwrap();
+    assert_eq!(restore("00000003.history").run().await.unwrap(), Restored::Missing);
+    // Who knows of the next one is waited for.
+    let restore = Restore { wait: Some(Duration::from_millis(50)), ..restore("00000004.history") };
+    assert!(restore.run().await.is_err());
 }
 
 #[tokio::test]

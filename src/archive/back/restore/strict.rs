@@ -1,0 +1,143 @@
+//! Whose answers a standby is not told "there is no such file" without.
+//!
+//! While the command waits for them the server replays nothing and streams nothing. So there is an end to it, after a time
+//! or when somebody says so by touching a file beside the target; and what has been given up once is not waited for again
+//! with the next file, which a promotion asks for at once.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// How long the answers are waited for unless told otherwise. `pg_ctl promote` and `pg_promote()` wait 60 s for a
+/// promotion: this leaves them half of it, and a relay that is restarted is back in less.
+pub const REQUIRE_TIMEOUT: &str = "30s";
+/// The file that ends the waiting, beside the target.
+const RELEASE: &str = "walrelay-restore.release";
+/// So long it counts, unless everybody has answered before: what was left there long ago, or came with a copy of the data
+/// directory, must not end what somebody relies on.
+const COUNTS_FOR: Duration = Duration::from_secs(600);
+
+/// Sources that have to answer, and what becomes of it if they do not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Strict {
+    /// Who has to.
+    pub required: Required,
+    /// How long they are waited for; `None` for ever.
+    pub timeout: Option<Duration>,
+    /// What then.
+    pub on_timeout: OnTimeout,
+}
+
+/// By their numbers in the order of the sources.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Required {
+    /// Each of these.
+    pub named: Vec<usize>,
+    /// The relays among the sources.
+    pub relays: Vec<usize>,
+    /// So many of them.
+    pub of_relays: usize,
+}
+
+/// What to do when those that are required have not answered in time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum OnTimeout {
+    /// Go on with what the others have; if that is nothing, "there is no such file".
+    Continue,
+    /// End the server: exit code 200.
+    Stop,
+}
+
+impl Required {
+    /// Whom to wait for, when these have not answered.
+    pub fn awaited(&self, unanswered: &[usize]) -> Vec<usize> {
+        let is_out = |number: &&usize| unanswered.contains(number);
+        let mut awaited: Vec<usize> = self.named.iter().filter(is_out).copied().collect();
+        let out: Vec<usize> = self.relays.iter().filter(is_out).copied().collect();
+        if self.relays.len() - out.len() < self.of_relays {
+            awaited.extend(out);
+        }
+        awaited.sort_unstable();
+        awaited.dedup();
+        awaited
+    }
+}
+
+/// The file that ends the waiting.
+#[derive(Debug)]
+pub(super) struct Release(PathBuf);
+
+impl Release {
+    /// That of commands whose target is in this directory.
+    pub(super) fn beside(dir: &Path) -> Release {
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        Release(dir.join(RELEASE))
+    }
+
+    /// For people to touch.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Whether it was touched, and not too long ago.
+    pub(super) fn is_given(&self) -> bool {
+        let touched = fs::metadata(&self.0).and_then(|file| file.modified());
+        // A clock that was set back makes it younger than it is.
+        touched.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() < COUNTS_FOR)
+    }
+
+    /// For the files that the server asks for next.
+    pub(super) fn give(&self) -> io::Result<()> {
+        File::options().create(true).append(true).open(&self.0)?.set_modified(SystemTime::now())
+    }
+
+    /// Everybody has answered: who is away next time is waited for.
+    pub(super) fn end(&self) {
+        // That it is not there is the rule.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_waited_for() {
+        let check = |named: &[usize], of_relays: usize, unanswered: &[usize], expected: &[usize]| {
+            // An archive, two relays, a directory of a third.
+            let required = Required { named: named.to_vec(), relays: vec![1, 2, 3], of_relays };
+            assert_eq!(required.awaited(unanswered), expected, "{named:?} {of_relays} {unanswered:?}");
+        };
+        check(&[], 0, &[0, 1, 2, 3], &[]);
+        check(&[1], 0, &[0, 2, 3], &[]);
+        check(&[1], 0, &[0, 1, 2], &[1]);
+        check(&[0, 1], 0, &[0, 1, 2], &[0, 1]);
+        // Any of them, but the archive is no relay.
+        check(&[], 1, &[0, 1, 2], &[]);
+        check(&[], 1, &[1, 2, 3], &[1, 2, 3]);
+        check(&[], 2, &[1, 3], &[1, 3]);
+        check(&[], 3, &[2], &[2]);
+        check(&[2], 1, &[2], &[2]);
+        check(&[2], 2, &[2, 3], &[2, 3]);
+    }
+
+    #[test]
+    fn a_release_counts_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let release = Release::beside(dir.path());
+        assert!(!release.is_given());
+        release.give().unwrap();
+        assert!(release.is_given());
+        let long_ago = SystemTime::now() - COUNTS_FOR;
+        File::options().append(true).open(release.path()).unwrap().set_modified(long_ago).unwrap();
+        assert!(!release.is_given());
+        // Touched again, as by somebody who found it there.
+        release.give().unwrap();
+        assert!(release.is_given());
+        release.end();
+        release.end();
+        assert!(!release.is_given() && fs::read_dir(dir.path()).unwrap().count() == 0);
+    }
+}
