@@ -15,6 +15,7 @@ mod comeback;
 mod commands;
 mod console;
 mod descriptors;
+mod drain;
 mod drills;
 mod drivers;
 mod failing_disk;
