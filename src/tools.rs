@@ -244,6 +244,13 @@ fn failovers(args: &FailoversArgs) -> Result<u8, RelayError> {
     let data_dir = args.data_dir()?;
     let action = "could not read what is known of promotions";
     let all = failovers::read(&data_dir).map_err(|source| RelayError::System { action, source })?;
+    let Some(all) = all else {
+        let source = std::io::Error::other(format!(
+            "\"{}\" is no data directory of a relay; name it with --data-dir",
+            data_dir.display()
+        ));
+        return Err(RelayError::System { action, source });
+    };
     let shown: Vec<ShownFailover> = all.iter().map(ShownFailover::of).collect();
     show(args.json, &shown, show_failover)?;
     Ok(u8::from(all.iter().any(|it| it.verdict() != Verdict::Kept)))

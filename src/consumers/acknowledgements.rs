@@ -26,6 +26,8 @@ struct Upstream {
     waits_for: String,
     /// Our name there.
     own_name: String,
+    /// Whether this process has followed any.
+    is_followed: bool,
     /// What was warned of.
     told: Vec<String>,
 }
@@ -85,7 +87,7 @@ impl Acknowledgements {
         self.change(|machine| machine.told_before(flush));
     }
 
-    /// What was reported of this timeline by this process; `None` if it has had no upstream on it.
+    /// What was reported of this timeline, by this process or as far as it is known of one before; `None` if nothing was.
     pub(crate) fn reported(&self) -> Option<Positions> {
         lock(&self.machine).reported()
     }
@@ -110,14 +112,26 @@ impl Acknowledgements {
         lock(&self.machine).standing(pid)
     }
 
-    /// An upstream is followed that has these `synchronous_standby_names`, and knows us by this name.
-    pub(crate) fn follow(&self, waits_for: &str, own_name: &str) {
+    /// An upstream is followed that has these `synchronous_standby_names`, and knows us by this name. Whether it is the first
+    /// one of this process.
+    pub(crate) fn follow(&self, waits_for: &str, own_name: &str) -> bool {
+        self.expect(waits_for, own_name);
+        !std::mem::replace(&mut lock(&self.upstream).is_followed, true)
+    }
+
+    /// An upstream that was followed before this process began had these.
+    pub(crate) fn expect(&self, waits_for: &str, own_name: &str) {
         let mut upstream = lock(&self.upstream);
         (upstream.waits_for, upstream.own_name) = (waits_for.to_owned(), own_name.to_owned());
         drop(upstream);
         let is_awaited = may_wait_for(waits_for, own_name);
         self.change(|machine| machine.set_awaited(is_awaited));
         self.compare_names();
+    }
+
+    /// These positions go out to the upstream.
+    pub(crate) fn note_sent(&self, sent: Positions) {
+        lock(&self.machine).note_sent(sent);
     }
 
     fn step(&self) {
@@ -200,7 +214,7 @@ fn tell(event: &Event, rules: &Rules) {
                 _ => "those who are named have reported nothing",
             };
             tracing::warn!(
-                "no {name} position is reported to the upstream, which waits for this relay: {who} ({name} = {rule}); \
+                "no further {name} position is reported to the upstream, which waits for this relay: {who} ({name} = {rule}); \
                  commits with synchronous_commit = {waits} wait"
             );
         }

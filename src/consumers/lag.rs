@@ -1,5 +1,6 @@
 //! When WAL arrived: from that and a consumer's reports follows its lag in time.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -26,9 +27,12 @@ struct Samples {
 #[derive(Debug)]
 struct Ring {
     spacing: Duration,
-    /// Positions rise; the oldest sample is at `next` once the ring is full.
-    samples: Vec<(Lsn, Instant)>,
-    next: usize,
+    /// Positions rise.
+    samples: VecDeque<(Lsn, Instant)>,
+    /// The newest that came too soon behind a sample to be one. It becomes one if nothing comes for a while.
+    skipped: Option<(Lsn, Instant)>,
+    /// The newest of those there was no room for any more.
+    forgotten: Option<Lsn>,
 }
 
 impl LagClock {
@@ -45,6 +49,15 @@ impl LagClock {
     /// WAL up to `end` became visible at `now`.
     pub(crate) fn arrived(&self, end: Lsn, now: Instant) {
         lock(&self.samples).rings.iter_mut().for_each(|ring| ring.note(end, now));
+    }
+
+    /// A timeline is left: what came beyond `common` is another's now, and of what is held from there to `end` nobody knows
+    /// when it came.
+    pub(crate) fn part(&self, common: Lsn, end: Lsn, now: Instant) {
+        for ring in &mut lock(&self.samples).rings {
+            ring.forget_beyond(common);
+            ring.note(end, now);
+        }
     }
 
     /// Forgets everything: positions begin anew from `end` on, maybe before those that were reached.
@@ -74,7 +87,12 @@ impl LagClock {
 
 impl Samples {
     fn new(end: Lsn) -> Samples {
-        let rings = LagClock::SPACINGS.map(|spacing| Ring { spacing, samples: Vec::new(), next: 0 });
+        let rings = LagClock::SPACINGS.map(|spacing| Ring {
+            spacing,
+            samples: VecDeque::new(),
+            skipped: None,
+            forgotten: None,
+        });
         Samples { rings, since: Instant::now(), from: end }
     }
 
@@ -93,33 +111,47 @@ impl Samples {
 
 impl Ring {
     fn note(&mut self, end: Lsn, now: Instant) {
-        if self.newest().is_some_and(|(lsn, at)| end <= lsn || now.duration_since(at) < self.spacing) {
-            return;
+        let too_soon = |at: Instant| now.saturating_duration_since(at) < self.spacing;
+        match self.newest() {
+            Some((lsn, _)) if end <= lsn => return,
+            Some((_, at)) if too_soon(at) => {
+                self.skipped = Some((end, now));
+                return;
+            }
+            _ => {}
         }
-        if self.samples.len() < LagClock::SAMPLES {
-            self.samples.push((end, now));
-        } else {
-            let next = self.next;
-            self.samples[next] = (end, now);
+        // Else what came before a quiet time would seem to have come behind it.
+        if let Some(skipped) = self.skipped.take().filter(|(_, at)| !too_soon(*at)) {
+            self.push(skipped);
         }
-        self.next = (self.next + 1) % LagClock::SAMPLES;
+        self.push((end, now));
+    }
+
+    fn push(&mut self, sample: (Lsn, Instant)) {
+        if self.samples.len() >= LagClock::SAMPLES {
+            self.forgotten = self.samples.pop_front().map(|(lsn, _)| lsn);
+        }
+        self.samples.push_back(sample);
     }
 
     fn newest(&self) -> Option<(Lsn, Instant)> {
-        let last = self.next.checked_sub(1).unwrap_or(LagClock::SAMPLES - 1);
-        self.samples.get(last).copied()
+        self.samples.back().copied()
     }
 
-    /// Whether no sample that is needed for this position has been overwritten.
+    fn forget_beyond(&mut self, end: Lsn) {
+        let keep = self.samples.partition_point(|(lsn, _)| *lsn <= end);
+        self.samples.truncate(keep);
+        self.skipped = self.skipped.filter(|(lsn, _)| *lsn <= end);
+    }
+
+    /// Whether no sample that is needed for this position has been forgotten.
     fn goes_back_to(&self, lsn: Lsn) -> bool {
-        self.samples.len() < LagClock::SAMPLES || self.samples[self.next].0 <= lsn
+        self.forgotten.is_none_or(|forgotten| forgotten <= lsn)
     }
 
     /// The oldest sample that has reached what is wanted; `wanted` is true from some position on.
     fn first(&self, wanted: impl Fn(Lsn) -> bool) -> Option<(Lsn, Instant)> {
-        let (newer, older) = self.samples.split_at(self.next.min(self.samples.len()));
-        let at = older.partition_point(|(lsn, _)| !wanted(*lsn));
-        older.get(at).or_else(|| newer.get(newer.partition_point(|(lsn, _)| !wanted(*lsn)))).copied()
+        self.samples.get(self.samples.partition_point(|(lsn, _)| !wanted(*lsn))).copied()
     }
 }
 
@@ -171,6 +203,27 @@ mod tests {
         assert_eq!(waiting(199, 310, 1000), 990.0);
         assert_eq!(waiting(300, 310, 1000), 980.0, "what has no sample came right behind the newest");
         assert_eq!(waiting(50, 310, 1000), 1000.0, "there before the clock began");
+        // After a quiet time: what came before it is as old as it is.
+        clock.arrived(Lsn::new(400), at(2000));
+        assert_eq!(waiting(300, 400, 2001), 1981.0);
+        assert_eq!(waiting(310, 400, 2001), 1.0);
+    }
+
+    #[test]
+    fn who_was_behind_when_a_timeline_was_left_still_is() {
+        let clock = LagClock::new(Lsn::new(100));
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let waiting = |reached, end, seconds| {
+            clock.waiting(Lsn::new(reached), Lsn::new(end), at(seconds)).as_secs_f64().round()
+        };
+        for (end, seconds) in [(200, 10), (300, 20), (400, 30)] {
+            clock.arrived(Lsn::new(end), at(seconds));
+        }
+        clock.part(Lsn::new(310), Lsn::new(310), at(100));
+        clock.arrived(Lsn::new(350), at(101));
+        assert_eq!(waiting(150, 350, 110), 100.0);
+        assert_eq!(waiting(310, 350, 110), 9.0, "the other timeline's 400 is gone");
     }
 
     #[test]

@@ -78,20 +78,18 @@ impl Failover {
 pub struct Told {
     /// The furthest of the positions that were reported.
     pub acknowledged: Lsn,
-    /// Whether they were reported by this process.
+    /// Whether they were reported for certain.
     pub is_certain: bool,
 }
 
 impl Told {
-    /// By what this process has reported, or if it has not, by what is held: nothing else was ever reported.
-    pub fn of(reported: Option<Positions>, held: Lsn) -> Told {
-        match reported {
-            Some(at) => {
-                let acknowledged = at.write.max(at.flush).max(at.apply).unwrap_or_default();
-                Told { acknowledged: acknowledged.min(held), is_certain: true }
-            }
-            None => Told { acknowledged: held, is_certain: false },
-        }
+    /// By what was reported of a timeline that is held up to here, and by what the start of this process has found of it: an
+    /// earlier one may have reported all that it had.
+    pub fn of(reported: Option<Positions>, found: Option<Lsn>, held: Lsn) -> Told {
+        let Some(at) = reported else { return Told { acknowledged: held, is_certain: false } };
+        let reported = at.write.max(at.flush).max(at.apply).unwrap_or_default();
+        let found = found.unwrap_or_default();
+        Told { acknowledged: reported.max(found).min(held), is_certain: found <= reported }
     }
 }
 
@@ -140,11 +138,16 @@ fn parse(text: &str) -> io::Result<Vec<Failover>> {
     all.ok_or_else(|| bad("a timeline or a position is none".to_owned()))
 }
 
-/// What a data directory says; a relay may be running on it.
-pub fn read(data_dir: &Path) -> io::Result<Vec<Failover>> {
+/// What a data directory says; a relay may be running on it. `None` if it is none of a relay: nothing there would look like
+/// nothing left behind.
+pub fn read(data_dir: &Path) -> io::Result<Option<Vec<Failover>>> {
     let content = dir::read_if_present(&OsDisk, &data_dir.join(FILE))?;
+    let is_relays = || ["cluster.toml", "walrelay.lock"].iter().any(|name| data_dir.join(name).exists());
+    if content.is_none() && !is_relays() {
+        return Ok(None);
+    }
     let text = content.map(String::from_utf8).transpose().map_err(io::Error::other)?;
-    parse(&text.unwrap_or_default())
+    parse(&text.unwrap_or_default()).map(Some)
 }
 
 /// Adds one, durably. The same one again, after a crash, replaces what was said of it before, unless that was certain. Waits
@@ -218,11 +221,13 @@ mod tests {
     fn what_was_told_decides() {
         let at = |lsn: u64| Lsn::new(lsn).valid();
         let reported = Positions { write: at(600), flush: at(500), apply: None };
-        let told = |reported, held| Told::of(reported, Lsn::new(held));
+        let told = |reported, held| Told::of(reported, None, Lsn::new(held));
         assert_eq!(told(Some(reported), 900), Told { acknowledged: Lsn::new(600), is_certain: true });
         assert_eq!(told(Some(reported), 550), Told { acknowledged: Lsn::new(550), is_certain: true });
-        let nothing = Told { acknowledged: Lsn::INVALID, is_certain: true };
-        assert_eq!(told(Some(Positions::default()), 900), nothing);
+        let after = |found: u64| Told::of(Some(reported), at(found), Lsn::new(900));
+        assert_eq!(after(550), Told { acknowledged: Lsn::new(600), is_certain: true });
+        let doubtful = Told { acknowledged: Lsn::new(700), is_certain: false };
+        assert_eq!(after(700), doubtful, "the process before may have reported that");
         assert_eq!(told(None, 900), Told { acknowledged: Lsn::new(900), is_certain: false });
         let check = |switch: u64, is_certain, expected| {
             let failover = Failover { is_certain, ..failover(2, switch) };
@@ -238,7 +243,8 @@ mod tests {
     fn the_last_ones_are_kept_and_each_once() {
         let scratch = crate::permissions::private_tempdir();
         let store = store(scratch.path());
-        let read = || read(scratch.path()).unwrap();
+        assert_eq!(super::read(&scratch.path().join("pg_wal")).unwrap(), None, "no relay's directory");
+        let read = || read(scratch.path()).unwrap().expect("a relay's directory");
         assert_eq!(read(), []);
         add(&store, &failover(2, 100)).unwrap();
         add(&store, &failover(3, 200)).unwrap();

@@ -222,7 +222,9 @@ impl Writer {
         self.store.holds.begin_anew(start);
         drop(removing);
         let id = WalIdentity { system_id: identity.system_id, seg_size: identity.seg_size };
-        *lock(&self.store.history) = Arc::new(history);
+        // Nobody reports what is not of this timeline as if it were.
+        let store = &self.store;
+        store.consumers.acknowledgements().begin_timeline(|| *lock(&store.history) = Arc::new(history));
         let mut verifier = WalVerifier::at_segment_start(id, tli, at);
         verifier.accept_padding_that_comes_twice();
         if let Some(magic) = self.store.upstream_parameters().expected_magic() {
@@ -528,11 +530,8 @@ impl Writer {
 
     /// Readers get to see another timeline, of which nothing but what lies before `common` was seen before.
     fn show(&self, history: TimelineHistory, end: TimelinePosition, is_durable: bool, common: Lsn) {
-        let before = *self.store.written.borrow();
         self.store.show_timeline(history, end, is_durable);
-        if before.is_some_and(|before| before.lsn > end.lsn) {
-            self.store.lag.reset(end.lsn);
-        }
+        self.store.lag.part(common, end.lsn, Instant::now());
         self.store.clamp_slots(common);
     }
 

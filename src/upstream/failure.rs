@@ -55,6 +55,16 @@ pub enum UpstreamError {
     /// The data directory and the upstream do not belong together, or the directory fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The data directory does not take the note that a slot is made on the upstream.
+    #[error(
+        "could not leave word in the data directory of slot \"{slot}\", which is made on the upstream: {source}"
+    )]
+    NotNoted {
+        /// The slot.
+        slot: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A history file is no good.
     #[error("timeline {tli}: {source}")]
     History {
@@ -102,6 +112,7 @@ impl UpstreamError {
             UpstreamError::Command { .. }
             | UpstreamError::Answer { .. }
             | UpstreamError::Store(_)
+            | UpstreamError::NotNoted { .. }
             | UpstreamError::History { .. }
             | UpstreamError::WalRemoved { .. }
             | UpstreamError::Course(_)

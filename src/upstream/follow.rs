@@ -34,7 +34,7 @@ use super::board::Board;
 use super::failure::{UpstreamError, explain};
 use super::followed::Following;
 use super::format;
-use super::introduce::{SHUTDOWN_TIMEOUT, introduce};
+use super::introduce::{SHUTDOWN_TIMEOUT, introduce, waits_for};
 use super::link::{Link, switch, wait_until_durable};
 use super::outage::Outages;
 use super::refill::refill;
@@ -133,6 +133,10 @@ impl Follower {
             prefers_standby: conninfo.target_session_attrs == TargetSessionAttrs::PreferStandby,
             empty: writer.position().is_none(),
         });
+        // Until one is followed it is as it was last: an upstream that died meanwhile may have waited for us.
+        let (store, own_name) = (writer.store(), &conninfo.application_name);
+        let acknowledgements = store.consumers().acknowledgements();
+        acknowledgements.expect(waits_for(&store.upstream_parameters()), own_name);
         let (outages, link) = (Outages::default(), None);
         Follower { config, stop, course, host: 0, link, outages, impatience: None }
     }
@@ -238,9 +242,9 @@ impl Follower {
             Step::FetchHistory { tli } => Fact::History(link.fetch_history(tli).await?),
             Step::FetchHistories => link.fetch_histories(writer).await.map(|()| Fact::Done)?,
             Step::Look => Fact::Held(link.look(writer)?),
-            Step::CreateSlot => link.create_slot(config).await.map(|_| Fact::Done)?,
+            Step::CreateSlot => link.create_slot(config, writer.store()).await.map(|_| Fact::Done)?,
             Step::ReadSlot => Fact::Slot(link.read_slot(config).await?),
-            Step::ReadSlotInSql => Fact::Slot(link.read_slot_in_sql(config).await?),
+            Step::ReadSlotInSql => Fact::Slot(link.read_slot_in_sql(config, writer.store()).await?),
             Step::Begin { at, tli } => link.begin(writer, at, tli).map(|()| Fact::Done)?,
             Step::Find { history } => Fact::Found(link.find(writer, history)?),
             Step::ReadSeam { at, found } => Fact::Seam(link.read_seam(writer, at, found)?),

@@ -6,6 +6,7 @@ use walrelay_proto::course::{Identified, Reserved, Slot};
 use walrelay_proto::{Lsn, SegSize, SlotName, TimelineId};
 
 use super::failure::{UpstreamError, explain};
+use super::made;
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::pg::{QueryError, QueryResult, UpstreamConnection, connect};
 use crate::store::{Identity, Store, TimelinePosition, UpstreamParameters};
@@ -48,18 +49,39 @@ pub(super) struct Introduced {
 }
 
 impl Introduced {
-    /// The server is followed: whether it waits for us, and what our slot says that it was told.
-    pub(super) fn tell_acknowledgements(&self, store: &Store, own_name: &str) {
+    /// The server is followed: whether it waits for us, and what our slot says that it was told. It is on timeline `its`: if
+    /// that is not yet ours, what is left for it is judged first, by whoever waited there. Waits for the disk.
+    pub(super) fn tell_acknowledgements(
+        &self,
+        store: &Store,
+        own_name: &str,
+        host: &HostSpec,
+        its: TimelineId,
+    ) {
         let acknowledgements = store.consumers().acknowledgements();
-        let names = self.parameters.settings.get("synchronous_standby_names").map(String::as_str);
-        acknowledgements.follow(names.unwrap_or_default(), own_name);
+        if its != store.history().tli() {
+            return;
+        }
+        let is_first = acknowledgements.follow(waits_for(&self.parameters), own_name);
+        // Later on this process knows what it has told.
+        if !is_first {
+            return;
+        }
         let Slot::There { reserved: Some(Reserved { lsn, tli: Some(tli) }) } = self.slot else { return };
         // Somebody else may have made it, further on than we have ever reported.
         let was_ours = |found: &TimelinePosition| found.tli == tli && lsn <= found.lsn;
-        if tli == store.history().tli() && store.found().as_ref().is_some_and(was_ours) {
+        if tli == its
+            && store.found().as_ref().is_some_and(was_ours)
+            && made::is_a_report(store, &host.to_string(), lsn)
+        {
             acknowledgements.told_before(lsn);
         }
     }
+}
+
+/// `synchronous_standby_names` of a server.
+pub(super) fn waits_for(parameters: &UpstreamParameters) -> &str {
+    parameters.settings.get("synchronous_standby_names").map(String::as_str).unwrap_or_default()
 }
 
 /// Limit for connecting to ask in SQL.

@@ -37,8 +37,13 @@ impl Left {
             tracing::warn!("could not leave word of the promotion in the data directory: {error}");
         }
         let end = end.filter(|end| end.lsn > from);
-        let commits = end.and_then(|end| writer.commits_between(from, end.lsn, MOST_COUNTED));
-        Left { next, from, end, commits: commits.map(|counter| counter.commits()), failover }
+        // Mostly all of it was acknowledged, and is counted.
+        let judged = failover.as_ref().filter(|it| end.is_some_and(|end| end.lsn == it.acknowledged));
+        let commits = judged.and_then(|judged| judged.commits).or_else(|| {
+            let counted = end.and_then(|end| writer.commits_between(from, end.lsn, MOST_COUNTED));
+            counted.map(|counter| counter.commits())
+        });
+        Left { next, from, end, commits, failover }
     }
 
     /// Said once the other timeline is followed: who looks for lost commits finds them there.
@@ -62,7 +67,8 @@ impl Left {
 /// Whether what the upstream was told of the timeline that is left is on the next one.
 fn judge(writer: &Writer, held: TimelinePosition, switch_point: Lsn, next: TimelineId) -> Option<Failover> {
     let acknowledgements = writer.store().consumers().acknowledgements();
-    let Told { acknowledged, is_certain } = Told::of(acknowledgements.reported(), held.lsn);
+    let found = writer.store().found().filter(|found| found.tli == held.tli).map(|found| found.lsn);
+    let Told { acknowledged, is_certain } = Told::of(acknowledgements.reported(), found, held.lsn);
     acknowledged.valid()?;
     let is_left = acknowledged > switch_point;
     let commits = is_left.then(|| writer.commits_between(switch_point, acknowledged, MOST_COUNTED)).flatten();

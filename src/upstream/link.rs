@@ -15,11 +15,12 @@ use super::follow::UpstreamConfig;
 use super::histories::{HistoryFiles, UpstreamHistory, read_history};
 use super::introduce::{Introduced, answer, identify, major_version, read_slot, slot_in_sql};
 use super::left::Left;
+use super::made::Making;
 use super::receive::{self, ReceiveContext, ReceiveError};
 use super::seam::{CompareError, Entry, Held};
 use crate::conninfo::HostSpec;
 use crate::pg::{QueryError, ServerError, UpstreamConnection, message};
-use crate::store::{AppendError, HeldTimeline, ReadError, StoreError, Writer};
+use crate::store::{AppendError, HeldTimeline, ReadError, Store, StoreError, Writer};
 
 /// A connection to a server.
 pub(super) struct Link {
@@ -93,15 +94,31 @@ impl Link {
     }
 
     /// Makes our slot; whether there was none.
-    pub(super) async fn create_slot(&mut self, config: &UpstreamConfig) -> Result<bool, UpstreamError> {
+    pub(super) async fn create_slot(
+        &mut self,
+        config: &UpstreamConfig,
+        store: &Store,
+    ) -> Result<bool, UpstreamError> {
         let slot = &config.slot;
-        let parenthesised = major_version(&self.conn) >= 15;
-        let option = if parenthesised { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
+        // Before that version nobody asks a slot what was reported.
+        let is_read = major_version(&self.conn) >= 15;
+        let option = if is_read { "PHYSICAL (RESERVE_WAL)" } else { "PHYSICAL RESERVE_WAL" };
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" {option}");
+        let noted = |source| UpstreamError::NotNoted { slot: slot.to_string(), source };
+        let host = self.host.to_string();
+        let making = is_read.then(|| Making::begin(store, &host)).transpose().map_err(noted)?;
         match self.conn.query(&command).await {
             Ok(_) => tracing::info!("created replication slot \"{slot}\" on the upstream"),
-            Err(QueryError::Server(error)) if error.is_duplicate_object() => return Ok(false),
+            Err(QueryError::Server(error)) if error.is_duplicate_object() => {
+                making.map_or(Ok(()), Making::was_there).map_err(noted)?;
+                return Ok(false);
+            }
             Err(source) => return Err(UpstreamError::Command { command, source }),
+        }
+        if let Some(making) = making
+            && let Slot::There { reserved: Some(Reserved { lsn, .. }) } = self.read_slot(config).await?
+        {
+            making.made(lsn).map_err(noted)?;
         }
         Ok(true)
     }
@@ -112,13 +129,17 @@ impl Link {
 
     /// Where our slot's WAL begins on a server before 15, made if there is none. If it cannot be asked and the slot was there before, WAL may be passed over, and
     /// somebody has to know.
-    pub(super) async fn read_slot_in_sql(&mut self, config: &UpstreamConfig) -> Result<Slot, UpstreamError> {
+    pub(super) async fn read_slot_in_sql(
+        &mut self,
+        config: &UpstreamConfig,
+        store: &Store,
+    ) -> Result<Slot, UpstreamError> {
         let UpstreamConfig { conninfo, dbname, slot, .. } = config;
         let host = self.host.clone();
         let there = |lsn: Option<Lsn>| Slot::There { reserved: lsn.map(|lsn| Reserved { lsn, tli: None }) };
         let asked = match slot_in_sql(conninfo, dbname, &host, slot).await {
             Ok(None) => {
-                self.create_slot(config).await?;
+                self.create_slot(config, store).await?;
                 slot_in_sql(conninfo, dbname, &host, slot).await
             }
             asked => asked,
@@ -127,7 +148,7 @@ impl Link {
             Ok(restart) => return Ok(there(restart.flatten())),
             Err(error) => error,
         };
-        if !self.create_slot(config).await? {
+        if !self.create_slot(config, store).await? {
             tracing::warn!(
                 "slot \"{slot}\" on {host} was there before, and from where on it keeps WAL cannot be found out ({error}): WAL \
                  from its restart_lsn up to {} is not fetched; if it is needed, stop the relay, let role \"{}\" log in to \
@@ -200,7 +221,12 @@ impl Link {
         store.attach(self.introduced.identity, self.introduced.parameters.clone())?;
         std::mem::take(&mut self.files).save(store)?;
         config.followed.show(Some(self.host.clone()));
-        self.introduced.tell_acknowledgements(store, &config.conninfo.application_name);
+        self.introduced.tell_acknowledgements(
+            store,
+            &config.conninfo.application_name,
+            &self.host,
+            self.identified.tli,
+        );
         Ok(())
     }
 
@@ -252,7 +278,8 @@ impl Link {
         writer: &mut Writer,
         Stream { tli, from, until, compares }: Stream,
     ) -> Result<receive::StreamEnd, ReceiveError> {
-        let Link { conn, host, introduced, files, held, .. } = self;
+        let Link { conn, host, introduced, identified, files, held, .. } = self;
+        let its = identified.tli;
         let announcement = format!("started streaming WAL from {host} at {from} on timeline {tli}");
         let wal_receiver_timeout = config.wal_receiver_timeout;
         let server = host.to_string();
@@ -266,7 +293,7 @@ impl Link {
             store.attach(introduced.identity, introduced.parameters.clone())?;
             files.save(&store)?;
             followed.send_replace(Some(host.clone()));
-            introduced.tell_acknowledgements(&store, &config.conninfo.application_name);
+            introduced.tell_acknowledgements(&store, &config.conninfo.application_name, host, its);
             Ok(())
         };
         let held = held.take().filter(|_| compares);

@@ -11,6 +11,7 @@ mod histories;
 mod introduce;
 mod left;
 mod link;
+mod made;
 mod outage;
 mod receive;
 mod refill;

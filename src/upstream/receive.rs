@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use walrelay_proto::ack::Positions;
 use walrelay_proto::receiver::{Action, Input, Message, Receiver, ReceiverError, StreamStart};
 pub(super) use walrelay_proto::receiver::{StreamEnd, next_timeline};
-use walrelay_proto::{FeedbackHorizon, Lsn, PgTimestamp};
+use walrelay_proto::{FeedbackHorizon, Lsn, PgTimestamp, StandbyStatusUpdate};
 
 use super::board::Board;
 use super::failure::UpstreamError;
@@ -244,6 +245,10 @@ impl<'a> Shell<'a> {
         if let Message::Feedback(feedback) = message {
             let horizon = FeedbackHorizon { xmin: feedback.xmin, catalog_xmin: feedback.catalog_xmin };
             self.store.consumers().note_reported(self.cx.server, horizon);
+        }
+        if let Message::Status(StandbyStatusUpdate { write, flush, apply, .. }) = message {
+            // Before it goes out: what may have arrived counts as told.
+            self.store.consumers().acknowledgements().note_sent(Positions { write, flush, apply });
         }
         self.frame.clear();
         message.put(&mut self.frame);

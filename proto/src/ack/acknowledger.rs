@@ -34,7 +34,8 @@ pub struct Acknowledger {
     /// What is reported, at least.
     reported: Positions,
     /// Whether this timeline was reported of.
-    has_reported: bool,
+    /// What has gone out, of this process or of one before.
+    sent: Option<Positions>,
     /// Whether the upstream waits for this relay, and whether one did on this timeline.
     is_awaited: bool,
     was_awaited: bool,
@@ -169,7 +170,7 @@ impl Acknowledger {
             lapsed_to: None,
             members: BTreeMap::new(),
             reported: Positions::default(),
-            has_reported: false,
+            sent: None,
             is_awaited: false,
             was_awaited: false,
             clock: Clock { looked: now, shown: Duration::ZERO },
@@ -190,10 +191,21 @@ impl Acknowledger {
     pub fn set_rules<'a>(&mut self, rules: Rules, members: impl Iterator<Item = (u32, &'a str, &'a str)>) {
         self.names.clear();
         let names = &mut self.names;
+        let lapses_to = |rules: &Rules| rules.lapse.as_ref().map(|lapse| lapse.to.clone());
+        let is_lapse_same = lapses_to(&self.rules) == lapses_to(&rules);
         for watched in &mut self.levels {
-            let before = std::mem::replace(watched, Watched::new(watched.level));
-            watched.rule = Compiled::of(rules.at(watched.level), names);
+            let level = watched.level;
+            let before = std::mem::replace(watched, Watched::new(level));
+            watched.rule = Compiled::of(rules.at(level), names);
             watched.here = before.here;
+            if is_lapse_same && self.rules.at(level) == rules.at(level) {
+                // A new limit or budget is no new beginning.
+                (watched.wait, watched.lapsed_since) = (before.wait, before.lapsed_since);
+                (watched.silent_since, watched.is_told) = (before.silent_since, before.is_told);
+            } else if let Some(since) = before.lapsed_since {
+                let lasted = self.clock.shown.saturating_sub(since);
+                self.events.push_back(Event::Returned { level, lasted });
+            }
         }
         self.lapsed_to = rules.lapse.as_ref().map(|lapse| Compiled::of(&lapse.to, names));
         self.rules = rules;
@@ -217,9 +229,17 @@ impl Acknowledger {
         self.was_awaited
     }
 
-    /// What was reported of this timeline at most; `None` if nothing was asked for yet.
+    /// What was reported of this timeline at most, by this process or as far as it is known of one before; `None` if nothing
+    /// was.
     pub fn reported(&self) -> Option<Positions> {
-        self.has_reported.then_some(self.reported)
+        self.sent
+    }
+
+    /// These positions go out to the upstream.
+    pub fn note_sent(&mut self, sent: Positions) {
+        if sent != Positions::default() {
+            self.sent = Some(self.sent.unwrap_or_default().max(sent));
+        }
     }
 
     /// A consumer has connected. Its number is nobody else's.
@@ -261,8 +281,8 @@ impl Acknowledger {
         for member in self.members.values_mut() {
             member.has = None;
         }
-        (self.reported, self.has_reported) = (Positions::default(), false);
-        self.was_awaited = self.is_awaited;
+        (self.reported, self.sent) = (Positions::default(), None);
+        self.was_awaited = false;
         for at in 0..self.levels.len() {
             self.return_to_rule(at);
         }
@@ -276,6 +296,7 @@ impl Acknowledger {
     pub fn told_before(&mut self, flush: Lsn) {
         let told = Positions { write: flush.valid(), flush: flush.valid(), apply: None };
         self.reported = self.reported.max(told);
+        self.note_sent(told);
     }
 
     /// What is to be reported with WAL written and durable up to here. To be asked at least every second while there is an
@@ -296,7 +317,7 @@ impl Acknowledger {
             value = watched.value().min(value).max(told);
             composed.set(watched.level, Lsn::new(value).valid());
         }
-        (self.reported, self.has_reported) = (self.reported.max(composed), true);
+        self.reported = self.reported.max(composed);
         composed
     }
 
@@ -385,18 +406,20 @@ impl Acknowledger {
 
     fn judge(&mut self, passed: Duration, now: Instant) {
         self.look_for_silence();
-        let Some(lapse) = self.rules.lapse.clone() else { return };
+        let Some((timeout, budget)) = self.rules.lapse.as_ref().map(|it| (it.timeout, it.budget)) else {
+            return;
+        };
         if self.levels.iter().any(|watched| watched.lapsed_since.is_some()) {
             self.spending.spend(passed, now);
         }
-        self.spending.look(lapse.budget, now);
+        self.spending.look(budget, now);
         for at in 0..self.levels.len() {
-            self.judge_level(at, lapse.timeout, lapse.budget);
+            self.judge_level(at, timeout, budget);
         }
         let is_lapsed = self.levels.iter().any(|watched| watched.lapsed_since.is_some());
-        if is_lapsed && self.spending.left(lapse.budget) == Some(Duration::ZERO) {
+        if is_lapsed && self.spending.left(budget) == Some(Duration::ZERO) {
             self.levels.iter_mut().for_each(|watched| watched.lapsed_since = None);
-            self.events.push_back(Event::Spent { full_in: self.spending.full_in(lapse.budget, now) });
+            self.events.push_back(Event::Spent { full_in: self.spending.full_in(budget, now) });
         }
     }
 

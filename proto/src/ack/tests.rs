@@ -257,7 +257,10 @@ fn another_timeline_begins_with_nothing() {
     rig.connect(1, "a");
     rig.report(1, 50);
     assert_eq!(rig.compose(), positions(100, 50, 50));
-    assert_eq!(rig.machine.reported(), Some(positions(100, 50, 50)));
+    assert_eq!(rig.machine.reported(), None, "nothing has gone out yet");
+    rig.machine.note_sent(positions(100, 50, 50));
+    rig.machine.note_sent(positions(90, 60, 0));
+    assert_eq!(rig.machine.reported(), Some(positions(100, 60, 50)));
     rig.machine.begin_timeline();
     assert_eq!(rig.machine.reported(), None);
     rig.here = 40;
@@ -322,6 +325,27 @@ fn it_lapses_when_nobody_answers_and_returns_when_they_have_caught_up() {
     );
     rig.here = 250;
     assert_eq!((reported, rig.pass(TIMEOUT / 2).0), (positions(200, 200, 200), positions(250, 200, 200)));
+}
+
+#[test]
+fn other_rules_are_no_end_of_a_lapse_unless_its_own_rule_is_another() {
+    let mut rig = Rig::lapsing(None);
+    rig.connect(1, "a");
+    rig.report(1, 50);
+    assert_eq!(rig.pass(TIMEOUT + Duration::from_secs(1)).1.len(), 2);
+    let members = || [(1, "repl", "a")].into_iter();
+    // A longer patience: what has lapsed stays so.
+    let lapse = Lapse { timeout: TIMEOUT * 2, to: Expression::local(), budget: None };
+    let patient = Rules { lapse: Some(lapse.clone()), ..rules("local", "ALL (a)", "ALL (a)") };
+    rig.machine.set_rules(patient, members());
+    rig.here = 150;
+    assert_eq!(rig.pass(Duration::from_secs(1)), (positions(150, 150, 150), vec![]));
+    // Somebody else is waited for now: his rule holds, and that is said.
+    let other = Rules { lapse: Some(lapse), ..rules("local", "ALL (b)", "ALL (a)") };
+    rig.machine.set_rules(other, members());
+    assert!(matches!(rig.events()[..], [Event::Returned { level: Level::Flush, .. }]));
+    rig.here = 200;
+    assert_eq!(rig.compose(), positions(200, 150, 150));
 }
 
 /// WAL never stands still, and the group is always a little behind.

@@ -405,7 +405,7 @@ async fn a_new_server_with_much_to_send_is_not_drained() {
     assert_eq!((setup.end(), confirmed), (wal.position(), Some(wal.position())));
     let asked = script.asked.lock().unwrap().clone();
     let streams: Vec<_> = asked.iter().filter(|asked| asked.contains("_REPLICATION")).collect();
-    let expected = ["READ", "START", "READ", "CREATE", "START"];
+    let expected = ["READ", "START", "READ", "CREATE", "READ", "START"];
     assert_eq!(streams.len(), expected.len(), "{streams:?}");
     assert!(streams.iter().zip(expected).all(|(asked, word)| asked.starts_with(word)), "{streams:?}");
 }
