@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
+use walrelay_proto::{Lsn, TimelineHistory, TimelineId, TimelinePosition};
 
 use super::disk::DiskGauge;
 use super::value::{
@@ -92,6 +92,11 @@ impl Sources {
         &self.parts.sessions
     }
 
+    /// Why the relay cannot go on, if so. Cheaper than to look at everything.
+    pub fn failure(&self) -> Option<String> {
+        self.parts.store.failure()
+    }
+
     /// The relay stops.
     pub fn note_stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -144,6 +149,15 @@ impl End<'_> {
     fn distance(&self, lsn: Lsn) -> Distance {
         let lag_seconds = self.store.lag_clock().waiting(lsn, self.lsn, self.now).as_secs_f64();
         Distance { lsn, lag_bytes: self.lsn.since(lsn), lag_seconds }
+    }
+
+    /// How much of what reaches there is on the way to the present timeline; `None` if nothing is.
+    fn on_this_timeline(&self, there: TimelinePosition) -> Option<Lsn> {
+        let history = self.store.history();
+        match history.switch_point(there.tli) {
+            Some((left_at, _)) => Some(there.lsn.min(left_at)),
+            None => (history.tli() == there.tli).then_some(there.lsn),
+        }
     }
 
     /// The oldest WAL that is here, as far as is known without the disk.
@@ -287,8 +301,8 @@ fn kind(kind: HoldKind) -> &'static str {
 
 fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSeen)) -> ArchiveStatus {
     let pending = seen.needed_from.map(|from| end.distance(from));
-    let at_risk =
-        seen.needed_from.map(|from| end.distance(seen.tail_end.map_or(from, |tail| tail.max(from))));
+    let tail = seen.tail_end.and_then(|tail| end.on_this_timeline(tail));
+    let at_risk = seen.needed_from.map(|from| end.distance(tail.map_or(from, |tail| tail.max(from))));
     let (last_archived_file, last_archived_at) = seen.last_archived.unzip();
     let (failed, last_error) = seen.last_failed.map(|(file, at, error)| ((file, at), redact(&error))).unzip();
     let (last_failed_file, last_failed_at) = failed.unzip();

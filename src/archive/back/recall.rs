@@ -167,6 +167,13 @@ impl Tally {
 }
 
 impl Entry {
+    /// Keeps it no more. Whoever reads it may go on; else its map goes where that may take its time: it is the last of the file.
+    fn give_up(&mut self) {
+        if let Some(segment) = self.kept.take() {
+            tokio::task::spawn_blocking(move || drop(segment));
+        }
+    }
+
     /// Whether it counts against the budget.
     fn counts(&self) -> bool {
         self.fetch.is_some() || self.kept.is_some()
@@ -258,7 +265,8 @@ impl Recall {
         loop {
             match self.round(name).await {
                 Outcome::Found(segment) => {
-                    self.fetch_ahead(name);
+                    let ahead = self.clone();
+                    tokio::task::spawn_blocking(move || ahead.fetch_ahead(name));
                     return Ok(segment);
                 }
                 Outcome::Not(error) => return Err(error),
@@ -374,7 +382,7 @@ impl Recall {
         let (now, mut chosen_by) = (self.store.history(), lock(&self.history));
         if !Arc::ptr_eq(&now, &chosen_by) {
             *chosen_by = now;
-            cache.clear();
+            cache.drain().for_each(|(_, mut entry)| entry.give_up());
         }
     }
 
@@ -496,7 +504,7 @@ impl Recall {
         done.unwrap_or_else(|error| Err(TakeError::Disk(error.into())))
     }
 
-    /// Starts to fetch what the reader of `name` will want next, as far as there is room and it is not here.
+    /// Starts to fetch what the reader of `name` will want next, as far as there is room and it is not here. Waits for the disk.
     fn fetch_ahead(self: &Arc<Self>, name: WalFileName) {
         let Some(identity) = self.store.identity() else { return };
         let mut next = name;
@@ -561,7 +569,7 @@ impl Recall {
         lock(&self.cache).retain(|_, entry| {
             let patience = if entry.wanted { KEEP_READ } else { KEEP_UNREAD };
             if entry.touched.elapsed() > patience {
-                entry.kept = None;
+                entry.give_up();
             }
             entry.is_here_or_coming()
         });
@@ -609,7 +617,7 @@ fn give_up(cache: &mut HashMap<WalFileName, Entry>, which: impl Fn(&Entry) -> bo
     let kept = cache.iter_mut().filter(|(_, entry)| entry.kept.is_some() && which(entry));
     match kept.min_by_key(|(_, entry)| entry.touched) {
         Some((_, entry)) => {
-            entry.kept = None;
+            entry.give_up();
             true
         }
         None => false,

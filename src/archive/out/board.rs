@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use walrelay_proto::Lsn;
+use walrelay_proto::{Lsn, TimelinePosition};
 
 use crate::moment::Moment;
 
@@ -17,14 +17,14 @@ pub struct TargetSeen {
     pub failures: u64,
     /// The last file that could not be archived, when that was, and why.
     pub last_failed: Option<(String, Moment, String)>,
-    /// Since when everything that was tried has failed.
+    /// Since when all whole files that were tried have failed, or all pieces of the unfinished one.
     pub failing_since: Option<Moment>,
     /// Files that wait for it or are on their way.
     pub pending_files: u64,
     /// Where the WAL begins that it has not got as whole files; `None` before it is known.
     pub needed_from: Option<Lsn>,
     /// Where the WAL ends that it has in pieces of the unfinished segment.
-    pub tail_end: Option<Lsn>,
+    pub tail_end: Option<TimelinePosition>,
     /// Files with another content that lay in the target under the name of one of ours.
     pub conflicts: u64,
 }
@@ -32,18 +32,28 @@ pub struct TargetSeen {
 /// Where a worker says how its target does. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Board {
-    seen: Arc<Mutex<TargetSeen>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What comes of whole files.
+    seen: TargetSeen,
+    /// Since when no piece has been taken.
+    tail_failing_since: Option<Moment>,
 }
 
 impl Board {
     /// How it does.
     pub(super) fn seen(&self) -> TargetSeen {
-        self.lock().clone()
+        let state = self.lock();
+        let both = [state.seen.failing_since, state.tail_failing_since];
+        TargetSeen { failing_since: both.into_iter().flatten().min(), ..state.seen.clone() }
     }
 
     /// It has a file now.
     pub(super) fn archived(&self, name: &str) {
-        let mut seen = self.lock();
+        let seen = &mut self.lock().seen;
         seen.archived_files += 1;
         seen.last_archived = Some((name.to_owned(), Moment::now()));
         seen.failing_since = None;
@@ -51,35 +61,52 @@ impl Board {
 
     /// It lay there with another content.
     pub(super) fn conflicted(&self) {
-        self.lock().conflicts += 1;
+        self.lock().seen.conflicts += 1;
     }
 
     /// A file could not be archived.
     pub(super) fn failed(&self, name: &str, reason: &str) {
-        let (now, mut seen) = (Moment::now(), self.lock());
-        seen.failures += 1;
-        seen.failing_since.get_or_insert(now);
-        seen.last_failed = Some((name.to_owned(), now, reason.to_owned()));
+        let now = Moment::now();
+        let mut state = self.lock();
+        state.seen.failing_since.get_or_insert(now);
+        state.note_failure(name, now, reason);
+    }
+
+    /// A piece of the unfinished file could not be.
+    pub(super) fn tail_failed(&self, name: &str, reason: &str) {
+        let now = Moment::now();
+        let mut state = self.lock();
+        state.tail_failing_since.get_or_insert(now);
+        state.note_failure(name, now, reason);
     }
 
     /// So many files wait.
     pub(super) fn pending(&self, files: usize) {
-        self.lock().pending_files = files as u64;
+        self.lock().seen.pending_files = files as u64;
     }
 
     /// Where the WAL begins that it needs.
     pub(super) fn needs(&self, from: Lsn) {
-        self.lock().needed_from = from.valid();
+        self.lock().seen.needed_from = from.valid();
     }
 
     /// Where the WAL ends that it has in pieces.
-    pub(super) fn tail_reaches(&self, end: Lsn) {
-        self.lock().tail_end = end.valid();
+    pub(super) fn tail_reaches(&self, end: TimelinePosition) {
+        let mut state = self.lock();
+        state.seen.tail_end = Some(end);
+        state.tail_failing_since = None;
     }
 
     /// For a moment: nothing is waited for under it.
-    fn lock(&self) -> MutexGuard<'_, TargetSeen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn note_failure(&mut self, name: &str, now: Moment, reason: &str) {
+        self.seen.failures += 1;
+        self.seen.last_failed = Some((name.to_owned(), now, reason.to_owned()));
     }
 }
 
@@ -100,5 +127,17 @@ mod tests {
         let seen = board.seen();
         assert_eq!((seen.archived_files, seen.failing_since), (1, None));
         assert_eq!(seen.last_failed.unwrap().2, "still full");
+    }
+
+    #[test]
+    fn an_outage_of_the_tail_is_one_although_whole_files_arrive() {
+        let board = Board::default();
+        board.tail_failed("a", "full");
+        board.archived("b");
+        assert!(board.seen().failing_since.is_some());
+        let end = TimelinePosition { tli: walrelay_proto::TimelineId::FIRST, lsn: Lsn::new(100) };
+        board.tail_reaches(end);
+        let seen = board.seen();
+        assert_eq!((seen.failing_since, seen.failures, seen.tail_end), (None, 1, Some(end)));
     }
 }

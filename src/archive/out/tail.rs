@@ -4,12 +4,13 @@
 //! are durable here. Sixteen pieces in a row are replaced by one, sixteen of those by a larger one, and so on: a
 //! segment that fills slowly is sent a few times over, and never lies in more than a few dozen pieces.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::{SegSize, WalFileName};
+use walrelay_proto::{SegSize, TimelinePosition, WalFileName};
 
 use super::backoff;
 use super::board::Board;
@@ -17,12 +18,21 @@ use super::worker::{SharedQueue, lock};
 use crate::archive::repo::content::Content;
 use crate::archive::repo::name::{ChunkName, FileName};
 use crate::archive::repo::repository::{Repository, WriteError, from_read};
-use crate::store::Store;
+use crate::store::{ReadError, Store};
 
 /// A failure that lasts is told again after this time.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// So many pieces of a kind become one.
 const MERGE: usize = 16;
+
+/// Why the tail does not reach the target.
+#[derive(Debug, thiserror::Error)]
+enum TailError {
+    #[error(transparent)]
+    Target(#[from] WriteError),
+    #[error("could not read \"{file}\" in the data directory: {source}")]
+    Read { file: String, source: io::Error },
+}
 
 /// Sends one target the tail.
 pub(super) struct Tail {
@@ -118,6 +128,8 @@ impl Tail {
                 }
                 Err(error) => {
                     failures += 1;
+                    let file = self.current.as_ref().map_or_else(String::new, |it| it.name.to_string());
+                    self.board.tail_failed(&file, &error.to_string());
                     let (since, told) = *failing.get_or_insert((last, last));
                     if failures == 1 || told.elapsed() >= REPORT_EVERY {
                         failing = Some((since, Instant::now()));
@@ -132,7 +144,7 @@ impl Tail {
     }
 
     /// Sends what is durable and not there yet.
-    async fn send(&mut self) -> Result<(), WriteError> {
+    async fn send(&mut self) -> Result<(), TailError> {
         let (Some(identity), Some(tip)) = (self.store.identity(), self.store.tip()) else { return Ok(()) };
         let size = identity.seg_size;
         let Some(end) = tip.flush_lsn.valid().filter(|end| Some(*end) != self.store.begun_at()) else {
@@ -144,23 +156,25 @@ impl Tail {
             self.current = Some(self.open(wal, size).await?);
         }
         let offset = end.since(wal.segno.start(size));
-        self.send_up_to(offset).await?;
-        self.board.tail_reaches(end);
+        // Else another timeline has begun meanwhile, and is next.
+        if self.send_up_to(offset).await? {
+            self.board.tail_reaches(TimelinePosition { tli: tip.tli, lsn: end });
+        }
         Ok(())
     }
 
     /// The rest of the segment before, unless it is there whole already.
-    async fn finish_last(&mut self, now: WalFileName, size: SegSize) -> Result<(), WriteError> {
+    async fn finish_last(&mut self, now: WalFileName, size: SegSize) -> Result<(), TailError> {
         let Some(last) = &self.current else { return Ok(()) };
         let is_next = last.wal.tli == now.tli && last.wal.segno.next() == now.segno;
         if !is_next || last.pieces.pieces.is_empty() {
             return Ok(());
         }
-        self.send_up_to(size.bytes()).await
+        self.send_up_to(size.bytes()).await.map(|_| ())
     }
 
     /// What lies in the target of a segment, if it is really ours.
-    async fn open(&self, wal: WalFileName, size: SegSize) -> Result<Current, WriteError> {
+    async fn open(&self, wal: WalFileName, size: SegSize) -> Result<Current, TailError> {
         let name = FileName::segment(wal, size);
         let mut current = Current { wal, name: name.clone(), pieces: Pieces::default() };
         let first_time = self.current.is_none();
@@ -181,7 +195,7 @@ impl Tail {
     }
 
     async fn is_ours(&self, wal: WalFileName, chunk: &ChunkName) -> bool {
-        let Some(content) = self.read(wal, chunk.start, chunk.end).await else { return false };
+        let Ok(Some(content)) = self.read(wal, chunk.start, chunk.end).await else { return false };
         let chunk = chunk.clone();
         let same = move || {
             let sum = content.digest().ok();
@@ -190,35 +204,45 @@ impl Tail {
         tokio::task::spawn_blocking(same).await.unwrap_or(false)
     }
 
-    async fn send_up_to(&mut self, end: u64) -> Result<(), WriteError> {
-        let Some(current) = &self.current else { return Ok(()) };
+    /// Whether all of the segment up to `end` is in the target now.
+    async fn send_up_to(&mut self, end: u64) -> Result<bool, TailError> {
+        let Some(current) = &self.current else { return Ok(false) };
         if current.pieces.end() >= end || lock(&self.queue).progress().is_done(&current.name) {
-            return Ok(());
+            return Ok(true);
         }
         let (start, level) = current.pieces.next_start();
         let (wal, name) = (current.wal, current.name.clone());
-        let Some(content) = self.read(wal, start, end).await else { return Ok(()) };
+        let read = self.read(wal, start, end).await;
+        let read = read.map_err(|source| TailError::Read { file: name.to_string(), source })?;
+        let Some(content) = read else { return Ok(false) };
         let chunk = self.repository.send_chunk(&name, start, content).await?;
         let replaced = self.current.as_mut().map(|current| current.pieces.add(chunk, level));
         if lock(&self.queue).progress().is_done(&name) {
             // It has arrived whole meanwhile, and its pieces were removed before this one came.
-            return self.repository.remove_all_chunks(&name).await;
+            self.repository.remove_all_chunks(&name).await?;
+        } else {
+            self.repository.remove_chunks(&replaced.unwrap_or_default()).await?;
         }
-        self.repository.remove_chunks(&replaced.unwrap_or_default()).await
+        Ok(true)
     }
 
     /// Bytes of a segment here; `None` if they are not here any more, or not published.
-    async fn read(&self, wal: WalFileName, start: u64, end: u64) -> Option<Content> {
+    async fn read(&self, wal: WalFileName, start: u64, end: u64) -> io::Result<Option<Content>> {
         let store = self.store.clone();
         let read = move || {
-            let segment = store.segment(wal.tli, wal.segno).ok()?;
-            let len = (end - start) as usize;
-            let there = segment.name() == wal && segment.published() >= end;
-            there.then(|| segment.populate(start, len).ok())??;
+            let segment = match store.segment(wal.tli, wal.segno) {
+                Ok(segment) => segment,
+                Err(ReadError::Removed(_)) => return Ok(None),
+                Err(ReadError::Io { source, .. }) => return Err(source),
+            };
+            if segment.name() != wal || segment.published() < end {
+                return Ok(None);
+            }
+            segment.populate(start, (end - start) as usize)?;
             // Not a copy: merged pieces may be as long as the segment, 1 GB that is.
-            Some(Content::part(segment, start, end))
+            Ok(Some(Content::part(segment, start, end)))
         };
-        tokio::task::spawn_blocking(read).await.ok().flatten()
+        tokio::task::spawn_blocking(read).await?
     }
 }
 

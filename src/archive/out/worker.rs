@@ -341,7 +341,13 @@ impl Worker {
             None
         });
         let keep = move |text: &str| store.replace_state(&file, text);
-        repository.keep_sent(&kept.unwrap_or_default(), Arc::new(keep));
+        let repository = repository.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            repository.keep_sent(&kept.unwrap_or_default(), Arc::new(keep))
+        });
+        if let Err(error) = done.await {
+            tracing::error!("a task of the archive has ended: {error}");
+        }
     }
 
     fn file(&self) -> String {

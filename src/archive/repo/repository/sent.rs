@@ -47,15 +47,18 @@ struct SavedObject {
 }
 
 impl Sent {
-    /// Goes on with what was kept, and keeps what comes. What cannot be used says nothing.
+    /// Goes on with what was kept, and keeps what comes. What cannot be used says nothing. Waits for a disk that is being
+    /// written to.
     pub(super) fn keep(&self, kept: &str, keep: Keep) {
         let saved: Saved = toml::from_str(kept).unwrap_or_default();
+        // In the order of `note`.
+        let mut keeping = lock(&self.0.keep);
         let mut attempts = lock(&self.0.attempts);
         for object in saved.sent {
             let known = object.attempts.iter().filter_map(|text| Sidecar::parse(text.as_bytes()));
             attempts.entry(object.path).or_insert_with(|| known.take(MOST.1).collect());
         }
-        *lock(&self.0.keep) = Some(keep);
+        *keeping = Some(keep);
     }
 
     /// An object is on its way. The first attempts count: later ones find it there. Waits for the disk.
