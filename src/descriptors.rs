@@ -55,8 +55,9 @@ pub struct Shortage {
 }
 
 impl Descriptors {
-    /// Raises the process's soft limit to the hard one and keeps some for a relay with so many archive targets.
-    pub fn raise(archive_targets: usize) -> Descriptors {
+    /// Raises the process's soft limit to the hard one and keeps some for a relay with so many archive targets and places for
+    /// who watches it.
+    pub fn raise(archive_targets: usize, watchers: usize) -> Descriptors {
         let before = getrlimit(Resource::Nofile);
         let most = before.maximum.unwrap_or(MOST).min(MOST);
         if before.current.is_some_and(|current| current < most) {
@@ -66,7 +67,7 @@ impl Descriptors {
             }
         }
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let reserved = RESERVED + RESERVED_FOR_TARGET * archive_targets as u64;
+        let reserved = RESERVED + RESERVED_FOR_TARGET * archive_targets as u64 + watchers as u64;
         Descriptors::new(limit, reserved)
     }
 

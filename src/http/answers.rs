@@ -43,7 +43,7 @@ async fn health(State(sources): State<Arc<Sources>>) -> impl IntoResponse {
 
 /// Whether it would help to start the relay again: only where it cannot go on.
 async fn life(State(sources): State<Arc<Sources>>) -> impl IntoResponse {
-    verdict(Status::now(&sources).relay.failure, "alive\n".to_owned())
+    verdict(sources.failure(), "alive\n".to_owned())
 }
 
 async fn nothing() -> impl IntoResponse {

@@ -1,12 +1,13 @@
 //! The HTTP listener of `--http-listen`: `/metrics`, and whether the relay lives and can serve, for whoever watches it.
 //!
 //! ```text
-//! accept loop ── a permit, or the door ──> connection: head within 5 s, at most 16 kB ──> Status::now ──> answer
-//!                                          closed after a minute, whatever it does
+//! accept loop ──> connection: head within 5 s, at most 16 kB ──> Status::now ──> one answer
+//!                 closed after a minute, whatever it does, or when it is the oldest of too many
 //! ```
 //!
 //! It answers from memory only, so it answers while disks, the upstream and archives hang. It can hold up nobody: there are few
-//! connections, each for a limited time, and nothing else waits for them. Nothing can be changed through it. There is no
+//! connections, each for one request and a limited time, whose descriptors are out of those that the relay keeps for itself, and
+//! nothing else waits for them. Whoever comes gets a place, so that those who only hold theirs keep nobody out. Nothing can be changed through it. There is no
 //! login and no TLS, so it listens on the loopback interface unless it is told another address.
 
 mod address;
@@ -14,6 +15,7 @@ mod answers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,17 +25,16 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::descriptors::{Descriptors, Repeated};
+use crate::descriptors::Repeated;
 use crate::status::Sources;
 
 pub use address::{HttpAddr, ParseHttpAddrError};
 
-/// Connections at a time; one more is closed at once.
-const CONNECTIONS: usize = 32;
+/// Connections at a time; where there would be more, the oldest goes.
+pub const CONNECTIONS: usize = 32;
 /// How long the head of a request may take, also of the first one.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection may last: whoever comes regularly connects again.
@@ -60,7 +61,6 @@ pub struct HttpError {
 pub struct Http {
     listener: TcpListener,
     sources: Arc<Sources>,
-    descriptors: Arc<Descriptors>,
 }
 
 impl Http {
@@ -68,14 +68,10 @@ impl Http {
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn bind(
-        address: &HttpAddr,
-        sources: Arc<Sources>,
-        descriptors: Arc<Descriptors>,
-    ) -> Result<Http, HttpError> {
+    pub async fn bind(address: &HttpAddr, sources: Arc<Sources>) -> Result<Http, HttpError> {
         let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
         let failed = |source| HttpError { address: address.to_string(), source };
-        Ok(Http { listener: listener.map_err(failed)?, sources, descriptors })
+        Ok(Http { listener: listener.map_err(failed)?, sources })
     }
 
     /// Where it listens.
@@ -85,37 +81,38 @@ impl Http {
 
     /// Serves until told to stop; connections that are open then are closed.
     pub async fn run(self, stop: CancellationToken) {
-        let (places, mut connections) = (Arc::new(Semaphore::new(CONNECTIONS)), JoinSet::new());
+        let (mut open, mut connections) = (VecDeque::<AbortHandle>::new(), JoinSet::new());
         let (mut failed, mut too_many) = (Repeated::default(), Repeated::default());
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 Some(ended) = connections.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!("an HTTP connection's task failed: {error}");
+                    match ended {
+                        Err(error) if !error.is_cancelled() => {
+                            tracing::error!("an HTTP connection's task failed: {error}");
+                        }
+                        _ => {}
                     }
                     continue;
                 }
                 () = stop.cancelled() => return,
             };
             match accepted {
-                Ok((socket, _)) if self.descriptors.permit(&socket) => {
-                    let Ok(place) = places.clone().try_acquire_owned() else {
+                Ok((socket, _)) => {
+                    open.retain(|connection| !connection.is_finished());
+                    if open.len() >= CONNECTIONS
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
                         if let Some(count) = too_many.note(std::time::Instant::now()) {
                             tracing::warn!(
                                 count,
-                                "closed an HTTP connection: {CONNECTIONS} are open already"
+                                "closed an HTTP connection: {CONNECTIONS} were open, and another one came"
                             );
                         }
-                        continue;
-                    };
-                    let serving = serve(socket, self.sources.clone());
-                    connections.spawn(async move {
-                        let _place = place;
-                        serving.await;
-                    });
+                    }
+                    open.push_back(connections.spawn(serve(socket, self.sources.clone())));
                 }
-                Ok(_) => self.descriptors.tell_refusal(),
                 Err(error) => {
                     if let Some(count) = failed.note(std::time::Instant::now()) {
                         tracing::warn!(count, "could not accept an HTTP connection: {error}");
@@ -132,6 +129,7 @@ async fn serve(socket: TcpStream, sources: Arc<Sources>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
+        .keep_alive(false)
         .max_headers(HEADERS)
         .max_buf_size(HEAD_SIZE);
     let connection = http.serve_connection(TokioIo::new(socket), service);

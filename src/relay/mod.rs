@@ -108,7 +108,6 @@ impl Relay {
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
-        let of_http = descriptors.clone();
         let (store, writer, background) = Store::open(config.store.clone())?;
         // Places and credentials may take their time, and retention does not know yet who needs WAL.
         let starting = store.hold_for_start();
@@ -148,7 +147,7 @@ impl Relay {
             }
         }
         let http = match &config.http_listen {
-            Some(address) => Some(Http::bind(address, status.clone(), of_http).await?),
+            Some(address) => Some(Http::bind(address, status.clone()).await?),
             None => None,
         };
         let stop = || shutdown.clone();
@@ -364,7 +363,8 @@ fn downstream_config(
 }
 
 fn raise_descriptors(config: &Config) -> Arc<Descriptors> {
-    let descriptors = Descriptors::raise(config.archive.len());
+    let of_http = config.http_listen.as_ref().map_or(0, |_| crate::http::CONNECTIONS);
+    let descriptors = Descriptors::raise(config.archive.len(), of_http);
     if let Some(shortage) = descriptors.shortage(config.limits.connections, config.limits.wal_senders) {
         tracing::warn!("{shortage}");
     }
