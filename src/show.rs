@@ -16,6 +16,9 @@ const DATABASE: &str = "walrelay";
 const QUESTION: &str = "SHOW STATUS";
 /// How long connecting and the answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Pauses of `--watch`, whatever is asked for.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(86_400);
 /// Clears a terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -51,7 +54,8 @@ pub(crate) async fn run(args: &StatusArgs, environment: &Environment) -> Result<
             // Whoever watches a restart wants to see that it is over.
             Err(error) => eprintln!("walrelay: {error}"),
         }
-        tokio::time::sleep(Duration::from_secs_f64(pause.max(0.1))).await;
+        let pause = Duration::try_from_secs_f64(pause).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST);
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -166,7 +166,8 @@ impl Reload {
 pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> {
     let (before, now) = (started.shown(), read.unwrap_or(started).shown());
     let setting = |((name, before), (_, now)): ((&'static str, String), (_, String))| {
-        let takes_effect = ACCESS.contains(&name) || ["ack", "archive", "ssl"].contains(&name);
+        let is_of_ack = name.strip_prefix(ACKNOWLEDGEMENTS).is_some_and(|rest| rest.starts_with('-'));
+        let takes_effect = ACCESS.contains(&name) || is_of_ack || ["archive", "ssl"].contains(&name);
         let pending_restart = !takes_effect && before != now;
         Setting { name: name.to_owned(), value: if takes_effect { now } else { before }, pending_restart }
     };
@@ -190,8 +191,53 @@ async fn within<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::auth::hba::Hba;
+
+    #[test]
+    fn what_takes_effect_at_once_is_shown_as_it_is_now() {
+        let dir = crate::permissions::private_tempdir();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let config = |args: &[&str]| {
+            let first = ["walrelay", "--upstream", "host=h user=u", "--data-dir", "/d"];
+            let cli = crate::config::Cli::try_parse_from([&first[..], args].concat()).unwrap();
+            Config::resolve(cli, &crate::conninfo::Environment::of_user("tester")).unwrap()
+        };
+        let (hba, auth) = (file("hba", ""), file("auth", ""));
+        let old = config(&[]);
+        let new = config(&[
+            "--hba-file",
+            &hba,
+            "--auth-file",
+            &auth,
+            "--ack-write",
+            "ALL (a)",
+            "--ack-flush",
+            "ANY 1 (a, b)",
+            "--ack-apply",
+            "local",
+            "--wal-keep-size",
+            "3GB",
+        ]);
+        let shown = settings(&old, Some(&new));
+        let setting = |name: &str| shown.iter().find(|setting| setting.name == name).unwrap();
+        for (name, now) in new.shown() {
+            let (before, seen) =
+                (old.shown().into_iter().find(|(it, _)| *it == name).unwrap().1, setting(name));
+            if before != now {
+                let is_late = name == "wal-keep-size";
+                assert_eq!(seen.pending_restart, is_late, "{name}");
+                assert_eq!(seen.value, if is_late { before } else { now }, "{name}");
+            }
+        }
+        assert_eq!(setting("ack-flush").value, "ANY 1 (a, b)");
+    }
 
     /// A FIFO that nobody writes to is read like a file on a dead mount.
     #[tokio::test]
