@@ -10,14 +10,13 @@ use walrelay::config::archive_targets;
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
     Barman, Cluster, Moto, Process, Python, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
-    wait_for, wait_until,
+    on_one_version, wait_for, wait_until,
 };
 
 use crate::relay_below;
 
 on_every_version!(
     bad_targets_hold_up_nobody,
-    killed_fifty_times,
     the_tail_arrives_within_the_interval,
     a_promotion_is_archived,
     a_target_that_takes_nothing_and_may_be_dropped,
@@ -25,6 +24,7 @@ on_every_version!(
     barman_cloud_restores_what_is_archived,
     a_barman_servers_directory_is_a_target,
 );
+on_one_version!(killed_fifty_times);
 
 /// Directories, and a configuration file that names them.
 struct Targets {

@@ -11,12 +11,12 @@ use walrelay::archive::{FileName, Repository};
 use walrelay::config::archive_targets;
 use walrelay::objects::Storage;
 use walrelay_testkit::{
-    Cluster, Moto, Relay, Scratch, Server, compare, on_every_version, tied_command, wait_until,
+    Cluster, Moto, Relay, Scratch, Server, compare, on_one_version, tied_command, wait_until,
 };
 
 use crate::{relay_below, walrelay};
 
-on_every_version!(a_hundred_faults_are_found_and_healed);
+on_one_version!(a_hundred_faults_are_found_and_healed);
 
 /// Faults in each of the two targets.
 const FAULTS: usize = 50;

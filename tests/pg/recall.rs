@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
-    Cluster, Moto, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version, wait_until,
+    Cluster, Moto, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
+    on_one_version, wait_until,
 };
 
 use crate::relay_below;
@@ -18,9 +19,9 @@ on_every_version!(
     a_target_that_is_down_is_waited_for,
     what_is_nowhere_has_been_removed,
     slots_do_not_count_on_what_retention_removes,
-    a_start_that_takes_its_time_loses_no_slot,
     a_timeline_switch_in_archived_wal
 );
+on_one_version!(a_start_that_takes_its_time_loses_no_slot);
 
 /// What the relay keeps for slots.
 const QUOTA: &str = "4MB";
