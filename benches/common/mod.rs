@@ -61,7 +61,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         shutdown_timeout: Duration::ZERO,
         sql_overlay: true,
         recall,
-        descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0)),
+        descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0, 0)),
         counts: Arc::default(),
         status: None,
     };
