@@ -26,6 +26,7 @@ mod checkpoint;
 mod cluster;
 mod dir;
 pub mod failovers;
+pub mod fence;
 mod flusher;
 mod followed;
 mod holds;
@@ -82,6 +83,7 @@ use crate::permissions::Distrust;
 use ahead::{Ahead, Maker};
 use dir::DataDir;
 use failovers::Failover;
+use fence::Fences;
 use flusher::{FlushQueue, Flusher};
 use last_run::{Files, LastRun};
 use recovery::RecoveryPlan;
@@ -282,6 +284,7 @@ pub struct Store {
     checkpoint: checkpoint::Checkpoint,
     slots: Arc<Slots>,
     consumers: Arc<Consumers>,
+    fences: Fences,
     lag: LagClock,
     /// See [`Store::found`].
     found: Option<TimelinePosition>,
@@ -423,6 +426,9 @@ impl Store {
             // A crash may have come before slots were saved that were moved back with the timeline.
             slots.clamp_to(end.lsn);
         }
+        let is_followed = |followed: &followed::Followed| end.is_some_and(|end| end.tli == followed.tli);
+        let newest = followed.filter(is_followed).map(|followed| followed.newest);
+        let fences = Fences::load(dir.clone(), end, newest).map_err(io("could not read the fence in"))?;
         let consumers = Consumers::new(slots.clone());
         let checkpoint = checkpoint::Checkpoint::load(&dir);
         let store = Arc::new(Store {
@@ -448,14 +454,13 @@ impl Store {
             checkpoint,
             slots,
             consumers,
+            fences,
             found: end,
             lag: LagClock::new(end.map_or(Lsn::INVALID, |end| end.lsn)),
             counts: StoreCounts::default(),
             failure: watch::Sender::new(None),
         });
         store.look_for_oldest();
-        let is_followed = |followed: &followed::Followed| end.is_some_and(|end| end.tli == followed.tli);
-        let newest = followed.filter(is_followed).map(|followed| followed.newest);
         let writer = Writer::new(store.clone(), recovered, newest);
         let (flushing, retaining) = (Flushing::new(store.clone()), Retaining::new(store.clone()));
         let making = Making::new(store.clone());

@@ -5,6 +5,7 @@ use walrelay_proto::{Lsn, TimelineId};
 
 use crate::conninfo::HostSpec;
 use crate::pg::{ConnectError, QueryError};
+use crate::store::fence::Fence;
 use crate::store::{AppendError, ReadError, SaveHistoryError, StoreError};
 
 /// Receiving has come to an end, or cannot begin.
@@ -85,6 +86,19 @@ pub enum UpstreamError {
         /// What it said.
         message: String,
     },
+    /// The relay is fenced, and just leaves its upstream.
+    #[error("the relay is fenced: {0}; only a newer timeline is followed")]
+    Left(Box<Fence>),
+    /// The relay is fenced, and this server is not on a newer timeline.
+    #[error(
+        "upstream is on timeline {theirs}, and not followed because the relay is fenced: {fence}; only a newer timeline is followed, until the fence is lifted with \"walrelay unfence\""
+    )]
+    Fenced {
+        /// The server's timeline.
+        theirs: TimelineId,
+        /// The fence.
+        fence: Box<Fence>,
+    },
     /// It is not one to be followed.
     #[error(transparent)]
     Course(#[from] CourseError),
@@ -115,6 +129,8 @@ impl UpstreamError {
             | UpstreamError::NotNoted { .. }
             | UpstreamError::History { .. }
             | UpstreamError::WalRemoved { .. }
+            | UpstreamError::Left(_)
+            | UpstreamError::Fenced { .. }
             | UpstreamError::Course(_)
             | UpstreamError::Unreadable(_)
             | UpstreamError::Stream(_)

@@ -27,11 +27,12 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::SlotName;
 use walrelay_proto::course::{Course, CourseSetup, Fact, Pause, Step};
+use walrelay_proto::{SlotName, TimelineId};
 
 use super::board::Board;
 use super::failure::{UpstreamError, explain};
+use super::fenced::ordered;
 use super::followed::Following;
 use super::format;
 use super::introduce::{SHUTDOWN_TIMEOUT, introduce, waits_for};
@@ -97,7 +98,7 @@ async fn follow_on(
             return Ok(());
         }
         let Some(pause) = pause else { return Err(error) };
-        if !follower.rest(&error, pause, covered).await {
+        if !follower.rest(&error, pause, covered, &writer).await {
             return Ok(());
         }
     }
@@ -106,7 +107,7 @@ async fn follow_on(
 /// Performs the steps of a course.
 pub(super) struct Follower {
     config: UpstreamConfig,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     course: Course<UpstreamError>,
     /// Which host is tried.
     host: usize,
@@ -115,6 +116,8 @@ pub(super) struct Follower {
     outages: Outages,
     /// The server's limit for our last confirmation, as far as it was told.
     impatience: Option<String>,
+    /// The newest timeline of the servers that were followed: ours may not have come so far.
+    pub(super) newest: Option<TimelineId>,
 }
 
 /// No host can be followed.
@@ -138,7 +141,7 @@ impl Follower {
         let acknowledgements = store.consumers().acknowledgements();
         acknowledgements.expect(waits_for(&store.upstream_parameters()), own_name);
         let (outages, link) = (Outages::default(), None);
-        Follower { config, stop, course, host: 0, link, outages, impatience: None }
+        Follower { config, stop, course, host: 0, link, outages, impatience: None, newest: None }
     }
 
     /// Tries the hosts in turn until we are to stop, or all have failed.
@@ -149,6 +152,7 @@ impl Follower {
             tokio::time::sleep(limit).await;
         };
         tokio::pin!(overdue);
+        let mut fencing = writer.store().fences().watch();
         let mut fact = Fact::Done;
         loop {
             let step = match self.course.step(fact) {
@@ -164,16 +168,23 @@ impl Follower {
                 step => step,
             };
             let is_linked = self.link.is_some();
-            fact = tokio::select! {
-                fact = self.perform(step, writer) => fact,
-                () = &mut overdue, if is_linked => self.overdue(),
+            let performed = tokio::select! {
+                biased;
+                // Whatever is under way: nothing more leaves for the server, not even what was decided.
+                () = ordered(&mut fencing) => None,
+                () = &mut overdue, if is_linked => Some(self.overdue()),
+                fact = self.perform(step, writer) => Some(fact),
+            };
+            fact = match performed {
+                Some(fact) => fact,
+                None => self.leave_for_fence(writer).await,
             };
         }
     }
 
     /// Waits before the next round, and says why; whether there is to be one. `covered` are the questions for a server that
     /// the last round has answered.
-    async fn rest(&mut self, error: &UpstreamError, pause: Pause, covered: u64) -> bool {
+    async fn rest(&mut self, error: &UpstreamError, pause: Pause, covered: u64, writer: &Writer) -> bool {
         self.board().failed(&error.to_string());
         self.board().waiting();
         let pause = pause.length(getrandom::u32().unwrap_or(u32::MAX / 2));
@@ -189,9 +200,11 @@ impl Follower {
             tokio::time::sleep(Pause::least(pause)).await;
             followed.asked_beyond(covered).await;
         };
+        let mut fencing = writer.store().fences().watch();
         tokio::select! {
             () = tokio::time::sleep(pause) => true,
             () = woken => true,
+            () = ordered(&mut fencing) => true,
             () = self.stop.cancelled() => false,
         }
     }
@@ -202,7 +215,7 @@ impl Follower {
             Step::Connect { host, standby } => self.connect(host, standby, writer).await,
             Step::HangUp => Ok(self.give_up()),
             Step::WaitDurable => wait_until_durable(writer).await.map(|()| Fact::Done),
-            Step::NoteFollowed => writer.note_followed().map(|()| Fact::Done).map_err(UpstreamError::from),
+            Step::NoteFollowed => self.note_followed(writer).map(|()| Fact::Done),
             Step::Switch { to, .. } => switch(writer, to).map(|()| Fact::Done),
             Step::WaitBehind { ours, theirs, first } => {
                 if first {
@@ -297,6 +310,10 @@ impl Follower {
             () = self.stop.cancelled() => return Ok(Fact::Stopped),
         };
         self.board().connected(conn.parameter("server_version"), identified.tli);
+        let theirs = identified.tli;
+        if let Some(fence) = writer.store().fences().against(theirs) {
+            return Err(UpstreamError::Fenced { theirs, fence: Box::new(fence) });
+        }
         // A relay keeps what it could not send, and comes back.
         let limit = introduced.parameters.settings.get(SHUTDOWN_TIMEOUT).filter(|_| !conn.is_a_relays());
         self.tell_impatience(host, limit);
@@ -346,13 +363,14 @@ impl Follower {
         Fact::Done
     }
 
-    fn board(&self) -> &Board {
+    pub(super) fn board(&self) -> &Board {
         self.config.followed.board()
     }
 
-    fn hang_up(&mut self) {
-        if self.link.take().is_some() {
-            self.config.followed.show(None);
+    pub(super) fn hang_up(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        if self.config.followed.show(None).is_some() {
+            self.newest = self.newest.max(Some(link.timeline()));
         }
     }
 

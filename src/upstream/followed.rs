@@ -73,9 +73,9 @@ impl Following {
         self.host.subscribe()
     }
 
-    /// Says whom it follows.
-    pub(crate) fn show(&self, host: Option<HostSpec>) {
-        self.host.send_replace(host);
+    /// Says whom it follows; whom it had followed.
+    pub(crate) fn show(&self, host: Option<HostSpec>) -> Option<HostSpec> {
+        self.host.send_replace(host)
     }
 
     /// A way to say it later.

@@ -56,6 +56,11 @@ impl Link {
         Facts { identified: self.identified, seg_size: identity.seg_size, slot: *slot }
     }
 
+    /// The server's timeline, as far as is known.
+    pub(super) fn timeline(&self) -> TimelineId {
+        self.identified.tli
+    }
+
     pub(super) async fn identify(&mut self) -> Result<Identified, UpstreamError> {
         self.identified = identify(&mut self.conn).await?;
         Ok(self.identified)

@@ -4,6 +4,7 @@
 
 mod board;
 mod failure;
+mod fenced;
 mod follow;
 mod followed;
 mod format;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use walrelay::store::fence::{Fence, FenceState};
 use walrelay::store::{SlotInfo, Stepped, Store};
 use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalFileName};
 
@@ -23,6 +24,12 @@ pub(super) struct Promised {
     missing: BTreeSet<SegNo>,
     /// WAL before this may be gone: nothing needed it.
     removable: Lsn,
+    /// What may be found of the fence: its number, and whether it is in force.
+    fences: Vec<Option<(u64, bool)>>,
+    /// The number of the last one that was ordered, and what the upstream had been told before.
+    told_before_fence: (u64, Lsn),
+    /// Where it was closed.
+    closed: Option<Lsn>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +50,9 @@ impl Default for Promised {
             archived: vec![None],
             missing: BTreeSet::new(),
             removable: Lsn::INVALID,
+            fences: vec![None],
+            told_before_fence: (0, Lsn::INVALID),
+            closed: None,
         }
     }
 }
@@ -117,6 +127,30 @@ impl Promised {
         self.missing.clear();
     }
 
+    pub(super) fn may_be_fenced(&mut self, epoch: u64, store: &Store) {
+        if !self.fences.contains(&Some((epoch, true))) {
+            self.told_before_fence = (epoch, store.tip().map(|tip| tip.flush_lsn).unwrap_or_default());
+            self.closed = None;
+        }
+        self.fences.push(Some((epoch, true)));
+    }
+
+    pub(super) fn is_fenced(&mut self, epoch: u64) {
+        self.fences = vec![Some((epoch, true))];
+    }
+
+    pub(super) fn is_closed(&mut self, at: Lsn) {
+        self.closed = Some(at);
+    }
+
+    pub(super) fn may_be_free(&mut self, epoch: u64) {
+        self.fences.push(Some((epoch, false)));
+    }
+
+    pub(super) fn is_free(&mut self, epoch: u64) {
+        self.fences = vec![Some((epoch, false))];
+    }
+
     /// Retention is about to remove what nobody needs now.
     pub(super) fn may_remove(&mut self, store: &Store, archived: Option<Lsn>) {
         let Some(tip) = store.tip() else { return };
@@ -134,6 +168,7 @@ impl Promised {
         self.check_slots(&it.store)?;
         self.check_archived(&it.store)?;
         self.check_missing(&it.store)?;
+        self.check_fence(&it.store)?;
         self.check_left_timelines(tree, it)
     }
 
@@ -210,6 +245,34 @@ impl Promised {
             Some(name) => Err(format!("segment {name:?} is missing")),
             None => Ok(()),
         }
+    }
+
+    fn check_fence(&mut self, store: &Store) -> Result<(), String> {
+        let found = store.fences().now().last;
+        let tip = store.tip();
+        let is_allowed = match &found {
+            None => self.fences.contains(&None),
+            // The workload goes on to other timelines without a word, and the start sees that.
+            Some(Fence { epoch, state: FenceState::Passed { to }, timeline, .. }) => {
+                self.fences.iter().flatten().any(|(known, _)| known == epoch)
+                    && to > timeline
+                    && tip.is_some()
+            }
+            Some(fence) => self.fences.contains(&Some((fence.epoch, fence.is_in_force()))),
+        };
+        if !is_allowed {
+            return Err(format!("the fence is {found:?}, expected one of {:?}", self.fences));
+        }
+        let (last, told) = self.told_before_fence;
+        if let Some(fence) = found.as_ref().filter(|fence| fence.epoch == last) {
+            let at = fence.position.ok_or("the fence has no position")?;
+            if at < told || self.closed.is_some_and(|closed| closed != at) {
+                let closed = self.closed;
+                return Err(format!("the {fence} came after {told} was told, and was closed at {closed:?}"));
+            }
+        }
+        self.fences = vec![found.map(|fence| (fence.epoch, fence.is_in_force()))];
+        Ok(())
     }
 
     /// What was received of timelines that were left is there as well, as long as nothing could remove it.

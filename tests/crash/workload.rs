@@ -11,13 +11,15 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use walrelay::disk::Disk;
 use walrelay::disk::sim::{OperationKind, SimDisk};
+use walrelay::store::fence::{FencedBy, Order};
 use walrelay::store::{
     Hold, HoldKind, Identity, SlotPersistence, Stepped, Store, StoreConfig, StoreError, UpstreamParameters,
     WalWrite,
 };
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
-    Lsn, SegNo, SegSize, SlotName, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity,
+    Lsn, SegNo, SegSize, SlotName, SystemId, TimelineHistory, TimelineId, TimelinePosition, WalFileName,
+    WalIdentity,
 };
 
 use super::promised::Promised;
@@ -61,6 +63,9 @@ enum Step {
     /// Somebody removes a segment by hand.
     Lose(u64),
     Refill,
+    /// A fence of this number is ordered, and closed.
+    Fence(u64),
+    Unfence(u64),
 }
 
 const KB: u64 = 1000;
@@ -77,6 +82,7 @@ const STEPS: &[Step] = &[
     Step::Receive(1, u64::MAX),
     Step::Confirm("a", 2_000 * KB),
     Step::Retain,
+    Step::Fence(1),
     Step::Switch(2),
     Step::Receive(2, 2_300 * KB),
     Step::Create("c"),
@@ -92,7 +98,9 @@ const STEPS: &[Step] = &[
     Step::Retain,
     Step::Lose(5),
     Step::Receive(3, 5_300 * KB),
+    Step::Fence(4),
     Step::Refill,
+    Step::Unfence(4),
     Step::Confirm("a", 3_500 * KB),
     Step::Confirm("c", 4_700 * KB),
     Step::Archive(3_700 * KB),
@@ -257,6 +265,8 @@ impl Workload {
             Step::Archive(bytes) => self.archive(START.advance(bytes), relay),
             Step::Lose(segment) => self.lose(SegNo::new(segment), relay),
             Step::Refill => self.refill(relay),
+            Step::Fence(epoch) => self.fence(epoch, relay),
+            Step::Unfence(epoch) => self.unfence(epoch, relay),
         };
         self.promised.note_slots(&relay.it.store);
         outcome
@@ -393,6 +403,31 @@ impl Workload {
         Ok(())
     }
 
+    fn fence(&mut self, epoch: u64, relay: &mut Relay) -> Result<(), String> {
+        let store = relay.it.store.clone();
+        let order = Order { epoch: Some(epoch), reason: "workload".to_owned(), by: fenced_by() };
+        self.promised.may_be_fenced(epoch, &store);
+        store.order_fence(order).map_err(text)?;
+        store.fences().save().map_err(text)?;
+        self.promised.is_fenced(epoch);
+        relay.it.writer.commit();
+        self.flush(relay)?;
+        let tip = store.tip().ok_or("there is no WAL")?;
+        let end = TimelinePosition { tli: tip.tli, lsn: tip.flush_lsn };
+        store.fences().close(end, relay.it.writer.newest()).map_err(text)?;
+        let shown = store.fences().now();
+        assert!(shown.is_settled(epoch) && shown.last.is_some_and(|fence| fence.position == Some(end.lsn)));
+        self.promised.is_closed(end.lsn);
+        Ok(())
+    }
+
+    fn unfence(&mut self, epoch: u64, relay: &Relay) -> Result<(), String> {
+        self.promised.may_be_free(epoch);
+        relay.it.store.fences().lift(Some(epoch), &fenced_by()).map_err(text)?;
+        self.promised.is_free(epoch);
+        Ok(())
+    }
+
     fn below(&mut self, end: u64) -> u64 {
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -434,6 +469,10 @@ impl Relay {
     fn has_failed(&self) -> bool {
         self.it.store.failed().now_or_never().is_some()
     }
+}
+
+fn fenced_by() -> FencedBy {
+    FencedBy { role: "admin".to_owned(), address: "[local]".to_owned() }
 }
 
 /// What the archive has.

@@ -19,6 +19,7 @@ use crate::store::{
 use crate::upstream::follow::Follower;
 use crate::upstream::refill;
 
+mod fenced;
 mod hostile;
 
 const SEG: u64 = 1 << 20;
