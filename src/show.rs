@@ -112,6 +112,9 @@ fn write_all(out: &mut String, status: &Status) -> std::fmt::Result {
         upstream.host.as_deref().unwrap_or(&upstream.conninfo),
         upstream.server_version.as_ref().map(|version| format!(", PostgreSQL {version}")).unwrap_or_default()
     )?;
+    if let Some(fence) = status.fence.as_ref().filter(|fence| fence.is_in_force()) {
+        writeln!(out, "fenced     {}", fence.line())?;
+    }
     writeln!(
         out,
         "at risk    {} not flushed, {} not received",

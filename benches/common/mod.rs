@@ -61,6 +61,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         shutdown_timeout: Duration::ZERO,
         sql_overlay: true,
         recall,
+        application_name: "walrelay".to_owned(),
         descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0, 0)),
         counts: Arc::default(),
         status: None,
@@ -69,7 +70,13 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");
     // Without an upstream it is the only way to be known.
     let users = Users::parse(Path::new("users"), "\"bench\" \"\"").expect("one valid line");
-    let access = SharedAccess::new(Access { hba, users, idents: Idents::default(), tls: None });
+    let access = SharedAccess::new(Access {
+        hba,
+        users,
+        idents: Idents::default(),
+        admin_roles: Vec::new(),
+        tls: None,
+    });
     let (gateway, ended) = (no_upstream(&store), CancellationToken::new());
     let bound = Downstream::bind(config, Arc::new(access), store, gateway, ended).await;
     bound.expect("a free port")

@@ -64,6 +64,25 @@ pub enum Command {
     },
     /// `UPLOAD_MANIFEST`, since 17.
     UploadManifest,
+    /// `FENCE [EPOCH n] [REASON 'text']`, which only walrelay has: it confirms nothing upstream any more, and follows only a
+    /// newer timeline.
+    Fence(FenceOrder),
+    /// `UNFENCE [EPOCH n]`, which only walrelay has.
+    Unfence {
+        /// Only if this fence is in force; whichever it is if `None`.
+        epoch: Option<u64>,
+    },
+    /// `FENCE_STATUS`, which only walrelay has.
+    FenceStatus,
+}
+
+/// What a fence is to be.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FenceOrder {
+    /// Its number, at least 1, at most what a signed one of 64 bits can be; the next one if `None`.
+    pub epoch: Option<u64>,
+    /// Why, for people.
+    pub reason: Option<String>,
 }
 
 /// What a new slot shall be.
@@ -187,6 +206,9 @@ pub enum CommandError {
     /// Timeline 0, or a multiple of 2^32.
     #[error("invalid timeline 0")]
     InvalidTimeline,
+    /// A fence's number that is 0, or too large.
+    #[error("invalid epoch")]
+    InvalidEpoch,
     /// An option twice, or one of the other kind of slot.
     #[error("conflicting or redundant options")]
     ConflictingOptions,
@@ -242,7 +264,23 @@ impl fmt::Display for Command {
             }
             Command::BaseBackup { options } => write!(f, "BASE_BACKUP{}", Options(options)),
             Command::UploadManifest => f.write_str("UPLOAD_MANIFEST"),
+            Command::Fence(order) => order.fmt(f),
+            Command::Unfence { epoch } => {
+                f.write_str("UNFENCE")?;
+                epoch.map_or(Ok(()), |epoch| write!(f, " EPOCH {epoch}"))
+            }
+            Command::FenceStatus => f.write_str("FENCE_STATUS"),
         }
+    }
+}
+
+impl fmt::Display for FenceOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FENCE")?;
+        if let Some(epoch) = self.epoch {
+            write!(f, " EPOCH {epoch}")?;
+        }
+        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, " REASON '{}'", reason.replace('\'', "''")))
     }
 }
 

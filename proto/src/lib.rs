@@ -30,8 +30,8 @@ mod timer;
 mod walk;
 
 pub use command::{
-    Command, CommandError, CommandOption, CreateSlot, OptionValue, Parsed, SlotKind, StartReplication,
-    Statement, Truncated,
+    Command, CommandError, CommandOption, CreateSlot, FenceOrder, OptionValue, Parsed, SlotKind,
+    StartReplication, Statement, Truncated,
 };
 pub use commit::CommitCounter;
 pub use feedback::FeedbackHorizon;

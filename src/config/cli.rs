@@ -68,6 +68,11 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_IDENT_FILE", value_name = "FILE")]
     pub(super) ident_file: Option<PathBuf>,
 
+    /// Role that may fence the relay, besides superusers, or a role that its members belong to; repeatable
+    #[arg(long, env = "WALRELAY_ADMIN_ROLE", value_name = "NAME", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "names")]
+    pub(super) admin_role: Vec<String>,
+
     /// Certificate to show to clients, in PEM, with those between it and the root; turns TLS on
     #[arg(long, env = "WALRELAY_SSL_CERT_FILE", value_name = "FILE")]
     pub(super) ssl_cert_file: Option<PathBuf>,
@@ -226,6 +231,7 @@ impl Settings {
             hba_file: self.hba_file.or(other.hba_file),
             auth_file: self.auth_file.or(other.auth_file),
             ident_file: self.ident_file.or(other.ident_file),
+            admin_role: if self.admin_role.is_empty() { other.admin_role } else { self.admin_role },
             ssl_cert_file: self.ssl_cert_file.or(other.ssl_cert_file),
             ssl_key_file: self.ssl_key_file.or(other.ssl_key_file),
             ssl_ca_file: self.ssl_ca_file.or(other.ssl_ca_file),
@@ -267,7 +273,7 @@ impl Settings {
             }};
         }
         compare! {
-            upstream data_dir listen http_listen slot hba_file auth_file ident_file ssl_cert_file ssl_key_file
+            upstream data_dir listen http_listen slot hba_file auth_file ident_file admin_role ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
             ack recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
@@ -291,8 +297,8 @@ pub(super) fn text<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<
     }))
 }
 
-/// Whoever writes an empty list does not mean the default.
-fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+/// A name, or a list of them.
+fn names<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Value {
@@ -301,11 +307,17 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>
     }
     Ok(match Value::deserialize(input)? {
         Value::One(one) => vec![one],
-        Value::Many(many) if many.is_empty() => {
-            return Err(serde::de::Error::custom("an empty list: nobody could connect"));
-        }
         Value::Many(many) => many,
     })
+}
+
+/// Whoever writes an empty list does not mean the default.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let many = names(input)?;
+    match many.is_empty() {
+        true => Err(serde::de::Error::custom("an empty list: nobody could connect")),
+        false => Ok(many),
+    }
 }
 
 fn value_enum<'de, D, T>(input: D) -> Result<Option<T>, D::Error>

@@ -62,6 +62,9 @@ impl Answer<'_> {
                 since(version, 170_000)?;
                 self.alter_slot(&slot, &options)?;
             }
+            Command::Fence(order) => self.fence(conn, order).await?,
+            Command::Unfence { epoch } => self.unfence(conn, epoch).await?,
+            Command::FenceStatus => self.fence_status(conn),
             Command::StartLogicalReplication { .. } => return Err(no_logical().into()),
             // The session hands these on, to the walsender and to the upstream.
             Command::StartReplication(_) | Command::BaseBackup { .. } | Command::UploadManifest => {}
@@ -298,7 +301,7 @@ impl Answer<'_> {
     }
 
     /// Why the running command is not waited for any more. Cancel-safe.
-    async fn given_up(&self, conn: &mut Connection) -> Failure {
+    pub(super) async fn given_up(&self, conn: &mut Connection) -> Failure {
         tokio::select! {
             error = told_to_end(self.context) => error.into(),
             error = conn.gone() => Failure::Closed(error.into()),
@@ -412,7 +415,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.map_err(failed)
 }
 
-fn put_row(conn: &mut Connection, values: &[Option<&str>]) {
+pub(super) fn put_row(conn: &mut Connection, values: &[Option<&str>]) {
     let values: Vec<_> = values.iter().map(|value| value.map(str::as_bytes)).collect();
     conn.put(&data_row(&values));
 }

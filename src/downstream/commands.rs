@@ -24,6 +24,9 @@ pub(super) fn fate(text: &[u8], moment: Moment, has_slot: impl Fn(&str) -> bool)
         }
         Command::StartReplication(_) => Some(refused("START_REPLICATION ... PHYSICAL")),
         Command::ReadReplicationSlot { .. } => Some(refused("READ_REPLICATION_SLOT")),
+        Command::Fence(_) | Command::Unfence { .. } | Command::FenceStatus => {
+            Some(refused("FENCE, UNFENCE and FENCE_STATUS"))
+        }
         Command::DropReplicationSlot { slot, .. } | Command::AlterReplicationSlot { slot, .. } => {
             if !moment.is_quiet {
                 return Some(refused("a command about a slot behind others that have not been answered"));

@@ -132,8 +132,18 @@ impl Downstream {
         let failures = Failures::new(config.max_failed_logins);
         let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
         let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);
-        let shared =
-            Shared { config, access, store, registry, gateway, mock, failures, received_from, shutdown };
+        let shared = Shared {
+            config,
+            access,
+            store,
+            registry,
+            gateway,
+            mock,
+            failures,
+            fence_lane: super::fence::lane(),
+            received_from,
+            shutdown,
+        };
         Ok(Downstream { listeners, pending, shared: Arc::new(shared) })
     }
 

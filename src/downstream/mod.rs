@@ -15,6 +15,7 @@ mod backup;
 mod batch;
 mod commands;
 mod exchange;
+mod fence;
 mod forward;
 mod listener;
 mod local;
@@ -47,6 +48,7 @@ use crate::auth::users::Users;
 use crate::counts::SessionCounts;
 use crate::descriptors::Descriptors;
 use crate::gateway::Gateway;
+use crate::lane::Lane;
 use crate::status::Sources;
 use crate::store::Store;
 use crate::wire::ServerTls;
@@ -75,6 +77,8 @@ pub struct DownstreamConfig {
     pub sql_overlay: bool,
     /// Where WAL comes from that is not in the store any more; `None` without an archive.
     pub recall: Option<Arc<Recall>>,
+    /// What the relay is called upstream, and in `synchronous_standby_names` there.
+    pub application_name: String,
     /// Who may have a file descriptor.
     pub descriptors: Arc<Descriptors>,
     /// What has become of connections.
@@ -133,7 +137,7 @@ impl std::str::FromStr for ListenAddr {
     }
 }
 
-/// Who may log in, and how.
+/// Who may log in and how, and who may fence.
 #[derive(Debug)]
 pub struct Access {
     /// `--hba-file`, or the built-in rules.
@@ -142,6 +146,8 @@ pub struct Access {
     pub users: Users,
     /// `--ident-file`, or no maps.
     pub idents: Idents,
+    /// `--admin-role`: who may fence the relay, besides superusers.
+    pub admin_roles: Vec<String>,
     /// TLS for clients; `None` if it is off.
     pub tls: Option<ServerTls>,
 }
@@ -175,6 +181,8 @@ struct Shared {
     gateway: Arc<Gateway>,
     mock: MockSecret,
     failures: Failures,
+    /// Threads for what the fence has the disk do.
+    fence_lane: Lane,
     /// Where the WAL ended when this process began to listen.
     received_from: Lsn,
     shutdown: CancellationToken,

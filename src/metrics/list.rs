@@ -5,7 +5,7 @@ use super::Measure::{Bytes, None as Count, Seconds};
 use super::named::{consumers, slots};
 use super::{Kind, Label, Measure, Metric, Number, Samples};
 use crate::moment::Moment;
-use crate::status::{ArchiveStatus, SlotStatus, Status};
+use crate::status::{ArchiveStatus, FenceStatus, SlotStatus, Status};
 use crate::upstream::Phase;
 
 const fn metric(
@@ -32,6 +32,15 @@ pub const METRICS: &[Metric] = &[
     metric("troubles", Count, Gauge, "Things that somebody should look at now", |status, out| {
         out.whole(vec![], status.troubles().len() as u64);
     }),
+    metric(
+        "fenced",
+        Count,
+        Gauge,
+        "Whether a fence is in force: only a newer timeline is followed",
+        |status, out| {
+            out.whole(vec![], status.fence.as_ref().is_some_and(FenceStatus::is_in_force).into());
+        },
+    ),
     metric("timeline", Count, Gauge, "Timeline that is followed", |status, out| {
         out.0.extend(status.relay.timeline.map(|tli| (vec![], Number::Whole(tli.into()))));
     }),

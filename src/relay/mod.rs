@@ -356,6 +356,7 @@ fn downstream_config(
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
         recall: Some(recall),
+        application_name: config.upstream.application_name.clone(),
         descriptors,
         counts: status.sessions().clone(),
         status: Some(status.clone()),
@@ -408,5 +409,5 @@ fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
     for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {
         tracing::warn!("{warning}");
     }
-    Ok(Access { hba, users, idents, tls })
+    Ok(Access { hba, users, idents, admin_roles: config.admin_roles.clone(), tls })
 }

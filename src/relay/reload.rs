@@ -34,8 +34,9 @@ const ACCESS: [&str; 9] = [
     "ssl-max-protocol-version",
 ];
 
-/// The one that is in effect at once, for everybody.
+/// Those that are in effect at once, for everybody.
 const ACKNOWLEDGEMENTS: &str = "ack";
+const ADMINS: &str = "admin-role";
 
 /// What is read at the moment, for the message should it not come back.
 #[derive(Clone, Default, Debug)]
@@ -150,10 +151,15 @@ impl Reload {
             set_acknowledgements(&new, &self.store);
             tracing::info!("ack changed, in effect");
         }
+        if old.admin_roles != new.admin_roles {
+            tracing::info!("{ADMINS} changed, in effect");
+        }
         for line in changes {
             tracing::info!("{line}");
         }
-        let at_once = |name: &&String| ACCESS.contains(&name.as_str()) || *name == ACKNOWLEDGEMENTS;
+        let at_once = |name: &&String| {
+            ACCESS.contains(&name.as_str()) || [ACKNOWLEDGEMENTS, ADMINS].contains(&name.as_str())
+        };
         for name in self.started.differences(&new).iter().filter(|name| !at_once(name)) {
             tracing::warn!("{name} changed, which takes a restart; until then the old value stays in effect");
         }
@@ -167,7 +173,7 @@ pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> 
     let (before, now) = (started.shown(), read.unwrap_or(started).shown());
     let setting = |((name, before), (_, now)): ((&'static str, String), (_, String))| {
         let is_of_ack = name.strip_prefix(ACKNOWLEDGEMENTS).is_some_and(|rest| rest.starts_with('-'));
-        let takes_effect = ACCESS.contains(&name) || is_of_ack || ["archive", "ssl"].contains(&name);
+        let takes_effect = ACCESS.contains(&name) || is_of_ack || [ADMINS, "archive", "ssl"].contains(&name);
         let pending_restart = !takes_effect && before != now;
         Setting { name: name.to_owned(), value: if takes_effect { now } else { before }, pending_restart }
     };
@@ -216,6 +222,8 @@ mod tests {
             &hba,
             "--auth-file",
             &auth,
+            "--admin-role",
+            "op",
             "--ack-write",
             "ALL (a)",
             "--ack-flush",

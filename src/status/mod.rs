@@ -21,6 +21,7 @@ mod value;
 pub use disk::DiskGauge;
 pub use now::{Setting, Sources, SourcesSetup};
 pub use value::{
-    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, HolderStatus,
-    RecallStatus, RelayStatus, SegmentsStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
+    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, FenceStatus,
+    HolderStatus, RecallStatus, RelayStatus, SegmentsStatus, SlotStatus, Status, TimelineStatus,
+    UpstreamStatus,
 };

@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use walrelay_proto::{Lsn, TimelineHistory, TimelineId, TimelinePosition};
 
 use super::disk::DiskGauge;
 use super::value::{
-    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, HolderStatus,
-    RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
+    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, FenceStatus,
+    HolderStatus, RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
 };
 use crate::archive::{ArchiveControl, Recall, TargetSeen};
 use crate::consumers;
@@ -20,6 +20,7 @@ use crate::events::Events;
 use crate::moment::Moment;
 use crate::overlay::{Holdings, slot_row};
 use crate::redact::redact;
+use crate::store::fence::Fencing;
 use crate::store::{Held, HoldKind, HoldRow, SlotInfo, Store, Tip};
 use crate::upstream::{Board, Seen};
 
@@ -123,6 +124,7 @@ impl Status {
         Status {
             at: Moment::now(),
             relay: relay(sources, tip),
+            fence: fence(store.fences().now()),
             consumers: consumers(&end, &slots),
             slots: self::slots(&end, &slots),
             timelines: tip.map(|_| timelines(&store.history())).unwrap_or_default(),
@@ -218,6 +220,20 @@ fn upstream_status(sources: &Sources, seen: Seen, tip: Option<Tip>, end: &End<'_
         unflushed_bytes: unflushed.map_or(0, |it| it.lag_bytes),
         unflushed_seconds: unflushed.map_or(0.0, |it| it.lag_seconds),
     }
+}
+
+fn fence(Fencing { last, is_saved }: Fencing) -> Option<FenceStatus> {
+    last.map(|fence| FenceStatus {
+        state: fence.state.as_str().to_owned(),
+        epoch: fence.epoch,
+        timeline: fence.timeline.as_u32(),
+        lsn: fence.position,
+        reason: fence.reason,
+        since: fence.since.to_system_time().unwrap_or(SystemTime::UNIX_EPOCH).into(),
+        role: fence.by.role,
+        address: fence.by.address,
+        durable: is_saved,
+    })
 }
 
 fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {

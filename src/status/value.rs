@@ -18,6 +18,9 @@ pub struct Status {
     pub relay: RelayStatus,
     /// Whom it receives from.
     pub upstream: UpstreamStatus,
+    /// Its last fence, in force or not; absent if there was never one.
+    #[serde(default)]
+    pub fence: Option<FenceStatus>,
     /// Who receives from it.
     pub consumers: Vec<ConsumerStatus>,
     /// Its replication slots.
@@ -111,6 +114,47 @@ pub struct UpstreamStatus {
     pub unflushed_bytes: u64,
     /// How long the oldest of it has been here.
     pub unflushed_seconds: f64,
+}
+
+/// A fence.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FenceStatus {
+    /// `in force`, `lifted` or `passed`.
+    pub state: String,
+    /// Its number.
+    pub epoch: u64,
+    /// Servers on this timeline and before are not followed while it is in force.
+    pub timeline: u32,
+    /// The end of what was held of it; absent while the fence is being closed.
+    #[serde(with = "text::optional")]
+    pub lsn: Option<Lsn>,
+    /// Why, as somebody has said.
+    pub reason: String,
+    /// When it was ordered.
+    pub since: Moment,
+    /// The role that has ordered it.
+    pub role: String,
+    /// Where that came from.
+    pub address: String,
+    /// Whether it would survive a crash as it is.
+    pub durable: bool,
+}
+
+impl FenceStatus {
+    /// Whether it is in force.
+    pub fn is_in_force(&self) -> bool {
+        self.state == "in force"
+    }
+
+    /// For people.
+    pub fn line(&self) -> String {
+        let position = self.lsn.map_or("being closed".to_owned(), |lsn| format!("at {lsn}"));
+        let FenceStatus { epoch, timeline, since, role, address, reason, .. } = self;
+        let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        format!(
+            "epoch {epoch}, timeline {timeline} {position}, since {since} by {role} from {address}{reason}"
+        )
+    }
 }
 
 /// A position that somebody has reached, and what that lacks to the end of the relay's WAL.
@@ -389,6 +433,10 @@ impl Status {
     /// What somebody should look at now, a line each; nothing when all is well.
     pub fn troubles(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.unready().into_iter().collect();
+        let fence = self.fence.as_ref().filter(|fence| fence.is_in_force());
+        lines.extend(fence.map(|fence| {
+            format!("the relay is fenced: only a newer timeline is followed ({})", fence.line())
+        }));
         lines.extend(self.upstream_trouble());
         lines.extend(self.disk.trouble());
         let lost = self.slots.iter().filter(|slot| slot.wal_status.as_deref() == Some("lost"));

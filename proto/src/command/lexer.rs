@@ -48,6 +48,19 @@ keywords! {
     UseSnapshot "USE_SNAPSHOT",
     Wait "WAIT",
     UploadManifest "UPLOAD_MANIFEST",
+    Fence "FENCE",
+    Unfence "UNFENCE",
+    FenceStatus "FENCE_STATUS",
+    Epoch "EPOCH",
+    Reason "REASON",
+}
+
+impl Keyword {
+    /// Whether PostgreSQL does not have it: to its commands it is a name.
+    pub(super) fn is_ours(self) -> bool {
+        use Keyword::{Epoch, Fence, FenceStatus, Reason, Unfence};
+        matches!(self, Fence | Unfence | FenceStatus | Epoch | Reason)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,10 +69,26 @@ pub(super) enum Token {
     /// Folded to lower case unless quoted, at most 63 bytes.
     Ident(String),
     Str(String),
-    Number(u32),
+    Number(Number),
     Position(Lsn),
     Other(u8),
     End,
+}
+
+/// Digits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Number {
+    /// What PostgreSQL takes them for.
+    pub(super) low: u32,
+    /// What they say; `None` if that is too much.
+    pub(super) whole: Option<u64>,
+}
+
+impl Number {
+    fn of(digits: &[u8]) -> Number {
+        let whole = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+        Number { low: low_half(digits, 10), whole }
+    }
 }
 
 /// The unread rest of a statement.
@@ -83,7 +112,7 @@ impl<'a> Lexer<'a> {
             return Ok(Token::Position(position));
         }
         match first {
-            b'0'..=b'9' => Ok(Token::Number(low_half(self.take_while(|b| b.is_ascii_digit()), 10))),
+            b'0'..=b'9' => Ok(Token::Number(Number::of(self.take_while(|b| b.is_ascii_digit())))),
             b'\'' => self.quoted(b'\'').map(|text| Token::Str(lossy(&text))),
             b'"' => self.quoted(b'"').map(|name| Token::Ident(self.truncate(name))),
             _ if is_ident_start(first) => Ok(self.word()),

@@ -1,10 +1,10 @@
 //! Statements of the replication grammar (PostgreSQL: `repl_gram.y`, and the options' rules in
 //! `walsender.c`, `parseCreateReplSlotOptions`).
 
-use super::lexer::{Keyword, Lexer, Token};
+use super::lexer::{Keyword, Lexer, Number, Token};
 use super::{
-    Command, CommandError, CommandOption, CreateSlot, OptionValue, Parsed, SlotKind, StartReplication,
-    Statement,
+    Command, CommandError, CommandOption, CreateSlot, FenceOrder, OptionValue, Parsed, SlotKind,
+    StartReplication, Statement,
 };
 use crate::lsn::Lsn;
 use crate::timeline::TimelineId;
@@ -38,11 +38,14 @@ fn starts_command(word: Keyword) -> bool {
             | Keyword::TimelineHistory
             | Keyword::UploadManifest
             | Keyword::Show
+            | Keyword::Fence
+            | Keyword::Unfence
+            | Keyword::FenceStatus
     )
 }
 
 fn command(first: Keyword, lexer: &mut Lexer<'_>) -> Result<Command> {
-    let mut words = Words { next: lexer.next()?, lexer };
+    let mut words = Words::behind(first, lexer)?;
     let command = match first {
         Keyword::IdentifySystem => Command::IdentifySystem,
         Keyword::UploadManifest => Command::UploadManifest,
@@ -57,6 +60,9 @@ fn command(first: Keyword, lexer: &mut Lexer<'_>) -> Result<Command> {
         }
         Keyword::BaseBackup => Command::BaseBackup { options: words.opt_options()? },
         Keyword::CreateReplicationSlot => Command::CreateReplicationSlot(create_slot(&mut words)?),
+        Keyword::Fence => Command::Fence(FenceOrder { epoch: words.epoch()?, reason: words.reason()? }),
+        Keyword::Unfence => Command::Unfence { epoch: words.epoch()? },
+        Keyword::FenceStatus => Command::FenceStatus,
         _ => start_replication(&mut words)?,
     };
     words.finish()?;
@@ -143,12 +149,57 @@ fn start_replication(words: &mut Words<'_, '_>) -> Result<Command> {
 struct Words<'a, 'b> {
     next: Token,
     lexer: &'a mut Lexer<'b>,
+    /// Whether the command is PostgreSQL's: then words of ours are names.
+    is_postgres: bool,
 }
 
-impl Words<'_, '_> {
+impl<'a, 'b> Words<'a, 'b> {
+    /// What comes behind the first word of a command.
+    fn behind(first: Keyword, lexer: &'a mut Lexer<'b>) -> Result<Words<'a, 'b>> {
+        let mut words = Words { next: Token::End, lexer, is_postgres: !first.is_ours() };
+        words.take()?;
+        Ok(words)
+    }
+
     fn take(&mut self) -> Result<Token> {
-        let next = self.lexer.next()?;
+        let next = match self.lexer.next()? {
+            Token::Keyword(word) if self.is_postgres && word.is_ours() => {
+                Token::Ident(word.as_str().to_ascii_lowercase())
+            }
+            next => next,
+        };
         Ok(std::mem::replace(&mut self.next, next))
+    }
+
+    /// `[EPOCH n]`
+    fn epoch(&mut self) -> Result<Option<u64>> {
+        if !self.accept(Keyword::Epoch)? {
+            return Ok(None);
+        }
+        match self.next {
+            Token::Number(number) => {
+                let epoch = number.whole.filter(|epoch| *epoch > 0 && i64::try_from(*epoch).is_ok());
+                let epoch = epoch.ok_or(CommandError::InvalidEpoch)?;
+                self.take()?;
+                Ok(Some(epoch))
+            }
+            _ => Err(CommandError::Syntax),
+        }
+    }
+
+    /// `[REASON 'text']`
+    fn reason(&mut self) -> Result<Option<String>> {
+        if !self.accept(Keyword::Reason)? {
+            return Ok(None);
+        }
+        match self.next {
+            Token::Str(_) => {}
+            _ => return Err(CommandError::Syntax),
+        }
+        match self.take()? {
+            Token::Str(text) => Ok(Some(text)),
+            _ => Err(CommandError::Syntax),
+        }
     }
 
     fn at(&self, other: u8) -> bool {
@@ -203,8 +254,8 @@ impl Words<'_, '_> {
     /// Decided before the next word is looked at, as by the server's parser.
     fn timeline(&mut self) -> Result<TimelineId> {
         match self.next {
-            Token::Number(number) => {
-                let tli = TimelineId::new(number).ok_or(CommandError::InvalidTimeline)?;
+            Token::Number(Number { low, .. }) => {
+                let tli = TimelineId::new(low).ok_or(CommandError::InvalidTimeline)?;
                 self.take()?;
                 Ok(tli)
             }
@@ -275,7 +326,7 @@ impl Words<'_, '_> {
         }
         Ok(match self.take()? {
             Token::Ident(text) | Token::Str(text) => Some(OptionValue::Text(text)),
-            Token::Number(number) => Some(OptionValue::Number(number)),
+            Token::Number(Number { low, .. }) => Some(OptionValue::Number(low)),
             _ => None,
         })
     }

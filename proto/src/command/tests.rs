@@ -251,6 +251,46 @@ fn logical_commands_are_recognised() {
 }
 
 #[test]
+fn fences_have_numbers_and_reasons() {
+    let fence =
+        |epoch, reason: Option<&str>| Command::Fence(FenceOrder { epoch, reason: reason.map(str::to_owned) });
+    let check = |text: &str, expected: Command| assert_eq!(command(text), expected, "{text:?}");
+    check("FENCE", fence(None, None));
+    check("FENCE EPOCH 7;", fence(Some(7), None));
+    check("FENCE REASON 'it''s gone'", fence(None, Some("it's gone")));
+    check("FENCE EPOCH 9223372036854775807 REASON ''", fence(Some(i64::MAX as u64), Some("")));
+    check("UNFENCE", Command::Unfence { epoch: None });
+    check("UNFENCE EPOCH 4294967297", Command::Unfence { epoch: Some(4_294_967_297) });
+    check("FENCE_STATUS", Command::FenceStatus);
+    for epoch in ["0", "9223372036854775808", "18446744073709551616"] {
+        refused(&format!("FENCE EPOCH {epoch}"), "42601", "invalid epoch");
+    }
+    for wrong in [
+        "FENCE 7",
+        "FENCE EPOCH",
+        "FENCE EPOCH '7'",
+        "FENCE REASON x",
+        "FENCE REASON 'x' EPOCH 7",
+        "UNFENCE REASON 'x'",
+        "FENCE_STATUS EPOCH 7",
+    ] {
+        syntax_error(wrong);
+    }
+    refused("FENCE REASON 'x", "42601", "unterminated quoted string");
+    is_sql("fence");
+}
+
+#[test]
+fn words_that_postgresql_does_not_have_are_names_in_its_commands() {
+    for word in ["FENCE", "UNFENCE", "FENCE_STATUS", "EPOCH", "REASON"] {
+        let name = word.to_lowercase();
+        assert_eq!(command(&format!("DROP_REPLICATION_SLOT {word}")), drop_slot(&name, false));
+        assert_eq!(command(&format!("START_REPLICATION SLOT {word} 0/0")), start(Some(&name), 0, None));
+        assert_eq!(command(&format!("SHOW {word}.{word}")), show(&format!("{name}.{name}")));
+    }
+}
+
+#[test]
 fn long_names_are_cut_with_a_notice() {
     let long = "N".repeat(64);
     for (typed, folded) in [(long.clone(), long.to_lowercase()), (format!("\"{long}\""), long.clone())] {
@@ -285,6 +325,10 @@ fn slot_kind() -> impl Strategy<Value = SlotKind> {
     prop_oneof![physical, logical]
 }
 
+fn epoch() -> impl Strategy<Value = Option<u64>> {
+    proptest::option::of(1..=i64::MAX as u64)
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     let timeline = || (1..=u32::MAX).prop_map(|n| tli(n).unwrap());
     let options = || proptest::collection::vec(option(), 1..4);
@@ -293,6 +337,10 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         Just(Command::IdentifySystem),
         Just(Command::UploadManifest),
+        Just(Command::FenceStatus),
+        (epoch(), proptest::option::of("[ -~]{0,20}"))
+            .prop_map(|(epoch, reason)| Command::Fence(FenceOrder { epoch, reason })),
+        epoch().prop_map(|epoch| Command::Unfence { epoch }),
         name().prop_map(|name| Command::Show { name }),
         timeline().prop_map(Command::TimelineHistory),
         name().prop_map(|slot| Command::ReadReplicationSlot { slot }),

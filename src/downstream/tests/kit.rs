@@ -121,6 +121,7 @@ pub(super) fn access(hba: &str, users: &str) -> Access {
         hba: if hba.is_empty() { Hba::builtin() } else { Hba::parse(Path::new("hba"), hba).unwrap() },
         users: Users::parse(Path::new("users"), &(known(users) + users)).unwrap(),
         idents: Idents::default(),
+        admin_roles: vec!["a".to_owned()],
         tls: None,
     }
 }
@@ -177,6 +178,7 @@ impl Relay {
             shutdown_timeout: options.shutdown_timeout,
             sql_overlay: true,
             recall,
+            application_name: "walrelay".to_owned(),
             descriptors: Arc::new(options.descriptors),
             counts: Arc::default(),
             status: None,

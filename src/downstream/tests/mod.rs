@@ -2,6 +2,7 @@
 
 mod authority;
 mod commands;
+mod fence;
 mod frozen;
 mod fuzz;
 mod hostile;
