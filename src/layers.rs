@@ -89,6 +89,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("events", &["log", "moment"]),
+    ("fencing", &["config", "conninfo", "error", "pg"]),
     ("gateway", &["auth", "conninfo", "lane", "pg", "rate", "redact", "store", "upstream", "wire"]),
     ("http", &["descriptors", "metrics", "status"]),
     ("lane", &["parts", "pulse"]),
@@ -153,8 +154,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "tools",
         &[
-            "archive", "branch", "config", "conninfo", "error", "lane", "papers", "redact", "relay", "show",
-            "store", "verify",
+            "archive", "branch", "config", "conninfo", "error", "fencing", "lane", "papers", "redact",
+            "relay", "show", "store", "verify",
         ],
     ),
     ("upstream", &["conninfo", "counts", "moment", "pg", "pieces", "store"]),

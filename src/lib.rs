@@ -17,6 +17,7 @@ pub mod disk;
 pub mod downstream;
 pub mod error;
 pub mod events;
+pub mod fencing;
 pub mod gateway;
 pub mod http;
 mod lane;

@@ -26,6 +26,7 @@ use crate::config::{
 };
 use crate::conninfo::Environment;
 use crate::error::RelayError;
+use crate::fencing;
 use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
@@ -42,6 +43,8 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         Command::Failovers(args) => failovers(args),
         Command::Branch(BranchCommand::List(args)) => list_branches(args),
         Command::Branch(BranchCommand::Export(args)) => export_branch(args),
+        Command::Fence(args) => fencing::fence(args, environment).await,
+        Command::Unfence(args) => fencing::unfence(args, environment).await,
         Command::CheckConfig(args) => check_config(args, environment),
         Command::Completions(args) => {
             papers::completions(args.shell, &mut std::io::stdout());

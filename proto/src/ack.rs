@@ -19,6 +19,7 @@ mod expression;
 mod lapse;
 mod lexer;
 mod parser;
+mod standbys;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use expression::{Expression, Group, MemberName, Pick, Term};
 pub use lapse::{Budget, Lapse};
 pub use lexer::{may_wait_for, names_of};
 pub use parser::{ExpressionError, Problem};
+pub use standbys::SynchronousStandbys;
 
 use crate::lsn::Lsn;
 

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use clap_complete::Shell;
 use url::Url;
 use walrelay_proto::TimelineId;
+use walrelay_proto::ack::SynchronousStandbys;
 
 use super::cli::Settings;
 use super::{ConfigError, archive_targets, default_data_dir, read_file, units, value};
@@ -36,12 +37,91 @@ pub enum Command {
     /// WAL that is held and does not lead to the timeline that is followed
     #[command(subcommand)]
     Branch(BranchCommand),
+    /// Have relays leave their upstream and follow only a newer timeline, so that no commit is confirmed behind a
+    /// promotion; exit code 1 unless enough of them are fenced
+    Fence(FenceArgs),
+    /// Have relays follow their upstream again; exit code 1 unless all of them do
+    Unfence(UnfenceArgs),
     /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
     CheckConfig(Box<CheckConfigArgs>),
     /// Write the completions of a shell to standard output
     Completions(CompletionsArgs),
     /// Write the manual pages, a file each
     Man(ManArgs),
+}
+
+/// Relays that are asked side by side.
+#[derive(Args, Debug)]
+pub struct RelaysArgs {
+    /// How to connect to a relay; repeatable. The role must be one of its --admin-role, or a superuser
+    #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
+    pub relay: Vec<String>,
+
+    /// How long a relay may take to answer, e.g. 5s
+    #[arg(long, value_name = "TIME", default_value = "15s")]
+    pub timeout: String,
+
+    /// Write the answers as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RelaysArgs {
+    /// The relays.
+    pub fn relays(&self, environment: &Environment) -> Result<Vec<ConnInfo>, ConfigError> {
+        let parse =
+            |text: &String| ConnInfo::parse(text, environment).map_err(|error| value("relay", &error));
+        self.relay.iter().map(parse).collect()
+    }
+
+    /// How long each may take.
+    pub fn limit(&self) -> Result<Duration, ConfigError> {
+        units::time(&self.timeout).map_err(|error| value("timeout", &error))
+    }
+}
+
+/// `walrelay fence`.
+#[derive(Args, Debug)]
+pub struct FenceArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub relays: RelaysArgs,
+
+    /// Number of the fence: the highest wins [default: that of the fence in force, else the next one of each relay]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    pub epoch: Option<u64>,
+
+    /// Why, for the relays' logs
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
+    /// The primary's synchronous_standby_names: as many are enough as leave too few to confirm a commit [default: all]
+    #[arg(long, value_name = "NAMES")]
+    pub sync_names: Option<String>,
+
+    /// Fence nobody, and tell how things are
+    #[arg(long, conflicts_with_all = ["epoch", "reason"])]
+    pub status: bool,
+}
+
+impl FenceArgs {
+    /// Whom the primary waits for; `None` where all relays are to be fenced.
+    pub fn standbys(&self) -> Result<Option<SynchronousStandbys>, ConfigError> {
+        let parse = |text: &String| text.parse().map_err(|error| value("sync-names", &error));
+        self.sync_names.as_ref().map(parse).transpose()
+    }
+}
+
+/// `walrelay unfence`.
+#[derive(Args, Debug)]
+pub struct UnfenceArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub relays: RelaysArgs,
+
+    /// Lift the fence only if it is the one of this number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    pub epoch: Option<u64>,
 }
 
 /// `walrelay branch ...`.

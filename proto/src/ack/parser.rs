@@ -176,7 +176,7 @@ impl Parser {
     }
 }
 
-fn unexpected(at: usize, expected: &'static str, found: Option<Token>) -> ExpressionError {
+pub(super) fn unexpected(at: usize, expected: &'static str, found: Option<Token>) -> ExpressionError {
     let found = match found {
         Some(Token::Word(text) | Token::Quoted(text) | Token::Number(text)) => format!("\"{text}\""),
         Some(Token::Star) => "\"*\"".to_owned(),
