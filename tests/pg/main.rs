@@ -23,6 +23,7 @@ mod failover;
 mod fanout;
 mod faults;
 mod feedback;
+mod fence;
 mod foreign_directory;
 mod fork;
 mod frozen;
