@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use bolero::check;
-use walrelay_proto::ack::{Acknowledger, Expression, Level, Positions, Rules};
+use walrelay_proto::ack::{Acknowledger, Expression, Level, Positions, Rules, SynchronousStandbys};
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::receiver::{Action, Input, Message, Receiver, StreamStart};
 use walrelay_proto::{
@@ -364,6 +364,15 @@ fn fuzz_ack_expression() {
         for text in [words, String::from_utf8_lossy(bytes).into_owned()] {
             match text.parse::<Expression>() {
                 Ok(parsed) => assert_eq!(parsed.to_string().parse(), Ok(parsed), "{text}"),
+                Err(error) => assert!((1..=text.chars().count() + 1).contains(&error.at), "{text}: {error}"),
+            }
+            match text.parse::<SynchronousStandbys>() {
+                // All that can be named are what it takes, and none is what it does not.
+                Ok(standbys) => {
+                    let all: Vec<_> = standbys.names.iter().map(String::as_str).collect();
+                    assert_eq!(standbys.is_stopped_by(&all), !standbys.is_any, "{text}");
+                    assert_eq!(standbys.left(&[]), all, "{text}");
+                }
                 Err(error) => assert!((1..=text.chars().count() + 1).contains(&error.at), "{text}: {error}"),
             }
         }

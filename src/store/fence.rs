@@ -390,7 +390,7 @@ impl Fences {
     }
 }
 
-/// `: maintenance`, or nothing.
+/// ` (maintenance)`, or nothing.
 pub fn because(reason: &str) -> String {
     if reason.is_empty() { String::new() } else { format!(" ({reason})") }
 }

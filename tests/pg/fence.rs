@@ -17,6 +17,7 @@ on_one_version!(
     who_may_fences_and_the_same_primary_comes_back,
     enough_relays_are_fenced_for_the_primarys_rule,
     a_disk_that_hangs_keeps_the_answer_and_not_the_fence,
+    a_primary_that_was_frozen_meanwhile_confirms_nothing_more,
     a_fence_at_the_end_of_a_segment_is_promoted_from,
 );
 
@@ -213,6 +214,36 @@ fn a_disk_that_hangs_keeps_the_answer_and_not_the_fence(server: &Server) {
     relay.wait_exit();
     relay.start();
     assert_eq!(fence(&relay, &["--status"]).0, before);
+}
+
+/// What was on its way to it may let a commit return, which is covered.
+fn a_primary_that_was_frozen_meanwhile_confirms_nothing_more(server: &Server) {
+    let a = Cluster::builder(server).name("a").start();
+    a.sql("create table t (i int)");
+    let mut relay = relay_below(&a).start();
+    relay.create_slot("b");
+    let b = a.standby().name("b").follow(&relay.conninfo()).slot("b").start();
+    // Its kernel still accepts connections.
+    relay.set_upstream(&format!("{} connect_timeout=1", Relay::hosts(&[&a, &b])));
+    relay.restart();
+    let writer = Writer::start(&a);
+    make_synchronous(&a, "walrelay", "1");
+    writer.wait_for_more(10);
+    a.signal_all(Signal::STOP);
+    let (told, code) = fence(&relay, &[]);
+    assert_eq!(code, Some(0), "{told}");
+    let end = position(&told);
+    b.wait_for_replay(end);
+    b.promote();
+    relay.wait_for_timeline(2);
+    a.signal_all(Signal::CONT);
+    let _waiting = commit_that_waits(&a, "2");
+    let acks = writer.acks();
+    assert!(acks.iter().all(|ack| ack.before_commit < end), "{acks:?} {end}");
+    let count = acks.len().to_string();
+    assert_eq!(b.sql(&format!("select count(*) from acked where id <= {count}")), count);
+    b.sql("insert into t values (1)");
+    relay.wait_for_flush(b.settled_lsn());
 }
 
 fn a_fence_at_the_end_of_a_segment_is_promoted_from(server: &Server) {

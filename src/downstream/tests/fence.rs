@@ -116,6 +116,23 @@ async fn a_fence_that_is_not_closed_in_time_is_in_force_all_the_same() {
     assert_eq!(row[..2], [text("in force"), text("2")]);
 }
 
+/// Two who conduct a failover: the higher one wins, and the other one hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_fence_that_another_one_replaces_is_told() {
+    let relay = Relay::start().await;
+    let (mut first, mut second) = (session(&relay, "a").await, session(&relay, "a").await);
+    let mut fencing = relay.store.fences().watch();
+    for (client, epoch) in [(&mut first, 2), (&mut second, 3)] {
+        client.message(b'Q', format!("FENCE EPOCH {epoch}\0").as_bytes()).await;
+        fencing.wait_for(|shown| shown.in_force().is_some_and(|fence| fence.epoch == epoch)).await.unwrap();
+    }
+    let refused = first.until_ready().await[0].error();
+    assert_eq!(refused.1, "55000");
+    assert!(refused.2.starts_with("epoch 2 is lower than that of the fence of epoch 3"), "{refused:?}");
+    close(&relay.store).await;
+    assert_eq!(second.until_ready().await[1].row()[..2], [text("in force"), text("3")]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_are_served_behind_a_fence() {
     let relay = Relay::start().await;
