@@ -33,6 +33,8 @@ pub enum Mutation {
     ForgetFeedback,
     /// A walsender hears nothing of it when its slot is lost.
     ForgetEviction,
+    /// What consumers have of a timeline counts for the next one.
+    KeepMembersAtSwitch,
     /// A slot that is made gets the position that another of its name had.
     ReuseSlotPosition,
     /// What an archive target gets is counted, and saved, before the target has it.
@@ -45,7 +47,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 14] = [
+    pub const ALL: [Mutation; 15] = [
         Mutation::AckBeforeSync,
         Mutation::ForgetDirectorySync,
         Mutation::NameBeforeSync,
@@ -60,6 +62,7 @@ impl Mutation {
         Mutation::BelieveUnsynced,
         Mutation::ForgetFeedback,
         Mutation::ForgetEviction,
+        Mutation::KeepMembersAtSwitch,
     ];
 }
 

@@ -137,6 +137,11 @@ impl Consumer {
         }
     }
 
+    /// Its name, if what it tells is so.
+    pub(crate) fn named(&self) -> Option<&str> {
+        self.slot.as_deref().filter(|_| self.manner != Manner::Absurd)
+    }
+
     /// What the relay has to know of its needs, if it tells them.
     pub(crate) fn needs(&self) -> Option<FeedbackHorizon> {
         self.feeds_back.then_some(self.needs)
@@ -532,6 +537,10 @@ impl Consumer {
             let told =
                 Place { branch: *branch, lsn: if self.manner == Manner::Absurd { at.lsn } else { flush } };
             cx.tell_slot(self.host, slot, told);
+        }
+        if let Some(slot) = self.slot.as_ref().filter(|_| self.manner != Manner::Absurd) {
+            let told = at.branches.iter().map(|branch| Place { branch: *branch, lsn: flush });
+            cx.tell_durable(self.host, slot, told);
         }
         let send_time = cx.wall(self.id);
         let (write, flush) = (write.valid(), flush.valid());

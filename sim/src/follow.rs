@@ -792,6 +792,7 @@ impl Follower {
             let upstream = cx.branches.get(&self.hosts[self.host]).copied();
             if let Some(branch) = upstream.and_then(|branch| cx.model.on_way(branch, tli)) {
                 cx.confirm(self.id, Place { branch, lsn: *lsn });
+                cx.check_group(self.id, Place { branch, lsn: *lsn });
             }
         }
         let mut bytes = Vec::new();

@@ -8,6 +8,7 @@
 //! Checked while it runs, after each crash, and in the end:
 //! - What was reported upstream as flushed is found by every start, on the timeline that was followed, or on the one that
 //!   was gone over to up to where both are the same. So no commit that a primary has acknowledged is lost.
+//! - Where a relay has a rule that names consumers, one of them has what is reported.
 //! - What a relay holds, and each byte that a consumer gets, is what was written on that branch.
 //! - The reported position never falls. A slot never passes what its consumer has, on the branch that is held, nor what it
 //!   was sent; what a slot keeps is there; slots whose making or dropping was answered are there, or are not.

@@ -14,6 +14,7 @@ use walrelay::store::{
     ReadError, Segment, SlotError, SlotGuard, SlotPersistence, Stepped, Store, StoreConfig, StoreError,
     WalWrite,
 };
+use walrelay_proto::ack::Rules;
 use walrelay_proto::sender::{MAX_MESSAGES, MAX_SEND_SIZE, Report, Sender, Wal};
 use walrelay_proto::{FeedbackHorizon, Lsn, SegNo, TimelineHistory, TimelineId};
 
@@ -209,6 +210,11 @@ impl Relay {
             if let Some(expected) = expected.get_mut(&self.id) {
                 expected.retain(|expected| model.has(place, *expected));
             }
+        }
+        if let Some(names) = cx.groups.get(&self.id) {
+            let flush = format!("ANY 1 ({})", names.join(", "));
+            let flush = flush.parse().expect("names of consumers are names");
+            stepped.store.consumers().set_rules(Rules { flush, ..Rules::default() });
         }
         let (number, store) = (self.lives, stepped.store.clone());
         let follower = Follower::new(self.id, self.setup.hosts.clone(), &stepped);
@@ -664,7 +670,7 @@ impl Source for Has {
         let consumer = self.store.consumers().register(ConsumerIdentity {
             pid: conn as u32,
             user: String::new(),
-            application_name: String::new(),
+            application_name: slot.as_ref().map(|slot| slot.name().to_owned()).unwrap_or_default(),
             client_addr: None,
             backend_start: SystemTime::UNIX_EPOCH,
         });
@@ -694,9 +700,12 @@ impl Source for Has {
         {
             cx.tell_slot(self.id, slot.name(), Place { branch, lsn });
         }
+        let is_present = Arc::ptr_eq(&self.store.history(), sender.history());
+        let (pid, acknowledgements) =
+            (seat.consumer.identity().pid, self.store.consumers().acknowledgements());
+        acknowledgements.report(pid, || report.counts.filter(|_| is_present));
         let Some(slot) = &seat.slot else { return };
         let before = self.restart_lsn(seat);
-        let is_present = Arc::ptr_eq(&self.store.history(), sender.history());
         slot.confirm_flush(|| report.confirm.filter(|_| is_present));
         let after = self.restart_lsn(seat);
         let most = sender.sent().advance(MAX_SEND_SIZE * MAX_MESSAGES as u64);

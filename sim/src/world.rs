@@ -23,6 +23,9 @@ const SETTLED: u64 = 3_000_000;
 /// No schedule has so many events, unless somebody goes round in circles.
 const MOST_EVENTS: u64 = 500_000;
 
+/// In one of so many worlds a relay reports what one of its consumers has, by name.
+const GROUPS: u64 = 4;
+
 /// What became of a seed.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -145,6 +148,19 @@ const FAULTS: [Fault; 20] = [
     Fault::Freeze,
 ];
 
+/// Of each relay the consumers with a slot, but for those who tell nonsense.
+fn groups(nodes: &[Option<Node>]) -> BTreeMap<NodeId, Vec<String>> {
+    let mut groups: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
+    for node in nodes.iter().flatten() {
+        if let Node::Consumer(consumer) = node
+            && let Some(slot) = consumer.named()
+        {
+            groups.entry(consumer.host).or_default().push(slot.to_owned());
+        }
+    }
+    groups
+}
+
 impl World {
     fn new(seed: u64, is_traced: bool) -> World {
         let mut cx = Context::new(seed, is_traced);
@@ -185,7 +201,10 @@ impl World {
             let consumer = Consumer::new(id, host, slot, manner, by_segment, feeds_back);
             nodes.push(Some(Node::Consumer(Box::new(consumer))));
         }
-        let ends_at = chance.between(1_000_000, 6_000_000);
+        if seed % GROUPS == 1 {
+            cx.groups = groups(&nodes);
+        }
+        let ends_at = cx.chance.between(1_000_000, 6_000_000);
         let mut world = World { cx, nodes, weather, ends_at, is_tainted: None, frozen: BTreeMap::new() };
         world.begin();
         world

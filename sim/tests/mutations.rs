@@ -56,4 +56,5 @@ found! {
     believing_what_was_not_synced: BelieveUnsynced from 0,
     feedback_that_leaves_a_consumer_out: ForgetFeedback from 0,
     a_walsender_that_goes_on_without_its_slot: ForgetEviction from 1500,
+    members_that_count_for_the_next_timeline: KeepMembersAtSwitch from 0,
 }

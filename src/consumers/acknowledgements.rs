@@ -9,6 +9,7 @@ use walrelay_proto::Lsn;
 use walrelay_proto::ack::{Acknowledger, Event, Level, Positions, Rules, Standing, may_wait_for, names_of};
 
 use super::{ConsumerIdentity, lock};
+use crate::mutation::{self, Mutation};
 
 /// Who must have WAL before it is reported, and how far that is so.
 #[derive(Debug)]
@@ -78,7 +79,9 @@ impl Acknowledgements {
     pub(crate) fn begin_timeline(&self, show: impl FnOnce()) {
         self.change(|machine| {
             show();
-            machine.begin_timeline();
+            if !mutation::is(Mutation::KeepMembersAtSwitch) {
+                machine.begin_timeline();
+            }
         });
     }
 

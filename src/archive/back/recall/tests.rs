@@ -353,9 +353,13 @@ async fn the_segment_of_a_switch_is_the_successors_or_else_a_part_of_its_own() {
     let setting = Setting::new(Some(8));
     let source = setting.source();
     let left_at = setting.left_at.unwrap().since(Lsn::new(8 * SEG));
+    // They share a directory: each is done, with what it fetches ahead too, before there is the next.
+    let done =
+        async |recall: &Arc<Recall>| until("fetched ahead", || recall.seen().fetched == 1 + AHEAD).await;
     let recall = setting.recall(&[&source]);
     let segment = get(&recall, 1, 8).await.unwrap();
     assert_eq!((segment.name().tli, segment.published()), (tli(2), SEG));
+    done(&recall).await;
     source.remove(&text(2, 8));
     // Behind the place where it was left, the old timeline's file may hold anything.
     let mut abandoned = setting.segment(8).to_vec();
@@ -366,6 +370,7 @@ async fn the_segment_of_a_switch_is_the_successors_or_else_a_part_of_its_own() {
         let recall = setting.recall(&[&source]);
         let segment = get(&recall, 1, 8).await.unwrap();
         assert_eq!((segment.name().tli, segment.published()), (tli(1), left_at), "{own}");
+        done(&recall).await;
         source.remove(&own);
     }
     assert!(matches!(get(&setting.recall(&[&source]), 1, 8).await, Err(RecallError::Nowhere(_))));
