@@ -35,6 +35,7 @@ pub mod parts;
 pub mod permissions;
 pub mod pg;
 mod pieces;
+pub mod promotable;
 pub mod pulse;
 pub mod rate;
 pub mod redact;

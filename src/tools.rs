@@ -30,7 +30,7 @@ use crate::fencing;
 use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
-use crate::{papers, relay};
+use crate::{papers, promotable, relay};
 
 /// Runs a command; its exit code, if nothing else went wrong. Needs a runtime.
 pub async fn run(command: &Command, environment: &Environment) -> Result<u8, RelayError> {
@@ -56,6 +56,7 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
             written.map(|()| 0).map_err(|source| RelayError::System { action, source })
         }
         Command::Status(args) => show::run(args, environment).await,
+        Command::Promotable(args) => promotable::run(args, environment).await,
     }
 }
 

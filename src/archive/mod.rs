@@ -26,7 +26,7 @@ pub use back::recall::stepped as recalling;
 pub use back::recall::{Recall, RecallError, RecallSeen};
 pub use back::relay_directory::RelayDirectory;
 pub use back::source::{FetchError, Fetching, Look, Source};
-pub use back::streaming::Server;
+pub use back::streaming::{Reach, Server};
 pub use back::target_source::TargetSource;
 pub use back::{fetch, restore, spool};
 pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets};

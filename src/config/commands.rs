@@ -34,6 +34,9 @@ pub enum Command {
     /// List the promotions that a relay has followed, and whether each kept everything that was acknowledged; exit code
     /// 1 if one has not, or may not have
     Failovers(FailoversArgs),
+    /// Who may be promoted, and what would be lost by it now; exit code 0 if that is nothing, 1 if it is something, 2 if it
+    /// cannot be known
+    Promotable(PromotableArgs),
     /// WAL that is held and does not lead to the timeline that is followed
     #[command(subcommand)]
     Branch(BranchCommand),
@@ -398,6 +401,47 @@ impl StatusArgs {
         };
         ConnInfo::parse(&text, environment).map_err(|error| value("CONNINFO", &error))
     }
+}
+
+/// `walrelay promotable`.
+#[derive(Args, Debug)]
+pub struct PromotableArgs {
+    /// How to connect to a relay, as for replication; all that may have something; repeatable
+    #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
+    pub relay: Vec<String>,
+
+    /// How to connect to a server that may be promoted, as for replication; repeatable
+    #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
+    pub candidate: Vec<String>,
+
+    /// Write all there is as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show it again, every two seconds unless told otherwise
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2")]
+    pub watch: Option<f64>,
+}
+
+impl PromotableArgs {
+    /// The relays to ask.
+    pub fn relays(&self, environment: &Environment) -> Result<Vec<ConnInfo>, ConfigError> {
+        servers("relay", &self.relay, environment)
+    }
+
+    /// The servers to weigh.
+    pub fn candidates(&self, environment: &Environment) -> Result<Vec<ConnInfo>, ConfigError> {
+        servers("candidate", &self.candidate, environment)
+    }
+}
+
+fn servers(
+    name: &'static str,
+    texts: &[String],
+    environment: &Environment,
+) -> Result<Vec<ConnInfo>, ConfigError> {
+    let parse = |text: &String| ConnInfo::parse(text, environment).map_err(|error| value(name, &error));
+    texts.iter().map(parse).collect()
 }
 
 /// A connection string for a relay that listens there.

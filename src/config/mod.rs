@@ -34,8 +34,8 @@ use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ExportArgs,
-    FailoversArgs, FenceArgs, ListArgs, ManArgs, Origin, PlacesArgs, RelaysArgs, RestoreArgs, StatusArgs,
-    UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
+    FailoversArgs, FenceArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs, RelaysArgs, RestoreArgs,
+    StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
 };
 
 /// A checked configuration.

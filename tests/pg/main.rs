@@ -41,6 +41,7 @@ mod pitr;
 mod places;
 mod power_cuts;
 mod process;
+mod promotable;
 mod promotion;
 mod promotions;
 mod recall;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, timeout_at};
-use walrelay_proto::{Lsn, SegSize, ServerMessage, TimelineHistory, TimelineId, WalFileName};
+use walrelay_proto::{Lsn, SegSize, ServerMessage, SystemId, TimelineHistory, TimelineId, WalFileName};
 
 use super::source::{FetchError, Fetching, Look, Source, show_whole};
 use crate::archive::repo::name::FileName;
@@ -28,9 +28,25 @@ pub struct Server {
 
 /// What a server says of itself.
 struct Facts {
+    system_id: Option<SystemId>,
     size: SegSize,
     history: TimelineHistory,
     flush_lsn: Lsn,
+}
+
+/// How far a server is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reach {
+    /// Its cluster.
+    pub system_id: SystemId,
+    /// Size of its segments.
+    pub seg_size: SegSize,
+    /// The way to the timeline that it is on; of a standby, that it replays.
+    pub history: TimelineHistory,
+    /// End of what it has durably; of a standby, of what it has replayed or received on that timeline.
+    pub flush_lsn: Lsn,
+    /// It says that it is in recovery. A relay does not.
+    pub is_standby: bool,
 }
 
 /// Which part of a segment is the server's to give.
@@ -77,6 +93,19 @@ impl Server {
     async fn connect(&self) -> Result<UpstreamConnection, FetchError> {
         let connected = connect_any(&self.info, Instant::now() + LIMIT).await;
         connected.map_err(|error| self.unreachable(error.to_string()))
+    }
+
+    /// How far it is; `None` if it has no WAL yet.
+    pub async fn reach(&self) -> Result<Option<Reach>, FetchError> {
+        let mut conn = self.connect().await?;
+        let facts = facts(&mut conn).await.map_err(|error| self.unreachable(error.to_string()))?;
+        let is_standby = conn.parameter("in_hot_standby") == Some("on");
+        conn.close().await;
+        let Some(facts) = facts else { return Ok(None) };
+        let no_id = || self.unreachable("it does not say whose WAL it has".to_owned());
+        let system_id = facts.system_id.ok_or_else(no_id)?;
+        let Facts { size: seg_size, history, flush_lsn, .. } = facts;
+        Ok(Some(Reach { system_id, seg_size, history, flush_lsn, is_standby }))
     }
 
     fn unreachable(&self, reason: String) -> FetchError {
@@ -206,7 +235,8 @@ async fn facts(conn: &mut UpstreamConnection) -> Result<Option<Facts>, QueryErro
     let shown = shown.rows.first().and_then(|row| row.first()?.as_deref());
     let size = SegSize::from_show(&String::from_utf8_lossy(shown.unwrap_or_default()));
     let size = size.map_err(|error| QueryError::Protocol { problem: error.to_string() })?;
-    Ok(Some(Facts { size, history, flush_lsn }))
+    let system_id = text(0).parse().ok();
+    Ok(Some(Facts { system_id, size, history, flush_lsn }))
 }
 
 /// Takes `len` bytes from `start` on. The connection is of no more use then.
@@ -405,6 +435,7 @@ mod tests {
     fn a_server_has_what_lies_on_its_way_and_is_durable() {
         let tli = |number| TimelineId::new(number).unwrap();
         let facts = Facts {
+            system_id: None,
             size: SegSize::new(MB).unwrap(),
             history: TimelineHistory::parse(tli(3), b"1\t0/380000\tx\n").unwrap(),
             flush_lsn: Lsn::new(6 * MB + 100),
