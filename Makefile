@@ -17,7 +17,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-network soak simulate papers deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
+	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind'
 	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
@@ -122,6 +123,9 @@ powercut: cc
 
 drill-crash: cc
 	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
+
+drill-failover: cc
+	$(DRILL) drill-failover -- --rounds $(or $(ROUNDS),20) $(SEEDED)
 
 drill-network: cc
 	$(DRILL) drill-network -- --flaps $(or $(FLAPS),1000) $(SEEDED)

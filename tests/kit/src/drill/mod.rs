@@ -2,6 +2,7 @@
 
 mod clients;
 mod crash;
+mod failover;
 mod network;
 mod soak;
 
@@ -19,6 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 pub use clients::Clients;
 pub use crash::{CrashDrill, CrashTally};
+pub use failover::{FailoverDrill, FailoverTally};
 pub use network::{NetworkDrill, NetworkTally, Resumed};
 pub use soak::{Soak, SoakTally};
 
