@@ -343,13 +343,13 @@ impl Follower {
                 let back: Vec<_> = slots(&stepped.store).difference(&before).cloned().collect();
                 cx.came_back.extend(back.into_iter().map(|(name, restart)| (self.id, name, restart)));
                 taken?;
-                self.went_to(place, cx);
+                self.went_to(to, place, cx);
             }
             Step::Switch { to, at } => {
                 let history = read_history(stepped, to)?;
                 let place = self.may_go_to(to, at, cx);
                 stepped.writer.switch_timeline(history)?;
-                self.went_to(place, cx);
+                self.went_to(to, place, cx);
             }
             Step::NoteFollowed => writer.note_followed()?,
             Step::Stream(stream) => {
@@ -397,8 +397,10 @@ impl Follower {
         Some(place)
     }
 
-    fn went_to(&self, place: Option<Place>, cx: &mut Context) {
+    fn went_to(&self, to: TimelineId, place: Option<Place>, cx: &mut Context) {
         cx.expected.remove(&self.id);
+        // Also where nothing was reported yet.
+        self.announce(to, cx);
         if let Some(place) = place {
             cx.note("goes to", self.id as u64, place.lsn.as_u64());
             cx.expected.insert(self.id, vec![place]);
