@@ -1,7 +1,7 @@
 //! `walrelay promotable`: who may be promoted, and what would be lost by it.
 //!
-//! Asks everybody at once ([`ask`]), weighs what they say ([`decide`]), and shows it. Whether a `restore_command` would get the
-//! rest from the relays is read from its text ([`drain`]).
+//! Asks everybody at once (`ask`), weighs what they say ([`mod@decide`]), and shows it. Whether a `restore_command` would get the
+//! rest from the relays is read from its text ([`mod@drain`]).
 
 mod ask;
 pub mod decide;

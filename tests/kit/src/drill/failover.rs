@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::Signal;
-use walrelay_proto::Lsn;
 
 use super::clients::Clients;
 use super::{Orders, park_at_most};
@@ -250,41 +249,43 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// The old primary comes back, and the other standby follows the new one.
+    /// The old primary comes back, and the other standby follows the new one by itself.
     fn rejoin(&mut self) {
-        let begin = self.servers[0].history().begin();
+        let tli = self.servers[0].timeline();
+        // An asynchronous standby may have what the relay had not yet, and nobody was told of.
+        let ahead = format!("new timeline {tli} forked off ");
         for standby in 1..self.servers.len() {
-            let is_dead = self.servers[standby].try_sql("select 1").is_err();
-            if !is_dead && self.end_of(standby) <= begin {
-                continue;
+            if self.servers[standby].try_sql("select 1").is_err() {
+                self.tally.rejoined += 1;
+                self.rewind(standby);
             }
-            match is_dead {
-                true => self.tally.rejoined += 1,
-                false => {
-                    // An asynchronous standby may have what the relay had not yet, and nobody was told of.
-                    self.tally.ahead += 1;
-                    self.servers[standby].stop();
-                }
-            }
-            self.servers[standby].rewind_to(&self.servers[0]);
-            let all: Vec<&Cluster> = self.servers.iter().collect();
-            self.servers[standby].become_standby(self.names[standby], &to_primary(&all), None);
-            self.servers[standby].append_conf("synchronous_standby_names = 'walrelay'");
-            self.servers[standby].start();
         }
         let end = self.servers[0].settled_lsn();
         for standby in 1..self.servers.len() {
-            let replayed = within(PATIENCE, || (self.servers[standby].replay_lsn() >= end).then_some(()));
-            if replayed.is_none() {
-                let (name, tail) = (self.names[standby], self.servers[standby].log().tail());
+            let is_ahead = |server: &Cluster| !server.log().lines_with(&ahead, Mark::default()).is_empty();
+            let server = &self.servers[standby];
+            within(PATIENCE, || (server.replay_lsn() >= end || is_ahead(server)).then_some(()));
+            if is_ahead(server) {
+                self.tally.ahead += 1;
+                self.servers[standby].stop();
+                self.rewind(standby);
+            }
+            let server = &self.servers[standby];
+            if within(PATIENCE, || (server.replay_lsn() >= end).then_some(())).is_none() {
+                let (name, tail) = (self.names[standby], server.log().tail());
                 return self.problem(&format!("{name} does not follow the new primary\n{tail}"));
             }
         }
     }
 
-    /// Everything that a standby has.
-    fn end_of(&self, standby: usize) -> Lsn {
-        self.servers[standby].receive_lsn().max(self.servers[standby].replay_lsn())
+    /// Makes a server that is down a standby of the new primary.
+    fn rewind(&mut self, standby: usize) {
+        let all: Vec<&Cluster> = self.servers.iter().collect();
+        let primary = to_primary(&all);
+        self.servers[standby].rewind_to(&self.servers[0]);
+        self.servers[standby].become_standby(self.names[standby], &primary, None);
+        self.servers[standby].append_conf("synchronous_standby_names = 'walrelay'");
+        self.servers[standby].start();
     }
 
     fn problem(&mut self, text: &str) {
