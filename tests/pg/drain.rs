@@ -15,6 +15,7 @@ on_every_version!(
     a_standby_that_is_promoted_drains_the_relay,
     a_standby_that_still_streams_drains_it_too,
     without_the_drain_commits_are_lost,
+    fenced_weighed_promoted_and_judged,
     the_longest_answer_counts_whoever_is_away,
     a_strict_standby_waits_for_the_relay,
     a_strict_standby_is_released_or_gives_up,
@@ -152,6 +153,28 @@ fn without_the_drain_commits_are_lost(server: &Server) {
     let (listed, code) = failovers(&it.relay);
     assert!(listed.contains("  left, "), "{listed}");
     assert_eq!(code, Some(1));
+}
+
+/// The primary lives on, and thinks nothing of it: but nothing that it does is acknowledged any more.
+fn fenced_weighed_promoted_and_judged(server: &Server) {
+    let it = Scene::set(server, Some("--require-relays 1"));
+    it.commit_without_candidate();
+    let (relay, candidate) = (it.relay.conninfo(), it.candidate.conninfo());
+    let run = |args: &[&str]| {
+        let output = Command::new(walrelay()).args(args).output().expect("the program is there");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = run(&["fence", "--relay", &relay, "--reason", "drill"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&["promotable", "--relay", &relay, "--candidate", &candidate]);
+    assert!(code == Some(1) && said.contains("asks the relays, and waits for them"), "{said}");
+    it.candidate.promote();
+    // With the last ones, whose confirmation was on its way.
+    let acks = it.writer.acks();
+    it.assert_kept(&acks);
+    assert_eq!(it.primary.sql("select pg_is_in_recovery()"), "f");
+    assert_eq!(it.writer.acks().len(), acks.len());
 }
 
 /// Two relays, of which the first to be asked has less, and then is gone altogether.
