@@ -32,6 +32,8 @@ pub(crate) enum Event {
     Work(NodeId),
     /// Something goes wrong.
     Fault,
+    /// A relay loses its power, just behind something that is rare.
+    Power(NodeId),
     /// A relay's disk is well again.
     Heal(NodeId),
     /// A line is.

@@ -18,7 +18,7 @@ use walrelay_proto::{
     FeedbackHorizon, HotStandbyFeedback, Lsn, ServerMessage, StandbyStatusUpdate, TimelineHistory, TimelineId,
 };
 
-use crate::context::{Context, NodeId};
+use crate::context::{Context, Event, NodeId};
 use crate::frames::{Garbage, Input, code_of, frame, query};
 use crate::model::{Place, identity};
 use crate::net::{ConnId, Delivery, Side};
@@ -278,7 +278,7 @@ impl Follower {
                 let (delay, flips) = (cx.chance.between(50, 3000), 0);
                 let conn = cx.lines.open(self.id, server, delay, flips);
                 self.conn = Some(conn);
-                cx.after(delay, crate::context::Event::Connect(conn));
+                cx.after(delay, Event::Connect(conn));
                 self.doing = Doing::Connecting { until: cx.now + LIMIT };
                 return Ok(None);
             }
@@ -344,6 +344,10 @@ impl Follower {
                 cx.came_back.extend(back.into_iter().map(|(name, restart)| (self.id, name, restart)));
                 taken?;
                 self.went_to(to, place, cx);
+                if !cx.is_healed && cx.chance.percent(30) {
+                    let soon = cx.chance.below(30_000);
+                    cx.after(soon, Event::Power(self.id));
+                }
             }
             Step::Switch { to, at } => {
                 let history = read_history(stepped, to)?;

@@ -395,6 +395,16 @@ impl World {
                 Node::Server(server) => server.start(cx),
                 Node::Consumer(_) => {}
             }),
+            Event::Power(id) => {
+                self.frozen.remove(&id);
+                self.at_node(id, |node, cx| {
+                    if let Node::Relay(relay) = node
+                        && relay.is_up()
+                    {
+                        relay.lose_power(cx);
+                    }
+                });
+            }
             Event::Heal(id) => self.at_node(id, |node, cx| match node {
                 Node::Relay(relay) => {
                     relay.heal();
