@@ -43,7 +43,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("conninfo", &["auth", "permissions", "redact"]),
     ("console", &["moment", "overlay", "status", "wire"]),
-    ("consumers", &["counts"]),
+    ("consumers", &["counts", "mutation"]),
     ("counts", &[]),
     ("descriptors", &[]),
     ("disk", &[]),
