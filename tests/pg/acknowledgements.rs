@@ -21,13 +21,6 @@ on_one_version!(it_degrades_within_its_budget);
 // synchronized_standby_slots came with 17.
 on_versions!([pg17 = 17, pg18 = 18] decoding_waits_for_those_who_are_named);
 
-/// Waits until the primary takes the relay for its synchronous standby.
-fn make_synchronous(primary: &Cluster) {
-    primary.append_conf("synchronous_standby_names = 'walrelay'");
-    primary.reload();
-    primary.wait_for_sql("select sync_state from pg_stat_replication", "sync");
-}
-
 fn standby_of(primary: &Cluster, relay: &Relay, name: &str) -> Cluster {
     relay.create_slot(name);
     primary.standby().name(name).follow(&relay.conninfo()).slot(name).start()
@@ -67,7 +60,7 @@ fn remote_apply_is_visible_two_relays_below(server: &Server) {
     let lower = upper.builder_below().name("lower").start();
     let far = standby_of(&primary, &lower, "far");
     upper.wait_for_sql("select count(*) from pg_stat_replication where replay_lsn is not null", "2");
-    make_synchronous(&primary);
+    primary.make_synchronous("walrelay");
     let mut session = session(&primary, "remote_apply");
     for row in 1..=30 {
         session.run(&format!("insert into t values ({row})")).expect("it is acknowledged");
@@ -92,7 +85,7 @@ fn any_one_of_two_and_one_is_frozen(server: &Server) {
     std::fs::write(&config, "").expect("the directory is ours");
     let mut relay = relay_below(&primary).arg("--config").arg(&config.display().to_string()).start();
     let (near, far) = (standby_of(&primary, &relay, "near"), standby_of(&primary, &relay, "far"));
-    make_synchronous(&primary);
+    primary.make_synchronous("walrelay");
     std::fs::write(&config, "[ack]\nflush = 'ANY 1 (Near, far)'\n").expect("the directory is ours");
     relay.reload();
     relay.log().wait_for("ack changed, in effect");
@@ -118,7 +111,7 @@ fn it_degrades_within_its_budget(server: &Server) {
     let settings = [("flush", "ALL (a)"), ("timeout", "1s"), ("degrade", "local"), ("budget", "12s per 1h")];
     let relay = ack(relay_below(&primary), &settings).start();
     let a = standby_of(&primary, &relay, "a");
-    make_synchronous(&primary);
+    primary.make_synchronous("walrelay");
     let mut session = session(&primary, "on");
     assert_commits_are_on(&mut session, &[&a]);
 
@@ -144,7 +137,7 @@ fn names_come_and_go_and_nothing_falls(server: &Server) {
     primary.sql("create table t (i int)");
     let mut relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a, b)"), ("apply", "ALL (a)")]).start();
     let (mut a, mut b) = (standby_of(&primary, &relay, "a"), standby_of(&primary, &relay, "b"));
-    make_synchronous(&primary);
+    primary.make_synchronous("walrelay");
     let mut durable = session(&primary, "on");
     assert_commits_are_on(&mut durable, &[&a, &b]);
 
@@ -206,7 +199,7 @@ fn a_server_stops_although_its_group_does_not_answer(server: &Server) {
     primary.sql("create table t (i int)");
     let relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a, b)")]).start();
     let a = standby_of(&primary, &relay, "a");
-    make_synchronous(&primary);
+    primary.make_synchronous("walrelay");
     let mut durable = session(&primary, "on");
     assert_commits_are_on(&mut durable, &[&a]);
     a.signal_all(Signal::STOP);

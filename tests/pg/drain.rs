@@ -113,6 +113,7 @@ fn followed_by(mut relay: Relay, servers: &[&Cluster]) -> Relay {
 fn wait_for_sync(primary: &Cluster, name: &str) {
     let state = format!("select sync_state from pg_stat_replication where application_name = '{name}'");
     primary.wait_for_sql(&state, "sync");
+    primary.wait_until_commits_wait();
 }
 
 fn failovers(relay: &Relay) -> (String, Option<i32>) {

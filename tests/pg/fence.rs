@@ -42,8 +42,7 @@ fn position(fence: &serde_json::Value) -> Lsn {
 
 /// Waits until the primary takes it for its synchronous standby.
 fn make_synchronous(primary: &Cluster, names: &str, count: &str) {
-    primary.append_conf(&format!("synchronous_standby_names = '{names}'"));
-    primary.reload();
+    primary.make_synchronous(names);
     let waited_for = "select count(*) from pg_stat_replication where sync_state in ('sync', 'quorum')";
     primary.wait_for_sql(waited_for, count);
 }

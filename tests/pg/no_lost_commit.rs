@@ -20,9 +20,7 @@ fn no_acknowledged_commit_is_lost(server: &Server) {
     let writer = Writer::start(&primary);
     // Others do not wait for the relay, so that it is always behind when it comes back.
     primary.sql("alter database postgres set synchronous_commit = off");
-    primary.append_conf("synchronous_standby_names = 'walrelay'");
-    primary.reload();
-    primary.wait_for_sql("select sync_state from pg_stat_replication", "sync");
+    primary.make_synchronous("walrelay");
     let pgbench = primary.spawn_pgbench(1);
     for kill in 1..=KILLS {
         writer.wait_for_more(5);

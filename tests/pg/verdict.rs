@@ -14,10 +14,7 @@ fn cluster(server: &Server) -> (Cluster, Cluster, Relay) {
     primary.sql("create table t (i int)");
     let next = primary.standby().name("b").start();
     let relay = relay_below(&primary).upstream(&Relay::hosts(&[&primary, &next])).start();
-    primary.append_conf("synchronous_standby_names = 'walrelay'");
-    primary.reload();
-    let state = "select sync_state from pg_stat_replication where application_name = 'walrelay'";
-    primary.wait_for_sql(state, "sync");
+    primary.make_synchronous("walrelay");
     (primary, next, relay)
 }
 

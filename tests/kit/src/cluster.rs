@@ -310,6 +310,25 @@ impl Cluster {
         self.sql("select pg_reload_conf()");
     }
 
+    /// Commits wait for these standbys, of whom some are connected, once this returns (`synchronous_standby_names`).
+    #[track_caller]
+    pub fn make_synchronous(&self, names: &str) {
+        self.append_conf(&format!("synchronous_standby_names = '{names}'"));
+        self.reload();
+        self.wait_until_commits_wait();
+    }
+
+    /// Waits until commits wait for whom the configuration names.
+    #[track_caller]
+    pub fn wait_until_commits_wait(&self) {
+        let waited_for =
+            "select count(*) > 0 from pg_stat_replication where sync_state in ('sync', 'quorum')";
+        self.wait_for_sql(waited_for, "t");
+        // Backends wait once the checkpointer has read the file (`SyncRepUpdateSyncStandbysDefined`), which it does before it
+        // makes a checkpoint.
+        self.sql("checkpoint");
+    }
+
     /// Makes a standby a primary and waits until it is.
     #[track_caller]
     pub fn promote(&self) {

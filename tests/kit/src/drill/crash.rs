@@ -102,11 +102,11 @@ impl<'a> Scene<'a> {
         let standby = primary.standby().follow(&relay.conninfo()).slot("standby").start();
         let backup = Scratch::new("backup");
         primary.base_backup_to(&backup.join("data"));
-        let clients = Clients::start(&primary, CLIENTS, if orders.control { "local" } else { "on" });
         // Others do not wait for the relay, so that it is behind when it comes back.
         primary.sql("set synchronous_commit = local; alter database postgres set synchronous_commit = off");
-        primary.append_conf("synchronous_standby_names = 'walrelay'");
-        primary.reload();
+        // What is acknowledged before counts as well, and need not be on the relay.
+        primary.make_synchronous("walrelay");
+        let clients = Clients::start(&primary, CLIENTS, if orders.control { "local" } else { "on" });
         let marks = vec![0; CLIENTS];
         Scene {
             orders,

@@ -453,10 +453,7 @@ impl<'a> Scene<'a> {
 
 /// Commits on this server wait for the relay, from now on.
 fn wait_for_relay(primary: &Cluster) {
-    primary.append_conf("synchronous_standby_names = 'walrelay'");
-    primary.reload();
-    let state = "select sync_state from pg_stat_replication where application_name = 'walrelay'";
-    primary.wait_for_sql(state, "sync");
+    primary.make_synchronous("walrelay");
 }
 
 impl SoakTally {

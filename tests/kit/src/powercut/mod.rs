@@ -126,9 +126,7 @@ impl<'a> Scene<'a> {
         let writer = Writer::start(&primary);
         // Others do not wait for the relay, so that it is behind when it comes back.
         primary.sql("alter database postgres set synchronous_commit = off");
-        primary.append_conf(&format!("synchronous_standby_names = '{RELAY}'"));
-        primary.reload();
-        primary.wait_for_sql("select sync_state from pg_stat_replication", "sync");
+        primary.make_synchronous(RELAY);
         writer.wait_for_more(1);
         let seg_size = SegSize::new(1 << 20).expect("a power of two");
         Scene {
