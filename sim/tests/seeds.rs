@@ -14,7 +14,7 @@ fn all_seeds_hold() {
 
 /// Schedules that once found a fault, of the relay or of the simulation, and how it is found today. A seed is another schedule
 /// as soon as the simulation changes, so what stays of a fault is its mutation or its test; these are only more schedules.
-const FOUND: [(u64, &str); 5] = [
+const FOUND: [(u64, &str); 6] = [
     (227, "slots came back beyond a parting after a crash: Mutation::ForgetSlotsAtSwitch"),
     (882, "WAL went that a slot needed as it was saved last: Mutation::ForgetSavedSlot"),
     (
@@ -28,6 +28,11 @@ const FOUND: [(u64, &str); 5] = [
     (
         7411,
         "what was left of a lost record parted two histories where WAL ended behind it: tests/crash/lost_record.rs",
+    ),
+    (
+        55559,
+        "a segment that was begun had lost its length in a power cut, and the one behind it passed for the end of the WAL: \
+         store::tests::lost_files",
     ),
 ];
 

@@ -136,20 +136,40 @@ fn instead_of(
     read_history(dir, followed).ok()?.way().rev().find(is_here)
 }
 
-/// A `.partial` file has its full size before anything in it is confirmed: in a shorter one nothing was.
+/// A `.partial` file has its full size before anything in it is confirmed: in a shorter one nothing was, nor in one that comes
+/// behind it. They go the last one first: a crash that comes meanwhile leaves no hole.
 fn set_useless_aside(dir: &DataDir, identity: Identity, segments: &[FoundSegment]) -> Result<(), StoreError> {
-    for found in segments.iter().filter(|found| found.partial) {
-        let path = dir.partial(found.name, identity.seg_size);
+    let size = identity.seg_size;
+    let is_finished = |found: &FoundSegment| segments.contains(&FoundSegment { partial: false, ..*found });
+    let mut short: Vec<(FoundSegment, u64)> = Vec::new();
+    for found in segments.iter().filter(|found| found.partial && !is_finished(found)) {
+        let path = dir.partial(found.name, size);
         let len = dir.disk().metadata(&path);
-        let len = len.map_err(failed("could not look at WAL segment", path.clone()))?.len;
-        let finished = FoundSegment { partial: false, ..*found };
-        let why = match segments.contains(&finished) {
-            true => "there is a finished one of this name".to_owned(),
-            false if len != identity.seg_size.bytes() => {
-                format!("it is {len} bytes long, a segment has {}", identity.seg_size.bytes())
-            }
-            false => continue,
+        let len = len.map_err(failed("could not look at WAL segment", path))?.len;
+        if len != size.bytes() {
+            short.push((*found, len));
+        }
+    }
+    // A final name says that all before it was durable.
+    let is_behind = |found: &FoundSegment, before: &FoundSegment| {
+        let same = found.name.tli == before.name.tli && found.name.segno > before.name.segno;
+        let sure = |other: &&FoundSegment| {
+            !other.partial && other.name.tli == before.name.tli && other.name.segno > before.name.segno
         };
+        same && !segments.iter().any(|other| sure(&other))
+    };
+    for found in segments.iter().rev().filter(|found| found.partial) {
+        let own = short.iter().find(|(other, _)| other == found);
+        let before = short.iter().find(|(before, _)| is_behind(found, before));
+        let why = match (is_finished(found), own, before) {
+            (true, ..) => "there is a finished one of this name".to_owned(),
+            (false, Some((_, len)), _) => format!("it is {len} bytes long, a segment has {}", size.bytes()),
+            (false, None, Some((before, _))) => {
+                format!("it lies behind {}, which was not written", before.name.format(size))
+            }
+            (false, None, None) => continue,
+        };
+        let path = dir.partial(found.name, size);
         let to = dir.set_aside(&path).map_err(failed("could not put aside WAL segment", path.clone()))?;
         tracing::warn!(
             "unfinished WAL segment \"{}\" is of no use, nothing in it was confirmed: {why}; it is now \"{}\"",

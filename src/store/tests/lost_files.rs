@@ -99,6 +99,35 @@ fn what_lies_behind_a_hole_at_the_switch_stays_whatever_lies_before_it() {
     }
 }
 
+/// A power cut has left the names of two segments that were begun, the length of the second one, and some of what was in it.
+#[test]
+fn what_was_begun_behind_a_segment_that_was_not_written_does_not_count() {
+    for kept in [0, 300_000] {
+        let dir = crate::permissions::private_tempdir();
+        let mut wal = generator(33);
+        wal.fill(2 * SEG as usize - 100_000);
+        let end = wal.position();
+        let mut opened = Opened::open(dir.path());
+        opened.append(START, wal.bytes());
+        opened.wait_flushed(end);
+        opened.crash();
+        wal.fill(2_500_000);
+        // 4 is the tail: it was confirmed up to `end`. 5 and 6 are what nobody had synced.
+        fs::write(path(dir.path(), 1, 5, ".partial"), []).unwrap();
+        let mut begun = content(&wal, 6)[..kept].to_vec();
+        begun.resize(SEG as usize, 0);
+        fs::write(path(dir.path(), 1, 6, ".partial"), begun).unwrap();
+        for _ in 0..2 {
+            let opened = Opened::open(dir.path());
+            let tip = opened.store.tip().unwrap();
+            assert_eq!((tip.write_lsn, tip.flush_lsn), (end, end), "{kept}");
+            assert!(opened.store.missing_segments().unwrap().is_empty());
+            assert!(!path(dir.path(), 1, 6, ".partial").exists());
+            opened.crash();
+        }
+    }
+}
+
 /// A finished segment was durable, and everything before it.
 #[test]
 fn what_lies_behind_a_hole_and_is_finished_stays() {
