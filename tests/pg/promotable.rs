@@ -40,7 +40,12 @@ fn whoever_may_be_promoted_is_weighed(server: &Server) {
     );
     let behind = primary.standby().name("b").conf(&command).start();
     let level = primary.standby().name("c").start();
-    primary.make_synchronous("walrelay");
+    primary.append_conf("synchronous_standby_names = 'walrelay'");
+    primary.reload();
+    primary.wait_for_sql(
+        "select sync_state from pg_stat_replication where application_name = 'walrelay'",
+        "sync",
+    );
     behind.wait_for_replay(primary.settled_lsn());
     primary.freeze_walsender("b");
     for row in 1..=3 {

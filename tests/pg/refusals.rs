@@ -70,6 +70,7 @@ fn the_upstream_may_come_later(server: &Server) {
     assert!(error.0.contains("starting up"), "{error}");
     primary.start();
     primary.pgbench_init(1);
+    relay.wait_until_it_answers();
     relay.wait_for_flush(primary.settled_lsn());
 }
 
