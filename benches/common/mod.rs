@@ -69,7 +69,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");
     // Without an upstream it is the only way to be known.
-    let users = Users::parse(Path::new("users"), "\"bench\" \"\"").expect("one valid line");
+    let users = Users::parse(Path::new("users"), "\"postgres\" \"\"").expect("one valid line");
     let access = SharedAccess::new(Access {
         hba,
         users,
