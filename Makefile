@@ -27,7 +27,7 @@ help:
 	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
-	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind'
+	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind; RELAYS=2'
 	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
@@ -125,7 +125,7 @@ drill-crash: cc
 	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
 
 drill-failover: cc
-	$(DRILL) drill-failover -- --rounds $(or $(ROUNDS),20) $(SEEDED)
+	$(DRILL) drill-failover -- --rounds $(or $(ROUNDS),20) --relays $(or $(RELAYS),1) $(SEEDED)
 
 drill-network: cc
 	$(DRILL) drill-network -- --flaps $(or $(FLAPS),1000) $(SEEDED)

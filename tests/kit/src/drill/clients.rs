@@ -29,7 +29,10 @@ pub struct Clients {
 struct Shared {
     server: Server,
     conninfo: Mutex<String>,
-    synchronous_commit: &'static str,
+    /// Of each client.
+    levels: Vec<&'static str>,
+    /// Between two commits of those that wait for nobody.
+    pause: Duration,
     acks: Vec<Mutex<Vec<Ack>>>,
     acknowledged: AtomicUsize,
     stop: AtomicBool,
@@ -38,17 +41,29 @@ struct Shared {
 impl Clients {
     /// Makes the table and starts `number` clients with this `synchronous_commit`.
     pub fn start(primary: &Cluster, number: usize, synchronous_commit: &'static str) -> Clients {
+        Clients::all(primary, vec![synchronous_commit; number], Duration::ZERO)
+    }
+
+    /// Makes the table and starts a client with each of these `synchronous_commit`. Those that wait for nobody do not run away
+    /// from the others.
+    pub fn with_levels(primary: &Cluster, levels: &[&'static str]) -> Clients {
+        Clients::all(primary, levels.to_vec(), PAUSE / 5)
+    }
+
+    fn all(primary: &Cluster, levels: Vec<&'static str>, pause: Duration) -> Clients {
         primary.sql(
             "set synchronous_commit = local; create table acked (client int, id bigint, primary key (client, id))",
         );
         let shared = Arc::new(Shared {
             server: primary.server().clone(),
             conninfo: Mutex::new(primary.local_conninfo()),
-            synchronous_commit,
-            acks: (0..number).map(|_| Mutex::default()).collect(),
+            acks: (0..levels.len()).map(|_| Mutex::default()).collect(),
             acknowledged: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            levels,
+            pause,
         });
+        let number = shared.levels.len();
         let start = |client| {
             let shared = shared.clone();
             std::thread::spawn(move || shared.commit(client))
@@ -71,6 +86,13 @@ impl Clients {
     pub fn get_more(&self, more: usize) -> bool {
         let wanted = self.acknowledged() + more;
         within(PATIENCE * 2, || (self.acknowledged() >= wanted).then_some(())).is_some()
+    }
+
+    /// Waits for `more` further ones of the first `clients`; false if they do not come within [`PATIENCE`].
+    pub fn get_more_of(&self, clients: usize, more: usize) -> bool {
+        let count = || self.marks()[..clients].iter().sum::<usize>();
+        let wanted = count() + more;
+        within(PATIENCE * 2, || (count() >= wanted).then_some(())).is_some()
     }
 
     /// The last acknowledged commit, by its position.
@@ -128,7 +150,7 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             let conninfo = self.conninfo.lock().expect("nobody panics while holding the lock").clone();
             let mut session = Session::open(&self.server, &conninfo);
-            if session.run(&format!("set synchronous_commit = {}", self.synchronous_commit)).is_ok() {
+            if session.run(&format!("set synchronous_commit = {}", self.levels[client])).is_ok() {
                 self.commit_on(&mut session, client, &mut id);
             }
             park_timeout(PAUSE);
@@ -147,6 +169,9 @@ impl Shared {
             let Some(before_commit) = session.run(&sql).ok().and_then(|row| row.parse().ok()) else { return };
             locked(&self.acks[client]).push(Ack { id: *id, before_commit });
             self.acknowledged.fetch_add(1, Ordering::SeqCst);
+            if matches!(self.levels[client], "local" | "off") {
+                park_timeout(self.pause);
+            }
         }
     }
 }

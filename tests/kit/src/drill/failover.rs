@@ -1,27 +1,29 @@
-//! The failover drill: the relay is the only synchronous standby; the primary is lost at random, and a random standby, mostly
-//! one that is behind, is promoted.
+//! The failover drill: the primary waits for any of one or two relays, whoever is in trouble; it is lost at random, and a random
+//! standby, mostly one that is behind, is promoted in a random way.
 
-use std::fmt::{self, Display, Formatter};
-use std::path::PathBuf;
+mod site;
+mod tally;
+
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fastrand::Rng;
 use rustix::process::Signal;
 
+use self::site::{How, Site, Trouble, Who};
+pub use self::tally::FailoverTally;
 use super::clients::Clients;
 use super::{Orders, park_at_most};
 use crate::cluster::Cluster;
 use crate::log::Mark;
 use crate::process::output;
-use crate::relay::Relay;
-use crate::scratch::Scratch;
 use crate::wait::{PATIENCE, within};
 
-/// Clients that wait for the relay.
-const CLIENTS: usize = 3;
-/// The three servers.
-const NAMES: [&str; 3] = ["a", "b", "c"];
+/// What clients ask for. The first ones wait for a relay.
+const LEVELS: [&str; 6] = ["on", "on", "remote_write", "remote_apply", "local", "off"];
+const WAITING: usize = 4;
+/// The one whose commits are visible on a standby as soon as they are acknowledged.
+const APPLIED: usize = 3;
 
 /// How to drill. As a control the standbys have no `restore_command`: then what was acknowledged is missing.
 #[derive(Debug)]
@@ -30,33 +32,8 @@ pub struct FailoverDrill<'a> {
     pub orders: Orders<'a>,
     /// How many rounds.
     pub rounds: u64,
-}
-
-/// What came of it.
-#[derive(Debug, Default)]
-pub struct FailoverTally {
-    /// Rounds.
-    pub rounds: u64,
-    /// Primaries killed, and stopped in their tracks until the other one was promoted.
-    pub strikes: [u64; 2],
-    /// Promotions by `pg_promote()` and by `pg_ctl promote`.
-    pub promotions: [u64; 2],
-    /// Candidates that were behind the relay when the primary was lost.
-    pub behind: u64,
-    /// Old primaries that came back as standbys with pg_rewind.
-    pub rejoined: u64,
-    /// Standbys that had WAL that nobody had acknowledged, and came back in the same way.
-    pub ahead: u64,
-    /// Verdicts of the relay: everything was kept, something was left.
-    pub verdicts: [u64; 2],
-    /// Acknowledged commits.
-    pub commits: usize,
-    /// The longest from the loss of the primary until the other one was promoted.
-    pub slowest: Duration,
-    /// Acknowledged commits that were not found.
-    pub lost: Vec<String>,
-    /// What else must not be.
-    pub problems: Vec<String>,
+    /// How many relays: one or two.
+    pub relays: usize,
 }
 
 impl FailoverDrill<'_> {
@@ -66,16 +43,26 @@ impl FailoverDrill<'_> {
     /// When somebody does not come back.
     #[track_caller]
     pub fn run(&self) -> FailoverTally {
-        let mut scene = Scene::set(self.orders);
+        let mut scene = Scene::set(self.orders, self.relays);
         while scene.tally.rounds < self.rounds && scene.goes_on() {
             scene.round();
         }
-        scene.tally.commits = scene.clients.acknowledged();
+        for (level, count) in LEVELS.iter().zip(scene.clients.marks()) {
+            *scene.tally.commits.entry(level).or_default() += count;
+        }
         scene.tally
     }
 }
 
-/// Everything that runs, in the order in which it is ended.
+/// What becomes of the primary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strike {
+    Killed,
+    Stopped,
+    /// It lives on, but the relays are fenced.
+    Alive,
+}
+
 struct Scene<'a> {
     orders: Orders<'a>,
     random: Rng,
@@ -83,265 +70,379 @@ struct Scene<'a> {
     clients: Clients,
     /// What was looked for.
     marks: Vec<usize>,
-    /// The first one is the primary.
-    servers: Vec<Cluster>,
-    names: Vec<&'static str>,
-    relay: Relay,
-    _scratch: Scratch,
+    site: Site,
+    /// What is not healed yet.
+    troubles: Vec<Trouble>,
+    /// What has happened in this round.
+    story: Vec<String>,
 }
 
 impl<'a> Scene<'a> {
-    fn set(orders: Orders<'a>) -> Scene<'a> {
-        let scratch = Scratch::new("failover");
-        let primary = Cluster::builder(orders.server)
-            .name(NAMES[0])
-            .seg_mb(1)
-            .conf("wal_log_hints = on")
-            .conf("synchronous_standby_names = 'walrelay'")
-            .start();
-        let mut relay = Relay::builder(orders.binary, &primary).start();
-        if !orders.control {
-            let command = format!(
-                "\"{}\" restore --require-relays 1 --require-timeout 0 --from \"{}\" %f %p",
-                readable(&orders, &scratch).display(),
-                relay.conninfo()
-            );
-            primary.append_conf(&format!("restore_command = '{command}'"));
-        }
-        let standbys = NAMES[1..].iter().map(|name| {
-            let standby = primary.standby().name(name);
-            standby.conf("synchronous_standby_names = 'walrelay'").start()
-        });
-        let standbys: Vec<Cluster> = standbys.collect();
-        let servers: Vec<Cluster> = std::iter::once(primary).chain(standbys).collect();
-        let all: Vec<&Cluster> = servers.iter().collect();
-        relay.set_upstream(&to_primary(&all));
-        relay.restart();
-        for (standby, name) in servers.iter().zip(NAMES).skip(1) {
-            standby.append_conf(&follow(&all, name));
-            standby.reload();
-        }
-        let clients = Clients::start(&servers[0], CLIENTS, "on");
+    fn set(orders: Orders<'a>, relays: usize) -> Scene<'a> {
+        let site = Site::set(orders, relays);
         Scene {
             random: orders.random(),
             orders,
             tally: FailoverTally::default(),
-            clients,
-            marks: vec![0; CLIENTS],
-            servers,
-            names: NAMES.to_vec(),
-            relay,
-            _scratch: scratch,
+            clients: Clients::with_levels(site.server(), &LEVELS),
+            marks: vec![0; LEVELS.len()],
+            site,
+            troubles: Vec::new(),
+            story: Vec::new(),
         }
     }
 
     fn goes_on(&self) -> bool {
-        let well = self.tally.lost.is_empty() && self.tally.problems.is_empty();
-        well && !self.orders.is_over()
+        self.tally.held() && !self.orders.is_over()
     }
 
     fn round(&mut self) {
         self.tally.rounds += 1;
-        let wanted = self.random.usize(3..15);
-        if !self.clients.get_more(wanted) {
-            return self.problem("commits are not acknowledged any more");
+        self.story.clear();
+        if !self.get_more() {
+            return;
         }
-        let candidate = self.random.usize(1..self.servers.len());
-        self.leave_behind(candidate);
-        if !self.clients.get_more(wanted) {
-            return self.problem("commits are not acknowledged any more");
+        self.look_at_what_is_applied();
+        let standbys = self.site.standbys();
+        let candidate = standbys[self.random.usize(..standbys.len())];
+        self.passing_trouble(candidate);
+        self.lasting_trouble(candidate);
+        if self.random.u8(..3) == 0 {
+            self.site.server().switch_wal();
         }
-        let mark = self.relay.log().mark();
+        let steady = self.receiver(candidate);
+        if !self.get_more() {
+            return;
+        }
+        let marks: Vec<Mark> = self.site.taps.iter().map(|tap| tap.relay.log().mark()).collect();
+        let is_fenced = !self.orders.control && self.random.u8(..3) == 0;
         let begun = Instant::now();
-        let is_killed = self.strike(candidate);
+        let strike = self.strike(candidate, is_fenced);
+        let is_steady = steady.is_some() && self.receiver(candidate) == steady;
+        self.trouble_meanwhile();
+        self.ready(candidate, is_fenced, is_steady);
         self.promote(candidate);
+        park_at_most(&mut self.random, 400);
+        self.heal(|_| true);
+        let server = &self.site.nodes[candidate].server;
+        let is_over = || server.try_sql("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f");
+        if within(PATIENCE, || is_over().then_some(())).is_none() {
+            let tail = server.log().tail();
+            return self.problem(&format!("the promotion does not end\n{tail}"));
+        }
         self.tally.slowest = self.tally.slowest.max(begun.elapsed());
-        if !is_killed {
-            self.servers[0].kill9();
+        if strike != Strike::Killed {
+            self.site.nodes[self.site.primary].server.kill9();
         }
         let is_kept = self.look(candidate);
         self.take_over(candidate);
-        self.verdict(mark, is_kept);
-        self.rejoin();
+        self.verdicts(&marks, is_kept, is_fenced);
+        self.rejoin(is_fenced);
     }
 
-    /// From now on some standbys get nothing more: mostly the one that is promoted next.
-    fn leave_behind(&mut self, candidate: usize) {
-        for standby in 1..self.servers.len() {
-            let of_ten = if standby == candidate { 8 } else { 3 };
-            if self.orders.control && standby == candidate || self.random.u8(..10) < of_ten {
-                self.servers[0].freeze_walsender(self.names[standby]);
+    /// Waits for acknowledged commits, if any can be now.
+    fn get_more(&mut self) -> bool {
+        let wanted = self.random.usize(3..15);
+        let is_away = |number: usize| self.troubles.iter().any(|it| it.who == Who::Relay(number));
+        if (0..self.site.taps.len()).all(is_away) {
+            park_at_most(&mut self.random, 300);
+            return true;
+        }
+        let has_come = self.clients.get_more_of(WAITING, wanted);
+        if !has_come {
+            self.problem("commits are not acknowledged any more");
+        }
+        has_come
+    }
+
+    /// All is well: what was acknowledged as applied can be seen on a standby at once.
+    fn look_at_what_is_applied(&mut self) {
+        let to = self.clients.marks();
+        let mut from = to.clone();
+        from[APPLIED] = self.marks[APPLIED];
+        let on = |number: usize| self.clients.missing_on(&self.site.nodes[number].server, &from, &to);
+        let [first, second] = [0, 1].map(|which| on(self.site.standbys()[which]));
+        let nowhere: Vec<&String> = first.iter().filter(|name| second.contains(name)).collect();
+        if !nowhere.is_empty() {
+            self.problem(&format!("acknowledged by remote_apply and nowhere to be seen: {nowhere:?}"));
+        }
+    }
+
+    fn begin(&mut self, who: Who, how: How) {
+        let name = match who {
+            Who::Relay(_) => "relays",
+            Who::Standby(_) => "standbys",
+        };
+        self.tally.count(&format!("{name} {}", how.name()));
+        let trouble = Trouble { who, how };
+        self.story.push(format!("{trouble:?}"));
+        self.site.begin(trouble);
+        self.troubles.push(trouble);
+    }
+
+    fn heal(&mut self, which: impl Fn(&Trouble) -> bool) {
+        let (mut healed, stay): (Vec<Trouble>, Vec<Trouble>) =
+            self.troubles.drain(..).partition(|it| which(it));
+        self.troubles = stay;
+        // A standby that starts waits for them.
+        healed.sort_by_key(|it| matches!(it.who, Who::Standby(_)));
+        for trouble in healed {
+            self.story.push(format!("healed: {trouble:?}"));
+            self.site.heal(trouble, true);
+        }
+    }
+
+    fn any_relay(&mut self) -> Who {
+        Who::Relay(self.random.usize(..self.site.taps.len()))
+    }
+
+    fn any_how(&mut self) -> How {
+        How::ALL[self.random.usize(..How::ALL.len())]
+    }
+
+    /// Something that is over before the primary is lost.
+    fn passing_trouble(&mut self, candidate: usize) {
+        if self.orders.control || self.random.bool() {
+            return;
+        }
+        let who = if self.random.bool() { self.any_relay() } else { Who::Standby(candidate) };
+        let how = self.any_how();
+        self.begin(who, how);
+        park_at_most(&mut self.random, 200);
+        let trouble = self.troubles.pop().expect("it was just begun");
+        self.site.heal(trouble, false);
+    }
+
+    /// From now on some get nothing more: mostly the one that is promoted next.
+    fn lasting_trouble(&mut self, candidate: usize) {
+        for standby in self.site.standbys() {
+            let is_candidate = standby == candidate;
+            let how = if is_candidate { How::Cut } else { self.any_how() };
+            let of_ten = if is_candidate { 8 } else { 3 };
+            if self.orders.control && is_candidate || self.random.u8(..10) < of_ten {
+                self.begin(Who::Standby(standby), how);
             }
         }
-        if self.random.u8(..3) == 0 {
-            self.servers[0].switch_wal();
+        if !self.orders.control && self.random.u8(..10) < 4 {
+            let (who, how) = (self.any_relay(), self.any_how());
+            self.begin(who, how);
         }
     }
 
-    /// The primary is lost; whether it is dead.
-    fn strike(&mut self, candidate: usize) -> bool {
+    /// Whom it streams with.
+    fn receiver(&self, standby: usize) -> Option<String> {
+        let sql = "select pid from pg_stat_wal_receiver where status = 'streaming'";
+        self.site.nodes[standby].server.try_sql(sql).ok().filter(|pid| !pid.is_empty())
+    }
+
+    /// The primary is lost.
+    fn strike(&mut self, candidate: usize, is_fenced: bool) -> Strike {
         park_at_most(&mut self.random, 50);
-        let is_killed = self.random.bool();
-        match is_killed {
-            true => self.servers[0].kill9(),
-            false => self.servers[0].signal_all(Signal::STOP),
+        let of = if is_fenced { 3 } else { 2 };
+        let strike = [Strike::Killed, Strike::Stopped, Strike::Alive][self.random.usize(..of)];
+        let primary = &mut self.site.nodes[self.site.primary].server;
+        match strike {
+            Strike::Killed => primary.kill9(),
+            Strike::Stopped => primary.signal_all(Signal::STOP),
+            Strike::Alive => {}
         }
-        self.tally.strikes[usize::from(!is_killed)] += 1;
-        if self.servers[candidate].receive_lsn() < self.relay.flush_lsn() {
-            self.tally.behind += 1;
+        let what = match strike {
+            Strike::Killed => "primaries killed",
+            Strike::Stopped => "primaries stopped",
+            Strike::Alive => "primaries alive, and fenced off",
+        };
+        self.tally.count(what);
+        let has = self.site.nodes[candidate].server.receive_lsn();
+        let end = self.site.furthest(&self.troubles);
+        self.story.push(format!("{what}; a relay has {end:?}, candidate {candidate} {has}"));
+        self.tally.behind += u64::from(end.is_some_and(|end| has < end));
+        strike
+    }
+
+    /// A relay is in trouble just when it is drained.
+    fn trouble_meanwhile(&mut self) {
+        let is_well = self.troubles.iter().all(|it| matches!(it.who, Who::Standby(_)));
+        if !self.orders.control && is_well && self.random.u8(..4) == 0 {
+            let who = self.any_relay();
+            let how = [How::Killed, How::Stopped][self.random.usize(..2)];
+            self.begin(who, how);
         }
-        is_killed
+    }
+
+    /// What docs/FAILOVER.md demands before a promotion.
+    fn ready(&mut self, candidate: usize, is_fenced: bool, is_steady: bool) {
+        if self.orders.control || !is_fenced && is_steady {
+            return;
+        }
+        // Somebody sees to the relays, since they have to answer.
+        park_at_most(&mut self.random, 200);
+        self.heal(|it| matches!(it.who, Who::Relay(_)));
+        if is_fenced {
+            self.fence();
+        }
+        if !is_steady {
+            // It may have asked the relays when they had less; it asks again.
+            self.tally.awaited += 1;
+            self.heal(|it| it.who == Who::Standby(candidate));
+        }
+        let loses_nothing = || {
+            let (code, said) = self.promotable(candidate);
+            let is_told = if is_steady { code == Some(0) || code == Some(1) } else { code == Some(0) };
+            is_told.then_some(()).ok_or(said)
+        };
+        let mut said = String::new();
+        let told = within(PATIENCE, || loses_nothing().map_err(|error| said = error).ok());
+        if told.is_none() {
+            self.problem(&format!("walrelay promotable: {said}"));
+        }
+    }
+
+    fn relays(&self) -> Vec<String> {
+        self.site.taps.iter().flat_map(|tap| ["--relay".to_owned(), tap.relay.conninfo()]).collect()
+    }
+
+    fn fence(&mut self) {
+        let mut said = String::new();
+        let fenced = within(PATIENCE, || {
+            let mut fence = Command::new(self.orders.binary);
+            fence.arg("fence").args(self.relays()).args(["--timeout", "5s", "--reason", "drill"]);
+            let output = fence.args(["--sync-names", &self.site.rule()]).output().expect("it can be run");
+            said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            output.status.success().then_some(())
+        });
+        self.tally.count("promotions behind a fence");
+        self.story.push("fenced".to_owned());
+        if fenced.is_none() {
+            self.problem(&format!("walrelay fence: {said}"));
+        }
+    }
+
+    /// The exit code, and what was said.
+    fn promotable(&self, candidate: usize) -> (Option<i32>, String) {
+        let mut promotable = Command::new(self.orders.binary);
+        let candidate = self.site.nodes[candidate].server.conninfo();
+        promotable.arg("promotable").args(self.relays()).args(["--candidate", &candidate]);
+        let output = promotable.output().expect("it can be run");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), said)
     }
 
     fn promote(&mut self, candidate: usize) {
-        let server = &self.servers[candidate];
+        let server = &self.site.nodes[candidate].server;
         let by_command = self.random.bool() && server.server().program("pg_ctl").exists();
-        self.tally.promotions[usize::from(by_command)] += 1;
-        match by_command {
+        let how = if by_command { "pg_ctl promote" } else { "pg_promote()" };
+        self.tally.count(how);
+        self.story.push(how.to_owned());
+        let asked = match by_command {
             true => {
                 let mut command = server.server().command("pg_ctl");
-                let promoted = output(command.args(["promote", "-s", "-D"]).arg(server.data_dir()));
-                if let Err(error) = promoted {
-                    self.problem(&format!("pg_ctl promote: {error}"));
-                }
+                output(command.args(["promote", "-s", "-W", "-D"]).arg(server.data_dir())).map(drop)
             }
-            false => server.promote(),
+            false => server.try_sql("select pg_promote(false)").map(drop).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = asked {
+            self.problem(&format!("could not promote: {error}"));
         }
     }
 
     /// Everything acknowledged is on the new primary; whether that is so.
     fn look(&mut self, candidate: usize) -> bool {
         let marks = self.clients.marks();
-        let missing = self.clients.missing_on(&self.servers[candidate], &self.marks, &marks);
+        let server = &self.site.nodes[candidate].server;
+        let missing = self.clients.missing_on(server, &self.marks, &marks);
+        let client = |name: &String| name.split('|').next().and_then(|client| client.parse::<usize>().ok());
+        let waits = |name: &String| client(name).is_some_and(|client| client < WAITING);
+        let (lost, unpromised): (Vec<String>, Vec<String>) = missing.into_iter().partition(waits);
         let round = self.tally.rounds;
-        self.tally.lost.extend(missing.iter().map(|name| format!("round {round}: {name}")));
+        let is_kept = lost.is_empty();
+        self.tally.lost.extend(lost.iter().map(|name| format!("round {round}: {name}")));
+        self.tally.unpromised += unpromised.len();
         self.marks = marks;
-        missing.is_empty()
+        is_kept
     }
 
     /// The candidate is the primary from now on.
     fn take_over(&mut self, candidate: usize) {
-        self.servers.swap(0, candidate);
-        self.names.swap(0, candidate);
-        self.clients.go_to(&self.servers[0]);
-        self.relay.wait_for_timeline(self.servers[0].timeline().as_u32());
+        self.site.primary = candidate;
+        self.clients.go_to(self.site.server());
+        let tli = self.site.server().timeline().as_u32();
+        for tap in &self.site.taps {
+            tap.relay.wait_for_timeline(tli);
+        }
     }
 
-    /// What the relay says about it is so.
-    fn verdict(&mut self, mark: Mark, is_kept: bool) {
-        let part = format!("promotion to timeline {} at ", self.servers[0].timeline());
-        self.relay.log().wait_for_after(mark, &part);
-        let said = self.relay.log().lines_with(&part, mark);
-        let says_kept = said.iter().all(|line| line.contains("kept everything acknowledged"));
-        self.tally.verdicts[usize::from(!says_kept)] += 1;
-        let mut failovers = Command::new(self.orders.binary);
-        failovers.arg("failovers").arg("-D").arg(self.relay.data_dir());
-        let listed = failovers.output().expect("walrelay can be run");
-        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        let lists_kept = listed.lines().last().is_some_and(|line| line.contains("  kept, "));
-        // More than commits may be left; but commits that are missing were left.
-        let is_right = says_kept == lists_kept && (is_kept || !says_kept);
-        if said.len() != 1 || !is_right || !(says_kept || self.orders.control) {
-            self.problem(&format!("kept: {is_kept}, and the relay says {said:?} and lists {listed}"));
+    /// What the relays say about it is so.
+    fn verdicts(&mut self, marks: &[Mark], is_kept: bool, is_fenced: bool) {
+        let part = format!("promotion to timeline {} at ", self.site.server().timeline());
+        let mut somebody_says_left = false;
+        for (number, mark) in marks.iter().enumerate() {
+            let relay = &self.site.taps[number].relay;
+            relay.log().wait_for_after(*mark, &part);
+            let said = relay.log().lines_with(&part, *mark);
+            let says_kept = said.iter().all(|line| line.contains("kept everything acknowledged"));
+            let mut failovers = Command::new(self.orders.binary);
+            let listed = failovers.arg("failovers").arg("-D").arg(relay.data_dir()).output();
+            let listed = listed.expect("walrelay can be run").stdout;
+            let listed = String::from_utf8_lossy(&listed).into_owned();
+            let lists_kept = listed.lines().last().is_some_and(|line| line.contains("  kept, "));
+            for bad in ["panicked", "damaged", "bad WAL", "may not be durable"] {
+                self.tally.problems.extend(relay.log().lines_with(bad, Mark::default()));
+            }
+            self.tally.verdicts[usize::from(!says_kept)] += 1;
+            somebody_says_left |= !says_kept;
+            // Behind a fence nothing comes any more. Else what was on its way may come after a relay was drained: that is
+            // reported to a primary that is dead.
+            let is_right = says_kept || self.orders.control || !is_fenced;
+            if said.len() != 1 || says_kept != lists_kept || !is_right {
+                self.problem(&format!(
+                    "r{}: kept {is_kept}, it says {said:?} and lists {listed}",
+                    number + 1
+                ));
+            }
         }
-        for bad in ["panicked", "damaged", "bad WAL", "may not be durable"] {
-            self.tally.problems.extend(self.relay.log().lines_with(bad, Mark::default()));
+        // More than commits may be left; but commits that are missing were left, by whoever had acknowledged them.
+        if !is_kept && !somebody_says_left {
+            self.problem("commits are missing, and no relay says so");
         }
     }
 
     /// The old primary comes back, and the other standby follows the new one by itself.
-    fn rejoin(&mut self) {
-        let tli = self.servers[0].timeline();
+    fn rejoin(&mut self, is_fenced: bool) {
+        let tli = self.site.server().timeline();
         // An asynchronous standby may have what the relay had not yet, and nobody was told of.
         let ahead = format!("new timeline {tli} forked off ");
-        for standby in 1..self.servers.len() {
-            if self.servers[standby].try_sql("select 1").is_err() {
+        let standbys = self.site.standbys();
+        for &standby in &standbys {
+            if self.site.nodes[standby].server.try_sql("select 1").is_err() {
                 self.tally.rejoined += 1;
-                self.rewind(standby);
+                self.site.rewind(standby);
             }
         }
-        let end = self.servers[0].settled_lsn();
-        for standby in 1..self.servers.len() {
+        let end = self.site.server().settled_lsn();
+        for &standby in &standbys {
             let is_ahead = |server: &Cluster| !server.log().lines_with(&ahead, Mark::default()).is_empty();
-            let server = &self.servers[standby];
+            let server = &self.site.nodes[standby].server;
             within(PATIENCE, || (server.replay_lsn() >= end || is_ahead(server)).then_some(()));
             if is_ahead(server) {
                 self.tally.ahead += 1;
-                self.servers[standby].stop();
-                self.rewind(standby);
+                if is_fenced && !self.site.may_be_ahead(standby) {
+                    self.problem("a standby below the relays is ahead of a fence");
+                }
+                self.site.nodes[standby].server.stop();
+                self.site.rewind(standby);
             }
-            let server = &self.servers[standby];
+            let server = &self.site.nodes[standby].server;
             if within(PATIENCE, || (server.replay_lsn() >= end).then_some(())).is_none() {
-                let (name, tail) = (self.names[standby], server.log().tail());
+                let (name, tail) = (self.site.name(standby), server.log().tail());
                 return self.problem(&format!("{name} does not follow the new primary\n{tail}"));
             }
         }
     }
 
-    /// Makes a server that is down a standby of the new primary.
-    fn rewind(&mut self, standby: usize) {
-        let all: Vec<&Cluster> = self.servers.iter().collect();
-        let primary = to_primary(&all);
-        self.servers[standby].rewind_to(&self.servers[0]);
-        self.servers[standby].become_standby(self.names[standby], &primary, None);
-        self.servers[standby].append_conf("synchronous_standby_names = 'walrelay'");
-        self.servers[standby].start();
-    }
-
     fn problem(&mut self, text: &str) {
         let round = self.tally.rounds;
-        self.tally.problems.push(format!("round {round}: {text}\n{}", self.relay.log().tail()));
-    }
-}
-
-/// Whichever of them is the primary.
-fn to_primary(all: &[&Cluster]) -> String {
-    Relay::hosts(all) + " target_session_attrs=primary"
-}
-
-fn follow(all: &[&Cluster], name: &str) -> String {
-    format!("primary_conninfo = '{} application_name={name}'", to_primary(all))
-}
-
-/// The relay's program where the servers' account can run it.
-fn readable(orders: &Orders<'_>, scratch: &Scratch) -> PathBuf {
-    let ours = scratch.join("walrelay");
-    std::fs::hard_link(orders.binary, &ours)
-        .or_else(|_| std::fs::copy(orders.binary, &ours).map(drop))
-        .expect("there is room for it");
-    ours
-}
-
-impl FailoverTally {
-    /// Whether nothing is missing.
-    pub fn held(&self) -> bool {
-        self.lost.is_empty() && self.problems.is_empty()
-    }
-}
-
-impl Display for FailoverTally {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for line in self.lost.iter().map(|lost| format!("lost: {lost}")).chain(self.problems.iter().cloned())
-        {
-            writeln!(f, "✗ {line}")?;
-        }
-        let ([killed, stopped], [function, command]) = (self.strikes, self.promotions);
-        let [kept, left] = self.verdicts;
-        let rows = [
-            ("rounds", self.rounds.to_string()),
-            ("primaries killed", killed.to_string()),
-            ("primaries stopped", stopped.to_string()),
-            ("pg_promote()", function.to_string()),
-            ("pg_ctl promote", command.to_string()),
-            ("candidates behind the relay", self.behind.to_string()),
-            ("old primaries back", self.rejoined.to_string()),
-            ("standbys ahead, rewound", self.ahead.to_string()),
-            ("verdicts: kept", kept.to_string()),
-            ("verdicts: left", left.to_string()),
-            ("acknowledged commits", self.commits.to_string()),
-            ("longest loss to promotion", format!("{:.1} s", self.slowest.as_secs_f32())),
-            ("lost", self.lost.len().to_string()),
-        ];
-        rows.iter().try_for_each(|(what, value)| writeln!(f, "  {what:<30} {value:>10}"))
+        let tails: Vec<String> = self.site.taps.iter().map(|tap| tap.relay.log().tail()).collect();
+        let story = self.story.join("; ");
+        self.tally.problems.push(format!("round {round}: {text}\n{story}\n{}", tails.join("\n")));
     }
 }
