@@ -256,10 +256,7 @@ async fn ask(info: &ConnInfo, command: &str, limit: Duration) -> Result<Told, As
         conn.close().await;
         match answer {
             Ok(result) => parse(result),
-            // PostgreSQL takes it for SQL, which a walsender does not execute.
-            Err(QueryError::Server(error)) if ["42601", "0A000"].contains(&&*error.sqlstate) => {
-                Err(AskError::Unknown)
-            }
+            Err(QueryError::Server(error)) if error.is_unknown_command() => Err(AskError::Unknown),
             Err(QueryError::Server(error)) => Err(AskError::Refused(Box::new(error))),
             Err(error) => Err(AskError::Query(error)),
         }

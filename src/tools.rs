@@ -104,7 +104,9 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let background = Some(background);
     let wait = args.wait()?;
     let (file, target) = (args.file.clone(), args.target.clone());
-    let restore = Restore { sources, file, target, spool, background, patience: PATIENCE, wait, strict };
+    let branch = args.branch;
+    let restore =
+        Restore { sources, file, target, spool, background, patience: PATIENCE, wait, strict, branch };
     match restore.run().await? {
         Restored::Done => Ok(0),
         Restored::Missing => Ok(MISSING),

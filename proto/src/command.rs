@@ -74,6 +74,14 @@ pub enum Command {
     },
     /// `FENCE_STATUS`, which only walrelay has.
     FenceStatus,
+    /// `BRANCH_WAL X/X TIMELINE n`, which only walrelay has: WAL as it is held of a timeline that was left, also behind the
+    /// place where that was.
+    BranchWal {
+        /// The first byte wanted.
+        lsn: Lsn,
+        /// The timeline.
+        tli: TimelineId,
+    },
 }
 
 /// What a fence is to be.
@@ -270,6 +278,7 @@ impl fmt::Display for Command {
                 epoch.map_or(Ok(()), |epoch| write!(f, " EPOCH {epoch}"))
             }
             Command::FenceStatus => f.write_str("FENCE_STATUS"),
+            Command::BranchWal { lsn, tli } => write!(f, "BRANCH_WAL {lsn} TIMELINE {tli}"),
         }
     }
 }

@@ -248,6 +248,11 @@ pub struct RestoreArgs {
     #[arg(long, value_enum, default_value_t = OnTimeout::Continue)]
     pub on_timeout: OnTimeout,
 
+    /// Give all there is of this timeline, also what was written on it behind the place where it was left: for a recovery along
+    /// it (recovery_target_timeline); pg_rewind -c gets that without being told
+    #[arg(long, value_name = "TIMELINE", value_parser = timeline)]
+    pub branch: Option<TimelineId>,
+
     /// Fetch ahead until nobody asks any more.
     #[arg(long, hide = true)]
     pub spool_worker: bool,

@@ -24,6 +24,8 @@ use crate::store::{SlotError, SlotPersistence, Store, UpstreamParameters};
 use crate::wire::messages::{Column, command_complete, data_row, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
 
+/// Bytes of a branch in one answer.
+const PIECE: usize = 1 << 20;
 /// How long the upstream may take to answer a question that is passed on.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to say whether it has a logical slot of a name. A slot must be made without it, too.
@@ -65,6 +67,7 @@ impl Answer<'_> {
             Command::Fence(order) => self.fence(conn, order).await?,
             Command::Unfence { epoch } => self.unfence(conn, epoch).await?,
             Command::FenceStatus => self.fence_status(conn),
+            Command::BranchWal { lsn, tli } => self.branch_wal(conn, lsn, tli).await?,
             Command::StartLogicalReplication { .. } => return Err(no_logical().into()),
             // The session hands these on, to the walsender and to the upstream.
             Command::StartReplication(_) | Command::BaseBackup { .. } | Command::UploadManifest => {}
@@ -165,6 +168,24 @@ impl Answer<'_> {
         })?;
         conn.put(&data_row(&[Some(name.as_bytes()), Some(&content)]));
         conn.put(&command_complete("TIMELINE_HISTORY"));
+        Ok(())
+    }
+
+    /// One row with the bytes from there on that the segment's file has, at most [`PIECE`] of them; none at its end.
+    async fn branch_wal(&self, conn: &mut Connection, lsn: Lsn, tli: TimelineId) -> Result<()> {
+        conn.put(&row_description(&[Column::text("content")]));
+        let store = self.context.store.clone();
+        let content = blocking(move || store.branch_wal(tli, lsn, PIECE)).await?.map_err(|error| {
+            let text = format!("could not read WAL of timeline {tli} at {lsn}: {error}");
+            PgError::error(sqlstate::IO_ERROR, text)
+        })?;
+        let content = content.ok_or_else(|| {
+            let text =
+                format!("no WAL of timeline {tli} at {lsn} is held beside the timeline that is followed");
+            PgError::error(sqlstate::UNDEFINED_FILE, text)
+        })?;
+        conn.put(&data_row(&[Some(&content)]));
+        conn.put(&command_complete("BRANCH_WAL"));
         Ok(())
     }
 

@@ -24,6 +24,7 @@ pub(super) fn fate(text: &[u8], moment: Moment, has_slot: impl Fn(&str) -> bool)
         }
         Command::StartReplication(_) => Some(refused("START_REPLICATION ... PHYSICAL")),
         Command::ReadReplicationSlot { .. } => Some(refused("READ_REPLICATION_SLOT")),
+        Command::BranchWal { .. } => Some(refused("BRANCH_WAL")),
         Command::Fence(_) | Command::Unfence { .. } | Command::FenceStatus => {
             Some(refused("FENCE, UNFENCE and FENCE_STATUS"))
         }

@@ -284,7 +284,10 @@ impl Session {
                     credentials: &self.credentials,
                 };
                 // They change nothing, and may wait for an archive or the upstream.
-                let interruptible = matches!(command, Command::TimelineHistory(_) | Command::Show { .. });
+                let interruptible = matches!(
+                    command,
+                    Command::TimelineHistory(_) | Command::Show { .. } | Command::BranchWal { .. }
+                );
                 tokio::select! {
                     biased;
                     answered = answer.command(conn, command) => answered?,

@@ -36,6 +36,11 @@ impl ServerError {
         self.sqlstate == "58P01" || self.is_internal() && self.names_a_segment()
     }
 
+    /// Whether the server does not know a command that only a relay has: it takes it for SQL, which a walsender does not execute.
+    pub fn is_unknown_command(&self) -> bool {
+        ["42601", "0A000"].contains(&&*self.sqlstate)
+    }
+
     /// Whether nobody thought of a SQLSTATE for it: that a position lies on a timeline that the server never was on, or
     /// behind where it left it, or where its own WAL ends (PG: `StartReplication`).
     pub fn is_internal(&self) -> bool {

@@ -725,6 +725,35 @@ impl Store {
         self.dir.copy_of_partial(name, identity.seg_size).map(|copy| copy.map(Arc::new))
     }
 
+    /// Bytes of a timeline that is not followed, as its files have them, from `lsn` to the end of the segment, `most` of them;
+    /// `None` if there is no file. They may mean nothing: nobody has looked at what lies behind the last record. Waits for the
+    /// disk.
+    pub fn branch_wal(&self, tli: TimelineId, lsn: Lsn, most: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(size) = self.identity().map(|identity| identity.seg_size) else { return Ok(None) };
+        if tli == self.history().tli() {
+            return Ok(None);
+        }
+        let name = WalFileName::new(tli, lsn.seg_at(size));
+        for path in [self.dir.segment(name, size), self.dir.partial(name, size)] {
+            let file = match self.dir.disk().open(&path, Open::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            let at = lsn.offset_in_seg(size);
+            let left = usize::try_from(size.bytes() - at).unwrap_or(most);
+            let (mut bytes, mut len) = (vec![0; most.min(left)], 0);
+            while len < bytes.len() {
+                match file.read_at(&mut bytes[len..], at + len as u64)? {
+                    0 => break,
+                    count => len += count,
+                }
+            }
+            bytes.truncate(len);
+            return Ok(Some(bytes));
+        }
+        Ok(None)
+    }
+
     /// Names of all files of `pg_wal`, in no order; those in the making have no final name and are left out.
     /// Waits for the disk.
     pub fn wal_files(&self) -> io::Result<Vec<String>> {

@@ -50,6 +50,7 @@ mod refusals;
 mod relay_restart;
 mod restore;
 mod retention;
+mod rewind;
 mod segment_size;
 mod siblings;
 mod slot_position;

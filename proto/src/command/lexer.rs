@@ -51,6 +51,7 @@ keywords! {
     Fence "FENCE",
     Unfence "UNFENCE",
     FenceStatus "FENCE_STATUS",
+    BranchWal "BRANCH_WAL",
     Epoch "EPOCH",
     Reason "REASON",
 }
@@ -58,8 +59,8 @@ keywords! {
 impl Keyword {
     /// Whether PostgreSQL does not have it: to its commands it is a name.
     pub(super) fn is_ours(self) -> bool {
-        use Keyword::{Epoch, Fence, FenceStatus, Reason, Unfence};
-        matches!(self, Fence | Unfence | FenceStatus | Epoch | Reason)
+        use Keyword::{BranchWal, Epoch, Fence, FenceStatus, Reason, Unfence};
+        matches!(self, BranchWal | Fence | Unfence | FenceStatus | Epoch | Reason)
     }
 }
 

@@ -41,6 +41,7 @@ fn starts_command(word: Keyword) -> bool {
             | Keyword::Fence
             | Keyword::Unfence
             | Keyword::FenceStatus
+            | Keyword::BranchWal
     )
 }
 
@@ -63,6 +64,11 @@ fn command(first: Keyword, lexer: &mut Lexer<'_>) -> Result<Command> {
         Keyword::Fence => Command::Fence(FenceOrder { epoch: words.epoch()?, reason: words.reason()? }),
         Keyword::Unfence => Command::Unfence { epoch: words.epoch()? },
         Keyword::FenceStatus => Command::FenceStatus,
+        Keyword::BranchWal => {
+            let lsn = words.position()?;
+            words.expect(Keyword::Timeline)?;
+            Command::BranchWal { lsn, tli: words.timeline()? }
+        }
         _ => start_replication(&mut words)?,
     };
     words.finish()?;

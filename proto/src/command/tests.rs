@@ -262,6 +262,8 @@ fn fences_have_numbers_and_reasons() {
     check("UNFENCE", Command::Unfence { epoch: None });
     check("UNFENCE EPOCH 4294967297", Command::Unfence { epoch: Some(4_294_967_297) });
     check("FENCE_STATUS", Command::FenceStatus);
+    let (lsn, tli) = (Lsn::new(0x1_0000_0002), TimelineId::new(3).unwrap());
+    check("BRANCH_WAL 1/2 TIMELINE 3", Command::BranchWal { lsn, tli });
     for epoch in ["0", "9223372036854775808", "18446744073709551616"] {
         refused(&format!("FENCE EPOCH {epoch}"), "42601", "invalid epoch");
     }
@@ -273,6 +275,8 @@ fn fences_have_numbers_and_reasons() {
         "FENCE REASON 'x' EPOCH 7",
         "UNFENCE REASON 'x'",
         "FENCE_STATUS EPOCH 7",
+        "BRANCH_WAL 1/2",
+        "BRANCH_WAL TIMELINE 3",
     ] {
         syntax_error(wrong);
     }
@@ -282,7 +286,7 @@ fn fences_have_numbers_and_reasons() {
 
 #[test]
 fn words_that_postgresql_does_not_have_are_names_in_its_commands() {
-    for word in ["FENCE", "UNFENCE", "FENCE_STATUS", "EPOCH", "REASON"] {
+    for word in ["FENCE", "UNFENCE", "FENCE_STATUS", "BRANCH_WAL", "EPOCH", "REASON"] {
         let name = word.to_lowercase();
         assert_eq!(command(&format!("DROP_REPLICATION_SLOT {word}")), drop_slot(&name, false));
         assert_eq!(command(&format!("START_REPLICATION SLOT {word} 0/0")), start(Some(&name), 0, None));

@@ -129,6 +129,8 @@ pub struct Fetcher {
     system_id: Option<SystemId>,
     seg_size: Option<SegSize>,
     own: Arc<Own>,
+    /// A timeline of which all that anybody has is wanted, also behind the place where it was left.
+    branch: Option<TimelineId>,
     /// [`MEANWHILE`] and [`SILENCE`] but for tests and for those in a hurry.
     meanwhile: Duration,
     silence: Duration,
@@ -175,12 +177,17 @@ impl Fetcher {
         };
         let places = sources.into_iter().enumerate().map(place).collect();
         let (seg_size, own) = (None, Arc::default());
-        Fetcher { places, system_id, seg_size, own, meanwhile: MEANWHILE, silence: SILENCE }
+        Fetcher { places, system_id, seg_size, own, branch: None, meanwhile: MEANWHILE, silence: SILENCE }
     }
 
     /// Takes no beginning of a segment that contradicts what the asker has.
     pub fn with_own(self, own: Own) -> Fetcher {
         Fetcher { own: Arc::new(own), ..self }
+    }
+
+    /// Takes what there is of this timeline beside the way to newer ones, too.
+    pub fn with_branch(self, branch: Option<TimelineId>) -> Fetcher {
+        Fetcher { branch, ..self }
     }
 
     /// Takes so long a silence of a source for an answer.
@@ -426,7 +433,13 @@ impl Fetcher {
     /// The longest beginning that anybody has, and that is of the asker's history.
     async fn unfinished(&self, file: &str) -> Result<Fetched, Unanswered> {
         let mut longest: Option<(Bytes, WalIdentity, u64)> = None;
-        for (place, found) in self.all(file, |source| source.read_unfinished(file)).await? {
+        let mut answers = self.all(file, |source| source.read_unfinished(file)).await?;
+        let is_of_branch = self.branch.is_some() && self.branch == timeline_of(file);
+        if is_of_branch {
+            let more = self.all(file, |source| source.read_branch(file)).await?;
+            answers.extend(more.into_iter().map(|(place, found)| (place, Vec::from_iter(found))));
+        }
+        for (place, found) in answers {
             for bytes in found {
                 let Some((id, good)) = self.good_length(file, &bytes) else { continue };
                 if longest.as_ref().is_none_or(|(_, _, best)| good > *best)
@@ -439,7 +452,7 @@ impl Fetcher {
         let Some((bytes, id, good)) = longest.filter(|(_, _, good)| *good > 0) else {
             return Ok(Fetched::Missing);
         };
-        let good = self.before_the_fork(file, id, good).await?;
+        let good = if is_of_branch { good } else { self.before_the_fork(file, id, good).await? };
         if good == 0 {
             return Ok(Fetched::Missing);
         }
@@ -558,6 +571,11 @@ fn good_length(file: &str, system_id: Option<SystemId>, bytes: &[u8]) -> Option<
 pub(super) fn is_segment(file: &str) -> bool {
     let smallest = SegSize::new(1 << 20).expect("PostgreSQL's smallest segment size");
     WalFileName::parse(file, smallest).is_some()
+}
+
+/// The timeline of a segment, whatever the size of segments is.
+fn timeline_of(file: &str) -> Option<TimelineId> {
+    FileName::parse(file).filter(|name| name.kind() == FileKind::Segment).map(|name| name.tli())
 }
 
 /// PostgreSQL's default segment size.

@@ -82,6 +82,10 @@ impl Source for Memory {
         Box::pin(self.get(file))
     }
 
+    fn read_branch<'a>(&'a self, segment: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(async move { self.get(&format!("{segment}.branch")).await })
+    }
+
     fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
         Box::pin(async move {
             self.get("").await?;

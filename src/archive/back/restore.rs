@@ -33,6 +33,7 @@ use crate::archive::repo::name::{FileKind, FileName};
 use crate::objects::buffer;
 use crate::objects::limit::Limit;
 use crate::pulse::Pulse;
+use server::is_rewind;
 pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
 use strict::Release;
 pub use strict::{OnTimeout, REQUIRE_TIMEOUT, Required, Strict};
@@ -72,6 +73,8 @@ pub struct Restore {
     pub wait: Option<Duration>,
     /// Whose answers a standby waits for; `None` for nobody's. A recovery waits for all in any case.
     pub strict: Option<Strict>,
+    /// A timeline that is wanted to its end, also behind the place where it was left; `pg_rewind` wants that without saying so.
+    pub branch: Option<TimelineId>,
 }
 
 /// How it went, if nothing failed.
@@ -152,8 +155,10 @@ impl Restore {
         TempFile::remove_leftovers(dir_of(&self.target));
         let deadline = Instant::now() + self.patience * LONGEST;
         let strict = self.strict.as_ref().filter(|_| role == Role::Standby);
+        let branch = self.branch_wanted();
         let mut found = None;
-        if let Some(spool) = self.spool_of(role) {
+        // There are only the parts that are on the way.
+        if let Some(spool) = self.spool_of(role).filter(|_| branch.is_none()) {
             match self.take(spool, system_id, role, deadline).await {
                 Ok(Some(Taken::Put(size))) => {
                     spool.go_on(&self.file, size);
@@ -167,7 +172,7 @@ impl Restore {
             }
         }
         let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size);
-        let fetcher = fetcher.with_silence(self.silence(role)).with_own(self.own());
+        let fetcher = fetcher.with_silence(self.silence(role)).with_own(self.own()).with_branch(branch);
         let found = match (found, role, strict) {
             (Some(found), ..) => found,
             (None, Role::Recovery, _) => self.fetch_for_recovery(&fetcher).await?,
@@ -211,6 +216,12 @@ impl Restore {
                 taken.map_err(|_| self.slow(spool))
             }
         }
+    }
+
+    /// The timeline of the file, if all of it is wanted.
+    fn branch_wanted(&self) -> Option<TimelineId> {
+        let tli = FileName::parse(&self.file).map(|name| name.tli())?;
+        (self.branch == Some(tli) || is_rewind(&self.file, &self.target)).then_some(tli)
     }
 
     /// The spool to look into first: a standby may have left something in the background.
@@ -455,7 +466,9 @@ impl Restore {
                 tracing::warn!("nobody has \"{}\"; {caveat}, and was not asked", self.file);
             }
         }
-        let is_last = !matches!(found, Fetched::Whole(_));
+        // What there is of a branch need not be followed by anything.
+        let is_part = matches!(found, Fetched::Unfinished { .. }) && self.branch_wanted().is_some();
+        let is_last = !matches!(found, Fetched::Whole(_)) && !is_part;
         if is_last && fetch::is_segment(&self.file) && !self.has_whole(fetcher.system_id()) {
             // A whole one in pg_wal is used from there. With a beginning, or with nothing, recovery would end.
             fetcher.check_hole(&self.file).await?;

@@ -42,6 +42,12 @@ pub trait Source: Send + Sync + Debug {
     /// goes. They may end with bytes that mean nothing.
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>>;
 
+    /// What is held of a segment of a timeline that was left, also behind the place where it was, whole or as far as it
+    /// goes; beside what [`read`](Self::read) and [`read_unfinished`](Self::read_unfinished) give.
+    fn read_branch<'a>(&'a self, _segment: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Names of files that come after this segment in the order of names: segments, finished or not, and histories, of
     /// its timeline and of all later ones. What is not listed may be there nevertheless if `read` gives it.
     fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>>;

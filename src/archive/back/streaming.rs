@@ -90,6 +90,16 @@ impl Server {
         }
     }
 
+    /// What a relay holds of a segment of a timeline that was left; nothing from anybody else.
+    async fn branch(&self, segment: &str) -> Result<Option<Bytes>, FetchError> {
+        let mut conn = self.connect().await?;
+        self.pulse.beat();
+        let branch = branch(&mut conn, segment, &self.pulse).await;
+        let branch = branch.map_err(|error| self.unreachable(error.to_string()))?;
+        conn.close().await;
+        Ok(branch)
+    }
+
     async fn connect(&self) -> Result<UpstreamConnection, FetchError> {
         let connected = connect_any(&self.info, Instant::now() + LIMIT).await;
         connected.map_err(|error| self.unreachable(error.to_string()))
@@ -155,6 +165,10 @@ impl Source for Server {
         Box::pin(async move { Ok(self.get(segment, true).await?.into_iter().collect()) })
     }
 
+    fn read_branch<'a>(&'a self, segment: &'a str) -> Fetching<'a, Option<Bytes>> {
+        Box::pin(self.branch(segment))
+    }
+
     fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
         Box::pin(self.after(segment))
     }
@@ -182,6 +196,37 @@ async fn segment(
         Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
         other => other.map(Some),
     }
+}
+
+async fn branch(
+    conn: &mut UpstreamConnection,
+    file: &str,
+    pulse: &Pulse,
+) -> Result<Option<Bytes>, QueryError> {
+    let Some(facts) = facts(conn).await? else { return Ok(None) };
+    pulse.beat();
+    let Some(name) = WalFileName::parse(file, facts.size) else { return Ok(None) };
+    let (start, len) = (name.segno.start(facts.size), facts.size.bytes());
+    let mut wal = BytesMut::new();
+    while (wal.len() as u64) < len {
+        let at = start.advance(wal.len() as u64);
+        let rows = match conn.query(&format!("BRANCH_WAL {at} TIMELINE {}", name.tli)).await {
+            Ok(result) => result.rows,
+            // It has none, or it is no relay.
+            Err(QueryError::Server(error)) if error.is_wal_removed() || error.is_unknown_command() => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        pulse.beat();
+        let piece = rows.into_iter().next().and_then(|row| row.into_iter().next()?).unwrap_or_default();
+        if piece.is_empty() {
+            break;
+        }
+        wal.extend_from_slice(&piece);
+    }
+    wal.truncate(len as usize);
+    Ok(Some(wal.freeze()))
 }
 
 impl Facts {

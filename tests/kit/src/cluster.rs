@@ -357,10 +357,16 @@ impl Cluster {
     pub fn rewind_to(&self, source: &Cluster) {
         // Until the checkpoint that follows a promotion, pg_rewind 15 takes the source for what it was before.
         source.sql("checkpoint");
-        let mut command = self.server.command("pg_rewind");
-        command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
-        command.arg("--source-server").arg(source.local_conninfo());
-        output(&mut command).unwrap_or_else(|error| panic!("{error}"));
+        self.rewind(&source.local_conninfo(), &[]).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same with `-c`: WAL that this server has removed comes by its `restore_command`.
+    ///
+    /// # Errors
+    /// With pg_rewind's message.
+    pub fn rewind_with_archive(&self, source: &Cluster) -> Result<(), String> {
+        source.sql("checkpoint");
+        self.rewind(&source.local_conninfo(), &["-c"])
     }
 
     /// Runs `pg_rewind` with any server as the source, see [`Cluster::rewind_to`].
@@ -368,9 +374,13 @@ impl Cluster {
     /// # Errors
     /// With pg_rewind's message.
     pub fn rewind_from(&self, conninfo: &str) -> Result<(), String> {
+        self.rewind(conninfo, &[])
+    }
+
+    fn rewind(&self, conninfo: &str, options: &[&str]) -> Result<(), String> {
         let mut command = self.server.command("pg_rewind");
         command.arg("--no-sync").arg("--target-pgdata").arg(self.data_dir());
-        command.arg("--source-server").arg(conninfo);
+        command.arg("--source-server").arg(conninfo).args(options);
         output(&mut command).map(drop)
     }
 

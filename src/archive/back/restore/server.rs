@@ -44,6 +44,18 @@ impl Role {
     }
 }
 
+/// Whether it is `pg_rewind -c` that asks, on a server that is down: it asks for a file by the name under which that is to be in
+/// `pg_wal`, where a server takes `RECOVERYXLOG`. It reads the timeline that its server was on to the end, also behind the place
+/// where others have left it.
+pub(super) fn is_rewind(file: &str, target: &Path) -> bool {
+    let data_dir = data_dir(target);
+    let is_beside = || std::path::absolute(dir_of(target)).is_ok_and(|dir| dir.ends_with("pg_wal"));
+    target.file_name().is_some_and(|name| name == file)
+        && is_beside()
+        && data_dir.join("PG_VERSION").exists()
+        && !data_dir.join("postmaster.pid").exists()
+}
+
 /// The exit code of a run of which nothing is known but its arguments: a wrong call, a fault.
 pub fn broken_here() -> u8 {
     let target = std::env::args_os().next_back().map(PathBuf::from).unwrap_or_default();
@@ -106,6 +118,22 @@ mod tests {
         fs::write(data.join("standby.signal"), "").unwrap();
         assert_eq!(Role::of(&data), Role::Standby);
         assert!(Role::of(&data).broken() <= 125);
+    }
+
+    #[test]
+    fn a_rewind_is_told_from_a_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::create_dir_all(data.join("pg_wal")).unwrap();
+        let name = "000000010000000000000003";
+        let own = data.join("pg_wal").join(name);
+        assert!(!is_rewind(name, &own), "no data directory");
+        fs::write(data.join("PG_VERSION"), "18\n").unwrap();
+        assert!(is_rewind(name, &own));
+        assert!(!is_rewind(name, &data.join("pg_wal/RECOVERYXLOG")));
+        assert!(!is_rewind(name, &dir.path().join(name)), "a script that moves it on");
+        fs::write(data.join("postmaster.pid"), "1").unwrap();
+        assert!(!is_rewind(name, &own), "a server runs");
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Setting {
             patience: Duration::from_millis(50),
             wait: Some(Duration::from_millis(50)),
             strict: None,
+            branch: None,
         }
     }
 
@@ -97,6 +98,44 @@ async fn the_unfinished_segment_is_filled_up_with_zeros() {
     assert_eq!(restored.len(), SEG);
     assert!(restored[..good] == setting.wal[6 * SEG..]);
     assert!(restored[good..].iter().all(|&byte| byte == 0));
+}
+
+/// Timeline 1 was left in the middle of segment 9, of which a relay has more, and the next one.
+#[tokio::test]
+async fn a_branch_is_given_to_who_asks_for_it() {
+    let setting = Setting::new();
+    let (next, left_at) = (name(10), 9 * SEG + 100_000);
+    setting.source.put("00000002.history", format!("1\t0/{left_at:X}\tx\n"));
+    let of_segment = &setting.wal[6 * SEG..];
+    setting.source.put(&format!("{LAST}.branch"), of_segment.to_vec());
+    // A standby gets what is on the way to timeline 2, wherever it was told to put it.
+    fs::write(setting.dir.path().join("standby.signal"), "").unwrap();
+    for restore in [setting.restore(LAST), Restore { branch: TimelineId::new(2), ..setting.restore(LAST) }] {
+        assert_eq!(restore.run().await.unwrap(), Restored::Done);
+        let restored = fs::read(setting.target()).unwrap();
+        assert!(restored[100_000..].iter().all(|&byte| byte == 0), "WAL that was left");
+        assert!(restored[..90_000] == of_segment[..90_000]);
+        assert_eq!(Restore { file: next.clone(), ..restore }.run().await.unwrap(), Restored::Missing);
+    }
+    assert_eq!(setting.source.asked(&format!("{LAST}.branch")), 0);
+    // All of it for who asks for that.
+    let named = Restore { branch: Some(TimelineId::FIRST), ..setting.restore(LAST) };
+    assert_eq!(named.run().await.unwrap(), Restored::Done);
+    let mut expected = of_segment.to_vec();
+    expected.resize(SEG, 0);
+    assert!(fs::read(setting.target()).unwrap() == expected);
+    // So does pg_rewind, and does not say so.
+    let data = setting.dir.path().join("data");
+    fs::create_dir_all(data.join("pg_wal")).unwrap();
+    fs::write(data.join("PG_VERSION"), "18\n").unwrap();
+    let target = data.join("pg_wal").join(LAST);
+    let rewind = Restore { target: target.clone(), ..setting.restore(LAST) };
+    assert_eq!(rewind.run().await.unwrap(), Restored::Done);
+    assert!(fs::read(&target).unwrap() == expected);
+    // Behind the end of it there is nothing.
+    let target = data.join("pg_wal").join(&next);
+    let rewind = Restore { target, ..setting.restore(&next) };
+    assert_eq!(rewind.run().await.unwrap(), Restored::Missing);
 }
 
 #[tokio::test]
