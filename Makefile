@@ -17,14 +17,15 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests; stories with real servers on some of PostgreSQL 14 to 19'
 	@echo 'make test-all    the same with each story on every version'
 	@echo 'make gates   the checks that need tools of their own: cargo-deny, cargo-machete'
-	@echo 'make bench   the benchmarks, and the relay beside a cascading standby; takes minutes'
+	@echo 'make bench   the relay beside a cascading standby, pg_receivewal and others, into docs/benchmarks; takes a quarter of an hour'
+	@echo 'make bench-quick, make bench-profile, make bench-parts  before and after a change; where the time goes; parts on their own'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
 	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind; RELAYS=2'
@@ -109,11 +110,25 @@ docs: cc
 	@echo '== documentation'
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
-# BENCH_GIB=4 compares with more WAL, BENCH_ROUNDS=9 more often. As root, with a fixed TCP congestion control.
+# docs/PERFORMANCE.md says what is measured. BENCH_GIB=4 takes more WAL, BENCH_ROUNDS=9 more rounds, BENCH_STALL_MINUTES=10 watches
+# commits for longer, BENCH_ONLY=stored,latency-1 leaves out the rest. As root, with a fixed TCP congestion control.
+BENCH = $(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin bench && $(CARGO) run --release --quiet --package walrelay-testkit --bin bench --
+
 bench: cc
+	$(BENCH) full
+
+bench-quick: cc
+	$(BENCH) quick
+
+# With names of functions, which the release has in a file of their own.
+bench-profile: cc
+	$(CARGO) build --profile profiling --package walrelay --bin walrelay
+	$(CARGO) build --release --package walrelay-testkit --bin bench
+	WALRELAY_BIN=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/profiling/walrelay $(CARGO) run --release --quiet --package walrelay-testkit --bin bench -- profile
+
+# Parts of the relay on their own, in one process.
+bench-parts: cc
 	$(CARGO) bench --package walrelay --bench verify --bench append --bench fanout --bench restore
-	$(CARGO) build --release --package walrelay --package walrelay-testkit --bin walrelay --bin compare
-	$(CARGO) run --release --quiet --package walrelay-testkit --bin compare
 
 # FS=xfs takes one file system only. Of each: SEED=n repeats what is random; with CONTROL=1 a promise is broken on purpose, and the
 # drill succeeds if it finds that out.

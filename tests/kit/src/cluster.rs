@@ -175,6 +175,11 @@ impl Cluster {
         self.port.number()
     }
 
+    /// The process id of the running server.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the server was started").pid()
+    }
+
     /// Directory of its Unix socket.
     pub fn socket_dir(&self) -> &Path {
         self.scratch.path()

@@ -101,23 +101,56 @@ impl Consumer {
     /// # Errors
     /// Of the socket, and `InvalidData` for WAL that does not follow on what came before.
     pub fn drain(&mut self, end: Lsn) -> io::Result<u64> {
-        self.scratch.resize(PIECE, 0);
         let from = self.received;
         while self.received < end {
+            self.next_wal()?;
+        }
+        Ok(self.received.since(from))
+    }
+
+    /// Receives the next message with WAL; the end of what has been received. Answers keepalives that ask for it.
+    ///
+    /// # Errors
+    /// As [`Consumer::drain`].
+    pub fn next_wal(&mut self) -> io::Result<Lsn> {
+        self.next_wal_with(|_| {})
+    }
+
+    /// Receives until everything before `end` is there, which needs a consumer that is [`copying`](Consumer::copying); the
+    /// CRC-32C of it.
+    ///
+    /// # Errors
+    /// As [`Consumer::drain`].
+    pub fn checksum(&mut self, end: Lsn) -> io::Result<u32> {
+        let mut crc = 0;
+        while self.received < end {
+            self.next_wal_with(|piece| crc = crc32c::crc32c_append(crc, piece))?;
+        }
+        Ok(crc)
+    }
+
+    fn next_wal_with(&mut self, look: impl FnMut(&[u8])) -> io::Result<Lsn> {
+        self.scratch.resize(PIECE, 0);
+        loop {
             match self.head()? {
                 Head::Wal(start, len) => {
                     if start != self.received {
                         let text = format!("WAL from {start}, expected {}", self.received);
                         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                     }
-                    self.discard(len)?;
+                    self.discard(len, look)?;
                     self.received = self.received.advance(len as u64);
+                    return Ok(self.received);
                 }
                 Head::Keepalive(keepalive) if keepalive.reply_requested => self.report()?,
                 Head::Keepalive(_) => {}
             }
         }
-        Ok(self.received.since(from))
+    }
+
+    /// Its connection, with the stream that was started.
+    pub fn into_socket(self) -> TcpStream {
+        self.socket
     }
 
     fn head(&mut self) -> io::Result<Head> {
@@ -143,12 +176,15 @@ impl Consumer {
         }
     }
 
-    fn discard(&mut self, mut len: usize) -> io::Result<()> {
+    fn discard(&mut self, mut len: usize, mut look: impl FnMut(&[u8])) -> io::Result<()> {
         while len > 0 {
             let piece = &mut self.scratch[..len.min(PIECE)];
             match rustix::net::recv(&self.socket, piece, self.flags) {
                 Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok((_, dropped)) => len -= dropped,
+                Ok((_, dropped)) => {
+                    look(&self.scratch[..dropped.min(PIECE)]);
+                    len -= dropped;
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -22,6 +22,7 @@
 
 mod account;
 mod barman;
+pub mod bench;
 mod certificates;
 mod cluster;
 pub mod compare;

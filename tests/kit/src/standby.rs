@@ -55,7 +55,21 @@ impl<'a> StandbyBuilder<'a> {
     /// is when it has streamed enough to be consistent.
     #[track_caller]
     pub fn start(self) -> Cluster {
-        let mut standby = Cluster::prepare(self.primary.server(), &self.name);
+        let mut standby = self.prepare();
+        standby.start();
+        standby
+    }
+
+    /// The same without waiting.
+    #[track_caller]
+    pub fn spawn(self) -> Cluster {
+        let mut standby = self.prepare();
+        standby.spawn();
+        standby
+    }
+
+    fn prepare(self) -> Cluster {
+        let standby = Cluster::prepare(self.primary.server(), &self.name);
         match &self.backup {
             Some(dir) => {
                 std::fs::rename(dir, standby.data_dir()).expect("both are in the temporary directory")
@@ -64,7 +78,6 @@ impl<'a> StandbyBuilder<'a> {
         }
         standby.become_standby(&self.name, &self.upstream, self.slot.as_deref());
         standby.append_conf(&self.conf.join("\n"));
-        standby.start();
         standby
     }
 }

@@ -51,6 +51,13 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
+/// Where a program of the system is, also where our PATH does not lead to it; `None` if it is not installed.
+pub(crate) fn path(name: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(MORE.iter().map(Into::into));
+    dirs.map(|dir| dir.join(name)).find(|program| program.is_file())
+}
+
 /// Prometheus's tool that checks metrics and rules, where it is installed (Debian: `prometheus`): it is large, and the rest can
 /// do without.
 pub fn promtool() -> Option<std::path::PathBuf> {
