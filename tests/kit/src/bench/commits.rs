@@ -37,7 +37,7 @@ pub(crate) fn measure(bench: &mut Bench, row: &'static str, clients: usize) {
     }
     bench.figures.remark(
         row,
-        "The primary runs with `fsync = off`, so that what is waited for is the standby. pg_receivewal: with `--synchronous` and a slot.",
+        "The primary syncs first, then whom it waits for. pg_receivewal: with `--synchronous` and a slot.",
     );
 }
 

@@ -13,13 +13,7 @@ pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let facts = [
         ("Date", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
-        (
-            "Commit",
-            said(
-                "git",
-                &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude", "*"],
-            ),
-        ),
+        ("Commit", commit()),
         ("walrelay", said(&settings.binary.display().to_string(), &["--version"])),
         ("Machine", format!("{cpus} CPUs, {}; {}", cpu_model(), memory())),
         ("Kernel", said("uname", &["-srm"])),
@@ -48,12 +42,21 @@ pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {
             ),
         ),
     ];
+    let failed = match &bench.failed[..] {
+        [] => String::new(),
+        parts => format!("\n**Failed, and not measured to the end: {}.**\n", parts.join(", ")),
+    };
     let lines = facts.map(|(what, is)| format!("| {what} | {is} |\n"));
     format!(
         "| | |\n|---|---|\n{}\nMedians of all rounds; who is compared takes turns. Servers, consumers and clients share the machine. CPU: user and \
-         system time of the server's whole process tree.\n",
+         system time of the server's whole process tree.\n{failed}",
         lines.concat()
     )
+}
+
+/// What was built, if that was built here.
+pub(crate) fn commit() -> String {
+    said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude", "*"])
 }
 
 /// The last line of what a program says.

@@ -31,6 +31,7 @@ mod table;
 mod thousand;
 mod usage;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::park_timeout;
@@ -51,6 +52,8 @@ struct Bench {
     settings: Settings,
     stage: Stage,
     figures: Figures,
+    /// Parts that could not be measured to their end.
+    failed: Vec<&'static str>,
 }
 
 /// Runs what the arguments say: `full`, `quick` or `profile`, or one of the parts that run in processes of their own.
@@ -97,11 +100,11 @@ fn run(quick: bool) -> Result<(), String> {
     println!("PostgreSQL {}; {}", server.version(), namespace::describe());
     let stage = Stage::set(&server, &settings);
     println!("{:.0} s: {:.2} GiB of WAL made", began.elapsed().as_secs_f64(), stage.gib());
-    let mut bench = Bench { settings, stage, figures: Figures::default() };
+    let mut bench = Bench { settings, stage, figures: Figures::default(), failed: Vec::new() };
     for (id, measure) in PARTS {
         let is_quick = ["stored", "ingestion", "latency-1", "commit-1"].contains(&id);
         if bench.settings.wants(id) && (is_quick || !quick) {
-            measure(&mut bench, &server);
+            attempt(&mut bench, id, |bench| measure(bench, &server));
             println!("{:.0} s: {id} done", began.elapsed().as_secs_f64());
         }
     }
@@ -112,7 +115,16 @@ fn run(quick: bool) -> Result<(), String> {
         println!("\n{} written", bench.settings.out.join("report.md").display());
     }
     println!("{:.0} s in all", began.elapsed().as_secs_f64());
-    Ok(())
+    if bench.failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", bench.failed.join(", "))) }
+}
+
+/// What fails does not take the others' figures with it.
+fn attempt(bench: &mut Bench, id: &'static str, measure: impl FnOnce(&mut Bench)) {
+    if catch_unwind(AssertUnwindSafe(|| measure(bench))).is_err() {
+        bench.failed.push(id);
+        // Commits may be waiting for somebody who has gone.
+        let _ = catch_unwind(AssertUnwindSafe(|| bench.stage.wait_for_nobody()));
+    }
 }
 
 type Measure = fn(&mut Bench, &Server);

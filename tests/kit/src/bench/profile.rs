@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,11 +11,15 @@ use super::client::Client;
 use super::latency::COMMIT;
 use super::settings::Settings;
 use super::stage::{ALL, Middle, RELAY_NAME, Stage, consumer};
-use super::{helpers, poll, server};
+use super::{head, helpers, poll, server};
 use crate::account::tied_command;
 use crate::process::Process;
 use crate::{Scratch, Signal, tools};
 
+const HEAD: &str = "Where the relay's CPU time goes (`make bench-profile`), the most first. Where there are no counters of the processor, as in \
+                    most virtual machines, what runs with interrupts off is counted where they are switched on again.";
+/// Between fields of a report.
+const SEPARATOR: &str = "~";
 /// Functions shown.
 const MOST: usize = 15;
 /// How long each is watched.
@@ -79,15 +84,25 @@ fn watch(pid: u32, work: impl FnOnce(&AtomicBool) + Send) -> Result<String, Stri
         over.store(true, Ordering::Relaxed);
     });
     let mut report = Command::new(tools::path("perf").unwrap_or_default());
-    report.args(["report", "--stdio", "--no-children", "--sort", "symbol,dso", "-q", "-i"]).arg(&data);
+    report.args([
+        "report",
+        "--stdio",
+        "--no-children",
+        "-q",
+        "-F",
+        "overhead,symbol,dso",
+        "-t",
+        SEPARATOR,
+        "-i",
+    ]);
+    report.arg(&data);
     let output = report.output().map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn save(dir: &std::path::Path, name: &str, title: &str, report: &str) -> Result<(), String> {
+fn save(dir: &Path, name: &str, title: &str, report: &str) -> Result<(), String> {
     let path = dir.join(format!("{name}.md"));
-    let text =
-        format!("# {title}\n\nWhere the relay's CPU time goes (`make bench-profile`).\n\n{}", table(report));
+    let text = format!("# {title}\n\nCommit {}. {HEAD}\n\n{}", head::commit(), table(report));
     println!("{text}");
     fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -101,13 +116,12 @@ fn table(report: &str) -> String {
     text
 }
 
-/// `12.34%  [k] function  object`
+/// `12.34%~[k] function~object`
 fn line(text: &str) -> Option<(&str, String, &str)> {
-    let (part, rest) = text.trim().split_once('%')?;
-    part.parse::<f64>().ok()?;
-    let (symbol, object) = rest.trim().rsplit_once("  ")?;
-    let symbol = symbol.trim().trim_start_matches("[k] ").trim_start_matches("[.] ").replace('|', "\\|");
-    Some((part, symbol, object.trim()))
+    let mut fields = text.split(SEPARATOR).map(str::trim);
+    let part = fields.next()?.strip_suffix('%')?;
+    let symbol = fields.next()?.trim_start_matches("[k] ").trim_start_matches("[.] ").replace('|', "\\|");
+    Some((part, symbol, fields.next()?))
 }
 
 #[cfg(test)]
@@ -116,7 +130,7 @@ mod tests {
 
     #[test]
     fn lines_of_perf() {
-        let report = "    41.50%  [k] rep_movs_alternative    [kernel.kallsyms]\n\n     3.01%  [.] <a as b>::c  walrelay\nx\n";
+        let report = "    41.50%~[k] rep_movs_alternative    ~[kernel.kallsyms]  \n\n     3.01%~[.] <a as b>::c~walrelay\nx\n";
         let shown = table(report);
         assert!(shown.contains("| 41.50 | `rep_movs_alternative` | [kernel.kallsyms] |"), "{shown}");
         assert!(shown.ends_with("| 3.01 | `<a as b>::c` | walrelay |\n"), "{shown}");

@@ -6,12 +6,24 @@ use std::path::Path;
 
 use super::figures::{Figures, Verdict, show};
 use super::plot::{self, Group};
-use super::table::{COMMIT_CPU, CPU, P50, P99, ROWS, Row, SPEED, TPS};
+use super::table::{COMMIT_CPU, CPU, KIB, P50, P99, PERCENT, ROWS, Row, SPEED, TPS};
 
 /// A plot: its file, its title, and what is in it, by row and metric.
 type Plot = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const PLOTS: [Plot; 4] = [
+const PLOTS: [Plot; 5] = [
+    (
+        "chart.svg",
+        "walrelay beside what else there is",
+        &[
+            ("stored-8", SPEED),
+            ("ingestion", SPEED),
+            ("latency-1", P50),
+            ("commit-1", TPS),
+            ("thousand", KIB),
+            ("thousand", PERCENT),
+        ],
+    ),
     (
         "stored.svg",
         "Stored WAL, MB/s to all consumers together",

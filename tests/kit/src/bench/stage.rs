@@ -70,6 +70,9 @@ impl Stage {
             stage.standby_up = true;
         }
         stage.wal = write(&stage.primary, settings.gib);
+        // A real primary from here on; before, it would only have taken longer.
+        stage.primary.append_conf("fsync = on");
+        stage.primary.reload();
         stage.relay.wait_for_flush(stage.wal.end);
         if let Some(standby) = &stage.standby {
             standby.wait_for_replay(stage.wal.end);
