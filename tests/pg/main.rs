@@ -32,6 +32,7 @@ mod holes;
 mod idle;
 mod language;
 mod login;
+mod managers;
 mod memory;
 mod network;
 mod no_lost_commit;

@@ -645,13 +645,13 @@ impl Drop for Cluster {
     }
 }
 
-fn signal_pid(pid: i32, signal: Signal) {
+pub(crate) fn signal_pid(pid: i32, signal: Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         rustix::process::kill_process(pid, signal).unwrap_or_else(|error| panic!("signal: {error}"));
     }
 }
 
-fn children_of(pid: u32) -> Vec<i32> {
+pub(crate) fn children_of(pid: u32) -> Vec<i32> {
     let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

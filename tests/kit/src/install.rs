@@ -229,6 +229,32 @@ fn install_package(major: u32) -> Result<(), InstallError> {
     apt_install(&format!("postgresql-{major}")).map_err(|message| InstallError::Failed { major, message })
 }
 
+/// Unpacks a package of this distribution, which is not installed: nothing of it starts by itself.
+pub(crate) fn unpack_deb(package: &str, dir: &Path) -> Result<(), String> {
+    println!("unpacking {package}");
+    if rustix::process::getuid().is_root() {
+        apt(&["update", "-q"])?;
+    }
+    let aside = dir.with_extension(format!("new-{}", std::process::id()));
+    fs::create_dir_all(&aside).map_err(|error| format!("{}: {error}", aside.display()))?;
+    let unpacked = (|| {
+        let mut download = Command::new("apt-get");
+        output(
+            download.args(["download", "-q", "-o", "APT::Sandbox::User=root", package]).current_dir(&aside),
+        )?;
+        let entries = fs::read_dir(&aside).map_err(|error| error.to_string())?;
+        let mut files = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        let file = files.next().ok_or_else(|| format!("apt-get has left no {package}"))?;
+        output(Command::new("dpkg").arg("-x").arg(&file).arg(&aside))?;
+        let _ = fs::remove_file(&file);
+        output(Command::new("chmod").args(["-R", "a+rX"]).arg(&aside))?;
+        let _ = fs::remove_dir_all(dir);
+        fs::rename(&aside, dir).map_err(|error| format!("{}: {error}", dir.display()))
+    })();
+    let _ = fs::remove_dir_all(&aside);
+    unpacked
+}
+
 pub(crate) fn apt_install(package: &str) -> Result<(), String> {
     println!("installing {package} with apt-get");
     apt(&["update", "-q"])?;

@@ -1,6 +1,6 @@
 //! Python packages in a directory of our own, pinned.
 //!
-//! They come as wheels, without their dependencies: whoever wants them names all that is needed. The interpreter is one
+//! They come as wheels, but for a few, without their dependencies: whoever wants them names all that is needed. The interpreter is one
 //! that the servers' account can run.
 
 use std::fs;
@@ -10,6 +10,9 @@ use std::process::Command;
 use crate::account;
 use crate::install::{cache_dir, python_with_pip};
 use crate::process::output;
+
+/// Those of which there is nothing but the source; pure Python.
+const WITHOUT_WHEEL: [&str; 1] = ["python-etcd"];
 
 /// A directory of packages and the interpreter they fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,12 @@ impl Packages {
 
     /// The interpreter with these packages, under the servers' account; killed with us.
     pub(crate) fn interpreter(&self) -> Command {
-        let mut command = account::lasting(&self.interpreter, "KILL");
+        self.interpreter_ended_by("KILL")
+    }
+
+    /// The same, with another signal from the kernel when our process dies: it may have others to end then.
+    pub(crate) fn interpreter_ended_by(&self, signal: &str) -> Command {
+        let mut command = account::lasting(&self.interpreter, signal);
         command.env("PYTHONPATH", &self.dir).env("PYTHONNOUSERSITE", "1");
         command
     }
@@ -78,6 +86,10 @@ impl Packages {
         pip.args(["-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--retries", "5"]);
         // pip may belong to another interpreter than the one that is to run this.
         pip.args(["--implementation", "cp", "--python-version", &self.version]);
+        for name in WITHOUT_WHEEL.iter().filter(|name| self.wanted.iter().any(|(wanted, _)| wanted == *name))
+        {
+            pip.arg(format!("--no-binary={name}"));
+        }
         pip.arg("--target").arg(dir);
         pip.args(self.wanted.iter().map(|(name, version)| format!("{name}=={version}")));
         output(&mut pip)?;

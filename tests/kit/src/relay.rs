@@ -125,11 +125,16 @@ impl Relay {
 
     /// Starts describing a relay, run from `binary`, below this cluster.
     pub fn builder(binary: impl AsRef<Path>, upstream: &Cluster) -> RelayBuilder {
+        Relay::builder_on(binary, upstream.server(), &upstream.conninfo())
+    }
+
+    /// The same below whatever this leads to.
+    pub fn builder_on(binary: impl AsRef<Path>, server: &Server, upstream: &str) -> RelayBuilder {
         let binary = std::path::absolute(binary.as_ref()).expect("the path is not empty");
         RelayBuilder {
             binary,
-            server: upstream.server().clone(),
-            upstream: upstream.conninfo(),
+            server: server.clone(),
+            upstream: upstream.to_owned(),
             name: DEFAULT_NAME.to_owned(),
             hba: TRUST_HBA.to_owned(),
             args: Vec::new(),

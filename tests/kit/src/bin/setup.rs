@@ -1,4 +1,5 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto and some programs, and prints where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto, Patroni, repmgr and some programs, and prints
+//! where they are.
 //!
 //! `setup` does so for all tested versions, `setup 17 18` for these servers alone. `setup missing` only says which of them
 //! could not be installed, so that the tests did nothing on them.
@@ -6,7 +7,7 @@
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
-use walrelay_testkit::{moto, python, tools};
+use walrelay_testkit::{moto, patroni, python, repmgr, tools};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|arg| arg == "missing") {
@@ -23,8 +24,10 @@ fn main() -> ExitCode {
     }
     // All of them, so that one run tells everything that is missing.
     let servers = wanted.into_iter().map(report);
-    let others =
-        [report_tools, report_barman, report_moto].into_iter().filter(|_| all).map(|report| report());
+    let others = [report_tools, report_barman, report_moto, report_managers]
+        .into_iter()
+        .filter(|_| all)
+        .map(|report| report());
     let missing = servers.chain(others).filter_map(Result::err);
     match missing.inspect(|error| eprintln!("{error}")).count() {
         0 => ExitCode::SUCCESS,
@@ -49,6 +52,17 @@ fn report_moto() -> Result<(), InstallError> {
     Ok(())
 }
 
+/// Without them their stories do nothing.
+fn report_managers() -> Result<(), InstallError> {
+    for (name, found) in [("Patroni", patroni::ensure()), ("repmgr", repmgr::ensure())] {
+        match found {
+            Ok(version) => println!("{name:<10} {version}"),
+            Err(error) => println!("*** {name} IS MISSING, NOTHING IS TESTED WITH IT: {error}"),
+        }
+    }
+    Ok(())
+}
+
 fn report(major: u32) -> Result<(), InstallError> {
     let found = install::ensure(major);
     if let Err(error) = install::note(major, found.as_ref()) {
@@ -68,6 +82,11 @@ fn tell_missing() -> ExitCode {
             let why =
                 install::known_missing(major).unwrap_or_else(|| "nobody has tried to install it".to_owned());
             println!("*** NOTHING WAS TESTED ON PostgreSQL {major}: {why}");
+        }
+    }
+    for (name, is_here) in [("Patroni", patroni::is_here()), ("repmgr", repmgr::is_here())] {
+        if !is_here {
+            println!("*** NOTHING WAS TESTED WITH {name}: it could not be installed");
         }
     }
     ExitCode::SUCCESS

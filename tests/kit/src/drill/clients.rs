@@ -9,7 +9,7 @@ use std::time::Duration;
 use walrelay_proto::Lsn;
 
 use crate::cluster::Cluster;
-use crate::psql::Session;
+use crate::psql::{self, Session};
 use crate::server::Server;
 use crate::wait::{PATIENCE, within};
 use crate::writer::Ack;
@@ -51,12 +51,21 @@ impl Clients {
     }
 
     fn all(primary: &Cluster, levels: Vec<&'static str>, pause: Duration) -> Clients {
-        primary.sql(
-            "set synchronous_commit = local; create table acked (client int, id bigint, primary key (client, id))",
-        );
+        Clients::of(primary.server(), &primary.local_conninfo(), levels, pause)
+    }
+
+    /// Makes the table and starts `number` clients, which wait for whom the server does, where this leads to.
+    pub fn at(server: &Server, conninfo: &str, number: usize) -> Clients {
+        Clients::of(server, conninfo, vec!["on"; number], Duration::ZERO)
+    }
+
+    fn of(server: &Server, conninfo: &str, levels: Vec<&'static str>, pause: Duration) -> Clients {
+        let table = "create table acked (client int, id bigint, primary key (client, id))";
+        let made = psql::run(server, conninfo, &["set synchronous_commit = local", table]);
+        made.unwrap_or_else(|error| panic!("{table}: {error}"));
         let shared = Arc::new(Shared {
-            server: primary.server().clone(),
-            conninfo: Mutex::new(primary.local_conninfo()),
+            server: server.clone(),
+            conninfo: Mutex::new(conninfo.to_owned()),
             acks: (0..levels.len()).map(|_| Mutex::default()).collect(),
             acknowledged: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -112,13 +121,24 @@ impl Clients {
     /// When it cannot be asked.
     #[track_caller]
     pub fn missing_on(&self, cluster: &Cluster, from: &[usize], to: &[usize]) -> Vec<String> {
+        self.missing_at(&cluster.local_conninfo(), from, to)
+    }
+
+    /// The same for the server where this leads to.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[track_caller]
+    pub fn missing_at(&self, conninfo: &str, from: &[usize], to: &[usize]) -> Vec<String> {
         let mut asked: Vec<(usize, u64)> = Vec::new();
         for (client, (from, to)) in from.iter().zip(to).enumerate() {
             let acks = locked(&self.shared.acks[client]);
             asked.extend(acks[*from..*to].iter().map(|ack| (client, ack.id)));
         }
         let first = asked.iter().map(|(_, id)| *id).min().unwrap_or_default();
-        let rows = cluster.sql(&format!("select client, id from acked where id >= {first}"));
+        let sql = format!("select client, id from acked where id >= {first}");
+        let rows = psql::run(&self.shared.server, conninfo, &[&sql]);
+        let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error}"));
         let there: HashSet<&str> = rows.lines().collect();
         let name = |(client, id): &(usize, u64)| format!("{client}|{id}");
         asked.iter().map(name).filter(|name| !there.contains(name.as_str())).collect()

@@ -189,11 +189,12 @@ impl Site {
             (Who::Standby(number), How::Killed) => self.nodes[number].server.kill9(),
             (Who::Standby(number), How::Stopped) => self.nodes[number].server.signal_all(Signal::STOP),
             (Who::Standby(number), How::Cut) => {
-                set(&self.nodes[number].links, Weather::Hole);
                 if number == DIRECT {
+                    // While it can ask the relays: before it streams it does.
                     let pid = self.server().freeze_walsender(NAMES[number]);
                     self.nodes[number].frozen = Some(pid);
                 }
+                set(&self.nodes[number].links, Weather::Hole);
             }
         }
     }
