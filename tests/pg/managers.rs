@@ -166,7 +166,7 @@ fn repmgr_promotes_without_loss(server: &Server) {
 
     let promoted = |cluster: &Cluster| cluster.sql("select pg_is_in_recovery()") == "f";
     wait_until("repmgr to promote one", || promoted(b) || promoted(c));
-    let (primary, other) = if promoted(b) { (b, c) } else { (c, b) };
+    let (primary, other, name) = if promoted(b) { (b, c, "b") } else { (c, b, "c") };
     clients.go_to(primary);
     let missing = clients.missing_on(primary, &[0; CLIENTS], &clients.marks());
     assert!(missing.is_empty(), "{missing:?}");
@@ -174,6 +174,7 @@ fn repmgr_promotes_without_loss(server: &Server) {
     assert!(clients.get_more(5), "commits go on");
     other.wait_for_replay(primary.settled_lsn());
 
+    Repmgr::wait_for_primary(primary, name);
     primary.sql("checkpoint");
     let to = Repmgr::conninfo(primary);
     of_a.run(&["node", "rejoin", "-d", &to, "--force-rewind", "--no-wait"]);

@@ -1,5 +1,8 @@
 //! Words, as `synchronous_standby_names` has them (PostgreSQL: `syncrep_scanner.l`), and the slash behind a role.
 
+use std::iter::Peekable;
+use std::vec::IntoIter;
+
 use super::parser::{ExpressionError, Problem};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,13 +22,46 @@ pub(super) enum Token {
 
 /// A token, and which character it begins with, counted from 1.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Placed {
-    pub(super) token: Token,
-    pub(super) at: usize,
+struct Placed {
+    token: Token,
+    at: usize,
+}
+
+/// The tokens of a text, one after the other.
+pub(super) struct Tokens {
+    ahead: Peekable<IntoIter<Placed>>,
+    /// Where the text ends.
+    end: usize,
+}
+
+impl Tokens {
+    pub(super) fn of(text: &str) -> Result<Tokens, ExpressionError> {
+        let end = text.chars().count() + 1;
+        Ok(Tokens { ahead: tokens(text)?.into_iter().peekable(), end })
+    }
+
+    /// What comes next and where.
+    pub(super) fn next(&mut self) -> (Option<Token>, usize) {
+        match self.ahead.next() {
+            Some(Placed { token, at }) => (Some(token), at),
+            None => (None, self.end),
+        }
+    }
+
+    /// Whether the next one is like that; then it is taken.
+    pub(super) fn accept(&mut self, is_it: impl Fn(&Token) -> bool) -> bool {
+        self.ahead.next_if(|placed| is_it(&placed.token)).is_some()
+    }
+
+    /// Whether these come next; they stay.
+    pub(super) fn are_ahead(&self, are_they: [fn(&Token) -> bool; 2]) -> bool {
+        let mut ahead = self.ahead.clone();
+        are_they.into_iter().all(|is_it| ahead.next().is_some_and(|placed| is_it(&placed.token)))
+    }
 }
 
 /// Cuts the text.
-pub(super) fn tokens(text: &str) -> Result<Vec<Placed>, ExpressionError> {
+fn tokens(text: &str) -> Result<Vec<Placed>, ExpressionError> {
     let mut rest = text.chars().enumerate().peekable();
     let mut tokens = Vec::new();
     while let Some((before, c)) = rest.next() {
@@ -57,7 +93,7 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Placed>, ExpressionError> {
 }
 
 /// What stands up to the closing quote, which is taken; two of them are one that belongs to it.
-fn quoted(rest: &mut std::iter::Peekable<impl Iterator<Item = (usize, char)>>) -> Option<String> {
+fn quoted(rest: &mut Peekable<impl Iterator<Item = (usize, char)>>) -> Option<String> {
     let mut word = String::new();
     loop {
         match rest.next()?.1 {

@@ -1,10 +1,7 @@
 //! From text to an expression, or to what is wrong with it and where.
 
-use std::iter::Peekable;
-use std::vec::IntoIter;
-
 use super::expression::{Expression, Group, MemberName, Pick, Term};
-use super::lexer::{Placed, Token, tokens};
+use super::lexer::{Token, Tokens};
 
 /// Words that mean something where a name could stand; in quotes they are names.
 const KEYWORDS: [&str; 6] = ["local", "connected", "any", "first", "all", "and"];
@@ -69,8 +66,7 @@ pub(super) fn is_keyword(word: &str) -> bool {
 }
 
 pub(super) fn parse(text: &str) -> Result<Expression, ExpressionError> {
-    let end = text.chars().count() + 1;
-    let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), end };
+    let mut parser = Parser(Tokens::of(text)?);
     let mut terms = vec![parser.term()?];
     while parser.and()? {
         terms.push(parser.term()?);
@@ -78,24 +74,12 @@ pub(super) fn parse(text: &str) -> Result<Expression, ExpressionError> {
     Ok(Expression { terms })
 }
 
-struct Parser {
-    tokens: Peekable<IntoIter<Placed>>,
-    /// Where the text ends.
-    end: usize,
-}
+struct Parser(Tokens);
 
 impl Parser {
-    /// What comes next and where.
-    fn next(&mut self) -> (Option<Token>, usize) {
-        match self.tokens.next() {
-            Some(Placed { token, at }) => (Some(token), at),
-            None => (None, self.end),
-        }
-    }
-
     fn term(&mut self) -> Result<Term, ExpressionError> {
         let expected = "local, connected, ANY, FIRST or ALL";
-        let (token, at) = self.next();
+        let (token, at) = self.0.next();
         let Some(Token::Word(word)) = &token else { return Err(unexpected(at, expected, token)) };
         match word.to_ascii_lowercase().as_str() {
             "local" => Ok(Term::Local),
@@ -109,7 +93,7 @@ impl Parser {
 
     /// `n ( names )`
     fn counted(&mut self, pick: fn(usize) -> Pick) -> Result<Term, ExpressionError> {
-        let (token, at) = self.next();
+        let (token, at) = self.0.next();
         let Some(Token::Number(digits)) = token else {
             return Err(unexpected(at, "how many", token));
         };
@@ -126,7 +110,7 @@ impl Parser {
     }
 
     fn members(&mut self) -> Result<Vec<MemberName>, ExpressionError> {
-        match self.next() {
+        match self.0.next() {
             (Some(Token::Open), _) => {}
             (other, at) => return Err(unexpected(at, "(", other)),
         }
@@ -137,7 +121,7 @@ impl Parser {
                 return Err(ExpressionError { at, problem: Problem::Duplicate(member.to_string()) });
             }
             members.push(member);
-            match self.next() {
+            match self.0.next() {
                 (Some(Token::Comma), _) => {}
                 (Some(Token::Close), _) => return Ok(members),
                 (other, at) => return Err(unexpected(at, "a comma or )", other)),
@@ -148,14 +132,14 @@ impl Parser {
     /// `[ role / ] name`, and where it begins.
     fn member(&mut self) -> Result<(MemberName, usize), ExpressionError> {
         let (first, at) = self.name()?;
-        let is_role = self.tokens.next_if(|placed| placed.token == Token::Slash).is_some();
+        let is_role = self.0.accept(|token| *token == Token::Slash);
         let (role, name) = if is_role { (Some(first), self.name()?.0) } else { (None, first) };
         Ok((MemberName { role, name }, at))
     }
 
     // PG: standby_name: NAME | NUM
     fn name(&mut self) -> Result<(String, usize), ExpressionError> {
-        let (token, at) = self.next();
+        let (token, at) = self.0.next();
         let problem = match token {
             Some(Token::Word(word)) if is_keyword(&word) => Problem::Keyword(word),
             Some(Token::Quoted(name)) if name.is_empty() => Problem::EmptyName,
@@ -168,7 +152,7 @@ impl Parser {
 
     /// Whether another term follows; if not, nothing does.
     fn and(&mut self) -> Result<bool, ExpressionError> {
-        match self.next() {
+        match self.0.next() {
             (None, _) => Ok(false),
             (Some(Token::Word(word)), _) if word.eq_ignore_ascii_case("and") => Ok(true),
             (other, at) => Err(unexpected(at, "AND or the end", other)),

@@ -1,11 +1,8 @@
 //! What a server waits for: the value of `synchronous_standby_names` (PostgreSQL: `syncrep_gram.y`).
 
-use std::iter::Peekable;
-use std::str::FromStr;
-use std::vec::IntoIter;
-
-use super::lexer::{Placed, Token, tokens};
+use super::lexer::{Token, Tokens};
 use super::parser::{ExpressionError, Problem, unexpected};
+use std::str::FromStr;
 
 /// So many standbys must confirm a commit, of those that are named.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,13 +33,12 @@ impl FromStr for SynchronousStandbys {
     type Err = ExpressionError;
 
     fn from_str(text: &str) -> Result<SynchronousStandbys, ExpressionError> {
-        let end = text.chars().count() + 1;
-        let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), end };
+        let mut parser = Parser(Tokens::of(text)?);
         let count = parser.count()?;
         let (names, is_any) = parser.names()?;
         let is_list = count.is_some();
-        match parser.next() {
-            (Some(Token::Close), _) if is_list => match parser.next() {
+        match parser.0.next() {
+            (Some(Token::Close), _) if is_list => match parser.0.next() {
                 (None, _) => {}
                 (other, at) => return Err(unexpected(at, "the end", other)),
             },
@@ -53,31 +49,18 @@ impl FromStr for SynchronousStandbys {
     }
 }
 
-struct Parser {
-    tokens: Peekable<IntoIter<Placed>>,
-    /// Where the text ends.
-    end: usize,
-}
+struct Parser(Tokens);
 
 impl Parser {
-    /// What comes next and where.
-    fn next(&mut self) -> (Option<Token>, usize) {
-        match self.tokens.next() {
-            Some(Placed { token, at }) => (Some(token), at),
-            None => (None, self.end),
-        }
-    }
-
     /// `[ANY | FIRST] n (`; `None` where a list stands alone.
     fn count(&mut self) -> Result<Option<usize>, ExpressionError> {
-        let is_word = self.tokens.next_if(|placed| is_method(&placed.token)).is_some();
-        let mut ahead = self.tokens.clone();
-        let is_number = matches!(ahead.next(), Some(Placed { token: Token::Number(_), .. }));
-        let is_counted = is_number && matches!(ahead.next(), Some(Placed { token: Token::Open, .. }));
+        let is_word = self.0.accept(is_method);
+        let is_number = |token: &Token| matches!(token, Token::Number(_));
+        let is_counted = self.0.are_ahead([is_number, |token| *token == Token::Open]);
         if !is_word && !is_counted {
             return Ok(None);
         }
-        let (number, at) = match self.next() {
+        let (number, at) = match self.0.next() {
             (Some(Token::Number(digits)), at) => (digits, at),
             (other, at) => return Err(unexpected(at, "how many", other)),
         };
@@ -88,7 +71,7 @@ impl Parser {
         if number == 0 {
             return Err(ExpressionError { at, problem: Problem::NoneOf });
         }
-        match self.next() {
+        match self.0.next() {
             (Some(Token::Open), _) => Ok(Some(number)),
             (other, at) => Err(unexpected(at, "(", other)),
         }
@@ -98,7 +81,7 @@ impl Parser {
     fn names(&mut self) -> Result<(Vec<String>, bool), ExpressionError> {
         let (mut names, mut is_any): (Vec<String>, bool) = (Vec::new(), false);
         loop {
-            match self.next() {
+            match self.0.next() {
                 (Some(token), at) if is_method(&token) => return Err(unexpected(at, "a name", Some(token))),
                 (Some(Token::Star), _) => is_any = true,
                 (Some(Token::Quoted(name)), _) if name == "*" => is_any = true,
@@ -109,7 +92,7 @@ impl Parser {
                 }
                 (other, at) => return Err(unexpected(at, "a name", other)),
             }
-            if self.tokens.next_if(|placed| placed.token == Token::Comma).is_none() {
+            if !self.0.accept(|token| *token == Token::Comma) {
                 return Ok((names, is_any));
             }
         }

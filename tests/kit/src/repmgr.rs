@@ -9,7 +9,9 @@ use crate::cluster::Cluster;
 use crate::install::{InstallError, apt_install};
 use crate::log::Log;
 use crate::process::{Process, output};
+use crate::psql;
 use crate::scratch::Scratch;
+use crate::wait::wait_until;
 
 /// The version of PostgreSQL that it is for.
 pub const MAJOR: u32 = 15;
@@ -62,6 +64,16 @@ impl Repmgr {
     /// How its database is reached there.
     pub fn conninfo(cluster: &Cluster) -> String {
         format!("host=127.0.0.1 port={} user=postgres dbname=repmgr connect_timeout=2", cluster.port())
+    }
+
+    /// Waits until this server knows itself as the primary of whom repmgr watches over: that comes after its promotion.
+    #[track_caller]
+    pub fn wait_for_primary(cluster: &Cluster, name: &str) {
+        let sql = "select node_name from repmgr.nodes where type = 'primary' and active";
+        let conninfo = Repmgr::conninfo(cluster);
+        wait_until(format_args!("repmgr to register {name} as the primary"), || {
+            psql::run(cluster.server(), &conninfo, &[sql]).as_deref() == Ok(name)
+        });
     }
 
     /// The configuration file.
