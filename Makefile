@@ -17,13 +17,14 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv deny machete test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
 	@echo 'make test    all checks and all tests; stories with real servers on some of PostgreSQL 14 to 19'
 	@echo 'make test-all    the same with each story on every version'
-	@echo 'make gates   the checks that need tools of their own: cargo-deny, cargo-machete'
+	@echo 'make gates   the checks that need tools of their own: cargo-deny, cargo-machete, Miri, the oldest compiler'
+	@echo 'make fuzz MINUTES=60         each fuzz target, looking for new paths; or TARGET=fuzz_receiver'
 	@echo 'make bench   the relay beside a cascading standby, pg_receivewal and others, into docs/benchmarks; takes a quarter of an hour'
 	@echo 'make bench-quick, make bench-profile, make bench-parts  before and after a change; where the time goes; parts on their own'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
@@ -46,17 +47,17 @@ setup: cc
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
 .NOTPARALLEL:
-test: fmt prepare check docs told
+test: fmt prepare check docs gates told
 	@echo '== all is well'
 
-test-all: fmt prepare check-all docs told
+test-all: fmt prepare check-all docs gates told
 	@echo '== all is well'
 
 # The lints keep the processor busy while the servers come from the network. A fault of the lints is seen first.
 prepare: cc
 	$(CARGO) build --package walrelay-testkit --bin setup
 	@$(BUILT)/setup >$(BUILT)/setup.log 2>&1 & setup=$$!; \
-	$(MAKE) lint gates || { kill $$setup; exit 1; }; \
+	$(MAKE) lint || { kill $$setup; exit 1; }; \
 	echo '== PostgreSQL servers and Barman'; wait $$setup; status=$$?; cat $(BUILT)/setup.log; exit $$status
 
 # What was not tested, where it is seen.
@@ -75,15 +76,23 @@ lint: cc
 	else echo 'not checked: proto without an operating system (rustup target add $(BARE))'; fi
 
 # Checks with tools that not every machine has: what is missing is said, and `.ci/run` brings all of them.
-gates: deny machete
+gates: deny machete msrv miri
 
 # The oldest compiler that is promised, as Cargo.toml says.
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 msrv: cc
 	@echo '== oldest compiler ($(MSRV))'
 	@if rustup toolchain list 2>/dev/null | grep -q '^$(MSRV)'; then \
-	    CARGO_TARGET_DIR=target/msrv $(CARGO) +$(MSRV) check --quiet --workspace --all-targets; \
+	    CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/msrv $(CARGO) +$(MSRV) check --quiet --workspace --lib --bins; \
 	else echo 'not checked: the oldest compiler (rustup toolchain install $(MSRV) --profile minimal)'; fi
+
+# Miri knows no maps of files, so segments are on a simulated disk there.
+miri: cc
+	@echo '== unsafe code, interpreted'
+	@if $(CARGO) +nightly miri --version >/dev/null 2>&1; then \
+	    CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/miri MIRIFLAGS=-Zmiri-disable-isolation \
+	    $(CARGO) +nightly miri test --quiet --package walrelay --lib store::mapped::shared; \
+	else echo 'not checked: unsafe code (rustup toolchain install nightly --profile minimal --component miri,rust-src)'; fi
 
 # Advisories are not asked for: they come from the network, at any time, and are no property of a commit.
 deny:
@@ -96,14 +105,17 @@ machete:
 	@if command -v cargo-machete >/dev/null; then $(CARGO) machete --with-metadata; \
 	else echo 'not checked: unused dependencies (cargo install --locked cargo-machete)'; fi
 
+# Fuzz targets take this long each, in which they try as many inputs as they can.
+FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000
+
 check: cc
 	@echo '== tests'
-	$(RUN_TESTS) --workspace $(FEWER)
+	$(FUZZED) $(RUN_TESTS) --workspace $(FEWER)
 	$(CARGO) test --workspace --doc
 
 check-all: cc
 	@echo '== tests, each story on every version'
-	$(RUN_TESTS) --workspace
+	$(FUZZED) $(RUN_TESTS) --workspace
 	$(CARGO) test --workspace --doc
 
 docs: cc
@@ -150,6 +162,9 @@ soak: cc
 
 simulate: cc
 	$(CARGO) run --quiet --release --package walrelay-sim --bin simulate -- $(if $(SEED),--seed $(SEED) --trace,$(if $(HOURS),--hours $(HOURS),--seeds $(or $(SEEDS),10000))) $(if $(FROM),--from $(FROM))
+
+fuzz: cc
+	tests/fuzz.sh $(or $(MINUTES),10) $(TARGET)
 
 # What a package has besides the program. PROGRAM is the one that describes itself.
 PROGRAM ?= target/release/walrelay

@@ -10,8 +10,9 @@ use walrelay_proto::ack::{Acknowledger, Expression, Level, Positions, Rules, Syn
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::receiver::{Action, Input, Message, Receiver, StreamStart};
 use walrelay_proto::{
-    FeedbackHorizon, FullXid, Keepalive, Lsn, PgTimestamp, SegSize, SystemId, TimelineHistory, TimelineId,
-    WalFileName, WalIdentity, WalVerifier, XLogDataHeader,
+    ClientMessage, FeedbackHorizon, FullXid, Keepalive, Lsn, Parsed, PgTimestamp, SegSize, ServerMessage,
+    SlotName, Statement, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity, WalVerifier,
+    XLogDataHeader,
 };
 
 /// Random text seldom looks like the real thing, so digits and separators are drawn more often.
@@ -22,31 +23,74 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn fuzz_lsn() {
-    check!().with_type::<Vec<u8>>().with_max_len(20).for_each(|bytes| {
-        let text = text(bytes);
-        if let Ok(lsn) = text.parse::<Lsn>() {
-            assert_eq!(lsn.to_string().parse(), Ok(lsn), "{text:?}");
+fn fuzz_names() {
+    check!().with_type::<(Vec<u8>, u64, u8)>().for_each(|(bytes, number, size)| {
+        let lsn = Lsn::new(*number);
+        assert_eq!(lsn.to_string().parse(), Ok(lsn));
+        let words = text(bytes);
+        if let Ok(lsn) = words.parse::<Lsn>() {
+            assert_eq!(lsn.to_string().parse(), Ok(lsn), "{words:?}");
+        }
+        let _ = (words.parse::<SystemId>(), words.parse::<SlotName>());
+        let size = SegSize::new(1 << (20 + size % 11)).unwrap();
+        let digit = |&byte: &u8| char::from(b"0123456789ABCDEFg"[usize::from(byte % 17)]);
+        for name in [words, bytes.iter().map(digit).take(24).collect()] {
+            if let Some(parsed) = WalFileName::parse(&name, size) {
+                assert_eq!(parsed.format(size), name);
+            }
         }
     });
 }
 
 #[test]
-fn fuzz_lsn_of_number() {
-    check!().with_type::<u64>().for_each(|&number| {
-        let lsn = Lsn::new(number);
-        assert_eq!(lsn.to_string().parse(), Ok(lsn));
+fn fuzz_commands() {
+    const WORDS: [&str; 24] = [
+        "START_REPLICATION ",
+        "SLOT ",
+        "PHYSICAL ",
+        "TIMELINE ",
+        "0/3000000 ",
+        "CREATE_REPLICATION_SLOT ",
+        "TEMPORARY ",
+        "RESERVE_WAL",
+        "DROP_REPLICATION_SLOT ",
+        "WAIT",
+        "BASE_BACKUP ",
+        "(",
+        ")",
+        "LABEL '",
+        "'",
+        "\"",
+        ", ",
+        ";",
+        "READ_REPLICATION_SLOT ",
+        "TIMELINE_HISTORY ",
+        "SHOW ",
+        "IDENTIFY_SYSTEM",
+        "MANIFEST ",
+        "-- ",
+    ];
+    check!().with_type::<Vec<u8>>().for_each(|bytes| {
+        let _ = Parsed::parse(bytes);
+        let piece =
+            |&byte: &u8| WORDS.get(usize::from(byte)).map_or(vec![byte], |word| word.as_bytes().to_vec());
+        let parsed = Parsed::parse(&bytes.iter().flat_map(piece).collect::<Vec<u8>>());
+        if let Ok(Statement::Command(command)) = parsed.statement {
+            let again = Parsed::parse(command.to_string().as_bytes());
+            assert_eq!(again.statement, Ok(Statement::Command(command)));
+        }
     });
 }
 
 #[test]
-fn fuzz_wal_file_name() {
-    check!().with_type::<(Vec<u8>, u8)>().for_each(|(bytes, size)| {
-        let size = SegSize::new(1 << (20 + size % 11)).unwrap();
-        let digit = |&byte: &u8| char::from(b"0123456789ABCDEFg"[usize::from(byte % 17)]);
-        for name in [text(bytes), bytes.iter().map(digit).take(24).collect()] {
-            if let Some(parsed) = WalFileName::parse(&name, size) {
-                assert_eq!(parsed.format(size), name);
+fn fuzz_messages_of_a_stream() {
+    check!().with_type::<Vec<u8>>().for_each(|payload| {
+        for kind in [None, Some(b'w'), Some(b'k'), Some(b'r'), Some(b'h')] {
+            let message: Vec<u8> = kind.into_iter().chain(payload.iter().copied()).collect();
+            let _ = ServerMessage::decode(&message);
+            if let Ok(ClientMessage::Status(status)) = ClientMessage::decode(&message) {
+                let frame = status.frame();
+                assert_eq!(ClientMessage::decode(&frame[5..]), Ok(ClientMessage::Status(status)));
             }
         }
     });

@@ -23,6 +23,8 @@
 
 mod fault;
 mod heap;
+#[cfg(test)]
+mod shared;
 
 use std::io;
 use std::path::Path;

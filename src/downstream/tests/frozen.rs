@@ -72,8 +72,9 @@ async fn cancel(relay: &Relay, key: &[u8]) {
 /// There are fewer workers than frozen clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_consumers_whose_slot_is_lost_are_cut_and_hold_up_nobody() {
-    let limit = Some(2 * WAL as u64);
-    let options = Options { wal_keep_size: 0, max_slot_wal_keep_size: limit, ..Options::default() };
+    // The healthy one has no slot: what it has not read yet stays for it all the same.
+    let (wal_keep_size, limit) = (WAL as u64, Some(2 * WAL as u64));
+    let options = Options { wal_keep_size, max_slot_wal_keep_size: limit, ..Options::default() };
     let mut relay = Relay::with(options).await;
     let frozen = full_sockets(&mut relay, 3).await;
     let mut healthy = relay.session().await;
