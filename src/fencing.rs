@@ -11,6 +11,7 @@ use walrelay_proto::{FenceOrder, Lsn};
 use crate::config::{FenceArgs, RelaysArgs, UnfenceArgs};
 use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
+use crate::out::say;
 use crate::pg::{ConnectError, QueryError, QueryResult, ServerError, connect_any};
 
 /// A relay's fence, as it has told.
@@ -200,14 +201,14 @@ fn furthest(told: &[Option<&Told>]) -> Option<(u32, Lsn)> {
 fn show(json: bool, answers: &[Answer], enough: bool, summary: String) -> Result<u8, RelayError> {
     let code = u8::from(!enough);
     if !json {
-        answers.iter().for_each(|answer| println!("{}", answer.line()));
-        println!("{summary}");
+        answers.iter().for_each(|answer| say!("{}", answer.line()));
+        say!("{summary}");
         return Ok(code);
     }
     let report = Report { relays: answers, enough, summary };
     let text = serde_json::to_string_pretty(&report);
     let action = "could not write JSON";
-    println!("{}", text.map_err(|error| RelayError::System { action, source: error.into() })?);
+    say!("{}", text.map_err(|error| RelayError::System { action, source: error.into() })?);
     Ok(code)
 }
 

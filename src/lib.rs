@@ -29,6 +29,7 @@ pub mod moment;
 pub mod mutation;
 pub mod notify;
 pub mod objects;
+pub mod out;
 pub mod overlay;
 pub mod papers;
 pub mod parts;

@@ -20,7 +20,7 @@ use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
 use walrelay::relay::slow;
 use walrelay::store::{explain_bus_errors, map_large_blocks};
-use walrelay::{relay, tools};
+use walrelay::{out, relay, tools};
 
 /// How long the end waits for the log's reader.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn refuse(error: &clap::Error) {
     let text = error.render().to_string();
     if holds_secret(&text) {
-        eprint!("{}", redact(&text));
+        out::tell(format_args!("{}", redact(&text)));
     } else {
         let _ = error.print();
     }
@@ -63,7 +63,7 @@ fn relay(cli: Cli) -> ExitCode {
         Ok(log) => log,
         Err(source) => {
             let error = RelayError::System { action: "could not start the log", source };
-            eprintln!("walrelay: error: {error}");
+            out::tell(format_args!("walrelay: error: {error}\n"));
             return ExitCode::from(error.exit_code());
         }
     };
@@ -86,7 +86,7 @@ fn relay(cli: Cli) -> ExitCode {
 
 fn tool(command: Command) -> ExitCode {
     let code = run_tool(&command).unwrap_or_else(|error| {
-        eprintln!("{}", last_words(&error));
+        out::tell(format_args!("{}\n", last_words(&error)));
         tools::exit_code(&command, &error)
     });
     ExitCode::from(code)
@@ -95,6 +95,8 @@ fn tool(command: Command) -> ExitCode {
 fn run_tool(command: &Command) -> Result<u8, RelayError> {
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new("walrelay=warn"));
     let log = log.fmt_fields(text_fields()).with_writer(std::io::stderr);
+    // Nobody may read it: that is no reason to do otherwise.
+    let log = log.log_internal_errors(false);
     log.with_ansi(false).with_target(false).without_time().init();
     let runtime = start_runtime()?;
     let result = runtime.block_on(tools::run(command, &Environment::of_process()));

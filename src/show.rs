@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::config::StatusArgs;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
+use crate::out::{self, say};
 use crate::pg::{ConnectError, QueryError, connect_any};
 use crate::status::{Distance, Status};
 
@@ -44,15 +45,15 @@ pub(crate) async fn run(args: &StatusArgs, environment: &Environment) -> Result<
     let info = args.relay(environment)?.for_sql(DATABASE);
     let Some(pause) = args.watch else {
         let (text, status) = ask(&info).await?;
-        print!("{}", if args.json { text + "\n" } else { table(&status) });
+        out::write(format_args!("{}", if args.json { text + "\n" } else { table(&status) }));
         return Ok(u8::from(!status.troubles().is_empty()));
     };
     loop {
         match ask(&info).await {
-            Ok((text, _)) if args.json => println!("{text}"),
-            Ok((_, status)) => print!("{CLEAR}{}", table(&status)),
+            Ok((text, _)) if args.json => say!("{text}"),
+            Ok((_, status)) => out::write(format_args!("{CLEAR}{}", table(&status))),
             // Whoever watches a restart wants to see that it is over.
-            Err(error) => eprintln!("walrelay: {error}"),
+            Err(error) => out::tell(format_args!("walrelay: {error}\n")),
         }
         let pause = Duration::try_from_secs_f64(pause).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST);
         tokio::time::sleep(pause).await;

@@ -27,6 +27,7 @@ use crate::config::{
 use crate::conninfo::Environment;
 use crate::error::RelayError;
 use crate::fencing;
+use crate::out::{self, say};
 use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
@@ -47,7 +48,9 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         Command::Unfence(args) => fencing::unfence(args, environment).await,
         Command::CheckConfig(args) => check_config(args, environment),
         Command::Completions(args) => {
-            papers::completions(args.shell, &mut std::io::stdout());
+            let mut script = Vec::new();
+            papers::completions(args.shell, &mut script);
+            out::write(format_args!("{}", String::from_utf8_lossy(&script)));
             Ok(0)
         }
         Command::Man(args) => {
@@ -66,9 +69,9 @@ fn check_config(args: &CheckConfigArgs, environment: &Environment) -> Result<u8,
     relay::check(&config)?;
     match config.file() {
         Some(path) => {
-            println!("configuration file \"{}\" is good, and so are the files that it names", path.display())
+            say!("configuration file \"{}\" is good, and so are the files that it names", path.display())
         }
-        None => println!("the configuration is good"),
+        None => say!("the configuration is good"),
     }
     Ok(0)
 }
@@ -143,11 +146,11 @@ fn show_report(report: &Report) {
         let wal = wal.or_else(|| it.lsn.as_ref().map(|lsn| format!(" (WAL from {lsn} on)")));
         let healed = it.healed_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
         let (wal, healed) = (wal.unwrap_or_default(), healed.unwrap_or_default());
-        println!("{}: {}: {}{wal}: {}{healed}", report.target, it.problem, it.file, it.reason);
+        say!("{}: {}: {}{wal}: {}{healed}", report.target, it.problem, it.file, it.reason);
     }
     let bad = report.findings.iter().filter(|it| it.healed_from.is_none()).count();
     let healed = report.findings.len() - bad;
-    println!("{}: {} segments checked, {bad} problems, {healed} healed", report.target, report.segments);
+    say!("{}: {} segments checked, {bad} problems, {healed} healed", report.target, report.segments);
 }
 
 /// Exit code 1 if something is wrong and stays so.
@@ -197,22 +200,22 @@ async fn scan(dir: &Path) -> Result<offline::Report, RelayError> {
 
 fn show_directory(report: &offline::Report) {
     let place = &report.place;
-    println!("{place}: {}, cluster {}", report.kind, report.system_identifier);
+    say!("{place}: {}, cluster {}", report.kind, report.system_identifier);
     for it in &report.stretches {
-        println!("  timeline {}: {} to {}, {} segments", it.timeline, it.from, it.to, it.segments);
+        say!("  timeline {}: {} to {}, {} segments", it.timeline, it.from, it.to, it.segments);
     }
-    report.notes.iter().for_each(|note| println!("  note: {note}"));
+    report.notes.iter().for_each(|note| say!("  note: {note}"));
     for it in &report.findings {
         let at = it.lsn.as_ref().map(|lsn| format!(" from {lsn} on")).unwrap_or_default();
         let repaired = it.repaired_from.as_ref().map(|place| format!("; replaced by the copy in {place}"));
-        println!("{place}: {}: {}{at}: {}{}", it.problem, it.file, it.reason, repaired.unwrap_or_default());
+        say!("{place}: {}: {}{at}: {}{}", it.problem, it.file, it.reason, repaired.unwrap_or_default());
     }
     let bad = report.findings.iter().filter(|it| it.repaired_from.is_none()).count();
     let (repaired, mb) = (report.findings.len() - bad, report.bytes >> 20);
     let segments: usize = report.stretches.iter().map(|stretch| stretch.segments).sum();
     let first = report.first_fault().and_then(|it| it.lsn.as_ref());
     let first = first.map(|lsn| format!(", the first at {lsn}")).unwrap_or_default();
-    println!("{place}: {segments} segments checked ({mb} MB), {bad} problems{first}, {repaired} repaired");
+    say!("{place}: {segments} segments checked ({mb} MB), {bad} problems{first}, {repaired} repaired");
 }
 
 async fn list(args: &ListArgs, environment: &Environment) -> Result<u8, RelayError> {
@@ -227,11 +230,11 @@ async fn list(args: &ListArgs, environment: &Environment) -> Result<u8, RelayErr
 
 fn show_listing(listing: &Listing) {
     let system = listing.system_identifier.as_deref().unwrap_or("unknown");
-    println!("{}: cluster {system}", listing.target);
+    say!("{}: cluster {system}", listing.target);
     for it in &listing.stretches {
         let commit = |time: &Option<String>| time.clone().unwrap_or_else(|| "?".to_owned());
         let history = if it.history { "" } else { ", history file missing" };
-        println!(
+        say!(
             "  timeline {}: {} to {}, {} segments, {} bytes, commits {} to {}{history}",
             it.timeline,
             it.from,
@@ -242,7 +245,7 @@ fn show_listing(listing: &Listing) {
             commit(&it.last_commit)
         );
     }
-    listing.backups.iter().for_each(|label| println!("  base backup {label}"));
+    listing.backups.iter().for_each(|label| say!("  base backup {label}"));
 }
 
 /// Exit code 1 if something that was acknowledged was left behind, or may have been.
@@ -306,9 +309,15 @@ fn show_failover(it: &ShownFailover) {
         (Some(commits), ..) => format!(": {commits} commits"),
         (None, ..) => ": an unknown number of commits".to_owned(),
     };
-    println!(
+    say!(
         "{}  timeline {} to {} at {}  {}, acknowledged up to {}, held up to {}{waited}{left}",
-        it.seen, it.from_timeline, it.to_timeline, it.switch_point, it.verdict, it.acknowledged, it.held
+        it.seen,
+        it.from_timeline,
+        it.to_timeline,
+        it.switch_point,
+        it.verdict,
+        it.acknowledged,
+        it.held
     );
 }
 
@@ -328,7 +337,7 @@ fn export_branch(args: &ExportArgs) -> Result<u8, RelayError> {
         show(true, &[shown], show_branch)?;
     } else {
         show_branch(&shown);
-        println!(
+        say!(
             "copied {} files; to read them: pg_waldump -p {} -t {} -s {}",
             names.len(),
             args.to.display(),
@@ -373,7 +382,7 @@ fn show_branch(it: &ShownBranch) {
         (Some(commits), ..) => format!("{commits} commits"),
         (None, ..) => "its beginning is not held any more".to_owned(),
     };
-    println!(
+    say!(
         "timeline {}: {} to {}, {} bytes in {} files, {commits}",
         it.timeline,
         it.from,
@@ -392,7 +401,7 @@ fn show<T: Serialize>(json: bool, all: &[T], line: impl Fn(&T)) -> Result<(), Re
         action: "could not write JSON",
         source: error.into(),
     };
-    println!("{}", serde_json::to_string_pretty(all).map_err(failed)?);
+    say!("{}", serde_json::to_string_pretty(all).map_err(failed)?);
     Ok(())
 }
 
@@ -404,10 +413,10 @@ async fn cleanup(args: &CleanupArgs, environment: &Environment) -> Result<u8, Re
         cleanup::allowed(&repository).await?;
         let plan = cleanup::plan(&repository, &limit, args.clean_backup_history, SystemTime::now()).await?;
         if let Some(label) = &plan.kept_for {
-            eprintln!("{}: WAL from {label} on is kept for that base backup", target.name);
+            out::tell(format_args!("{}: WAL from {label} on is kept for that base backup\n", target.name));
         }
         if args.dry_run {
-            plan.remove.iter().for_each(|entry| println!("{}", entry.path));
+            plan.remove.iter().for_each(|entry| say!("{}", entry.path));
         } else {
             cleanup::remove(&repository, &plan).await?;
         }

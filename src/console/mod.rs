@@ -9,6 +9,7 @@
 //! Text in, results out; what there is to know comes from [`Facts`].
 
 mod fixed;
+mod orders;
 mod parameters;
 mod prepared;
 mod report;
@@ -19,6 +20,7 @@ mod tests;
 mod transaction;
 mod views;
 
+pub use orders::Order;
 pub use prepared::Prepared;
 pub use transaction::Transaction;
 
@@ -108,6 +110,8 @@ pub enum Answer {
         /// For the client.
         notice: Option<PgError>,
     },
+    /// To be done by whoever has asked, if the role may.
+    Order(Order),
     /// The text has no statement: `EmptyQueryResponse`.
     Empty,
 }
@@ -217,6 +221,11 @@ impl Statements<'_> {
         if let Some(answer) = fixed::answer(self, &normalized(self.text, tokens))? {
             return Ok(answer);
         }
+        if self.facts.instead() == Instead::OwnDatabase
+            && let Some(order) = Order::of(self.text, tokens, transaction)?
+        {
+            return Ok(Answer::Order(order));
+        }
         let is_whole = words.len() == tokens.len();
         Ok(match words.as_slice() {
             ["show", ..] => self.show(&tokens[1..])?,
@@ -308,7 +317,8 @@ fn cannot(facts: &dyn Facts) -> PgError {
             let text = "this statement is not one of those that walrelay answers";
             PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(
                 "This database is about the relay: SHOW HELP lists what it shows; SELECT reads pg_replication_slots, \
-                 pg_stat_replication, pg_stat_wal_receiver and pg_stat_archiver. Any other database is the upstream's.",
+                 pg_stat_replication, pg_stat_wal_receiver and pg_stat_archiver; RELOAD, DISCONNECT, DROP SLOT, PAUSE, RESUME \
+                 and SHUTDOWN are for administrators. Any other database is the upstream's.",
             )
         }
     }

@@ -10,7 +10,7 @@ use crate::status::{Distance, Status};
 use crate::wire::messages::ColumnType::{self, Bool, Inet, Int4, Int8, Interval, PgLsn, Text, Timestamptz};
 use crate::wire::{PgError, sqlstate};
 
-use super::{Answer, Facts, Field, Instead, flag};
+use super::{Answer, Facts, Field, Instead, flag, orders};
 
 /// What can be shown.
 pub(super) struct Report {
@@ -236,6 +236,7 @@ pub(super) const REPORTS: &[Report] = &[
             ("at_risk_bytes", Int8),
             ("at_risk", Interval),
             ("failures", Int8),
+            ("paused_since", Timestamptz),
             ("failing_since", Timestamptz),
             ("last_failed_file", Text),
             ("last_failed_time", Timestamptz),
@@ -255,6 +256,7 @@ pub(super) const REPORTS: &[Report] = &[
                     text(it.at_risk_bytes),
                     seconds(it.at_risk_seconds),
                     some(it.failures),
+                    text(it.paused_since),
                     text(it.failing_since),
                     it.last_failed_file.clone(),
                     text(it.last_failed_at),
@@ -397,7 +399,8 @@ fn help() -> Answer {
         ("SHOW ALL", "PostgreSQL's settings as this session has them"),
     ];
     let reports = REPORTS.iter().map(|it| (format!("SHOW {}", it.name.to_ascii_uppercase()), it.about));
-    let all = reports.chain(own.map(|(command, about)| (command.to_owned(), about)));
+    let fixed = own.into_iter().chain(orders::usages());
+    let all = reports.chain(fixed.map(|(command, about)| (command.to_owned(), about)));
     let lines = all.map(|(command, about)| vec![Some(command), some(about)]).collect();
     rows(&[("command", Text), ("about", Text)], lines)
 }

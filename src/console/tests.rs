@@ -125,6 +125,7 @@ fn shown(text: &str, facts: &Known) -> String {
             format!("{tag}{changes}")
         }
         Some(Answer::Empty) => "empty".to_owned(),
+        Some(Answer::Order(order)) => order.tag().to_owned(),
         None => panic!("{text} has no answer"),
     }
 }
@@ -348,6 +349,7 @@ fn prepared(text: &str, types: &[u32], values: &[Option<&str>]) -> Result<String
             rows.into_iter().map(row).collect::<Vec<_>>().join(" ")
         }
         Answer::Done { tag, .. } => tag.to_owned(),
+        Answer::Order(order) => order.tag().to_owned(),
         Answer::Empty => "empty".to_owned(),
     };
     Ok(format!("{:?} {:?} {answer}", prepared.types(), columns.unwrap_or_default()))
@@ -609,6 +611,21 @@ fn reports_are_shown_to_whoever_may_monitor() {
     let status = shown("SHOW STATUS", &OWN);
     let json = status.strip_prefix("status\n").unwrap();
     assert_eq!(serde_json::from_str::<Status>(json).unwrap().consumers[0].pid, 9);
+}
+
+#[test]
+fn orders_are_the_own_databases() {
+    assert!(shown("SHOW HELP", &OWN).contains("\nDROP SLOT name|"));
+    let mut transaction = Transaction::default();
+    let order = answer_in(&mut transaction, b"drop slot a", &OWN).unwrap();
+    assert_eq!(order, [Answer::Order(Order::DropSlot("a".to_owned()))]);
+    let error = answer_in(&mut transaction, b"begin; shutdown", &OWN).unwrap_err();
+    assert_eq!(&*error.sqlstate, sqlstate::ACTIVE_SQL_TRANSACTION);
+    let failed = answer_in(&mut transaction, b"reload", &OWN).unwrap_err();
+    assert_eq!(&*failed.sqlstate, sqlstate::IN_FAILED_SQL_TRANSACTION);
+    // In the place of an upstream they are nothing, as there.
+    let unknown = answer(b"shutdown", &KNOWN).unwrap_err();
+    assert_eq!(&*unknown.sqlstate, sqlstate::CANNOT_CONNECT_NOW);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use walrelay_proto::FenceOrder;
 
+use super::admin::{denied, is_admin};
 use super::answers::{Answer, put_row};
 use super::session::Failure;
 use crate::lane::Lane;
@@ -105,23 +106,16 @@ impl Answer<'_> {
         self.put_fence(conn, "FENCE_STATUS");
     }
 
-    /// Who asks, if that is somebody who may fence: a role of `--admin-role`, or a member of one, or a superuser, as far as
-    /// that was found out upstream. Nobody is asked now: the upstream may be what is to be fenced off.
+    /// Who asks, if that is somebody who may fence.
     fn admin(&self, what: &str) -> Result<FencedBy> {
         let role = &self.context.user;
         let address = self.context.peer.ip().map_or("[local]".to_owned(), |ip| ip.to_string());
         let by = FencedBy { role: role.clone(), address };
-        let known = self.shared.gateway.roles().current(role);
-        let access = self.shared.access.current();
-        let groups = known.memberships().unwrap_or_default();
-        let is_admin = access.admin_roles.iter().any(|admin| admin == role || groups.contains(admin));
-        if is_admin || known.attributes.is_some_and(|attributes| attributes.superuser) {
+        if is_admin(self.shared, role) {
             return Ok(by);
         }
         tracing::warn!("{by} may not {what} this relay");
-        let text = format!("permission denied to {what} the relay");
-        let detail = "Only superusers and roles named by --admin-role may do that.";
-        Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail).into())
+        Err(denied(&format!("{what} the relay")).into())
     }
 
     fn put_fence(&self, conn: &mut Connection, tag: &str) {

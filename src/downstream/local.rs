@@ -4,6 +4,7 @@
 mod extended;
 
 use std::io;
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,7 @@ pub(super) fn told(name: &str, settings: &Settings) -> Option<&'static str> {
 
 /// A session answered from what the relay knows.
 pub(super) struct LocalSession<'a> {
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a Arc<Shared>,
     pub(super) user: &'a str,
     pub(super) database: &'a str,
     /// The session's number among the relay's connections.
@@ -272,6 +273,10 @@ impl LocalSession<'_> {
                 }
                 conn.put(&messages::command_complete(tag));
             }
+            Answer::Order(order) => {
+                self.perform(conn, &order).await?;
+                conn.put(&messages::command_complete(order.tag()));
+            }
             Answer::Empty => conn.put(&EmptyQueryResponse::new()),
         }
         if !dialogue.transaction.is_open() {
@@ -296,6 +301,13 @@ impl LocalSession<'_> {
                 Answer::Rows { rows, tag, changes, .. } => {
                     self.take_over(changes, dialogue)?;
                     portal.progress = Progress::Rows { rest: rows.into_iter(), tag };
+                }
+                Answer::Order(order) => {
+                    self.perform(conn, &order).await?;
+                    conn.put(&messages::command_complete(order.tag()));
+                    portal.progress = Progress::Done;
+                    dialogue.extended.put_back(name, portal)?;
+                    return Ok(());
                 }
                 other => {
                     let ends = matches!(other, Answer::Done { .. }) && !dialogue.transaction.is_open();

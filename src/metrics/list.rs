@@ -298,6 +298,15 @@ pub const METRICS: &[Metric] = &[
             of_targets(status, out, |target| Some(Number::Real(lasting(status, target.failing_since))));
         },
     ),
+    metric(
+        "archive_paused",
+        Seconds,
+        Gauge,
+        "How long the target has been paused by somebody's order; 0 while it is not",
+        |status, out| {
+            of_targets(status, out, |target| Some(Number::Real(lasting(status, target.paused_since))));
+        },
+    ),
     metric("archived_files", Count, Counter, "Files that the target has taken", |status, out| {
         of_targets(status, out, |target| Some(Number::Whole(target.archived_files)));
     }),

@@ -17,6 +17,7 @@ use crate::archive::{Reach, Server};
 use crate::config::PromotableArgs;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
+use crate::out::{self, say};
 use ask::{Commits, Told};
 use decide::{Decision, End, Loss, Standing, decide};
 use drain::{Drain, drain, hosts};
@@ -34,9 +35,9 @@ pub(crate) async fn run(args: &PromotableArgs, environment: &Environment) -> Res
                 action: "could not write JSON",
                 source: error.into(),
             };
-            println!("{}", serde_json::to_string_pretty(&shown).map_err(failed)?);
+            say!("{}", serde_json::to_string_pretty(&shown).map_err(failed)?);
         } else {
-            print!("{}{}", if args.watch.is_some() { CLEAR } else { "" }, table(&shown));
+            out::write(format_args!("{}{}", if args.watch.is_some() { CLEAR } else { "" }, table(&shown)));
         }
         let Some(pause) = args.watch else { return Ok(code) };
         tokio::time::sleep(Duration::from_secs_f64(pause.max(0.1))).await;

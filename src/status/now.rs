@@ -88,6 +88,11 @@ impl Sources {
         &self.parts.disk
     }
 
+    /// The archive targets.
+    pub fn archive(&self) -> &ArchiveControl {
+        &self.parts.archive
+    }
+
     /// Where connections are counted.
     pub fn sessions(&self) -> &Arc<SessionCounts> {
         &self.parts.sessions
@@ -333,6 +338,7 @@ fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSee
         last_failed_at,
         last_error,
         failing_since: seen.failing_since,
+        paused_since: seen.paused_since,
         conflicts: seen.conflicts,
         pending_files: seen.pending_files,
         pending_bytes: pending.map(|it| it.lag_bytes),

@@ -323,6 +323,9 @@ pub struct ArchiveStatus {
     pub last_error: Option<String>,
     /// Since when everything that was tried has failed.
     pub failing_since: Option<Moment>,
+    /// Since when nothing is begun for it, because somebody has paused it.
+    #[serde(default)]
+    pub paused_since: Option<Moment>,
     /// Files with another content that lay there under the name of one of ours.
     pub conflicts: u64,
     /// Files that wait for it.
@@ -477,6 +480,12 @@ impl DiskStatus {
 
 impl ArchiveStatus {
     fn trouble(&self) -> Option<String> {
+        if let Some(since) = self.paused_since {
+            return Some(format!(
+                "archive target \"{}\" is paused since {since}; RESUME lets it go on",
+                self.name
+            ));
+        }
         let since = self.failing_since?;
         let error = self.last_error.as_deref().unwrap_or("unknown");
         Some(format!("archive target \"{}\" takes nothing since {since}: {error}", self.name))

@@ -36,6 +36,8 @@ mod managers;
 mod memory;
 mod network;
 mod no_lost_commit;
+mod orders;
+mod output;
 mod overlay;
 mod packaging;
 mod pitr;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{Notify, futures::Notified};
 use walrelay_proto::{Lsn, TimelinePosition};
 
 use crate::moment::Moment;
@@ -17,6 +18,8 @@ pub struct TargetSeen {
     pub failures: u64,
     /// The last file that could not be archived, when that was, and why.
     pub last_failed: Option<(String, Moment, String)>,
+    /// Since when nothing is begun for it, by somebody's order.
+    pub paused_since: Option<Moment>,
     /// Since when all whole files that were tried have failed, or all pieces of the unfinished one.
     pub failing_since: Option<Moment>,
     /// Files that wait for it or are on their way.
@@ -33,6 +36,7 @@ pub struct TargetSeen {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Board {
     state: Arc<Mutex<State>>,
+    resumed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +99,27 @@ impl Board {
         let mut state = self.lock();
         state.seen.tail_end = Some(end);
         state.tail_failing_since = None;
+    }
+
+    /// Nothing is begun for it any more, or again; whether that is another order than before.
+    pub(super) fn set_paused(&self, paused: bool) -> bool {
+        let seen = &mut self.lock().seen;
+        if paused == seen.paused_since.is_some() {
+            return false;
+        }
+        seen.paused_since = paused.then(Moment::now);
+        self.resumed.notify_waiters();
+        true
+    }
+
+    /// Whether nothing is to be begun.
+    pub(super) fn is_paused(&self) -> bool {
+        self.lock().seen.paused_since.is_some()
+    }
+
+    /// Resolves when that changes. Cancel-safe.
+    pub(super) fn order(&self) -> Notified<'_> {
+        self.resumed.notified()
     }
 
     /// For a moment: nothing is waited for under it.

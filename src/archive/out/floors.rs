@@ -55,6 +55,12 @@ impl Floors {
         lock(&self.floors).get(name).map(|need| need.board.clone()).unwrap_or_default()
     }
 
+    /// Pauses a target, or lets it go on; `None` if there is none of that name, else whether it is another order than before.
+    pub(super) fn set_paused(&self, name: &str, paused: bool) -> Option<bool> {
+        let board = lock(&self.floors).get(name).map(|need| need.board.clone());
+        board.map(|board| board.set_paused(paused))
+    }
+
     /// All targets with their places, and how each does.
     pub(super) fn seen(&self) -> Vec<(String, String, TargetSeen)> {
         let floors = lock(&self.floors);

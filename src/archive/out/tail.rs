@@ -115,6 +115,13 @@ impl Tail {
                     () = stop.cancelled() => {}
                 }
             }
+            while self.board.is_paused() && !stop.is_cancelled() {
+                tokio::select! {
+                    () = self.board.order() => {}
+                    () = sleep_until(Instant::now() + self.interval) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
             last = Instant::now();
             match self.send().await {
                 Ok(()) => {

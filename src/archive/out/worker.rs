@@ -38,6 +38,8 @@ use crate::store::Store;
 const SAVE_EVERY: Duration = Duration::from_millis(200);
 /// A failure that lasts is told again after this time, and how far a target is behind after half of it.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// A pause is told again after so many of these times: it was ordered.
+const PAUSES_PER_REPORT: u32 = 10;
 /// What a file may take without a word, besides its bytes at `USUAL` bytes per second.
 const SLOW: Duration = Duration::from_secs(10);
 const USUAL: u64 = 1 << 20;
@@ -97,6 +99,8 @@ pub(super) struct Worker {
     /// Files that somebody else is writing in the target, and when that was last told.
     unfinished: HashMap<FileName, Instant>,
     over_quota: Option<Instant>,
+    /// When it was last told that it is paused.
+    paused_told: Option<Instant>,
     unsaved_since: Option<Instant>,
     /// [`REPORT_EVERY`] but for tests.
     report_every: Duration,
@@ -179,6 +183,7 @@ impl Worker {
             sending: HashMap::new(),
             unfinished: HashMap::new(),
             over_quota: None,
+            paused_told: None,
             unsaved_since: None,
             report_every: REPORT_EVERY,
         }
@@ -220,6 +225,7 @@ impl Worker {
                 // It ends before it is told to only by a panic, which is ours then: somebody watches us.
                 Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
                 changed = self.wanted.changed() => changed.map_or(Event::Stop, |()| Event::Wanted),
+                () = self.board.order() => Event::Aside,
                 changed = self.listings.changed() => changed.map_or(Event::Stop, |()| Event::Listing),
                 () = sleep_until(wake) => Event::Time,
                 () = stop.cancelled() => Event::Stop,
@@ -390,6 +396,9 @@ impl Worker {
     fn begin(&mut self, queue: &SharedQueue, work: &mut JoinSet<Event>, listing: &Listing) {
         let most = if self.health.failures > 0 { 1 } else { self.target.concurrency };
         let now = Instant::now();
+        if self.board.is_paused() {
+            return;
+        }
         while self.health.not_before <= now && work.len() < most {
             let Some((name, again)) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
@@ -515,6 +524,7 @@ impl Worker {
             );
         }
         self.report_slow(behind, now);
+        self.report_pause(behind, now);
         let Some(pace) = self.health.pace.filter(|_| self.health.failures > 0 && !over) else { return };
         let due = self.health.told.is_some_and(|told| now.duration_since(told) >= self.report_every / 2);
         if due {
@@ -553,6 +563,23 @@ impl Worker {
     }
 
     /// When there is something to do without anything happening.
+    /// A pause is not forgotten.
+    fn report_pause(&mut self, behind: u64, now: Instant) {
+        if !self.board.is_paused() {
+            self.paused_told = None;
+            return;
+        }
+        let told = *self.paused_told.get_or_insert(now);
+        if now.duration_since(told) >= PAUSES_PER_REPORT * self.report_every {
+            self.paused_told = Some(now);
+            tracing::warn!(
+                "archive target \"{}\" is paused and {} behind; RESUME lets it go on",
+                self.target.name,
+                bytes(behind)
+            );
+        }
+    }
+
     fn wake(&self, queue: &SharedQueue) -> Instant {
         let now = Instant::now();
         let save = self.unsaved_since.map(|since| since + SAVE_EVERY);

@@ -121,6 +121,20 @@ impl ArchiveControl {
         self.floors.seen()
     }
 
+    /// Has nothing more begun for a target, or goes on with it; whether there is a target of that name. What is on its way
+    /// arrives. WAL that it has not got stays here meanwhile, as ever; a restart of the relay ends a pause.
+    pub fn set_paused(&self, name: &str, paused: bool) -> bool {
+        let Some(is_new) = self.floors.set_paused(name, paused) else { return false };
+        match (is_new, paused) {
+            (true, true) => tracing::warn!(
+                "archive target \"{name}\" is paused: it gets nothing, and all WAL that it needs is kept, until RESUME"
+            ),
+            (true, false) => tracing::info!("archive target \"{name}\" goes on"),
+            (false, _) => {}
+        }
+        true
+    }
+
     fn data_dir(&self) -> &Path {
         self.store.data_dir()
     }
