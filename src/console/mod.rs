@@ -79,8 +79,8 @@ pub trait Facts {
     /// Rows of `pg_stat_replication`, as the role may see them.
     fn senders(&self) -> Vec<Row>;
 
-    /// Whether the role may see everything: a superuser, one with the privileges of `pg_monitor`, or the relay's own system
-    /// user over a Unix socket.
+    /// Whether the role may see everything: a superuser, one with the privileges of `pg_monitor`, an administrator, or the
+    /// relay's own system user over a Unix socket.
     fn sees_all(&self) -> bool;
 
     /// The relay, whoever asks; `None` where nobody has it looked at.

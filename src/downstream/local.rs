@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::extended::{Extended, Progress, Target, execution, target};
 use super::Shared;
+use super::admin::is_admin;
 use super::patience::{ANSWER_LIMIT, Patience};
 use super::session::shutting_down;
 use super::settings::{self, Settings};
@@ -550,7 +551,8 @@ impl Facts for LocalSession<'_> {
 
     /// What is not known, because the upstream could never be asked, is no right.
     fn sees_all(&self) -> bool {
-        self.is_owner || self.attributes.is_some_and(|known| known.superuser || known.monitor)
+        let may_monitor = self.attributes.is_some_and(|known| known.superuser || known.monitor);
+        self.is_owner || may_monitor || is_admin(self.shared, self.user)
     }
 
     fn status(&self) -> Option<Status> {
