@@ -31,6 +31,7 @@ mod full_disk;
 mod holes;
 mod idle;
 mod language;
+mod latency;
 mod login;
 mod managers;
 mod memory;
