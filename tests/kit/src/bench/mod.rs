@@ -111,8 +111,8 @@ fn run(quick: bool) -> Result<(), String> {
     print!("{}\n{}", report::rows(&bench.figures), report::targets(&bench.figures));
     if !quick {
         let head = head::text(&server, &bench, began.elapsed());
-        report::write(&bench.settings.out, &head, &bench.figures)?;
-        println!("\n{} written", bench.settings.out.join("report.md").display());
+        let path = report::write(&bench.settings.out, &bench.settings.only.join("-"), &head, &bench.figures)?;
+        println!("\n{} written", path.display());
     }
     println!("{:.0} s in all", began.elapsed().as_secs_f64());
     if bench.failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", bench.failed.join(", "))) }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::figures::{Figures, Verdict, show};
 use super::plot::{self, Group};
@@ -52,15 +52,15 @@ const PLOTS: [Plot; 5] = [
     ),
 ];
 
-/// Writes `report.md` and its plots into a directory.
+/// Writes a report into a directory: `report.md` and its plots if it is the whole, which is `part` of nothing.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write(dir: &Path, head: &str, figures: &Figures) -> Result<(), String> {
+pub(crate) fn write(dir: &Path, part: &str, head: &str, figures: &Figures) -> Result<PathBuf, String> {
     fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let mut text = format!("# Measured by `make bench`\n\n{head}\n## Targets\n\n");
     text += &targets(figures);
-    for (file, title, bars) in PLOTS {
+    for (file, title, bars) in PLOTS.into_iter().filter(|_| part.is_empty()) {
         let groups: Vec<Group> = bars.iter().filter_map(|(id, metric)| group(figures, id, metric)).collect();
         if !groups.is_empty() {
             plot::draw(&dir.join(file), title, &groups)?;
@@ -69,8 +69,9 @@ pub(crate) fn write(dir: &Path, head: &str, figures: &Figures) -> Result<(), Str
     }
     text += "\n## Figures\n";
     text += &rows(figures);
-    let path = dir.join("report.md");
-    fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
+    let path = dir.join(if part.is_empty() { "report.md".to_owned() } else { format!("report-{part}.md") });
+    fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(path)
 }
 
 fn group(figures: &Figures, id: &str, metric: &str) -> Option<Group> {
@@ -127,7 +128,8 @@ mod tests {
         }
         figures.remark("stored-1", "Something.");
         let scratch = crate::Scratch::new("report");
-        write(scratch.path(), "Head.", &figures).unwrap();
+        write(scratch.path(), "", "Head.", &figures).unwrap();
+        assert!(write(scratch.path(), "stored", "Head.", &figures).unwrap().ends_with("report-stored.md"));
         let text = fs::read_to_string(scratch.join("report.md")).unwrap();
         for part in [
             "Head.",

@@ -23,7 +23,7 @@ pub(crate) struct Settings {
     /// Where the report goes.
     pub(crate) out: PathBuf,
     /// Names of the rows wanted; all if there are none.
-    only: Vec<String>,
+    pub(crate) only: Vec<String>,
 }
 
 impl Settings {
