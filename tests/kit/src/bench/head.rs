@@ -14,7 +14,7 @@ pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {
     let facts = [
         ("Date", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
         ("Commit", commit()),
-        ("walrelay", said(&settings.binary.display().to_string(), &["--version"])),
+        ("walrelay", said(&settings.binary.display().to_string(), &["--version"]) + whose()),
         ("Machine", format!("{cpus} CPUs, {}; {}", cpu_model(), memory())),
         ("Kernel", said("uname", &["-srm"])),
         ("Load, with that of the run", format!("{} (last minute, 5, 15)", load())),
@@ -57,6 +57,13 @@ pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {
 /// What was built, if that was built here.
 pub(crate) fn commit() -> String {
     said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude", "*"])
+}
+
+fn whose() -> &'static str {
+    match std::env::var_os("WALRELAY_BIN") {
+        Some(_) => "; the program of WALRELAY_BIN, which may be of another commit",
+        None => "",
+    }
 }
 
 /// The last line of what a program says.

@@ -38,10 +38,10 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 fn paint(area: &Area<'_>, title: &str, groups: &[Group]) -> Drawn {
     area.fill(&WHITE)?;
-    write(area, title, (12, 14), 18, HPos::Left)?;
+    write(area, title, (12, 14), 21, HPos::Left)?;
     let mut top = 44;
     for group in groups {
-        write(area, &group.title, (12, top), 14, HPos::Left)?;
+        write(area, &group.title, (12, top), 17, HPos::Left)?;
         top += BAR;
         let most = group.bars.iter().map(|bar| bar.1).fold(f64::MIN_POSITIVE, f64::max);
         for (name, value) in &group.bars {
@@ -56,9 +56,9 @@ fn paint(area: &Area<'_>, title: &str, groups: &[Group]) -> Drawn {
 fn bar(area: &Area<'_>, top: i32, name: &str, value: f64, most: f64) -> Drawn {
     let end = LEFT + (f64::from(RIGHT - LEFT) * value.max(0.0) / most) as i32;
     let color = if name.starts_with(WALRELAY) { OURS } else { THEIRS };
-    write(area, name, (LEFT - 8, top), 13, HPos::Right)?;
+    write(area, name, (LEFT - 8, top), 16, HPos::Right)?;
     area.draw(&Rectangle::new([(LEFT, top), (end.max(LEFT + 1), top + BAR - 6)], color.filled()))?;
-    write(area, &show(value), (end + 6, top), 13, HPos::Left)
+    write(area, &show(value), (end + 6, top), 16, HPos::Left)
 }
 
 fn write(area: &Area<'_>, text: &str, at: (i32, i32), size: i32, side: HPos) -> Drawn {
