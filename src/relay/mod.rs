@@ -8,6 +8,7 @@
 //!
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
+mod drive;
 mod receiver;
 mod reload;
 mod signals;

@@ -1,9 +1,13 @@
 //! The thread that receives, with a runtime of its own, so that storing WAL, which may wait for the disk, holds up no
-//! consumer.
+//! consumer; and its deputy ([`Driver`]).
 
+use std::sync::Arc;
+
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::drive::Driver;
 use crate::config::Config;
 use crate::error::RelayError;
 use crate::parts::{Heart, HowEnded, PartEnded, Thread, beat_for_ever};
@@ -11,12 +15,14 @@ use crate::store::Writer;
 use crate::upstream::{self, Following, UpstreamConfig, UpstreamError};
 
 const NAME: &str = "walreceiver";
+const DEPUTY: &str = "walreceiver's deputy";
 
 /// The thread that receives.
 #[derive(Debug)]
 pub(super) struct Receiver {
     stop: CancellationToken,
     thread: Thread<Result<(), UpstreamError>>,
+    deputy: Thread<()>,
     over: bool,
 }
 
@@ -38,19 +44,28 @@ impl Receiver {
             shutdown_timeout: config.shutdown_timeout,
             followed,
         };
+        let (driver, runtime) = (Arc::new(Driver::new(writer.store().clone())), Arc::new(runtime));
         let follow = upstream::follow(upstream, writer, stop.clone());
+        let work = async {
+            tokio::select! {
+                result = follow => result,
+                () = beat_for_ever() => unreachable!("it beats for ever"),
+            }
+        };
+        let stand_by = {
+            let (driver, runtime) = (driver.clone(), runtime.clone());
+            move || {
+                driver.stand_by(&runtime);
+                end(runtime);
+            }
+        };
         let run = move || {
-            let result = runtime.block_on(async {
-                tokio::select! {
-                    result = follow => result,
-                    () = beat_for_ever() => unreachable!("it beats for ever"),
-                }
-            });
-            // A name look-up may still hang in one of the runtime's threads; nobody waits for it.
-            runtime.shutdown_background();
+            let result = driver.run(&runtime, work);
+            end(runtime);
             result
         };
-        Ok(Receiver { stop, thread: Thread::start(NAME, run).map_err(system)?, over: false })
+        let deputy = Thread::start(DEPUTY, stand_by).map_err(system)?;
+        Ok(Receiver { stop, thread: Thread::start(NAME, run).map_err(system)?, deputy, over: false })
     }
 
     pub(super) fn heart(&self) -> Heart {
@@ -59,7 +74,15 @@ impl Receiver {
 
     /// Resolves when it has ended by itself: why. Cancel-safe.
     pub(super) async fn lost(&mut self) -> RelayError {
-        let ended = self.thread.ended().await;
+        let ended = tokio::select! {
+            biased;
+            ended = self.thread.ended() => ended,
+            lost = self.deputy.lost() => match lost.how {
+                // Behind the thread itself.
+                HowEnded::Returned => self.thread.ended().await,
+                HowEnded::Panicked(_) => return lost.into(),
+            },
+        };
         self.over = true;
         match ended {
             Ok(Err(error)) => error.into(),
@@ -83,5 +106,12 @@ impl Receiver {
     /// Tells it to end and does not wait.
     pub(super) fn abandon(&self) {
         self.stop.cancel();
+    }
+}
+
+/// A name look-up may still hang in one of the runtime's threads; whoever is the last to leave does not wait for it.
+fn end(runtime: Arc<Runtime>) {
+    if let Some(runtime) = Arc::into_inner(runtime) {
+        runtime.shutdown_background();
     }
 }

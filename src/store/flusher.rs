@@ -5,11 +5,17 @@
 //! after the sync returned. A failed sync ends the relay: the kernel may have dropped the pages, and a
 //! second sync would claim success (PostgreSQL: `data_sync_retry = off`). Word of it is left for the next start.
 //!
+//! Whoever has written may also do the flusher's turn itself ([`Store::offer_turns_to_writer`]): where syncs were quick lately and
+//! there is nothing special about it, it is *offered* first, to be taken when there is nothing else to do
+//! ([`Store::take_turn`]), and no thread has to be woken for it. Turns exclude each other: who is at work has said so in the
+//! queue, nobody waits for him there but the flusher, and what is left when he is done is the flusher's.
+//!
 //! A complete segment gets its final name when everything up to its end is durable, the end of the record that reaches
 //! beyond it included, so finished segments are durable by their name, and recovery never ends in front of one. If that name
 //! cannot be given (a rename fails), the segment is as durable under the old one, and it is tried again.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,12 +33,18 @@ pub(crate) const FLUSHER: &str = "flusher";
 const MOST_EARLY: usize = 8;
 /// Pause before names are given again that could not be.
 const NAMING_PAUSE: Duration = Duration::from_secs(1);
+/// Where syncs take less than this, whoever has written may wait for one.
+const QUICK: Duration = Duration::from_millis(2);
+/// What counts at most of one that was slow: a disk that is quick again shall soon be known as such.
+const SLOWEST: Duration = Duration::from_millis(16);
 
 /// What the writer has left for the flusher.
 #[derive(Debug, Default)]
 pub(super) struct FlushQueue {
     work: Mutex<Work>,
     changed: Condvar,
+    /// A turn waits for whoever has written, and nobody was woken for it. Changes under the lock.
+    offered: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -46,20 +58,44 @@ struct Work {
     /// How many of those are being synced.
     early_at_work: usize,
     stop: bool,
+    /// Somebody makes durable what was written. Nobody else does meanwhile.
+    at_work: bool,
+    /// Whoever has written takes turns that are offered.
+    writer_syncs: bool,
+    /// A sync has failed: nothing is synced any more.
+    failed: bool,
+    pace: Pace,
     /// Nobody takes anything any more, or only whoever steps the store, when it gets to it.
     takes_its_time: bool,
 }
 
+/// How long syncs take, those of late above all.
+#[derive(Debug, Default)]
+struct Pace(Option<Duration>);
+
+impl Pace {
+    fn note(&mut self, took: Duration) {
+        let took = took.min(SLOWEST);
+        self.0 = Some(self.0.map_or(took, |before| (before * 7 + took) / 8));
+    }
+
+    /// Nothing is known of a disk that was not synced yet.
+    fn is_quick(&self) -> bool {
+        self.0.is_some_and(|usual| usual < QUICK)
+    }
+}
+
 /// What the flusher does in one turn.
 #[derive(Debug, Default)]
-struct Turn {
+pub(super) struct Turn {
     dirty: Vec<Arc<Segment>>,
     target: Option<TimelinePosition>,
     early: Vec<Arc<Segment>>,
 }
 
 impl FlushQueue {
-    /// Asks for `segments` to be synced; then everything up to `target` is durable.
+    /// Asks for `segments` to be synced; then everything up to `target` is durable. Wakes the flusher, or offers the turn to
+    /// whoever calls this; what was offered before and not taken is the flusher's, for there was something else to do.
     pub(super) fn push(&self, segments: impl Iterator<Item = Arc<Segment>>, target: TimelinePosition) {
         let mut work = lock(&self.work);
         for segment in segments {
@@ -68,6 +104,47 @@ impl FlushQueue {
             }
         }
         work.target = Some(target);
+        let is_offer = work.may_be_offered() && !self.offered.load(Ordering::Relaxed);
+        self.offered.store(is_offer, Ordering::Relaxed);
+        if !is_offer {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether whoever writes takes turns. What is offered at the moment is the flusher's if not.
+    fn set_writer_syncs(&self, writer_syncs: bool) {
+        let mut work = lock(&self.work);
+        work.writer_syncs = writer_syncs;
+        if !writer_syncs && self.offered.swap(false, Ordering::Relaxed) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// What is offered, if it still is. It is the caller's alone until it is [`done`](Self::done).
+    pub(super) fn take_offered(&self) -> Option<Turn> {
+        let mut work = lock(&self.work);
+        if !self.offered.swap(false, Ordering::Relaxed) || work.at_work || work.failed {
+            return None;
+        }
+        let target = Some(work.target.take()?);
+        work.at_work = true;
+        Some(Turn { dirty: std::mem::take(&mut work.dirty), target, early: Vec::new() })
+    }
+
+    /// What was taken is durable, after so long.
+    fn done(&self, took: Duration) {
+        let mut work = lock(&self.work);
+        work.at_work = false;
+        work.pace.note(took);
+        // What has come meanwhile.
+        if work.target.is_some() && !self.offered.load(Ordering::Relaxed) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Nobody knows what is durable: whoever is at work has met that, and stays it.
+    fn fail(&self) {
+        lock(&self.work).failed = true;
         self.changed.notify_all();
     }
 
@@ -88,10 +165,13 @@ impl FlushQueue {
         loop {
             // Whether it has nothing to do, or never an end of it.
             beat();
-            if work.is_some() {
+            if work.failed {
+                return false;
+            }
+            if work.can_be_taken() {
                 return true;
             }
-            if work.stop {
+            if work.stop && !work.is_some() {
                 return false;
             }
             work = match names_wait {
@@ -109,14 +189,18 @@ impl FlushQueue {
     }
 
     /// All there is to do, if that is anything.
-    fn take(&self) -> Option<Turn> {
+    pub(super) fn take(&self) -> Option<Turn> {
         let mut work = lock(&self.work);
-        if !work.is_some() {
+        if work.failed || !work.can_be_taken() {
             return None;
         }
         let early = std::mem::take(&mut work.early);
         work.early_at_work = early.len();
-        let target = work.target.take();
+        let target = if work.at_work { None } else { work.target.take() };
+        if target.is_some() {
+            work.at_work = true;
+            self.offered.store(false, Ordering::Relaxed);
+        }
         let dirty = if target.is_some() { std::mem::take(&mut work.dirty) } else { Vec::new() };
         Some(Turn { dirty, target, early })
     }
@@ -136,6 +220,19 @@ impl FlushQueue {
 impl Work {
     fn is_some(&self) -> bool {
         self.target.is_some() || !self.early.is_empty()
+    }
+
+    /// Whether there is work that nobody else is at.
+    fn can_be_taken(&self) -> bool {
+        (self.target.is_some() && !self.at_work) || !self.early.is_empty()
+    }
+
+    /// Whether the turn can be left to whoever has written: one sync of what lies in files that are there durably, and
+    /// nothing else. What completes a segment takes a while.
+    fn may_be_offered(&self) -> bool {
+        let is_plain = |segment: &Arc<Segment>| segment.is_linked() && !segment.is_complete();
+        let is_free = self.writer_syncs && !self.at_work && !self.failed && !self.stop;
+        is_free && self.early.is_empty() && self.pace.is_quick() && self.dirty.iter().all(is_plain)
     }
 }
 
@@ -189,6 +286,7 @@ impl Flushing {
             Err(failure) => {
                 self.has_failed = true;
                 self.store.fail_sync(&failure.what, &failure.source);
+                self.store.flush_queue.fail();
                 false
             }
         }
@@ -201,6 +299,12 @@ impl Flushing {
         while !self.has_failed && self.store.flush_queue.wait(self.naming.is_behind()) {
             self.step();
         }
+    }
+
+    /// Does a turn that somebody has taken.
+    #[cfg(test)]
+    pub(super) fn finish_turn(&mut self, turn: &Turn) {
+        assert!(self.store.flush(turn, &mut self.naming).is_ok());
     }
 
     /// Does what is left.
@@ -270,15 +374,50 @@ impl Store {
         }
         self.flush_queue.early_are_done();
         if let Some(target) = turn.target {
-            let failed =
-                |source| SyncFailure { what: format!("could not sync WAL up to {}", target.lsn), source };
-            let begun = Instant::now();
-            self.sync_all(&turn.dirty, target, naming).map_err(failed)?;
-            self.counts.syncs.note(begun.elapsed());
+            self.sync_written(&turn.dirty, target, naming)?;
         }
         let failed =
             |source| SyncFailure { what: "could not sync pg_wal for finished segments".into(), source };
         naming.give(self).map_err(failed)
+    }
+
+    fn sync_written(
+        &self,
+        dirty: &[Arc<Segment>],
+        target: TimelinePosition,
+        naming: &mut Naming,
+    ) -> Result<(), SyncFailure> {
+        let failed =
+            |source| SyncFailure { what: format!("could not sync WAL up to {}", target.lsn), source };
+        let begun = Instant::now();
+        self.sync_all(dirty, target, naming).map_err(failed)?;
+        let took = begun.elapsed();
+        self.counts.syncs.note(took);
+        self.flush_queue.done(took);
+        Ok(())
+    }
+
+    /// Whether whoever writes takes turns of the flusher's that are offered, by [`take_turn`](Self::take_turn). It is to do so
+    /// as soon as it has nothing else to do, or to say here that it does not any more.
+    pub fn offer_turns_to_writer(&self, offer: bool) {
+        self.flush_queue.set_writer_syncs(offer);
+    }
+
+    /// Whether a turn is offered: everything was written, it is not durable, and nobody does anything about it.
+    pub fn has_turn_at_hand(&self) -> bool {
+        self.flush_queue.offered.load(Ordering::Relaxed)
+    }
+
+    /// Makes durable what has been written, if that is still offered; nothing if not. Where it fails, the store has
+    /// [failed](Self::failed). Waits for the disk.
+    pub fn take_turn(&self) {
+        let Some(Turn { dirty, target: Some(target), .. }) = self.flush_queue.take_offered() else { return };
+        let mut naming = Naming::default();
+        if let Err(failure) = self.sync_written(&dirty, target, &mut naming) {
+            self.fail_sync(&failure.what, &failure.source);
+            self.flush_queue.fail();
+        }
+        debug_assert!(!naming.is_behind(), "what is offered completes no segment");
     }
 
     fn sync_all(

@@ -17,6 +17,7 @@ mod bad_sectors;
 mod going_back;
 mod holding;
 mod lost_files;
+mod turns;
 
 const SEG: u64 = 1 << 20;
 const START: Lsn = Lsn::new(3 * SEG);

@@ -236,7 +236,11 @@ impl<'a> Shell<'a> {
         self.acknowledged.mark_unchanged();
         if let Some(tip) = self.store.tip() {
             let (tli, write_lsn, flush_lsn) = (tip.tli, tip.write_lsn, tip.flush_lsn);
-            let report = self.store.consumers().acknowledgements().compose(write_lsn, flush_lsn);
+            let mut report = self.store.consumers().acknowledgements().compose(write_lsn, flush_lsn);
+            if self.store.has_turn_at_hand() {
+                // It will be durable in a moment, by this thread: one report for both.
+                report.write = report.write.min(flush_lsn.valid());
+            }
             receiver.handle(Input::Positions { tli, write_lsn, flush_lsn, report }, Instant::now());
         }
     }

@@ -1,0 +1,161 @@
+//! Turns of the flusher that whoever has written takes itself.
+
+use super::*;
+use crate::disk::sim::SimDisk;
+
+/// A store on a disk that is known to be quick, whose writer takes turns, and WAL of three segments.
+struct Offering {
+    disk: SimDisk,
+    it: Stepped,
+    wal: WalGenerator,
+    taken: u64,
+}
+
+impl Offering {
+    fn new() -> Offering {
+        let disk = SimDisk::new();
+        let config = config(Path::new("/relay"), WalWrite::Pwrite);
+        let mut it = Store::open_on(Arc::new(disk.clone()), config).unwrap();
+        it.store.attach(identity(), UpstreamParameters::default()).unwrap();
+        it.writer.begin(identity(), TimelineHistory::first(), START);
+        let mut wal = generator(71);
+        wal.fill(2_500_000);
+        it.store.offer_turns_to_writer(true);
+        let mut offering = Offering { disk, it, wal, taken: 0 };
+        offering.commit(10_000);
+        assert!(!offering.it.store.has_turn_at_hand(), "nobody knows yet how long it takes");
+        assert!(offering.it.flushing.step() && offering.is_durable());
+        offering
+    }
+
+    /// Takes so many bytes more.
+    fn commit(&mut self, len: u64) {
+        let (at, to) = (START.advance(self.taken), self.taken + len);
+        self.it.writer.append(at, &self.wal.bytes()[self.taken as usize..to as usize]).unwrap();
+        self.it.writer.commit();
+        self.taken = to;
+    }
+
+    fn is_durable(&self) -> bool {
+        let tip = self.it.store.tip().unwrap();
+        tip.flush_lsn == tip.write_lsn
+    }
+}
+
+#[test]
+fn what_is_offered_is_taken_by_the_writer_and_nothing_is_left() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    assert!(it.it.store.has_turn_at_hand() && !it.is_durable());
+    it.it.store.take_turn();
+    assert!(it.is_durable() && !it.it.store.has_turn_at_hand());
+    assert!(!it.it.flushing.step(), "nothing is left");
+    // It survives a power cut.
+    let end = it.it.store.tip().unwrap().flush_lsn;
+    let config = config(Path::new("/relay"), WalWrite::Pwrite);
+    let again = Store::open_on(Arc::new(it.disk.crash(3)), config).unwrap();
+    assert_eq!(again.store.tip().unwrap().write_lsn, end);
+}
+
+#[test]
+fn what_was_not_taken_before_more_comes_is_the_flushers() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    it.commit(20_000);
+    assert!(!it.it.store.has_turn_at_hand());
+    it.it.store.take_turn();
+    assert!(!it.is_durable(), "nothing was offered");
+    assert!(it.it.flushing.step() && it.is_durable());
+    it.commit(20_000);
+    assert!(it.it.store.has_turn_at_hand(), "the next one is offered again");
+}
+
+#[test]
+fn while_the_flusher_is_at_work_it_is_left_to_it() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    // It was awake for some other reason.
+    let turn = it.it.store.flush_queue.take().unwrap();
+    it.it.store.take_turn();
+    assert!(!it.is_durable());
+    it.commit(20_000);
+    assert!(!it.it.store.has_turn_at_hand());
+    it.it.store.take_turn();
+    assert!(it.it.store.flush_queue.take().is_none(), "one at a time");
+    it.it.flushing.finish_turn(&turn);
+    assert!(!it.is_durable());
+    assert!(it.it.flushing.step() && it.is_durable());
+}
+
+#[test]
+fn while_the_writer_is_at_work_the_flusher_waits() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    let turn = it.it.store.flush_queue.take_offered().unwrap();
+    it.commit(20_000);
+    assert!(!it.it.store.has_turn_at_hand() && !it.it.flushing.step() && !it.is_durable());
+    it.it.flushing.finish_turn(&turn);
+    assert!(it.it.flushing.step() && it.is_durable());
+}
+
+#[test]
+fn what_completes_a_segment_or_begins_one_is_the_flushers() {
+    let mut it = Offering::new();
+    it.commit(SEG);
+    assert!(!it.it.store.has_turn_at_hand(), "a name is to be given");
+    while it.it.flushing.step() {}
+    assert!(
+        it.it
+            .store
+            .has_wal_file(&WalFileName::new(TimelineId::FIRST, SegNo::new(3)).format(identity().seg_size))
+    );
+    it.commit(1000);
+    assert!(it.it.store.has_turn_at_hand());
+}
+
+#[test]
+fn who_does_not_take_turns_any_more_leaves_what_was_offered() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    it.it.store.offer_turns_to_writer(false);
+    assert!(!it.it.store.has_turn_at_hand());
+    it.it.store.take_turn();
+    assert!(!it.is_durable());
+    assert!(it.it.flushing.step() && it.is_durable());
+    it.commit(20_000);
+    assert!(!it.it.store.has_turn_at_hand());
+}
+
+#[test]
+fn a_sync_that_fails_in_the_writers_hands_ends_the_store_as_any_does() {
+    let mut it = Offering::new();
+    it.commit(20_000);
+    it.disk.fail_next_sync();
+    it.it.store.take_turn();
+    assert!(!it.is_durable());
+    let reason = it.it.store.failure().unwrap();
+    assert!(reason.starts_with("could not sync WAL up to "), "{reason}");
+    assert!(!it.it.flushing.step(), "nothing is synced any more");
+    let at = it.it.writer.position().unwrap().lsn;
+    assert!(matches!(it.it.writer.append(at, &[0]), Err(AppendError::Failed)));
+}
+
+/// With the store's threads: who takes which turn is open, and all is durable in the end.
+#[test]
+fn the_flusher_and_the_writer_take_turns() {
+    let dir = crate::permissions::private_tempdir();
+    let mut opened = Opened::open(dir.path());
+    opened.store.offer_turns_to_writer(true);
+    let mut wal = generator(72);
+    wal.fill(3_500_000);
+    for (index, piece) in wal.bytes().chunks(5003).enumerate() {
+        opened.append(START.advance(index as u64 * 5003), piece);
+        if index % 3 > 0 {
+            opened.store.take_turn();
+        }
+    }
+    opened.store.take_turn();
+    opened.store.offer_turns_to_writer(false);
+    opened.wait_flushed(*wal.record_ends().last().unwrap());
+    opened.stop();
+}
