@@ -50,6 +50,13 @@ pub struct ConsumerGuard {
     registry: Arc<Consumers>,
 }
 
+impl ConsumerGuard {
+    /// The consumer, for whoever sends in its walsender's place.
+    pub fn consumer(&self) -> &Arc<Consumer> {
+        &self.consumer
+    }
+}
+
 impl std::ops::Deref for ConsumerGuard {
     type Target = Consumer;
 

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
+use super::live::{Live, PASSES};
 use super::login::{self, Failures, LoggedIn, LoginError};
 use super::parting;
 use super::pending::{Pending, Place};
@@ -24,6 +25,7 @@ use super::{DownstreamConfig, ListenAddr, Shared, SharedAccess};
 use crate::counts::Refused;
 use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
+use crate::parts::{self, PartEnded};
 use crate::permissions::socket_dir_problem;
 use crate::store::Store;
 use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
@@ -61,6 +63,9 @@ pub enum ServeError {
     /// A listening socket is of no more use.
     #[error("could not accept connections any more: {0}")]
     Accept(io::Error),
+    /// What sends live WAL is gone.
+    #[error(transparent)]
+    Lost(#[from] PartEnded),
 }
 
 /// Where the relay listens.
@@ -132,10 +137,13 @@ impl Downstream {
         let failures = Failures::new(config.max_failed_logins);
         let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
         let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);
+        let live = Arc::new(Live::default());
+        store.seat(&live);
         let shared = Shared {
             config,
             access,
             store,
+            live,
             registry,
             gateway,
             mock,
@@ -169,6 +177,11 @@ impl Downstream {
     /// The relay cannot listen any more although it was not told to stop. All connections are closed then.
     pub async fn run(self) -> Result<(), ServeError> {
         let mut tasks = Tasks::default();
+        let mut passes = parts::Tasks::default();
+        for number in 0..PASSES {
+            let (live, store) = (self.shared.live.clone(), self.shared.store.clone());
+            passes.spawn("sender of live WAL", live.pass(number, store));
+        }
         let mut door = Door::default();
         let mut stop_by: Option<Instant> = None;
         while !(stop_by.is_some() && self.shared.registry.is_empty()) {
@@ -182,6 +195,7 @@ impl Downstream {
                 }
                 () = sleep_until(door.closed_until) => door.closed_until = None,
                 () = tasks.one_ended() => {}
+                lost = passes.lost() => return Err(lost.into()),
                 () = self.shared.shutdown.cancelled(), if stop_by.is_none() => {
                     stop_by = Some(Instant::now() + self.shared.config.shutdown_timeout);
                 }

@@ -285,6 +285,7 @@ fn begin_session(
         recall: shared.config.recall.clone(),
         received_from: shared.received_from,
         descriptors: shared.config.descriptors.clone(),
+        live: shared.live.clone(),
         consumer,
     };
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))

@@ -19,6 +19,7 @@ mod exchange;
 mod fence;
 mod forward;
 mod listener;
+mod live;
 mod local;
 mod login;
 mod orders;
@@ -53,6 +54,7 @@ use crate::lane::Lane;
 use crate::status::Sources;
 use crate::store::Store;
 use crate::wire::ServerTls;
+use live::Live;
 use login::Failures;
 
 pub use listener::{BoundAddr, Downstream, ListenError, ServeError};
@@ -178,6 +180,7 @@ struct Shared {
     config: DownstreamConfig,
     access: Arc<SharedAccess>,
     store: Arc<Store>,
+    live: Arc<Live>,
     registry: Arc<Registry>,
     gateway: Arc<Gateway>,
     mock: MockSecret,

@@ -10,6 +10,7 @@ use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, Timeline
 
 use super::answers::{self, Answer};
 use super::backup::{self, Backup};
+use super::live::Live;
 use super::parting::Parting;
 use super::patience::Patience;
 use super::registry::{Cancel, Registration};
@@ -50,6 +51,8 @@ pub struct SessionContext {
     pub received_from: Lsn,
     /// Who may have a file descriptor.
     pub descriptors: Arc<Descriptors>,
+    /// Who is sent live WAL where it is published.
+    pub(super) live: Arc<Live>,
     /// The session's line among the consumers.
     pub consumer: ConsumerGuard,
 }

@@ -3,7 +3,7 @@
 //! What is sent and said, and when, [`Sender`] decides; here is what it needs for that, the socket and the WAL.
 //!
 //! One task per consumer. It holds one segment's map and a batch of headers; WAL goes from the map to the
-//! socket. It waits for the socket, new WAL, its timer and orders to end, all at once, and never for the
+//! socket. While it has nothing to do, others send with what it has for that ([`live`](super::live)). It waits for the socket, new WAL, its timer and orders to end, all at once, and never for the
 //! disk: what is not in memory is brought there by a blocking thread while it goes on listening, and what is not on
 //! disk any more by [`Recall`].
 //!
@@ -13,6 +13,7 @@
 
 use std::future::pending;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -29,6 +30,7 @@ use walrelay_proto::{
 
 use super::answers::slot_error;
 use super::batch::Batch;
+use super::live::{Hand, Line, Live, RECENT, Seat};
 use super::orders::Orders;
 use super::parting::Parting;
 use super::patience::GRACE;
@@ -42,9 +44,6 @@ use crate::wire::{Connection, FrameError, PgError, Phase, ReadError, sqlstate};
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
 const READ_AHEAD: usize = 4 << 20;
-/// Closer than this to the newest WAL everything that this process has received was written a moment ago and is in
-/// memory, bytes.
-const RECENT: u64 = 16 << 20;
 /// Batches sent in a row before other tasks get their turn.
 const TURN: u32 = 4;
 /// Reads of what has come before silence is judged; together longer than any message of a client's.
@@ -90,7 +89,7 @@ pub(super) async fn stream(
     conn.set_phase(Phase::Streaming);
     // PG: StartReplication; who has been sent nothing yet is shown where it starts.
     cx.consumer.start_at(sender.sent());
-    let result = Walsender::new(conn, cx, slot, sender, seg_size).run().await;
+    let result = Walsender::new(conn, cx, slot, sender, seg_size, &cx.live).run().await;
     conn.set_phase(Phase::Command);
     cx.consumer.set_state(ConsumerState::Startup);
     result
@@ -184,15 +183,15 @@ enum Event {
 type Fetch = JoinHandle<Result<Arc<Segment>, OpenError>>;
 
 struct Walsender<'a> {
-    sender: Sender,
+    hand: Held,
+    seat: Seat,
     conn: &'a mut Connection,
     cx: &'a SessionContext,
     slot: Option<SlotGuard>,
     written: watch::Receiver<Option<TimelinePosition>>,
     seg_size: SegSize,
-    /// To read from, by the history that `sender` knows.
-    segment: Option<Arc<Segment>>,
-    batch: Option<Batch>,
+    /// What was left to be done by whoever had the hand.
+    left: Option<Output>,
     fetch: Option<Fetch>,
     /// Why WAL cannot be had.
     unavailable: Option<OpenError>,
@@ -208,16 +207,19 @@ impl<'a> Walsender<'a> {
         slot: Option<SlotGuard>,
         sender: Sender,
         seg_size: SegSize,
+        live: &Arc<Live>,
     ) -> Walsender<'a> {
+        let consumer = cx.consumer.consumer().clone();
+        let line = Line::new(conn.socket(), cx.store.clone(), consumer, seg_size, cx.received_from);
         Walsender {
-            sender,
+            hand: Held(Some(Box::new(Hand { sender, segment: None, batch: None }))),
+            seat: live.seat(line),
             conn,
             cx,
             slot,
             written: cx.store.written(),
             seg_size,
-            segment: None,
-            batch: None,
+            left: None,
             fetch: None,
             unavailable: None,
             resident_to: Lsn::INVALID,
@@ -266,13 +268,13 @@ impl<'a> Walsender<'a> {
     }
 
     fn tell(&mut self, input: Input<'_>) {
-        self.sender.handle(input, Instant::now());
+        self.hand.sender.handle(input, Instant::now());
     }
 
     /// Does what `sender` says, until it says nothing more or the end.
     fn perform(&mut self) -> Option<End> {
         let wall = PgTimestamp::from_system_time(SystemTime::now());
-        while let Some(output) = self.sender.poll_output(wall) {
+        while let Some(output) = self.left.take().or_else(|| self.hand.sender.poll_output(wall)) {
             match output {
                 Output::Wal { tli, from, to, end } => self.begin_batch(tli, from, to, end, wall),
                 Output::Bytes(bytes) => self.conn.put_bytes(&bytes),
@@ -291,17 +293,17 @@ impl<'a> Walsender<'a> {
         if !self.is_sending() {
             return Ok(false);
         }
-        if let Some(batch) = &mut self.batch
+        if let Some(batch) = &mut self.hand.batch
             && !batch.send(self.conn.socket())?
         {
             return Ok(false);
         }
-        self.batch = None;
+        self.hand.batch = None;
         if self.conn.has_output() && !self.conn.try_flush()? {
             return Ok(false);
         }
         self.tell(Input::Sent);
-        self.cx.consumer.set_sent(self.sender.sent());
+        self.cx.consumer.set_sent(self.hand.sender.sent());
         Ok(true)
     }
 
@@ -312,13 +314,13 @@ impl<'a> Walsender<'a> {
         }
         self.conn.try_fill()?;
         tokio::task::yield_now().await;
-        Ok(self.sender.deadline().is_some_and(|at| at <= Instant::now()).then_some(Event::Timer))
+        Ok(self.hand.sender.deadline().is_some_and(|at| at <= Instant::now()).then_some(Event::Timer))
     }
 
     /// Prepares the messages that carry this WAL, if it is in memory; else has it brought there.
     fn begin_batch(&mut self, tli: TimelineId, from: Lsn, to: Lsn, end: Lsn, wall: PgTimestamp) {
         match self.segment_in_memory(tli, from, to, end) {
-            Ok(Some(segment)) => self.batch = Some(Batch::new(segment, from, to, end, wall)),
+            Ok(Some(segment)) => self.hand.batch = Some(Batch::new(segment, from, to, end, wall)),
             Ok(None) => self.tell(Input::Fetching),
             Err(error) => self.give_up(error),
         }
@@ -338,11 +340,11 @@ impl<'a> Walsender<'a> {
         limit: Lsn,
     ) -> Result<Option<Arc<Segment>>, OpenError> {
         let segno = from.seg_at(self.seg_size);
-        if self.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
-            self.segment = self.cx.store.mapped_segment_on(self.sender.history(), tli, segno);
+        if self.hand.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
+            self.hand.segment = self.cx.store.mapped_segment_on(self.hand.sender.history(), tli, segno);
             self.resident_to = Lsn::INVALID;
         }
-        let Some(segment) = self.segment.clone() else {
+        let Some(segment) = self.hand.segment.clone() else {
             self.fetch(tli, from, segno, None);
             return Ok(None);
         };
@@ -362,7 +364,7 @@ impl<'a> Walsender<'a> {
     fn fetch(&mut self, tli: TimelineId, at: Lsn, segno: SegNo, open: Option<Arc<Segment>>) {
         let descriptors = self.cx.descriptors.clone();
         let (store, recall) = (self.cx.store.clone(), self.cx.recall.clone());
-        let history = self.sender.history().clone();
+        let history = self.hand.sender.history().clone();
         self.fetch = Some(tokio::spawn(async move {
             let segment = match open {
                 Some(segment) => segment,
@@ -381,7 +383,7 @@ impl<'a> Walsender<'a> {
     }
 
     fn forget(&mut self) {
-        (self.segment, self.resident_to) = (None, Lsn::INVALID);
+        (self.hand.segment, self.resident_to) = (None, Lsn::INVALID);
         if let Some(fetch) = self.fetch.take() {
             fetch.abort();
         }
@@ -389,30 +391,43 @@ impl<'a> Walsender<'a> {
 
     /// Whether something is to be written as soon as the socket takes it.
     fn is_sending(&self) -> bool {
-        self.batch.is_some() || self.conn.has_output()
+        self.hand.batch.is_some() || self.conn.has_output()
     }
 
+    /// Waits for the next event. While there is nothing to do but to wait, the hand is lent.
     async fn wait(&mut self) -> Result<Event, StreamError> {
         let sending = self.is_sending();
-        let interest = match (sending, self.sender.is_listening()) {
+        let interest = match (sending, self.hand.sender.is_listening()) {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (true, false) => Interest::WRITABLE,
             (false, _) => Interest::READABLE,
         };
-        let deadline = self.sender.deadline();
+        let deadline = self.hand.sender.deadline();
+        let is_idle = !sending && self.left.is_none() && self.fetch.is_none();
+        if is_idle && self.hand.sender.is_listening() && self.seat.takes_hands() {
+            self.hand.0.take().into_iter().for_each(|hand| self.seat.lend(hand));
+        }
         let event = tokio::select! {
-            ready = self.conn.socket().ready(interest) => { ready?; Event::Socket }
-            _ = self.written.changed(), if !sending => Event::NewWal,
-            () = sleep_until(deadline) => Event::Timer,
-            fetched = join(&mut self.fetch) => Event::Fetched(fetched),
-            order = self.orders.next(self.cx, self.slot.as_ref()) => Event::Order(order),
+            ready = self.conn.socket().ready(interest) => ready.map(|_| Event::Socket),
+            () = self.seat.called(), if !sending => Ok(Event::NewWal),
+            () = sleep_until(deadline) => Ok(Event::Timer),
+            fetched = join(&mut self.fetch) => Ok(Event::Fetched(fetched)),
+            order = self.orders.next(self.cx, self.slot.as_ref()) => Ok(Event::Order(order)),
         };
-        Ok(event)
+        self.take_back()?;
+        Ok(event?)
+    }
+
+    /// Goes on with what was lent, as whoever had it has left it.
+    fn take_back(&mut self) -> io::Result<()> {
+        let Some(lent) = self.seat.take_back() else { return Ok(()) };
+        (self.hand.0, self.left) = (Some(lent.hand), lent.output);
+        lent.error.map_or(Ok(()), Err)
     }
 
     async fn handle(&mut self, event: Event) -> Result<(), StreamError> {
         match event {
-            Event::Socket if !self.sender.is_listening() => {}
+            Event::Socket if !self.hand.sender.is_listening() => {}
             Event::Socket => {
                 self.conn.try_fill()?;
             }
@@ -428,8 +443,8 @@ impl<'a> Walsender<'a> {
         self.fetch = None;
         match segment {
             Ok(segment) => {
-                self.resident_to = self.sender.sent().advance(READ_AHEAD as u64).min(segment.end());
-                self.segment = Some(segment);
+                self.resident_to = self.hand.sender.sent().advance(READ_AHEAD as u64).min(segment.end());
+                self.hand.segment = Some(segment);
                 self.tell(Input::Fetched);
             }
             Err(error) => self.give_up(error),
@@ -442,18 +457,18 @@ impl<'a> Walsender<'a> {
         // Lets the runtime look at its sockets.
         tokio::task::yield_now().await;
         for _ in 0..LAST_LOOKS {
-            if !self.sender.is_listening() || self.conn.try_fill()? == 0 {
+            if !self.hand.sender.is_listening() || self.conn.try_fill()? == 0 {
                 break;
             }
             self.handle_frames()?;
         }
-        let unheard = self.sender.is_listening() && self.conn.socket().has_unread();
+        let unheard = self.hand.sender.is_listening() && self.conn.socket().has_unread();
         self.tell(Input::Timeout { unheard });
         Ok(())
     }
 
     fn handle_frames(&mut self) -> Result<(), StreamError> {
-        while self.sender.is_listening()
+        while self.hand.sender.is_listening()
             && let Some(frame) = self.conn.buffered_frame()?
         {
             self.tell(Input::Frame { kind: frame.kind, body: &frame.body });
@@ -466,7 +481,7 @@ impl<'a> Walsender<'a> {
         self.cx.consumer.set_reply(report.write, report.flush, report.apply, store.lag_clock());
         // What was decided by another history than the one that moves slots back counts for nothing; the next
         // report will.
-        let is_current = || Arc::ptr_eq(&store.history(), self.sender.history());
+        let is_current = || Arc::ptr_eq(&store.history(), self.hand.sender.history());
         store.consumers().acknowledgements().report(self.cx.pid, || report.counts.filter(|_| is_current()));
         if let Some(slot) = &self.slot {
             slot.confirm_flush(|| report.confirm.filter(|_| is_current()));
@@ -509,6 +524,23 @@ fn cause(cut: Cut) -> EndCause {
         Cut::Silent => EndCause::Timeout,
         Cut::Unconfirmed | Cut::Finished => EndCause::Shutdown,
         Cut::NotTaking(_) => EndCause::NotTaken,
+    }
+}
+
+/// The hand of a walsender that is awake.
+struct Held(Option<Box<Hand>>);
+
+impl Deref for Held {
+    type Target = Hand;
+
+    fn deref(&self) -> &Hand {
+        self.0.as_ref().expect("it is lent only while its walsender waits")
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut Hand {
+        self.0.as_mut().expect("it is lent only while its walsender waits")
     }
 }
 

@@ -22,6 +22,7 @@
 //!   the relay to a timeline whose WAL nobody needed meanwhile.
 
 mod ahead;
+mod audience;
 mod checkpoint;
 mod cluster;
 mod dir;
@@ -61,6 +62,7 @@ use walrelay_proto::{
 };
 
 pub use ahead::Making;
+pub use audience::Audience;
 pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
@@ -263,6 +265,7 @@ pub struct Store {
     filling: Mutex<PaddingSeen>,
     history: Mutex<Arc<TimelineHistory>>,
     written: watch::Sender<Option<TimelinePosition>>,
+    audience: audience::Seats,
     flushed: watch::Sender<Option<TimelinePosition>>,
     segments: SegmentCache,
     ahead: Ahead,
@@ -439,6 +442,7 @@ impl Store {
             filling: Mutex::default(),
             history: Mutex::new(Arc::new(history)),
             written: watch::Sender::new(end),
+            audience: audience::Seats::default(),
             flushed: watch::Sender::new(end),
             segments: SegmentCache::default(),
             ahead: Ahead::default(),
@@ -560,6 +564,12 @@ impl Store {
         self.written.subscribe()
     }
 
+    /// Tells `audience` from now on, at once and by whoever publishes, when [`written`](Self::written) or the history has
+    /// changed. One at a time; it is not kept alive.
+    pub fn seat(&self, audience: &Arc<impl Audience + 'static>) {
+        self.audience.seat(audience);
+    }
+
     /// Watches timeline and `flush_lsn`. After a timeline switch it names the old timeline until the new
     /// one's first bytes are durable.
     pub fn flushed(&self) -> watch::Receiver<Option<TimelinePosition>> {
@@ -581,6 +591,7 @@ impl Store {
             }
             self.written.send_replace(Some(written));
         });
+        self.audience.tell(Some(written));
         self.holds.go_another_way();
         self.files.send_modify(|step| *step += 1);
     }
@@ -593,6 +604,7 @@ impl Store {
         self.flushed.send_replace(Some(start));
         self.written.send_replace(Some(start));
         drop(current);
+        self.audience.tell(Some(start));
     }
 
     /// Moves slots back that wait for WAL of another timeline beyond `common`.
@@ -632,6 +644,7 @@ impl Store {
             self.written.send_replace(None);
             drop(current);
         });
+        self.audience.tell(None);
         self.lag.reset(Lsn::INVALID);
     }
 

@@ -370,6 +370,8 @@ impl Writer {
         self.store.lag.arrived(end, Instant::now());
         // Before it can be called durable.
         self.store.written.send_replace(Some(target));
+        // Before it is synced, which takes longer.
+        self.store.audience.tell(Some(target));
         self.store.flush_queue.push(stream.touched.iter().cloned(), target);
         if mutation::is(Mutation::AckBeforeSync) {
             self.store.flushed.send_replace(Some(target));

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
@@ -16,7 +17,7 @@ use super::tls::{ServerTls, TlsSession};
 /// A connected socket, perhaps encrypted.
 #[derive(Debug)]
 pub struct Socket {
-    stream: Stream,
+    stream: Arc<Stream>,
     tls: Option<Box<TlsSession>>,
 }
 
@@ -73,19 +74,19 @@ impl fmt::Display for Peer {
 
 impl From<TcpStream> for Socket {
     fn from(socket: TcpStream) -> Socket {
-        Socket { stream: Stream::Tcp(socket), tls: None }
+        Socket { stream: Arc::new(Stream::Tcp(socket)), tls: None }
     }
 }
 
 impl From<UnixStream> for Socket {
     fn from(socket: UnixStream) -> Socket {
-        Socket { stream: Stream::Unix(socket), tls: None }
+        Socket { stream: Arc::new(Stream::Unix(socket)), tls: None }
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.stream {
+        match &*self.stream {
             Stream::Tcp(socket) => socket.as_fd(),
             Stream::Unix(socket) => socket.as_fd(),
         }
@@ -101,7 +102,7 @@ enum Route<'a> {
 
 impl Socket {
     fn route(&self) -> Route<'_> {
-        match (&self.stream, &self.tls) {
+        match (&*self.stream, &self.tls) {
             (Stream::Tcp(socket), Some(tls)) => Route::Tls(tls, socket),
             (Stream::Tcp(socket), None) => Route::Tcp(socket),
             (Stream::Unix(socket), _) => Route::Unix(socket),
@@ -110,7 +111,7 @@ impl Socket {
 
     /// The TCP socket below everything, for its options.
     pub fn tcp(&self) -> Option<&TcpStream> {
-        match &self.stream {
+        match &*self.stream {
             Stream::Tcp(socket) => Some(socket),
             Stream::Unix(_) => None,
         }
@@ -119,6 +120,12 @@ impl Socket {
     /// How it is encrypted; `None` if it is not.
     pub fn tls(&self) -> Option<&TlsSession> {
         self.tls.as_deref()
+    }
+
+    /// The same socket for somebody else who writes to it, between two messages; `None` where that takes more than a system
+    /// call, because it is encrypted.
+    pub fn share(&self) -> Option<Socket> {
+        self.tls.is_none().then(|| Socket { stream: self.stream.clone(), tls: None })
     }
 
     /// Encrypts a TCP socket. After an error, or if the future is dropped, the socket is of no more use.
@@ -134,7 +141,7 @@ impl Socket {
     /// The first byte that waits in a TCP socket, without taking it; `None` at the end. Cancel-safe.
     pub async fn peek(&self) -> io::Result<Option<u8>> {
         let mut byte = [0];
-        match &self.stream {
+        match &*self.stream {
             Stream::Tcp(socket) => Ok((socket.peek(&mut byte).await? > 0).then_some(byte[0])),
             Stream::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
@@ -145,7 +152,7 @@ impl Socket {
     pub fn has_unread(&self) -> bool {
         use rustix::net::{RecvFlags, recv};
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let peeked = match &self.stream {
+        let peeked = match &*self.stream {
             Stream::Tcp(socket) => recv(socket, &mut [0; 1], flags),
             Stream::Unix(socket) => recv(socket, &mut [0; 1], flags),
         };
@@ -154,7 +161,7 @@ impl Socket {
 
     /// Who is at the other end.
     pub fn peer(&self) -> io::Result<Peer> {
-        match &self.stream {
+        match &*self.stream {
             Stream::Tcp(socket) => socket.peer_addr().map(Peer::Tcp),
             Stream::Unix(socket) => Ok(Peer::Local { uid: socket.peer_cred().ok().map(|cred| cred.uid()) }),
         }
@@ -167,6 +174,37 @@ impl Socket {
             Route::Tcp(socket) => socket.ready(interest).await,
             Route::Unix(socket) => socket.ready(interest).await,
             Route::Tls(tls, socket) => tls.ready(socket, interest).await,
+        }
+    }
+
+    /// As the sockets' own reading, while they have two owners.
+    fn poll_read_shared(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while buf.remaining() > 0 {
+            match self.try_read_buf(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(match &*self.stream {
+                        Stream::Tcp(socket) => socket.poll_read_ready(cx),
+                        Stream::Unix(socket) => socket.poll_read_ready(cx),
+                    })?;
+                }
+                result => return Poll::Ready(result.map(|_| ())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The same for writing.
+    fn poll_write_shared(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.try_write_vectored(&[IoSlice::new(buf)]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(match &*self.stream {
+                        Stream::Tcp(socket) => socket.poll_write_ready(cx),
+                        Stream::Unix(socket) => socket.poll_write_ready(cx),
+                    })?;
+                }
+                result => return Poll::Ready(result),
+            }
         }
     }
 
@@ -191,22 +229,28 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Socket { stream, tls } = self.get_mut();
-        match (stream, tls) {
-            (Stream::Tcp(socket), Some(tls)) => tls.poll_read(socket, cx, buf),
-            (Stream::Tcp(socket), None) => Pin::new(socket).poll_read(cx, buf),
-            (Stream::Unix(socket), _) => Pin::new(socket).poll_read(cx, buf),
+        let this = self.get_mut();
+        if let Route::Tls(tls, socket) = this.route() {
+            return tls.poll_read(socket, cx, buf);
+        }
+        match Arc::get_mut(&mut this.stream) {
+            Some(Stream::Tcp(socket)) => Pin::new(socket).poll_read(cx, buf),
+            Some(Stream::Unix(socket)) => Pin::new(socket).poll_read(cx, buf),
+            None => this.poll_read_shared(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Socket { stream, tls } = self.get_mut();
-        match (stream, tls) {
-            (Stream::Tcp(socket), Some(tls)) => tls.poll_write(socket, cx, buf),
-            (Stream::Tcp(socket), None) => Pin::new(socket).poll_write(cx, buf),
-            (Stream::Unix(socket), _) => Pin::new(socket).poll_write(cx, buf),
+        let this = self.get_mut();
+        if let Route::Tls(tls, socket) = this.route() {
+            return tls.poll_write(socket, cx, buf);
+        }
+        match Arc::get_mut(&mut this.stream) {
+            Some(Stream::Tcp(socket)) => Pin::new(socket).poll_write(cx, buf),
+            Some(Stream::Unix(socket)) => Pin::new(socket).poll_write(cx, buf),
+            None => this.poll_write_shared(cx, buf),
         }
     }
 
@@ -222,9 +266,10 @@ impl AsyncWrite for Socket {
         if let Route::Tls(tls, socket) = self.route() {
             ready!(tls.poll_goodbye(socket, cx))?;
         }
-        match &mut self.get_mut().stream {
-            Stream::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Stream::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        match rustix::net::shutdown(&*self, rustix::net::Shutdown::Write) {
+            // The client was faster.
+            Err(rustix::io::Errno::NOTCONN) | Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
         }
     }
 }

@@ -8,6 +8,7 @@ mod fuzz;
 mod hostile;
 mod kit;
 mod limits;
+mod live;
 mod login;
 mod recall;
 mod robustness;
