@@ -230,6 +230,11 @@ impl Segment {
         Ok(())
     }
 
+    /// Whether each [`write`](Self::write) is a system call.
+    pub(super) fn is_written_by_calls(&self) -> bool {
+        !matches!(self.memory, Memory::Mapped { writable: Some(_), .. })
+    }
+
     fn write_to_file(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let file = self.file().ok_or_else(|| io::Error::other("the segment is closed"))?;
         file.write_all_at(bytes, offset)

@@ -14,6 +14,7 @@ use super::*;
 
 mod ahead;
 mod bad_sectors;
+mod gathered;
 mod going_back;
 mod holding;
 mod lost_files;

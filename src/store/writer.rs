@@ -6,9 +6,12 @@
 //! turns out bad is fetched again and written over, without anything published ever changing.
 //!
 //! ```text
-//!   segment start        verified_end        position
-//!        |---- published ----|---- written ------|---- preallocated ----|
+//!   segment start        verified_end             position
+//!        |---- published ----|-- written -- gathered --|---- preallocated ----|
 //! ```
+//!
+//! Small pieces are gathered, and written together: at a commit, at the segment's end, when there are enough of them, and before
+//! anything that is not as usual. Nobody reads the file there before.
 
 use std::borrow::Cow;
 use std::io;
@@ -31,6 +34,10 @@ use crate::mutation::{self, Mutation};
 
 /// Of WAL, bytes.
 const PAGE: u64 = 8192;
+/// Pieces smaller than this are gathered, bytes: a system call each costs more than a copy.
+const SMALL: usize = 16 << 10;
+/// So much of what is gathered is written, bytes.
+const GATHERED: usize = 64 << 10;
 
 /// WAL was not taken. Nothing that was published before is affected.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +115,8 @@ pub struct Writer {
     stream: Option<Stream>,
     /// Whether the disk takes WAL.
     trouble: Trouble,
+    /// What was gathered could not be written, when there was nobody to tell.
+    unsaid: Option<AppendError>,
     /// What this process has noted as followed; `None` while that is in doubt.
     noted: Option<Followed>,
     /// The newest timeline that was ever followed or headed for, if that is known.
@@ -156,6 +165,8 @@ struct Stream {
     verifier: WalVerifier,
     /// The segment that is being filled.
     current: Option<Arc<Segment>>,
+    /// Verified, and not in the file yet.
+    gathered: Gathered,
     /// Of a page behind an XLOG_SWITCH that is coming, what is not zero, up to the position: stored when it has come twice.
     held_back: Vec<u8>,
     /// Segments with bytes that have not been handed to the flusher, oldest first.
@@ -168,6 +179,14 @@ struct Stream {
     is_first: bool,
 }
 
+/// Pieces that are to be written with what comes next, in one segment and one behind the other.
+#[derive(Debug, Default)]
+struct Gathered {
+    bytes: Vec<u8>,
+    /// Where they go, and what is gone back to if they do not get there.
+    place: Option<(Arc<Segment>, WalVerifier)>,
+}
+
 impl Writer {
     pub(super) fn new(store: Arc<Store>, recovered: Option<Recovered>, newest: Option<TimelineId>) -> Writer {
         let stream = store.identity().zip(recovered).map(|(identity, found)| {
@@ -177,7 +196,7 @@ impl Writer {
             Stream::of(identity, found)
         });
         // What was read at the start may not be durable.
-        Writer { store, stream, trouble: Trouble::default(), noted: None, newest }
+        Writer { store, stream, trouble: Trouble::default(), unsaid: None, noted: None, newest }
     }
 
     /// The store it writes to.
@@ -237,6 +256,7 @@ impl Writer {
             tli,
             verifier,
             current: None,
+            gathered: Gathered::default(),
             held_back: Vec::new(),
             touched: Vec::new(),
             published: None,
@@ -282,6 +302,9 @@ impl Writer {
 
     /// Forgets what was received beyond the last complete record. To be called before fetching again.
     pub fn rewind(&mut self) {
+        self.write_gathered();
+        // It comes again.
+        self.unsaid = None;
         if let Some(stream) = &mut self.stream {
             stream.verifier.rewind();
             stream.held_back.clear();
@@ -298,9 +321,16 @@ impl Writer {
     /// Takes the WAL that starts at `at`. Bytes from before [`position`](Self::position) are compared with
     /// what is here. Readers see it after [`commit`](Self::commit).
     pub fn append(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
-        let result = self.take(at, bytes);
+        let result = self.unsaid.take().map_or_else(|| self.take(at, bytes), Err);
         self.tell(&result);
         result
+    }
+
+    /// Where that fails, the next piece is refused.
+    fn write_gathered(&mut self) {
+        let written = self.stream.as_mut().map_or(Ok(()), Stream::write_gathered);
+        self.tell(&written);
+        self.unsaid = written.err().or(self.unsaid.take());
     }
 
     /// Says that the disk does not take WAL, if so; not each time.
@@ -343,6 +373,7 @@ impl Writer {
 
     /// Shows readers everything up to the end of the last complete record, and has it synced.
     pub fn commit(&mut self) {
+        self.write_gathered();
         let Some(stream) = &mut self.stream else { return };
         let Some(mut end) = stream.verifier.verified_end() else { return };
         if mutation::is(Mutation::ShowUnfinished) {
@@ -579,6 +610,7 @@ impl Stream {
             is_first: found.is_bare,
             verifier,
             current: found.tail,
+            gathered: Gathered::default(),
             held_back: Vec::new(),
             touched: Vec::new(),
         }
@@ -594,6 +626,12 @@ impl Stream {
         let before = self.verifier.clone();
         let at = before.position();
         let checked = self.verifier.push(chunk);
+        let is_usual =
+            checked.is_ok() && self.held_back.is_empty() && self.verifier.doubtful_from().is_none();
+        if is_usual && chunk.len() < SMALL && segment.is_written_by_calls() {
+            return self.gather(segment, chunk, before);
+        }
+        self.write_gathered()?;
         let chunk = &*self.behind_what_is_held_back(chunk);
         let at = at.rewind(self.held_back.len() as u64);
         let good = match checked {
@@ -624,10 +662,38 @@ impl Stream {
             len if len > PAGE => Vec::new(),
             _ => doubtful.to_vec(),
         };
+        self.touch(segment);
+        if mutation::is(Mutation::ForwardUnverified) { Ok(()) } else { Ok(checked?) }
+    }
+
+    /// Takes a piece that was verified.
+    fn gather(
+        &mut self,
+        segment: &Arc<Segment>,
+        chunk: &[u8],
+        before: WalVerifier,
+    ) -> Result<(), AppendError> {
+        self.gathered.place.get_or_insert_with(|| (segment.clone(), before));
+        self.gathered.bytes.extend_from_slice(chunk);
+        self.touch(segment);
+        if self.gathered.bytes.len() >= GATHERED { self.write_gathered() } else { Ok(()) }
+    }
+
+    fn write_gathered(&mut self) -> Result<(), AppendError> {
+        let Some((segment, before)) = self.gathered.place.take() else { return Ok(()) };
+        let written = segment.write(before.position().since(segment.start()), &self.gathered.bytes);
+        self.gathered.bytes.clear();
+        written.map_err(|source| {
+            self.verifier = before;
+            self.disk("write", segment.name())(source)
+        })
+    }
+
+    /// The segment has bytes that have not been handed to the flusher.
+    fn touch(&mut self, segment: &Arc<Segment>) {
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, segment)) {
             self.touched.push(segment.clone());
         }
-        if mutation::is(Mutation::ForwardUnverified) { Ok(()) } else { Ok(checked?) }
     }
 
     fn behind_what_is_held_back<'a>(&self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
@@ -695,6 +761,7 @@ impl Stream {
         if let Some(segment) = self.current.as_ref().filter(|segment| position < segment.end()) {
             return Ok(segment.clone());
         }
+        self.write_gathered()?;
         if let Some(full) = &self.current {
             self.let_go_of(store, full);
         }
@@ -811,6 +878,7 @@ impl Stream {
             tli,
             verifier,
             current: Some(first),
+            gathered: Gathered::default(),
             held_back: Vec::new(),
             touched: Vec::new(),
             published: Some(at),
