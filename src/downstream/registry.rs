@@ -39,6 +39,16 @@ impl Cancel {
         self.ended.cancelled().await;
     }
 
+    /// Whether the session shall end.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// Whether the running command shall be cancelled.
+    pub(super) fn is_requested(&self) -> bool {
+        *self.requested.borrow()
+    }
+
     /// Resolves when the running command shall be cancelled. Cancel-safe.
     pub async fn requested(&self) {
         // The sender lives as long as `self`, so waiting cannot fail.

@@ -14,12 +14,14 @@
 use std::future::pending;
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Sleep;
 use walrelay_proto::sender::{
     Cut, End, Input, NotStarted, Order, Output, Published, Refusal, Report, Request, Sender, Settings, State,
     Wal,
@@ -198,6 +200,7 @@ struct Walsender<'a> {
     /// In memory up to here, as far as this walsender has looked.
     resident_to: Lsn,
     orders: Orders,
+    alarm: Alarm,
 }
 
 impl<'a> Walsender<'a> {
@@ -209,6 +212,7 @@ impl<'a> Walsender<'a> {
         seg_size: SegSize,
         live: &Arc<Live>,
     ) -> Walsender<'a> {
+        let orders = Orders::new(cx, slot.as_ref());
         let consumer = cx.consumer.consumer().clone();
         let line = Line::new(conn.socket(), cx.store.clone(), consumer, seg_size, cx.received_from);
         Walsender {
@@ -223,7 +227,8 @@ impl<'a> Walsender<'a> {
             fetch: None,
             unavailable: None,
             resident_to: Lsn::INVALID,
-            orders: Orders::default(),
+            orders,
+            alarm: Alarm::default(),
         }
     }
 
@@ -261,7 +266,7 @@ impl<'a> Walsender<'a> {
         self.tell(Input::History(self.cx.store.history()));
         self.tell(Input::Published(published(position)));
         self.handle_frames()?;
-        if let Some(order) = self.orders.given(self.cx, self.slot.as_ref()) {
+        if let Some(order) = self.orders.given() {
             self.tell(Input::Order(order));
         }
         Ok(())
@@ -410,9 +415,9 @@ impl<'a> Walsender<'a> {
         let event = tokio::select! {
             ready = self.conn.socket().ready(interest) => ready.map(|_| Event::Socket),
             () = self.seat.called(), if !sending => Ok(Event::NewWal),
-            () = sleep_until(deadline) => Ok(Event::Timer),
+            () = self.alarm.wait(deadline) => Ok(Event::Timer),
             fetched = join(&mut self.fetch) => Ok(Event::Fetched(fetched)),
-            order = self.orders.next(self.cx, self.slot.as_ref()) => Ok(Event::Order(order)),
+            order = self.orders.next() => Ok(Event::Order(order)),
         };
         self.take_back()?;
         Ok(event?)
@@ -552,10 +557,25 @@ impl Drop for Walsender<'_> {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => pending().await,
+/// Wakes a walsender when something is due. Each report moves that a little further, so the timer is set again only when it goes
+/// off too early.
+#[derive(Default)]
+struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    /// Waits until then; for ever if it is never. Cancel-safe.
+    async fn wait(&mut self, deadline: Option<Instant>) {
+        let Some(deadline) = deadline.map(tokio::time::Instant::from) else { return pending().await };
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        loop {
+            if sleep.deadline() > deadline || sleep.is_elapsed() {
+                sleep.as_mut().reset(deadline);
+            }
+            sleep.as_mut().await;
+            if sleep.deadline() >= deadline {
+                return;
+            }
+        }
     }
 }
 

@@ -695,6 +695,11 @@ impl SlotGuard {
         self.evict.cancelled().await;
     }
 
+    /// Cancelled when it has been.
+    pub fn eviction(&self) -> CancellationToken {
+        self.evict.clone()
+    }
+
     pub(super) fn set_feedback(&self, feedback: FeedbackHorizon) {
         let mut state = lock(&self.slot.state);
         if state.feedback != feedback {

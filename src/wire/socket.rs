@@ -219,11 +219,30 @@ impl Socket {
 
     /// Reads what is there without waiting; 0 at the end, [`io::ErrorKind::WouldBlock`] if nothing is.
     pub fn try_read_buf(&self, buffer: &mut impl bytes::BufMut) -> io::Result<usize> {
-        match self.route() {
-            Route::Tcp(socket) => socket.try_read_buf(buffer),
-            Route::Unix(socket) => socket.try_read_buf(buffer),
-            Route::Tls(tls, socket) => tls.try_read_buf(socket, buffer),
-        }
+        let room = buffer.chunk_mut().len();
+        let mut read = Err(io::ErrorKind::WouldBlock.into());
+        // What was known of the socket before the read counts, and not what epoll tells meanwhile.
+        let _ = match self.route() {
+            Route::Tcp(socket) => socket.try_io(Interest::READABLE, || {
+                read = socket.try_read_buf(buffer);
+                is_emptied(&read, room)
+            }),
+            Route::Unix(socket) => socket.try_io(Interest::READABLE, || {
+                read = socket.try_read_buf(buffer);
+                is_emptied(&read, room)
+            }),
+            Route::Tls(tls, socket) => return tls.try_read_buf(socket, buffer),
+        };
+        read
+    }
+}
+
+/// A read that had more room than it got bytes has emptied the socket, and epoll tells of what comes after that: the runtime need
+/// not look in vain. That is said as if there had been nothing.
+fn is_emptied(read: &io::Result<usize>, room: usize) -> io::Result<()> {
+    match read {
+        Ok(count) if (1..room).contains(count) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(()),
     }
 }
 
