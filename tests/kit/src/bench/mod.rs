@@ -37,6 +37,8 @@ use std::process::ExitCode;
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::wait::PATIENCE;
 use crate::{Server, install};
 
@@ -92,10 +94,8 @@ fn server() -> Result<Server, String> {
 }
 
 fn run(quick: bool) -> Result<(), String> {
-    let (began, settings) = (Instant::now(), Settings::of_environment(quick));
-    if !settings.binary.exists() {
-        return Err(format!("{} is missing: cargo build --release", settings.binary.display()));
-    }
+    let (began, settings) = (Instant::now(), Settings::of_environment(quick)?);
+    raise_descriptors();
     let server = server()?;
     println!("PostgreSQL {}; {}", server.version(), namespace::describe());
     let stage = Stage::set(&server, &settings);
@@ -116,6 +116,13 @@ fn run(quick: bool) -> Result<(), String> {
     }
     println!("{:.0} s in all", began.elapsed().as_secs_f64());
     if bench.failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", bench.failed.join(", "))) }
+}
+
+/// A thousand consumers take more than the usual limit has.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where that is not allowed, it may be enough all the same.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// What fails does not take the others' figures with it.

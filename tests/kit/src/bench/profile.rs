@@ -30,7 +30,7 @@ const SPAN: Duration = Duration::from_secs(6);
 /// # Errors
 /// When there is no perf, or the tables cannot be written.
 pub(crate) fn run() -> Result<(), String> {
-    let settings = Settings::of_environment(true);
+    let settings = Settings::of_environment(true)?;
     let dir = settings.out.join("profiles");
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     helpers::version("perf", "--version").ok_or("perf is not installed (Debian: linux-perf)")?;

@@ -27,21 +27,27 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn of_environment(quick: bool) -> Settings {
+    /// # Errors
+    /// When the relay's program is not there.
+    pub(crate) fn of_environment(quick: bool) -> Result<Settings, String> {
         let out = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks");
         let built = || install::target_dir().join("release/walrelay");
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-        Settings {
+        let binary = path("WALRELAY_BIN").unwrap_or_else(built);
+        if !binary.exists() {
+            return Err(format!("{} is missing: cargo build --release", binary.display()));
+        }
+        Ok(Settings {
             quick,
             gib: number("BENCH_GIB", if quick { 0.5 } else { 1.0 }),
             rounds: number("BENCH_ROUNDS", 3.0) as usize,
             span: Duration::from_secs_f64(number("BENCH_SECONDS", if quick { 2.0 } else { 3.0 })),
             stall: Duration::from_secs_f64(60.0 * number("BENCH_STALL_MINUTES", 0.5)),
-            binary: path("WALRELAY_BIN").unwrap_or_else(built),
+            binary,
             out: path("BENCH_OUT").unwrap_or_else(out),
             only: only.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
-        }
+        })
     }
 
     /// Whether this row is to be measured.
