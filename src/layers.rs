@@ -48,6 +48,22 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("descriptors", &[]),
     ("disk", &[]),
     (
+        "doctor",
+        &[
+            "auth",
+            "config",
+            "conninfo",
+            "error",
+            "out",
+            "permissions",
+            "pg",
+            "relay",
+            "show",
+            "status",
+            "store",
+        ],
+    ),
+    (
         "downstream",
         &[
             "archive",
@@ -160,6 +176,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "branch",
             "config",
             "conninfo",
+            "doctor",
             "error",
             "fencing",
             "lane",

@@ -14,6 +14,7 @@ pub mod consumers;
 pub mod counts;
 pub mod descriptors;
 pub mod disk;
+pub mod doctor;
 pub mod downstream;
 pub mod error;
 pub mod events;

@@ -40,6 +40,17 @@ pub enum ShowError {
     Answer(String),
 }
 
+impl ShowError {
+    /// Whether somebody answers there.
+    pub(crate) fn is_an_answer(&self) -> bool {
+        match self {
+            ShowError::Connect(error) => matches!(error, ConnectError::Server(_)),
+            ShowError::Query(_) | ShowError::Answer(_) => true,
+            ShowError::Silent => false,
+        }
+    }
+}
+
 /// Asks and shows, once or again and again. 0 if all is well, 1 if somebody should look at something.
 pub(crate) async fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, RelayError> {
     let info = args.relay(environment)?.for_sql(DATABASE);
@@ -58,6 +69,14 @@ pub(crate) async fn run(args: &StatusArgs, environment: &Environment) -> Result<
         let pause = Duration::try_from_secs_f64(pause).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST);
         tokio::time::sleep(pause).await;
     }
+}
+
+/// How a relay is.
+///
+/// # Errors
+/// Why it does not tell.
+pub(crate) async fn status_of(info: &ConnInfo) -> Result<Status, ShowError> {
+    ask(&info.for_sql(DATABASE)).await.map(|(_, status)| status)
 }
 
 async fn ask(info: &ConnInfo) -> Result<(String, Status), ShowError> {

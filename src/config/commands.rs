@@ -45,6 +45,9 @@ pub enum Command {
     Fence(FenceArgs),
     /// Have relays follow their upstream again; exit code 1 unless all of them do
     Unfence(UnfenceArgs),
+    /// Find what is wrong, or soon will be, with the upstream, the relay, this machine and consumers, and say what to type; exit
+    /// code 1 if there is anything
+    Doctor(Box<DoctorArgs>),
     /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
     CheckConfig(Box<CheckConfigArgs>),
     /// Write the completions of a shell to standard output
@@ -166,6 +169,52 @@ pub struct CheckConfigArgs {
 
     #[command(flatten)]
     pub(super) settings: Settings,
+}
+
+/// `walrelay doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// What the relay runs with, or would.
+    #[command(flatten)]
+    pub check: CheckConfigArgs,
+
+    /// How to connect to a standby below the relay, as for SQL; repeatable
+    #[arg(long, value_name = "CONNINFO", num_args = 1..)]
+    pub consumer: Vec<String>,
+
+    /// How to connect to the relay, if it runs [default: where it listens]
+    #[arg(long, value_name = "CONNINFO")]
+    pub relay: Option<String>,
+
+    /// Run each consumer's restore_command here, as this user, for a segment that there is and for one that there is not
+    #[arg(long)]
+    pub try_restore: bool,
+
+    /// Show what is well, too
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    /// Write what was found as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl DoctorArgs {
+    /// The standbys.
+    pub fn consumers(&self, environment: &Environment) -> Result<Vec<ConnInfo>, ConfigError> {
+        let parse =
+            |text: &String| ConnInfo::parse(text, environment).map_err(|error| value("consumer", &error));
+        self.consumer.iter().map(parse).collect()
+    }
+
+    /// The relay: over its Unix socket where it listens on one.
+    pub fn relay(&self, config: &super::Config, environment: &Environment) -> Result<ConnInfo, ConfigError> {
+        let text = match &self.relay {
+            Some(text) => text.clone(),
+            None => reach(&config.listen)?,
+        };
+        ConnInfo::parse(&text, environment).map_err(|error| value("relay", &error))
+    }
 }
 
 /// `walrelay completions`.

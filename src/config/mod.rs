@@ -33,9 +33,9 @@ pub use archive::archive_targets;
 use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
-    ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, ExportArgs,
-    FailoversArgs, FenceArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs, RelaysArgs, RestoreArgs,
-    StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
+    ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, DoctorArgs,
+    ExportArgs, FailoversArgs, FenceArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs, RelaysArgs,
+    RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
 };
 
 /// A checked configuration.

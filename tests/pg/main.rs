@@ -15,6 +15,7 @@ mod comeback;
 mod commands;
 mod console;
 mod descriptors;
+mod doctor;
 mod drain;
 mod drills;
 mod drivers;

@@ -1,0 +1,205 @@
+//! A standby's `restore_command`, tried here: whether it finds WAL that there is, and how it says that there is none. By its exit
+//! code the server decides whether to go on, to ask again, or to end (PostgreSQL: `RestoreArchivedFile`).
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::finding::{Findings, remedy, time};
+
+/// A standby waits for its command, and does nothing else meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What is late for a file that is not there: a standby asks for one whenever it has all.
+const LATE: Duration = Duration::from_secs(5);
+/// A name that no archive has: the last segment of a timeline that nobody is on.
+const NOWHERE: &str = "FFFFFFFFFFFFFFFFFFFFFFFF";
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub(super) struct Tried {
+    /// The file that there is, or should be, and what came of asking for it; `None` where no segment is complete yet.
+    pub(super) newest: Option<(String, Outcome)>,
+    /// What came of asking for a file that nobody has.
+    pub(super) nowhere: Outcome,
+}
+
+/// How a command has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// Exit code 0, and a file of so many bytes.
+    Came(u64),
+    /// Exit code 0, and no file.
+    Nothing,
+    /// Another exit code, what it has said, and how long that took.
+    Failed { code: i32, said: String, took: Duration },
+    /// A signal, or a shell that could not run it: the server ends.
+    Fatal { said: String },
+    /// It has not ended in time.
+    Stalled,
+    /// It cannot be run here.
+    NotRun(String),
+}
+
+/// A directory of our own, gone when this is.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> io::Result<Scratch> {
+        let path = std::env::temp_dir().join(format!("walrelay-doctor-{}", std::process::id()));
+        // Fails if somebody has one of that name there.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs it for the newest segment, and for one that does not exist, as this user, in a directory of its own.
+pub(super) async fn attempt(command: &str, newest: Option<String>) -> Tried {
+    let scratch = match Scratch::make() {
+        Ok(scratch) => scratch,
+        Err(error) => return Tried { newest: None, nowhere: Outcome::NotRun(error.to_string()) },
+    };
+    let dir = scratch.0.as_path();
+    let newest = match newest {
+        Some(name) => {
+            let outcome = run(command, &name, dir).await;
+            Some((name, outcome))
+        }
+        None => None,
+    };
+    Tried { newest, nowhere: run(command, NOWHERE, dir).await }
+}
+
+async fn run(command: &str, file: &str, dir: &Path) -> Outcome {
+    let to = dir.join("RECOVERYXLOG");
+    let _ = std::fs::remove_file(&to);
+    let line = substituted(command, file, &to.display().to_string());
+    let begun = Instant::now();
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(&line).current_dir(dir).kill_on_drop(true);
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let ended = match timeout(PATIENCE, shell.output()).await {
+        Err(_) => return Outcome::Stalled,
+        Ok(Err(error)) => return Outcome::NotRun(error.to_string()),
+        Ok(Ok(ended)) => ended,
+    };
+    let said = String::from_utf8_lossy(&ended.stderr).trim().lines().last().unwrap_or_default().to_owned();
+    match ended.status.code() {
+        Some(0) => std::fs::metadata(&to).map_or(Outcome::Nothing, |file| Outcome::Came(file.len())),
+        Some(code) if code <= 125 => Outcome::Failed { code, said, took: begun.elapsed() },
+        _ => Outcome::Fatal { said },
+    }
+}
+
+/// PG: `replace_percent_placeholders`; `%r` is the oldest file that is still needed, which is this one here.
+fn substituted(command: &str, file: &str, to: &str) -> String {
+    let (mut line, mut rest) = (String::new(), command.chars());
+    while let Some(c) = rest.next() {
+        match (c, c == '%') {
+            (_, true) => match rest.next() {
+                Some('f' | 'r') => line.push_str(file),
+                Some('p') => line.push_str(to),
+                Some('%') => line.push('%'),
+                Some(other) => line.extend(['%', other]),
+                None => line.push('%'),
+            },
+            (c, false) => line.push(c),
+        }
+    }
+    line
+}
+
+impl Tried {
+    /// What of that somebody should know.
+    pub(super) fn tell(&self, found: &mut Findings, command: &str) {
+        if let Some((file, outcome)) = &self.newest {
+            self.found_it(found, command, file, outcome);
+        }
+        match &self.nowhere {
+            Outcome::Came(_) | Outcome::Nothing => {
+                let text = format!("its restore_command says yes for a file that does not exist: {command}");
+                found.error(
+                    "restore_lies",
+                    text,
+                    remedy(["a command must fail, with an exit code of 1 to 125, where there is no file"]),
+                );
+            }
+            Outcome::Failed { took, .. } if *took > LATE => {
+                let text = format!(
+                    "its restore_command takes {} to say that a file does not exist: the standby does not stream meanwhile",
+                    time(took.as_secs_f64())
+                );
+                found.warning(
+                    "restore_slow",
+                    text,
+                    remedy(["look why the archive answers so late; walrelay restore has --timeout"]),
+                );
+            }
+            Outcome::Failed { .. } => {}
+            other => self.bad(found, command, other),
+        }
+    }
+
+    fn found_it(&self, found: &mut Findings, command: &str, file: &str, outcome: &Outcome) {
+        match outcome {
+            Outcome::Came(_) => found.ok("restore_command", format!("its restore_command finds {file}")),
+            Outcome::Nothing => {
+                let text =
+                    format!("its restore_command says that {file} has come, and it has not: {command}");
+                found.error("restore_lies", text, remedy(["%p is where the file has to go"]));
+            }
+            Outcome::Failed { code, said, .. } => {
+                let text = format!(
+                    "its restore_command does not find {file}, which is complete (exit code {code}: {said})"
+                );
+                let look = [
+                    "is the archive complete and fresh (SHOW ARCHIVE), and does the command run as the server's user?",
+                ];
+                found.warning("restore_not_found", text, remedy(look));
+            }
+            other => self.bad(found, command, other),
+        }
+    }
+
+    /// What would end or stop a standby.
+    fn bad(&self, found: &mut Findings, command: &str, outcome: &Outcome) {
+        match outcome {
+            Outcome::Fatal { said } => {
+                let text = format!(
+                    "its restore_command ends the standby: it ends by a signal or with a code above 125 ({said}): {command}"
+                );
+                found.error("restore_kills", text, remedy(["is the program there, and may this user run it? a code above 125 is FATAL for the whole server"]));
+            }
+            Outcome::Stalled => {
+                let text = format!(
+                    "its restore_command has not ended after {}: the standby stands still meanwhile: {command}",
+                    time(PATIENCE.as_secs_f64())
+                );
+                found.error(
+                    "restore_stalls",
+                    text,
+                    remedy(["give it a limit: timeout 60 ..., or walrelay restore --timeout 60s"]),
+                );
+            }
+            Outcome::NotRun(why) => {
+                found.warning(
+                    "restore_command",
+                    format!("its restore_command could not be tried: {why}"),
+                    Vec::new(),
+                );
+            }
+            Outcome::Came(_) | Outcome::Nothing | Outcome::Failed { .. } => {}
+        }
+    }
+}
