@@ -24,17 +24,17 @@ on_every_version!(
 );
 
 /// A primary that waits for the relay alone, and a standby of its own that gets nothing from a moment on.
-struct Scene {
-    primary: Cluster,
-    candidate: Cluster,
-    relay: Relay,
-    writer: Writer,
+pub(crate) struct Scene {
+    pub(crate) primary: Cluster,
+    pub(crate) candidate: Cluster,
+    pub(crate) relay: Relay,
+    pub(crate) writer: Writer,
     _scratch: Scratch,
 }
 
 impl Scene {
     /// `restore` are the options of the candidate's `restore_command`; `None` for none.
-    fn set(server: &Server, restore: Option<&str>) -> Scene {
+    pub(crate) fn set(server: &Server, restore: Option<&str>) -> Scene {
         let scratch = Scratch::new("drain");
         let primary = Cluster::builder(server).name("a").seg_mb(1).start();
         // Who follows is known before the ports are: the candidate is the second host.
@@ -59,7 +59,7 @@ impl Scene {
     }
 
     /// Commits of which the candidate hears nothing, over several segments.
-    fn commit_without_candidate(&self) {
+    pub(crate) fn commit_without_candidate(&self) {
         self.writer.wait_for_more(3);
         self.primary.freeze_walsender("b");
         self.writer.wait_for_more(10);
@@ -68,7 +68,7 @@ impl Scene {
     }
 
     /// What was acknowledged by the primary's end.
-    fn lose_primary(&mut self) -> Vec<Ack> {
+    pub(crate) fn lose_primary(&mut self) -> Vec<Ack> {
         self.primary.kill9();
         let acks = self.writer.acks();
         assert!(acks.len() >= 23, "{}", acks.len());
@@ -76,14 +76,14 @@ impl Scene {
     }
 
     /// Acknowledged commits that the candidate does not have.
-    fn missing(&self, acks: &[Ack]) -> usize {
+    pub(crate) fn missing(&self, acks: &[Ack]) -> usize {
         let last = acks.last().expect("there are some").id;
         let there = self.candidate.sql(&format!("select count(*) from acked where id <= {last}"));
         acks.len() - there.parse::<usize>().expect("a number")
     }
 
     #[track_caller]
-    fn assert_kept(&self, acks: &[Ack]) {
+    pub(crate) fn assert_kept(&self, acks: &[Ack]) {
         assert_eq!(self.missing(acks), 0);
         self.relay.wait_for_timeline(2);
         self.relay.log().wait_for("promotion to timeline 2 at ");
@@ -94,11 +94,11 @@ impl Scene {
         assert_eq!(code, Some(0));
     }
 
-    fn in_recovery(&self) -> bool {
+    pub(crate) fn in_recovery(&self) -> bool {
         self.candidate.sql("select pg_is_in_recovery()") == "t"
     }
 
-    fn wait_for_promotion(&self) {
+    pub(crate) fn wait_for_promotion(&self) {
         self.candidate.wait_for_sql("select pg_is_in_recovery()", "f");
     }
 }

@@ -69,6 +69,7 @@ mod synchronous;
 mod systemd;
 mod targets;
 mod tls;
+mod trouble_in_promotions;
 mod truncated;
 mod unusable_upstream;
 mod upstream_restart;
