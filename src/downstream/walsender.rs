@@ -601,7 +601,13 @@ async fn open_segment(
     segno: SegNo,
 ) -> Result<Arc<Segment>, OpenError> {
     let turn = descriptors.for_a_moment().await;
-    let opened = blocking(move || Ok(store.segment_on(&history, tli, segno)?)).await;
+    let opened = blocking(move || Ok(store.segment_to_send(&history, tli, segno)?)).await;
+    if let Ok(segment) = &opened {
+        // The last descriptors are the relay's own.
+        if segment.file_to_send().is_some_and(|file| !descriptors.permit(file)) {
+            segment.close_to_send();
+        }
+    }
     drop(turn);
     match (opened, recall) {
         (Err(OpenError::Here(SegmentError::Removed(_))), Some(recall)) => {

@@ -27,6 +27,7 @@ mod heap;
 mod shared;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,11 +59,23 @@ pub struct Segment {
     size: SegSize,
     /// The writer's file, for as long as it is written or synced; readers need none.
     file: Mutex<Option<Arc<dyn DiskFile>>>,
+    /// The file of a segment that is read only, for the kernel to send from.
+    sent_from: Mutex<Option<Arc<dyn DiskFile>>>,
     memory: Memory,
     /// Bytes from the segment's start that are final. Moves up only.
     published: AtomicU64,
     /// Whether the file's directory entry is durable.
     linked: AtomicBool,
+}
+
+/// The file of a segment, for the kernel to send from; it has a descriptor.
+#[derive(Clone, Debug)]
+pub struct SegmentFile(Arc<dyn DiskFile>);
+
+impl AsFd for SegmentFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.descriptor().expect("only files that have one are given out")
+    }
 }
 
 /// Where a segment's bytes are read.
@@ -101,6 +114,19 @@ impl Segment {
         Segment::map(disk.open(path, Open::Read)?.into(), name, size, published, false)
     }
 
+    /// The same, with the file kept open, for the kernel to send from.
+    pub(super) fn open_to_send(
+        disk: &dyn Disk,
+        path: &Path,
+        name: WalFileName,
+        size: SegSize,
+        published: u64,
+    ) -> io::Result<Segment> {
+        let file: Arc<dyn DiskFile> = disk.open(path, Open::Read)?.into();
+        let segment = Segment::map(file.clone(), name, size, published, false)?;
+        Ok(Segment { sent_from: Mutex::new(Some(file)), ..segment })
+    }
+
     /// Maps a preallocated file for the writer; its first `published` bytes are final already.
     pub(super) fn for_writer(
         file: Box<dyn DiskFile>,
@@ -130,6 +156,7 @@ impl Segment {
             name,
             size,
             file: Mutex::new(None),
+            sent_from: Mutex::new(None),
             memory: Memory::of(file, size, writable)?,
             published: AtomicU64::new(published.min(size.bytes())),
             linked: AtomicBool::new(false),
@@ -256,6 +283,19 @@ impl Segment {
     /// Lets go of the file of a segment that is full and synced: nothing more is written to it.
     pub(super) fn close(&self) {
         *self.lock_file() = None;
+    }
+
+    /// The file, for the kernel to send final bytes from, as long as it is open. They are never written again, so what has not
+    /// left the socket yet does not change (module comment).
+    pub fn file_to_send(&self) -> Option<SegmentFile> {
+        let kept = self.sent_from.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = kept.or_else(|| self.file()).filter(|file| file.descriptor().is_some())?;
+        Some(SegmentFile(file))
+    }
+
+    /// Lets go of a file that is only sent from: it is sent from the map then.
+    pub fn close_to_send(&self) {
+        *self.sent_from.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether the file has been let go of.

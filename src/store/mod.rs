@@ -67,7 +67,7 @@ pub use cluster::{Identity, UpstreamParameters};
 pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
 pub use holes::FillError;
-pub use mapped::{COPIED, Segment, WalWrite, explain_bus_errors, map_large_blocks};
+pub use mapped::{COPIED, Segment, SegmentFile, WalWrite, explain_bus_errors, map_large_blocks};
 pub use retention::{ArchivedWal, Retaining};
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
 pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};
@@ -90,7 +90,7 @@ use flusher::{FlushQueue, Flusher};
 use last_run::{Files, LastRun};
 use recovery::RecoveryPlan;
 use retention::Retention;
-use segments::SegmentCache;
+use segments::{Opened, SegmentCache};
 
 /// How long a failing store waits for its disk to take word of the failure.
 const MARK_LIMIT: Duration = Duration::from_secs(2);
@@ -692,7 +692,20 @@ impl Store {
     ) -> Result<Arc<Segment>, ReadError> {
         let name = WalFileName::new(tli, segno);
         let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
-        self.segments.open(&self.dir, identity.seg_size, history, name)
+        self.segments.open(&self.dir, identity.seg_size, history, name, Opened::Mapped)
+    }
+
+    /// The same for a reader who sends it: its file stays open if nobody had it mapped, until the last one lets go or
+    /// [closes](Segment::close_to_send) it.
+    pub fn segment_to_send(
+        &self,
+        history: &TimelineHistory,
+        tli: TimelineId,
+        segno: SegNo,
+    ) -> Result<Arc<Segment>, ReadError> {
+        let name = WalFileName::new(tli, segno);
+        let Some(identity) = self.identity() else { return Err(ReadError::Removed(format!("{name:?}"))) };
+        self.segments.open(&self.dir, identity.seg_size, history, name, Opened::ToSend)
     }
 
     /// The same segment if it is mapped already, without touching the disk.

@@ -18,6 +18,15 @@ pub(super) struct SegmentCache {
     mapped: Mutex<HashMap<WalFileName, Weak<Segment>>>,
 }
 
+/// What a segment that nobody has mapped yet is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Opened {
+    /// Its map.
+    Mapped,
+    /// That, and its file stays open.
+    ToSend,
+}
+
 impl SegmentCache {
     /// Lets readers find a segment that the writer has made.
     pub(super) fn insert(&self, segment: &Arc<Segment>) {
@@ -52,9 +61,10 @@ impl SegmentCache {
         size: SegSize,
         history: &TimelineHistory,
         name: WalFileName,
+        opened: Opened,
     ) -> Result<Arc<Segment>, ReadError> {
         for candidate in successors(size, history, name).into_iter().chain([name]) {
-            if let Some(segment) = self.lookup(dir, size, history, candidate)? {
+            if let Some(segment) = self.lookup(dir, size, history, candidate, opened)? {
                 return Ok(segment);
             }
         }
@@ -69,7 +79,7 @@ impl SegmentCache {
         history: &TimelineHistory,
         name: WalFileName,
     ) -> Result<Option<Arc<Segment>>, ReadError> {
-        Ok(self.lookup(dir, size, history, name)?.filter(|segment| segment.is_complete()))
+        Ok(self.lookup(dir, size, history, name, Opened::Mapped)?.filter(|segment| segment.is_complete()))
     }
 
     fn lookup(
@@ -78,12 +88,13 @@ impl SegmentCache {
         size: SegSize,
         history: &TimelineHistory,
         name: WalFileName,
+        opened: Opened,
     ) -> Result<Option<Arc<Segment>>, ReadError> {
         if let Some(segment) = lock(&self.mapped).get(&name).and_then(Weak::upgrade) {
             return Ok(Some(segment));
         }
         // The disk may take its time, and others look for other segments meanwhile.
-        match open_file(dir, size, history, name) {
+        match open_file(dir, size, history, name, opened) {
             Ok(segment) => Ok(Some(self.share(Arc::new(segment)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(ReadError::Io { file: name.format(size), source }),
@@ -107,8 +118,12 @@ fn open_file(
     size: SegSize,
     history: &TimelineHistory,
     name: WalFileName,
+    opened: Opened,
 ) -> io::Result<Segment> {
-    let open = |path: &Path, len| Segment::open_on(dir.disk(), path, name, size, len);
+    let open = |path: &Path, len| match opened {
+        Opened::Mapped => Segment::open_on(dir.disk(), path, name, size, len),
+        Opened::ToSend => Segment::open_to_send(dir.disk(), path, name, size, len),
+    };
     let finished = || open(&dir.segment(name, size), size.bytes());
     let is_missing = |opened: &io::Result<Segment>| {
         opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)

@@ -217,6 +217,31 @@ impl Socket {
         }
     }
 
+    /// Writes what fits without waiting, and has the kernel wait for what comes behind it. Not where it is encrypted.
+    pub fn try_write_with_more(&self, bytes: &[u8]) -> io::Result<usize> {
+        use rustix::net::{SendFlags, send};
+        let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match self.route() {
+            Route::Tcp(socket) => socket.try_io(Interest::WRITABLE, || Ok(send(socket, bytes, flags)?)),
+            Route::Unix(socket) => socket.try_io(Interest::WRITABLE, || Ok(send(socket, bytes, flags)?)),
+            Route::Tls(..) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Has the kernel send what fits of a file without waiting; 0 where the file has ended. Not where it is encrypted.
+    pub fn try_send_file(&self, file: BorrowedFd<'_>, mut offset: u64, len: usize) -> io::Result<usize> {
+        use rustix::fs::sendfile;
+        match self.route() {
+            Route::Tcp(socket) => {
+                socket.try_io(Interest::WRITABLE, || Ok(sendfile(socket, file, Some(&mut offset), len)?))
+            }
+            Route::Unix(socket) => {
+                socket.try_io(Interest::WRITABLE, || Ok(sendfile(socket, file, Some(&mut offset), len)?))
+            }
+            Route::Tls(..) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Reads what is there without waiting; 0 at the end, [`io::ErrorKind::WouldBlock`] if nothing is.
     pub fn try_read_buf(&self, buffer: &mut impl bytes::BufMut) -> io::Result<usize> {
         let room = buffer.chunk_mut().len();
