@@ -82,7 +82,7 @@ gates: deny machete msrv miri
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 msrv: cc
 	@echo '== oldest compiler ($(MSRV))'
-	@if rustup toolchain list 2>/dev/null | grep -q '^$(MSRV)'; then \
+	@if $(CARGO) +$(MSRV) --version >/dev/null 2>&1; then \
 	    CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/msrv $(CARGO) +$(MSRV) check --quiet --workspace --lib --bins; \
 	else echo 'not checked: the oldest compiler (rustup toolchain install $(MSRV) --profile minimal)'; fi
 

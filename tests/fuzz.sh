@@ -40,6 +40,7 @@ for target in "$@"; do
     program=$(build "$package" "$binary")
     # bolero is called by the name of the whole test.
     test=$(cd "$folder" && "$program" --list | sed -n "s/^\(.*\b$target\): test$/\1/p")
+    [ -n "$test" ] || { echo "$target is no fuzz target, or tests/fuzz.sh does not know where it is" >&2; exit 2; }
     found=$PWD/target/fuzz/found/$target failed=$PWD/target/fuzz/failed/$target corpus=$PWD/$folder/__fuzz__/${target#fuzz_}/corpus
     mkdir -p "$found" "$failed"
     dirs=("$found")

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout};
 use walrelay_proto::Lsn;
 
 use crate::conninfo::ConnInfo;
-use crate::pg::{ConnectError, QueryResult, UpstreamConnection, connect_any};
+use crate::pg::{ConnectError, QueryError, QueryResult, UpstreamConnection, connect_any};
 
 /// How long connecting, and each answer, may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -17,12 +17,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Trouble {
     /// The server's own reason.
     pub(super) sqlstate: Option<String>,
+    /// It does not even let one in.
+    pub(super) is_login: bool,
     pub(super) text: String,
 }
 
 impl Trouble {
-    fn silent() -> Trouble {
-        Trouble { sqlstate: None, text: format!("it has not answered within {} s", LIMIT.as_secs()) }
+    fn silent(is_login: bool) -> Trouble {
+        Trouble {
+            sqlstate: None,
+            is_login,
+            text: format!("it has not answered within {} s", LIMIT.as_secs()),
+        }
     }
 
     /// Whether the server has said no with this SQLSTATE.
@@ -38,7 +44,7 @@ impl From<ConnectError> for Trouble {
             ConnectError::Server(error) => Some(error.sqlstate),
             _ => None,
         };
-        Trouble { sqlstate, text }
+        Trouble { sqlstate, is_login: true, text }
     }
 }
 
@@ -49,15 +55,21 @@ impl Asking {
     pub(super) async fn connect(info: &ConnInfo) -> Result<Asking, Trouble> {
         match timeout(LIMIT, connect_any(info, Instant::now() + LIMIT)).await {
             Ok(connected) => Ok(Asking(connected?)),
-            Err(_) => Err(Trouble::silent()),
+            Err(_) => Err(Trouble::silent(true)),
         }
     }
 
     /// The rows of an answer, as texts.
     pub(super) async fn rows(&mut self, question: &str) -> Result<Vec<Row>, Trouble> {
-        let answer = timeout(LIMIT, self.0.query(question)).await.map_err(|_| Trouble::silent())?;
-        let QueryResult { rows, .. } =
-            answer.map_err(|error| Trouble { sqlstate: None, text: error.to_string() })?;
+        let answer = timeout(LIMIT, self.0.query(question)).await.map_err(|_| Trouble::silent(false))?;
+        let QueryResult { rows, .. } = answer.map_err(|error| Trouble {
+            text: error.to_string(),
+            is_login: false,
+            sqlstate: match error {
+                QueryError::Server(error) => Some(error.sqlstate),
+                _ => None,
+            },
+        })?;
         let text = |value: Option<bytes::Bytes>| value.map(|it| String::from_utf8_lossy(&it).into_owned());
         Ok(rows.into_iter().map(|row| Row(row.into_iter().map(text).collect())).collect())
     }

@@ -8,6 +8,7 @@ use super::ask::{Asking, Trouble};
 use super::finding::{Finding, Findings, remedy, size, time};
 use super::restore::Tried;
 use crate::conninfo::ConnInfo;
+use crate::redact::redact;
 
 /// WAL that waits for replay without a word, bytes.
 const BEHIND: u64 = 64 << 20;
@@ -21,6 +22,8 @@ pub(super) struct Expected {
     pub(super) timeline: Option<u32>,
     /// Ports that the relay listens on.
     pub(super) ports: Vec<u16>,
+    /// Names of those who are connected to the relay now; `None` where it was not asked.
+    pub(super) consumers: Option<Vec<String>>,
     /// Its slots, and whether each is lost.
     pub(super) slots: Option<BTreeMap<String, bool>>,
 }
@@ -29,6 +32,8 @@ pub(super) struct Expected {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub(super) is_standby: bool,
+    /// Whether the role may see settings and processes of others.
+    pub(super) sees_all: bool,
     pub(super) system_id: Option<String>,
     pub(super) timeline: Option<u32>,
     pub(super) receiver: Option<Receiver>,
@@ -74,7 +79,8 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
             "select pg_is_in_recovery(), (select system_identifier from pg_control_system()), \
              (select timeline_id from pg_control_checkpoint()), pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), \
              case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end, \
-             (select wait_event from pg_stat_activity where backend_type = 'startup' limit 1)",
+             (select wait_event from pg_stat_activity where backend_type = 'startup' limit 1), \
+             pg_has_role(current_user, 'pg_monitor', 'usage')",
         )
         .await?;
     let receiver =
@@ -82,6 +88,7 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
     let streams_on: Option<u32> = receiver.number(3);
     Ok(Told {
         is_standby: at.flag(0),
+        sees_all: at.flag(7),
         system_id: at.text(1).map(str::to_owned),
         // That of the last restartpoint is older than the one that is streamed.
         timeline: streams_on.max(at.number(2)),
@@ -141,6 +148,14 @@ fn standby(found: &mut Findings, told: &Told, expected: &Expected) {
             "consumer_other_cluster",
             text,
             remedy(["build it anew: pg_basebackup through the relay"]),
+        );
+    }
+    if !told.sees_all {
+        let text = "the role may not see its settings and its walreceiver, so those are not checked";
+        return found.warning(
+            "consumer_monitor",
+            text,
+            remedy(["GRANT pg_monitor TO ...;   -- on the primary"]),
         );
     }
     timeline(found, told, expected);
@@ -226,7 +241,10 @@ fn streams(found: &mut Findings, told: &Told, expected: &Expected) {
 fn source(found: &mut Findings, receiver: &Receiver, expected: &Expected) {
     let host = receiver.host.as_deref().unwrap_or("?");
     let port = receiver.port.unwrap_or_default();
-    if !expected.ports.is_empty() && !expected.ports.contains(&port) {
+    // Neither tells for sure: ports are translated, and a name may be another's.
+    let is_ours = expected.ports.contains(&port);
+    let is_there = expected.consumers.as_ref().is_none_or(|names| !names.is_empty());
+    if !expected.ports.is_empty() && !(is_ours && is_there) {
         let text = format!("it streams from {host} port {port}, which is not this relay");
         return found.warning("consumer_other_source", text, remedy(["point its primary_conninfo at the relay; docs/OPERATIONS.md, moving a standby under the relay"]));
     }
@@ -282,7 +300,7 @@ fn restore(found: &mut Findings, told: &Told) {
         ),
         None => found.ok(
             "restore_command",
-            format!("its restore_command is not tried (--try-restore does): {command}"),
+            format!("its restore_command is not tried (--try-restore does): {}", redact(command)),
         ),
         Some(tried) => tried.tell(found, command),
     }

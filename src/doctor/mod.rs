@@ -25,7 +25,7 @@ use crate::conninfo::{ConnInfo, Environment, HostAddress, HostSpec};
 use crate::error::RelayError;
 use crate::out::{self, say};
 use crate::show::{self, ShowError};
-use crate::status::{SlotStatus, Status};
+use crate::status::{FenceStatus, SlotStatus, Status};
 use crate::store::offline;
 
 pub use finding::{Finding, Severity};
@@ -44,6 +44,15 @@ struct Report {
 /// Asks, judges and shows. 0 if all is well, 1 if somebody should do something.
 pub(crate) async fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, RelayError> {
     let config = Config::to_check(&args.check, environment)?;
+    if args.try_restore && rustix::process::geteuid().is_root() {
+        // Whoever may change a standby's settings could do anything here.
+        let text =
+            "--try-restore runs commands out of standbys' settings: not as root; run it as the servers' user";
+        return Err(RelayError::System {
+            action: "could not try a restore_command",
+            source: std::io::Error::other(text),
+        });
+    }
     let consumers = args.consumers(environment)?;
     let relay = args.relay(&config, environment)?;
     let mut findings = configuration(&config);
@@ -110,8 +119,11 @@ fn seen(config: &Config, status: Result<Status, ShowError>) -> relay::Seen {
     match status {
         Ok(status) => relay::Seen::Running(Box::new(status)),
         Err(error) if error.is_an_answer() => relay::Seen::Refusing(error.to_string()),
-        Err(error) if config.store.data_dir.join("pg_wal").is_dir() => relay::Seen::Silent(error.to_string()),
-        Err(_) => relay::Seen::New,
+        // One that may not be looked into is there, too.
+        Err(error) => match std::fs::metadata(config.store.data_dir.join("pg_wal")) {
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => relay::Seen::New,
+            _ => relay::Seen::Silent(error.to_string()),
+        },
     }
 }
 
@@ -120,8 +132,9 @@ fn wanted(config: &Config, seen: &relay::Seen) -> upstream::Wanted {
         || offline::read(&config.store.data_dir).0.identity.map(|identity| identity.system_id.to_string());
     let status = seen.status();
     let streams = match seen {
-        relay::Seen::Running(status) => Some(status.upstream.state == "streaming"),
-        relay::Seen::Refusing(_) => None,
+        // One that compares, or looks for the right timeline, has its connection, too.
+        relay::Seen::Running(status) if status.upstream.state == "streaming" => Some(true),
+        relay::Seen::Running(_) | relay::Seen::Refusing(_) => None,
         relay::Seen::Silent(_) | relay::Seen::New => Some(false),
     };
     upstream::Wanted {
@@ -130,6 +143,7 @@ fn wanted(config: &Config, seen: &relay::Seen) -> upstream::Wanted {
         application_name: config.upstream.application_name.clone(),
         streams,
         system_id: status.map_or_else(saved, |status| status.relay.system_identifier.clone()),
+        is_fenced: status.and_then(|it| it.fence.as_ref()).is_some_and(FenceStatus::is_in_force),
         somebody_applies: status
             .is_some_and(|status| status.consumers.iter().any(|consumer| consumer.replay.is_some())),
     }
@@ -152,6 +166,7 @@ fn expected(
         timeline: status.and_then(|status| status.relay.timeline).max(theirs),
         ports: config.listen.iter().filter_map(port).collect(),
         slots: status.map(slots),
+        consumers: status.map(|it| it.consumers.iter().map(|one| one.application_name.clone()).collect()),
     }
 }
 
@@ -179,9 +194,7 @@ fn name(info: &ConnInfo) -> String {
 
 /// The newest that is complete, if the relay has told.
 fn newest_segment(status: &Status) -> Option<String> {
-    let last = status.disk.segments.iter().max_by_key(|it| it.timeline)?;
-    // The last one is being written.
-    (last.complete > 0).then(|| last.first.clone())
+    status.disk.segments.iter().max_by_key(|it| it.timeline)?.last_complete.clone()
 }
 
 /// For people: what is bad first; what is good only where it was asked for.

@@ -7,6 +7,8 @@ use crate::status::{ArchiveStatus, ConsumerStatus, SlotStatus, Status};
 
 /// A consumer that is so far behind is looked at, seconds.
 const BEHIND: f64 = 30.0;
+/// What a receiver that syncs whole segments may have unsynced, bytes: one segment of PostgreSQL's usual size and some of the next.
+const UNFLUSHED: u64 = 32 << 20;
 /// A consumer that is silent for so long has stopped reading, or its line has, seconds.
 const SILENT: f64 = 60.0;
 /// A slot that nobody has used for so long is asked about, seconds.
@@ -213,7 +215,7 @@ fn consumer(found: &mut Findings, status: &Status, consumer: &ConsumerStatus) {
             "its line or its reading is the limit: compare the line's rate with that of the WAL (walrelay_received_bytes_total)",
         ];
         found.warning("consumer_slow_line", text, remedy(look));
-    } else if lag(consumer.flush.or(consumer.write)) > BEHIND {
+    } else if lag(consumer.flush.or(consumer.write)) > BEHIND && !syncs_segments(consumer) {
         let text = format!(
             "consumer \"{name}\" is {} behind in what it has flushed: its disk is slow",
             time(lag(consumer.flush.or(consumer.write)))
@@ -227,6 +229,12 @@ fn consumer(found: &mut Findings, status: &Status, consumer: &ConsumerStatus) {
         ];
         found.warning("consumer_slow_replay", text, remedy(look));
     }
+}
+
+/// pg_receivewal and Barman sync a segment when it is full, however long that takes.
+fn syncs_segments(consumer: &ConsumerStatus) -> bool {
+    let unflushed = consumer.flush.map_or(0, |flush| flush.lag_bytes);
+    consumer.replay.is_none() && unflushed < UNFLUSHED
 }
 
 fn twins(found: &mut Findings, status: &Status) {

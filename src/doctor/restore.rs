@@ -8,16 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::finding::{Findings, remedy, time};
+use crate::redact::redact;
 
 /// A standby waits for its command, and does nothing else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What is late for a file that is not there: a standby asks for one whenever it has all.
 const LATE: Duration = Duration::from_secs(5);
+/// Where a server wants the file, from its data directory.
+const TARGET: &str = "pg_wal/RECOVERYXLOG";
 /// A name that no archive has: the last segment of a timeline that nobody is on.
+/// PG: `RestoreArchivedFile`, where cleanup is not allowed.
+const NOTHING_KNOWN: &str = "000000000000000000000000";
 const NOWHERE: &str = "FFFFFFFFFFFFFFFFFFFFFFFF";
 
 /// What became of it.
@@ -54,7 +60,11 @@ impl Scratch {
         let path = std::env::temp_dir().join(format!("walrelay-doctor-{}", std::process::id()));
         // Fails if somebody has one of that name there.
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Scratch(path))
+        let scratch = Scratch(path);
+        // What a command sees of a standby.
+        DirBuilder::new().mode(0o700).create(scratch.0.join("pg_wal"))?;
+        std::fs::write(scratch.0.join("standby.signal"), "")?;
+        Ok(scratch)
     }
 }
 
@@ -82,19 +92,30 @@ pub(super) async fn attempt(command: &str, newest: Option<String>) -> Tried {
 }
 
 async fn run(command: &str, file: &str, dir: &Path) -> Outcome {
-    let to = dir.join("RECOVERYXLOG");
+    let to = dir.join(TARGET);
     let _ = std::fs::remove_file(&to);
-    let line = substituted(command, file, &to.display().to_string());
+    let line = substituted(command, file, TARGET);
     let begun = Instant::now();
     let mut shell = Command::new("/bin/sh");
     shell.arg("-c").arg(&line).current_dir(dir).kill_on_drop(true);
+    // With all that it has started.
+    shell.process_group(0);
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let ended = match timeout(PATIENCE, shell.output()).await {
-        Err(_) => return Outcome::Stalled,
+    let child = match shell.spawn() {
+        Ok(child) => child,
+        Err(error) => return Outcome::NotRun(error.to_string()),
+    };
+    let group = child.id();
+    let ended = match timeout(PATIENCE, child.wait_with_output()).await {
+        Err(_) => {
+            end_group(group);
+            return Outcome::Stalled;
+        }
         Ok(Err(error)) => return Outcome::NotRun(error.to_string()),
         Ok(Ok(ended)) => ended,
     };
-    let said = String::from_utf8_lossy(&ended.stderr).trim().lines().last().unwrap_or_default().to_owned();
+    let heard = redact(&String::from_utf8_lossy(&ended.stderr)).to_string();
+    let said = heard.trim().lines().last().unwrap_or_default().to_owned();
     match ended.status.code() {
         Some(0) => std::fs::metadata(&to).map_or(Outcome::Nothing, |file| Outcome::Came(file.len())),
         Some(code) if code <= 125 => Outcome::Failed { code, said, took: begun.elapsed() },
@@ -102,13 +123,22 @@ async fn run(command: &str, file: &str, dir: &Path) -> Outcome {
     }
 }
 
-/// PG: `replace_percent_placeholders`; `%r` is the oldest file that is still needed, which is this one here.
+fn end_group(group: Option<u32>) {
+    let group = group.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// PG: `replace_percent_placeholders`; `%r` is what a server says that does not know yet which file it needs last.
 fn substituted(command: &str, file: &str, to: &str) -> String {
     let (mut line, mut rest) = (String::new(), command.chars());
     while let Some(c) = rest.next() {
         match (c, c == '%') {
             (_, true) => match rest.next() {
-                Some('f' | 'r') => line.push_str(file),
+                Some('f') => line.push_str(file),
+                // Whatever a command removes before that file, it is nothing.
+                Some('r') => line.push_str(NOTHING_KNOWN),
                 Some('p') => line.push_str(to),
                 Some('%') => line.push('%'),
                 Some(other) => line.extend(['%', other]),
@@ -123,6 +153,7 @@ fn substituted(command: &str, file: &str, to: &str) -> String {
 impl Tried {
     /// What of that somebody should know.
     pub(super) fn tell(&self, found: &mut Findings, command: &str) {
+        let command = &redact(command).to_string();
         if let Some((file, outcome)) = &self.newest {
             self.found_it(found, command, file, outcome);
         }

@@ -29,6 +29,7 @@ fn wanted() -> Wanted {
         streams: Some(true),
         system_id: Some("7".to_owned()),
         somebody_applies: false,
+        is_fenced: false,
     }
 }
 
@@ -44,6 +45,7 @@ fn told() -> Told {
     let sender = Sender { pid: Some(10), name: "r1".to_owned(), address: Some("10.0.0.9".to_owned()) };
     Told {
         version: 170_004,
+        in_recovery: false,
         may_replicate: true,
         sees_all: true,
         settings: settings(&[
@@ -61,7 +63,7 @@ fn told() -> Told {
 }
 
 fn upstream(told: Told, wanted: &Wanted) -> Vec<&'static str> {
-    let identity = Ok(Identity { system_id: "7".to_owned(), timeline: 1 });
+    let identity = Ok(Identity { system_id: "7".to_owned(), timeline: 1, is_relay: false });
     bad(&upstream::diagnose(&Facts { identity, sql: Ok(told) }, wanted))
 }
 
@@ -73,7 +75,8 @@ fn a_primary_where_all_is_well_is_told_so() {
 #[test]
 fn who_refuses_is_answered_with_what_to_type() {
     let refused = |sqlstate: Option<&str>, text: &str| {
-        let trouble = Trouble { sqlstate: sqlstate.map(str::to_owned), text: text.to_owned() };
+        let trouble =
+            Trouble { sqlstate: sqlstate.map(str::to_owned), is_login: true, text: text.to_owned() };
         let facts = Facts { identity: Err(trouble.clone()), sql: Err(trouble) };
         upstream::diagnose(&facts, &wanted()).remove(0)
     };
@@ -147,6 +150,27 @@ fn what_keeps_wal_from_coming_is_found_upstream() {
     );
     let other = Wanted { system_id: Some("8".to_owned()), ..wanted() };
     assert_eq!(upstream(told(), &other), ["upstream_other_cluster"]);
+    // A standby waits for nobody, and a relay tells the primary's settings beside its own consumers.
+    let mut below = told();
+    below.settings.insert("synchronous_standby_names".to_owned(), "other".to_owned());
+    assert_eq!(upstream(below.clone(), &wanted()), ["upstream_nobody_confirms"]);
+    let fenced = Wanted { is_fenced: true, ..wanted() };
+    let facts = Facts {
+        identity: Ok(Identity { system_id: "7".to_owned(), timeline: 1, is_relay: false }),
+        sql: Ok(below.clone()),
+    };
+    let said =
+        upstream::diagnose(&facts, &fenced).into_iter().find(|it| it.code == "upstream_nobody_confirms");
+    assert!(
+        said.is_some_and(
+            |it| it.severity == Severity::Warning && !it.remedy.concat().contains("ALTER SYSTEM")
+        )
+    );
+    let relay = Identity { system_id: "7".to_owned(), timeline: 1, is_relay: true };
+    let facts = Facts { identity: Ok(relay), sql: Ok(below.clone()) };
+    assert_eq!(bad(&upstream::diagnose(&facts, &wanted())), [""; 0]);
+    below.in_recovery = true;
+    assert_eq!(upstream(below, &wanted()), [""; 0]);
     // A relay that does not run cannot be who uses the slot.
     assert_eq!(upstream(told(), &Wanted { streams: Some(false), ..wanted() }), ["upstream_slot_taken"]);
 }
@@ -175,6 +199,7 @@ fn a_running_relay_tells_what_is_wrong_with_it() {
 fn standby() -> consumer::Told {
     consumer::Told {
         is_standby: true,
+        sees_all: true,
         system_id: Some("7".to_owned()),
         timeline: Some(2),
         receiver: Some(Receiver {
@@ -200,6 +225,7 @@ fn consumer(change: fn(&mut consumer::Told)) -> Vec<&'static str> {
         system_id: Some("7".to_owned()),
         timeline: Some(2),
         ports: vec![5433],
+        consumers: Some(vec!["s1".to_owned()]),
         slots: Some([("s1".to_owned(), false), ("s2".to_owned(), true)].into()),
     };
     let mut told = standby();
@@ -211,6 +237,14 @@ fn consumer(change: fn(&mut consumer::Told)) -> Vec<&'static str> {
 fn a_standby_is_told_why_it_does_not_follow() {
     assert_eq!(consumer(|_| {}), [""; 0]);
     assert_eq!(consumer(|it| it.is_standby = false), ["consumer_no_standby"]);
+    assert_eq!(
+        consumer(|it| {
+            it.sees_all = false;
+            it.settings.clear();
+            it.receiver = None;
+        }),
+        ["consumer_monitor"]
+    );
     assert_eq!(consumer(|it| it.system_id = Some("9".to_owned())), ["consumer_other_cluster"]);
     assert_eq!(consumer(|it| it.receiver = None), ["consumer_not_streaming"]);
     assert_eq!(
@@ -268,6 +302,13 @@ async fn a_restore_command_is_judged_by_what_a_server_makes_of_it() {
     std::fs::write(dir.path().join("000000010000000000000001"), b"wal").unwrap();
     let good = format!("cp {}/%f %p", dir.path().display());
     assert_eq!(judged(&good).await, [""; 0]);
+    // What is older than the file that a server needs last may be removed: nothing is.
+    let cleaning = format!("test %r = 000000000000000000000000 && cp {}/%f %p", dir.path().display());
+    assert_eq!(judged(&cleaning).await, [""; 0]);
+    assert_eq!(
+        judged("test -e standby.signal && test %p = pg_wal/RECOVERYXLOG || kill -9 $$; false").await,
+        ["restore_not_found"]
+    );
     assert_eq!(judged("true").await, ["restore_lies", "restore_lies"]);
     assert_eq!(judged("cp /nowhere/%f %p").await, ["restore_not_found"]);
     assert_eq!(judged("/nowhere/restore %f %p").await, ["restore_kills", "restore_kills"]);

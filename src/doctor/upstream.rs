@@ -11,6 +11,7 @@ use crate::conninfo::ConnInfo;
 
 /// What doctor is called there.
 const DOCTOR: &str = "walrelay-doctor";
+const EACH_ITS_OWN: &str = "each relay needs its own --slot and application_name";
 /// Clocks that differ by more than this make lags and times in logs hard to believe, seconds.
 const SKEW: f64 = 2.0;
 /// WAL that a slot which nobody uses may keep without a word, bytes.
@@ -30,6 +31,8 @@ pub(super) struct Wanted {
     pub(super) system_id: Option<String>,
     /// Whether somebody below the relay tells what it has applied.
     pub(super) somebody_applies: bool,
+    /// Whether the relay is fenced, so that it confirms nothing there, on purpose.
+    pub(super) is_fenced: bool,
 }
 
 /// What was found out.
@@ -44,12 +47,16 @@ pub(super) struct Facts {
 pub(super) struct Identity {
     pub(super) system_id: String,
     pub(super) timeline: u32,
+    /// Whether it is a relay: what it says in SQL of settings is the primary's, of slots and senders its own.
+    pub(super) is_relay: bool,
 }
 
 /// What a session says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub(super) version: u32,
+    /// A standby: nobody waits for anything there, and its slots may be copies.
+    pub(super) in_recovery: bool,
     pub(super) may_replicate: bool,
     /// Whether the role sees everybody in `pg_stat_replication`.
     pub(super) sees_all: bool,
@@ -99,10 +106,12 @@ pub(super) async fn ask(info: &ConnInfo, database: &str) -> Facts {
 async fn identify(info: &ConnInfo) -> Result<Identity, Trouble> {
     let mut asking = Asking::connect(info).await?;
     let row = asking.row("IDENTIFY_SYSTEM").await;
+    // A server knows no such command.
+    let is_relay = row.is_ok() && asking.row("FENCE_STATUS").await.is_ok();
     asking.close().await;
     let row = row?;
     let system_id = row.text(0).unwrap_or_default().to_owned();
-    Ok(Identity { system_id, timeline: row.number(1).unwrap_or_default() })
+    Ok(Identity { system_id, timeline: row.number(1).unwrap_or_default(), is_relay })
 }
 
 async fn tell(info: ConnInfo) -> Result<Told, Trouble> {
@@ -119,7 +128,8 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
     let role = asking
         .row(
             "select current_setting('server_version_num'), rolreplication or rolsuper, \
-             rolsuper or pg_has_role(current_user, 'pg_monitor', 'usage') from pg_roles where rolname = current_user",
+             rolsuper or pg_has_role(current_user, 'pg_monitor', 'usage'), pg_is_in_recovery() \
+             from pg_roles where rolname = current_user",
         )
         .await?;
     let slots = asking
@@ -149,6 +159,7 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
         version: role.number(0).unwrap_or_default(),
         may_replicate: role.flag(1),
         sees_all: role.flag(2),
+        in_recovery: role.flag(3),
         settings: asking.settings(&SETTINGS).await?,
         slots: slots.iter().map(slot).collect(),
         senders: senders.iter().map(sender).filter(|sender| sender.name != DOCTOR).collect(),
@@ -174,20 +185,30 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     }
     match &facts.sql {
         Ok(told) => {
-            limits(&mut found, told, wanted);
+            let is_relay = facts.identity.as_ref().is_ok_and(|identity| identity.is_relay);
+            if !is_relay {
+                limits(&mut found, told, wanted);
+            }
             own_slot(&mut found, told, wanted);
-            other_slots(&mut found, told, wanted);
             names(&mut found, told, wanted);
-            waiting(&mut found, told, wanted);
+            if !is_relay && !told.in_recovery {
+                other_slots(&mut found, told, wanted);
+                waiting(&mut found, told, wanted);
+            }
             clock(&mut found, told);
         }
-        Err(trouble) if facts.identity.is_ok() => found.warning(
+        Err(trouble) if facts.identity.is_ok() && trouble.is_login => found.warning(
             "upstream_sql",
             format!(
                 "role \"{}\" cannot log in for SQL, so settings, slots and names there are not checked: {}",
                 wanted.user, trouble.text
             ),
             vec![hba_line(wanted, "all")],
+        ),
+        Err(trouble) if facts.identity.is_ok() => found.warning(
+            "upstream_sql",
+            format!("settings, slots and names there are not checked: {}", trouble.text),
+            Vec::new(),
         ),
         Err(_) => {}
     }
@@ -246,7 +267,7 @@ fn refused(found: &mut Findings, trouble: &Trouble, wanted: &Wanted) {
             "upstream_max_wal_senders",
             remedy(["ALTER SYSTEM SET max_wal_senders = 20;   -- takes a restart of the server"]),
         )
-    } else if trouble.sqlstate.is_some() {
+    } else if trouble.sqlstate.is_some() || !trouble.is_login {
         ("upstream_refuses", Vec::new())
     } else {
         let look = [
@@ -329,28 +350,20 @@ fn own_slot(found: &mut Findings, told: &Told, wanted: &Wanted) {
     }
     let user = slot.active_pid.map(|pid| (pid, told.senders.iter().find(|sender| sender.pid == Some(pid))));
     match user {
-        Some((pid, Some(sender)))
-            if sender.name != wanted.application_name || wanted.streams == Some(false) =>
-        {
+        Some((pid, Some(sender))) if sender.name != wanted.application_name => {
             let from =
                 sender.address.as_deref().map(|address| format!(" from {address}")).unwrap_or_default();
             let text = format!(
                 "slot \"{name}\" is used by PID {pid}, \"{}\"{from}, and not by this relay",
                 sender.name
             );
-            found.error(
-                "upstream_slot_taken",
-                text,
-                remedy(["each relay needs its own --slot and application_name"]),
-            );
+            found.error("upstream_slot_taken", text, remedy([EACH_ITS_OWN]));
         }
-        Some((pid, None)) if wanted.streams == Some(false) => {
-            let text = format!("slot \"{name}\" is used by PID {pid}, and not by this relay");
-            found.error(
-                "upstream_slot_taken",
-                text,
-                remedy(["each relay needs its own --slot and application_name"]),
-            );
+        Some((pid, _)) if wanted.streams == Some(false) => {
+            let text = format!("slot \"{name}\" is used by PID {pid}, and this relay does not run");
+            let look =
+                "if that is a connection of this relay's that is gone, wal_sender_timeout ends it; else:";
+            found.error("upstream_slot_taken", text, remedy([look, EACH_ITS_OWN]));
         }
         Some(_) => found.ok("upstream_slot", format!("slot \"{name}\" is in use by the relay")),
         None => found.ok("upstream_slot", format!("slot \"{name}\" is there, and nobody uses it now")),
@@ -415,6 +428,12 @@ fn waiting(found: &mut Findings, told: &Told, wanted: &Wanted) {
     let is_there = |name: &&String| told.senders.iter().any(|sender| sender.name.eq_ignore_ascii_case(name));
     let present = standbys.names.iter().filter(is_there).count();
     let any = if standbys.is_any { told.senders.len() } else { present };
+    if any < standbys.count && wanted.is_fenced {
+        let text =
+            "commits there wait: the relay is fenced, and confirms nothing; that is what a fence is for";
+        let next = "promote a standby; or, if there is to be no promotion: walrelay unfence --relay '...'";
+        return found.warning("upstream_nobody_confirms", text, vec![next.to_owned()]);
+    }
     if any < standbys.count {
         let missing: Vec<_> =
             standbys.names.iter().filter(|name| !is_there(name)).map(String::as_str).collect();
@@ -423,12 +442,12 @@ fn waiting(found: &mut Findings, told: &Told, wanted: &Wanted) {
             standbys.count,
             missing.join(", ")
         );
-        let release = "ALTER SYSTEM SET synchronous_standby_names = '';   -- then SELECT pg_reload_conf(); or bring them back";
         let name = format!(
-            "the relay is called \"{}\" there (application_name of --upstream)",
+            "bring them back; this relay is called \"{}\" there (application_name of --upstream)",
             wanted.application_name
         );
-        return found.error("upstream_nobody_confirms", text, vec![release.to_owned(), name]);
+        let release = "only if commits may be lost with this server, and no promotion is under way: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();";
+        return found.error("upstream_nobody_confirms", text, vec![name, release.to_owned()]);
     }
     let names_us = standbys.names.iter().any(|name| name.eq_ignore_ascii_case(&wanted.application_name));
     let is_apply = told.settings.get("synchronous_commit").is_some_and(|level| level == "remote_apply");

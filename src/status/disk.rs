@@ -164,11 +164,15 @@ fn by_timeline(files: &[(String, u64)], size: SegSize) -> Vec<SegmentsStatus> {
             timeline,
             first: name.to_owned(),
             last: name.to_owned(),
+            last_complete: None,
             complete: 0,
             unfinished: 0,
             bytes: 0,
         });
         name.clone_into(&mut segments.last);
+        if unfinished == 0 {
+            segments.last_complete = Some(name.to_owned());
+        }
         segments.unfinished += unfinished;
         segments.complete += 1 - unfinished;
         segments.bytes += bytes;

@@ -278,6 +278,9 @@ pub struct SegmentsStatus {
     pub first: String,
     /// Name of the newest.
     pub last: String,
+    /// Name of the newest that is complete.
+    #[serde(default)]
+    pub last_complete: Option<String>,
     /// Complete segments.
     pub complete: u64,
     /// Segments that are being written, or were left in the middle.

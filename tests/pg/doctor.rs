@@ -1,12 +1,15 @@
 //! `walrelay doctor`: what goes wrong in practice is provoked, and has to be named.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 use walrelay_testkit::{
-    Cluster, Relay, Scratch, Server, on_every_version, on_one_version, tied_command, wait_for, wait_until,
+    Cluster, Relay, Scratch, Server, on_every_version, on_one_version, servers_command, tied_command,
+    wait_for, wait_until,
 };
 
+use crate::restore::readable_binary;
 use crate::{relay_below, walrelay};
 
 on_every_version!(all_is_well_and_then_a_standby_is_paused_and_loses_its_slot);
@@ -22,7 +25,10 @@ on_one_version!(
 
 /// What doctor finds: its exit code, and each code that is not well with its message and remedies.
 fn doctor(relay: &Relay, more: &[&str]) -> (Option<i32>, Vec<(String, String)>) {
-    let mut command = tied_command(walrelay());
+    examine(tied_command(walrelay()), relay, more)
+}
+
+fn examine(mut command: Command, relay: &Relay, more: &[&str]) -> (Option<i32>, Vec<(String, String)>) {
     command
         .arg("doctor")
         .args(relay.command_line())
@@ -186,17 +192,20 @@ fn restore_commands_that_lie_or_kill(server: &Server) {
         primary.standby().name(name).follow(&relay.conninfo()).conf(&conf).start()
     };
     let consumer = standby("good", "false %f");
-    let tried = |cluster: &Cluster| doctor(&relay, &["--try-restore", "--consumer", &sql_of(cluster)]);
+    let (scratch, user) = (Scratch::new("doctor"), sql_of(&consumer));
+    let program = readable_binary(&scratch);
+    let tried =
+        || examine(servers_command(&program), &relay, &["--try-restore", "--consumer", user.as_str()]);
     let codes = |found: (Option<i32>, Vec<(String, String)>)| {
         found.1.into_iter().map(|(code, _)| code).collect::<Vec<_>>()
     };
-    assert!(!codes(tried(&consumer)).iter().any(|code| code.starts_with("restore_k")));
+    assert!(!codes(tried()).iter().any(|code| code.starts_with("restore_k")));
     consumer.sql("alter system set restore_command = '/nowhere/restore %f %p'");
     consumer.sql("select pg_reload_conf()");
     wait_until("it to be in effect", || consumer.sql("show restore_command").contains("nowhere"));
-    finds(&tried(&consumer), "restore_kills", "above 125");
+    finds(&tried(), "restore_kills", "above 125");
     consumer.sql("alter system set restore_command = 'true'");
     consumer.sql("select pg_reload_conf()");
     wait_until("it to be in effect", || consumer.sql("show restore_command") == "true");
-    finds(&tried(&consumer), "restore_lies", "does not exist");
+    finds(&tried(), "restore_lies", "does not exist");
 }

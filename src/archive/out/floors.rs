@@ -46,8 +46,11 @@ impl Floors {
     pub(super) fn expect(&self, name: &str, place: String) {
         // Before that of the old place is let go.
         let hold = self.store.holds().register(HoldKind::ArchiveTarget, name);
-        lock(&self.floors)
-            .insert(name.to_owned(), Need { place, hold, archived: None, board: Board::default() });
+        let mut floors = lock(&self.floors);
+        let board = Board::default();
+        // A pause is of the target, wherever it is.
+        board.set_paused(floors.get(name).is_some_and(|need| need.board.is_paused()));
+        floors.insert(name.to_owned(), Need { place, hold, archived: None, board });
     }
 
     /// Where the worker of this target says how it does.

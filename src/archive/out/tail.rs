@@ -122,6 +122,9 @@ impl Tail {
                     () = stop.cancelled() => {}
                 }
             }
+            if self.board.is_paused() {
+                return;
+            }
             last = Instant::now();
             match self.send().await {
                 Ok(()) => {

@@ -210,10 +210,13 @@ impl Worker {
         let mut tidy_at = Instant::now();
         self.observe(&queue, &listing).await;
         self.save(&queue, &mut saved, &listing).await;
+        let board = self.board.clone();
         loop {
+            // From here on a change of that is heard.
+            let order = board.order();
             self.begin(&queue, &mut work, &listing);
             self.report(&queue, &saved, &listing).await;
-            if Instant::now() >= tidy_at && retention.is_empty() {
+            if Instant::now() >= tidy_at && retention.is_empty() && !self.board.is_paused() {
                 tidy_at = Instant::now() + TIDY_EVERY;
                 self.tidy(&mut retention);
             }
@@ -225,7 +228,7 @@ impl Worker {
                 // It ends before it is told to only by a panic, which is ours then: somebody watches us.
                 Some(Err(error)) = tail.join_next(), if !stop.is_cancelled() => resume(error),
                 changed = self.wanted.changed() => changed.map_or(Event::Stop, |()| Event::Wanted),
-                () = self.board.order() => Event::Aside,
+                () = order => Event::Aside,
                 changed = self.listings.changed() => changed.map_or(Event::Stop, |()| Event::Listing),
                 () = sleep_until(wake) => Event::Time,
                 () = stop.cancelled() => Event::Stop,
@@ -240,8 +243,9 @@ impl Worker {
                     // More has come; what was saved may have to be let go.
                     self.publish(&queue, &saved, &listing);
                 }
-                // Made with settings that are none any more.
-                Event::Retention(_) if self.wanted.has_changed().unwrap_or(true) => {}
+                // Made with settings that are none any more, or for a target that somebody has in hand.
+                Event::Retention(_)
+                    if self.wanted.has_changed().unwrap_or(true) || self.board.is_paused() => {}
                 Event::Retention(plan) => {
                     self.removing(&queue, &plan, &listing);
                     // Before they are gone nobody counts on them any more.

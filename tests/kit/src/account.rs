@@ -37,7 +37,7 @@ pub(crate) fn is_another() -> bool {
 }
 
 /// A command run under the servers' account, with nothing of our environment that could steer libpq.
-pub(crate) fn command(program: impl AsRef<Path>) -> Command {
+pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = clean_command(program.as_ref());
     if let Some(ids) = *SERVERS {
         command.uid(ids.uid).gid(ids.gid);

@@ -60,7 +60,7 @@ mod wait;
 pub mod waldump;
 mod writer;
 
-pub use account::tied_command;
+pub use account::{command as servers_command, tied_command};
 pub use barman::{Answer, Barman};
 pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
