@@ -704,6 +704,7 @@ impl Follower {
             }
             Action::Commit => {
                 stepped.writer.commit();
+                stepped.writer.check_commit().map_err(|error| StreamEnd::Failed(error.into()))?;
                 tell_positions(receiver, stepped, cx);
             }
             Action::ShowStart => {

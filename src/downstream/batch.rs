@@ -20,7 +20,7 @@ thread_local! {
     static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// From messages of this many bytes of WAL on they are sent by `sendfile`, two calls each, instead of one `writev` for all.
+/// Messages of more bytes of WAL than this are sent by `sendfile`, two calls each, instead of one `writev` for all.
 const LARGE: usize = 64 << 10;
 
 /// Up to four messages of WAL from one segment, partly sent.
@@ -62,7 +62,7 @@ impl Batch {
             batch.count += 1;
             at = end;
         }
-        if batch.messages[0].len >= LARGE {
+        if batch.messages[0].len > LARGE {
             batch.file = batch.segment.file_to_send();
         }
         batch

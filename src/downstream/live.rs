@@ -116,9 +116,10 @@ impl Line {
     }
 
     /// Sends what is new, or calls the walsender; whether it was sent.
-    fn serve(&self, end: Option<TimelinePosition>, wall: PgTimestamp) -> bool {
+    fn serve(&self, end: impl FnOnce() -> Option<TimelinePosition>, wall: PgTimestamp) -> bool {
         let served = match self.lent.try_lock() {
-            Ok(mut lent) => lent.as_mut().and_then(|lent| self.send(lent, end, wall)),
+            // The position is read behind the lock: what somebody else has sent meanwhile is not behind it.
+            Ok(mut lent) => lent.as_mut().and_then(|lent| self.send(lent, end(), wall)),
             Err(TryLockError::WouldBlock) => None,
             // Whoever used it has panicked, which has been told: its walsender sees what is left.
             Err(TryLockError::Poisoned(_)) => None,
@@ -167,8 +168,16 @@ impl Line {
         hand.sender.handle(Input::Sent, now);
         self.consumer.set_sent(hand.sender.sent());
         // Nothing, as a rule.
-        lent.output = hand.sender.poll_output(wall);
-        lent.output.is_none().then_some(true)
+        match hand.sender.poll_output(wall) {
+            None => return Some(true),
+            // More WAL, of the next segment: as above.
+            Some(Output::Wal { .. }) => {
+                hand.sender.handle(Input::Fetching, now);
+                hand.sender.handle(Input::Fetched, now);
+            }
+            other => lent.output = other,
+        }
+        None
     }
 
     /// The segment of WAL that a lent hand may send.
@@ -231,8 +240,9 @@ impl Live {
             let lines = self.lines();
             let written = store.written();
             for turn in lines.chunks(TURN * PASSES) {
-                let (end, wall) = (*written.borrow(), clock());
-                turn.iter().skip(number).step_by(PASSES).for_each(|line| _ = line.serve(end, wall));
+                let wall = clock();
+                let mine = turn.iter().skip(number).step_by(PASSES);
+                mine.for_each(|line| _ = line.serve(|| *written.borrow(), wall));
                 tokio::task::yield_now().await;
             }
         }
@@ -248,7 +258,7 @@ impl Audience for Live {
                 break;
             }
             looked_at += 1;
-            served += usize::from(line.serve(end, wall));
+            served += usize::from(line.serve(|| end, wall));
         }
         if looked_at < lines.len() {
             self.passes.iter().for_each(Notify::notify_one);

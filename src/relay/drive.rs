@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
+use crate::parts::{BEAT, beat};
 use crate::store::Store;
 
 /// A sync that has taken so long may take for ever: the deputy goes on with the work.
@@ -131,6 +132,7 @@ impl<T: Send + 'static> Driver<T> {
         }
         drop(state);
         self.turns.take();
+        beat();
         let mut state = self.lock();
         if matches!(state.seat, Seat::TakenOver) {
             self.wanted.notify_one();
@@ -146,7 +148,8 @@ impl<T: Send + 'static> Driver<T> {
                 Seat::TakenOver => state.seat = Seat::TakenOver,
                 Seat::Driven | Seat::Over => panic!("the walreceiver's deputy is lost"),
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            beat();
+            state = self.changed.wait_timeout(state, BEAT).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -165,7 +168,10 @@ impl<T: Send + 'static> Driver<T> {
                     drop(state);
                     let seat = self.drive(runtime, work);
                     state = self.lock();
-                    state.seat = seat;
+                    // The thread may have panicked meanwhile.
+                    if !matches!(state.seat, Seat::Over) {
+                        state.seat = seat;
+                    }
                     self.changed.notify_all();
                 }
                 other => state.seat = other,
@@ -204,7 +210,10 @@ struct End<'a, T: Send + 'static>(&'a Driver<T>);
 
 impl<T: Send + 'static> Drop for End<'_, T> {
     fn drop(&mut self) {
-        self.0.lock().seat = Seat::Over;
+        let seat = std::mem::replace(&mut self.0.lock().seat, Seat::Over);
+        if matches!(seat, Seat::TakenOver) {
+            self.0.wanted.notify_one();
+        }
         self.0.changed.notify_all();
         self.0.turns.offer(false);
     }

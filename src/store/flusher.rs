@@ -62,7 +62,9 @@ struct Work {
     at_work: bool,
     /// Whoever has written takes turns that are offered.
     writer_syncs: bool,
-    /// A sync has failed: nothing is synced any more.
+    /// A sync has failed: nothing is taken or confirmed any more.
+    failing: bool,
+    /// That is known to everybody: the flusher may end.
     failed: bool,
     pace: Pace,
     /// Nobody takes anything any more, or only whoever steps the store, when it gets to it.
@@ -123,7 +125,7 @@ impl FlushQueue {
     /// What is offered, if it still is. It is the caller's alone until it is [`done`](Self::done).
     pub(super) fn take_offered(&self) -> Option<Turn> {
         let mut work = lock(&self.work);
-        if !self.offered.swap(false, Ordering::Relaxed) || work.at_work || work.failed {
+        if !self.offered.swap(false, Ordering::Relaxed) || work.at_work || work.failing {
             return None;
         }
         let target = Some(work.target.take()?);
@@ -142,7 +144,12 @@ impl FlushQueue {
         }
     }
 
-    /// Nobody knows what is durable: whoever is at work has met that, and stays it.
+    /// A sync has failed; whether it is the first. From now on nobody begins one, and none that is under way counts.
+    pub(super) fn begin_failing(&self) -> bool {
+        !std::mem::replace(&mut lock(&self.work).failing, true)
+    }
+
+    /// Everybody knows that nobody knows what is durable: whoever is at work has met that, and stays it.
     fn fail(&self) {
         lock(&self.work).failed = true;
         self.changed.notify_all();
@@ -191,7 +198,7 @@ impl FlushQueue {
     /// All there is to do, if that is anything.
     pub(super) fn take(&self) -> Option<Turn> {
         let mut work = lock(&self.work);
-        if work.failed || !work.can_be_taken() {
+        if work.failing || !work.can_be_taken() {
             return None;
         }
         let early = std::mem::take(&mut work.early);
@@ -224,14 +231,14 @@ impl Work {
 
     /// Whether there is work that nobody else is at.
     fn can_be_taken(&self) -> bool {
-        (self.target.is_some() && !self.at_work) || !self.early.is_empty()
+        !self.failing && ((self.target.is_some() && !self.at_work) || !self.early.is_empty())
     }
 
     /// Whether the turn can be left to whoever has written: one sync of what lies in files that are there durably, and
     /// nothing else. What completes a segment takes a while.
     fn may_be_offered(&self) -> bool {
         let is_plain = |segment: &Arc<Segment>| segment.is_linked() && !segment.is_complete();
-        let is_free = self.writer_syncs && !self.at_work && !self.failed && !self.stop;
+        let is_free = self.writer_syncs && !self.at_work && !self.failing && !self.stop;
         is_free && self.early.is_empty() && self.pace.is_quick() && self.dirty.iter().all(is_plain)
     }
 }
@@ -285,8 +292,7 @@ impl Flushing {
             }
             Err(failure) => {
                 self.has_failed = true;
-                self.store.fail_sync(&failure.what, &failure.source);
-                self.store.flush_queue.fail();
+                self.store.meet_failure(&failure);
                 false
             }
         }
@@ -304,7 +310,13 @@ impl Flushing {
     /// Does a turn that somebody has taken.
     #[cfg(test)]
     pub(super) fn finish_turn(&mut self, turn: &Turn) {
-        assert!(self.store.flush(turn, &mut self.naming).is_ok());
+        assert!(self.tries_turn(turn));
+    }
+
+    /// Whether such a turn counts.
+    #[cfg(test)]
+    pub(super) fn tries_turn(&mut self, turn: &Turn) -> bool {
+        self.store.flush(turn, &mut self.naming).is_ok()
     }
 
     /// Does what is left.
@@ -414,10 +426,17 @@ impl Store {
         let Some(Turn { dirty, target: Some(target), .. }) = self.flush_queue.take_offered() else { return };
         let mut naming = Naming::default();
         if let Err(failure) = self.sync_written(&dirty, target, &mut naming) {
+            self.meet_failure(&failure);
+        }
+        debug_assert!(!naming.is_behind(), "what is offered completes no segment");
+    }
+
+    /// Nothing is confirmed from the moment on that a sync has failed, long before word of it is left.
+    fn meet_failure(&self, failure: &SyncFailure) {
+        if self.flush_queue.begin_failing() {
             self.fail_sync(&failure.what, &failure.source);
             self.flush_queue.fail();
         }
-        debug_assert!(!naming.is_behind(), "what is offered completes no segment");
     }
 
     fn sync_all(
@@ -447,7 +466,12 @@ impl Store {
         assert!(before.is_none_or(goes_on), "the durable end falls from {before:?} to {target:?}");
         let reaches = |to: TimelinePosition| to.tli != target.tli || target.lsn <= to.lsn;
         assert!(written.is_none_or(reaches), "{target:?} is called durable and {written:?} written");
+        let work = lock(&self.flush_queue.work);
+        if work.failing {
+            return Err(io::Error::other("another sync has failed"));
+        }
         self.flushed.send_replace(Some(target));
+        drop(work);
         complete.iter().for_each(|segment| segment.close());
         naming.complete.extend(complete);
         Ok(())

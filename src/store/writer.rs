@@ -326,6 +326,14 @@ impl Writer {
         result
     }
 
+    /// Whether the last [`commit`](Self::commit) could write what it was to show.
+    ///
+    /// # Errors
+    /// The disk did not take it: it has to come again.
+    pub fn check_commit(&mut self) -> Result<(), AppendError> {
+        self.unsaid.take().map_or(Ok(()), Err)
+    }
+
     /// Where that fails, the next piece is refused.
     fn write_gathered(&mut self) {
         let written = self.stream.as_mut().map_or(Ok(()), Stream::write_gathered);

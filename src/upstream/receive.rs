@@ -164,6 +164,7 @@ impl<'a> Shell<'a> {
             Action::Append { at, wal } => self.writer.append(at, receiver.wal(&wal))?,
             Action::Commit => {
                 self.writer.commit();
+                self.writer.check_commit()?;
                 self.tell_positions(receiver);
             }
             Action::Send(message) => self.send(message).await?,

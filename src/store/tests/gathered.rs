@@ -98,6 +98,22 @@ fn pieces_of_every_size_come_out_in_their_order() {
     small.check();
 }
 
+/// Who commits is told at once, and not when more comes.
+#[test]
+fn a_commit_that_could_not_write_says_so() {
+    let mut small = Small::new(100_000);
+    small.append(1000, 3000, 500).unwrap();
+    small.disk.fail_at(small.disk.operations() + 1, libc::EIO);
+    small.it.writer.commit();
+    assert!(matches!(small.it.writer.check_commit(), Err(AppendError::Disk { .. })));
+    small.it.writer.check_commit().unwrap();
+    let from = small.it.writer.position().unwrap().lsn.since(START) as usize;
+    assert!(from <= 1000, "it comes again");
+    let all = small.wal.bytes().len();
+    small.append(from, all, 700).unwrap();
+    small.check();
+}
+
 #[test]
 fn what_could_not_be_written_is_refused_and_comes_again() {
     let mut small = Small::new(300_000);

@@ -140,6 +140,28 @@ fn a_sync_that_fails_in_the_writers_hands_ends_the_store_as_any_does() {
     assert!(matches!(it.it.writer.append(at, &[0]), Err(AppendError::Failed)));
 }
 
+/// While word of it is left for the next start, which may take seconds, nothing is confirmed by somebody else.
+#[test]
+fn from_a_failed_sync_on_nobody_confirms_anything() {
+    for is_under_way in [false, true] {
+        let mut it = Offering::new();
+        it.commit(20_000);
+        let confirmed = it.it.store.tip().unwrap().flush_lsn;
+        let turn = is_under_way.then(|| it.it.store.flush_queue.take_offered().unwrap());
+        assert!(it.it.store.flush_queue.begin_failing());
+        match turn {
+            Some(turn) => assert!(!it.it.flushing.tries_turn(&turn)),
+            None => {
+                it.it.store.take_turn();
+                assert!(it.it.store.flush_queue.take().is_none());
+                it.commit(20_000);
+                assert!(!it.it.store.has_turn_at_hand());
+            }
+        }
+        assert_eq!(it.it.store.tip().unwrap().flush_lsn, confirmed);
+    }
+}
+
 /// With the store's threads: who takes which turn is open, and all is durable in the end.
 #[test]
 fn the_flusher_and_the_writer_take_turns() {
