@@ -117,10 +117,10 @@ impl<'a> Scene<'a> {
         let marks: Vec<Mark> = self.site.taps.iter().map(|tap| tap.relay.log().mark()).collect();
         let is_fenced = !self.orders.control && self.random.u8(..3) == 0;
         let begun = Instant::now();
-        let strike = self.strike(candidate, is_fenced);
+        let mut strike = self.strike(candidate, is_fenced);
         let is_steady = steady.is_some() && self.receiver(candidate) == steady;
         self.trouble_meanwhile();
-        self.ready(candidate, is_fenced, is_steady);
+        self.ready(candidate, is_fenced, is_steady, &mut strike);
         self.promote(candidate);
         park_at_most(&mut self.random, 400);
         self.heal(|_| true);
@@ -270,7 +270,7 @@ impl<'a> Scene<'a> {
     }
 
     /// What docs/FAILOVER.md demands before a promotion.
-    fn ready(&mut self, candidate: usize, is_fenced: bool, is_steady: bool) {
+    fn ready(&mut self, candidate: usize, is_fenced: bool, is_steady: bool, strike: &mut Strike) {
         if self.orders.control || !is_fenced && is_steady {
             return;
         }
@@ -283,6 +283,12 @@ impl<'a> Scene<'a> {
         if !is_steady {
             // It may have asked the relays when they had less; it asks again.
             self.tally.awaited += 1;
+            if *strike == Strike::Stopped {
+                // Else a standby that starts now waits for its answer, for which PostgreSQL has no limit.
+                self.tally.count("of the stopped, powered off before");
+                self.site.nodes[self.site.primary].server.kill9();
+                *strike = Strike::Killed;
+            }
             self.heal(|it| it.who == Who::Standby(candidate));
         }
         let loses_nothing = || {
