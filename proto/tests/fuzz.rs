@@ -76,8 +76,12 @@ fn fuzz_commands() {
             |&byte: &u8| WORDS.get(usize::from(byte)).map_or(vec![byte], |word| word.as_bytes().to_vec());
         let parsed = Parsed::parse(&bytes.iter().flat_map(piece).collect::<Vec<u8>>());
         if let Ok(Statement::Command(command)) = parsed.statement {
-            let again = Parsed::parse(command.to_string().as_bytes());
-            assert_eq!(again.statement, Ok(Statement::Command(command)));
+            let written = command.to_string();
+            // What was no text is longer as one, and may be cut the second time.
+            if !written.contains(char::REPLACEMENT_CHARACTER) {
+                let again = Parsed::parse(written.as_bytes());
+                assert_eq!(again.statement, Ok(Statement::Command(command)), "{written}");
+            }
         }
     });
 }
