@@ -57,6 +57,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "out",
             "permissions",
             "pg",
+            "redact",
             "relay",
             "show",
             "status",

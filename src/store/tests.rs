@@ -491,6 +491,7 @@ fn a_copy_of_a_directory_that_was_stopped_in_order_is_written_again() {
     for (root, is_written_again) in [(dir.path(), false), (&copy, true), (&copy, false)] {
         let inode = || fs::metadata(root.join(tail)).unwrap().ino();
         let before = inode();
+        let _held = fs::File::open(root.join(tail)).unwrap();
         let opened = Opened::open(root);
         assert_eq!(inode() != before, is_written_again, "{}", root.display());
         assert_eq!(opened.store.tip().unwrap().flush_lsn, end);
@@ -526,6 +527,8 @@ fn where_all_could_not_be_synced_every_segment_is_written_again_once() {
     fs::write(dir.path().join("timeline.toml"), timeline).unwrap();
     for is_written_again in [true, false] {
         let before = inodes();
+        // As long as they are open nobody else gets their numbers.
+        let _held: Vec<_> = files.iter().map(|file| fs::File::open(file).unwrap()).collect();
         let opened = Opened::open(dir.path());
         for (before, after) in before.iter().zip(inodes()).take(2) {
             assert_eq!(*before != after, is_written_again);
