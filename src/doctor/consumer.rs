@@ -242,9 +242,9 @@ fn source(found: &mut Findings, receiver: &Receiver, expected: &Expected) {
     let host = receiver.host.as_deref().unwrap_or("?");
     let port = receiver.port.unwrap_or_default();
     // Neither tells for sure: ports are translated, and a name may be another's.
-    let is_ours = expected.ports.contains(&port);
     let is_there = expected.consumers.as_ref().is_none_or(|names| !names.is_empty());
-    if !expected.ports.is_empty() && !(is_ours && is_there) {
+    let is_ours = expected.ports.is_empty() || (expected.ports.contains(&port) && is_there);
+    if !is_ours {
         let text = format!("it streams from {host} port {port}, which is not this relay");
         return found.warning("consumer_other_source", text, remedy(["point its primary_conninfo at the relay; docs/OPERATIONS.md, moving a standby under the relay"]));
     }
