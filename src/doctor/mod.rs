@@ -1,7 +1,7 @@
 //! `walrelay doctor`: what goes wrong in practice, before and while a relay runs, with the cause and what to type.
 //!
 //! Everybody is asked side by side (`ask`, and the first half of each part); what they say is judged by functions without I/O, a
-//! part each: [`upstream`], [`relay`], [`host`], [`consumer`] with its [`restore`] command.
+//! part each: `upstream`, `relay`, `host`, `consumer` with its `restore` command.
 
 mod ask;
 mod consumer;
