@@ -19,6 +19,7 @@ mod doctor;
 mod drain;
 mod drills;
 mod drivers;
+mod examples;
 mod failing_disk;
 mod failover;
 mod fanout;

@@ -21,6 +21,7 @@
 //! PostgreSQL refuses anything else.
 
 mod account;
+pub mod ansible;
 mod barman;
 pub mod bench;
 mod certificates;

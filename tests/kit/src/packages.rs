@@ -59,6 +59,15 @@ impl Packages {
         command
     }
 
+    /// A shell script that runs one of their programs as somebody who has installed them would.
+    pub(crate) fn program(&self, name: &str) -> String {
+        format!(
+            "#!/bin/sh\nPYTHONPATH='{dir}' PYTHONNOUSERSITE=1 exec '{interpreter}' '{dir}/bin/{name}' \"$@\"\n",
+            dir = self.dir.display(),
+            interpreter = self.interpreter.display(),
+        )
+    }
+
     /// Puts them there unless they are.
     ///
     /// # Errors

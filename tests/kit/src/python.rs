@@ -59,6 +59,11 @@ impl Python {
         command
     }
 
+    /// The text of a script `barman`, for a directory of the `PATH`.
+    pub fn barman_script(&self) -> String {
+        self.packages.program("barman")
+    }
+
     /// A command for Barman, which runs further ones of itself.
     pub(crate) fn barman(&self) -> Command {
         let mut command = self.packages.interpreter();

@@ -1,5 +1,5 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto, Patroni, repmgr and some programs, and prints
-//! where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto, Patroni, repmgr, Ansible and some programs,
+//! and prints where they are.
 //!
 //! `setup` does so for all tested versions, `setup 17 18` for these servers alone. `setup missing` only says which of them
 //! could not be installed, so that the tests did nothing on them.
@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
-use walrelay_testkit::{moto, patroni, python, repmgr, tools};
+use walrelay_testkit::{ansible, moto, patroni, python, repmgr, tools};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|arg| arg == "missing") {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     }
     // All of them, so that one run tells everything that is missing.
     let servers = wanted.into_iter().map(report);
-    let others = [report_tools, report_barman, report_moto, report_managers]
+    let others = [report_tools, report_barman, report_moto, report_optional]
         .into_iter()
         .filter(|_| all)
         .map(|report| report());
@@ -53,8 +53,10 @@ fn report_moto() -> Result<(), InstallError> {
 }
 
 /// Without them their stories do nothing.
-fn report_managers() -> Result<(), InstallError> {
-    for (name, found) in [("Patroni", patroni::ensure()), ("repmgr", repmgr::ensure())] {
+fn report_optional() -> Result<(), InstallError> {
+    for (name, found) in
+        [("Patroni", patroni::ensure()), ("repmgr", repmgr::ensure()), ("Ansible", ansible::ensure())]
+    {
         match found {
             Ok(version) => println!("{name:<10} {version}"),
             Err(error) => println!("*** {name} IS MISSING, NOTHING IS TESTED WITH IT: {error}"),
@@ -84,7 +86,9 @@ fn tell_missing() -> ExitCode {
             println!("*** NOTHING WAS TESTED ON PostgreSQL {major}: {why}");
         }
     }
-    for (name, is_here) in [("Patroni", patroni::is_here()), ("repmgr", repmgr::is_here())] {
+    let optional =
+        [("Patroni", patroni::is_here()), ("repmgr", repmgr::is_here()), ("Ansible", ansible::is_here())];
+    for (name, is_here) in optional {
         if !is_here {
             println!("*** NOTHING WAS TESTED WITH {name}: it could not be installed");
         }
