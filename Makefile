@@ -17,7 +17,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers reference book deb rpm clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -33,6 +33,7 @@ help:
 	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
+	@echo 'make reference, make book    docs/REFERENCE.md from the code; the documents as a book, with mdbook'
 	@echo 'make deb, make rpm           packages for Debian and for Red Hat, with unit, manual pages and completions'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
@@ -172,6 +173,18 @@ papers:
 	mkdir -p target/package/man
 	$(PROGRAM) man target/package/man
 	for shell in bash fish zsh; do $(PROGRAM) completions $$shell > target/package/walrelay.$$shell; done
+
+# docs/REFERENCE.md and docs/MESSAGES.md; a test says when they have to be made again.
+reference: cc
+	WALRELAY_WRITE_REFERENCE=1 $(CARGO) test --quiet --package walrelay --test pg -- reference::
+
+# The pages lead to files beside docs, too, which are put beside the book.
+BOOK = target/book
+book:
+	@command -v mdbook >/dev/null || { echo 'mdbook is not installed: cargo install --locked mdbook, or read docs/SUMMARY.md' >&2; exit 1; }
+	mdbook build
+	cp -R examples packaging monitoring README.md CHANGELOG.md $(BOOK)/
+	@echo 'see $(BOOK)/docs/index.html'
 
 # cargo install --locked cargo-deb cargo-generate-rpm
 deb: cc
