@@ -76,6 +76,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "descriptors",
             "gateway",
             "lane",
+            "moment",
             "overlay",
             "parts",
             "permissions",

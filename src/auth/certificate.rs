@@ -33,6 +33,10 @@ pub struct ClientCertificate {
     pub common_name: Option<String>,
     /// The whole name as RFC 2253 writes it, last component first: `CN=standby,O=Example`.
     pub distinguished_name: String,
+    /// Its number among those of who has issued it, in decimal; `None` if it has more than 38 digits.
+    pub serial: Option<String>,
+    /// Who has issued it, written like the name.
+    pub issuer: String,
 }
 
 /// A certificate whose names cannot be trusted.
@@ -61,7 +65,12 @@ impl ClientCertificate {
         if first.is_some_and(|name| name.as_slice().contains(&0)) {
             return Err(ClientCertificateError::EmbeddedNul);
         }
-        Ok(ClientCertificate { common_name, distinguished_name: distinguished_name(subject) })
+        Ok(ClientCertificate {
+            common_name,
+            distinguished_name: distinguished_name(subject),
+            serial: Some(certificate.tbs_certificate.serial.to_string()).filter(|serial| serial.len() <= 38),
+            issuer: distinguished_name(certificate.issuer()),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ mod shown;
 mod tls;
 mod units;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -155,6 +156,17 @@ pub enum ConfigError {
     NoUpstream,
 }
 
+/// What each setting that is shown is for, in a line, by its name.
+pub fn descriptions() -> HashMap<String, String> {
+    let command = <Cli as clap::CommandFactory>::command();
+    let about = |argument: &clap::Arg| {
+        let help = argument.get_help()?.to_string();
+        Some((argument.get_long()?.to_owned(), help))
+    };
+    let ssl = ("ssl".to_owned(), "Whether clients are offered TLS".to_owned());
+    command.get_arguments().filter_map(about).chain([ssl]).collect()
+}
+
 impl Config {
     /// Brings together flags (with environment variables), file and defaults.
     pub fn resolve(cli: Cli, environment: &Environment) -> Result<Config, ConfigError> {
@@ -180,6 +192,26 @@ impl Config {
     /// Names of the settings, archive targets left out, that are not the same in `other`.
     pub fn differences(&self, other: &Config) -> Vec<String> {
         self.typed.all.differences(&other.typed.all)
+    }
+
+    /// Where a setting comes from, by its name among those that are shown: `command line` (or its environment variable),
+    /// `configuration file`, with the file, or `default`.
+    pub fn source_of(&self, name: &str) -> (&'static str, Option<&Path>) {
+        let Typed { file, settings, all, .. } = &self.typed;
+        let is_in = |settings: &Settings| {
+            let given = settings.differences(&Settings::default());
+            let is_part = |given: &String| {
+                given == name
+                    || given == "ack" && name.starts_with("ack-")
+                    || given == "ssl-cert-file" && name == "ssl"
+            };
+            given.iter().any(is_part) || name == "archive" && !settings.archive.is_empty()
+        };
+        match () {
+            () if name == "config" && file.is_some() || is_in(settings) => ("command line", None),
+            () if is_in(all) => ("configuration file", file.as_deref()),
+            () => ("default", None),
+        }
     }
 
     fn of(path: Option<PathBuf>, typed: Settings, environment: &Environment) -> Result<Config, ConfigError> {

@@ -1,9 +1,8 @@
 //! SQL that the relay answers itself, without an upstream: in its own database, which is about the relay, and in
 //! place of an upstream that cannot be reached.
 //!
-//! It is a handful of statements, not a database: the two views with simple conditions, SHOW, what clients ask
-//! to get started and send by themselves, SET, which does nothing, and transaction blocks, which have a state but nothing
-//! to take back. As simple queries or prepared. While the upstream is away this is just
+//! It is no database: an engine for SELECT from the relay's views (`query`), SHOW, what clients send by themselves, SET, which
+//! does nothing, and transaction blocks, which have a state but nothing to take back. As simple queries or prepared. While the upstream is away this is just
 //! what backup tools need to start their receivers; the values are the last ones the upstream has told.
 //!
 //! Text in, results out; what there is to know comes from [`Facts`].
@@ -12,8 +11,8 @@ mod fixed;
 mod orders;
 mod parameters;
 mod prepared;
+mod query;
 mod report;
-mod select;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -82,6 +81,16 @@ pub trait Facts {
     /// Whether the role may see everything: a superuser, one with the privileges of `pg_monitor`, an administrator, or the
     /// relay's own system user over a Unix socket.
     fn sees_all(&self) -> bool;
+
+    /// Rows of `pg_stat_activity` and `pg_stat_ssl` in one, as the role may see them: consumers and sessions, not the
+    /// walreceiver.
+    fn sessions(&self) -> Vec<Row>;
+
+    /// End of the WAL that survives a power cut.
+    fn flush_lsn(&self) -> Option<String>;
+
+    /// When the relay started.
+    fn started_at(&self) -> Option<String>;
 
     /// The relay, whoever asks; `None` where nobody has it looked at.
     fn status(&self) -> Option<Status>;
@@ -218,7 +227,9 @@ impl Statements<'_> {
         let tokens = statement.tokens.as_slice();
         let words: Vec<_> = tokens.iter().map_while(|token| overlay::identifier(self.text, token)).collect();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
-        if let Some(answer) = fixed::answer(self, &normalized(self.text, tokens))? {
+        if self.facts.instead() == Instead::Upstream
+            && let Some(answer) = fixed::answer(self, &normalized(self.text, tokens))?
+        {
             return Ok(answer);
         }
         if self.facts.instead() == Instead::OwnDatabase
@@ -246,8 +257,28 @@ impl Statements<'_> {
                 }
                 discard(what).ok_or_else(|| cannot(self.facts))?
             }
-            _ => self.select(tokens)?,
+            _ if query::is_query(self, tokens) => {
+                query::answer(self, tokens).map_err(|error| self.error(error))?
+            }
+            _ => return Err(cannot(self.facts)),
         })
+    }
+
+    /// In the place of the upstream what is not known here, or not understood, is not known at all.
+    fn error(self, error: PgError) -> PgError {
+        let is_theirs = [
+            sqlstate::FEATURE_NOT_SUPPORTED,
+            sqlstate::INVALID_SCHEMA_NAME,
+            sqlstate::UNDEFINED_FUNCTION,
+            sqlstate::UNDEFINED_OBJECT,
+            sqlstate::UNDEFINED_TABLE,
+        ];
+        match self.facts.instead() {
+            Instead::Upstream if is_theirs.contains(&&*error.sqlstate) => unreachable_upstream(),
+            // PostgreSQL's grammar is larger.
+            Instead::Upstream if error.message.starts_with("syntax error ") => unreachable_upstream(),
+            _ => error,
+        }
     }
 
     fn is(self, token: &Token, word: &str) -> bool {
@@ -309,6 +340,16 @@ fn flag(value: bool) -> String {
     if value { "t" } else { "f" }.to_owned()
 }
 
+fn unknown_setting(name: &str, facts: &dyn Facts) -> PgError {
+    match facts.instead() {
+        Instead::Upstream => unreachable_upstream(),
+        Instead::OwnDatabase => {
+            let text = format!("unrecognized configuration parameter \"{name}\"");
+            PgError::error(sqlstate::UNDEFINED_OBJECT, text)
+        }
+    }
+}
+
 /// The statement is not one of those that can be answered.
 fn cannot(facts: &dyn Facts) -> PgError {
     match facts.instead() {
@@ -316,8 +357,8 @@ fn cannot(facts: &dyn Facts) -> PgError {
         Instead::OwnDatabase => {
             let text = "this statement is not one of those that walrelay answers";
             PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(
-                "This database is about the relay: SHOW HELP lists what it shows; SELECT reads pg_replication_slots, \
-                 pg_stat_replication, pg_stat_wal_receiver and pg_stat_archiver; RELOAD, DISCONNECT, DROP SLOT, PAUSE, RESUME \
+                "This database is about the relay: SHOW HELP lists what it shows; SELECT reads its views, \
+                 pg_replication_slots, pg_stat_replication, pg_stat_activity, pg_settings and others; RELOAD, DISCONNECT, DROP SLOT, PAUSE, RESUME \
                  and SHUTDOWN are for administrators. Any other database is the upstream's.",
             )
         }

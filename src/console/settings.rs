@@ -1,10 +1,10 @@
 //! SHOW, SET, and single rows of `pg_settings`.
 
 use crate::overlay::{self, Kind, Token};
+use crate::wire::PgError;
 use crate::wire::messages::ColumnType;
-use crate::wire::{PgError, sqlstate};
 
-use super::{Answer, Change, Field, Instead, Statements, report, unreachable_upstream};
+use super::{Answer, Change, Field, Statements, report};
 
 impl Statements<'_> {
     pub(super) fn show(self, name: &[Token]) -> Result<Answer, PgError> {
@@ -23,7 +23,7 @@ impl Statements<'_> {
             }
             _ => return Err(super::cannot(self.facts)),
         };
-        let value = self.facts.setting(name).ok_or_else(|| self.unknown(name))?;
+        let value = self.facts.setting(name).ok_or_else(|| super::unknown_setting(name, self.facts))?;
         let columns = vec![Field::new(name, ColumnType::Text)];
         Ok(Answer::Rows {
             columns,
@@ -38,16 +38,6 @@ impl Statements<'_> {
         let row = |(name, value)| vec![Some(name), Some(value), Some(String::new())];
         let rows = self.facts.settings().into_iter().map(row).collect();
         Answer::Rows { columns: columns.into(), rows, tag: "SHOW".to_owned(), changes: Vec::new() }
-    }
-
-    pub(super) fn unknown(self, name: &str) -> PgError {
-        match self.facts.instead() {
-            Instead::Upstream => unreachable_upstream(),
-            Instead::OwnDatabase => {
-                let text = format!("unrecognized configuration parameter \"{name}\"");
-                PgError::error(sqlstate::UNDEFINED_OBJECT, text)
-            }
-        }
     }
 
     /// `SET [SESSION] application_name TO value`; anything else that is set changes nothing.

@@ -1,45 +1,87 @@
-//! The columns of the two views in each version (PostgreSQL: `system_views.sql`).
+//! The views: their columns in each version (PostgreSQL: `system_views.sql`), and the relay's rows.
 
-use walrelay_proto::Lsn;
+mod settings;
 
 use crate::overlay::Row;
+use crate::wire::PgError;
 use crate::wire::messages::ColumnType::{
-    self, Bool, Inet, Int4, Int8, Interval, Name, Oid, PgLsn, Text, Timestamptz, Xid,
+    self, Bool, Inet, Int4, Int8, Interval, Name, Numeric, Oid, PgLsn, Text, TextArray, Timestamptz, Xid,
 };
 
-use super::{Facts, Instead, report};
+use super::{Facts, Instead, flag, report, unreachable_upstream};
 
-/// A view, the relay's rows in it.
-pub(super) struct View {
-    pub(super) columns: Vec<(&'static str, ColumnType)>,
-    pub(super) rows: Vec<Row>,
+/// A view's columns.
+pub(super) type Columns = Vec<(&'static str, ColumnType)>;
+
+/// All there are in the relay's own database. In the place of the upstream it is the first two, and what is asked about the role.
+pub(super) const NAMES: [&str; 9] = [
+    "pg_replication_slots",
+    "pg_stat_replication",
+    "pg_stat_wal_receiver",
+    "pg_stat_archiver",
+    "pg_stat_activity",
+    "pg_stat_ssl",
+    "pg_settings",
+    "pg_database",
+    "pg_user",
+];
+
+/// By its whole name, as nothing else of that schema is there.
+pub(super) const INFORMATION: &str = "information_schema.columns";
+
+/// A function that returns rows.
+const CONTROL_SYSTEM: &str = "pg_control_system";
+
+/// The columns of the view of that name, as the upstream's version has them. It is taken for an old one until it is known.
+pub(super) fn columns(name: &str, facts: &dyn Facts) -> Option<Columns> {
+    let is_own = facts.instead() == Instead::OwnDatabase;
+    Some(match name {
+        "pg_replication_slots" => slot_columns(major(facts)),
+        "pg_stat_replication" => SENDER_COLUMNS.to_vec(),
+        "pg_user" => USER_COLUMNS.to_vec(),
+        "pg_stat_wal_receiver" if is_own => RECEIVER_COLUMNS.to_vec(),
+        "pg_stat_archiver" if is_own => ARCHIVER_COLUMNS.to_vec(),
+        "pg_stat_activity" if is_own => ACTIVITY_COLUMNS.to_vec(),
+        "pg_stat_ssl" if is_own => SSL_COLUMNS.to_vec(),
+        "pg_settings" if is_own => settings::COLUMNS.to_vec(),
+        "pg_database" if is_own => DATABASE_COLUMNS.to_vec(),
+        INFORMATION if is_own => INFORMATION_COLUMNS.to_vec(),
+        _ => return None,
+    })
 }
 
-/// The view of that name, with the columns the upstream's version has. It is taken for an old one until it is known.
-pub(super) fn view(name: &str, facts: &dyn Facts) -> Option<View> {
-    let mut view = columns_and_rows(name, facts)?;
-    let (columns, major) = (&view.columns, major(facts));
-    let is_position = |column: &str| columns.iter().any(|(name, kind)| *name == column && *kind == PgLsn);
-    let written = |column: &str, value: String| match value.parse::<Lsn>() {
-        Ok(lsn) if is_position(column) => lsn.text(major),
-        _ => value,
-    };
-    view.rows = view.rows.into_iter().map(|row| row.map(written)).collect();
-    Some(view)
-}
-
-fn columns_and_rows(name: &str, facts: &dyn Facts) -> Option<View> {
+/// What a function of that name returns, if that is rows: the name that [`rows`] has for them, and their columns.
+pub(super) fn function(name: &str, facts: &dyn Facts) -> Option<(&'static str, Columns)> {
     match name {
-        "pg_replication_slots" => Some(View { columns: slot_columns(major(facts)), rows: facts.slots() }),
-        "pg_stat_wal_receiver" if facts.instead() == Instead::OwnDatabase => {
-            Some(View { columns: RECEIVER_COLUMNS.to_vec(), rows: receiver_rows(facts) })
-        }
-        "pg_stat_archiver" if facts.instead() == Instead::OwnDatabase => {
-            Some(View { columns: ARCHIVER_COLUMNS.to_vec(), rows: archiver_rows(facts) })
-        }
-        "pg_stat_replication" => Some(View { columns: SENDER_COLUMNS.to_vec(), rows: facts.senders() }),
+        CONTROL_SYSTEM => Some((CONTROL_SYSTEM, CONTROL_COLUMNS.to_vec())),
+        "pg_show_all_settings" => columns("pg_settings", facts).map(|columns| ("pg_settings", columns)),
         _ => None,
     }
+}
+
+/// The rows of a view or function.
+pub(super) fn rows(name: &str, facts: &dyn Facts) -> Result<Vec<Row>, PgError> {
+    Ok(match name {
+        "pg_replication_slots" => facts.slots(),
+        "pg_stat_replication" => facts.senders(),
+        "pg_user" => vec![user_row(facts)?],
+        "pg_stat_wal_receiver" => receiver_rows(facts),
+        "pg_stat_archiver" => archiver_rows(facts),
+        "pg_stat_activity" => activity_rows(facts),
+        // PG: of those about whom the role may know nothing there is no row.
+        "pg_stat_ssl" => facts.sessions().into_iter().filter(|row| row.get("ssl").is_some()).collect(),
+        "pg_settings" => settings::rows(facts),
+        "pg_database" => vec![database_row(facts)],
+        CONTROL_SYSTEM => vec![control_row(facts)?],
+        INFORMATION => information_rows(facts),
+        _ => Vec::new(),
+    })
+}
+
+/// The columns of a result must be known to [`columns`] too: what a function returns is.
+pub(super) fn columns_of_rows(name: &str, facts: &dyn Facts) -> Columns {
+    let of_function = || function(name, facts).map(|(_, columns)| columns);
+    columns(name, facts).or_else(of_function).unwrap_or_default()
 }
 
 /// The upstream's major version; 0 until it is known.
@@ -142,6 +184,155 @@ fn receiver_rows(facts: &dyn Facts) -> Vec<Row> {
             .with("sender_port", port)
             .with("conninfo", upstream.conninfo.clone()),
     ]
+}
+
+const ACTIVITY_COLUMNS: [(&str, ColumnType); 22] = [
+    ("datid", Oid),
+    ("datname", Name),
+    ("pid", Int4),
+    ("leader_pid", Int4),
+    ("usesysid", Oid),
+    ("usename", Name),
+    ("application_name", Text),
+    ("client_addr", Inet),
+    ("client_hostname", Text),
+    ("client_port", Int4),
+    ("backend_start", Timestamptz),
+    ("xact_start", Timestamptz),
+    ("query_start", Timestamptz),
+    ("state_change", Timestamptz),
+    ("wait_event_type", Text),
+    ("wait_event", Text),
+    ("state", Text),
+    ("backend_xid", Xid),
+    ("backend_xmin", Xid),
+    ("query_id", Int8),
+    ("query", Text),
+    ("backend_type", Text),
+];
+
+const SSL_COLUMNS: [(&str, ColumnType); 8] = [
+    ("pid", Int4),
+    ("ssl", Bool),
+    ("version", Text),
+    ("cipher", Text),
+    ("bits", Int4),
+    ("client_dn", Text),
+    ("client_serial", Numeric),
+    ("issuer_dn", Text),
+];
+
+/// Sessions, and what receives, which has the process as its own.
+fn activity_rows(facts: &dyn Facts) -> Vec<Row> {
+    let database = facts.database();
+    let with_number = |row: Row| match row.get("datname") == Some(database.as_str()) {
+        true => row.with("datid", DATABASE.to_string()),
+        false => row,
+    };
+    let mut rows: Vec<_> = facts.sessions().into_iter().map(with_number).collect();
+    let receiver = Row::default().with("pid", std::process::id().to_string());
+    rows.push(match facts.sees_all() {
+        true => {
+            receiver.with("backend_type", "walreceiver".to_owned()).with("backend_start", facts.started_at())
+        }
+        false => receiver.with("query", HIDDEN.to_owned()),
+    });
+    rows
+}
+
+/// PG: `pg_stat_get_activity`
+const HIDDEN: &str = "<insufficient privilege>";
+
+/// The number of the one database, as that of the first which a server makes.
+const DATABASE: u32 = 16_384;
+
+const DATABASE_COLUMNS: [(&str, ColumnType); 16] = [
+    ("oid", Oid),
+    ("datname", Name),
+    ("datdba", Oid),
+    ("encoding", Int4),
+    ("datistemplate", Bool),
+    ("datallowconn", Bool),
+    ("dathasloginevt", Bool),
+    ("datconnlimit", Int4),
+    ("datfrozenxid", Xid),
+    ("datminmxid", Xid),
+    ("dattablespace", Oid),
+    ("datcollate", Text),
+    ("datctype", Text),
+    ("datlocale", Text),
+    ("daticurules", Text),
+    ("datcollversion", Text),
+];
+
+fn database_row(facts: &dyn Facts) -> Row {
+    // PG_UTF8
+    let (utf8, no) = ("6".to_owned(), flag(false));
+    Row::default()
+        .with("oid", DATABASE.to_string())
+        .with("datname", facts.database())
+        .with("encoding", utf8)
+        .with("datistemplate", no.clone())
+        .with("datallowconn", flag(true))
+        .with("dathasloginevt", no)
+        .with("datconnlimit", "-1".to_owned())
+        .with("datcollate", "C".to_owned())
+        .with("datctype", "C".to_owned())
+}
+
+const USER_COLUMNS: [(&str, ColumnType); 9] = [
+    ("usename", Name),
+    ("usesysid", Oid),
+    ("usecreatedb", Bool),
+    ("usesuper", Bool),
+    ("userepl", Bool),
+    ("usebypassrls", Bool),
+    ("passwd", Text),
+    ("valuntil", Timestamptz),
+    ("useconfig", TextArray),
+];
+
+/// Of the session's role, as nothing is known of others.
+fn user_row(facts: &dyn Facts) -> Result<Row, PgError> {
+    let is_superuser = facts.is_superuser().ok_or_else(unreachable_upstream)?;
+    Ok(Row::default().with("usename", facts.user()).with("usesuper", flag(is_superuser)))
+}
+
+const INFORMATION_COLUMNS: [(&str, ColumnType); 5] = [
+    ("table_catalog", Name),
+    ("table_schema", Name),
+    ("table_name", Name),
+    ("column_name", Name),
+    ("ordinal_position", Int4),
+];
+
+/// Which columns there are: who works with servers of many versions asks.
+fn information_rows(facts: &dyn Facts) -> Vec<Row> {
+    let of_view = |name: &'static str| {
+        let columns = columns(name, facts).unwrap_or_default().into_iter().zip(1..);
+        columns.map(move |((column, _), at): (_, u32)| (name, column, at))
+    };
+    let row = |(view, column, at): (&str, &str, u32)| {
+        Row::default()
+            .with("table_catalog", facts.database())
+            .with("table_schema", "pg_catalog".to_owned())
+            .with("table_name", view.to_owned())
+            .with("column_name", column.to_owned())
+            .with("ordinal_position", at.to_string())
+    };
+    NAMES.into_iter().flat_map(of_view).map(row).collect()
+}
+
+const CONTROL_COLUMNS: [(&str, ColumnType); 4] = [
+    ("pg_control_version", Int4),
+    ("catalog_version_no", Int4),
+    ("system_identifier", Int8),
+    ("pg_control_last_modified", Timestamptz),
+];
+
+fn control_row(facts: &dyn Facts) -> Result<Row, PgError> {
+    let identifier = facts.system_identifier().ok_or_else(unreachable_upstream)?;
+    Ok(Row::default().with("system_identifier", identifier))
 }
 
 /// Of `"primary" (10.0.0.1), port 5432` and `/tmp/.s.PGSQL.5432`.

@@ -6,10 +6,13 @@ mod extended;
 use std::io;
 use std::sync::Arc;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::extended::{Extended, Progress, Target, execution, target};
 use super::Shared;
+use super::activity::{self, Activity};
 use super::admin::is_admin;
 use super::patience::{ANSWER_LIMIT, Patience};
 use super::session::shutting_down;
@@ -22,7 +25,7 @@ use crate::status::Status;
 use crate::upstream::Return;
 use crate::wire::messages::{
     self, BindComplete, CloseComplete, EmptyQueryResponse, NoData, ParameterDescription, ParseComplete,
-    PortalSuspended,
+    PortalSuspended, TransactionStatus,
 };
 use crate::wire::{Connection, Frame, PgError, Phase, ReadError, binary, sqlstate};
 
@@ -49,6 +52,8 @@ pub(super) struct LocalSession<'a> {
     pub(super) pid: u32,
     pub(super) settings: Settings,
     pub(super) attributes: Option<Attributes>,
+    /// What the session does, for whoever looks.
+    pub(super) activity: Activity,
     /// It runs as the same system user as the relay, or as root.
     pub(super) is_owner: bool,
     pub(super) instead: Instead,
@@ -75,6 +80,15 @@ impl Dialogue {
     /// Whether nothing is under way that the client would miss.
     fn is_idle(&self) -> bool {
         !self.is_open && !self.transaction.is_open()
+    }
+
+    /// PG: `pg_stat_activity.state`, while the client is waited for.
+    fn state(&self) -> &'static str {
+        match self.transaction.status() {
+            TransactionStatus::Transaction => "idle in transaction",
+            TransactionStatus::Error => "idle in transaction (aborted)",
+            TransactionStatus::Idle => "idle",
+        }
     }
 
     fn fail(&mut self, conn: &mut Connection, error: &PgError) {
@@ -110,6 +124,7 @@ impl LocalSession<'_> {
         let patience = Patience { limit: Some(ANSWER_LIMIT), shutdown, cancel: None };
         let mut dialogue = Dialogue::default();
         loop {
+            self.activity.waits(dialogue.state(), self.settings.get("application_name").unwrap_or_default());
             if let Err(error) = patience.flush(&mut conn).await {
                 return format!("could not send data to client: {error}");
             }
@@ -221,9 +236,10 @@ impl LocalSession<'_> {
         text: &[u8],
         dialogue: &mut Dialogue,
     ) -> io::Result<()> {
+        self.activity.runs(text, self.settings.get("application_name").unwrap_or_default());
         dialogue.extended.forget_unnamed();
         let mut script = aside(text, || Script::new(text));
-        while let Some(answer) = aside(text, || script.answer_next(self, &mut dialogue.transaction)) {
+        while let Some(answer) = answered(|| script.answer_next(self, &mut dialogue.transaction)).await {
             // Those who have a socket that is always ready give way too.
             tokio::task::consume_budget().await;
             match answer.map_err(Stop::from) {
@@ -297,8 +313,9 @@ impl LocalSession<'_> {
         let mut portal = dialogue.extended.take(name)?;
         if let Progress::New = portal.progress {
             let prepared = portal.prepared.clone();
+            self.activity.runs(prepared.text(), self.settings.get("application_name").unwrap_or_default());
             let run = || prepared.run(&portal.values, self, &mut dialogue.transaction);
-            match aside(prepared.text(), run)? {
+            match answered(run).await? {
                 Answer::Rows { rows, tag, changes, .. } => {
                     self.take_over(changes, dialogue)?;
                     portal.progress = Progress::Rows { rest: rows.into_iter(), tag };
@@ -422,11 +439,25 @@ fn upstream_is_back() -> PgError {
         .with_hint("walrelay has answered in its place; connect again to be connected to it.")
 }
 
+/// Queries of all sessions that are answered at the same time: each may take a second of a processor, and a thread.
+static AT_WORK: Semaphore = Semaphore::const_new(2);
+
 /// Does some work on a text: a long one may take a while, and not from a thread that serves WAL.
 fn aside<T>(text: &[u8], work: impl FnOnce() -> T) -> T {
     /// About a millisecond.
     const SHORT: usize = 16 << 10;
     if text.len() > SHORT { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// Answers a statement, of which even a short one may take a while, beside the threads that serve WAL. Waits for those of other
+/// sessions. Cancel-safe before it has begun.
+async fn answered<T>(work: impl FnOnce() -> T) -> T {
+    // It is never closed.
+    let _permit = AT_WORK.acquire().await;
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
+    }
 }
 
 fn describe(conn: &mut Connection, body: &[u8], dialogue: &Dialogue) -> Result<(), PgError> {
@@ -553,6 +584,19 @@ impl Facts for LocalSession<'_> {
     fn sees_all(&self) -> bool {
         let may_monitor = self.attributes.is_some_and(|known| known.superuser || known.monitor);
         self.is_owner || may_monitor || is_admin(self.shared, self.user)
+    }
+
+    fn sessions(&self) -> Vec<Row> {
+        let sees_all = self.sees_all();
+        activity::rows(&self.shared.registry, |user| sees_all || user == self.user)
+    }
+
+    fn flush_lsn(&self) -> Option<String> {
+        self.shared.store.tip().map(|tip| tip.flush_lsn.to_string())
+    }
+
+    fn started_at(&self) -> Option<String> {
+        self.shared.config.status.as_ref().map(|sources| sources.started_at().to_string())
     }
 
     fn status(&self) -> Option<Status> {

@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use pgwire::messages::startup::Authentication;
 
 use super::Shared;
+use super::activity::{Client, Tls};
 use super::local::OWN_DATABASE;
 use super::registry::{Full, SessionKind};
 use super::session::{Session, SessionContext};
@@ -96,8 +97,7 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
     Ok(match request.kind {
         Kind::Physical => LoggedIn::Session(Box::new(begin_session(conn, shared, request, credentials)?)),
         Kind::Sql | Kind::Database => {
-            let is_owner = is_owner(conn.peer());
-            LoggedIn::Sql(Box::new(begin_sql(shared, request, credentials, role.attributes, is_owner)?))
+            LoggedIn::Sql(Box::new(begin_sql(conn, shared, request, credentials, role.attributes)?))
         }
     })
 }
@@ -263,12 +263,15 @@ fn begin_session(
     conn.put(&messages::backend_key_data(registration.pid, registration.key));
     conn.put(&messages::ready_for_query());
     let application_name = settings.get("application_name").unwrap_or_default().to_owned();
+    let client = client(conn, None, &application_name);
+    let backend_start = client.started_at;
+    registration.tell(client);
     let consumer = shared.store.consumers().register(ConsumerIdentity {
         pid: registration.pid,
         user: request.user.clone(),
         application_name: application_name.clone(),
         client_addr: conn.peer().address(),
-        backend_start: SystemTime::now(),
+        backend_start,
     });
     let context = SessionContext {
         pid: registration.pid,
@@ -291,6 +294,17 @@ fn begin_session(
     Ok(Session::new(context, registration, settings, credentials, shared.clone()))
 }
 
+/// What is shown of a connection.
+fn client(conn: &Connection, database: Option<String>, application_name: &str) -> Client {
+    Client {
+        database,
+        application_name: application_name.to_owned(),
+        peer: conn.peer(),
+        started_at: SystemTime::now(),
+        tls: conn.tls().map(Tls::of),
+    }
+}
+
 /// Whoever runs as the relay's own system user, or as root, could read all of its memory.
 fn is_owner(peer: Peer) -> bool {
     let Peer::Local { uid: Some(uid) } = peer else { return false };
@@ -298,11 +312,11 @@ fn is_owner(peer: Peer) -> bool {
 }
 
 fn begin_sql(
+    conn: &Connection,
     shared: &Arc<Shared>,
     request: StartupRequest,
     credentials: Credentials,
     attributes: Option<Attributes>,
-    is_owner: bool,
 ) -> Result<SqlSession, LoginError> {
     let kind = match (request.kind, attributes) {
         // PG: as many as max_wal_senders allows, physical ones included.
@@ -315,6 +329,8 @@ fn begin_sql(
     let registration = registration.map_err(|full| too_many(full, shared))?;
     let upstream = shared.store.upstream_parameters();
     let settings = request.settings(&upstream);
+    let name = settings.as_ref().ok().and_then(|settings| settings.get("application_name"));
+    registration.tell(client(conn, Some(request.database.clone()), name.unwrap_or_default()));
     Ok(SqlSession {
         reported: reported(&request.user, settings.as_ref().unwrap_or(&Settings::default()), &upstream),
         settings,
@@ -324,7 +340,7 @@ fn begin_sql(
         is_logical: request.kind == Kind::Database,
         credentials,
         attributes,
-        is_owner,
+        is_owner: is_owner(conn.peer()),
         shared: shared.clone(),
         registration,
     })

@@ -10,6 +10,7 @@
 //! cancelled through it. Stopping: idle sessions end at once, streaming ones when their consumer has everything;
 //! who connects meanwhile is told that the server is shutting down.
 
+mod activity;
 mod admin;
 mod answers;
 mod backup;

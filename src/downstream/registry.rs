@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::{Activity, Client};
 use crate::overlay::{self, Signal};
 
 /// The first PID, which no process has. So whoever gives a consumer's PID to `pg_terminate_backend` on the upstream ends
@@ -139,6 +140,18 @@ struct Entry {
     user: String,
     key: [u8; 4],
     cancel: Cancel,
+    client: Option<Arc<Client>>,
+    activity: Activity,
+}
+
+/// Somebody who is connected.
+pub(super) struct Seen {
+    pub(super) pid: u32,
+    pub(super) kind: SessionKind,
+    pub(super) user: String,
+    /// `None` for a moment, while it logs in.
+    pub(super) client: Option<Arc<Client>>,
+    pub(super) activity: Activity,
 }
 
 /// A connection's place; given up when this is dropped.
@@ -147,7 +160,18 @@ pub(super) struct Registration {
     pub(super) pid: u32,
     pub(super) key: [u8; 4],
     pub(super) cancel: Cancel,
+    /// What it does, to be told by who serves it.
+    pub(super) activity: Activity,
     registry: Arc<Registry>,
+}
+
+impl Registration {
+    /// Who it is, for whoever looks.
+    pub(super) fn tell(&self, client: Client) {
+        if let Some(entry) = self.registry.lock().live.get_mut(&self.pid) {
+            entry.client = Some(Arc::new(client));
+        }
+    }
 }
 
 impl Registry {
@@ -171,9 +195,11 @@ impl Registry {
         state.check(&self.limits, kind, user)?;
         let pid = state.next_pid();
         let cancel = Cancel::new();
-        let entry = Entry { kind, user: user.to_owned(), key, cancel: cancel.clone() };
+        let activity = Activity::default();
+        let (client, user) = (None, user.to_owned());
+        let entry = Entry { kind, user, key, cancel: cancel.clone(), client, activity: activity.clone() };
         state.live.insert(pid, entry);
-        Ok(Registration { pid, key, cancel, registry: self.clone() })
+        Ok(Registration { pid, key, cancel, activity, registry: self.clone() })
     }
 
     /// Cancels what the connection with this PID does, if the key is right. Says nothing either way.
@@ -206,6 +232,18 @@ impl Registry {
             Signal::Terminate => entry.cancel.ended.cancel(),
         }
         true
+    }
+
+    /// Everybody who is connected, by PID.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        let seen = |(pid, entry): (&u32, &Entry)| Seen {
+            pid: *pid,
+            kind: entry.kind,
+            user: entry.user.clone(),
+            client: entry.client.clone(),
+            activity: entry.activity.clone(),
+        };
+        self.lock().live.iter().map(seen).collect()
     }
 
     /// PID and role of everybody.

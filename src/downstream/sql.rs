@@ -105,6 +105,7 @@ impl SqlSession {
             pid: self.registration.pid,
             settings,
             attributes: self.attributes,
+            activity: self.registration.activity.clone(),
             is_owner: self.is_owner,
             instead,
             upstream,

@@ -170,12 +170,21 @@ impl Reload {
 
 /// What is in effect of what the relay was `started` with, and of what was read since.
 pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> {
-    let (before, now) = (started.shown(), read.unwrap_or(started).shown());
+    let (latest, about) = (read.unwrap_or(started), crate::config::descriptions());
+    let (before, now) = (started.shown(), latest.shown());
     let setting = |((name, before), (_, now)): ((&'static str, String), (_, String))| {
         let is_of_ack = name.strip_prefix(ACKNOWLEDGEMENTS).is_some_and(|rest| rest.starts_with('-'));
         let takes_effect = ACCESS.contains(&name) || is_of_ack || [ADMINS, "archive", "ssl"].contains(&name);
         let pending_restart = !takes_effect && before != now;
-        Setting { name: name.to_owned(), value: if takes_effect { now } else { before }, pending_restart }
+        let (source, source_file) = (if takes_effect { latest } else { started }).source_of(name);
+        Setting {
+            pending_restart,
+            context: if takes_effect { "sighup" } else { "postmaster" }.to_owned(),
+            source: source.to_owned(),
+            source_file: source_file.map(|path| path.display().to_string()),
+            description: about.get(name).cloned().unwrap_or_default(),
+            ..Setting::new(name, if takes_effect { now } else { before })
+        }
     };
     before.into_iter().zip(now).map(setting).collect()
 }

@@ -33,6 +33,33 @@ pub struct Setting {
     pub value: String,
     /// The file has another value by now, which takes a restart.
     pub pending_restart: bool,
+    /// When a change takes effect: `sighup` or `postmaster`, as in `pg_settings`.
+    #[serde(default)]
+    pub context: String,
+    /// Where it comes from: `default`, `configuration file` or `command line`.
+    #[serde(default)]
+    pub source: String,
+    /// The file, if it comes from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_file: Option<String>,
+    /// What it is for. It is the same for every relay of the version, so it does not travel.
+    #[serde(skip)]
+    pub description: String,
+}
+
+impl Setting {
+    /// A setting of which nothing more is known.
+    pub fn new(name: impl Into<String>, value: impl Into<String>) -> Setting {
+        Setting {
+            name: name.into(),
+            value: value.into(),
+            pending_restart: false,
+            context: "postmaster".to_owned(),
+            source: "default".to_owned(),
+            source_file: None,
+            description: String::new(),
+        }
+    }
 }
 
 /// The parts of a running relay that are looked at.
@@ -71,6 +98,11 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// When the relay started.
+    pub fn started_at(&self) -> Moment {
+        self.started_at
+    }
+
     /// Those of a relay that starts now.
     pub fn new(mut setup: SourcesSetup) -> Sources {
         let settings = RwLock::new(Arc::new(std::mem::take(&mut setup.settings)));

@@ -54,8 +54,7 @@ impl Scene {
             let archiver = Archiver::start(&store, &[], Duration::ZERO, starting).unwrap();
             (archiver, Recall::start(store.clone(), Vec::new(), 0).unwrap())
         });
-        let setting =
-            Setting { name: "slot".to_owned(), value: "walrelay".to_owned(), pending_restart: false };
+        let setting = Setting::new("slot", "walrelay");
         let sources = Sources::new(SourcesSetup {
             store: store.clone(),
             upstream: Arc::<Board>::default(),

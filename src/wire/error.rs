@@ -14,8 +14,30 @@ pub mod sqlstate {
     pub const CONNECTION_FAILURE: &str = "08006";
     /// `08P01`
     pub const PROTOCOL_VIOLATION: &str = "08P01";
+    /// `cardinality_violation`
+    pub const CARDINALITY_VIOLATION: &str = "21000";
     /// `0A000`
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// `numeric_value_out_of_range`
+    pub const NUMERIC_VALUE_OUT_OF_RANGE: &str = "22003";
+    /// `invalid_datetime_format`
+    pub const INVALID_DATETIME_FORMAT: &str = "22007";
+    /// `datetime_field_overflow`
+    pub const DATETIME_FIELD_OVERFLOW: &str = "22008";
+    /// `substring_error`
+    pub const SUBSTRING_ERROR: &str = "22011";
+    /// `division_by_zero`
+    pub const DIVISION_BY_ZERO: &str = "22012";
+    /// `invalid_regular_expression`
+    pub const INVALID_REGULAR_EXPRESSION: &str = "2201B";
+    /// `invalid_argument_for_power_function`
+    pub const INVALID_ARGUMENT_FOR_POWER_FUNCTION: &str = "2201F";
+    /// `invalid_row_count_in_limit_clause`
+    pub const INVALID_ROW_COUNT_IN_LIMIT_CLAUSE: &str = "2201W";
+    /// `invalid_row_count_in_result_offset_clause`
+    pub const INVALID_ROW_COUNT_IN_RESULT_OFFSET_CLAUSE: &str = "2201X";
+    /// `invalid_escape_sequence`
+    pub const INVALID_ESCAPE_SEQUENCE: &str = "22025";
     /// `22023`
     pub const INVALID_PARAMETER_VALUE: &str = "22023";
     /// `22P02`
@@ -38,18 +60,36 @@ pub mod sqlstate {
     pub const INVALID_CURSOR_NAME: &str = "34000";
     /// `invalid_savepoint_specification`
     pub const INVALID_SAVEPOINT_SPECIFICATION: &str = "3B001";
+    /// `invalid_schema_name`
+    pub const INVALID_SCHEMA_NAME: &str = "3F000";
     /// `42501`
     pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `42601`
     pub const SYNTAX_ERROR: &str = "42601";
+    /// `ambiguous_column`
+    pub const AMBIGUOUS_COLUMN: &str = "42702";
     /// `42703`
     pub const UNDEFINED_COLUMN: &str = "42703";
     /// `42704`
     pub const UNDEFINED_OBJECT: &str = "42704";
     /// `42710`
     pub const DUPLICATE_OBJECT: &str = "42710";
+    /// `duplicate_alias`
+    pub const DUPLICATE_ALIAS: &str = "42712";
     /// `42803`
     pub const GROUPING_ERROR: &str = "42803";
+    /// `datatype_mismatch`
+    pub const DATATYPE_MISMATCH: &str = "42804";
+    /// `wrong_object_type`
+    pub const WRONG_OBJECT_TYPE: &str = "42809";
+    /// `cannot_coerce`
+    pub const CANNOT_COERCE: &str = "42846";
+    /// `undefined_function`
+    pub const UNDEFINED_FUNCTION: &str = "42883";
+    /// `undefined_table`
+    pub const UNDEFINED_TABLE: &str = "42P01";
+    /// `invalid_column_reference`
+    pub const INVALID_COLUMN_REFERENCE: &str = "42P10";
     /// `duplicate_cursor`
     pub const DUPLICATE_CURSOR: &str = "42P03";
     /// `duplicate_prepared_statement`

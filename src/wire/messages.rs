@@ -45,6 +45,12 @@ pub enum ColumnType {
     Interval,
     /// `pg_lsn`
     PgLsn,
+    /// `float8`
+    Float8,
+    /// `numeric`
+    Numeric,
+    /// `text[]`
+    TextArray,
     /// `void`
     Void,
 }
@@ -64,6 +70,9 @@ impl ColumnType {
             ColumnType::Timestamptz => 1184,
             ColumnType::Interval => 1186,
             ColumnType::PgLsn => 3220,
+            ColumnType::Float8 => 701,
+            ColumnType::Numeric => 1700,
+            ColumnType::TextArray => 1009,
             ColumnType::Void => 2278,
         }
     }
@@ -73,10 +82,10 @@ impl ColumnType {
         match self {
             ColumnType::Bool => 1,
             ColumnType::Int4 | ColumnType::Oid | ColumnType::Xid | ColumnType::Void => 4,
-            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::PgLsn => 8,
+            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::PgLsn | ColumnType::Float8 => 8,
             ColumnType::Interval => 16,
             ColumnType::Name => 64,
-            ColumnType::Text | ColumnType::Inet => -1,
+            ColumnType::Text | ColumnType::Inet | ColumnType::Numeric | ColumnType::TextArray => -1,
         }
     }
 }

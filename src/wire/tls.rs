@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BufMut;
 use tokio::io::{Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
-use tokio_rustls::rustls::{ServerConfig, ServerConnection};
+use tokio_rustls::rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 
 use crate::auth::certificate::ClientCertificate;
 
@@ -91,6 +91,25 @@ impl TlsSession {
     /// Who the client is by its certificate, which has been checked.
     pub fn client_certificate(&self) -> Option<&ClientCertificate> {
         self.certificate.as_ref()
+    }
+
+    /// Version of the protocol, the cipher suite, and the bits of its key, as OpenSSL calls them.
+    pub fn parameters(&self) -> (String, String, Option<u32>) {
+        let state = self.lock();
+        let version = match state.connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        };
+        let suite = state.connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+        let suite = suite.unwrap_or_default();
+        let bits = match () {
+            () if suite.contains("AES_128") => Some(128),
+            () if suite.contains("AES_256") || suite.contains("CHACHA20") => Some(256),
+            () => None,
+        };
+        let name =
+            suite.strip_prefix("TLS13_").map_or_else(|| suite.to_owned(), |rest| format!("TLS_{rest}"));
+        (version.to_owned(), name, bits)
     }
 
     /// Whether the client has named the protocol.

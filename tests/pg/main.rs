@@ -60,6 +60,7 @@ mod restore;
 mod retention;
 mod rewind;
 mod segment_size;
+mod select;
 mod siblings;
 mod slot_position;
 mod slotsync;

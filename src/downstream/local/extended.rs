@@ -378,6 +378,18 @@ mod tests {
             false
         }
 
+        fn sessions(&self) -> Vec<Row> {
+            Vec::new()
+        }
+
+        fn flush_lsn(&self) -> Option<String> {
+            None
+        }
+
+        fn started_at(&self) -> Option<String> {
+            None
+        }
+
         fn status(&self) -> Option<Status> {
             None
         }

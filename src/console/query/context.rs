@@ -1,0 +1,153 @@
+//! What a statement runs with, and how much it may do: a query of an administrator's, or of a monitoring program gone wild, must
+//! not take a worker for long, nor much memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use regex::Regex;
+
+use crate::console::parameters::Parameters;
+use crate::console::{Change, Facts};
+use crate::wire::{PgError, sqlstate};
+
+use super::plan::Row;
+use super::time::Timestamp;
+use super::value::{self, Type, Value};
+use super::{Result, pattern};
+
+/// Nodes evaluated and rows looked at: a join of a thousand consumers with a thousand slots is four millions of them, and
+/// takes part of a second.
+const MOST_STEPS: u64 = 20_000_000;
+
+/// Bytes of rows that are kept on the way to the result.
+const MOST_KEPT: usize = 64 << 20;
+
+/// Bytes of a result, which is made before it is sent: every slot and consumer there may be, and no megabytes of text beside
+/// each of them. No value in it is longer.
+const MOST_RESULT: usize = 16 << 20;
+
+/// Of the texts that a function makes, so many bytes count as a step.
+const BYTES_OF_STEP: usize = 64;
+
+/// Regular expressions that are kept, of those that a statement makes as it goes.
+const MOST_EXPRESSIONS: usize = 16;
+
+pub(super) struct Context<'a> {
+    pub(super) facts: &'a dyn Facts,
+    pub(super) now: Timestamp,
+    pub(super) major: u32,
+    parameters: &'a Parameters<'a>,
+    /// What set_config() does.
+    pub(super) changes: Vec<Change>,
+    /// Rows of the views that are read.
+    pub(super) views: Vec<Rc<Vec<Row>>>,
+    /// Rows of common table expressions, by number.
+    pub(super) ctes: HashMap<usize, Rc<Vec<Row>>>,
+    /// Rows of subqueries that are the same for each row.
+    pub(super) subqueries: HashMap<usize, Rc<Vec<Row>>>,
+    expressions: BTreeMap<String, Rc<Regex>>,
+    steps: u64,
+    kept: usize,
+    result: usize,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(
+        facts: &'a dyn Facts,
+        parameters: &'a Parameters<'a>,
+        major: u32,
+        views: Vec<Rc<Vec<Row>>>,
+    ) -> Context<'a> {
+        Context {
+            facts,
+            now: Timestamp::now(),
+            major,
+            parameters,
+            changes: Vec::new(),
+            views,
+            ctes: HashMap::new(),
+            subqueries: HashMap::new(),
+            expressions: BTreeMap::new(),
+            steps: 0,
+            kept: 0,
+            result: 0,
+        }
+    }
+
+    pub(super) fn parameter(&self, number: usize, kind: Type) -> Result<Value> {
+        match self.parameters.text(number) {
+            Some(text) => value::read(text, kind),
+            None => Ok(Value::Null),
+        }
+    }
+
+    /// Something is done.
+    pub(super) fn step(&mut self, steps: u64) -> Result<()> {
+        self.steps += steps;
+        if self.steps <= MOST_STEPS {
+            return Ok(());
+        }
+        let text = format!("the query takes more than {} million steps", MOST_STEPS / 1_000_000);
+        Err(PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text)
+            .with_hint("Join on columns, and fewer of the views at once."))
+    }
+
+    /// So many bytes are gone through.
+    pub(super) fn step_bytes(&mut self, bytes: usize) -> Result<()> {
+        self.step((bytes / BYTES_OF_STEP) as u64)
+    }
+
+    /// A function has made a value.
+    pub(super) fn made(&mut self, value: &Value) -> Result<()> {
+        match value {
+            Value::Text(text) => {
+                self.check_length(text.len())?;
+                self.step_bytes(text.len())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a text may be so long.
+    pub(super) fn check_length(&self, bytes: usize) -> Result<()> {
+        if bytes <= MOST_RESULT { Ok(()) } else { Err(too_large()) }
+    }
+
+    /// A row is kept until the query is done.
+    pub(super) fn keep(&mut self, row: &[Value]) -> Result<()> {
+        self.kept += size_of::<Row>() + row.iter().map(Value::size).sum::<usize>();
+        if self.kept <= MOST_KEPT {
+            return Ok(());
+        }
+        let text = format!("the query takes more than {} MB of memory", MOST_KEPT >> 20);
+        Err(PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text)
+            .with_hint("Select fewer columns, or rows."))
+    }
+
+    /// Text goes into the result.
+    pub(super) fn result(&mut self, text: &Option<String>) -> Result<()> {
+        self.result += size_of_val(text) + text.as_ref().map_or(0, String::len);
+        if self.result <= MOST_RESULT { Ok(()) } else { Err(too_large()) }
+    }
+
+    /// A regular expression, made once if possible.
+    pub(super) fn regex(&mut self, pattern: &str, any_case: bool) -> Result<Rc<Regex>> {
+        let key = format!("{}{pattern}", if any_case { 'i' } else { 'c' });
+        if let Some(known) = self.expressions.get(&key) {
+            return Ok(known.clone());
+        }
+        // Making one costs far more than using it.
+        self.step(1000 + 10 * pattern.len() as u64)?;
+        let made = Rc::new(pattern::regex(pattern, any_case)?);
+        if self.expressions.len() >= MOST_EXPRESSIONS {
+            self.expressions.clear();
+        }
+        self.expressions.insert(key, made.clone());
+        Ok(made)
+    }
+}
+
+fn too_large() -> PgError {
+    let text = format!("the result has more than {} MB", MOST_RESULT >> 20);
+    PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text).with_hint("Select fewer columns, or rows.")
+}
