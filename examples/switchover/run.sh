@@ -45,6 +45,7 @@ until walrelay promotable --relay 'host=relay user=standby' --candidate 'host=db
 EOF
 on db2 <<'EOF'
 pg_ctl -D /var/lib/postgresql/data -w promote >/dev/null
+psql -q -c CHECKPOINT
 EOF
 logged relay walrelay 'is passed: timeline 2 is followed'
 
