@@ -14,6 +14,7 @@ use crate::http::HttpError;
 use crate::parts::PartEnded;
 use crate::pg::ConnectError;
 use crate::show::ShowError;
+use crate::sockets::SocketsError;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 use crate::verify::{RepairError, VerifyError};
@@ -50,6 +51,9 @@ pub enum RelayError {
     /// An address to listen on cannot be had.
     #[error(transparent)]
     Bind(#[from] ListenError),
+    /// A socket that was passed is not one of ours.
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
     /// The address of `--http-listen` cannot be had.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -113,6 +117,7 @@ impl RelayError {
             RelayError::Config(_)
             | RelayError::Archive(_)
             | RelayError::Listen(_)
+            | RelayError::Sockets(_)
             | RelayError::Hba(_)
             | RelayError::Users(_)
             | RelayError::Tls(_) => 2,

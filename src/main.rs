@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -18,7 +19,9 @@ use walrelay::events::Events;
 use walrelay::log::{Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
-use walrelay::relay::slow;
+use walrelay::relay::{Handover, Next, slow};
+use walrelay::restart::Successor;
+use walrelay::sockets::Sockets;
 use walrelay::store::{explain_bus_errors, map_large_blocks};
 use walrelay::{out, relay, tools};
 
@@ -59,6 +62,8 @@ fn usage_exit_code(code: i32) -> u8 {
 }
 
 fn relay(cli: Cli) -> ExitCode {
+    // Before anything is opened, and before somebody replaces the file.
+    let (sockets, successor) = (Sockets::of_process(), Arc::new(Successor::of_process()));
     let log = match Log::to_stderr() {
         Ok(log) => log,
         Err(source) => {
@@ -69,19 +74,27 @@ fn relay(cli: Cli) -> ExitCode {
     };
     log.take_panics();
     let mut format = LogFormat::Text;
-    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &log, &mut format)));
+    let passed = sockets.map_err(RelayError::from);
+    let passed = passed.map(|sockets| Handover { sockets: Arc::new(sockets), successor });
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &log, &mut format, passed)));
     let ended = ended.unwrap_or_else(|payload| {
         Err(PartEnded { part: "relay".to_owned(), how: HowEnded::panicked(&*payload) }.into())
     });
-    let code = ended.map_or_else(
-        |error| {
-            report(&error, &log, format);
-            error.exit_code()
-        },
-        |()| 0,
-    );
+    let error = match ended {
+        Ok(None) => None,
+        Ok(Some(Handover { sockets, successor })) => {
+            log.drain(LAST_WORDS);
+            let action = "could not run the new binary, nothing runs now";
+            let source = sockets.into_next().map_or_else(|error| error, |passed| successor.exec(&passed));
+            Some(RelayError::System { action, source })
+        }
+        Err(error) => Some(error),
+    };
+    if let Some(error) = &error {
+        report(error, &log, format);
+    }
     log.drain(LAST_WORDS);
-    ExitCode::from(code)
+    ExitCode::from(error.map_or(0, |error| error.exit_code()))
 }
 
 fn tool(command: Command) -> ExitCode {
@@ -119,8 +132,13 @@ fn last_words(error: &RelayError) -> String {
     format!("walrelay: error: {}{hint}", one_line(&error.to_string()))
 }
 
-/// `format` is set as soon as the log has begun.
-fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
+/// `format` is set as soon as the log has begun. What the next process gets, if one is to go on.
+fn run(
+    cli: Cli,
+    log: &Log,
+    format: &mut LogFormat,
+    passed: Result<Handover, RelayError>,
+) -> Result<Option<Handover>, RelayError> {
     let events = Events::default();
     let file = cli.config.clone().unwrap_or_default();
     let tell = |line: &str| log.put(format!("walrelay: warning: {line}\n").as_bytes());
@@ -132,16 +150,17 @@ fn run(cli: Cli, log: &Log, format: &mut LogFormat) -> Result<(), RelayError> {
     )?;
     start_log(&config, log, events.clone());
     *format = config.log_format;
+    let handover = passed?;
     let action = "could not install signal handler";
     explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
         .map_err(|source| RelayError::System { action, source })?;
     // Where the allocator does not know that, it keeps more.
     map_large_blocks();
     let runtime = start_runtime()?;
-    let result = runtime.block_on(relay::run(config, events));
+    let result = runtime.block_on(relay::run(config, events, handover.clone()));
     // A blocking read of a dead disk must not hold up the end.
     runtime.shutdown_background();
-    result
+    Ok((result? == Next::Successor).then_some(handover))
 }
 
 fn start_runtime() -> Result<Runtime, RelayError> {

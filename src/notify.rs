@@ -1,4 +1,5 @@
-//! What systemd is told (sd_notify): that the relay is up, reloads, stops, and is alive.
+//! What systemd is told (sd_notify): that the relay is up, reloads, stops, and is alive; and what it is given to keep: listening
+//! sockets, for the next process.
 //!
 //! A message is one datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names, so there is no library for it.
 //! Nobody waits for systemd. What it does not take at once is lost if it comes again anyhow, as signs of life do; else a
@@ -6,17 +7,22 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
 /// The way to systemd; leads nowhere where nobody listens. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Notifier {
     socket: Option<Arc<UnixDatagram>>,
     watchdog: Option<Duration>,
+    keeps: bool,
 }
 
 impl Notifier {
@@ -43,7 +49,24 @@ impl Notifier {
         // Children inherit the variables, and are not meant.
         let is_meant = number("WATCHDOG_PID").is_none_or(|meant| meant == u64::from(pid));
         let limit = number("WATCHDOG_USEC").filter(|limit| is_meant && *limit > 0);
-        Ok(Notifier { socket: Some(Arc::new(socket)), watchdog: limit.map(Duration::from_micros) })
+        // Set by systemd 254 and later where FileDescriptorStoreMax= is, and for older ones in our unit.
+        let keeps = number("FDSTORE").is_some_and(|most| most > 0);
+        Ok(Notifier { socket: Some(Arc::new(socket)), watchdog: limit.map(Duration::from_micros), keeps })
+    }
+
+    /// Whether systemd keeps descriptors for the next process.
+    pub fn keeps_descriptors(&self) -> bool {
+        self.keeps
+    }
+
+    /// Gives systemd a descriptor to keep; one that it has already counts once.
+    pub fn keep(&self, name: &str, descriptor: OwnedFd) {
+        self.insist(Message { text: format!("FDSTORE=1\nFDNAME={name}"), descriptor: Some(descriptor) });
+    }
+
+    /// It need not keep what is called so any more.
+    pub fn forget(&self, name: &str) {
+        self.insist(format!("FDSTOREREMOVE=1\nFDNAME={name}").into());
     }
 
     /// How long the relay may be silent before it is killed; `None` if nobody watches.
@@ -53,19 +76,19 @@ impl Notifier {
 
     /// The start is over, or a reload.
     pub fn ready(&self) {
-        self.insist("READY=1".to_owned());
+        self.insist("READY=1".to_owned().into());
     }
 
     /// A reload begins.
     pub fn reloading(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.insist(format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.insist(format!("RELOADING=1\nMONOTONIC_USEC={micros}").into());
     }
 
     /// The stop begins.
     pub fn stopping(&self) {
-        self.insist("STOPPING=1".to_owned());
+        self.insist("STOPPING=1".to_owned().into());
     }
 
     /// For the watchdog.
@@ -78,30 +101,56 @@ impl Notifier {
     }
 
     /// What systemd waits for has to arrive: a start that is never ready would be waited for without end.
-    fn insist(&self, message: String) {
+    fn insist(&self, message: Message) {
         let Some(socket) = self.socket.clone() else { return };
-        match socket.send(message.as_bytes()) {
+        match message.send(&socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let later = move || send_later(&socket, &message);
                 if let Err(error) = std::thread::Builder::new().name("notify".to_owned()).spawn(later) {
                     tracing::warn!("could not tell systemd what it does not take now: {error}");
                 }
             }
-            Err(error) => tracing::warn!("could not tell systemd {message:?}: {error}"),
-            Ok(_) => {}
+            Err(error) => tracing::warn!("could not tell systemd {:?}: {error}", message.text),
+            Ok(()) => {}
         }
     }
 }
 
+/// Text for systemd, and what goes with it.
+struct Message {
+    text: String,
+    descriptor: Option<OwnedFd>,
+}
+
+impl From<String> for Message {
+    fn from(text: String) -> Message {
+        Message { text, descriptor: None }
+    }
+}
+
+impl Message {
+    fn send(&self, socket: &UnixDatagram) -> io::Result<()> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        let descriptors: Vec<_> = self.descriptor.iter().map(AsFd::as_fd).collect();
+        if !descriptors.is_empty() {
+            let _has_room = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        }
+        let text = [io::IoSlice::new(self.text.as_bytes())];
+        sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
 /// Waits for room in systemd's queue.
-fn send_later(socket: &UnixDatagram, message: &str) {
+fn send_later(socket: &UnixDatagram, message: &Message) {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {
         let ready = poll(&mut [PollFd::new(socket, PollFlags::OUT)], None);
-        match ready.map_err(io::Error::from).and_then(|_| socket.send(message.as_bytes())) {
+        match ready.map_err(io::Error::from).and_then(|_| message.send(socket)) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(error) => return tracing::warn!("could not tell systemd {message:?}: {error}"),
-            Ok(_) => return,
+            Err(error) => return tracing::warn!("could not tell systemd {:?}: {error}", message.text),
+            Ok(()) => return,
         }
     }
 }

@@ -65,6 +65,8 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         descriptors: Arc::new(walrelay::descriptors::Descriptors::raise(0, 0)),
         counts: Arc::default(),
         status: None,
+        sockets: Arc::default(),
+        successor: Arc::new(walrelay::restart::Successor::of_process()),
     };
     let hba = "host all,replication all 127.0.0.1/32 trust";
     let hba = Hba::parse(Path::new("hba"), hba).expect("one valid line");

@@ -108,7 +108,8 @@ pub enum Order {
     Evict,
     /// A client's cancel request: streaming has to end.
     Cancel,
-    /// The relay stops: send everything, have it confirmed, end.
+    /// The relay stops: send everything that is published now, have it confirmed, end. What is published later is for the
+    /// next stream: the relay goes on receiving until all its consumers have ended.
     Stop,
 }
 
@@ -237,9 +238,11 @@ enum Talk {
     Streaming,
     /// The timeline is at its end and we have said so; the client's CopyDone is to come.
     TimelineEnded,
-    /// The relay stops; the consumer has until then to confirm.
+    /// The relay stops; the consumer has until then to confirm what was published up to `last`; `None` where its timeline
+    /// was left, whose end is known.
     Stopping {
         until: Instant,
+        last: Option<Lsn>,
     },
 }
 
@@ -342,7 +345,7 @@ impl Sender {
             return None;
         }
         let stopping = match self.talk {
-            Talk::Stopping { until } => Some(until),
+            Talk::Stopping { until, .. } => Some(until),
             Talk::Streaming | Talk::TimelineEnded => None,
         };
         let parting = self.parting.map(|parting| parting.until);
@@ -516,7 +519,11 @@ impl Sender {
 
     fn stop(&mut self, now: Instant) {
         if !matches!(self.talk, Talk::Stopping { .. }) {
-            self.talk = Talk::Stopping { until: now + self.settings.shutdown_timeout };
+            let last = match self.limit() {
+                Ok(Limit::Live(end)) => Some(end),
+                Ok(Limit::Left(..) | Limit::Unknown) | Err(_) => None,
+            };
+            self.talk = Talk::Stopping { until: now + self.settings.shutdown_timeout, last };
             self.show(State::Stopping);
         }
     }
@@ -538,7 +545,7 @@ impl Sender {
         if unheard {
             return;
         }
-        if let Talk::Stopping { until } = self.talk
+        if let Talk::Stopping { until, .. } = self.talk
             && now >= until
         {
             return self.end(End::Cut(Cut::Unconfirmed));
@@ -578,7 +585,7 @@ impl Sender {
         if self.client_done {
             return self.finish(wall).map(Some);
         }
-        let limit = self.limit()?;
+        let limit = self.last_limit(self.limit()?);
         if self.flight == Flight::Nothing
             && let Some(output) = self.keepalive(wall).or_else(|| self.next_wal(limit))
         {
@@ -594,6 +601,17 @@ impl Sender {
             None if published.tli == self.tli => Limit::Live(published.lsn),
             None => Limit::Unknown,
         })
+    }
+
+    /// What comes behind the stop is not sent.
+    fn last_limit(&self, limit: Limit) -> Limit {
+        match (self.talk, limit) {
+            (Talk::Stopping { last: Some(last), .. }, Limit::Live(end)) => Limit::Live(end.min(last)),
+            (Talk::Stopping { last: Some(last), .. }, Limit::Left(end, next)) => {
+                Limit::Left(end.min(last), next)
+            }
+            _ => limit,
+        }
     }
 
     fn keepalive(&mut self, send_time: PgTimestamp) -> Option<Output> {

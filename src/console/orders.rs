@@ -3,6 +3,7 @@
 //! ```text
 //! RELOAD                       DISCONNECT pid            PAUSE target
 //! SHUTDOWN [NOW]               DROP SLOT name            RESUME target
+//! RESTART
 //! ```
 //!
 //! A name is an identifier or a string. They run outside of transaction blocks only: nothing takes them back.
@@ -25,6 +26,8 @@ pub enum Order {
     Pause(String),
     /// Go on with it.
     Resume(String),
+    /// Have the binary that is installed take over, as after SIGUSR2.
+    Restart,
     /// Stop the relay, as after SIGTERM; `now`: as after SIGQUIT.
     Shutdown {
         /// Whether consumers and the archive are not waited for.
@@ -41,6 +44,7 @@ impl Order {
             Order::DropSlot(_) => "DROP SLOT",
             Order::Pause(_) => "PAUSE",
             Order::Resume(_) => "RESUME",
+            Order::Restart => "RESTART",
             Order::Shutdown { .. } => "SHUTDOWN",
         }
     }
@@ -79,7 +83,7 @@ struct Usage {
     make: fn(Option<Argument<'_>>) -> Option<Order>,
 }
 
-const USAGES: [Usage; 6] = [
+const USAGES: [Usage; 7] = [
     Usage {
         words: &["reload"],
         whole: "RELOAD",
@@ -109,6 +113,12 @@ const USAGES: [Usage; 6] = [
         whole: "RESUME target",
         about: "Go on with it",
         make: |argument| Some(Order::Resume(argument?.name()?)),
+    },
+    Usage {
+        words: &["restart"],
+        whole: "RESTART",
+        about: "Have the binary that is installed now take over, without refusing a client",
+        make: |argument| argument.is_none().then_some(Order::Restart),
     },
     Usage {
         words: &["shutdown"],
@@ -178,6 +188,7 @@ mod tests {
             ("DROP SLOT 's'", Order::DropSlot(name("s"))),
             ("pause \"off-site\"", Order::Pause(name("off-site"))),
             ("resume 'off-site'", Order::Resume(name("off-site"))),
+            ("Restart", Order::Restart),
             ("shutdown", Order::Shutdown { now: false }),
             ("shutdown /* at once */ now", Order::Shutdown { now: true }),
         ] {
@@ -200,6 +211,7 @@ mod tests {
             "pause",
             "resume 1",
             "shutdown later",
+            "restart now",
             "disconnect 99999999999",
         ] {
             let said = order(text).unwrap_err();

@@ -59,6 +59,15 @@ impl LocalSession<'_> {
                 signal_self(if *now { ProcessSignal::QUIT } else { ProcessSignal::TERM })?;
                 Ok(None)
             }
+            Order::Restart => {
+                // So that whoever asks is told; it is looked at again when the signal has come.
+                let version = self.shared.config.successor.check().await.map_err(|error| {
+                    PgError::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, error.to_string())
+                        .with_detail("The relay has not been restarted.")
+                })?;
+                signal_self(ProcessSignal::USR2)?;
+                Ok(Some(format!("walrelay {version} takes over, and this connection ends")))
+            }
             Order::Disconnect(pid) => self.disconnect(*pid).map(|()| None),
             Order::DropSlot(name) => self.drop_slot(name.clone()).await.map(|()| None),
             Order::Pause(target) => {
@@ -116,7 +125,7 @@ fn signal_self(signal: ProcessSignal) -> Result<(), PgError> {
 
 fn object(order: &Order) -> Option<String> {
     match order {
-        Order::Reload | Order::Shutdown { now: false } => None,
+        Order::Reload | Order::Restart | Order::Shutdown { now: false } => None,
         Order::Shutdown { now: true } => Some("NOW".to_owned()),
         Order::Disconnect(pid) => Some(pid.to_string()),
         Order::DropSlot(name) | Order::Pause(name) | Order::Resume(name) => Some(format!("\"{name}\"")),

@@ -27,6 +27,7 @@ use crate::descriptors::Repeated;
 use crate::gateway::Gateway;
 use crate::parts::{self, PartEnded};
 use crate::permissions::socket_dir_problem;
+use crate::sockets::{For, Sockets};
 use crate::store::Store;
 use crate::wire::{Connection, PgError, ReadError, Socket, sqlstate};
 
@@ -112,7 +113,7 @@ impl Downstream {
         let mut first_port = None;
         for address in &config.listen {
             if let ListenAddr::Tcp { host, port } = address {
-                listeners.extend(bind_tcp(host, *port).await?);
+                listeners.extend(bind_tcp(host, *port, &config.sockets).await?);
             }
             first_port = first_port.or_else(|| listeners.first().and_then(tcp_port));
         }
@@ -126,7 +127,7 @@ impl Downstream {
                         dir.display()
                     );
                 }
-                let bound = unix::bind(dir, port);
+                let bound = unix::bind(dir, port, &config.sockets);
                 let address = dir.display().to_string();
                 listeners
                     .push(Listener::Unix(bound.map_err(|source| ListenError::Bind { address, source })?));
@@ -170,7 +171,7 @@ impl Downstream {
     }
 
     /// Serves connections until the shutdown token is cancelled and every session has ended, for which there is
-    /// `--shutdown-timeout`; meanwhile newcomers are told so. Sessions that have not ended then are cut. Dropping the
+    /// `--shutdown-timeout`; meanwhile newcomers are told so, or wait where the sockets stay open for the next process. Sessions that have not ended then are cut. Dropping the
     /// future closes all connections at once.
     ///
     /// # Errors
@@ -186,7 +187,9 @@ impl Downstream {
         let mut stop_by: Option<Instant> = None;
         while !(stop_by.is_some() && self.shared.registry.is_empty()) {
             tokio::select! {
-                accepted = accept(&self.listeners, door.turn), if door.closed_until.is_none() => {
+                accepted = accept(&self.listeners, door.turn),
+                    if door.closed_until.is_none() && !(stop_by.is_some() && self.shared.config.sockets.will_stay()) =>
+                {
                     door.turn = door.turn.wrapping_add(1);
                     match accepted {
                         Ok(socket) => self.admit(socket, &mut tasks),
@@ -280,7 +283,7 @@ fn tcp_port(listener: &Listener) -> Option<u16> {
 }
 
 /// One listener for each address of a host; at least one must work (PostgreSQL: `ListenServerPort`).
-async fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>, ListenError> {
+async fn bind_tcp(host: &str, port: u16, sockets: &Sockets) -> Result<Vec<Listener>, ListenError> {
     let failed = |source| ListenError::Bind { address: format!("{host}:{port}"), source };
     let addresses = match host {
         "*" => vec![SocketAddr::from(([0_u16; 8], port)), SocketAddr::from(([0_u8; 4], port))],
@@ -289,7 +292,7 @@ async fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     let mut last_error = None;
     for address in addresses {
-        match listen(address) {
+        match listen_or_take(address, sockets) {
             Ok(listener) => listeners.push(Listener::Tcp(listener)),
             Err(error) => last_error = Some(error),
         }
@@ -298,6 +301,19 @@ async fn bind_tcp(host: &str, port: u16) -> Result<Vec<Listener>, ListenError> {
         Some(error) if listeners.is_empty() => Err(failed(error)),
         _ => Ok(listeners),
     }
+}
+
+/// At a socket that was passed to this process, or one of our own.
+fn listen_or_take(address: SocketAddr, sockets: &Sockets) -> io::Result<TcpListener> {
+    let (listener, given) = match sockets.take_tcp(For::Consumers, address) {
+        Some(given) => {
+            let (listener, name) = given.into_parts();
+            (TcpListener::from_std(listener)?, name)
+        }
+        None => (listen(address)?, None),
+    };
+    sockets.note(For::Consumers, &listener, &listener.local_addr()?.to_string(), given)?;
+    Ok(listener)
 }
 
 /// IPv6 sockets take IPv6 only, so that `*` can have both families, as in PostgreSQL.

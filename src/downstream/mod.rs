@@ -52,6 +52,8 @@ use crate::counts::SessionCounts;
 use crate::descriptors::Descriptors;
 use crate::gateway::Gateway;
 use crate::lane::Lane;
+use crate::restart::Successor;
+use crate::sockets::Sockets;
 use crate::status::Sources;
 use crate::store::Store;
 use crate::wire::ServerTls;
@@ -89,6 +91,10 @@ pub struct DownstreamConfig {
     pub counts: Arc<SessionCounts>,
     /// What there is to see of the relay; `None` where nobody looks.
     pub status: Option<Arc<Sources>>,
+    /// Listening sockets that were passed to this process, and those that the next one gets.
+    pub sockets: Arc<Sockets>,
+    /// Who takes over when an administrator says so.
+    pub successor: Arc<Successor>,
 }
 
 /// A place to listen at.

@@ -9,11 +9,14 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, getpid, getppid, test_kill_process};
 use tokio::net::UnixListener;
+
+use crate::sockets::{For, Sockets};
 
 /// Second line of a relay's lock file. Its owner holds a lock on it as long as it lives, so there is no doubt about one
 /// that is left over.
@@ -24,22 +27,37 @@ const TRIES: usize = 100;
 const LOOKS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A bound socket; its files go when this is dropped.
+/// A bound socket; its files go when this is dropped, but for the name of a socket that stays open or is somebody else's.
 #[derive(Debug)]
 pub(super) struct BoundUnix {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
     _lock: LockFile,
+    /// Whether a socket unit has made it.
+    is_given: bool,
+    sockets: Arc<Sockets>,
 }
 
-/// The socket in `dir` for `port`. Whoever still uses it keeps it; what a crash left is replaced. Waits for the disk.
-pub(super) fn bind(dir: &Path, port: u16) -> io::Result<BoundUnix> {
+/// The socket in `dir` for `port`, one that was passed to this process if there is one. Whoever still uses it keeps it; what a
+/// crash left is replaced. Waits for the disk.
+pub(super) fn bind(dir: &Path, port: u16, sockets: &Arc<Sockets>) -> io::Result<BoundUnix> {
     let path = dir.join(format!(".s.PGSQL.{port}"));
     let lock = LockFile::acquire(dir.join(format!(".s.PGSQL.{port}.lock")))?;
-    make_way(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o777))?;
-    Ok(BoundUnix { listener, path, _lock: lock })
+    let (listener, given) = match sockets.take_unix(For::Consumers, &path) {
+        Some(given) => {
+            let (listener, name) = given.into_parts();
+            (UnixListener::from_std(listener)?, name)
+        }
+        None => {
+            make_way(&path)?;
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+            (listener, None)
+        }
+    };
+    let is_given = given.is_some();
+    sockets.note(For::Consumers, &listener, &path.to_string_lossy(), given)?;
+    Ok(BoundUnix { listener, path, _lock: lock, is_given, sockets: sockets.clone() })
 }
 
 /// Removes a socket at which nobody answers.
@@ -207,7 +225,9 @@ fn refused(text: String) -> io::Error {
 
 impl Drop for BoundUnix {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.is_given && !self.sockets.will_stay() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -220,12 +240,31 @@ mod tests {
     const SOCKET: &str = ".s.PGSQL.5432";
     const LOCK: &str = ".s.PGSQL.5432.lock";
 
+    fn bind_at(dir: &tempfile::TempDir, port: u16) -> io::Result<BoundUnix> {
+        bind(dir.path(), port, &Arc::default())
+    }
+
+    #[tokio::test]
+    async fn the_name_of_a_socket_that_stays_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let bound = bind_at(&dir, 5432).unwrap();
+        let handle = bound.sockets.into_next();
+        bound.sockets.stay();
+        drop(bound);
+        assert!(dir.path().join(SOCKET).exists() && !dir.path().join(LOCK).exists());
+        // Who connects now waits for the next process.
+        std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET)).unwrap();
+        drop(handle);
+        // And where there is none, the name is free.
+        drop(bind_at(&dir, 5432).unwrap());
+    }
+
     #[tokio::test]
     async fn a_socket_has_one_owner_and_survives_a_crash_of_it() {
         let dir = tempfile::tempdir().unwrap();
-        let bound = bind(dir.path(), 5432).unwrap();
-        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
-        drop(bind(dir.path(), 5433).unwrap());
+        let bound = bind_at(&dir, 5432).unwrap();
+        assert_eq!(bind_at(&dir, 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(bind_at(&dir, 5433).unwrap());
         let lock = fs::read_to_string(dir.path().join(LOCK)).unwrap();
         assert_eq!(lock, format!("{}\nwalrelay\n", std::process::id()));
         drop(bound);
@@ -236,11 +275,11 @@ mod tests {
         {
             fs::write(dir.path().join(LOCK), left).unwrap();
             drop(StdUnixListener::bind(dir.path().join(SOCKET)).unwrap());
-            drop(bind(dir.path(), 5432).unwrap());
+            drop(bind_at(&dir, 5432).unwrap());
         }
         // A server that has no lock file, but answers.
         let _server = StdUnixListener::bind(dir.path().join(SOCKET)).unwrap();
-        assert_eq!(bind(dir.path(), 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(bind_at(&dir, 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
     #[tokio::test]
@@ -250,16 +289,16 @@ mod tests {
         let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let theirs = format!("{}\n/var/lib/postgresql\n1767225600\n5432\n", other.id());
         fs::write(&path, &theirs).unwrap();
-        let error = bind(dir.path(), 5432).unwrap_err();
+        let error = bind_at(&dir, 5432).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         assert!(error.to_string().contains(&format!("(PID {})", other.id())), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
         other.kill().unwrap();
         other.wait().unwrap();
-        drop(bind(dir.path(), 5432).unwrap());
+        drop(bind_at(&dir, 5432).unwrap());
         // Made by a crash between two steps, or about to be written.
         fs::write(&path, "").unwrap();
-        drop(bind(dir.path(), 5432).unwrap());
+        drop(bind_at(&dir, 5432).unwrap());
     }
 
     #[tokio::test]
@@ -270,7 +309,7 @@ mod tests {
         for name in [LOCK, SOCKET] {
             let path = dir.path().join(name);
             let refused = |what: &str| {
-                let error = bind(dir.path(), 5432).unwrap_err();
+                let error = bind_at(&dir, 5432).unwrap_err();
                 assert!(error.to_string().contains(what), "{error}");
                 fs::remove_file(&path).unwrap();
             };
@@ -280,7 +319,7 @@ mod tests {
             refused(if name == LOCK { "is not a lock file" } else { "is not a socket" });
             assert_eq!(fs::read_to_string(&precious).unwrap(), "content");
         }
-        drop(bind(dir.path(), 5432).unwrap());
+        drop(bind_at(&dir, 5432).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -29,6 +29,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::descriptors::Repeated;
+use crate::sockets::{For, Sockets};
 use crate::status::Sources;
 
 pub use address::{HttpAddr, ParseHttpAddrError};
@@ -64,14 +65,17 @@ pub struct Http {
 }
 
 impl Http {
-    /// Begins to listen.
+    /// Begins to listen, at a socket that was passed to this process if one fits.
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn bind(address: &HttpAddr, sources: Arc<Sources>) -> Result<Http, HttpError> {
-        let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
+    pub async fn bind(
+        address: &HttpAddr,
+        sources: Arc<Sources>,
+        sockets: &Sockets,
+    ) -> Result<Http, HttpError> {
         let failed = |source| HttpError { address: address.to_string(), source };
-        Ok(Http { listener: listener.map_err(failed)?, sources })
+        Ok(Http { listener: listen(address, sockets).await.map_err(failed)?, sources })
     }
 
     /// Where it listens.
@@ -122,6 +126,20 @@ impl Http {
             }
         }
     }
+}
+
+async fn listen(address: &HttpAddr, sockets: &Sockets) -> io::Result<TcpListener> {
+    let addresses: Vec<_> = tokio::net::lookup_host((address.host.as_str(), address.port)).await?.collect();
+    let taken = addresses.iter().find_map(|address| sockets.take_tcp(For::Http, *address));
+    let (listener, given) = match taken {
+        Some(given) => {
+            let (listener, name) = given.into_parts();
+            (TcpListener::from_std(listener)?, name)
+        }
+        None => (TcpListener::bind(&*addresses).await?, None),
+    };
+    sockets.note(For::Http, &listener, &listener.local_addr()?.to_string(), given)?;
+    Ok(listener)
 }
 
 async fn serve(socket: TcpStream, sources: Arc<Sources>) {

@@ -26,7 +26,8 @@ impl Served {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let stop = CancellationToken::new();
         let any = "0".parse().unwrap();
-        let http = Http::bind(&any, scene.sources.clone());
+        let sockets = crate::sockets::Sockets::default();
+        let http = Http::bind(&any, scene.sources.clone(), &sockets);
         let http = runtime.block_on(http).unwrap();
         let address = http.address().unwrap();
         runtime.spawn(http.run(stop.clone()));

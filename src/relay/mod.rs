@@ -3,7 +3,7 @@
 //! ```text
 //! start:  lock and recover the store ── listen ── upstream thread, walsender tasks
 //! run:    until a signal, or until a part ends by itself, which is an error whichever it is
-//! stop:   upstream: last WAL synced and confirmed ── walsenders: everything sent and confirmed ── store: closed
+//! stop:   walsenders: everything sent and confirmed ── upstream: last WAL synced and confirmed ── store: closed
 //! ```
 //!
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::time::{Instant, timeout_at};
@@ -37,6 +38,8 @@ use crate::http::Http;
 use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
+use crate::restart::Successor;
+use crate::sockets::Sockets;
 use crate::status::{DiskGauge, Sources, SourcesSetup};
 use crate::store::{Background, FLUSHER, Store};
 use crate::upstream::Following;
@@ -51,9 +54,27 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The least that confirming the last WAL to the upstream, and saving state, are given.
 const LEAST: Duration = Duration::from_secs(1);
 
+/// What a process gets from the one before it, and the next one from this.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    /// Sockets that listen.
+    pub sockets: Arc<Sockets>,
+    /// Who goes on when the relay is told to restart.
+    pub successor: Arc<Successor>,
+}
+
+/// What comes behind an end in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// The successor goes on.
+    Successor,
+}
+
 /// Runs until a signal or an error ends it. Needs a multi-threaded runtime.
 /// Warnings and errors of the log are kept in `events` for whoever looks.
-pub async fn run(config: Config, events: Events) -> Result<(), RelayError> {
+pub async fn run(config: Config, events: Events, handover: Handover) -> Result<Next, RelayError> {
     let notifier = Notifier::of_process().unwrap_or_else(|error| {
         tracing::warn!(
             "could not reach the socket in NOTIFY_SOCKET: {error}; systemd is told nothing (unset the variable if it is another unit's)"
@@ -64,24 +85,34 @@ pub async fn run(config: Config, events: Events) -> Result<(), RelayError> {
     let (hangup, ignored) = (signals::on_hangup()?, IgnoredSignals::listen()?);
     let handle = Handle::current();
     // On a thread of its own: a disk that hangs must not keep a signal from being heard.
-    let told = notifier.clone();
-    let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told));
+    let (told, passed) = (notifier.clone(), handover.clone());
+    let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told, passed));
     let mut relay = tokio::select! {
         started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
             Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
         })?,
-        _ = signals.recv() => {
+        _ = signals.recv_stop() => {
             tracing::info!("stopped before the start was over");
-            return Ok(());
+            return Ok(Next::Nothing);
         }
     };
     notifier.ready();
-    let ended = tokio::select! {
-        order = signals.recv() => Ok(order),
-        error = relay.lost() => Err(error),
-    };
-    notifier.stopping();
-    relay.stop(&mut signals, ended).await
+    let ended = relay.until_ended(&mut signals, &handover.successor).await;
+    match &ended {
+        // For systemd it is a reload: the same process goes on.
+        Ok(Order::Restart) => {
+            handover.sockets.stay();
+            notifier.reloading();
+        }
+        _ => notifier.stopping(),
+    }
+    if !handover.sockets.will_stay() {
+        handover.sockets.let_go();
+    }
+    let next = relay.stop(&mut signals, ended).await?;
+    // Its start takes no longer than its watchdog allows, counted from here.
+    notifier.alive();
+    Ok(next)
 }
 
 /// All parts, running.
@@ -103,6 +134,7 @@ impl Relay {
         hangup: Signal,
         ignored: IgnoredSignals,
         notifier: Notifier,
+        handover: Handover,
     ) -> Result<Relay, RelayError> {
         let listen = listen_addresses(&config)?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
@@ -133,7 +165,7 @@ impl Relay {
         }));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, descriptors, &status, recall.clone()),
+            downstream_config(&config, listen, descriptors, &status, recall.clone(), &handover),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -148,9 +180,10 @@ impl Relay {
             }
         }
         let http = match &config.http_listen {
-            Some(address) => Some(Http::bind(address, status.clone()).await?),
+            Some(address) => Some(Http::bind(address, status.clone(), &handover.sockets).await?),
             None => None,
         };
+        settle_sockets(&handover.sockets, &notifier)?;
         let stop = || shutdown.clone();
         if let Some(http) = http {
             http.address().iter().for_each(|address| tracing::info!("listening on {address} for HTTP"));
@@ -179,6 +212,38 @@ impl Relay {
         Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown, status })
     }
 
+    /// Why the relay is to stop: it was told so, or a part has ended by itself. A restart that cannot be is refused.
+    async fn until_ended(
+        &mut self,
+        signals: &mut StopSignals,
+        successor: &Successor,
+    ) -> Result<Order, RelayError> {
+        loop {
+            let order = tokio::select! {
+                order = signals.recv() => order,
+                error = self.lost() => return Err(error),
+            };
+            if order != Order::Restart {
+                return Ok(order);
+            }
+            let checked = tokio::select! {
+                checked = successor.check() => checked,
+                order = signals.recv_stop() => return Ok(order),
+                error = self.lost() => return Err(error),
+            };
+            match checked {
+                Ok(version) => {
+                    tracing::info!(
+                        "restarting: walrelay {version} of \"{}\" takes over",
+                        successor.path().display()
+                    );
+                    return Ok(Order::Restart);
+                }
+                Err(error) => tracing::error!("not restarted, this process goes on: {error}"),
+            }
+        }
+    }
+
     /// Resolves when a part has ended by itself, or the store has failed. Cancel-safe.
     async fn lost(&mut self) -> RelayError {
         tokio::select! {
@@ -196,8 +261,8 @@ impl Relay {
     async fn stop(
         mut self,
         signals: &mut StopSignals,
-        ended: Result<Order, RelayError>,
-    ) -> Result<(), RelayError> {
+        mut ended: Result<Order, RelayError>,
+    ) -> Result<Next, RelayError> {
         match &ended {
             Err(RelayError::Part(lost)) => tracing::error!("{lost}; stopping"),
             _ => tracing::info!("stopping"),
@@ -206,36 +271,56 @@ impl Relay {
         let began = Instant::now();
         let deadline = began + self.shutdown_timeout + GRACE;
         let mut farewell = Farewell::default();
-        if ended.as_ref().is_err_and(forbids_confirming) {
+        // Commits on the primary may wait for the relay: it goes on receiving and confirming while its consumers end, and leaves
+        // the upstream last.
+        let confirms = !ended.as_ref().is_err_and(forbids_confirming);
+        if !confirms {
             // The receiver has nothing to wait for: what it has written will not become durable.
             self.receiver.abandon();
-        } else {
-            let stopped = self.receiver.stop(began + (self.shutdown_timeout / 2).max(LEAST)).await;
-            let stopped = farewell.note(stopped).unwrap_or(true);
-            farewell.expect(stopped, "the walreceiver (the last WAL may not be confirmed to the upstream)");
         }
         self.shutdown.cancel();
         let patient = !matches!(ended, Ok(Order::StopNow));
-        self.stop_serving(signals, patient, deadline, &mut farewell).await;
+        if let Some(order) = self.stop_serving(signals, patient, deadline, &mut farewell).await
+            && ended.is_ok()
+        {
+            ended = Ok(order);
+        }
+        if confirms {
+            let stopped = self.receiver.stop(deadline.max(Instant::now() + LEAST)).await;
+            let stopped = farewell.note(stopped).unwrap_or(true);
+            farewell.expect(stopped, "the walreceiver (the last WAL may not be confirmed to the upstream)");
+        }
         let background = self.background;
         let stopping = tokio::task::spawn_blocking(move || background.stop());
         match timeout_at(deadline.max(Instant::now() + LEAST), stopping).await {
             Ok(lost) => farewell.lost = farewell.lost.or(lost.ok().flatten()),
             Err(_) => farewell.expect(false, "the store (slots may not be saved)"),
         }
-        ended.and_then(|_| farewell.say())
+        // Told to stop while the others were waited for: then nobody goes on.
+        let told = signals.recv_stop().now_or_never();
+        match ended.map(|order| told.unwrap_or(order))? {
+            Order::Stop | Order::StopNow => farewell.say().map(|()| Next::Nothing),
+            Order::Restart => {
+                // Whatever hangs here ends with this program.
+                if let Err(late @ RelayError::Late(_)) = farewell.say() {
+                    tracing::error!("{late}");
+                }
+                Ok(Next::Successor)
+            }
+        }
     }
 
-    /// Consumers get everything and confirm it, the archive what is on its way.
+    /// Consumers get everything and confirm it, the archive what is on its way. What was ordered meanwhile.
     async fn stop_serving(
         &mut self,
         signals: &mut StopSignals,
         patient: bool,
         deadline: Instant,
         farewell: &mut Farewell,
-    ) {
+    ) -> Option<Order> {
         if !patient {
-            return self.archiver.abandon();
+            self.archiver.abandon();
+            return None;
         }
         let all = async { tokio::join!(self.tasks.finish(), self.archiver.stop()) };
         tokio::select! {
@@ -243,14 +328,16 @@ impl Relay {
                 farewell.note(tasks);
                 farewell.note(archiver);
             }
-            _ = signals.recv() => {
+            order = signals.recv_stop() => {
                 tracing::warn!("told again to stop: consumers and the archive are not waited for");
+                return Some(order);
             }
             () = tokio::time::sleep_until(deadline) => {
                 let names = self.tasks.running().into_iter().chain(self.archiver.running());
                 names.for_each(|name| farewell.late.push(format!("the {name}")));
             }
         }
+        None
     }
 }
 
@@ -347,6 +434,7 @@ fn downstream_config(
     descriptors: Arc<Descriptors>,
     status: &Arc<Sources>,
     recall: Arc<Recall>,
+    handover: &Handover,
 ) -> DownstreamConfig {
     DownstreamConfig {
         listen,
@@ -361,7 +449,24 @@ fn downstream_config(
         descriptors,
         counts: status.sessions().clone(),
         status: Some(status.clone()),
+        sockets: handover.sockets.clone(),
+        successor: handover.successor.clone(),
     }
+}
+
+/// All listen: what was passed and fits nobody is closed or refused, and systemd keeps what the relay has made itself.
+fn settle_sockets(sockets: &Sockets, notifier: &Notifier) -> Result<(), RelayError> {
+    for name in sockets.settle()? {
+        tracing::info!("closed a socket that is not configured any more ({name})");
+        notifier.forget(&name);
+    }
+    if notifier.keeps_descriptors() {
+        let action = "could not duplicate a listening socket";
+        let own = sockets.own().map_err(|source| RelayError::System { action, source })?;
+        own.into_iter().for_each(|(name, socket)| notifier.keep(&name, socket));
+        sockets.stay();
+    }
+    Ok(())
 }
 
 fn raise_descriptors(config: &Config) -> Arc<Descriptors> {

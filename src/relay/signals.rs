@@ -11,9 +11,8 @@ use crate::error::RelayError;
 
 /// Those whose default is to end the process, and that say nothing to a relay. SIGXFSZ is among them so that a file
 /// beyond the limit is an error of the write. (SIGPIPE is ignored by every Rust program.)
-const IGNORED: [(libc::c_int, &str); 8] = [
+const IGNORED: [(libc::c_int, &str); 7] = [
     (libc::SIGUSR1, "SIGUSR1"),
-    (libc::SIGUSR2, "SIGUSR2"),
     (libc::SIGALRM, "SIGALRM"),
     (libc::SIGVTALRM, "SIGVTALRM"),
     (libc::SIGPROF, "SIGPROF"),
@@ -29,13 +28,16 @@ pub(super) enum Order {
     Stop,
     /// SIGQUIT: consumers and the archive are not waited for.
     StopNow,
+    /// SIGUSR2: in order, and another binary goes on.
+    Restart,
 }
 
-/// SIGTERM, SIGINT and SIGQUIT.
+/// SIGTERM, SIGINT, SIGQUIT and SIGUSR2.
 pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
+    restart: Signal,
 }
 
 impl StopSignals {
@@ -44,6 +46,7 @@ impl StopSignals {
             terminate: on_signal(SignalKind::terminate())?,
             interrupt: on_signal(SignalKind::interrupt())?,
             quit: on_signal(SignalKind::quit())?,
+            restart: on_signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -55,6 +58,17 @@ impl StopSignals {
             _ = self.quit.recv() => {
                 tracing::warn!("received SIGQUIT: stopping without waiting for consumers and the archive");
                 Order::StopNow
+            }
+            _ = self.restart.recv() => Order::Restart,
+        }
+    }
+
+    /// Any of them but the one that wants a restart. Cancel-safe.
+    pub(super) async fn recv_stop(&mut self) -> Order {
+        loop {
+            match self.recv().await {
+                Order::Restart => {}
+                order => return order,
             }
         }
     }

@@ -19,11 +19,13 @@ use walrelay_proto::{FeedbackHorizon, Lsn, PgTimestamp, StandbyStatusUpdate};
 use super::board::Board;
 use super::failure::UpstreamError;
 use super::seam::Entry;
-use crate::pg::{QueryError, SILENCE, ServerError, UpstreamConnection};
+use crate::pg::{QueryError, ServerError, UpstreamConnection};
 use crate::store::{AppendError, Store, TimelinePosition, Writer};
 
 /// Size of the receive buffer: two of the largest messages PostgreSQL sends.
 const BUFFER: usize = 256 * 1024;
+/// How long a server may take to end its side, once we have left in order.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a socket is read once more before its server is given up.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
@@ -269,11 +271,21 @@ impl<'a> Shell<'a> {
         match end {
             StreamEnd::Timeline { .. } => self.conn.idle_again(receiver.unread()),
             StreamEnd::Stopped => {
-                let _ = tokio::time::timeout(SILENCE, self.conn.stream.shutdown()).await;
+                // Its walsender lets go of the slot before it closes: whoever comes next, our own next process above all, is
+                // not told that the slot is active.
+                let _ = tokio::time::timeout(FAREWELL, self.server_has_ended()).await;
             }
             StreamEnd::ServerStopped => {}
         }
         end
+    }
+
+    /// What still comes is WAL that nobody has asked for any more; a walsender may not hear us before it has got rid of it.
+    async fn server_has_ended(&mut self) -> io::Result<()> {
+        self.conn.stream.shutdown().await?;
+        let mut rest = [0; 8192];
+        while self.conn.stream.read(&mut rest).await? > 0 {}
+        Ok(())
     }
 
     fn failure(&mut self, error: ReceiverError, receiver: &Receiver) -> ReceiveError {

@@ -56,6 +56,7 @@ mod receivewal;
 mod reference;
 mod refusals;
 mod relay_restart;
+mod restarts;
 mod restore;
 mod retention;
 mod rewind;

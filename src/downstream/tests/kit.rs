@@ -182,6 +182,8 @@ impl Relay {
             descriptors: Arc::new(options.descriptors),
             counts: Arc::default(),
             status: None,
+            sockets: Arc::default(),
+            successor: Arc::new(crate::restart::Successor::of_process()),
         };
         let access = Arc::new(SharedAccess::new(Access {
             tls: options.tls.as_ref().map(|files| ServerTls::load(files).unwrap()),

@@ -1,6 +1,7 @@
 //! Processes that end with the value that owns them.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -8,6 +9,7 @@ use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::log::Log;
@@ -29,6 +31,14 @@ impl Process {
     /// when we are killed.
     pub fn spawn(name: &str, command: Command, log: &Path) -> Process {
         Process::start(name, command, log, false)
+    }
+
+    /// Like [`Process::spawn`], with these descriptors passed as systemd passes them (`LISTEN_FDS`), but under higher numbers.
+    pub(crate) fn spawn_with(name: &str, mut command: Command, passed: Vec<OwnedFd>, log: &Path) -> Process {
+        let file = open_log(log);
+        command.process_group(0).stderr(file.try_clone().expect("a file handle can be duplicated"));
+        command.stdin(Stdio::null()).stdout(file);
+        Process::made(name, spawn_for_good(command, passed), log)
     }
 
     /// Like [`Process::spawn`], but standard error goes elsewhere.
@@ -60,7 +70,11 @@ impl Process {
     }
 
     fn of(name: &str, command: Command, log: &Path) -> Process {
-        let child = spawn_for_good(command).unwrap_or_else(|error| panic!("could not start {name}: {error}"));
+        Process::made(name, spawn_for_good(command, Vec::new()), log)
+    }
+
+    fn made(name: &str, child: std::io::Result<Child>, log: &Path) -> Process {
+        let child = child.unwrap_or_else(|error| panic!("could not start {name}: {error}"));
         Process { name: name.to_owned(), child, log: Log::at(log.to_owned()), status: None }
     }
 
@@ -151,22 +165,42 @@ fn open_log(path: &Path) -> File {
     opened.unwrap_or_else(|error| panic!("could not open {}: {error}", path.display()))
 }
 
-type Order = (Command, Sender<std::io::Result<Child>>);
+type Order = (Command, Vec<OwnedFd>, Sender<std::io::Result<Child>>);
 
 /// "Parent" in the parent death signal means the *thread* that forked: this one lives as long as we do.
 static FORKER: LazyLock<Sender<Order>> = LazyLock::new(|| {
     let (sender, orders) = channel::<Order>();
     std::thread::spawn(move || {
-        for (mut command, reply) in orders {
+        for (mut command, passed, reply) in orders {
+            let passed = pass(&mut command, &passed);
             let _ = reply.send(command.spawn());
+            drop(passed);
         }
     });
     sender
 });
 
-fn spawn_for_good(command: Command) -> std::io::Result<Child> {
+/// Only this thread starts what lasts, so nothing else that lasts inherits them.
+fn pass(command: &mut Command, passed: &[OwnedFd]) -> Vec<OwnedFd> {
+    let numbers = std::fs::read_dir("/proc/self/fd").expect("the kernel tells");
+    let numbers = numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // Above what other threads are given meanwhile.
+    let first = numbers.max().expect("there are some") + 100;
+    if !passed.is_empty() {
+        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDS_FIRST_FD", first.to_string());
+    }
+    let socket = |(number, socket): (i32, &OwnedFd)| {
+        let socket = fcntl_dupfd_cloexec(socket, number).expect("there are descriptors");
+        assert_eq!(socket.as_raw_fd(), number, "nobody has it");
+        fcntl_setfd(&socket, FdFlags::empty()).expect("it is ours");
+        socket
+    };
+    (first..).zip(passed).map(socket).collect()
+}
+
+fn spawn_for_good(command: Command, passed: Vec<OwnedFd>) -> std::io::Result<Child> {
     let (reply, child) = channel();
-    FORKER.send((command, reply)).expect("the forking thread never ends");
+    FORKER.send((command, passed, reply)).expect("the forking thread never ends");
     child.recv().expect("the forking thread answers every order")
 }
 

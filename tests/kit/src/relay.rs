@@ -1,6 +1,7 @@
 //! The relay under test.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -102,7 +103,7 @@ impl RelayBuilder {
     pub fn prepare(self) -> Relay {
         let (scratch, port) = (Scratch::new(&self.name), Port::take());
         fs::write(scratch.join("hba.conf"), &self.hba).expect("the directory is ours");
-        Relay { process: None, settings: self, port, scratch }
+        Relay { process: None, settings: self, port, scratch, passed: Vec::new() }
     }
 }
 
@@ -113,6 +114,8 @@ pub struct Relay {
     settings: RelayBuilder,
     port: Port,
     scratch: Scratch,
+    /// For the next process.
+    passed: Vec<(String, OwnedFd)>,
 }
 
 impl Relay {
@@ -178,10 +181,19 @@ impl Relay {
         }
     }
 
+    /// Listening sockets that the next process gets as systemd would pass them.
+    pub fn pass(&mut self, sockets: Vec<(String, OwnedFd)>) {
+        self.passed = sockets;
+    }
+
     /// Starts the process and does not wait.
     pub fn spawn(&mut self) {
-        let command = self.command_to_start();
-        self.process = Some(Process::spawn("walrelay", command, self.log().path()));
+        let mut command = self.command_to_start();
+        let passed = std::mem::take(&mut self.passed);
+        let names: Vec<&str> = passed.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDNAMES", names.join(":"));
+        let sockets: Vec<OwnedFd> = passed.into_iter().map(|(_, socket)| socket).collect();
+        self.process = Some(Process::spawn_with("walrelay", command, sockets, self.log().path()));
     }
 
     /// The same with standard error, where it logs, going elsewhere.
@@ -193,6 +205,12 @@ impl Relay {
     fn command_to_start(&self) -> Command {
         let command_line = self.command_line();
         let mut command = match self.settings.limits.as_slice() {
+            [] if !self.passed.is_empty() => {
+                // The number of its process is known there only.
+                let mut command = tied_command("sh");
+                command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(&self.settings.binary);
+                command
+            }
             [] => tied_command(&self.settings.binary),
             limits => {
                 let mut command = tied_command("prlimit");

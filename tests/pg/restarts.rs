@@ -1,0 +1,372 @@
+//! A new binary takes over: by exec, and under systemd, which keeps the listening sockets. Commits that wait for the relay hardly
+//! notice, clients wait and are not refused, and consumers go on where they were.
+//!
+//! How long commits have waited is printed, not judged: `cargo test --test pg -- --nocapture restarts`.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use walrelay_proto::Lsn;
+use walrelay_testkit::{
+    Cluster, Consumer, Mark, Relay, RelayBuilder, Scratch, Server, Signal, Systemd, compare, on_one_version,
+    wait_for, wait_until,
+};
+
+use crate::{relay_below, walrelay};
+
+on_one_version!(
+    a_new_binary_takes_over_by_exec,
+    a_new_process_takes_over_what_systemd_has_kept,
+    a_binary_that_will_not_do_is_refused,
+    sockets_of_a_unit_are_used_or_refused,
+);
+
+/// Restarts of each kind.
+const ROUNDS: usize = 3;
+
+fn a_new_binary_takes_over_by_exec(server: &Server) {
+    let scene = Scene::start(server, |builder| builder);
+    let Scene { primary, mut relay, socket, .. } = scene;
+    let (commits, consumer) = (Commits::start(&primary), Stream::start(&relay, &primary));
+    let (inode, pid) = (inode(&socket), relay.pid());
+    let clients = Clients::start(&relay);
+    let mut consumer = Some(consumer);
+    for round in 0..ROUNDS {
+        commits.wait_for_more(20);
+        let mark = relay.log().mark();
+        if round == 0 {
+            let said = relay.psql("dbname=walrelay", &["restart"]);
+            assert!(said.is_ok(), "{said:?}");
+        } else {
+            relay.signal(Signal::USR2);
+        }
+        relay.log().wait_for_after(mark, "walrelay 0.1.0 started");
+        // It resumes exactly where it was: what follows on that, and nothing else.
+        consumer = consumer.map(|stream| stream.resume(&relay));
+        commits.wait_for_more(20);
+    }
+    let clients = clients.stop();
+    assert!(clients.served > ROUNDS, "{clients:?}");
+    assert_eq!(clients.lost, [""; 0], "refused, or cut off");
+    let worst = commits.stop();
+    println!("worst commit over {ROUNDS} restarts by exec: {worst:?}");
+    assert!(relay.pid() == pid && relay.is_running());
+    assert_eq!(self::inode(&socket), inode, "the socket is the same");
+    relay
+        .psql(&format!("host={}", socket.parent().expect("a directory").display()), &["select 1"])
+        .expect("it answers");
+    consumer.expect("it is there").finish(&primary);
+    assert_complete(&primary, &relay);
+    relay.terminate();
+    assert!(!socket.exists(), "a stop for good leaves nothing");
+    // The order is a WARN.
+    assert_eq!(relay.log().lines_with("ERROR", Mark::default()), [""; 0]);
+}
+
+fn a_new_process_takes_over_what_systemd_has_kept(server: &Server) {
+    let mut systemd = Systemd::start();
+    let notify = systemd.notify_socket().display().to_string();
+    let scene = Scene::start(server, |builder| builder.env("NOTIFY_SOCKET", &notify).env("FDSTORE", "16"));
+    let Scene { primary, mut relay, socket, .. } = scene;
+    let (commits, mut consumer) = (Commits::start(&primary), Stream::start(&relay, &primary));
+    let inode = inode(&socket);
+    for _ in 0..ROUNDS {
+        systemd.wait_for("READY=1");
+        assert_eq!(systemd.names().len(), 2, "{:?}", systemd.names());
+        commits.wait_for_more(20);
+        relay.terminate();
+        // There is no relay now, and a client waits.
+        let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+        let early = std::thread::spawn(move || Consumer::connect(address, "early"));
+        wait_until("a client that waits", || waits_at(&relay));
+        relay.pass(systemd.pass());
+        relay.start();
+        early.join().expect("it does not panic").expect("it gets in");
+        consumer = consumer.resume(&relay);
+        commits.wait_for_more(20);
+    }
+    let worst = commits.stop();
+    println!("worst commit over {ROUNDS} stops and starts with sockets kept: {worst:?}");
+    assert_eq!(self::inode(&socket), inode, "the socket is the same");
+    consumer.finish(&primary);
+    assert_complete(&primary, &relay);
+    relay.assert_calm();
+    // A socket that is not configured any more is closed, and systemd lets go of it.
+    systemd.wait_for("READY=1");
+    relay.terminate();
+    let mut kept = systemd.pass();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    kept.push(("kept-listen-127.0.0.1_1".to_owned(), other.into()));
+    relay.pass(kept);
+    relay.start();
+    systemd.wait_for("FDSTOREREMOVE=1\nFDNAME=kept-listen-127.0.0.1_1");
+    relay.log().wait_for("closed a socket that is not configured any more");
+}
+
+fn a_binary_that_will_not_do_is_refused(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let scratch = Scratch::new("binary");
+    let program = scratch.join("walrelay");
+    symlink(walrelay(), &program).expect("the directory is ours");
+    let mut relay = Relay::builder(&program, &primary).start();
+    let (pid, calls) = (relay.pid(), scratch.join("calls"));
+    let bad = [
+        ("exit 1", "does not answer as walrelay does"),
+        (
+            "echo walrelay 7; test $1 = --version && exit; echo 'walrelay: error: no such setting' >&2; exit 2",
+            "no such setting",
+        ),
+    ];
+    for (script, reason) in bad {
+        replace(&program, script);
+        let mark = relay.log().mark();
+        let refused = relay.psql("dbname=walrelay", &["restart"]).expect_err("it will not do");
+        assert!(refused.0.contains(reason), "{refused}");
+        relay.signal(Signal::USR2);
+        relay.log().wait_for_after(mark, "not restarted, this process goes on: ");
+    }
+    fs::remove_file(&program).expect("it is there");
+    let gone = relay.psql("dbname=walrelay", &["restart"]).expect_err("there is none");
+    assert!(gone.0.contains("could not run"), "{gone}");
+    primary.sql("create table t as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+    // One that will do is the one that runs then, with the same arguments.
+    let real = walrelay();
+    replace(&program, &format!("echo \"$1\" >> {}; exec {} \"$@\"", calls.display(), real.display()));
+    let mark = relay.log().mark();
+    relay.signal(Signal::USR2);
+    relay.log().wait_for_after(mark, "walrelay 0.1.0 started");
+    let called = fs::read_to_string(&calls).expect("it was called");
+    assert_eq!(called.lines().collect::<Vec<_>>(), ["--version", "check-config", "--upstream"]);
+    assert!(relay.pid() == pid && relay.is_running());
+    primary.sql("create table u as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+}
+
+/// Sockets that somebody else has made.
+fn sockets_of_a_unit_are_used_or_refused(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let mut relay = relay_below(&primary).arg("--http-listen").arg("0").prepare();
+    let bind = |address: &str| std::net::TcpListener::bind(address).expect("nobody else has it");
+    let named = |name: &str, socket: &std::net::TcpListener| {
+        (name.to_owned(), socket.try_clone().expect("there are descriptors").into())
+    };
+    let (consumers, http) = (bind(&format!("127.0.0.1:{}", relay.port())), bind("127.0.0.1:0"));
+    // They connect before there is a relay, which has no WAL yet either and says so.
+    let early = {
+        let address = consumers.local_addr().expect("it has one");
+        std::thread::spawn(move || Consumer::connect(address, "early"))
+    };
+    relay.pass(vec![named("walrelay.socket", &consumers), named("http", &http)]);
+    relay.start();
+    let early = early.join().expect("it does not panic");
+    assert!(early.as_ref().map_or_else(is_told, |_| true), "{early:?}");
+    let at = http.local_addr().expect("it has one");
+    relay.log().wait_for(&format!("listening on {at} for HTTP"));
+    relay.terminate();
+    // Still there: it is not the relay's.
+    TcpStream::connect(at).expect("it listens");
+    // One that fits nothing is a mistake.
+    // (With port 0, --http-listen would take any of its address.)
+    let stray = bind("127.0.0.2:0");
+    relay.pass(vec![named("walrelay.socket", &stray)]);
+    drop(consumers);
+    relay.spawn();
+    assert_eq!(relay.wait_exit(), Some(2));
+    let at = stray.local_addr().expect("it has one");
+    relay.log().wait_for(&format!("socket {at} of LISTEN_FDS (\"walrelay.socket\") fits no --listen"));
+    let file = fs::File::open("/dev/null").expect("it is there");
+    relay.pass(vec![("walrelay.socket".to_owned(), file.into())]);
+    relay.spawn();
+    assert_eq!(relay.wait_exit(), Some(2));
+    relay.log().wait_for("of LISTEN_FDS (\"walrelay.socket\") is not a listening stream socket");
+}
+
+/// A primary that waits for the relay with each commit.
+struct Scene {
+    primary: Cluster,
+    relay: Relay,
+    /// A Unix socket of the relay's.
+    socket: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Scene {
+    fn start(server: &Server, with: impl FnOnce(RelayBuilder) -> RelayBuilder) -> Scene {
+        let primary = Cluster::builder(server).seg_mb(1).start();
+        let scratch = Scratch::new("restarts");
+        // Ours, and not the servers'.
+        let dir = scratch.join("sockets");
+        fs::create_dir(&dir).expect("the directory is ours");
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("it is ours");
+        let builder = relay_below(&primary)
+            .hba("local all,replication all trust\nhost all,replication all 127.0.0.1/32 trust\n");
+        let relay = with(builder.arg("--listen").arg(&dir.display().to_string())).start();
+        primary.make_synchronous("walrelay");
+        let socket = dir.join(format!(".s.PGSQL.{}", relay.port()));
+        Scene { primary, relay, socket, _scratch: scratch }
+    }
+}
+
+/// Commits one after the other, each of which waits for the relay.
+struct Commits {
+    stop: Arc<AtomicBool>,
+    done: Arc<std::sync::atomic::AtomicUsize>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Commits {
+    fn start(primary: &Cluster) -> Commits {
+        primary.sql("set synchronous_commit = local; create table committed (i bigint)");
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<std::sync::atomic::AtomicUsize>::default());
+        let mut session = primary.session();
+        let thread = std::thread::spawn({
+            let (stop, done) = (stop.clone(), done.clone());
+            move || {
+                let mut worst = Duration::ZERO;
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    session.run("insert into committed values (1)").expect("it is committed");
+                    worst = worst.max(begun.elapsed());
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                worst
+            }
+        });
+        Commits { stop, done, thread }
+    }
+
+    #[track_caller]
+    fn wait_for_more(&self, more: usize) {
+        let wanted = self.done.load(Ordering::Relaxed) + more;
+        wait_until("more commits", || self.done.load(Ordering::Relaxed) >= wanted);
+    }
+
+    /// How long the longest took.
+    fn stop(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("all were committed")
+    }
+}
+
+/// A consumer that receives and confirms until its stream is ended.
+struct Stream(JoinHandle<Lsn>);
+
+impl Stream {
+    fn start(relay: &Relay, primary: &Cluster) -> Stream {
+        Stream::at(relay, primary.flush_lsn().seg_start(primary.seg_size()))
+    }
+
+    fn at(relay: &Relay, from: Lsn) -> Stream {
+        let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+        Stream(std::thread::spawn(move || {
+            let mut consumer = Consumer::connect(address, "stream").expect("it gets in");
+            consumer.start(from).expect("there is such WAL");
+            let mut received = from;
+            loop {
+                match consumer.next_wal() {
+                    Ok(end) => received = end,
+                    // The end is shorter than the shortest message with WAL.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return received,
+                    Err(error) => panic!("{error}"),
+                }
+                consumer.report().expect("the relay hears it");
+            }
+        }))
+    }
+
+    /// Goes on where it was ended.
+    fn resume(self, relay: &Relay) -> Stream {
+        Stream::at(relay, self.0.join().expect("nothing was missing or wrong"))
+    }
+
+    /// It lives.
+    fn finish(self, primary: &Cluster) {
+        primary.sql("create table more as select 1");
+        assert!(!self.0.is_finished());
+    }
+}
+
+/// Clients that come and go all the time.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Served>,
+}
+
+#[derive(Debug, Default)]
+struct Served {
+    served: usize,
+    /// Those who came when the relay knew already that it was going: it says so.
+    told: usize,
+    lost: Vec<String>,
+}
+
+impl Clients {
+    fn start(relay: &Relay) -> Clients {
+        let stop = Arc::<AtomicBool>::default();
+        let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+        let until = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut served = Served::default();
+            while !until.load(Ordering::Relaxed) {
+                match Consumer::connect(address, "client") {
+                    Ok(_) => served.served += 1,
+                    Err(error) if is_told(&error) => served.told += 1,
+                    Err(error) => served.lost.push(error.to_string()),
+                }
+            }
+            served
+        });
+        Clients { stop, thread }
+    }
+
+    fn stop(self) -> Served {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("it does not panic")
+    }
+}
+
+/// Who was let in a moment before is told that the relay goes.
+fn is_told(error: &io::Error) -> bool {
+    let text = error.to_string();
+    text.contains("C57P01") || text.contains("C57P03")
+}
+
+/// Whether a connection waits in the queue of the relay's port (`ss`: the listening socket's Recv-Q).
+fn waits_at(relay: &Relay) -> bool {
+    let port = format!(":{:04X}", relay.port());
+    let sockets = fs::read_to_string("/proc/net/tcp").expect("the kernel tells");
+    sockets.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // sl local remote state tx:rx
+        words.len() > 4 && words[1].ends_with(&port) && words[3] == "0A" && !words[4].ends_with(":00000000")
+    })
+}
+
+/// A script in the place of the program.
+fn replace(program: &Path, script: &str) {
+    let new = program.with_extension("new");
+    fs::write(&new, format!("#!/bin/sh\n{script}\n")).expect("the directory is ours");
+    fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    fs::rename(&new, program).expect("it is ours");
+}
+
+fn inode(path: &Path) -> u64 {
+    fs::symlink_metadata(path).expect("it is there").ino()
+}
+
+#[track_caller]
+fn assert_complete(primary: &Cluster, relay: &Relay) {
+    let last = primary.switch_wal();
+    relay.wait_for_segment(&last);
+    compare::assert_segments(primary, &relay.wal_dir(), 1);
+    let count = primary.sql("select count(*) from committed");
+    wait_for("commits", || count.parse::<u64>().ok().filter(|count| *count >= 120));
+}
