@@ -11,6 +11,7 @@ use crate::branch::BranchError;
 use crate::config::ConfigError;
 use crate::downstream::{ListenError, ParseListenAddrError};
 use crate::http::HttpError;
+use crate::init::InitError;
 use crate::parts::PartEnded;
 use crate::pg::ConnectError;
 use crate::show::ShowError;
@@ -84,6 +85,9 @@ pub enum RelayError {
     /// A directory cannot be repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// A first configuration was not written.
+    #[error(transparent)]
+    Init(#[from] InitError),
     /// WAL that was left cannot be shown or copied.
     #[error(transparent)]
     Branch(#[from] BranchError),
@@ -110,7 +114,7 @@ impl RelayError {
     /// The process's exit code; documented in docs/OPERATIONS.md.
     pub fn exit_code(&self) -> u8 {
         match self {
-            RelayError::System { .. } => 1,
+            RelayError::System { .. } | RelayError::Init(InitError::Write { .. } | InitError::Declined) => 1,
             RelayError::Cleanup(CleanupError::Name(_)) => 2,
             RelayError::ArchiveRead(_) | RelayError::ArchiveWrite(_) | RelayError::Cleanup(_) => 8,
             RelayError::Restore(_) => BROKEN,
@@ -118,6 +122,7 @@ impl RelayError {
             | RelayError::Archive(_)
             | RelayError::Listen(_)
             | RelayError::Sockets(_)
+            | RelayError::Init(InitError::Exists(_) | InitError::Unanswered)
             | RelayError::Hba(_)
             | RelayError::Users(_)
             | RelayError::Tls(_) => 2,

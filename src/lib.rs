@@ -21,6 +21,7 @@ pub mod events;
 pub mod fencing;
 pub mod gateway;
 pub mod http;
+pub mod init;
 mod lane;
 #[cfg(test)]
 mod layers;

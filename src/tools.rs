@@ -31,7 +31,7 @@ use crate::out::{self, say};
 use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
-use crate::{doctor, papers, promotable, relay};
+use crate::{doctor, init, papers, promotable, relay};
 
 /// Runs a command; its exit code, if nothing else went wrong. Needs a runtime.
 pub async fn run(command: &Command, environment: &Environment) -> Result<u8, RelayError> {
@@ -60,6 +60,7 @@ pub async fn run(command: &Command, environment: &Environment) -> Result<u8, Rel
         }
         Command::Status(args) => show::run(args, environment).await,
         Command::Promotable(args) => promotable::run(args, environment).await,
+        Command::Init(args) => init::run(args, environment).await,
         Command::Doctor(args) => doctor::run(args, environment).await,
     }
 }

@@ -15,7 +15,7 @@ use crate::archive::restore::{OnTimeout, PATIENCE, REQUIRE_TIMEOUT, Required, St
 use crate::archive::{Place, Target};
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::ListenAddr;
-use crate::redact::redact;
+use crate::redact::{holds_secret, redact};
 
 /// What to do instead of running a relay.
 #[derive(Subcommand, Debug)]
@@ -50,6 +50,8 @@ pub enum Command {
     Doctor(Box<DoctorArgs>),
     /// Check the configuration and all files that it names, as a start and a reload do; exit code 2 if anything is wrong
     CheckConfig(Box<CheckConfigArgs>),
+    /// Write a first configuration, after asking for what no flag says, and print the SQL that the primary has to be told
+    Init(Box<InitArgs>),
     /// Write the completions of a shell to standard output
     Completions(CompletionsArgs),
     /// Write the manual pages, a file each
@@ -214,6 +216,96 @@ impl DoctorArgs {
             None => reach(&config.listen)?,
         };
         ConnInfo::parse(&text, environment).map_err(|error| value("relay", &error))
+    }
+}
+
+/// `walrelay init`.
+#[derive(Args, Debug, Default, Clone)]
+pub struct InitArgs {
+    /// Server to receive WAL from: host, host:port, a libpq connection string or a postgresql:// URI, without a password
+    #[arg(long, env = "WALRELAY_UPSTREAM", value_name = "CONNINFO", hide_env_values = true)]
+    pub upstream: Option<String>,
+
+    /// The file to write
+    #[arg(long, env = "WALRELAY_CONFIG", value_name = "FILE", default_value = "/etc/walrelay/walrelay.toml")]
+    pub config: PathBuf,
+
+    /// Directory that keeps the WAL [default: as the relay's]
+    #[arg(long, short = 'D', env = "WALRELAY_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Where to serve consumers: ADDR:PORT, or a directory for a Unix socket; repeatable [default: 127.0.0.1:5432]
+    #[arg(long, env = "WALRELAY_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub listen: Vec<String>,
+
+    /// Where to serve metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT [default: nowhere]
+    #[arg(long, env = "WALRELAY_HTTP_LISTEN", value_name = "ADDR:PORT")]
+    pub http_listen: Option<String>,
+
+    /// Replication slot on the upstream [default: walrelay]
+    #[arg(long, env = "WALRELAY_SLOT", value_name = "NAME")]
+    pub slot: Option<String>,
+
+    /// Where to archive WAL; repeatable
+    #[arg(long, env = "WALRELAY_ARCHIVE", value_name = "URL", value_delimiter = ' ', hide_env_values = true)]
+    pub archive: Vec<String>,
+
+    /// Role of a consumer: SQL that makes it, --auth-query, and an hba.conf beside the file that lets it in from this machine's
+    /// networks; repeatable
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub consumer_role: Vec<String>,
+
+    /// Have roles log in with the passwords that they have on the upstream
+    #[arg(long)]
+    pub auth_query: bool,
+
+    /// Replace the files if they exist
+    #[arg(long)]
+    pub force: bool,
+
+    /// Do not ask the upstream and this machine whether all is well (walrelay doctor)
+    #[arg(long)]
+    pub no_check: bool,
+
+    /// Ask nothing: what no flag says is the default
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+impl InitArgs {
+    /// The server, as typed and as understood.
+    pub fn upstream(&self, environment: &Environment) -> Result<(String, ConnInfo), ConfigError> {
+        let text = self.upstream.as_deref().map(str::trim).filter(|text| !text.is_empty());
+        let text = text.ok_or(ConfigError::NoUpstream)?;
+        if holds_secret(text) {
+            let reason = "it holds a password, which does not belong into a file that others may read; leave it out, and put it \
+                          into a password file (~/.pgpass) as host:port:*:role:password";
+            return Err(value("upstream", &reason));
+        }
+        let info = ConnInfo::parse(text, environment).map_err(|error| value("upstream", &error))?;
+        Ok((text.to_owned(), info))
+    }
+
+    /// Where WAL is kept if nobody says.
+    pub fn default_data_dir(&self) -> Result<PathBuf, ConfigError> {
+        default_data_dir()
+    }
+
+    /// A relay with nothing but this file.
+    pub fn to_check(&self, file: &Path) -> CheckConfigArgs {
+        CheckConfigArgs { config: Some(file.to_owned()), settings: Settings::default() }
+    }
+
+    /// The same for `walrelay doctor`.
+    pub fn to_diagnose(&self, file: &Path) -> DoctorArgs {
+        DoctorArgs {
+            check: self.to_check(file),
+            consumer: Vec::new(),
+            relay: None,
+            try_restore: false,
+            verbose: false,
+            json: false,
+        }
     }
 }
 

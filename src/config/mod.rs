@@ -35,8 +35,8 @@ use cli::Settings;
 pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, DoctorArgs,
-    ExportArgs, FailoversArgs, FenceArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs, RelaysArgs,
-    RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
+    ExportArgs, FailoversArgs, FenceArgs, InitArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs,
+    RelaysArgs, RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
 };
 
 /// A checked configuration.

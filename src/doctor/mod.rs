@@ -43,6 +43,26 @@ struct Report {
 
 /// Asks, judges and shows. 0 if all is well, 1 if somebody should do something.
 pub(crate) async fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, RelayError> {
+    let findings = findings(args, environment).await?;
+    let severity = findings.iter().map(|it| it.severity).max().unwrap_or(Severity::Ok);
+    if args.json {
+        let report = Report { severity, findings };
+        let failed = |error: serde_json::Error| RelayError::System {
+            action: "could not write JSON",
+            source: error.into(),
+        };
+        say!("{}", serde_json::to_string_pretty(&report).map_err(failed)?);
+    } else {
+        out::write(format_args!("{}", table(&findings, args.verbose)));
+    }
+    Ok(u8::from(severity != Severity::Ok))
+}
+
+/// Asks and judges.
+pub(crate) async fn findings(
+    args: &DoctorArgs,
+    environment: &Environment,
+) -> Result<Vec<Finding>, RelayError> {
     let config = Config::to_check(&args.check, environment)?;
     if args.try_restore && rustix::process::geteuid().is_root() {
         // Whoever may change a standby's settings could do anything here.
@@ -57,18 +77,7 @@ pub(crate) async fn run(args: &DoctorArgs, environment: &Environment) -> Result<
     let relay = args.relay(&config, environment)?;
     let mut findings = configuration(&config);
     findings.extend(examine(args, &config, &relay, &consumers).await);
-    let severity = findings.iter().map(|it| it.severity).max().unwrap_or(Severity::Ok);
-    if args.json {
-        let report = Report { severity, findings };
-        let failed = |error: serde_json::Error| RelayError::System {
-            action: "could not write JSON",
-            source: error.into(),
-        };
-        say!("{}", serde_json::to_string_pretty(&report).map_err(failed)?);
-    } else {
-        out::write(format_args!("{}", table(&findings, args.verbose)));
-    }
-    Ok(u8::from(severity != Severity::Ok))
+    Ok(findings)
 }
 
 /// What a start would refuse.
@@ -198,7 +207,8 @@ fn newest_segment(status: &Status) -> Option<String> {
 }
 
 /// For people: what is bad first; what is good only where it was asked for.
-fn table(findings: &[Finding], verbose: bool) -> String {
+/// For people.
+pub(crate) fn table(findings: &[Finding], verbose: bool) -> String {
     let mut out = String::new();
     let bad = findings.iter().filter(|it| it.severity != Severity::Ok).count();
     for severity in [Severity::Error, Severity::Warning, Severity::Ok] {

@@ -32,6 +32,7 @@ mod frozen;
 mod full_disk;
 mod holes;
 mod idle;
+mod init;
 mod language;
 mod latency;
 mod login;
