@@ -17,7 +17,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers reference book deb rpm clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference book deb rpm packages-test clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -35,6 +35,8 @@ help:
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
 	@echo 'make reference, make book    docs/REFERENCE.md from the code; the documents as a book, with mdbook'
 	@echo 'make deb, make rpm           packages for Debian and for Red Hat, with unit, manual pages and completions'
+	@echo 'make release                 the program as it is installed, its debug information in walrelay.debug'
+	@echo 'make packages-test           the Debian package installed on an overlay of this system, the Kubernetes manifests linted'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -186,16 +188,31 @@ book:
 	cp -R examples packaging monitoring README.md CHANGELOG.md $(BOOK)/
 	@echo 'see $(BOOK)/docs/index.html'
 
-# cargo install --locked cargo-deb cargo-generate-rpm
-deb: cc
-	$(CARGO) build --release --locked --package walrelay --bin walrelay
-	$(MAKE) papers
-	$(CARGO) deb --no-build --package walrelay
+# The program as it is installed, and in a file beside it what debuggers and perf want to know, which the program names
+# (.gnu_debuglink): keep target/release/walrelay.debug of what was delivered. What is optimised is the same.
+release: cc
+	CARGO_PROFILE_RELEASE_DEBUG=line-tables-only $(CARGO) build --release --locked --package walrelay --bin walrelay
+	$(MAKE) symbols
 
-rpm: cc
-	$(CARGO) build --release --locked --package walrelay --bin walrelay
+# Once: a program from which they were taken has none.
+symbols:
+	@if readelf --section-headers --wide $(PROGRAM) | grep -q '\.debug_line'; then \
+	    objcopy --only-keep-debug --compress-debug-sections $(PROGRAM) $(PROGRAM).debug && \
+	    objcopy --strip-debug --add-gnu-debuglink=$(PROGRAM).debug $(PROGRAM); fi
+	@test -s $(PROGRAM).debug
+
+# cargo install --locked cargo-deb cargo-generate-rpm
+deb: release
+	$(MAKE) papers
+	$(CARGO) deb --no-build --no-strip --package walrelay
+
+rpm: release
 	$(MAKE) papers
 	$(CARGO) generate-rpm
+
+# The package, installed for real on an overlay of this system, and the Kubernetes manifests.
+packages-test:
+	tests/packages.sh
 
 clean:
 	$(CARGO) clean
