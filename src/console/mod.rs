@@ -92,6 +92,9 @@ pub trait Facts {
     /// When the relay started.
     fn started_at(&self) -> Option<String>;
 
+    /// When the settings in effect were read.
+    fn configured_at(&self) -> Option<String>;
+
     /// The relay, whoever asks; `None` where nobody has it looked at.
     fn status(&self) -> Option<Status>;
 }

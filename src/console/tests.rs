@@ -116,6 +116,10 @@ impl Facts for Known {
         Some("2026-12-01 10:00:00+00".to_owned())
     }
 
+    fn configured_at(&self) -> Option<String> {
+        Some("2026-12-01 10:30:00+00".to_owned())
+    }
+
     fn sees_all(&self) -> bool {
         self.superuser == Some(true)
     }

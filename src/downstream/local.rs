@@ -599,6 +599,10 @@ impl Facts for LocalSession<'_> {
         self.shared.config.status.as_ref().map(|sources| sources.started_at().to_string())
     }
 
+    fn configured_at(&self) -> Option<String> {
+        self.shared.config.status.as_ref().map(|sources| sources.configured_at().to_string())
+    }
+
     fn status(&self) -> Option<Status> {
         self.shared.config.status.as_ref().map(|sources| Status::now(sources))
     }

@@ -91,7 +91,8 @@ pub struct SourcesSetup {
 #[derive(Debug)]
 pub struct Sources {
     parts: SourcesSetup,
-    settings: RwLock<Arc<Vec<Setting>>>,
+    /// With when they were read.
+    settings: RwLock<(Arc<Vec<Setting>>, Moment)>,
     started_at: Moment,
     started: Instant,
     stopping: AtomicBool,
@@ -103,9 +104,14 @@ impl Sources {
         self.started_at
     }
 
+    /// When the settings in effect were read.
+    pub fn configured_at(&self) -> Moment {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).1
+    }
+
     /// Those of a relay that starts now.
     pub fn new(mut setup: SourcesSetup) -> Sources {
-        let settings = RwLock::new(Arc::new(std::mem::take(&mut setup.settings)));
+        let settings = RwLock::new((Arc::new(std::mem::take(&mut setup.settings)), Moment::now()));
         Sources {
             parts: setup,
             settings,
@@ -142,11 +148,11 @@ impl Sources {
 
     /// The settings that are in effect from now on.
     pub fn set_settings(&self, settings: Vec<Setting>) {
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(settings), Moment::now());
     }
 
     fn settings(&self) -> Arc<Vec<Setting>> {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
 

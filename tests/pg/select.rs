@@ -7,7 +7,11 @@ use walrelay_testkit::{Cluster, Receivewal, Relay, Server, on_one_version};
 
 use crate::relay_below;
 
-on_one_version!(a_query_has_the_same_answer_as_on_a_server, exporters_find_what_they_ask_for);
+on_one_version!(
+    a_query_has_the_same_answer_as_on_a_server,
+    exporters_find_what_they_ask_for,
+    others_are_seen_as_far_as_the_role_may,
+);
 
 /// Rows like the relay's, as both sides read them: beside numbers of all kinds, NULLs and texts that sort alike everywhere.
 const ROWS: &str = "with s(slot_name, active, pid, restart_lsn, size, since, note) as (values \
@@ -372,4 +376,51 @@ fn consistent(relay: &Relay, ask: &dyn Fn(&str) -> String) {
     assert_eq!(ask(databases), "walrelay|1");
     let refused = relay.psql("dbname=walrelay", &["\\d"]);
     assert!(refused.expect_err("there is no catalog").0.contains("pg_class"), "it is named");
+}
+
+fn others_are_seen_as_far_as_the_role_may(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role plain login");
+    let relay = relay_below(&primary).hba("host all,replication all 127.0.0.1/32 trust\n").start();
+    let mut other = relay.session("user=postgres dbname=walrelay");
+    other.run("begin").expect("none is open");
+    other.run("select 'secret'").expect("it is right");
+    let ask = |user: &str, sql: &str| {
+        let answer = relay.psql(&format!("user={user} dbname=walrelay"), &[sql]);
+        answer.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    };
+    let seen = "select state, query like 'select ''secret''%', xact_start <= state_change, client_port > 0 \
+                from pg_stat_activity where usename = 'postgres' and pid <> pg_backend_pid()";
+    assert_eq!(ask("postgres", seen), "idle in transaction|t|t|t");
+    let hidden =
+        "select state, query, client_addr, backend_type from pg_stat_activity where usename = 'postgres'";
+    assert_eq!(ask("plain", hidden), "|<insufficient privilege>||");
+    let own = "select state, backend_type from pg_stat_activity where pid = pg_backend_pid()";
+    assert_eq!(ask("plain", own), "active|client backend");
+    assert_eq!(ask("plain", "select count(*) from pg_stat_ssl"), "1");
+    let settings = "select count(*) from pg_settings where category = 'walrelay'";
+    assert_eq!(ask("plain", settings), "0");
+    assert_ne!(ask("postgres", settings), "0");
+    drop(other);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("threads can be had").block_on(a_driver_is_seen(&relay));
+}
+
+/// Values in binary, as the driver has them, and a transaction that has failed.
+async fn a_driver_is_seen(relay: &Relay) {
+    let client =
+        connect(&format!("host=127.0.0.1 port={} user=postgres dbname=walrelay", relay.port())).await;
+    let query = "select $1::float8 * 2, count(*), max(backend_start), min(pid) = $2 \
+                 from pg_stat_activity where pid = $2 and backend_start < $3";
+    let pid: i32 = client.query_one("select pg_backend_pid()", &[]).await.expect("it is right").get(0);
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&1.25_f64, &pid, &std::time::SystemTime::now()];
+    let row = client.query_one(query, &values).await.expect("it is right");
+    assert_eq!((row.get::<_, f64>(0), row.get::<_, i64>(1), row.get::<_, bool>(3)), (2.5, 1, true));
+    assert!(row.get::<_, std::time::SystemTime>(2) <= std::time::SystemTime::now());
+    client.batch_execute("begin").await.expect("none is open");
+    client.query("select 1 / 0", &[]).await.expect_err("that cannot be");
+    let state = format!("select state from pg_stat_activity where pid = {pid}");
+    let state = tokio::task::block_in_place(|| relay.psql("user=postgres dbname=walrelay", &[&state]));
+    assert_eq!(state.as_deref(), Ok("idle in transaction (aborted)"));
 }

@@ -70,6 +70,9 @@ fn clients_prove_who_they_are(server: &Server) {
     let options = format!("{bound} password=swordfish dbname=postgres");
     let sql = scene.relay.psql(&options, &["select current_user"]);
     assert_eq!(sql.expect("it is logged in at the relay and at the primary"), "copied");
+    let options = format!("{bound} password=swordfish dbname=walrelay");
+    let own = "select ssl, version, bits, client_dn from pg_stat_ssl where pid = pg_backend_pid()";
+    assert_eq!(scene.relay.psql(&options, &[own]).as_deref(), Ok("t|TLSv1.3|256|"));
     scene.refused(&format!("{bound} password=wrong"), "password authentication failed for user \"copied\"");
     scene.refused(
         "user=copied password=swordfish sslmode=disable",

@@ -281,6 +281,7 @@ fn the_views_know_the_same_numbers() {
         "select pg_is_in_recovery(), pg_last_wal_receive_lsn() - '0/0', pg_last_wal_replay_lsn(), pg_postmaster_start_time()",
         "f|4294967312|~|2026-12-01 10:00:00+00",
     );
+    check("select pg_conf_load_time() - pg_postmaster_start_time()", "00:30:00");
     fails("select pg_current_wal_lsn()", "55000", "recovery is in progress");
     assert!(shown("select pid, now() - backend_start from pg_stat_replication", &KNOWN).contains('9'));
 }

@@ -390,6 +390,10 @@ mod tests {
             None
         }
 
+        fn configured_at(&self) -> Option<String> {
+            None
+        }
+
         fn status(&self) -> Option<Status> {
             None
         }

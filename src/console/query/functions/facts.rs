@@ -108,6 +108,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
         in_recovery("pg_walfile_name() cannot be executed during recovery.")
     }),
     function("pg_postmaster_start_time", &[], Timestamptz, |cx, _| time(cx.facts.started_at())),
+    function("pg_conf_load_time", &[], Timestamptz, |cx, _| time(cx.facts.configured_at())),
     function("pg_has_role", &[Name, Text, Text], Bool, |cx, a| has_role(cx, &a[0], &a[1])),
     function("pg_has_role", &[Text, Text], Bool, |cx, a| {
         let user = Value::text(cx.facts.user());
