@@ -107,7 +107,7 @@ hosts() {
     printf ' files of each are below %s/HOST.\n\n' "$SCRATCH"
 }
 
-# Whoever runs at the same time takes another one: the lock lasts as long as what has inherited it.
+# Whoever runs at the same time takes another one (the tests' own are above 12000): the lock lasts as long as what has inherited it.
 take_port() {
     local port locks
     locks=${TMPDIR:-/tmp}/walrelay-example-ports-$(id -u)

@@ -6,7 +6,6 @@
 
 command -v ansible-playbook >/dev/null || die "ansible-playbook is not found: pip install ansible-core"
 export ANSIBLE_CONFIG=$EXAMPLE/ansible.cfg ANSIBLE_HOME=$SCRATCH/ansible ANSIBLE_NOCOWS=1 ANSIBLE_DISPLAY_SKIPPED_HOSTS=false
-ansible-playbook -i "$EXAMPLE/inventory.ini" --syntax-check "$EXAMPLE/site.yml"
 
 hosts db1 relay1 db2 backup1
 new_server db1 "include_if_exists = 'conf.d/walrelay.conf'"

@@ -31,7 +31,9 @@ fn example(name: &str, server: &Server) -> Command {
 
 fn script(dir: &Path, server: &Server) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--", "bash"]).arg(dir.join("run.sh"));
+    // What a reader would end by hand, because it waits for ever, ends too.
+    command.args(["--pdeathsig", "TERM", "--", "timeout", "300", "bash"]).arg(dir.join("run.sh"));
+    command.env("PATIENCE", "120");
     command.env("PG_BIN", server.bin()).env("WALRELAY", walrelay()).env_remove("S3_ENDPOINT");
     command
 }

@@ -310,7 +310,7 @@ fn messages() -> String {
     let mut out = "# Messages\n\n".to_owned() + NOTE;
     out += "Texts of log lines and errors, as they are in the code: what stands in braces is filled in. What the important ones mean is in \
             [OPERATIONS.md](OPERATIONS.md#log), what to do about symptoms in [TROUBLESHOOTING.md](TROUBLESHOOTING.md). Some lines are put \
-            together from parts and are found here as parts; \"to clients\" lacks texts that are made elsewhere than beside their SQLSTATE.\n\n";
+            together from parts and are found here as parts. Some answers to clients have their SQLSTATE elsewhere in the code.\n\n";
     let (mut logged, mut told, mut failed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let log = Regex::new(&format!(r"(?s)tracing::(error|warn|info)!\(\s*(?:[\w.%?&= ()]+,\s*)*{LITERAL}"))
         .expect("it is one");
@@ -324,6 +324,12 @@ fn messages() -> String {
         let line = format!("pub const {name}: &str = \"");
         states.split(&line).nth(1).and_then(|rest| rest.get(..5)).unwrap_or("?????").to_owned()
     };
+    // Named first, and given a SQLSTATE afterwards.
+    let named =
+        Regex::new(&format!(r"(?s)let (?:text|message) =\s*(?:format!\(\s*)?{LITERAL}")).expect("it is one");
+    for text in sources().iter().filter(|text| text.contains("PgError")) {
+        told.extend(named.captures_iter(text).filter_map(|it| Some((message(&it[1])?, String::new()))));
+    }
     for text in sources() {
         logged
             .extend(log.captures_iter(&text).filter_map(|it| Some((message(&it[2])?, it[1].to_uppercase()))));
