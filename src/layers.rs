@@ -148,6 +148,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "gateway",
             "http",
             "lane",
+            "log",
             "notify",
             "parts",
             "permissions",

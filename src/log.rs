@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::field::Field;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::{FormatFields, MakeWriter, format};
 
@@ -22,6 +23,28 @@ use crate::parts;
 
 /// Most bytes that wait to be written; some thousand lines.
 const CAPACITY: usize = 1 << 20;
+
+/// Changes how severe a line has to be to be logged. Clones are the same.
+#[derive(Clone)]
+pub struct LevelSwitch(Arc<dyn Fn(LevelFilter) + Send + Sync>);
+
+impl LevelSwitch {
+    /// `set` changes it.
+    pub fn new(set: impl Fn(LevelFilter) + Send + Sync + 'static) -> LevelSwitch {
+        LevelSwitch(Arc::new(set))
+    }
+
+    /// The least severe lines are those of this level from now on.
+    pub fn set(&self, level: LevelFilter) {
+        (self.0)(level);
+    }
+}
+
+impl std::fmt::Debug for LevelSwitch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LevelSwitch").finish_non_exhaustive()
+    }
+}
 
 /// Takes lines and never waits. Clones write to the same file.
 #[derive(Clone, Debug)]

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime::Runtime;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::{RelayError, UNREADABLE};
 use walrelay::events::Events;
-use walrelay::log::{Log, one_line, text_fields};
+use walrelay::log::{LevelSwitch, Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
 use walrelay::relay::{Handover, Next, slow};
@@ -75,14 +77,14 @@ fn relay(cli: Cli) -> ExitCode {
     log.take_panics();
     let mut format = LogFormat::Text;
     let passed = sockets.map_err(RelayError::from);
-    let passed = passed.map(|sockets| Handover { sockets: Arc::new(sockets), successor });
+    let passed = passed.map(|sockets| (Arc::new(sockets), successor));
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &log, &mut format, passed)));
     let ended = ended.unwrap_or_else(|payload| {
         Err(PartEnded { part: "relay".to_owned(), how: HowEnded::panicked(&*payload) }.into())
     });
     let error = match ended {
         Ok(None) => None,
-        Ok(Some(Handover { sockets, successor })) => {
+        Ok(Some(Handover { sockets, successor, .. })) => {
             log.drain(LAST_WORDS);
             let action = "could not run the new binary, nothing runs now";
             let source = sockets.into_next().map_or_else(|error| error, |passed| successor.exec(&passed));
@@ -137,7 +139,7 @@ fn run(
     cli: Cli,
     log: &Log,
     format: &mut LogFormat,
-    passed: Result<Handover, RelayError>,
+    passed: Result<(Arc<Sockets>, Arc<Successor>), RelayError>,
 ) -> Result<Option<Handover>, RelayError> {
     let events = Events::default();
     let file = cli.config.clone().unwrap_or_default();
@@ -148,9 +150,10 @@ fn run(
         tell,
         || Config::resolve(cli, &Environment::of_process()),
     )?;
-    start_log(&config, log, events.clone());
+    let log_level = start_log(&config, log, events.clone());
     *format = config.log_format;
-    let handover = passed?;
+    let (sockets, successor) = passed?;
+    let handover = Handover { sockets, successor, log_level };
     let action = "could not install signal handler";
     explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
         .map_err(|source| RelayError::System { action, source })?;
@@ -170,14 +173,28 @@ fn start_runtime() -> Result<Runtime, RelayError> {
         .map_err(|source| RelayError::System { action: "could not start the runtime", source })
 }
 
-fn start_log(config: &Config, log: &Log, events: Events) {
+fn start_log(config: &Config, log: &Log, events: Events) -> LevelSwitch {
     let filter = EnvFilter::new(config.log_level.to_string());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     match config.log_format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
-            lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false).finish().with(events).init();
+            let lines = lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false);
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.finish().with(events).init();
+            LevelSwitch::new(move |level| set_level(&handle, level))
         }
-        LogFormat::Json => lines.json().flatten_event(true).finish().with(events).init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.finish().with(events).init();
+            LevelSwitch::new(move |level| set_level(&handle, level))
+        }
     }
+}
+
+fn set_level<S>(handle: &Handle<EnvFilter, S>, level: LevelFilter) {
+    // It fails only once the subscriber is gone, and that is there to the end.
+    let _ = handle.reload(EnvFilter::new(level.to_string()));
 }

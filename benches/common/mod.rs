@@ -54,10 +54,12 @@ pub(crate) fn serve(runtime: &Runtime, store: Arc<Store>, recall: Option<Arc<Rec
 async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
     let config = DownstreamConfig {
         listen: vec![ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 0 }],
-        limits: Limits { connections: 100, user_connections: 0, wal_senders: 100 },
-        max_failed_logins: 0,
-        authentication_timeout: Duration::from_secs(60),
-        wal_sender_timeout: None,
+        rules: Arc::new(walrelay::downstream::SharedRules::new(walrelay::downstream::SessionRules {
+            limits: Limits { connections: 100, user_connections: 0, wal_senders: 100 },
+            max_failed_logins: 0,
+            authentication_timeout: Duration::from_secs(60),
+            wal_sender_timeout: None,
+        })),
         shutdown_timeout: Duration::ZERO,
         sql_overlay: true,
         recall,

@@ -133,9 +133,9 @@ impl Downstream {
                     .push(Listener::Unix(bound.map_err(|source| ListenError::Bind { address, source })?));
             }
         }
-        let registry = Arc::new(Registry::new(config.limits));
+        let registry = Arc::new(Registry::new(config.rules.clone()));
         let mock = login::mock_secret(&store).map_err(ListenError::Random)?;
-        let failures = Failures::new(config.max_failed_logins);
+        let failures = Failures::new(config.rules.clone());
         let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
         let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);
         let live = Arc::new(Live::default());
@@ -396,7 +396,7 @@ async fn authenticate(mut conn: Connection, shared: &Arc<Shared>) -> Option<(Con
 }
 
 async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Result<LoggedIn, LoginError> {
-    let limit = shared.config.authentication_timeout;
+    let limit = shared.config.rules.current().authentication_timeout;
     let timely = tokio::time::timeout(limit, login::log_in(conn, shared)).await;
     timely.unwrap_or_else(|_| {
         let text = "canceling authentication due to timeout";

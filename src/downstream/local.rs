@@ -409,7 +409,8 @@ impl LocalSession<'_> {
             settings: &self.settings,
             shared: self.shared,
             user: self.user,
-            wal_sender_timeout: timeout.unwrap_or(self.shared.config.wal_sender_timeout),
+            wal_sender_timeout: timeout
+                .unwrap_or_else(|| self.shared.config.rules.current().wal_sender_timeout),
         }
     }
 }

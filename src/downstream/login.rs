@@ -278,7 +278,9 @@ fn begin_session(
         user: request.user,
         application_name,
         peer: conn.peer(),
-        wal_sender_timeout: settings.wal_sender_timeout().unwrap_or(shared.config.wal_sender_timeout),
+        wal_sender_timeout: settings
+            .wal_sender_timeout()
+            .unwrap_or_else(|| shared.config.rules.current().wal_sender_timeout),
         shutdown_timeout: settings
             .wal_sender_shutdown_timeout()
             .map_or(shared.config.shutdown_timeout, |limit| limit.min(shared.config.shutdown_timeout)),

@@ -29,6 +29,7 @@ mod parting;
 mod patience;
 mod pending;
 mod registry;
+mod rules;
 mod session;
 mod settings;
 mod shown;
@@ -62,6 +63,7 @@ use login::Failures;
 
 pub use listener::{BoundAddr, Downstream, ListenError, ServeError};
 pub use registry::{Cancel, Limits, Registry};
+pub use rules::{SessionRules, SharedRules};
 pub use session::{SessionContext, StreamEnd, StreamError};
 
 /// What the consumers' side needs to know; nothing of it changes while it runs.
@@ -69,14 +71,8 @@ pub use session::{SessionContext, StreamEnd, StreamError};
 pub struct DownstreamConfig {
     /// Where to listen, at least one.
     pub listen: Vec<ListenAddr>,
-    /// Sessions at a time.
-    pub limits: Limits,
-    /// Failed logins from one address at once, and again each 10 seconds; 0 for no limit (`--max-failed-logins`).
-    pub max_failed_logins: u32,
-    /// How long a client may take to log in (`authentication_timeout`).
-    pub authentication_timeout: Duration,
-    /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
-    pub wal_sender_timeout: Option<Duration>,
+    /// What holds for new connections.
+    pub rules: Arc<SharedRules>,
     /// How long a stop waits for consumers to confirm the last WAL (`--shutdown-timeout`).
     pub shutdown_timeout: Duration,
     /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).

@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::SharedRules;
 use super::activity::{Activity, Client};
 use crate::overlay::{self, Signal};
 
@@ -124,7 +125,7 @@ pub(super) enum Full {
 /// All sessions.
 #[derive(Debug)]
 pub struct Registry {
-    limits: Limits,
+    rules: Arc<SharedRules>,
     state: Mutex<State>,
 }
 
@@ -175,13 +176,13 @@ impl Registration {
 }
 
 impl Registry {
-    pub(super) fn new(limits: Limits) -> Registry {
+    pub(super) fn new(rules: Arc<SharedRules>) -> Registry {
         // PIDs do not start over when the relay does: clients make names of temporary slots out of them. And relays in a
         // cascade have others each: an old number is then hardly ever another consumer's.
         let random = getrandom::u32().unwrap_or_else(|_| std::process::id());
         let last_pid = FIRST_PID + random % (i32::MAX.cast_unsigned() - FIRST_PID);
         let state = State { live: BTreeMap::new(), last_pid };
-        Registry { limits, state: Mutex::new(state) }
+        Registry { rules, state: Mutex::new(state) }
     }
 
     /// A place for a new session, with a PID that no other has.
@@ -192,7 +193,7 @@ impl Registry {
         key: [u8; 4],
     ) -> Result<Registration, Full> {
         let mut state = self.lock();
-        state.check(&self.limits, kind, user)?;
+        state.check(&self.rules.current().limits, kind, user)?;
         let pid = state.next_pid();
         let cancel = Cancel::new();
         let activity = Activity::default();
@@ -261,11 +262,6 @@ impl Registry {
         self.len() == 0
     }
 
-    /// How many may be connected.
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,10 +308,40 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::downstream::SessionRules;
 
     fn registry(connections: usize, user_connections: usize, wal_senders: usize) -> Arc<Registry> {
-        Arc::new(Registry::new(Limits { connections, user_connections, wal_senders }))
+        Arc::new(Registry::new(rules(Limits { connections, user_connections, wal_senders })))
+    }
+
+    fn rules(limits: Limits) -> Arc<SharedRules> {
+        Arc::new(SharedRules::new(SessionRules {
+            limits,
+            max_failed_logins: 0,
+            authentication_timeout: Duration::from_secs(1),
+            wal_sender_timeout: None,
+        }))
+    }
+
+    #[test]
+    fn another_limit_holds_for_those_who_come_then() {
+        let rules = rules(Limits { connections: 1, user_connections: 0, wal_senders: 1 });
+        let registry = Arc::new(Registry::new(rules.clone()));
+        let limit = |wal_senders| {
+            let now = rules.current();
+            rules.replace(SessionRules { limits: Limits { wal_senders, ..now.limits }, ..now });
+        };
+        let first = walsender(&registry).unwrap();
+        assert_eq!(walsender(&registry).unwrap_err(), Full::WalSenders { limit: 1 });
+        limit(2);
+        let _second = walsender(&registry).unwrap();
+        limit(1);
+        assert_eq!(registry.len(), 2, "who is there stays");
+        drop(first);
+        assert_eq!(walsender(&registry).unwrap_err(), Full::WalSenders { limit: 1 });
     }
 
     fn walsender(registry: &Arc<Registry>) -> Result<Registration, Full> {

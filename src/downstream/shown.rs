@@ -46,10 +46,12 @@ impl Shown<'_> {
             {
                 settings::show_timeout(Some(self.shared.config.shutdown_timeout))
             }
-            "max_wal_senders" => self.shared.config.limits.wal_senders.to_string(),
+            "max_wal_senders" => self.shared.config.rules.current().limits.wal_senders.to_string(),
             "max_replication_slots" => store.max_replication_slots.to_string(),
-            "wal_keep_size" => settings::show_megabytes(Some(store.wal_keep_size)),
-            "max_slot_wal_keep_size" => settings::show_megabytes(store.max_slot_wal_keep_size),
+            "wal_keep_size" => settings::show_megabytes(Some(self.shared.store.keep_sizes().wal_keep_size)),
+            "max_slot_wal_keep_size" => {
+                settings::show_megabytes(self.shared.store.keep_sizes().max_slot_wal_keep_size)
+            }
             _ => return None,
         })
     }

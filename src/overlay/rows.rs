@@ -114,8 +114,8 @@ impl Holdings {
             write_lsn: store.tip()?.write_lsn,
             oldest: store.oldest_kept()?,
             seg_size: store.identity()?.seg_size,
-            wal_keep_size: store.config().wal_keep_size,
-            max_slot_wal_keep_size: store.config().max_slot_wal_keep_size,
+            wal_keep_size: store.keep_sizes().wal_keep_size,
+            max_slot_wal_keep_size: store.keep_sizes().max_slot_wal_keep_size,
             archived: store.recallable(),
         })
     }

@@ -30,11 +30,14 @@ use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::{Config, ack_warnings};
 use crate::descriptors::Descriptors;
-use crate::downstream::{Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SharedAccess};
+use crate::downstream::{
+    Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SessionRules, SharedAccess, SharedRules,
+};
 use crate::error::RelayError;
 use crate::events::Events;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::http::Http;
+use crate::log::LevelSwitch;
 use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
@@ -61,6 +64,8 @@ pub struct Handover {
     pub sockets: Arc<Sockets>,
     /// Who goes on when the relay is told to restart.
     pub successor: Arc<Successor>,
+    /// How the log's level is changed.
+    pub log_level: LevelSwitch,
 }
 
 /// What comes behind an end in order.
@@ -163,9 +168,10 @@ impl Relay {
             disk: Arc::new(DiskGauge::new(store.clone())),
             settings: reload::settings(&config, None),
         }));
+        let rules = Arc::new(SharedRules::new(session_rules(&config)));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, descriptors, &status, recall.clone(), &handover),
+            downstream_config(&config, listen, descriptors, &status, recall.clone(), &handover, &rules),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -202,7 +208,16 @@ impl Relay {
         let receiver = Receiver::start(&config, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
         let shutdown_timeout = config.shutdown_timeout;
-        let reload = Reload::new(config, access, store.clone(), archiver.control(), recall, status.clone());
+        let reload = Reload::new(
+            config,
+            access,
+            rules,
+            handover.log_level,
+            store.clone(),
+            archiver.control(),
+            recall,
+            status.clone(),
+        );
         let mut hearts = background.hearts().to_vec();
         hearts.push(receiver.heart());
         let watchdog = Watchdog::start(notifier.clone(), hearts, &Handle::current())
@@ -435,13 +450,11 @@ fn downstream_config(
     status: &Arc<Sources>,
     recall: Arc<Recall>,
     handover: &Handover,
+    rules: &Arc<SharedRules>,
 ) -> DownstreamConfig {
     DownstreamConfig {
         listen,
-        limits: config.limits,
-        max_failed_logins: config.max_failed_logins,
-        authentication_timeout: config.authentication_timeout,
-        wal_sender_timeout: config.wal_sender_timeout,
+        rules: rules.clone(),
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
         recall: Some(recall),
@@ -451,6 +464,16 @@ fn downstream_config(
         status: Some(status.clone()),
         sockets: handover.sockets.clone(),
         successor: handover.successor.clone(),
+    }
+}
+
+/// What holds for new connections.
+fn session_rules(config: &Config) -> SessionRules {
+    SessionRules {
+        limits: config.limits,
+        max_failed_logins: config.max_failed_logins,
+        authentication_timeout: config.authentication_timeout,
+        wal_sender_timeout: config.wal_sender_timeout,
     }
 }
 

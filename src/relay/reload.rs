@@ -2,8 +2,8 @@
 //!
 //! All of it is read and checked before anything is changed: a file that cannot be used leaves everything as it was, and so does
 //! one that does not answer, which is given up and holds up no later signal. Who may
-//! connect, who must have WAL before it is reported, and the archive's targets change while the relay runs; for anything else that differs the log says that it takes a
-//! restart.
+//! connect and how many, their timeouts, how much WAL is kept, who must have WAL before it is reported, the archive's targets and
+//! the log's level change while the relay runs; for anything else that differs the log says that it takes a restart.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,18 +11,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
-use super::{load_access, set_acknowledgements, sources};
+use super::{load_access, session_rules, set_acknowledgements, sources};
 use crate::archive::{ArchiveControl, Prepared, Recall, Source};
 use crate::config::Config;
-use crate::downstream::{Access, SharedAccess};
+use crate::downstream::{Access, SharedAccess, SharedRules};
 use crate::error::RelayError;
 use crate::lane::{Lane, PATIENCE};
+use crate::log::LevelSwitch;
 use crate::notify::Notifier;
 use crate::status::{Setting, Sources};
-use crate::store::Store;
+use crate::store::{KeepSizes, Store, StoreConfig};
 
 /// Settings that are in effect at once, for new connections.
-const ACCESS: [&str; 9] = [
+const ACCESS: [&str; 15] = [
+    "max-connections",
+    "max-user-connections",
+    "max-wal-senders",
+    "max-failed-logins",
+    "authentication-timeout",
+    "wal-sender-timeout",
     "hba-file",
     "auth-file",
     "ident-file",
@@ -37,6 +44,7 @@ const ACCESS: [&str; 9] = [
 /// Those that are in effect at once, for everybody.
 const ACKNOWLEDGEMENTS: &str = "ack";
 const ADMINS: &str = "admin-role";
+const AT_ONCE: [&str; 4] = [ADMINS, "log-level", "wal-keep-size", "max-slot-wal-keep-size"];
 
 /// What is read at the moment, for the message should it not come back.
 #[derive(Clone, Default, Debug)]
@@ -73,6 +81,8 @@ pub(super) struct Reload {
     /// What was read last.
     read: Mutex<Config>,
     access: Arc<SharedAccess>,
+    rules: Arc<SharedRules>,
+    log_level: LevelSwitch,
     store: Arc<Store>,
     archive: Arc<ArchiveControl>,
     recall: Arc<Recall>,
@@ -80,16 +90,19 @@ pub(super) struct Reload {
 }
 
 impl Reload {
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the relay")]
     pub(super) fn new(
         config: Config,
         access: Arc<SharedAccess>,
+        rules: Arc<SharedRules>,
+        log_level: LevelSwitch,
         store: Arc<Store>,
         archive: Arc<ArchiveControl>,
         recall: Arc<Recall>,
         status: Arc<Sources>,
     ) -> Arc<Reload> {
         let (started, read) = (config.clone(), Mutex::new(config));
-        Arc::new(Reload { started, read, access, store, archive, recall, status })
+        Arc::new(Reload { started, read, access, rules, log_level, store, archive, recall, status })
     }
 
     /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
@@ -137,6 +150,10 @@ impl Reload {
     fn apply(&self, fresh: Fresh) {
         let Fresh { config: new, access, targets, sources } = fresh;
         self.access.replace(access);
+        self.rules.replace(session_rules(&new));
+        self.log_level.set(new.log_level);
+        let StoreConfig { wal_keep_size, max_slot_wal_keep_size, .. } = new.store;
+        self.store.set_keep_sizes(KeepSizes { wal_keep_size, max_slot_wal_keep_size });
         if !sources.is_empty() && !self.recall.has_sources() {
             self.store.expect_archive();
         }
@@ -144,21 +161,22 @@ impl Reload {
         let changes = self.archive.apply(targets);
         let old =
             std::mem::replace(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner), new.clone());
-        for name in old.differences(&new).iter().filter(|name| ACCESS.contains(&name.as_str())) {
-            tracing::info!("{name} changed, in effect for new connections");
+        for name in old.differences(&new) {
+            if ACCESS.contains(&name.as_str()) {
+                tracing::info!("{name} changed, in effect for new connections");
+            } else if AT_ONCE.contains(&name.as_str()) {
+                tracing::info!("{name} changed, in effect");
+            }
         }
         if old.ack != new.ack {
             set_acknowledgements(&new, &self.store);
             tracing::info!("ack changed, in effect");
         }
-        if old.admin_roles != new.admin_roles {
-            tracing::info!("{ADMINS} changed, in effect");
-        }
         for line in changes {
             tracing::info!("{line}");
         }
         let at_once = |name: &&String| {
-            ACCESS.contains(&name.as_str()) || [ACKNOWLEDGEMENTS, ADMINS].contains(&name.as_str())
+            ACCESS.contains(&name.as_str()) || AT_ONCE.contains(&name.as_str()) || *name == ACKNOWLEDGEMENTS
         };
         for name in self.started.differences(&new).iter().filter(|name| !at_once(name)) {
             tracing::warn!("{name} changed, which takes a restart; until then the old value stays in effect");
@@ -174,7 +192,10 @@ pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> 
     let (before, now) = (started.shown(), latest.shown());
     let setting = |((name, before), (_, now)): ((&'static str, String), (_, String))| {
         let is_of_ack = name.strip_prefix(ACKNOWLEDGEMENTS).is_some_and(|rest| rest.starts_with('-'));
-        let takes_effect = ACCESS.contains(&name) || is_of_ack || [ADMINS, "archive", "ssl"].contains(&name);
+        let takes_effect = ACCESS.contains(&name)
+            || is_of_ack
+            || AT_ONCE.contains(&name)
+            || ["archive", "ssl"].contains(&name);
         let pending_restart = !takes_effect && before != now;
         let (source, source_file) = (if takes_effect { latest } else { started }).source_of(name);
         Setting {
@@ -241,6 +262,12 @@ mod tests {
             "local",
             "--wal-keep-size",
             "3GB",
+            "--max-wal-senders",
+            "3",
+            "--log-level",
+            "warn",
+            "--slot",
+            "other",
         ]);
         let shown = settings(&old, Some(&new));
         let setting = |name: &str| shown.iter().find(|setting| setting.name == name).unwrap();
@@ -248,7 +275,7 @@ mod tests {
             let (before, seen) =
                 (old.shown().into_iter().find(|(it, _)| *it == name).unwrap().1, setting(name));
             if before != now {
-                let is_late = name == "wal-keep-size";
+                let is_late = name == "slot";
                 assert_eq!(seen.pending_restart, is_late, "{name}");
                 assert_eq!(seen.value, if is_late { before } else { now }, "{name}");
             }

@@ -95,6 +95,15 @@ use segments::{Opened, SegmentCache};
 /// How long a failing store waits for its disk to take word of the failure.
 const MARK_LIMIT: Duration = Duration::from_secs(2);
 
+/// How much WAL is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeepSizes {
+    /// `--wal-keep-size`, bytes: WAL kept behind the newest even if no slot needs it.
+    pub wal_keep_size: u64,
+    /// `--max-slot-wal-keep-size`, bytes: how much WAL slots may keep; `None` for no limit.
+    pub max_slot_wal_keep_size: Option<u64>,
+}
+
 /// How a store is kept.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -257,6 +266,8 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct Store {
     config: StoreConfig,
+    /// What of it may change.
+    keep_sizes: Mutex<KeepSizes>,
     dir: Arc<DataDir>,
     cluster: RwLock<Option<(Identity, Arc<UpstreamParameters>)>>,
     /// Whether this process has saved `cluster`; held while it does.
@@ -435,6 +446,10 @@ impl Store {
         let consumers = Consumers::new(slots.clone());
         let checkpoint = checkpoint::Checkpoint::load(&dir);
         let store = Arc::new(Store {
+            keep_sizes: Mutex::new(KeepSizes {
+                wal_keep_size: config.wal_keep_size,
+                max_slot_wal_keep_size: config.max_slot_wal_keep_size,
+            }),
             config,
             dir,
             cluster: RwLock::new(cluster.map(|(identity, parameters)| (identity, Arc::new(parameters)))),
@@ -884,6 +899,17 @@ impl Store {
     /// How the store is kept.
     pub fn config(&self) -> &StoreConfig {
         &self.config
+    }
+
+    /// How much WAL is kept now: what [`config`](Store::config) says until it is [changed](Store::set_keep_sizes).
+    pub fn keep_sizes(&self) -> KeepSizes {
+        *self.keep_sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has so much WAL kept from now on.
+    pub fn set_keep_sizes(&self, sizes: KeepSizes) {
+        *self.keep_sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        self.retention_bell.ring();
     }
 
     /// Resolves with the reason when the store cannot go on (a failed sync); the process has to end.

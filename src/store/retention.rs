@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, SegNo, SegSize, SlotName};
 
+use super::KeepSizes;
 use super::holds::{Ends, Held, Hold, HoldKind, Holds};
 use super::{Segment, SlotError, SlotPersistence, Store, Tip, lock};
 use crate::parts::{Heart, PartEnded, Thread, beat};
@@ -319,7 +320,7 @@ impl Store {
     /// Where a new slot is to keep WAL from; `None` before there is any.
     pub(super) fn wal_to_reserve(&self) -> Option<Lsn> {
         let (oldest, tip, size) = (self.oldest()?, self.tip()?.write_lsn, self.identity()?.seg_size);
-        let allowed = match self.config.max_slot_wal_keep_size {
+        let allowed = match self.keep_sizes().max_slot_wal_keep_size {
             Some(most) => tip.rewind(most).advance(size.bytes()).seg_start(size),
             None => oldest,
         };
@@ -332,9 +333,10 @@ impl Store {
     /// What goes with the end of the WAL.
     fn ends(&self, tip: Tip, size: SegSize) -> Ends {
         let Tip { write_lsn, flush_lsn, .. } = tip;
-        let slots = self.config.max_slot_wal_keep_size.map(|most| write_lsn.rewind(most).seg_start(size));
+        let KeepSizes { wal_keep_size, max_slot_wal_keep_size } = self.keep_sizes();
+        let slots = max_slot_wal_keep_size.map(|most| write_lsn.rewind(most).seg_start(size));
         Ends {
-            keep_size: write_lsn.rewind(self.config.wal_keep_size),
+            keep_size: write_lsn.rewind(wal_keep_size),
             // The segment before the durable end stays in any case: recovery starts from it.
             recovery: flush_lsn.rewind(1),
             slots: slots.unwrap_or_default(),

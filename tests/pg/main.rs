@@ -57,6 +57,7 @@ mod receivewal;
 mod reference;
 mod refusals;
 mod relay_restart;
+mod reload;
 mod restarts;
 mod restore;
 mod retention;

@@ -1,9 +1,10 @@
 //! Failed logins use up a source's credit, so that passwords cannot be guessed in bulk.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::downstream::SharedRules;
 use crate::wire::Source;
 
 /// Time in which all of the credit comes back.
@@ -17,26 +18,26 @@ const MOST: usize = 10_000;
 /// again, which is all there is to know.
 #[derive(Debug)]
 pub(in crate::downstream) struct Failures {
-    /// Failures at once and within [`REFILL`]; 0 for no limit.
-    limit: u32,
+    /// Among them the failures at once and within [`REFILL`]; 0 for no limit.
+    rules: Arc<SharedRules>,
     full_at: Mutex<HashMap<Source, Instant>>,
 }
 
 impl Failures {
-    pub(in crate::downstream) fn new(limit: u32) -> Failures {
-        Failures { limit, full_at: Mutex::new(HashMap::new()) }
+    pub(in crate::downstream) fn new(rules: Arc<SharedRules>) -> Failures {
+        Failures { rules, full_at: Mutex::new(HashMap::new()) }
     }
 
     /// Whether a login from there may be tried.
     pub(super) fn permit(&self, source: Source, now: Instant) -> bool {
         let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = full_at.get(&source).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        self.limit == 0 || missing + self.cost() <= REFILL
+        self.limit() == 0 || missing + self.cost() <= REFILL
     }
 
     /// A login from there has failed.
     pub(super) fn note(&self, source: Source, now: Instant) {
-        if self.limit == 0 {
+        if self.limit() == 0 {
             return;
         }
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,8 +61,12 @@ impl Failures {
         Attempt { failures: self, source }
     }
 
+    fn limit(&self) -> u32 {
+        self.rules.current().max_failed_logins
+    }
+
     fn cost(&self) -> Duration {
-        REFILL / self.limit.max(1)
+        REFILL / self.limit().max(1)
     }
 }
 
@@ -92,6 +97,16 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::downstream::{Limits, SessionRules};
+
+    fn failures(max_failed_logins: u32) -> Failures {
+        Failures::new(Arc::new(SharedRules::new(SessionRules {
+            limits: Limits { connections: 1, user_connections: 0, wal_senders: 1 },
+            max_failed_logins,
+            authentication_timeout: Duration::from_secs(1),
+            wal_sender_timeout: None,
+        })))
+    }
 
     fn source(text: &str) -> Source {
         text.parse::<IpAddr>().unwrap().into()
@@ -99,7 +114,7 @@ mod tests {
 
     #[test]
     fn credit_is_used_up_and_comes_back() {
-        let (failures, start) = (Failures::new(10), Instant::now());
+        let (failures, start) = (failures(10), Instant::now());
         let evil = source("192.0.2.1");
         for _ in 0..10 {
             assert!(failures.permit(evil, start));
@@ -116,14 +131,14 @@ mod tests {
 
     #[test]
     fn many_failures_at_once_are_forgiven_in_time() {
-        let (failures, start) = (Failures::new(1), Instant::now());
+        let (failures, start) = (failures(1), Instant::now());
         (0..1000).for_each(|_| failures.note(source("192.0.2.1"), start));
         assert!(failures.permit(source("192.0.2.1"), start + REFILL));
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_source() {
-        let (failures, now) = (Failures::new(1), Instant::now());
+        let (failures, now) = (failures(1), Instant::now());
         failures.note(source("2001:db8:0:1::1"), now);
         assert!(!failures.permit(source("2001:db8:0:1:ffff::2"), now));
         assert!(failures.permit(source("2001:db8:0:2::1"), now));
@@ -132,7 +147,7 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let (failures, now) = (Failures::new(0), Instant::now());
+        let (failures, now) = (failures(0), Instant::now());
         (0..1000).for_each(|_| failures.note(source("192.0.2.1"), now));
         assert!(failures.permit(source("192.0.2.1"), now));
         assert!(failures.full_at.lock().unwrap().is_empty());
@@ -140,7 +155,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let (failures, now) = (Failures::new(5), Instant::now());
+        let (failures, now) = (failures(5), Instant::now());
         for n in 0..2 * MOST as u32 {
             failures.note(IpAddr::from(n.to_be_bytes()).into(), now);
         }

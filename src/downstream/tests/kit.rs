@@ -167,14 +167,16 @@ impl Relay {
         ];
         let config = DownstreamConfig {
             listen,
-            limits: Limits {
-                connections: options.max_connections,
-                user_connections: options.max_user_connections,
-                wal_senders: options.max_wal_senders,
-            },
-            max_failed_logins: options.max_failed_logins,
-            authentication_timeout: options.authentication_timeout,
-            wal_sender_timeout: Some(Duration::from_secs(60)),
+            rules: Arc::new(crate::downstream::SharedRules::new(crate::downstream::SessionRules {
+                limits: Limits {
+                    connections: options.max_connections,
+                    user_connections: options.max_user_connections,
+                    wal_senders: options.max_wal_senders,
+                },
+                max_failed_logins: options.max_failed_logins,
+                authentication_timeout: options.authentication_timeout,
+                wal_sender_timeout: Some(Duration::from_secs(60)),
+            })),
             shutdown_timeout: options.shutdown_timeout,
             sql_overlay: true,
             recall,

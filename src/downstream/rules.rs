@@ -1,0 +1,40 @@
+//! Settings of sessions that may change while clients are connected (SIGHUP): they hold for those who connect from then on.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use super::Limits;
+
+/// What holds for new connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionRules {
+    /// Sessions at a time.
+    pub limits: Limits,
+    /// Failed logins from one address at once, and again each 10 seconds; 0 for no limit (`--max-failed-logins`).
+    pub max_failed_logins: u32,
+    /// How long a client may take to log in (`authentication_timeout`).
+    pub authentication_timeout: Duration,
+    /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
+    pub wal_sender_timeout: Option<Duration>,
+}
+
+/// [`SessionRules`] that can be replaced.
+#[derive(Debug)]
+pub struct SharedRules(RwLock<SessionRules>);
+
+impl SharedRules {
+    /// Rules to begin with.
+    pub fn new(rules: SessionRules) -> SharedRules {
+        SharedRules(RwLock::new(rules))
+    }
+
+    /// Those that hold now.
+    pub fn current(&self) -> SessionRules {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces them.
+    pub fn replace(&self, rules: SessionRules) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+}
