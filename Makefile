@@ -5,6 +5,8 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own and stops what hangs. Plain cargo does without it.
 HAS_NEXTEST = $(shell command -v cargo-nextest)
 RUN_TESTS = $(if $(HAS_NEXTEST),$(CARGO) nextest run,$(CARGO) test)
+# Tests wait for servers more than they compute. nextest has this in .config/nextest.toml.
+export RUST_TEST_THREADS ?= 4
 # Stories run on the oldest version, the newest and one between; those named `more` are for `make test-all`.
 FEWER = $(if $(HAS_NEXTEST),-E 'not test(::more::)',-- --skip ::more::)
 
@@ -29,7 +31,7 @@ help:
 	@echo 'make bench-quick, make bench-profile, make bench-parts  before and after a change; where the time goes; parts on their own'
 	@echo 'make powercut CUTS=1000      power cuts of the relay'\''s disk, on ext4 and xfs; takes root'
 	@echo 'make drill-crash ROUNDS=1000  kills of relay, primary and standby under commits'
-	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind; RELAYS=2'
+	@echo 'make drill-failover ROUNDS=100  primaries lost, and standbys promoted that are behind; RELAYS=2, or TOOL=patroni, TOOL=repmgr'
 	@echo 'make drill-network FLAPS=10000  lines of a cascade that go bad and heal'
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
@@ -155,7 +157,7 @@ drill-crash: cc
 	$(DRILL) drill-crash -- --rounds $(or $(ROUNDS),100) $(SEEDED)
 
 drill-failover: cc
-	$(DRILL) drill-failover -- --rounds $(or $(ROUNDS),20) --relays $(or $(RELAYS),1) $(SEEDED)
+	$(DRILL) drill-failover -- --rounds $(or $(ROUNDS),20) --relays $(or $(RELAYS),1) $(if $(TOOL),--tool $(TOOL)) $(if $(PG),--pg $(PG)) $(SEEDED)
 
 drill-network: cc
 	$(DRILL) drill-network -- --flaps $(or $(FLAPS),1000) $(SEEDED)

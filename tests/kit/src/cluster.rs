@@ -350,7 +350,10 @@ impl Cluster {
         let slot = slot.unwrap_or_default();
         self.append_conf(&format!("primary_conninfo = '{conninfo}'\nprimary_slot_name = '{slot}'"));
         self.append_conf("synchronous_standby_names = ''");
-        fs::write(self.data_dir().join("standby.signal"), "").expect("the data directory is there");
+        let signal = self.data_dir().join("standby.signal");
+        fs::write(&signal, "").expect("the data directory is there");
+        // Tools write it again, as the servers' account.
+        account::give(&signal).expect("it is ours");
     }
 
     /// Runs `pg_rewind` on this stopped server, with a running primary as the source. The configuration files

@@ -263,7 +263,9 @@ pub(crate) fn apt_install(package: &str) -> Result<(), String> {
 
 fn apt(args: &[&str]) -> Result<(), String> {
     let mut command = Command::new("apt-get");
-    output(command.env("DEBIAN_FRONTEND", "noninteractive").args(args)).map(drop)
+    // Somebody else may be installing something as well.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]).args(args);
+    output(command.env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
 fn unpack_wheel(wheel: &Wheel) -> Result<(), InstallError> {

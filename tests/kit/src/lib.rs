@@ -39,6 +39,7 @@ mod line;
 mod link;
 mod log;
 pub mod moto;
+pub mod namespace;
 mod packages;
 pub mod patroni;
 mod pgbench;

@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::account;
 use crate::cluster::{children_of, signal_pid};
 use crate::install::{InstallError, cache_dir, unpack_deb};
+use crate::link::{Link, Weather};
 use crate::log::Log;
 use crate::packages::Packages;
 use crate::port::Port;
@@ -93,6 +94,8 @@ struct Node {
     process: Option<Process>,
     port: Port,
     api: Port,
+    /// Its line to etcd.
+    line: Link,
     scratch: Scratch,
 }
 
@@ -123,11 +126,12 @@ impl Patroni {
     /// indentation.
     pub fn add(&mut self, name: &'static str, sections: &str) -> usize {
         let (scratch, port, api) = (Scratch::new(name), Port::take(), Port::take());
+        let line = Link::to(self.etcd_port.number(), 0);
         let lines: String = sections.lines().map(|line| format!("  {line}\n")).collect();
         let conf = format!(
             "scope: demo\nname: {name}\n\
              restapi:\n  listen: 127.0.0.1:{api}\n  connect_address: 127.0.0.1:{api}\n\
-             etcd3:\n  host: 127.0.0.1:{etcd}\n\
+             etcd3:\n  host: 127.0.0.1:{etcd}\n  use_proxies: true\n\
              bootstrap:\n  dcs:\n{settings}  initdb:\n  - encoding: UTF8\n  - locale: C\n  - wal-segsize: '1'\n  - no-sync\n\
              postgresql:\n  listen: 127.0.0.1:{port}\n  connect_address: 127.0.0.1:{port}\n  data_dir: {dir}/data\n\
              \x20 bin_dir: {bin}\n  pgpass: {dir}/pgpass\n\
@@ -136,14 +140,14 @@ impl Patroni {
              \x20 parameters:\n    unix_socket_directories: {dir}\n\
              {lines}",
             api = api.number(),
-            etcd = self.etcd_port.number(),
+            etcd = line.port(),
             settings = self.settings,
             port = port.number(),
             dir = scratch.path().display(),
             bin = self.server.bin().display(),
         );
         fs::write(scratch.join("patroni.yml"), conf).expect("the directory is ours");
-        self.nodes.push(Node { name, process: None, port, api, scratch });
+        self.nodes.push(Node { name, process: None, port, api, line, scratch });
         self.nodes.len() - 1
     }
 
@@ -207,6 +211,17 @@ impl Patroni {
         }
     }
 
+    /// The same for the one that serves this node.
+    #[track_caller]
+    pub fn freeze_walsender(&self, number: usize, of: usize) {
+        let name = self.nodes[of].name;
+        let sql = format!("select pid from pg_stat_replication where application_name = '{name}'");
+        let pid = wait_for(format_args!("a walsender for {name}"), || {
+            self.sql(number, &sql).ok().and_then(|pid| pid.parse::<i32>().ok())
+        });
+        signal_pid(pid, Signal::STOP);
+    }
+
     /// Runs SQL on the server of a node.
     ///
     /// # Errors
@@ -219,6 +234,22 @@ impl Patroni {
     pub fn kill9(&mut self, number: usize) {
         self.nodes[number].end(Signal::KILL);
     }
+
+    /// The machine hangs with SIGSTOP, with Patroni and server, or goes on with SIGCONT.
+    pub fn signal(&mut self, number: usize, signal: Signal) {
+        self.nodes[number].signal(signal);
+    }
+
+    /// The node loses etcd: what it sends there does not arrive.
+    pub fn cut_off(&self, number: usize) {
+        self.nodes[number].line.set(Weather::Hole);
+    }
+
+    /// It finds etcd again.
+    pub fn connect_again(&self, number: usize) {
+        self.nodes[number].line.reset();
+        self.nodes[number].line.set(Weather::Fair);
+    }
 }
 
 impl Node {
@@ -228,6 +259,18 @@ impl Node {
         let is_server = fs::read_to_string(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|line| line.contains(&self.scratch.path().display().to_string()));
         Pid::from_raw(pid).filter(|_| is_server)
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        if let Some(patroni) = &mut self.process {
+            patroni.signal(signal);
+        }
+        let Some(postmaster) = self.postmaster() else { return };
+        let children = children_of(postmaster.as_raw_nonzero().get().unsigned_abs());
+        for pid in children.into_iter().filter_map(Pid::from_raw).chain([postmaster]) {
+            // It may be gone already.
+            let _ = kill_process(pid, signal);
+        }
     }
 
     fn end(&mut self, how: Signal) {

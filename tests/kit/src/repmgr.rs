@@ -101,6 +101,13 @@ impl Repmgr {
         self.daemon = Some(Process::spawn("repmgrd", command, self.log().path()));
     }
 
+    /// The machine is gone: its daemon as well.
+    pub fn forget(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill9();
+        }
+    }
+
     /// What the daemon logs.
     pub fn log(&self) -> Log {
         Log::at(self.scratch.join("log"))

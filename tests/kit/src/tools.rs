@@ -8,13 +8,14 @@ use std::process::Command;
 use crate::install::{InstallError, apt_install};
 
 /// A program, and Debian's package that has it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 8] = [
     ("strace", "strace"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mount", "mount"),
     ("losetup", "mount"),
     ("prlimit", "util-linux"),
+    ("nft", "nftables"),
     ("systemd-analyze", "systemd"),
 ];
 /// Where they are on machines whose PATH has no place for administrators.

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Bench, helpers, namespace};
+use super::{Bench, helpers};
 use crate::Server;
+use crate::namespace;
 
 /// Lines in Markdown.
 pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {

@@ -15,7 +15,6 @@ mod helpers;
 mod herd;
 mod ingestion;
 mod latency;
-mod namespace;
 mod numbers;
 mod plot;
 mod profile;
@@ -39,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::namespace;
 use crate::wait::PATIENCE;
 use crate::{Server, install};
 

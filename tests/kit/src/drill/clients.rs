@@ -59,6 +59,11 @@ impl Clients {
         Clients::of(server, conninfo, vec!["on"; number], Duration::ZERO)
     }
 
+    /// Like [`Clients::with_levels`], where this leads to.
+    pub fn at_with_levels(server: &Server, conninfo: &str, levels: &[&'static str]) -> Clients {
+        Clients::of(server, conninfo, levels.to_vec(), PAUSE / 5)
+    }
+
     fn of(server: &Server, conninfo: &str, levels: Vec<&'static str>, pause: Duration) -> Clients {
         let table = "create table acked (client int, id bigint, primary key (client, id))";
         let made = psql::run(server, conninfo, &["set synchronous_commit = local", table]);

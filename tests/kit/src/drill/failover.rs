@@ -11,6 +11,7 @@ use fastrand::Rng;
 use rustix::process::Signal;
 
 use self::site::{How, Site, Trouble, Who};
+pub(in crate::drill) use self::site::{cut, mend, readable};
 pub use self::tally::FailoverTally;
 use super::clients::Clients;
 use super::{Orders, park_at_most};

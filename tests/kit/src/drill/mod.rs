@@ -3,6 +3,7 @@
 mod clients;
 mod crash;
 mod failover;
+mod managed;
 mod network;
 mod soak;
 
@@ -21,6 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 pub use clients::Clients;
 pub use crash::{CrashDrill, CrashTally};
 pub use failover::{FailoverDrill, FailoverTally};
+pub use managed::{ManagedDrill, Tool};
 pub use network::{NetworkDrill, NetworkTally, Resumed};
 pub use soak::{Soak, SoakTally};
 
@@ -68,11 +70,23 @@ impl Gear {
     ///
     /// # Errors
     /// When something else was typed, or there is no server.
-    pub fn of(mut args: Args) -> Result<Gear, String> {
+    pub fn of(args: Args) -> Result<Gear, String> {
+        Gear::with(args, || install::ensure_any().map_err(|error| error.to_string()))
+    }
+
+    /// The same with a server that is not the best there is.
+    ///
+    /// # Errors
+    /// As with [`Gear::of`].
+    pub fn on_version(args: Args, major: u32) -> Result<Gear, String> {
+        Gear::with(args, || install::ensure(major).map_err(|error| error.to_string()))
+    }
+
+    fn with(mut args: Args, server: impl FnOnce() -> Result<Server, String>) -> Result<Gear, String> {
         let seed = args.number("--seed", fastrand::u64(..))?;
         let control = args.flag("--control");
         args.finish()?;
-        let server = install::ensure_any().map_err(|error| error.to_string())?;
+        let server = server()?;
         println!("PostgreSQL {}, seed {seed}{}", server.version(), if control { ", control" } else { "" });
         Ok(Gear { binary: built_relay(), server, seed, control })
     }

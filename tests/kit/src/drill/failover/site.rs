@@ -16,6 +16,7 @@ use walrelay_proto::Lsn;
 use crate::cluster::Cluster;
 use crate::drill::Orders;
 use crate::link::{Link, Weather};
+use crate::namespace::Firewall;
 use crate::relay::Relay;
 use crate::scratch::Scratch;
 
@@ -34,6 +35,8 @@ pub(super) struct Site {
     pub(super) primary: usize,
     /// The relay's program where the servers' account can run it; as a control nobody drains anything.
     drains_with: Option<PathBuf>,
+    /// In a network namespace a line that is cut drops packets; elsewhere it is silent.
+    firewall: Option<Firewall>,
     _scratch: Scratch,
 }
 
@@ -106,7 +109,9 @@ impl Site {
             Node { server, links, frozen: None }
         });
         let drains_with = (!orders.control).then(|| readable(&orders, &scratch));
-        let site = Site { nodes: nodes.collect(), taps, primary: 0, drains_with, _scratch: scratch };
+        let firewall = Firewall::raise();
+        let nodes = nodes.collect();
+        let site = Site { nodes, taps, primary: 0, drains_with, firewall, _scratch: scratch };
         for number in 1..site.nodes.len() {
             site.configure(number);
             site.nodes[number].server.reload();
@@ -185,7 +190,7 @@ impl Site {
         match (trouble.who, trouble.how) {
             (Who::Relay(number), How::Killed) => self.taps[number].relay.kill9(),
             (Who::Relay(number), How::Stopped) => self.taps[number].relay.signal(Signal::STOP),
-            (Who::Relay(number), How::Cut) => set(&self.taps[number].links, Weather::Hole),
+            (Who::Relay(number), How::Cut) => self.cut(&self.taps[number].links),
             (Who::Standby(number), How::Killed) => self.nodes[number].server.kill9(),
             (Who::Standby(number), How::Stopped) => self.nodes[number].server.signal_all(Signal::STOP),
             (Who::Standby(number), How::Cut) => {
@@ -194,7 +199,7 @@ impl Site {
                     let pid = self.server().freeze_walsender(NAMES[number]);
                     self.nodes[number].frozen = Some(pid);
                 }
-                set(&self.nodes[number].links, Weather::Hole);
+                self.cut(&self.nodes[number].links);
             }
         }
     }
@@ -204,11 +209,11 @@ impl Site {
         match (trouble.who, trouble.how) {
             (Who::Relay(number), How::Killed) => self.taps[number].relay.start(),
             (Who::Relay(number), How::Stopped) => self.taps[number].relay.signal(Signal::CONT),
-            (Who::Relay(number), How::Cut) => heal(&self.taps[number].links, is_lost),
+            (Who::Relay(number), How::Cut) => self.mend(&self.taps[number].links, is_lost),
             (Who::Standby(number), How::Killed) => self.nodes[number].server.start(),
             (Who::Standby(number), How::Stopped) => self.nodes[number].server.signal_all(Signal::CONT),
             (Who::Standby(number), How::Cut) => {
-                heal(&self.nodes[number].links, false);
+                self.mend(&self.nodes[number].links, false);
                 if let Some(pid) = self.nodes[number].frozen.take()
                     && !is_lost
                 {
@@ -217,17 +222,37 @@ impl Site {
             }
         }
     }
-}
 
-fn set(links: &[Link], weather: Weather) {
-    links.iter().for_each(|link| link.set(weather));
-}
-
-fn heal(links: &[Link], with_loss: bool) {
-    if with_loss {
-        links.iter().for_each(Link::reset);
+    fn cut(&self, links: &[Link]) {
+        cut(self.firewall.as_ref(), links);
     }
-    set(links, Weather::Fair);
+
+    fn mend(&self, links: &[Link], with_loss: bool) {
+        mend(self.firewall.as_ref(), links, with_loss);
+    }
+}
+
+/// Nothing passes any more, and nobody gets a connection.
+pub(in crate::drill) fn cut(firewall: Option<&Firewall>, links: &[Link]) {
+    for link in links {
+        link.set(Weather::Hole);
+        if let Some(firewall) = firewall {
+            firewall.drop_all(link.port());
+        }
+    }
+}
+
+/// It does again; with a loss what was on its way is lost, and connections with it.
+pub(in crate::drill) fn mend(firewall: Option<&Firewall>, links: &[Link], with_loss: bool) {
+    for link in links {
+        if with_loss {
+            link.reset();
+        }
+        link.set(Weather::Fair);
+        if let Some(firewall) = firewall {
+            firewall.pass(link.port());
+        }
+    }
 }
 
 /// All of them, as hosts of one connection string.
@@ -238,7 +263,7 @@ fn hosts(links: &[Link]) -> String {
 }
 
 /// The relay's program where the servers' account can run it.
-fn readable(orders: &Orders<'_>, scratch: &Scratch) -> PathBuf {
+pub(in crate::drill) fn readable(orders: &Orders<'_>, scratch: &Scratch) -> PathBuf {
     let ours = scratch.join("walrelay");
     std::fs::hard_link(orders.binary, &ours)
         .or_else(|_| std::fs::copy(orders.binary, &ours).map(drop))

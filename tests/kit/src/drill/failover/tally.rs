@@ -44,7 +44,7 @@ impl FailoverTally {
         self.commits.values().sum()
     }
 
-    pub(super) fn count(&mut self, what: &str) {
+    pub(in crate::drill) fn count(&mut self, what: &str) {
         *self.faults.entry(what.to_owned()).or_default() += 1;
     }
 }
