@@ -335,7 +335,8 @@ impl<'a> Scene<'a> {
         if !is_kept {
             self.problem(&format!("the relay says {said:?}"));
         }
-        if log.lines_with("is passed: timeline", mark).is_empty() {
+        let passed = || (!log.lines_with("is passed: timeline", mark).is_empty()).then_some(());
+        if within(PATIENCE, passed).is_none() {
             self.problem("the relay was not fenced before the promotion");
         }
         for bad in ["panicked", "damaged", "bad WAL", "may not be durable"] {

@@ -74,7 +74,11 @@ impl ByRepmgr {
     fn wait_for_daemons(&self, primary: usize) {
         for (number, node) in self.nodes.iter().enumerate() {
             if number != primary {
-                node.tool.log().wait_for_after(node.since, "monitoring connection to upstream node");
+                // It says the one when it begins, the other one when it was told of another primary.
+                let looks = ["monitoring connection to upstream node", "following new primary"];
+                wait_until(format_args!("the daemon of {} to look after it", NAMES[number]), || {
+                    looks.iter().any(|part| !node.tool.log().lines_with(part, node.since).is_empty())
+                });
             }
         }
     }
