@@ -54,7 +54,7 @@ use watchdog::Watchdog;
 
 /// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
 const GRACE: Duration = Duration::from_secs(2);
-/// The least that confirming the last WAL to the upstream, and saving state, are given.
+/// The least that confirming the last WAL to the upstream, and saving state, are given: more than the receiver waits for its server.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// What a process gets from the one before it, and the next one from this.
@@ -294,14 +294,14 @@ impl Relay {
             self.receiver.abandon();
         }
         self.shutdown.cancel();
-        let patient = !matches!(ended, Ok(Order::StopNow));
-        if let Some(order) = self.stop_serving(signals, patient, deadline, &mut farewell).await
-            && ended.is_ok()
-        {
-            ended = Ok(order);
+        let mut patient = !matches!(ended, Ok(Order::StopNow));
+        if let Some(order) = self.stop_serving(signals, patient, deadline, &mut farewell).await {
+            patient = false;
+            ended = ended.map(|_| order);
         }
         if confirms {
-            let stopped = self.receiver.stop(deadline.max(Instant::now() + LEAST)).await;
+            let least = Instant::now() + LEAST;
+            let stopped = self.receiver.stop(if patient { deadline.max(least) } else { least }).await;
             let stopped = farewell.note(stopped).unwrap_or(true);
             farewell.expect(stopped, "the walreceiver (the last WAL may not be confirmed to the upstream)");
         }
@@ -311,14 +311,20 @@ impl Relay {
             Ok(lost) => farewell.lost = farewell.lost.or(lost.ok().flatten()),
             Err(_) => farewell.expect(false, "the store (slots may not be saved)"),
         }
+        // A sync that fails behind the order is no end in order either, and nobody goes on upon that disk by itself.
+        if ended.is_ok()
+            && let Some(reason) = self.store.failure()
+        {
+            ended = Err(RelayError::Durability(reason));
+        }
         // Told to stop while the others were waited for: then nobody goes on.
         let told = signals.recv_stop().now_or_never();
         match ended.map(|order| told.unwrap_or(order))? {
             Order::Stop | Order::StopNow => farewell.say().map(|()| Next::Nothing),
             Order::Restart => {
-                // Whatever hangs here ends with this program.
-                if let Err(late @ RelayError::Late(_)) = farewell.say() {
-                    tracing::error!("{late}");
+                // Whatever hangs or has panicked here ends with this program.
+                if let Err(error) = farewell.say() {
+                    tracing::error!("{error}");
                 }
                 Ok(Next::Successor)
             }

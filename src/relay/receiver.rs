@@ -98,7 +98,12 @@ impl Receiver {
             return Ok(true);
         }
         match tokio::time::timeout_at(deadline, self.thread.ended()).await {
-            Ok(ended) => ended.map(|_| true),
+            Ok(ended) => {
+                if let Ok(Err(error)) = &ended {
+                    tracing::error!("the walreceiver has ended with an error while it was stopped: {error}");
+                }
+                ended.map(|_| true)
+            }
             Err(_) => Ok(false),
         }
     }

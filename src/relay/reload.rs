@@ -153,12 +153,15 @@ impl Reload {
         self.rules.replace(session_rules(&new));
         self.log_level.set(new.log_level);
         let StoreConfig { wal_keep_size, max_slot_wal_keep_size, .. } = new.store;
-        self.store.set_keep_sizes(KeepSizes { wal_keep_size, max_slot_wal_keep_size });
+        let keep = KeepSizes { wal_keep_size, max_slot_wal_keep_size };
+        // Nothing is let go before new archive targets hold what they need, nor when old ones no longer do.
+        self.store.set_keep_sizes(self.store.keep_sizes().most(keep));
         if !sources.is_empty() && !self.recall.has_sources() {
             self.store.expect_archive();
         }
         self.recall.set_sources(sources);
         let changes = self.archive.apply(targets);
+        self.store.set_keep_sizes(keep);
         let old =
             std::mem::replace(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner), new.clone());
         for name in old.differences(&new) {

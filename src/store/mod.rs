@@ -104,6 +104,17 @@ pub struct KeepSizes {
     pub max_slot_wal_keep_size: Option<u64>,
 }
 
+impl KeepSizes {
+    /// As much as either of them keeps.
+    pub fn most(self, other: KeepSizes) -> KeepSizes {
+        let slots = self.max_slot_wal_keep_size.zip(other.max_slot_wal_keep_size);
+        KeepSizes {
+            wal_keep_size: self.wal_keep_size.max(other.wal_keep_size),
+            max_slot_wal_keep_size: slots.map(|(one, another)| one.max(another)),
+        }
+    }
+}
+
 /// How a store is kept.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {

@@ -25,7 +25,7 @@ use crate::store::{AppendError, Store, TimelinePosition, Writer};
 /// Size of the receive buffer: two of the largest messages PostgreSQL sends.
 const BUFFER: usize = 256 * 1024;
 /// How long a server may take to end its side, once we have left in order.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_millis(500);
 /// How long a socket is read once more before its server is given up.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 

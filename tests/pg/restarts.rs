@@ -8,6 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -353,8 +354,10 @@ fn waits_at(relay: &Relay) -> bool {
 /// A script in the place of the program.
 fn replace(program: &Path, script: &str) {
     let new = program.with_extension("new");
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).expect("the directory is ours");
-    fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    // By a child: a file that we write is open in whatever another thread of ours forks meanwhile, and cannot be run.
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+    let written = Command::new("sh").args(["-c", write, "sh"]).arg(&new).arg(script).status();
+    assert!(written.expect("there is a shell").success());
     fs::rename(&new, program).expect("it is ours");
 }
 

@@ -174,16 +174,15 @@ impl<'a> Running<'a> {
             }
             State::Text(text) => {
                 let (Value::Text(value), separator) = (&value, arguments.get(1)) else { return Ok(()) };
-                let text = match text {
-                    Some(text) => {
-                        if let Some(Value::Text(separator)) = separator {
-                            text.push_str(separator);
-                        }
-                        text
-                    }
-                    None => text.insert(String::new()),
+                let separator = match (&text, separator) {
+                    (Some(_), Some(Value::Text(separator))) => separator,
+                    _ => "",
                 };
-                cx.check_length(text.len() + value.len())?;
+                let text = text.get_or_insert_default();
+                cx.check_length(text.len() + separator.len() + value.len())?;
+                // Each group has one until all of them are shown.
+                cx.keep_bytes(separator.len() + value.len())?;
+                text.push_str(separator);
                 text.push_str(value);
             }
             State::Value(so_far) => {

@@ -62,7 +62,12 @@ pub(super) struct Binder<'a> {
     next_subquery: usize,
     /// For each subquery that is being bound, the innermost last: whether it reads rows from around it.
     correlated: Vec<bool>,
+    /// Expressions that were bound so far.
+    bound: usize,
 }
+
+/// Expressions of a statement, those of a common table expression each time that it is bound.
+const MOST_BOUND: usize = 100_000;
 
 impl<'a> Binder<'a> {
     pub(super) fn new(facts: &'a dyn Facts, parameters: &'a Parameters<'a>) -> Binder<'a> {
@@ -74,7 +79,14 @@ impl<'a> Binder<'a> {
             next_cte: 0,
             next_subquery: 0,
             correlated: Vec::new(),
+            bound: 0,
         }
+    }
+
+    /// Another expression is bound. Binding happens on threads that serve WAL, so there is an end to it whatever is bound how often.
+    fn count_one(&mut self) -> Result<()> {
+        self.bound += 1;
+        if self.bound <= MOST_BOUND { Ok(()) } else { Err(parse::too_deep()) }
     }
 
     /// The plan of a statement.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use regex::Regex;
 
@@ -26,6 +27,15 @@ const MOST_KEPT: usize = 64 << 20;
 /// each of them. No value in it is longer.
 const MOST_RESULT: usize = 16 << 20;
 
+/// Bytes of a text that a function makes: the longest that one step may have to go through.
+const MOST_TEXT: usize = 1 << 20;
+
+/// Bytes of a regular expression.
+const MOST_PATTERN: usize = 10_000;
+
+/// How long a query may take, whatever its steps are like.
+const MOST_TIME: Duration = Duration::from_secs(10);
+
 /// Of the texts that a function makes, so many bytes count as a step.
 const BYTES_OF_STEP: usize = 64;
 
@@ -47,6 +57,9 @@ pub(super) struct Context<'a> {
     pub(super) subqueries: HashMap<usize, Rc<Vec<Row>>>,
     expressions: BTreeMap<String, Rc<Regex>>,
     steps: u64,
+    /// Calls of `step`, which looks at the clock now and then.
+    calls: u64,
+    began: Instant,
     kept: usize,
     result: usize,
 }
@@ -69,6 +82,8 @@ impl<'a> Context<'a> {
             subqueries: HashMap::new(),
             expressions: BTreeMap::new(),
             steps: 0,
+            calls: 0,
+            began: Instant::now(),
             kept: 0,
             result: 0,
         }
@@ -84,6 +99,11 @@ impl<'a> Context<'a> {
     /// Something is done.
     pub(super) fn step(&mut self, steps: u64) -> Result<()> {
         self.steps += steps;
+        self.calls += 1;
+        if self.calls.is_multiple_of(64) && self.began.elapsed() > MOST_TIME {
+            let text = format!("the query takes more than {} seconds", MOST_TIME.as_secs());
+            return Err(PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text));
+        }
         if self.steps <= MOST_STEPS {
             return Ok(());
         }
@@ -110,12 +130,21 @@ impl<'a> Context<'a> {
 
     /// Whether a text may be so long.
     pub(super) fn check_length(&self, bytes: usize) -> Result<()> {
-        if bytes <= MOST_RESULT { Ok(()) } else { Err(too_large()) }
+        if bytes <= MOST_TEXT {
+            return Ok(());
+        }
+        let text = format!("a text has more than {} MB", MOST_TEXT >> 20);
+        Err(PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text))
     }
 
     /// A row is kept until the query is done.
     pub(super) fn keep(&mut self, row: &[Value]) -> Result<()> {
-        self.kept += size_of::<Row>() + row.iter().map(Value::size).sum::<usize>();
+        self.keep_bytes(size_of::<Row>() + row.iter().map(Value::size).sum::<usize>())
+    }
+
+    /// So much is kept until the query is done.
+    pub(super) fn keep_bytes(&mut self, bytes: usize) -> Result<()> {
+        self.kept += bytes;
         if self.kept <= MOST_KEPT {
             return Ok(());
         }
@@ -135,6 +164,10 @@ impl<'a> Context<'a> {
         let key = format!("{}{pattern}", if any_case { 'i' } else { 'c' });
         if let Some(known) = self.expressions.get(&key) {
             return Ok(known.clone());
+        }
+        if pattern.len() > MOST_PATTERN {
+            let text = format!("a regular expression has more than {MOST_PATTERN} bytes");
+            return Err(PgError::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, text));
         }
         // Making one costs far more than using it.
         self.step(1000 + 10 * pattern.len() as u64)?;

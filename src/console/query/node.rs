@@ -603,6 +603,10 @@ fn call(
         }
         values.push(value);
     }
+    // It may read all of them and make little.
+    for value in &values {
+        cx.made(value)?;
+    }
     let value = (function.run)(cx, &values)?;
     cx.made(&value)?;
     Ok(value)

@@ -291,6 +291,16 @@ fn nothing_takes_for_ever() {
     let many = "select 1 from pg_settings a, pg_settings b, pg_settings c, pg_settings d, pg_settings e, pg_settings f, pg_settings g, pg_settings h, pg_settings i where a.name || i.name = 'x'";
     assert_eq!(error(many).sqlstate, "54000");
     assert_eq!(error("select repeat('x', 100000000)").sqlstate, "54000");
+    // Each level would bind the one below twice if it were asked for its type alone.
+    let levels = |open: &str, close: &str| format!("select {}'t'{}", open.repeat(25), close.repeat(25));
+    check(&levels("'t' in (", ")"), "t");
+    check(&levels("case 't' when ", " then 't' end"), "t");
+    // A text for each of many groups.
+    let groups = "with c as (select repeat('x', 1000000) t) select a.name, b.name, string_agg(c.t, '') \
+                  from c, pg_settings a, pg_settings b group by 1, 2";
+    assert_eq!(error(groups).message, "the query takes more than 64 MB of memory");
+    let pattern = format!("select 'a' ~ repeat('a?', {})", 1 << 14);
+    assert_eq!(error(&pattern).message, "a regular expression has more than 10000 bytes");
     assert_eq!(error("select lpad('x', 2000000000, 'yz')").sqlstate, "54000");
     let crossed = format!(
         "with a as (select * from pg_settings cross join (values {}) v(x)) select * from a x full join a y on true",

@@ -9,6 +9,7 @@ use crate::console::query::unsupported;
 impl Binder<'_> {
     /// As deep as the expression, which the parser has measured.
     pub(super) fn expr(&mut self, expr: &Expr, place: Place<'_>) -> Result<Typed> {
+        self.count_one()?;
         match expr {
             Expr::Null => Ok(Typed { node: Node::null(), kind: Type::Unknown }),
             Expr::Bool(value) => Ok(constant(Value::Bool(*value), Type::Bool)),
@@ -87,8 +88,8 @@ impl Binder<'_> {
                 Ok(truth(Node::Like { value, pattern, escape, any_case: *any_case, negated: *negated }))
             }
             Expr::Between { value, low, high, symmetric, negated } => {
-                let value = self.known(value, low, place)?;
-                let (low, high) = (self.expr(low, place)?, self.expr(high, place)?);
+                let (value, low) = self.known(value, low, place)?;
+                let high = self.expr(high, place)?;
                 let (low, high) = (self.side(">=", &value, low)?, self.side("<=", &value, high)?);
                 let (symmetric, negated, from) = (*symmetric, *negated, value.kind);
                 Ok(truth(Node::Between { value: Box::new(value.node), from, low, high, symmetric, negated }))
@@ -243,15 +244,15 @@ impl Binder<'_> {
         Ok(Node::Compare { comparison, left, right })
     }
 
-    /// A value that others are compared with: if it has no type of its own, that of the first of them.
-    fn known(&mut self, value: &Expr, other: &Expr, place: Place<'_>) -> Result<Typed> {
-        let value = self.expr(value, place)?;
+    /// A value that others are compared with: if it has no type of its own, that of the first of them. That one, too, since
+    /// nothing is bound twice: levels of it would double the work each.
+    fn known(&mut self, value: &Expr, first: &Expr, place: Place<'_>) -> Result<(Typed, Typed)> {
+        let (value, first) = (self.expr(value, place)?, self.expr(first, place)?);
         if value.kind != Type::Unknown {
-            return Ok(value);
+            return Ok((value, first));
         }
-        let other = self.expr(other, place)?.kind;
-        let kind = if other == Type::Unknown { Type::Text } else { other };
-        Ok(Typed { node: self.coerce(value, kind)?, kind })
+        let kind = if first.kind == Type::Unknown { Type::Text } else { first.kind };
+        Ok((Typed { node: self.coerce(value, kind)?, kind }, first))
     }
 
     fn side(&self, operator: &str, value: &Typed, other: Typed) -> Result<Side> {
@@ -270,10 +271,11 @@ impl Binder<'_> {
         let Some(comparison) = Comparison::of(operator) else {
             return self.among_with(operator, value, list, all, place);
         };
-        let first = list.first().ok_or_else(|| unsupported("an empty list"))?;
-        let value = self.known(value, first, place)?;
+        let (first, others) = list.split_first().ok_or_else(|| unsupported("an empty list"))?;
+        let (value, first) = self.known(value, first, place)?;
         let mut sides = Vec::with_capacity(list.len());
-        for other in list {
+        sides.push(self.side(operator, &value, first)?);
+        for other in others {
             let other = self.expr(other, place)?;
             sides.push(self.side(operator, &value, other)?);
         }
@@ -387,10 +389,12 @@ impl Binder<'_> {
         otherwise: Option<&Expr>,
         place: Place<'_>,
     ) -> Result<Typed> {
-        let first = branches.first().map_or(&Expr::Null, |(value, _)| value);
-        let operand = self.known(operand, first, place)?;
+        let ((first, _), others) =
+            branches.split_first().ok_or_else(|| unsupported("CASE without a WHEN"))?;
+        let (operand, first) = self.known(operand, first, place)?;
         let mut sides = Vec::with_capacity(branches.len());
-        for (value, _) in branches {
+        sides.push(self.side("=", &operand, first)?);
+        for (value, _) in others {
             let value = self.expr(value, place)?;
             sides.push(self.side("=", &operand, value)?);
         }

@@ -38,7 +38,8 @@ fn set_config(cx: &mut Context<'_>, arguments: &[Value]) -> Result<Value> {
     if let (Value::Text(name), Value::Text(value), Value::Bool(false)) = (name, value, is_local)
         && &**name == "application_name"
     {
-        cx.changes.push(Change::ApplicationName(value.to_string()));
+        // Of many rows the last one counts.
+        cx.changes = vec![Change::ApplicationName(value.to_string())];
     }
     Ok(value.clone())
 }
