@@ -23,6 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
@@ -38,6 +39,9 @@ const ASIDE: &str = "aside";
 const TORN: &str = ".torn";
 /// Copies of torn segments that are kept, bytes; the newest in any case.
 const TORN_KEPT: u64 = 256 << 20;
+/// How often the directory's lock is tried for, and the time between: three tenths of a second.
+const LOCK_TRIES: usize = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A data directory that this process has locked.
 #[derive(Debug)]
@@ -78,7 +82,7 @@ impl DataDir {
         ownership::check_permissions(&*disk, root, &wal)?;
         let path = root.join("walrelay.lock");
         let lock = disk.open(&path, Open::ReadWriteOrCreate).map_err(fail(&path))?;
-        match lock.try_lock() {
+        match try_for_a_moment(&*lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let pid = String::from_utf8(lock.read_to_end().unwrap_or_default()).unwrap_or_default();
@@ -378,6 +382,17 @@ pub(super) fn preallocate(disk: &dyn Disk, path: &Path, size: SegSize) -> io::Re
         return Err(error);
     }
     Ok(file)
+}
+
+/// A child that its last holder was about to start (fork, and not yet exec) may hold the lock a moment longer.
+fn try_for_a_moment(lock: &dyn DiskFile) -> Result<(), TryLockError> {
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_PAUSE),
+            tried => return tried,
+        }
+    }
+    lock.try_lock()
 }
 
 #[cfg(test)]
