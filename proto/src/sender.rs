@@ -521,7 +521,9 @@ impl Sender {
         if !matches!(self.talk, Talk::Stopping { .. }) {
             let last = match self.limit() {
                 Ok(Limit::Live(end)) => Some(end),
-                Ok(Limit::Left(..) | Limit::Unknown) | Err(_) => None,
+                Ok(Limit::Left(..)) => None,
+                // Nothing is published, or another timeline before its history.
+                Ok(Limit::Unknown) | Err(_) => Some(self.sent),
             };
             self.talk = Talk::Stopping { until: now + self.settings.shutdown_timeout, last };
             self.show(State::Stopping);

@@ -84,6 +84,8 @@ struct World {
     copy_done: bool,
     client_done: bool,
     stopped: bool,
+    /// How far the timeline was published when the relay began to stop; `None` where its end was known.
+    last: Option<Lsn>,
     /// Somebody has asked for an end that is said between two ranges.
     parting: bool,
     confirmed: Lsn,
@@ -150,6 +152,7 @@ impl World {
             copy_done: false,
             client_done: false,
             stopped: false,
+            last: None,
             parting: false,
             confirmed: Lsn::INVALID,
             state: None,
@@ -324,7 +327,11 @@ impl World {
     fn order(&mut self, how: u8) {
         let order = [Order::Stop, Order::Cancel, Order::Evict][usize::from(how) % 3];
         match order {
-            Order::Stop => self.stopped = true,
+            Order::Stop => {
+                if !std::mem::replace(&mut self.stopped, true) {
+                    self.last = self.published_now();
+                }
+            }
             Order::Cancel | Order::Evict => self.parting = true,
         }
         self.tell(Input::Order(order));
@@ -372,10 +379,23 @@ impl World {
         }
     }
 
+    /// How far it sends: what comes behind the stop is for the next stream.
+    fn last_limit(&self) -> Option<Lsn> {
+        self.limit().map(|end| self.last.map_or(end, |last| end.min(last)))
+    }
+
+    /// How far the timeline is published while it is followed; nothing of it where nothing or another is.
+    fn published_now(&self) -> Option<Lsn> {
+        if self.published.is_none() {
+            return Some(self.next);
+        }
+        self.history.switch_point(self.tli).is_none().then(|| self.limit().unwrap_or(self.next))
+    }
+
     fn take_wal(&mut self, tli: TimelineId, from: Lsn, to: Lsn, end: Lsn) {
         assert!(self.begun && !self.copy_done && !self.client_done && !self.fetching);
         assert_eq!((self.flight, tli, from), (Flight::Nothing, self.tli, self.next), "no gap, no overlap");
-        assert_eq!(Some(end), self.limit());
+        assert_eq!(Some(end), self.last_limit());
         assert!(from < to && to <= end);
         assert_eq!(from.seg_at(seg_size()), to.seg_before(seg_size()), "one segment");
         assert!(to == end || to.as_u64().is_multiple_of(PAGE), "{to} is no place to cut");
@@ -429,7 +449,7 @@ impl World {
             }
             End::Shutdown => {
                 assert!(self.stopped && self.confirmed >= self.next && !self.client_done);
-                assert!(self.limit().is_some_and(|end| self.next >= end), "not everything was sent");
+                assert!(self.last_limit().is_some_and(|end| self.next >= end), "not everything was sent");
             }
             End::Refused(Refusal::Unavailable) => assert!(self.flight == Flight::Wal || self.fetching),
             End::Refused(why) => {
@@ -462,7 +482,7 @@ impl World {
         }
         assert!(!self.parting && !self.client_done, "it is time to end");
         if self.flight == Flight::Nothing && !self.fetching && !self.copy_done {
-            assert!(self.limit().is_none_or(|end| self.next >= end), "there is WAL to send");
+            assert!(self.last_limit().is_none_or(|end| self.next >= end), "there is WAL to send");
         }
         assert!(!self.stopped || self.sender.deadline().is_some());
     }
