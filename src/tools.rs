@@ -79,10 +79,13 @@ fn check_config(args: &CheckConfigArgs, environment: &Environment) -> Result<u8,
 }
 
 /// The exit code for an error of a command: a recovery must never take one of `restore` for "no such file", and a
-/// standby must not be ended by it.
+/// standby must not be ended by it, unless it was told rather to end than to go on without somebody.
 pub fn exit_code(command: &Command, error: &RelayError) -> u8 {
-    match command {
-        Command::Restore(args) => Role::of(&data_dir(&args.target)).broken(),
+    match (command, error) {
+        // What was asked and has answered is judged by what it said.
+        (Command::Restore(args), RelayError::Restore(_)) => Role::of(&data_dir(&args.target)).broken(),
+        (Command::Restore(args), _) if args.stops_rather() => BROKEN,
+        (Command::Restore(args), _) => Role::of(&data_dir(&args.target)).broken(),
         _ => error.exit_code(),
     }
 }

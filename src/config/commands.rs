@@ -414,6 +414,11 @@ impl RestoreArgs {
         }
     }
 
+    /// Whether a server is to end rather than to go on without those that are required.
+    pub fn stops_rather(&self) -> bool {
+        (!self.require.is_empty() || self.require_relays.is_some()) && self.on_timeout == OnTimeout::Stop
+    }
+
     /// Whom of these places a standby waits for.
     pub fn required(
         &self,

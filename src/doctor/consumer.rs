@@ -55,7 +55,7 @@ pub(super) struct Receiver {
     pub(super) port: Option<u16>,
 }
 
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "primary_conninfo",
     "primary_slot_name",
     "restore_command",
@@ -63,6 +63,7 @@ const SETTINGS: [&str; 7] = [
     "recovery_target_timeline",
     "max_standby_streaming_delay",
     "hot_standby_feedback",
+    "server_version_num",
 ];
 
 /// Asks it.
@@ -224,7 +225,11 @@ fn streams(found: &mut Findings, told: &Told, expected: &Expected) {
             let look = [
                 "its log tells what its walreceiver met; try: psql \"<its primary_conninfo> replication=1\" -c IDENTIFY_SYSTEM",
             ];
-            found.error("consumer_not_streaming", "its walreceiver does not run", remedy(look));
+            found.error(
+                "consumer_not_streaming",
+                "its walreceiver does not run, or has not connected yet",
+                remedy(look),
+            );
         }
         Some(receiver) if receiver.status != "streaming" => {
             let text = format!("its walreceiver is {}, not streaming", receiver.status);
@@ -293,6 +298,16 @@ fn replay(found: &mut Findings, told: &Told) {
 
 fn restore(found: &mut Findings, told: &Told) {
     let command = told.setting("restore_command");
+    // PG: replace_percent_placeholders, since 16
+    let is_strict = told.setting("server_version_num").parse::<u32>().is_ok_and(|version| version >= 160_000);
+    if let Some(unknown) = super::restore::unknown_placeholder(command).filter(|_| is_strict) {
+        let text = format!(
+            "its restore_command has {unknown}, which PostgreSQL does not know: the standby ends when it runs it: {}",
+            redact(command)
+        );
+        let known = "%f, %p and %r are replaced; a percent sign is written %%";
+        return found.error("restore_kills", text, remedy([known]));
+    }
     match &told.tried {
         None if command.is_empty() => found.ok(
             "restore_command",

@@ -130,7 +130,20 @@ fn end_group(group: Option<u32>) {
     }
 }
 
-/// PG: `replace_percent_placeholders`; `%r` is what a server says that does not know yet which file it needs last.
+/// What a server from 16 on does not know of it.
+pub(super) fn unknown_placeholder(command: &str) -> Option<String> {
+    let mut rest = command.chars();
+    while rest.any(|c| c == '%') {
+        match rest.next() {
+            Some('f' | 'p' | 'r' | '%') => {}
+            Some(other) => return Some(format!("%{other}")),
+            None => return Some("a % at its end".to_owned()),
+        }
+    }
+    None
+}
+
+/// PG: `BuildRestoreCommand`; 15 passes on what it does not know, 16 and later end there. `%r` is what a server says that does not know yet which file it needs last.
 fn substituted(command: &str, file: &str, to: &str) -> String {
     let (mut line, mut rest) = (String::new(), command.chars());
     while let Some(c) = rest.next() {

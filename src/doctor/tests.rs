@@ -220,6 +220,11 @@ fn standby() -> consumer::Told {
     }
 }
 
+fn restore(told: &mut consumer::Told, version: &str, command: &str) {
+    told.settings.insert("server_version_num".to_owned(), version.to_owned());
+    told.settings.insert("restore_command".to_owned(), command.to_owned());
+}
+
 fn consumer(change: fn(&mut consumer::Told)) -> Vec<&'static str> {
     let expected = Expected {
         system_id: Some("7".to_owned()),
@@ -279,6 +284,10 @@ fn a_standby_is_told_why_it_does_not_follow() {
         consumer(|it| drop(it.settings.insert("recovery_min_apply_delay".to_owned(), "60000".to_owned()))),
         ["consumer_delayed"]
     );
+    assert_eq!(consumer(|it| restore(it, "160000", "date +%d; cp /a/%f %p")), ["restore_kills"]);
+    assert_eq!(consumer(|it| restore(it, "180003", "cp /a/%f %p; echo 100%")), ["restore_kills"]);
+    assert_eq!(consumer(|it| restore(it, "180003", "echo 100%% %r; cp /a/%f %p")), [""; 0]);
+    assert_eq!(consumer(|it| restore(it, "150018", "date +%d; cp /a/%f %p")), [""; 0]);
     assert_eq!(
         consumer(|it| it.waits_for = Some("RecoveryConflictSnapshot".to_owned())),
         ["consumer_conflict"]

@@ -5,7 +5,9 @@
 //! can tell depends on who asks ([`Role`]): a standby has other places to look in, and must not be stopped; a recovery
 //! would end with less than there is.
 //!
-//! A standby that is promoted asks once more, and then never again: what it is not given then is not on the new timeline.
+//! A standby that is promoted asks on until it is told that there is no more, or has read an unfinished segment to its
+//! end. After that it asks for the segment of its last record once more, only to read that record again
+//! (`FinishWalRecovery`), and for history files: what it is given then is not on the new timeline.
 //! Who must not lose anything has the command wait for the answers of certain sources ([`Strict`]).
 //!
 //! The file appears under its name whole, checked and synced, or not at all; what recovery asks for it syncs itself.
@@ -35,8 +37,8 @@ use crate::objects::limit::Limit;
 use crate::pulse::Pulse;
 use server::is_rewind;
 pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
-use strict::Release;
 pub use strict::{OnTimeout, REQUIRE_TIMEOUT, Required, Strict};
+use strict::{Release, Turn, Waiting};
 
 /// How long a file that should be there is waited for, because uploads need not arrive in order; and the longest silence
 /// of a source that keeps a standby from looking elsewhere.
@@ -196,8 +198,10 @@ impl Restore {
         if let (Some(spool), Ok(id)) = (&self.spool, check::identity_of(&content)) {
             spool.go_on(&self.file, id.seg_size);
         }
-        self.put(content)?;
-        Ok(Restored::Done)
+        match strict {
+            Some(strict) => self.put_strictly(&content, strict).await,
+            None => self.put(content).map(|()| Restored::Done),
+        }
     }
 
     /// Takes a segment that was fetched ahead, or waits for one that is on its way; a standby not for long.
@@ -303,8 +307,7 @@ impl Restore {
         fetcher: &Fetcher,
         strict: &Strict,
     ) -> Result<Option<Fetched>, RestoreError> {
-        let release = Release::beside(dir_of(&self.target));
-        let (begun, mut told): (_, Option<Instant>) = (Instant::now(), None);
+        let mut waiting = self.waiting(strict);
         loop {
             let looked = self.look_for_standby(fetcher).await;
             if matches!(looked.found, Fetched::Whole(_)) {
@@ -313,14 +316,7 @@ impl Restore {
             let unanswered: Vec<usize> = looked.unanswered.iter().map(|(number, _)| *number).collect();
             let awaited = strict.required.awaited(&unanswered);
             if awaited.is_empty() {
-                release.end();
-                if told.is_some() {
-                    let waited = begun.elapsed().as_secs();
-                    tracing::warn!(
-                        "all that are required have answered about \"{}\" after {waited} s",
-                        self.file
-                    );
-                }
+                waiting.end();
                 return Ok(Some(looked.into_answer(&self.file)?));
             }
             let reasons: Vec<String> = looked
@@ -329,53 +325,32 @@ impl Restore {
                 .filter(|(number, _)| awaited.contains(number))
                 .map(|(_, error)| error.to_string())
                 .collect();
-            let reasons = reasons.join("; ");
-            let left = strict.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
-            let (is_released, is_over) = (release.is_given(), left == Some(Duration::ZERO));
-            if !is_released && is_over && strict.on_timeout == OnTimeout::Stop {
-                tracing::error!(
-                    "\"{}\": {reasons}; required, and not waited for any longer: the server ends (--on-timeout)",
-                    self.file
-                );
-                return Ok(None);
-            }
-            if is_released || is_over {
-                self.go_on_without(&reasons, &release, is_released);
-                return Ok(Some(looked.found));
-            }
-            if told.is_none_or(|told| told.elapsed() >= self.patience) {
-                told = Some(Instant::now());
-                let then = match (left, strict.on_timeout) {
-                    (None, _) => String::new(),
-                    (Some(left), OnTimeout::Continue) => {
-                        format!("; goes on without it in {} s", left.as_secs())
-                    }
-                    (Some(left), OnTimeout::Stop) => format!("; ends the server in {} s", left.as_secs()),
-                };
-                tracing::warn!(
-                    "\"{}\" waits for who is required: {reasons}{then}; to go on without it now, touch \"{}\"",
-                    self.file,
-                    release.path().display()
-                );
+            match waiting.turn("waits for who is required", &reasons.join("; ")) {
+                Turn::Again => {}
+                Turn::GoOn => return Ok(Some(looked.found)),
+                Turn::Stop => return Ok(None),
             }
             tokio::time::sleep(self.patience / ATTEMPTS).await;
         }
     }
 
-    fn go_on_without(&self, reasons: &str, release: &Release, is_released: bool) {
-        let why = match is_released {
-            true => format!("\"{}\" is there", release.path().display()),
-            false => "--require-timeout is over".to_owned(),
-        };
-        tracing::error!(
-            "\"{}\": {reasons}; required, but {why}: goes on without it, and what only it has is lost if this server is \
-             promoted",
-            self.file
-        );
-        // The next file need not wait as long.
-        if !is_released && let Err(error) = release.give() {
-            tracing::warn!("could not write \"{}\": {error}", release.path().display());
+    /// Puts what those who are required have where the server takes it. A disk that is full is waited for as they are: the
+    /// server would take our failure for "there is no such file".
+    async fn put_strictly(&self, content: &Bytes, strict: &Strict) -> Result<Restored, RestoreError> {
+        let mut waiting = self.waiting(strict);
+        loop {
+            let Err(error) = self.put(content.clone()) else { return Ok(Restored::Done) };
+            match waiting.turn("is here and", &error.to_string()) {
+                Turn::Again => {}
+                Turn::GoOn => return Err(error),
+                Turn::Stop => return Ok(Restored::Stop),
+            }
+            tokio::time::sleep(self.patience / ATTEMPTS).await;
         }
+    }
+
+    fn waiting<'a>(&'a self, strict: &'a Strict) -> Waiting<'a> {
+        Waiting::begin(strict, &self.file, Release::beside(dir_of(&self.target)), self.patience)
     }
 
     /// Leaves the segment to the background, which is not ended with us; whether that is possible.

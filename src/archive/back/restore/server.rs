@@ -10,7 +10,8 @@ use super::dir_of;
 
 /// Exit code for "there is no such file".
 pub const MISSING: u8 = 1;
-/// Exit code for "nobody can say" to a standby: it looks elsewhere and asks again.
+/// Exit code for "nobody can say" to a standby: it looks elsewhere and asks again, unless it is being promoted: then it is
+/// the end, as [`MISSING`].
 pub const NOT_NOW: u8 = 2;
 /// Exit code for "nobody can say" and "it is broken" to a recovery, which stops, as for any code above 125.
 pub const BROKEN: u8 = 200;
@@ -18,8 +19,8 @@ pub const BROKEN: u8 = 200;
 /// What the server does with the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// It has `standby.signal`: it streams, or reads `pg_wal`, when the archive has nothing, and asks again. Any code
-    /// above 125 would end it.
+    /// It has `standby.signal`: it streams, or reads `pg_wal`, when the archive has nothing, and asks again (being promoted it
+    /// does not). Any code above 125 would end it.
     Standby,
     /// It recovers to a target or to the end of the archive (`recovery.signal`), or is something else that must not take
     /// "nobody can say" for "there is none", like `pg_rewind`.
@@ -80,13 +81,16 @@ pub fn system_id_of(data_dir: &Path) -> Option<SystemId> {
 }
 
 /// Its segment size. In every version of PostgreSQL `pg_control` has a floating-point number that tells machines apart,
-/// and behind it the sizes of blocks, relation segments, WAL blocks and WAL segments (`pg_control.h`).
+/// and behind it the sizes of blocks, relation segments, in 19 SLRU segments, WAL blocks and WAL segments (`pg_control.h`).
+/// A WAL block has 64 kB at most, a segment 1 MB at least.
 pub fn seg_size_of(data_dir: &Path) -> Option<SegSize> {
     let control = control(data_dir)?;
     let mark = 1_234_567.0f64.to_ne_bytes();
     let at = control.windows(mark.len()).position(|bytes| bytes == mark)? + mark.len();
-    let size = control.get(at + 12..)?.first_chunk()?;
-    SegSize::new(u64::from(u32::from_ne_bytes(*size))).ok()
+    [12, 16].into_iter().find_map(|field| {
+        let size = control.get(at + field..)?.first_chunk()?;
+        SegSize::new(u64::from(u32::from_ne_bytes(*size))).ok()
+    })
 }
 
 fn control(data_dir: &Path) -> Option<Vec<u8>> {
@@ -140,13 +144,18 @@ mod tests {
     fn the_control_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!((system_id_of(dir.path()), seg_size_of(dir.path())), (None, None));
-        let mut control = vec![7u8; 300];
-        control[..8].copy_from_slice(&77u64.to_ne_bytes());
-        let sizes = [8192u32, 131_072, 8192, 1 << 20].map(u32::to_ne_bytes).concat();
-        control.splice(216..240, [&1_234_567.0f64.to_ne_bytes()[..], &sizes].concat());
         fs::create_dir(dir.path().join("global")).unwrap();
-        fs::write(dir.path().join("global/pg_control"), &control).unwrap();
-        assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
-        assert_eq!(seg_size_of(dir.path()).map(SegSize::bytes), Some(1 << 20));
+        let blocks: [&[u32]; 2] = [&[8192, 131_072, 8192], &[8192, 131_072, 32, 65_536]];
+        for sizes in blocks {
+            let mut control = vec![7u8; 300];
+            control[..8].copy_from_slice(&77u64.to_ne_bytes());
+            let sizes = [sizes, &[1 << 20]].concat();
+            let sizes: Vec<u8> = sizes.into_iter().flat_map(u32::to_ne_bytes).collect();
+            let found = [&1_234_567.0f64.to_ne_bytes()[..], &sizes].concat();
+            control.splice(216..216 + found.len(), found);
+            fs::write(dir.path().join("global/pg_control"), &control).unwrap();
+            assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
+            assert_eq!(seg_size_of(dir.path()).map(SegSize::bytes), Some(1 << 20));
+        }
     }
 }

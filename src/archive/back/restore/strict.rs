@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 /// How long the answers are waited for unless told otherwise. `pg_ctl promote` and `pg_promote()` wait 60 s for a
 /// promotion: this leaves them half of it, and a relay that is restarted is back in less.
 pub const REQUIRE_TIMEOUT: &str = "30s";
@@ -96,6 +98,101 @@ impl Release {
     pub(super) fn end(&self) {
         // That it is not there is the rule.
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A command that waits.
+#[derive(Debug)]
+pub(super) struct Waiting<'a> {
+    strict: &'a Strict,
+    /// What the server asks for.
+    file: &'a str,
+    release: Release,
+    begun: Instant,
+    told: Option<Instant>,
+    tell_every: Duration,
+}
+
+/// What to do when it could not be had once more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Turn {
+    /// Try again.
+    Again,
+    /// It has been given up.
+    GoOn,
+    /// The server is to end.
+    Stop,
+}
+
+impl<'a> Waiting<'a> {
+    /// Begins now.
+    pub(super) fn begin(
+        strict: &'a Strict,
+        file: &'a str,
+        release: Release,
+        tell_every: Duration,
+    ) -> Waiting<'a> {
+        Waiting { strict, file, release, begun: Instant::now(), told: None, tell_every }
+    }
+
+    /// All that are required have answered.
+    pub(super) fn end(&self) {
+        self.release.end();
+        if self.told.is_some() {
+            let (file, waited) = (self.file, self.begun.elapsed().as_secs());
+            tracing::warn!("all that are required have answered about \"{file}\" after {waited} s");
+        }
+    }
+
+    /// It could not be had, for these reasons. `what` says, behind the file's name, what is waited for.
+    pub(super) fn turn(&mut self, what: &str, reasons: &str) -> Turn {
+        let left = self.strict.timeout.map(|timeout| timeout.saturating_sub(self.begun.elapsed()));
+        let (is_released, is_over) = (self.release.is_given(), left == Some(Duration::ZERO));
+        if !is_released && is_over && self.strict.on_timeout == OnTimeout::Stop {
+            tracing::error!(
+                "\"{}\": {reasons}; required, and not waited for any longer: the server ends (--on-timeout)",
+                self.file
+            );
+            return Turn::Stop;
+        }
+        if is_released || is_over {
+            self.go_on_without(reasons, is_released);
+            return Turn::GoOn;
+        }
+        if self.told.is_none_or(|told| told.elapsed() >= self.tell_every) {
+            self.told = Some(Instant::now());
+            self.tell(what, reasons, left);
+        }
+        Turn::Again
+    }
+
+    fn tell(&self, what: &str, reasons: &str, left: Option<Duration>) {
+        let then = match (left, self.strict.on_timeout) {
+            (None, _) => String::new(),
+            (Some(left), OnTimeout::Continue) => format!("; goes on without it in {} s", left.as_secs()),
+            (Some(left), OnTimeout::Stop) => format!("; ends the server in {} s", left.as_secs()),
+        };
+        tracing::warn!(
+            "\"{}\" {what}: {reasons}{then}; to go on without it now, touch \"{}\"",
+            self.file,
+            self.release.path().display()
+        );
+    }
+
+    fn go_on_without(&self, reasons: &str, is_released: bool) {
+        let why = match is_released {
+            true => format!("\"{}\" is there", self.release.path().display()),
+            false => "--require-timeout is over".to_owned(),
+        };
+        tracing::error!(
+            "\"{}\": {reasons}; required, but {why}: goes on without it, and what only it has is lost if this server is \
+             promoted",
+            self.file
+        );
+        // The next file need not wait as long.
+        if !is_released && let Err(error) = self.release.give() {
+            tracing::warn!("could not write \"{}\": {error}", self.release.path().display());
+        }
     }
 }
 

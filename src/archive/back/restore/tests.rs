@@ -281,6 +281,36 @@ async fn somebody_can_end_the_waiting() {
     assert_eq!(running.await.unwrap().unwrap(), Restored::Missing);
 }
 
+/// Where there is no place for it. The server would take the failure for "there is none".
+#[tokio::test]
+async fn a_full_disk_is_waited_for_as_an_answer_is() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let in_the_way = |is_there: bool| match is_there {
+        true => fs::create_dir_all(target.join("not empty")).unwrap(),
+        false => fs::remove_dir_all(&target).unwrap(),
+    };
+    in_the_way(true);
+    let soft = Restore { target: target.clone(), ..setting.restore(LAST) };
+    assert!(soft.run().await.unwrap_err().to_string().starts_with("could not write"));
+    let restore = Restore { strict: strict(None, OnTimeout::Stop), ..soft.clone() };
+    let running = tokio::spawn(async move { restore.run().await });
+    let wal = target.parent().unwrap().to_owned();
+    let source = setting.source.clone();
+    until("asked", || source.asked(LAST) == 2).await;
+    assert!(!running.is_finished());
+    in_the_way(false);
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
+    assert!(target.is_file() && !wal.join("walrelay-restore.release").exists());
+    fs::remove_file(&target).unwrap();
+    in_the_way(true);
+    let limit = Some(Duration::from_millis(300));
+    let stop = Restore { strict: strict(limit, OnTimeout::Stop), ..soft.clone() };
+    assert_eq!(stop.run().await.unwrap(), Restored::Stop);
+    let go_on = Restore { strict: strict(limit, OnTimeout::Continue), ..soft };
+    assert!(go_on.run().await.unwrap_err().to_string().starts_with("could not write"));
+}
+
 /// What was acknowledged between the answer and the promotion is not in the answer, and the server does not ask again.
 #[tokio::test]
 async fn a_promotion_meanwhile_has_the_sources_asked_again() {
