@@ -294,7 +294,9 @@ impl<'a> Scene<'a> {
         }
         let loses_nothing = || {
             let (code, said) = self.promotable(candidate);
-            let is_told = if is_steady { code == Some(0) || code == Some(1) } else { code == Some(0) };
+            // Who streams asks in the promotion. It may stream from the relay that has less.
+            let asks_then = is_steady || self.receiver(candidate).is_some();
+            let is_told = code == Some(0) || code == Some(1) && asks_then;
             is_told.then_some(()).ok_or(said)
         };
         let mut said = String::new();
