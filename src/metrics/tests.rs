@@ -86,13 +86,16 @@ fn documents_dashboard_and_alerts_name_what_there_is() {
 }
 
 #[test]
-fn each_alert_has_its_section() {
+fn each_alert_has_its_section_and_is_provoked() {
     let (alerts, document) = (file("monitoring/alerts.yml"), file("docs/MONITORING.md"));
+    let provoked = file("monitoring/alerts_test.yml");
     let names: Vec<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(names.len() > 10, "{names:?}");
     for name in names {
         assert!(document.contains(&format!("\n### {name}\n")), "{name}");
         let link = format!("MONITORING.md#{}", name.to_ascii_lowercase());
         assert!(alerts.contains(&link), "{name} has no runbook_url to {link}");
+        let fires = format!("alertname=\"{name}\"");
+        assert!(provoked.contains(&fires), "{name} is not provoked in monitoring/alerts_test.yml");
     }
 }

@@ -24,6 +24,7 @@ mod account;
 pub mod ansible;
 mod barman;
 pub mod bench;
+pub mod browser;
 mod certificates;
 mod cluster;
 pub mod compare;
@@ -65,6 +66,7 @@ mod writer;
 
 pub use account::{command as servers_command, tied_command};
 pub use barman::{Answer, Barman};
+pub use browser::Browser;
 pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use consumer::Consumer;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::install::{InstallError, apt_install};
+use crate::install::{InstallError, apt_install, cache_dir, unpack_deb};
 
 /// A program, and Debian's package that has it.
 const NEEDED: [(&str, &str); 8] = [
@@ -59,18 +59,31 @@ pub(crate) fn path(name: &str) -> Option<std::path::PathBuf> {
     dirs.map(|dir| dir.join(name)).find(|program| program.is_file())
 }
 
-/// Prometheus's tool that checks metrics and rules, where it is installed (Debian: `prometheus`): it is large, and the rest can
-/// do without.
+/// Prometheus's tool that checks metrics and rules, on the path or from Debian's package; where it cannot be had, what it checks
+/// is not checked, and that is said.
 pub fn promtool() -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).map(|dir| dir.join("promtool"));
-    places.into_iter().find(|program| program.is_file())
+    path("promtool").or_else(|| Some(prometheus_dir().join("usr/bin/promtool")).filter(|it| it.is_file()))
+}
+
+/// Finds it, or unpacks it: the package, installed, would start a server.
+///
+/// # Errors
+/// When it is neither there nor can be had; the message says what to do.
+pub fn ensure_promtool() -> Result<String, InstallError> {
+    let failed = |message| InstallError::Tool { name: "promtool", message };
+    if promtool().is_none() {
+        unpack_deb("prometheus", &prometheus_dir()).map_err(failed)?;
+    }
+    let found = promtool().ok_or_else(|| failed("unpacked, but the program is missing".to_owned()))?;
+    Ok(found.display().to_string())
+}
+
+fn prometheus_dir() -> std::path::PathBuf {
+    cache_dir().join("prometheus")
 }
 
 fn is_there(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).chain(MORE.iter().map(Into::into));
-    dirs.any(|dir| dir.join(program).is_file())
+    path(program).is_some()
 }
 
 /// Of all that is missing, so that nobody finds out one after the other.

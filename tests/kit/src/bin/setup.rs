@@ -1,5 +1,5 @@
-//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto, Patroni, repmgr, Ansible and some programs,
-//! and prints where they are.
+//! Finds or installs the PostgreSQL servers that the tests run on, Barman, moto, Patroni, repmgr, Ansible, promtool, Chromium and
+//! some programs, and prints where they are.
 //!
 //! `setup` does so for all tested versions, `setup 17 18` for these servers alone. `setup missing` only says which of them
 //! could not be installed, so that the tests did nothing on them.
@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use walrelay_testkit::install::{self, InstallError};
-use walrelay_testkit::{ansible, moto, patroni, python, repmgr, tools};
+use walrelay_testkit::{ansible, browser, moto, patroni, python, repmgr, tools};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|arg| arg == "missing") {
@@ -54,9 +54,15 @@ fn report_moto() -> Result<(), InstallError> {
 
 /// Without them their stories do nothing.
 fn report_optional() -> Result<(), InstallError> {
-    for (name, found) in
-        [("Patroni", patroni::ensure()), ("repmgr", repmgr::ensure()), ("Ansible", ansible::ensure())]
-    {
+    let text = |found: Result<&str, InstallError>| found.map(str::to_owned);
+    let optional = [
+        ("Patroni", text(patroni::ensure())),
+        ("repmgr", text(repmgr::ensure())),
+        ("Ansible", text(ansible::ensure())),
+        ("promtool", tools::ensure_promtool()),
+        ("Chromium", browser::ensure()),
+    ];
+    for (name, found) in optional {
         match found {
             Ok(version) => println!("{name:<10} {version}"),
             Err(error) => println!("*** {name} IS MISSING, NOTHING IS TESTED WITH IT: {error}"),
@@ -86,8 +92,13 @@ fn tell_missing() -> ExitCode {
             println!("*** NOTHING WAS TESTED ON PostgreSQL {major}: {why}");
         }
     }
-    let optional =
-        [("Patroni", patroni::is_here()), ("repmgr", repmgr::is_here()), ("Ansible", ansible::is_here())];
+    let optional = [
+        ("Patroni", patroni::is_here()),
+        ("repmgr", repmgr::is_here()),
+        ("Ansible", ansible::is_here()),
+        ("promtool", tools::promtool().is_some()),
+        ("Chromium", browser::find().is_some()),
+    ];
     for (name, is_here) in optional {
         if !is_here {
             println!("*** NOTHING WAS TESTED WITH {name}: it could not be installed");
