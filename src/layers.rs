@@ -43,7 +43,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("conninfo", &["auth", "permissions", "redact"]),
     ("console", &["moment", "overlay", "status", "wire"]),
-    ("consumers", &["counts", "mutation"]),
+    ("consumers", &["counts", "moment", "mutation"]),
     ("counts", &[]),
     ("descriptors", &[]),
     ("disk", &[]),
@@ -180,7 +180,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("store", &["consumers", "counts", "disk", "mutation", "parts", "permissions"]),
+    ("store", &["consumers", "counts", "disk", "moment", "mutation", "parts", "permissions"]),
     (
         "tools",
         &[

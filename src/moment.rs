@@ -1,8 +1,15 @@
-//! A point in time as people and programs are shown it, in UTC.
+//! Points in time as people and programs are shown them, in UTC, and how long ago something was.
+//!
+//! The system's clock may be set while the relay runs. So what only this process remembers is noted by a clock that nobody sets
+//! ([`Past`]), and shown as the system's clock would have had it as it is set now ([`Clock`]): differences between what is shown
+//! at one moment are what has passed, whatever happened to the clock in between. Lines of the log, and what is kept in files,
+//! have the time that the clock told then.
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -48,6 +55,90 @@ impl Moment {
         let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
         let fraction = fraction((self.0 % 1_000_000) as u32);
         format!("{year:04}-{month:02}-{day:02}{between}{hour:02}:{minute:02}:{second:02}{fraction}{zone}")
+    }
+}
+
+/// When something was, by a clock that nobody sets: microseconds from when the process first asked. Never 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Past(i64);
+
+/// How the system's clock was set against that one when it was looked at. Takes part in no lock, and costs two looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Clock {
+    now: Past,
+    /// What the system's clock told, or would have told, when the other one was at 0; wraps.
+    offset: u64,
+}
+
+/// Where [`Past`] counts from.
+static BEGINNING: OnceLock<Instant> = OnceLock::new();
+/// The offset that is shown with: the same until the clock is set, so that what is shown does not tremble. 0 before the first look.
+static OFFSET: AtomicU64 = AtomicU64::new(0);
+/// Who differs by less was not set, but looked at a little later than the other one.
+const SET: u64 = 100_000;
+/// A look at both clocks that took longer tells too little.
+const QUICK: i64 = 10_000;
+
+impl Past {
+    /// Now.
+    pub fn now() -> Past {
+        let beginning = *BEGINNING.get_or_init(Instant::now);
+        Past(i64::try_from(beginning.elapsed().as_micros()).unwrap_or(i64::MAX).max(1))
+    }
+
+    /// From what [`to_bits`](Self::to_bits) has told; 0 stands for "never".
+    pub fn from_bits(bits: u64) -> Option<Past> {
+        (bits != 0).then_some(Past(bits as i64))
+    }
+
+    /// For an atomic.
+    pub fn to_bits(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// As the system's clock would have had it as it is set now.
+    pub fn moment(self) -> Moment {
+        Clock::now().moment(self)
+    }
+}
+
+/// By the system's clock as it is set now.
+impl From<SystemTime> for Past {
+    fn from(time: SystemTime) -> Past {
+        Past(Moment::from(time).0.wrapping_sub(Clock::now().offset) as i64)
+    }
+}
+
+impl Clock {
+    /// Looks at both.
+    pub fn now() -> Clock {
+        let before = Past::now();
+        let wall = Moment::now();
+        Clock::look(&OFFSET, before, wall, Past::now())
+    }
+
+    /// The system's clock told `wall` between two looks at the other one.
+    fn look(known: &AtomicU64, before: Past, wall: Moment, now: Past) -> Clock {
+        let (found, offset) = (wall.0.wrapping_sub(before.to_bits()), known.load(Ordering::Relaxed));
+        let differs = (found.wrapping_sub(offset) as i64).unsigned_abs();
+        let is_sure = now.0.saturating_sub(before.0) <= QUICK;
+        if offset != 0 && (differs < SET || !is_sure) {
+            return Clock { now, offset };
+        }
+        if is_sure {
+            known.store(found, Ordering::Relaxed);
+        }
+        Clock { now, offset: found }
+    }
+
+    /// When it was looked at.
+    pub fn at(self) -> Moment {
+        self.moment(self.now)
+    }
+
+    /// As the system's clock would have had it as it was set then.
+    pub fn moment(self, past: Past) -> Moment {
+        Moment(self.offset.wrapping_add(past.to_bits()))
     }
 }
 
@@ -164,6 +255,44 @@ mod tests {
         check(951_868_799, 0, "2000-02-29 23:59:59+00");
         check(1_709_164_800, 500_000, "2024-02-29 00:00:00.5+00");
         check(4_107_542_400, 0, "2100-03-01 00:00:00+00");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_when_something_was_and_not_how_long_ago() {
+        let (known, begun) = (AtomicU64::new(0), Past(1_000_000));
+        let look = |wall: u64, at: i64| Clock::look(&known, Past(at), Moment(wall), Past(at + 5));
+        let failing = Past(3_000_000);
+        let clock = look(1_700_000_000_000_000, 5_000_000);
+        assert_eq!(clock.at().since(clock.moment(failing)), Duration::from_micros(2_000_005));
+        let shown = clock.moment(failing);
+        // A look that was a little late shows the same.
+        assert_eq!(look(1_700_000_001_000_900, 6_000_000).moment(failing), shown);
+        // An hour forward, and ten years back.
+        for wall in [1_700_003_602_000_000, 1_400_000_000_000_000] {
+            let clock = look(wall, 7_000_000);
+            assert_eq!(clock.at().0, wall + 5);
+            assert_eq!(clock.at().since(clock.moment(failing)), Duration::from_micros(4_000_005));
+            assert_eq!(clock.moment(failing).since(clock.moment(begun)), Duration::from_secs(2));
+        }
+    }
+
+    #[test]
+    fn a_look_that_was_interrupted_is_no_clock_that_was_set() {
+        let known = AtomicU64::new(0);
+        let first = Clock::look(&known, Past(10), Moment(1_000_000_010), Past(12));
+        let slow = Clock::look(&known, Past(20), Moment(1_000_500_020), Past(500_030));
+        assert_eq!(slow.moment(Past(10)), first.moment(Past(10)));
+    }
+
+    #[test]
+    fn what_is_past_is_now_by_the_systems_clock() {
+        let before = Moment::now();
+        let moment = Past::now().moment();
+        assert!(
+            moment.since(before) < Duration::from_secs(10) && before.since(moment) < Duration::from_secs(1)
+        );
+        assert_eq!(Past::from_bits(0), None);
+        assert_eq!(Past::from(SystemTime::UNIX_EPOCH).moment(), Moment(0));
     }
 
     #[test]

@@ -672,7 +672,7 @@ impl Source for Has {
             user: String::new(),
             application_name: slot.as_ref().map(|slot| slot.name().to_owned()).unwrap_or_default(),
             client_addr: None,
-            backend_start: SystemTime::UNIX_EPOCH,
+            backend_start: SystemTime::UNIX_EPOCH.into(),
         });
         Ok(Seat { slot, consumer })
     }

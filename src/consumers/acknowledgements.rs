@@ -253,7 +253,7 @@ mod tests {
             user: "u".into(),
             application_name: "s".into(),
             client_addr: None,
-            backend_start: std::time::SystemTime::now(),
+            backend_start: crate::moment::Past::now(),
         };
         let at = |lsn: u64| Positions { write: None, flush: None, apply: Lsn::new(lsn).valid() };
         let mut moved = acks.moved();

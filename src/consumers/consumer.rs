@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use walrelay_proto::ack::Standing;
 use walrelay_proto::{FeedbackHorizon, Lsn};
 
 use super::{LagClock, lock};
 use crate::counts::Counter;
+use crate::moment::Past;
 
 /// `pg_stat_replication.state`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +63,7 @@ pub struct ConsumerIdentity {
     /// Where it comes from, `None` on a Unix socket.
     pub client_addr: Option<SocketAddr>,
     /// When it connected.
-    pub backend_start: SystemTime,
+    pub backend_start: Past,
 }
 
 /// One consumer's line in `pg_stat_replication`. Its walsender writes, anybody reads.
@@ -83,7 +84,7 @@ pub struct Consumer {
     lag: [AtomicU64; 3],
     /// The last reply told that everything sent is replayed.
     fully_applied: AtomicBool,
-    /// Milliseconds since the Unix epoch, 0 before the first reply.
+    /// As [`Past`] has it, 0 before the first reply.
     reply_time: AtomicU64,
     feedback: Mutex<FeedbackHorizon>,
 }
@@ -112,7 +113,7 @@ pub struct ConsumerStatus {
     /// See `write_lag`.
     pub replay_lag: Option<Duration>,
     /// When the consumer last reported.
-    pub reply_time: Option<SystemTime>,
+    pub reply_time: Option<Past>,
     /// Its hot-standby feedback.
     pub feedback: FeedbackHorizon,
     /// How it counts for what the relay reports.
@@ -178,8 +179,7 @@ impl Consumer {
                 None => {}
             }
         }
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.reply_time.store(since_epoch.as_millis() as u64, Ordering::Relaxed);
+        self.reply_time.store(Past::now().to_bits(), Ordering::Relaxed);
     }
 
     pub(super) fn feedback(&self) -> FeedbackHorizon {
@@ -197,7 +197,6 @@ impl Consumer {
             let micros = cell.load(Ordering::Relaxed);
             (micros != 0).then(|| Duration::from_micros(micros))
         };
-        let reply_time = self.reply_time.load(Ordering::Relaxed);
         ConsumerStatus {
             identity: self.identity.clone(),
             state: ConsumerState::from_u8(self.state.load(Ordering::Relaxed)),
@@ -209,7 +208,7 @@ impl Consumer {
             write_lag: lag(&self.lag[0]),
             flush_lag: lag(&self.lag[1]),
             replay_lag: lag(&self.lag[2]),
-            reply_time: (reply_time != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(reply_time)),
+            reply_time: Past::from_bits(self.reply_time.load(Ordering::Relaxed)),
             feedback: self.feedback(),
             standing: Standing::Async,
         }

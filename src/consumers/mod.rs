@@ -183,7 +183,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant, SystemTime};
+    use std::time::{Duration, Instant};
 
     use walrelay_proto::{FullXid, Lsn};
 
@@ -209,7 +209,7 @@ mod tests {
             user: "u".into(),
             application_name: String::new(),
             client_addr: None,
-            backend_start: SystemTime::now(),
+            backend_start: crate::moment::Past::now(),
         }
     }
 

@@ -4,10 +4,9 @@
 //! number.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use super::registry::{Registry, SessionKind};
-use crate::moment::Moment;
+use crate::moment::Past;
 use crate::overlay::Row;
 use crate::wire::{Peer, TlsSession};
 
@@ -20,7 +19,7 @@ pub(super) struct Client {
     pub(super) database: Option<String>,
     pub(super) application_name: String,
     pub(super) peer: Peer,
-    pub(super) started_at: SystemTime,
+    pub(super) started_at: Past,
     pub(super) tls: Option<Tls>,
 }
 
@@ -59,15 +58,15 @@ pub(super) struct Doing {
     application_name: String,
     state: &'static str,
     query: String,
-    query_start: Option<SystemTime>,
-    state_change: SystemTime,
-    xact_start: Option<SystemTime>,
+    query_start: Option<Past>,
+    state_change: Past,
+    xact_start: Option<Past>,
 }
 
 impl Activity {
     /// A text is answered.
     pub(super) fn runs(&self, text: &[u8], application_name: &str) {
-        let now = SystemTime::now();
+        let now = Past::now();
         let text = String::from_utf8_lossy(&text[..text.len().min(MOST_OF_QUERY)]);
         // Half a character at the end is none.
         let query = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
@@ -86,7 +85,7 @@ impl Activity {
     /// The client is waited for.
     pub(super) fn waits(&self, state: &'static str, application_name: &str) {
         let mut doing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = SystemTime::now();
+        let now = Past::now();
         let doing = doing.get_or_insert_with(|| Doing {
             application_name: String::new(),
             state: "",
@@ -131,7 +130,7 @@ pub(super) fn rows(registry: &Registry, sees: impl Fn(&str) -> bool) -> Vec<Row>
 }
 
 fn detailed(row: Row, client: &Client, doing: Option<Doing>, kind: SessionKind) -> Row {
-    let time = |time: SystemTime| Moment::from(time).to_string();
+    let time = |past: Past| past.moment().to_string();
     let backend_type = match kind {
         SessionKind::Walsender | SessionKind::Logical => "walsender",
         SessionKind::Sql | SessionKind::Console | SessionKind::Superuser => "client backend",

@@ -8,7 +8,7 @@ mod request;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use pgwire::messages::startup::Authentication;
 
@@ -22,6 +22,7 @@ use super::sql::SqlSession;
 use crate::conninfo::Credentials;
 use crate::consumers::ConsumerIdentity;
 use crate::gateway::{Attributes, Role};
+use crate::moment::Past;
 use crate::store::UpstreamParameters;
 use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
 use crate::wire::{
@@ -302,7 +303,7 @@ fn client(conn: &Connection, database: Option<String>, application_name: &str) -
         database,
         application_name: application_name.to_owned(),
         peer: conn.peer(),
-        started_at: SystemTime::now(),
+        started_at: Past::now(),
         tls: conn.tls().map(Tls::of),
     }
 }

@@ -3,14 +3,12 @@
 //! Values are texts as PostgreSQL's input functions take them, whatever the session's settings are. A column the
 //! upstream's version does not have is left out there.
 
-use std::time::SystemTime;
-
 use serde_json::{Map, Value};
 use walrelay_proto::ack::Standing;
 use walrelay_proto::{FullXid, Lsn, SegSize};
 
 use crate::consumers::ConsumerStatus;
-use crate::moment::{Moment, interval};
+use crate::moment::interval;
 use crate::store::{ArchivedWal, SlotInfo, Store};
 
 /// Columns of `pg_replication_slots` that the relay has values for.
@@ -187,7 +185,7 @@ pub fn slot_row(slot: &SlotInfo, holdings: Option<&Holdings>) -> Row {
         .with("wal_status", status.map(str::to_owned))
         .with("safe_wal_size", safe.map(|bytes| bytes.to_string()))
         .with("two_phase", flag(false))
-        .with("inactive_since", slot.inactive_since.map(timestamptz))
+        .with("inactive_since", slot.inactive_since.map(|since| since.moment().to_string()))
         .with("invalidation_reason", lost)
         .with("failover", flag(false))
         .with("synced", flag(false))
@@ -209,7 +207,7 @@ pub fn sender_row(sender: &ConsumerStatus) -> Row {
         .with("application_name", identity.application_name.clone())
         .with("client_addr", identity.client_addr.map(|addr| addr.ip().to_canonical().to_string()))
         .with("client_port", port.to_string())
-        .with("backend_start", timestamptz(identity.backend_start))
+        .with("backend_start", identity.backend_start.moment().to_string())
         .with("backend_xmin", sender.feedback.xmin.map(xid))
         .with("state", sender.state.as_str().to_owned())
         .with("sent_lsn", lsn(sender.sent_lsn))
@@ -221,15 +219,11 @@ pub fn sender_row(sender: &ConsumerStatus) -> Row {
         .with("replay_lag", sender.replay_lag.map(interval))
         .with("sync_priority", priority.to_string())
         .with("sync_state", state.to_owned())
-        .with("reply_time", sender.reply_time.map(timestamptz))
+        .with("reply_time", sender.reply_time.map(|at| at.moment().to_string()))
 }
 
 fn flag(value: bool) -> String {
     if value { "t" } else { "f" }.to_owned()
-}
-
-pub(super) fn timestamptz(time: SystemTime) -> String {
-    Moment::from(time).to_string()
 }
 
 fn xid(id: FullXid) -> String {

@@ -13,7 +13,7 @@ use walrelay_proto::{SegSize, WalFileName};
 
 use super::value::{DiskStatus, SegmentsStatus};
 use crate::lane::Lane;
-use crate::moment::Moment;
+use crate::moment::{Clock, Past};
 use crate::store::Store;
 
 /// How often it is looked at.
@@ -36,8 +36,9 @@ pub struct DiskGauge {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Without its rate, and who keeps what.
+    /// Without when that was, its rate, and who keeps what.
     seen: DiskStatus,
+    looked_at: Option<Past>,
     free: FreeSpace,
 }
 
@@ -75,11 +76,12 @@ impl DiskGauge {
     }
 
     /// What was seen last, without who keeps the WAL. Waits for nothing.
-    pub fn seen(&self) -> DiskStatus {
+    pub fn seen(&self, clock: Clock) -> DiskStatus {
         let state = self.lock();
+        let looked_at = state.looked_at.map(|past| clock.moment(past));
         let rate = state.free.shrinks();
         let full = rate.filter(|rate| *rate > 0.0).map(|rate| state.seen.free_bytes as f64 / rate);
-        DiskStatus { growth_bytes_per_second: rate, full_in_seconds: full, ..state.seen.clone() }
+        DiskStatus { looked_at, growth_bytes_per_second: rate, full_in_seconds: full, ..state.seen.clone() }
     }
 
     /// Looks now and then, until told to stop.
@@ -103,7 +105,7 @@ impl DiskGauge {
         match looked {
             Ok(seen) => {
                 state.free.note(Instant::now(), seen.free_bytes);
-                state.seen = seen;
+                (state.seen, state.looked_at) = (seen, Some(Past::now()));
             }
             Err(error) => state.seen.error = Some(error),
         }
@@ -121,8 +123,6 @@ fn look_at(store: &Store) -> io::Result<DiskStatus> {
     let files = list(&store.wal_path(""))?;
     let seg_size = store.identity().map(|identity| identity.seg_size);
     Ok(DiskStatus {
-        looked_at: Some(Moment::now()),
-        error: None,
         size_bytes: space.f_blocks.saturating_mul(space.f_frsize),
         free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         wal_bytes: files.iter().map(|(_, bytes)| bytes).sum(),

@@ -17,7 +17,7 @@ use crate::archive::{ArchiveControl, Recall, TargetSeen};
 use crate::consumers;
 use crate::counts::{self, CLASSES, Cause, SessionCounts};
 use crate::events::Events;
-use crate::moment::Moment;
+use crate::moment::{Clock, Moment, Past};
 use crate::overlay::{Holdings, slot_row};
 use crate::redact::redact;
 use crate::store::fence::Fencing;
@@ -92,33 +92,26 @@ pub struct SourcesSetup {
 pub struct Sources {
     parts: SourcesSetup,
     /// With when they were read.
-    settings: RwLock<(Arc<Vec<Setting>>, Moment)>,
-    started_at: Moment,
-    started: Instant,
+    settings: RwLock<(Arc<Vec<Setting>>, Past)>,
+    started: Past,
     stopping: AtomicBool,
 }
 
 impl Sources {
     /// When the relay started.
     pub fn started_at(&self) -> Moment {
-        self.started_at
+        self.started.moment()
     }
 
     /// When the settings in effect were read.
     pub fn configured_at(&self) -> Moment {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).1
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).1.moment()
     }
 
     /// Those of a relay that starts now.
     pub fn new(mut setup: SourcesSetup) -> Sources {
-        let settings = RwLock::new((Arc::new(std::mem::take(&mut setup.settings)), Moment::now()));
-        Sources {
-            parts: setup,
-            settings,
-            started_at: Moment::now(),
-            started: Instant::now(),
-            stopping: AtomicBool::new(false),
-        }
+        let settings = RwLock::new((Arc::new(std::mem::take(&mut setup.settings)), Past::now()));
+        Sources { parts: setup, settings, started: Past::now(), stopping: AtomicBool::new(false) }
     }
 
     /// What looks at the disk.
@@ -148,7 +141,7 @@ impl Sources {
 
     /// The settings that are in effect from now on.
     pub fn set_settings(&self, settings: Vec<Setting>) {
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(settings), Moment::now());
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(settings), Past::now());
     }
 
     fn settings(&self) -> Arc<Vec<Setting>> {
@@ -161,19 +154,24 @@ impl Status {
     pub fn now(sources: &Sources) -> Status {
         let SourcesSetup { store, upstream, archive, recall, events, .. } = &sources.parts;
         let tip = store.tip();
-        let end = End { lsn: tip.map(|tip| tip.write_lsn).unwrap_or_default(), store, now: Instant::now() };
+        let end = End {
+            lsn: tip.map(|tip| tip.write_lsn).unwrap_or_default(),
+            store,
+            now: Instant::now(),
+            clock: Clock::now(),
+        };
         let slots = store.slots().list();
         let seen = upstream.seen();
         Status {
-            at: Moment::now(),
-            relay: relay(sources, tip),
+            at: end.clock.at(),
+            relay: relay(sources, tip, end.clock),
             fence: fence(store.fences().now()),
             consumers: consumers(&end, &slots),
             slots: self::slots(&end, &slots),
             timelines: tip.map(|_| timelines(&store.history())).unwrap_or_default(),
-            disk: DiskStatus { holders: holders(&end), ..sources.parts.disk.seen() },
+            disk: DiskStatus { holders: holders(&end), ..sources.parts.disk.seen(end.clock) },
             archive: archive.seen().into_iter().map(|target| archive_target(&end, target)).collect(),
-            recalls: recalls(recall),
+            recalls: recalls(recall, end.clock),
             settings: sources.settings().to_vec(),
             events: events.list().into_iter().map(EventStatus::from).collect(),
             counts: counts(sources, &seen),
@@ -187,9 +185,15 @@ struct End<'a> {
     lsn: Lsn,
     store: &'a Store,
     now: Instant,
+    clock: Clock,
 }
 
 impl End<'_> {
+    /// When something was, as everything else in the value.
+    fn moment(&self, past: Past) -> Moment {
+        self.clock.moment(past)
+    }
+
     /// What somebody lacks who has reached `lsn`.
     fn distance(&self, lsn: Lsn) -> Distance {
         let lag_seconds = self.store.lag_clock().waiting(lsn, self.lsn, self.now).as_secs_f64();
@@ -221,13 +225,13 @@ impl End<'_> {
     }
 }
 
-fn relay(sources: &Sources, tip: Option<Tip>) -> RelayStatus {
+fn relay(sources: &Sources, tip: Option<Tip>, clock: Clock) -> RelayStatus {
     let store = &sources.parts.store;
     RelayStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        started_at: sources.started_at,
-        uptime_seconds: sources.started.elapsed().as_secs_f64(),
+        started_at: clock.moment(sources.started),
+        uptime_seconds: clock.at().since(clock.moment(sources.started)).as_secs_f64(),
         data_dir: store.data_dir().display().to_string(),
         system_identifier: store.identity().map(|identity| identity.system_id.to_string()),
         timeline: tip.map(|tip| tip.tli.as_u32()),
@@ -243,22 +247,23 @@ fn upstream_status(sources: &Sources, seen: Seen, tip: Option<Tip>, end: &End<'_
     let unflushed = tip.map(|tip| end.distance(tip.flush_lsn));
     let (last_error, last_error_at) = seen.last_error.unzip();
     let (end_lsn, end_at) = seen.server_end.unzip();
+    let past = |past: Option<Past>| past.map(|past| end.moment(past));
     UpstreamStatus {
         conninfo: sources.parts.conninfo.clone(),
         slot: sources.parts.slot.clone(),
         state: seen.phase.as_str().to_owned(),
-        since: seen.since,
+        since: end.moment(seen.since),
         host: seen.host,
         server_version: seen.server_version,
         server_timeline: seen.server_timeline.map(|tli| tli.as_u32()),
         stream_start_lsn: seen.started_at.map(|at| at.lsn),
         stream_start_timeline: seen.started_at.map(|at| at.tli.as_u32()),
-        last_message_at: seen.last_message,
+        last_message_at: past(seen.last_message),
         end_lsn,
-        end_at,
-        failing_since: seen.failing_since,
+        end_at: past(end_at),
+        failing_since: past(seen.failing_since),
         last_error: last_error.map(|error| redact(&error)),
-        last_error_at,
+        last_error_at: past(last_error_at),
         unreceived_bytes: end_lsn.map(|theirs| theirs.since(end.lsn)),
         unflushed_bytes: unflushed.map_or(0, |it| it.lag_bytes),
         unflushed_seconds: unflushed.map_or(0.0, |it| it.lag_seconds),
@@ -291,7 +296,7 @@ fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {
             user,
             application_name,
             client_addr: client_addr.map(|address| address.ip().to_canonical().to_string()),
-            connected_at: backend_start.into(),
+            connected_at: end.moment(backend_start),
             state: seen.state.as_str().to_owned(),
             slot: used.get(&pid).map(|name| (*name).to_owned()),
             sent: distance(seen.sent_lsn),
@@ -299,7 +304,7 @@ fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {
             flush: distance(seen.flush_lsn),
             replay: distance(seen.replay_lsn),
             sent_bytes: seen.sent_bytes,
-            reply_at: seen.reply_time.map(Moment::from),
+            reply_at: seen.reply_time.map(|past| end.moment(past)),
         }
     };
     end.store.consumers().list().into_iter().map(consumer).collect()
@@ -317,7 +322,7 @@ fn slots(end: &End<'_>, slots: &[SlotInfo]) -> Vec<SlotStatus> {
             held_bytes: slot.restart_lsn.filter(|_| !slot.invalidated).map_or(0, |lsn| end.kept_from(lsn)),
             wal_status: row.get("wal_status").map(str::to_owned),
             safe_wal_size: row.get("safe_wal_size").and_then(|bytes| bytes.parse().ok()),
-            inactive_since: slot.inactive_since.map(Moment::from),
+            inactive_since: slot.inactive_since.map(|past| end.moment(past)),
             lost_because: row.get("invalidation_reason").map(str::to_owned),
         }
     };
@@ -365,18 +370,19 @@ fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSee
     let (last_archived_file, last_archived_at) = seen.last_archived.unzip();
     let (failed, last_error) = seen.last_failed.map(|(file, at, error)| ((file, at), redact(&error))).unzip();
     let (last_failed_file, last_failed_at) = failed.unzip();
+    let past = |past: Option<Past>| past.map(|past| end.moment(past));
     ArchiveStatus {
         name,
         place: redact(&place),
         archived_files: seen.archived_files,
         last_archived_file,
-        last_archived_at,
+        last_archived_at: past(last_archived_at),
         failures: seen.failures,
         last_failed_file,
-        last_failed_at,
+        last_failed_at: past(last_failed_at),
         last_error,
-        failing_since: seen.failing_since,
-        paused_since: seen.paused_since,
+        failing_since: past(seen.failing_since),
+        paused_since: past(seen.paused_since),
         conflicts: seen.conflicts,
         pending_files: seen.pending_files,
         pending_bytes: pending.map(|it| it.lag_bytes),
@@ -385,7 +391,7 @@ fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSee
     }
 }
 
-fn recalls(recall: &Recall) -> RecallStatus {
+fn recalls(recall: &Recall, clock: Clock) -> RecallStatus {
     let seen = recall.seen();
     let (last_error, last_error_at) = seen.last_error.unzip();
     RecallStatus {
@@ -395,7 +401,7 @@ fn recalls(recall: &Recall) -> RecallStatus {
         fetched_bytes: seen.fetched_bytes,
         failures: seen.failed,
         last_error: last_error.map(|error| redact(&error)),
-        last_error_at,
+        last_error_at: last_error_at.map(|past| clock.moment(past)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The value, of stores with little in them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{Lsn, SegSize, SystemId, TimelineHistory, TimelineId, WalIdentity};
@@ -100,7 +100,7 @@ impl Scene {
             user: "standby".to_owned(),
             application_name: name.to_owned(),
             client_addr: Some("10.0.0.1:5000".parse().unwrap()),
-            backend_start: SystemTime::now(),
+            backend_start: crate::moment::Past::now(),
         })
     }
 

@@ -18,7 +18,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,6 +28,7 @@ use super::dir::DataDir;
 use super::holds::{Hold, HoldKind, Holds};
 use super::lock;
 use crate::consumers::Remembered;
+use crate::moment::Past;
 use crate::mutation::{self, Former, Mutation};
 
 /// File of the data directory that holds the slots.
@@ -101,7 +101,7 @@ pub struct SlotInfo {
     /// The standby's feedback, kept across connections.
     pub feedback: FeedbackHorizon,
     /// Since when nobody uses it: its release, its creation, or the relay's start; `None` while it is in use.
-    pub inactive_since: Option<SystemTime>,
+    pub inactive_since: Option<Past>,
 }
 
 #[derive(Debug)]
@@ -126,7 +126,7 @@ struct State {
     /// Ends the connection that uses the slot when it is invalidated; one for each acquisition.
     evict: CancellationToken,
     feedback: FeedbackHorizon,
-    inactive_since: SystemTime,
+    inactive_since: Past,
 }
 
 /// Where a slot stands in its life. Before and after it is used, only who makes or drops it has a say.
@@ -564,7 +564,7 @@ impl Slot {
             invalidated: false,
             evict: CancellationToken::new(),
             feedback: FeedbackHorizon::default(),
-            inactive_since: SystemTime::now(),
+            inactive_since: Past::now(),
         };
         Slot { name, owner, state: Mutex::new(state) }
     }
@@ -713,7 +713,7 @@ impl Drop for SlotGuard {
     /// A temporary slot stays with its connection; another becomes free.
     fn drop(&mut self) {
         let mut state = lock(&self.slot.state);
-        (state.inactive_since, state.active_pid) = (SystemTime::now(), self.slot.owner);
+        (state.inactive_since, state.active_pid) = (Past::now(), self.slot.owner);
         drop(state);
         self.slots.note_release();
     }
@@ -765,13 +765,13 @@ mod tests {
     fn a_slot_knows_since_when_nobody_uses_it() {
         let dir = crate::permissions::private_tempdir();
         let slots = open(dir.path());
-        let before = SystemTime::now();
+        let before = Past::now();
         slots.create(&name("a"), SlotPersistence::Persistent, None).unwrap();
         let created = slots.get("a").unwrap().inactive_since.unwrap();
         assert!(created >= before);
         let guard = slots.acquire("a", 5).unwrap();
         assert_eq!(slots.get("a").unwrap().inactive_since, None);
-        let released_after = SystemTime::now();
+        let released_after = Past::now();
         drop(guard);
         assert!(slots.get("a").unwrap().inactive_since.unwrap() >= released_after);
     }

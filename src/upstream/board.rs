@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use walrelay_proto::{Lsn, TimelineId, TimelinePosition};
 
 use crate::counts::Counter;
-use crate::moment::Moment;
+use crate::moment::Past;
 
 /// What the receiver is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,7 +56,7 @@ pub struct Seen {
     /// What the receiver is doing.
     pub phase: Phase,
     /// Since when.
-    pub since: Moment,
+    pub since: Past,
     /// The server it is about, or was last: host and port.
     pub host: Option<String>,
     /// `server_version` of the server that was connected to last.
@@ -66,13 +66,13 @@ pub struct Seen {
     /// Where the stream began, while there is one.
     pub started_at: Option<TimelinePosition>,
     /// Since when nothing has come although it was tried; `None` while WAL comes.
-    pub failing_since: Option<Moment>,
+    pub failing_since: Option<Past>,
     /// Why the last attempt failed, and when; kept after that.
-    pub last_error: Option<(String, Moment)>,
+    pub last_error: Option<(String, Past)>,
     /// When the server was heard of last.
-    pub last_message: Option<Moment>,
+    pub last_message: Option<Past>,
     /// Where the server's WAL ended as far as it has told, and when it did.
-    pub server_end: Option<(Lsn, Moment)>,
+    pub server_end: Option<(Lsn, Past)>,
     /// Bytes read from servers while they streamed.
     pub received_bytes: u64,
     /// Streams that have begun.
@@ -98,20 +98,20 @@ pub struct Board {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    since: Moment,
+    since: Past,
     host: Option<String>,
     server_version: Option<String>,
     server_timeline: Option<TimelineId>,
     started_at: Option<TimelinePosition>,
-    failing_since: Option<Moment>,
-    last_error: Option<(String, Moment)>,
+    failing_since: Option<Past>,
+    last_error: Option<(String, Past)>,
 }
 
 impl Default for Board {
     fn default() -> Board {
         let state = State {
             phase: Phase::Connecting,
-            since: Moment::now(),
+            since: Past::now(),
             host: None,
             server_version: None,
             server_timeline: None,
@@ -136,7 +136,7 @@ impl Board {
     /// Everything there is to see.
     pub fn seen(&self) -> Seen {
         let state = self.lock();
-        let moment = |cell: &AtomicU64| Moment::from_micros(cell.load(Ordering::Relaxed));
+        let past = |cell: &AtomicU64| Past::from_bits(cell.load(Ordering::Relaxed));
         let end = Lsn::new(self.server_end.load(Ordering::Relaxed)).valid();
         Seen {
             phase: state.phase,
@@ -147,8 +147,8 @@ impl Board {
             started_at: state.started_at,
             failing_since: state.failing_since,
             last_error: state.last_error.clone(),
-            last_message: moment(&self.last_message),
-            server_end: end.zip(moment(&self.server_end_at)),
+            last_message: past(&self.last_message),
+            server_end: end.zip(past(&self.server_end_at)),
             received_bytes: self.received.get(),
             streams: self.streams.get(),
             failures: self.failures.get(),
@@ -181,7 +181,7 @@ impl Board {
 
     /// Nothing came of it.
     pub(super) fn failed(&self, reason: &str) {
-        let now = Moment::now();
+        let now = Past::now();
         self.failures.note();
         self.failing.store(true, Ordering::Relaxed);
         let mut state = self.lock();
@@ -202,7 +202,7 @@ impl Board {
     /// So many bytes have come while it streams.
     pub(super) fn received(&self, bytes: u64) {
         self.received.add(bytes);
-        self.last_message.store(Moment::now().as_micros(), Ordering::Relaxed);
+        self.last_message.store(Past::now().to_bits(), Ordering::Relaxed);
     }
 
     /// The server has told, in this stream, where its WAL ends: what was wrong is over.
@@ -224,7 +224,7 @@ impl Board {
 impl State {
     fn enter(&mut self, phase: Phase) -> &mut State {
         if self.phase != phase {
-            (self.phase, self.since) = (phase, Moment::now());
+            (self.phase, self.since) = (phase, Past::now());
         }
         if phase != Phase::Streaming {
             self.started_at = None;

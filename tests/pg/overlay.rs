@@ -40,7 +40,7 @@ const STREAMER: u32 = 4711;
 fn slot(name: &str, restart_lsn: Option<Lsn>, active_pid: Option<u32>) -> SlotInfo {
     let feedback = FeedbackHorizon { xmin: FullXid::new(1, 700), catalog_xmin: None };
     let inactive_since =
-        active_pid.is_none().then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        active_pid.is_none().then(|| (SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)).into());
     SlotInfo {
         name: name.to_owned(),
         restart_lsn,
@@ -123,7 +123,7 @@ impl Relay for Made {
             user: "streamer".to_owned(),
             application_name: self.application.to_owned(),
             client_addr: Some("[::1]:5000".parse().expect("an address")),
-            backend_start: SystemTime::now(),
+            backend_start: SystemTime::now().into(),
         };
         vec![sender_row(&ConsumerStatus {
             identity,
@@ -136,7 +136,7 @@ impl Relay for Made {
             write_lag: Some(Duration::from_micros(1_234)),
             flush_lag: Some(Duration::from_secs(100_000)),
             replay_lag: None,
-            reply_time: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250)),
+            reply_time: Some((SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250)).into()),
             feedback: FeedbackHorizon { xmin: FullXid::new(0, 800), catalog_xmin: None },
             standing: Standing::Async,
         })]

@@ -37,7 +37,7 @@ use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileNa
 
 use super::source::{FetchError, Source};
 use crate::counts::Counter;
-use crate::moment::Moment;
+use crate::moment::Past;
 use crate::store::{Segment, Store};
 use arriving::{Arriving, Refusal};
 use candidates::candidates;
@@ -116,7 +116,7 @@ struct Tally {
     fetched: Counter,
     fetched_bytes: Counter,
     failed: Counter,
-    last_error: Mutex<Option<(String, Moment)>>,
+    last_error: Mutex<Option<(String, Past)>>,
 }
 
 /// How segments are brought back, for whoever looks.
@@ -133,7 +133,7 @@ pub struct RecallSeen {
     /// Rounds through the places that came to nothing.
     pub failed: u64,
     /// Why the last of them did, and when.
-    pub last_error: Option<(String, Moment)>,
+    pub last_error: Option<(String, Past)>,
 }
 
 /// A segment that is here or on its way.
@@ -162,7 +162,7 @@ impl Tally {
             Outcome::Not(error) => error.to_string(),
         };
         self.failed.note();
-        *lock(&self.last_error) = Some((error, Moment::now()));
+        *lock(&self.last_error) = Some((error, Past::now()));
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, futures::Notified};
 use walrelay_proto::{Lsn, TimelinePosition};
 
-use crate::moment::Moment;
+use crate::moment::Past;
 
 /// How a target does.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -13,15 +13,15 @@ pub struct TargetSeen {
     /// Files that it has taken since the relay started, those that it had already included.
     pub archived_files: u64,
     /// The last of them, and when.
-    pub last_archived: Option<(String, Moment)>,
+    pub last_archived: Option<(String, Past)>,
     /// Attempts that have failed since the relay started.
     pub failures: u64,
     /// The last file that could not be archived, when that was, and why.
-    pub last_failed: Option<(String, Moment, String)>,
+    pub last_failed: Option<(String, Past, String)>,
     /// Since when nothing is begun for it, by somebody's order.
-    pub paused_since: Option<Moment>,
+    pub paused_since: Option<Past>,
     /// Since when all whole files that were tried have failed, or all pieces of the unfinished one.
-    pub failing_since: Option<Moment>,
+    pub failing_since: Option<Past>,
     /// Files that wait for it or are on their way.
     pub pending_files: u64,
     /// Where the WAL begins that it has not got as whole files; `None` before it is known.
@@ -44,7 +44,7 @@ struct State {
     /// What comes of whole files.
     seen: TargetSeen,
     /// Since when no piece has been taken.
-    tail_failing_since: Option<Moment>,
+    tail_failing_since: Option<Past>,
 }
 
 impl Board {
@@ -59,7 +59,7 @@ impl Board {
     pub(super) fn archived(&self, name: &str) {
         let seen = &mut self.lock().seen;
         seen.archived_files += 1;
-        seen.last_archived = Some((name.to_owned(), Moment::now()));
+        seen.last_archived = Some((name.to_owned(), Past::now()));
         seen.failing_since = None;
     }
 
@@ -70,7 +70,7 @@ impl Board {
 
     /// A file could not be archived.
     pub(super) fn failed(&self, name: &str, reason: &str) {
-        let now = Moment::now();
+        let now = Past::now();
         let mut state = self.lock();
         state.seen.failing_since.get_or_insert(now);
         state.note_failure(name, now, reason);
@@ -78,7 +78,7 @@ impl Board {
 
     /// A piece of the unfinished file could not be.
     pub(super) fn tail_failed(&self, name: &str, reason: &str) {
-        let now = Moment::now();
+        let now = Past::now();
         let mut state = self.lock();
         state.tail_failing_since.get_or_insert(now);
         state.note_failure(name, now, reason);
@@ -107,7 +107,7 @@ impl Board {
         if paused == seen.paused_since.is_some() {
             return false;
         }
-        seen.paused_since = paused.then(Moment::now);
+        seen.paused_since = paused.then(Past::now);
         self.resumed.notify_waiters();
         true
     }
@@ -129,7 +129,7 @@ impl Board {
 }
 
 impl State {
-    fn note_failure(&mut self, name: &str, now: Moment, reason: &str) {
+    fn note_failure(&mut self, name: &str, now: Past, reason: &str) {
         self.seen.failures += 1;
         self.seen.last_failed = Some((name.to_owned(), now, reason.to_owned()));
     }

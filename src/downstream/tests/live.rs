@@ -186,7 +186,7 @@ impl Alone {
             user: "u".into(),
             application_name: "s".into(),
             client_addr: None,
-            backend_start: std::time::SystemTime::now(),
+            backend_start: crate::moment::Past::now(),
         };
         let consumer = relay.store.consumers().register(identity).consumer().clone();
         let size = SegSize::new(SEG).unwrap();

@@ -7,7 +7,7 @@ use walrelay_proto::{FullXid, SegSize};
 
 use super::*;
 use crate::consumers::{ConsumerIdentity, ConsumerState, ConsumerStatus};
-use crate::overlay::rows::timestamptz;
+use crate::moment::Moment;
 use crate::store::{ArchivedWal, FeedbackHorizon, SlotInfo};
 
 const MB: u64 = 1 << 20;
@@ -103,7 +103,7 @@ fn a_senders_columns() {
         user: "u".to_owned(),
         application_name: String::new(),
         client_addr: Some("[::ffff:10.0.0.1]:5000".parse().unwrap()),
-        backend_start: SystemTime::UNIX_EPOCH,
+        backend_start: SystemTime::UNIX_EPOCH.into(),
     };
     let mut sender = ConsumerStatus {
         identity,
@@ -145,7 +145,7 @@ fn a_senders_columns() {
 fn times_are_in_utc() {
     let check = |micros: u64, expected: &str| {
         let time = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        assert_eq!(timestamptz(time), expected);
+        assert_eq!(Moment::from(time).to_string(), expected);
     };
     check(951_827_696_000_001, "2000-02-29 12:34:56.000001+00");
     check(951_868_800_000_000, "2000-03-01 00:00:00+00");

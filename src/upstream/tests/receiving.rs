@@ -392,7 +392,7 @@ async fn what_consumers_have_applied_is_reported_at_once() {
         user: "u".into(),
         application_name: "s".into(),
         client_addr: None,
-        backend_start: std::time::SystemTime::now(),
+        backend_start: crate::moment::Past::now(),
     };
     let _consumer = consumers.register(identity);
     let apply = |at: Lsn| Positions { write: None, flush: None, apply: Some(at) };
@@ -426,7 +426,7 @@ async fn a_horizon_that_falls_is_said_after_none() {
         user: "u".into(),
         application_name: String::new(),
         client_addr: None,
-        backend_start: std::time::SystemTime::now(),
+        backend_start: crate::moment::Past::now(),
     };
     let consumer = consumers.register(identity);
     let ask = |xmin| {
