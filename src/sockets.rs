@@ -83,10 +83,19 @@ impl For {
 
     /// Whether a socket of this name may be meant; most names say nothing about it.
     fn may_take(self, name: &str) -> bool {
-        let word = name.strip_prefix(OURS).map_or(name, |rest| rest.split('-').next().unwrap_or_default());
-        let (is_ours, is_http) = (name.starts_with(OURS), word == For::Http.word());
-        if is_ours || is_http { word == self.word() } else { true }
+        let is_http = word_of(name) == For::Http.word();
+        if name.starts_with(OURS) || is_http { self.is_meant(name) } else { true }
     }
+
+    /// Whether the name says so.
+    fn is_meant(self, name: &str) -> bool {
+        word_of(name) == self.word()
+    }
+}
+
+/// What a name says of who listens there.
+fn word_of(name: &str) -> &str {
+    name.strip_prefix(OURS).map_or(name, |rest| rest.split('-').next().unwrap_or_default())
 }
 
 /// A socket that is there already.
@@ -150,12 +159,17 @@ impl Sockets {
         Ok(Sockets { given: Mutex::new(given), ..Sockets::default() })
     }
 
-    /// The socket for this address, if one was passed; port 0 is any. It does not block.
+    /// The socket for this address, if one was passed. It does not block. Port 0 is any; for HTTP, which comes first, any whose
+    /// name says so.
     pub fn take_tcp(&self, who: For, wanted: SocketAddr) -> Option<Given<TcpListener>> {
-        let fits = |address: &SocketAddr| {
-            address.ip() == wanted.ip() && (wanted.port() == 0 || address.port() == wanted.port())
+        let fits = |name: &str, address: &SocketAddr| {
+            let is_any = wanted.port() == 0 && (who == For::Consumers || who.is_meant(name));
+            address.ip() == wanted.ip() && (is_any || address.port() == wanted.port())
         };
-        let given = self.take(who, |socket| matches!(socket, Listening::Tcp(_, address) if fits(address)))?;
+        let given = self.take(
+            who,
+            |given| matches!(&given.socket, Listening::Tcp(_, address) if fits(&given.name, address)),
+        )?;
         match given.socket {
             Listening::Tcp(socket, _) => Some(Given { socket, name: given.name }),
             Listening::Unix(..) => None,
@@ -165,7 +179,7 @@ impl Sockets {
     /// The socket with this path, if one was passed and the path still leads somewhere. It does not block.
     pub fn take_unix(&self, who: For, path: &Path) -> Option<Given<UnixListener>> {
         let wanted = real(path);
-        let fits = |socket: &Listening| matches!(socket, Listening::Unix(_, path) if real(path) == wanted);
+        let fits = |given: &Given<Listening>| matches!(&given.socket, Listening::Unix(_, path) if real(path) == wanted);
         let given = self.take(who, fits)?;
         match given.socket {
             // Its directory was made anew, say: nobody can connect to it any more.
@@ -175,9 +189,9 @@ impl Sockets {
         }
     }
 
-    fn take(&self, who: For, fits: impl Fn(&Listening) -> bool) -> Option<Given<Listening>> {
+    fn take(&self, who: For, fits: impl Fn(&Given<Listening>) -> bool) -> Option<Given<Listening>> {
         let mut all = lock(&self.given);
-        let number = all.iter().position(|given| who.may_take(&given.name) && fits(&given.socket))?;
+        let number = all.iter().position(|given| who.may_take(&given.name) && fits(given))?;
         Some(all.remove(number))
     }
 
@@ -388,6 +402,9 @@ mod tests {
         let passed = sockets(vec![one, http]);
         let other = SocketAddr::from(([127, 0, 0, 2], at_one.port()));
         assert!(passed.take_tcp(For::Consumers, other).is_none());
+        let only_one = sockets(vec![given("walrelay.socket", "127.0.0.1:0")]);
+        let any_at_all = SocketAddr::from(([127, 0, 0, 1], 0));
+        assert!(only_one.take_tcp(For::Http, any_at_all).is_none(), "it is for consumers, who come later");
         // Of two that fit, the one that is not called http.
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let taken = passed.take_tcp(For::Consumers, any).unwrap();

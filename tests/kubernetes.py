@@ -30,7 +30,7 @@ ports = {it["name"]: it["containerPort"] for it in container["ports"]}
 for service in services.values():
     for port in service["ports"]:
         assert ports[port["targetPort"]] == port["port"], port
-paths = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+paths = {"livenessProbe": "/livez", "readinessProbe": "/readyz"}
 for probe, path in paths.items():
     get = container[probe]["httpGet"]
     assert get["path"] == path and get["port"] in ports, (probe, get)

@@ -46,7 +46,7 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(super) listen: Vec<String>,
 
-    /// Where to serve metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT; there is no login
+    /// Where to serve a page, metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT; there is no login
     /// [default: nowhere]
     #[arg(long, env = "WALRELAY_HTTP_LISTEN", value_name = "ADDR:PORT")]
     #[serde(default, deserialize_with = "text")]

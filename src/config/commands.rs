@@ -238,7 +238,7 @@ pub struct InitArgs {
     #[arg(long, env = "WALRELAY_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub listen: Vec<String>,
 
-    /// Where to serve metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT [default: nowhere]
+    /// Where to serve a page, metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT [default: nowhere]
     #[arg(long, env = "WALRELAY_HTTP_LISTEN", value_name = "ADDR:PORT")]
     pub http_listen: Option<String>,
 

@@ -1,17 +1,21 @@
-//! The HTTP listener of `--http-listen`: `/metrics`, and whether the relay lives and can serve, for whoever watches it.
+//! The HTTP listener of `--http-listen`: `/metrics`, whether the relay lives and can serve, and a page that shows it, for whoever
+//! watches it.
 //!
 //! ```text
-//! accept loop ──> connection: head within 5 s, at most 16 kB ──> Status::now ──> one answer
+//! accept loop ──> connection: head within 5 s, at most 16 kB ──> Watched: Status, History ──> one answer
 //!                 closed after a minute, whatever it does, or when it is the oldest of too many
 //! ```
 //!
-//! It answers from memory only, so it answers while disks, the upstream and archives hang. It can hold up nobody: there are few
-//! connections, each for one request and a limited time, whose descriptors are out of those that the relay keeps for itself, and
-//! nothing else waits for them. Whoever comes gets a place, so that those who only hold theirs keep nobody out. Nothing can be changed through it. There is no
-//! login and no TLS, so it listens on the loopback interface unless it is told another address.
+//! It is there before anything is recovered, and until everything else has stopped; a restart passes its socket on. It answers from
+//! memory only, so it answers while disks, the upstream and archives hang. It can hold up nobody: there are few connections, each for
+//! one request and a limited time, whose descriptors are out of those that the relay keeps for itself, and nothing else waits for
+//! them. Whoever comes gets a place, so that those who only hold theirs keep nobody out. Nothing can be changed through it. There is
+//! no login and no TLS, so it listens on the loopback interface unless it is told another address.
 
 mod address;
 mod answers;
+mod front;
+mod page;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::descriptors::Repeated;
 use crate::sockets::{For, Sockets};
-use crate::status::Sources;
+use crate::status::Watched;
+use front::Front;
 
 pub use address::{HttpAddr, ParseHttpAddrError};
 
@@ -44,6 +49,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const HEAD_SIZE: usize = 16 << 10;
 /// Lines of a request's head.
 const HEADERS: usize = 64;
+/// What those who are being answered get when the listener ends: answers come from memory. Nothing waits for it but the end of a
+/// stop, or a restart.
+const FAREWELL: Duration = Duration::from_millis(50);
 /// Pause after an error of accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -57,11 +65,11 @@ pub struct HttpError {
     pub source: io::Error,
 }
 
-/// Sockets that listen.
+/// The listening socket.
 #[derive(Debug)]
 pub struct Http {
     listener: TcpListener,
-    sources: Arc<Sources>,
+    front: Front,
 }
 
 impl Http {
@@ -71,11 +79,14 @@ impl Http {
     /// The address cannot be had.
     pub async fn bind(
         address: &HttpAddr,
-        sources: Arc<Sources>,
+        watched: Arc<Watched>,
         sockets: &Sockets,
     ) -> Result<Http, HttpError> {
         let failed = |source| HttpError { address: address.to_string(), source };
-        Ok(Http { listener: listen(address, sockets).await.map_err(failed)?, sources })
+        let listener = listen(address, sockets).await.map_err(failed)?;
+        let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+        let front = Front::new(watched, is_local.then_some(address.host.as_str()));
+        Ok(Http { listener, front })
     }
 
     /// Where it listens.
@@ -83,7 +94,7 @@ impl Http {
         self.listener.local_addr().ok()
     }
 
-    /// Serves until told to stop; connections that are open then are closed.
+    /// Serves until told to stop; connections that are open then are closed after a moment.
     pub async fn run(self, stop: CancellationToken) {
         let (mut open, mut connections) = (VecDeque::<AbortHandle>::new(), JoinSet::new());
         let (mut failed, mut too_many) = (Repeated::default(), Repeated::default());
@@ -99,7 +110,12 @@ impl Http {
                     }
                     continue;
                 }
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => {
+                    // Each is for one request, which was answered unless it came just now.
+                    let all = async { while connections.join_next().await.is_some() {} };
+                    let _ = tokio::time::timeout(FAREWELL, all).await;
+                    return;
+                }
             };
             match accepted {
                 Ok((socket, _)) => {
@@ -115,7 +131,7 @@ impl Http {
                             );
                         }
                     }
-                    open.push_back(connections.spawn(serve(socket, self.sources.clone())));
+                    open.push_back(connections.spawn(serve(socket, self.front.clone())));
                 }
                 Err(error) => {
                     if let Some(count) = failed.note(std::time::Instant::now()) {
@@ -142,8 +158,8 @@ async fn listen(address: &HttpAddr, sockets: &Sockets) -> io::Result<TcpListener
     Ok(listener)
 }
 
-async fn serve(socket: TcpStream, sources: Arc<Sources>) {
-    let service = TowerToHyperService::new(answers::router(sources));
+async fn serve(socket: TcpStream, front: Front) {
+    let service = TowerToHyperService::new(answers::router(front));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)

@@ -5,7 +5,7 @@ use super::Measure::{Bytes, None as Count, Seconds};
 use super::named::{consumers, slots};
 use super::{Kind, Label, Measure, Metric, Number, Samples};
 use crate::moment::Moment;
-use crate::status::{ArchiveStatus, FenceStatus, SlotStatus, Status};
+use crate::status::{ArchiveStatus, FenceStatus, SlotStatus, Starting, Status};
 use crate::upstream::Phase;
 
 const fn metric(
@@ -374,10 +374,27 @@ pub const METRICS: &[Metric] = &[
         }
     }),
     metric("log_events", Count, Counter, "Warnings and errors in the log", |status, out| {
-        out.whole(vec![("level", "warning".to_owned())], status.counts.warnings);
-        out.whole(vec![("level", "error".to_owned())], status.counts.errors);
+        log_events(status.counts.warnings, status.counts.errors, out);
     }),
 ];
+
+/// What is known of a metric before the relay has recovered; `None` where nothing is.
+pub(super) fn at_start(metric: &Metric, starting: &Starting) -> Option<Samples> {
+    let mut out = Samples::default();
+    match metric.name {
+        "build" => out.whole(vec![("version", starting.version.clone())], 1),
+        "start_time" => out.real(vec![], starting.started_at.as_seconds()),
+        "ready" => out.whole(vec![], 0),
+        "log_events" => log_events(starting.warnings, starting.errors, &mut out),
+        _ => return None,
+    }
+    Some(out)
+}
+
+fn log_events(warnings: u64, errors: u64, out: &mut Samples) {
+    out.whole(vec![("level", "warning".to_owned())], warnings);
+    out.whole(vec![("level", "error".to_owned())], errors);
+}
 
 fn lasting(status: &Status, since: Option<Moment>) -> f64 {
     since.map_or(0.0, |since| status.at.since(since).as_secs_f64())

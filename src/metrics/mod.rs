@@ -17,7 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::status::Status;
+use crate::status::{Starting, Status};
 
 pub use list::METRICS;
 pub use named::MOST_NAMED;
@@ -52,6 +52,7 @@ pub enum Measure {
 }
 
 /// A metric.
+#[derive(Debug)]
 pub struct Metric {
     /// Without what it begins and ends with.
     name: &'static str,
@@ -76,6 +77,12 @@ impl Metric {
             Kind::Gauge | Kind::Histogram => "",
         };
         format!("{PREFIX}_{}{unit}{end}", self.name)
+    }
+
+    fn samples(&self, status: &Status) -> Samples {
+        let mut samples = Samples::default();
+        (self.read)(status, &mut samples);
+        samples
     }
 
     /// What it means.
@@ -110,8 +117,17 @@ impl Samples {
 
 /// All metrics of a relay, as Prometheus reads them.
 pub fn exposition(status: &Status) -> String {
+    expose(METRICS.iter().map(|metric| (metric, metric.samples(status))).collect())
+}
+
+/// What is known of a relay whose start is not over: the same names, and few of them.
+pub fn exposition_at_start(starting: &Starting) -> String {
+    expose(METRICS.iter().filter_map(|metric| Some((metric, list::at_start(metric, starting)?))).collect())
+}
+
+fn expose(scraped: Vec<(&'static Metric, Samples)>) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
-    registry.register_collector(Box::new(Scrape(status.clone())));
+    registry.register_collector(Box::new(Scrape(scraped)));
     let mut text = String::new();
     // A String takes everything.
     let _ = text::encode(&mut text, &registry);
@@ -119,16 +135,11 @@ pub fn exposition(status: &Status) -> String {
 }
 
 #[derive(Debug)]
-struct Scrape(Status);
+struct Scrape(Vec<(&'static Metric, Samples)>);
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in METRICS {
-            let mut samples = Samples::default();
-            (metric.read)(&self.0, &mut samples);
-            if samples.0.is_empty() {
-                continue;
-            }
+        for (metric, samples) in self.0.iter().filter(|(_, samples)| !samples.0.is_empty()) {
             let unit = match metric.measure {
                 Measure::None => None,
                 Measure::Bytes => Some(Unit::Bytes),

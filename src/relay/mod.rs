@@ -1,9 +1,9 @@
 //! The relay as a whole: puts the parts together, watches them, stops them in order.
 //!
 //! ```text
-//! start:  lock and recover the store ── listen ── upstream thread, walsender tasks
+//! start:  HTTP ── lock and recover the store ── listen ── upstream thread, walsender tasks
 //! run:    until a signal, or until a part ends by itself, which is an error whichever it is
-//! stop:   walsenders: everything sent and confirmed ── upstream: last WAL synced and confirmed ── store: closed
+//! stop:   walsenders: everything sent and confirmed ── upstream: last WAL synced and confirmed ── store: closed ── HTTP
 //! ```
 //!
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
@@ -43,8 +43,8 @@ use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
 use crate::restart::Successor;
 use crate::sockets::Sockets;
-use crate::status::{DiskGauge, Sources, SourcesSetup};
-use crate::store::{Background, FLUSHER, Store};
+use crate::status::{DiskGauge, History, Sources, SourcesSetup, Watched};
+use crate::store::{Background, FLUSHER, Store, offline};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
 use receiver::Receiver;
@@ -115,7 +115,7 @@ pub async fn run(config: Config, events: Events, handover: Handover) -> Result<N
         handover.sockets.let_go();
     }
     let next = relay.stop(&mut signals, ended).await?;
-    // Its start takes no longer than its watchdog allows, counted from here.
+    // The next one feeds it from its start on, which takes no longer than it allows, counted from here.
     notifier.alive();
     Ok(next)
 }
@@ -130,6 +130,41 @@ struct Relay {
     tasks: Tasks,
     shutdown: CancellationToken,
     status: Arc<Sources>,
+    watching: Watching,
+}
+
+/// Who answers those who watch the relay: from before its start to the end of its stop.
+#[derive(Default)]
+struct Watching {
+    tasks: Tasks,
+    end: CancellationToken,
+}
+
+impl Watching {
+    /// Begins to answer, where that is wanted.
+    async fn start(
+        config: &Config,
+        watched: &Arc<Watched>,
+        sockets: &Sockets,
+    ) -> Result<Watching, RelayError> {
+        let mut watching = Watching::default();
+        let Some(address) = &config.http_listen else { return Ok(watching) };
+        let http = match Http::bind(address, watched.clone(), sockets).await {
+            // Nobody looks for the address when it is another relay that has everything.
+            Err(error) => {
+                return Err(offline::in_use(&config.store.data_dir).map_or(error.into(), Into::into));
+            }
+            Ok(http) => http,
+        };
+        http.address().iter().for_each(|address| tracing::info!("listening on {address} for HTTP"));
+        watching.tasks.spawn("HTTP listener", http.run(watching.end.clone()));
+        Ok(watching)
+    }
+
+    async fn stop(mut self) -> Result<(), PartEnded> {
+        self.end.cancel();
+        self.tasks.finish().await
+    }
 }
 
 impl Relay {
@@ -141,12 +176,18 @@ impl Relay {
         notifier: Notifier,
         handover: Handover,
     ) -> Result<Relay, RelayError> {
+        let watched = Arc::new(Watched::new(events.clone()));
+        let watchdog = Watchdog::start(notifier.clone(), &Handle::current())
+            .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
+        let watching = Watching::start(&config, &watched, &handover.sockets).await?;
         let listen = listen_addresses(&config)?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
-        let (store, writer, background) = Store::open(config.store.clone())?;
+        let opened = Store::open_telling(config.store.clone(), watched.opening().clone());
+        let (store, writer, background) = opened?;
+        watched.note_step("looking at what the archive has");
         // Places and credentials may take their time, and retention does not know yet who needs WAL.
         let starting = store.hold_for_start();
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
@@ -156,7 +197,8 @@ impl Relay {
         let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout, starting)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
-        let status = Arc::new(Sources::new(SourcesSetup {
+        watched.note_step("beginning to listen");
+        let sources = Sources::new(SourcesSetup {
             store: store.clone(),
             upstream: followed.board().clone(),
             conninfo: config.upstream.to_string(),
@@ -167,7 +209,8 @@ impl Relay {
             events,
             disk: Arc::new(DiskGauge::new(store.clone())),
             settings: reload::settings(&config, None),
-        }));
+        });
+        let status = Arc::new(sources.begun(watched.started()));
         let rules = Arc::new(SharedRules::new(session_rules(&config)));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
@@ -185,15 +228,11 @@ impl Relay {
                 BoundAddr::Unix(path) => config.upstream.own.unix.push(path),
             }
         }
-        let http = match &config.http_listen {
-            Some(address) => Some(Http::bind(address, status.clone(), &handover.sockets).await?),
-            None => None,
-        };
         settle_sockets(&handover.sockets, &notifier)?;
-        let stop = || shutdown.clone();
-        if let Some(http) = http {
-            http.address().iter().for_each(|address| tracing::info!("listening on {address} for HTTP"));
-            tasks.spawn("HTTP listener", http.run(stop()));
+        let (stop, history) = (|| shutdown.clone(), Arc::new(History::new(status.clone())));
+        watched.note_running(status.clone(), history.clone());
+        if config.http_listen.is_some() {
+            tasks.spawn("history", history.run(stop()));
         }
         tasks.spawn("listener", async move {
             if let Err(error) = downstream.run().await {
@@ -218,13 +257,20 @@ impl Relay {
             recall,
             status.clone(),
         );
-        let mut hearts = background.hearts().to_vec();
-        hearts.push(receiver.heart());
-        let watchdog = Watchdog::start(notifier.clone(), hearts, &Handle::current())
-            .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
+        watchdog.watch(background.hearts().iter().cloned().chain([receiver.heart()]));
         tasks.spawn("watchdog", watchdog.run(stop()));
         tasks.spawn("configuration reloader", reload.run_on(hangup, notifier, stop()));
-        Ok(Relay { shutdown_timeout, store, receiver, archiver, background, tasks, shutdown, status })
+        Ok(Relay {
+            shutdown_timeout,
+            store,
+            receiver,
+            archiver,
+            background,
+            tasks,
+            shutdown,
+            status,
+            watching,
+        })
     }
 
     /// Why the relay is to stop: it was told so, or a part has ended by itself. A restart that cannot be is refused.
@@ -269,6 +315,7 @@ impl Relay {
             error = self.receiver.lost() => error,
             lost = self.archiver.lost() => lost.into(),
             lost = self.tasks.lost() => lost.into(),
+            lost = self.watching.tasks.lost() => lost.into(),
         }
     }
 
@@ -317,6 +364,8 @@ impl Relay {
         {
             ended = Err(RelayError::Durability(reason));
         }
+        let watching = self.watching.stop().await;
+        farewell.note(watching);
         // Told to stop while the others were waited for: then nobody goes on.
         let told = signals.recv_stop().now_or_never();
         match ended.map(|order| told.unwrap_or(order))? {

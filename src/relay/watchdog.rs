@@ -5,10 +5,14 @@
 //! and needs no watchdog. A disk that hangs is no reason: the relay serves what it can meanwhile, and a restart would have
 //! to read that disk first.
 //!
+//! It looks from before the WAL is recovered: after a restart in place of the process systemd's watchdog counts already. What the
+//! start itself waits for has no limit, as `TimeoutStartSec` says.
+//!
 //! This is a thread of its own, so that nothing it looks at can keep it from looking.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -24,24 +28,33 @@ const LEAST: Duration = BEAT.saturating_mul(3);
 #[derive(Debug)]
 pub(super) struct Watchdog {
     thread: Thread<()>,
+    hearts: Hearts,
     /// It ends when this is dropped.
     go_on: Sender<()>,
 }
 
+/// Of threads, as they come.
+type Hearts = Arc<Mutex<Vec<Heart>>>;
+
 impl Watchdog {
-    /// Begins to watch these threads and the workers of this runtime.
-    pub(super) fn start(notifier: Notifier, hearts: Vec<Heart>, runtime: &Handle) -> io::Result<Watchdog> {
+    /// Begins to watch the workers of this runtime.
+    pub(super) fn start(notifier: Notifier, runtime: &Handle) -> io::Result<Watchdog> {
         // Twice as often as systemd needs, and once more. Where it does not ask, there is the log.
         let limit = notifier.watchdog();
         let pause = limit.map_or(BEAT, |limit| (limit / 3).min(BEAT));
         let silence = limit.unwrap_or(LEAST).max(LEAST);
-        let watch = Watch::new(notifier, hearts, runtime, pause, silence, waits_for_disk);
+        let watch = Watch::new(notifier, runtime, pause, silence, waits_for_disk);
         watch.start()
+    }
+
+    /// These threads as well, from now on.
+    pub(super) fn watch(&self, hearts: impl IntoIterator<Item = Heart>) {
+        self.hearts.lock().unwrap_or_else(PoisonError::into_inner).extend(hearts);
     }
 
     /// Until told to stop; returns before that if the thread is lost.
     pub(super) async fn run(self, stop: CancellationToken) {
-        let Watchdog { mut thread, go_on } = self;
+        let Watchdog { mut thread, go_on, .. } = self;
         if let Some(lost) = stop.run_until_cancelled(thread.lost()).await {
             return tracing::error!("{lost}");
         }
@@ -54,7 +67,7 @@ impl Watchdog {
 #[derive(Debug)]
 struct Watch {
     notifier: Notifier,
-    hearts: Vec<Heart>,
+    hearts: Hearts,
     workers: Workers,
     /// How often it looks.
     pause: Duration,
@@ -68,20 +81,20 @@ struct Watch {
 impl Watch {
     fn new(
         notifier: Notifier,
-        hearts: Vec<Heart>,
         runtime: &Handle,
         pause: Duration,
         silence: Duration,
         waits_for_disk: fn() -> bool,
     ) -> Watch {
         let workers = Workers::of(runtime, "the runtime that serves clients");
-        Watch { notifier, hearts, workers, pause, silence, waits_for_disk, told: None }
+        Watch { notifier, hearts: Hearts::default(), workers, pause, silence, waits_for_disk, told: None }
     }
 
     fn start(mut self) -> io::Result<Watchdog> {
         let (go_on, stopped) = channel();
+        let hearts = self.hearts.clone();
         let thread = Thread::start("watchdog", move || self.watch(&stopped))?;
-        Ok(Watchdog { thread, go_on })
+        Ok(Watchdog { thread, hearts, go_on })
     }
 
     fn watch(&mut self, stopped: &Receiver<()>) {
@@ -100,7 +113,8 @@ impl Watch {
     }
 
     fn who_is_stuck(&self) -> Option<String> {
-        let hearts = self.hearts.iter().chain(self.workers.hearts());
+        let threads = self.hearts.lock().unwrap_or_else(PoisonError::into_inner);
+        let hearts = threads.iter().chain(self.workers.hearts());
         stuck(hearts, self.silence, self.waits_for_disk).map(|heart| heart.name().to_owned())
     }
 
@@ -145,7 +159,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(150);
 
     fn watch(notifier: Notifier, hearts: Vec<Heart>) -> Watchdog {
-        Watch::new(notifier, hearts, &Handle::current(), LIMIT / 10, LIMIT, || false).start().unwrap()
+        let watch = Watch::new(notifier, &Handle::current(), LIMIT / 10, LIMIT, || false);
+        let watchdog = watch.start().unwrap();
+        watchdog.watch(hearts);
+        watchdog
     }
 
     /// It is fed; when `hang` has been called no longer, and again behind `go_on`.

@@ -114,6 +114,11 @@ impl Sources {
         Sources { parts: setup, settings, started: Past::now(), stopping: AtomicBool::new(false) }
     }
 
+    /// The same of one that has started then.
+    pub fn begun(self, started: Past) -> Sources {
+        Sources { started, ..self }
+    }
+
     /// What looks at the disk.
     pub fn disk(&self) -> &Arc<DiskGauge> {
         &self.parts.disk
@@ -162,8 +167,10 @@ impl Status {
         };
         let slots = store.slots().list();
         let seen = upstream.seen();
-        Status {
+        let status = Status {
             at: end.clock.at(),
+            ready: false,
+            troubles: Vec::new(),
             relay: relay(sources, tip, end.clock),
             fence: fence(store.fences().now()),
             consumers: consumers(&end, &slots),
@@ -176,7 +183,8 @@ impl Status {
             events: events.list().into_iter().map(EventStatus::from).collect(),
             counts: counts(sources, &seen),
             upstream: upstream_status(sources, seen, tip, &end),
-        }
+        };
+        Status { ready: status.unready().is_none(), troubles: status.troubles(), ..status }
     }
 }
 

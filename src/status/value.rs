@@ -14,6 +14,12 @@ use crate::moment::Moment;
 pub struct Status {
     /// When that was.
     pub at: Moment,
+    /// Whether consumers can be served.
+    #[serde(default)]
+    pub ready: bool,
+    /// What somebody should look at now, a line each; nothing when all is well.
+    #[serde(default)]
+    pub troubles: Vec<String>,
     /// The relay itself, and the WAL that it holds.
     pub relay: RelayStatus,
     /// Whom it receives from.

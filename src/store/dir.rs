@@ -28,7 +28,7 @@ use std::time::Duration;
 use walrelay_proto::{SegSize, TimelineId, WalFileName};
 
 use super::state_file::StateFiles;
-use super::{Segment, StoreError, ownership, steps};
+use super::{Opening, Segment, StoreError, ownership, steps};
 use crate::disk::{self, Disk, DiskDir, DiskFile, Metadata, Open};
 
 /// Name of files that are not yet what they will be.
@@ -56,6 +56,8 @@ pub(super) struct DataDir {
     sync_failed: AtomicBool,
     /// Copies that were made of unfinished segments.
     copies: AtomicU64,
+    /// Who opens it tells here how far that is.
+    opening: Arc<Opening>,
     /// Holds the lock for as long as it is open.
     _lock: Box<dyn DiskFile>,
 }
@@ -104,10 +106,21 @@ impl DataDir {
             wal_dir,
             sync_failed: AtomicBool::new(false),
             copies: AtomicU64::default(),
+            opening: Arc::default(),
             _lock: lock,
         };
         dir.remove_leftovers().map_err(fail(&dir.wal))?;
         Ok(dir)
+    }
+
+    /// Whoever opens it tells there how far that is.
+    pub(super) fn telling(self, opening: Arc<Opening>) -> DataDir {
+        DataDir { opening, ..self }
+    }
+
+    /// How far the opening is.
+    pub(super) fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     /// What all of it is on.

@@ -37,6 +37,7 @@ mod last_run;
 #[allow(unsafe_code)]
 mod mapped;
 pub mod offline;
+mod opening;
 mod ownership;
 mod path;
 mod recovery;
@@ -68,6 +69,7 @@ pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
 pub use holes::FillError;
 pub use mapped::{COPIED, Segment, SegmentFile, WalWrite, explain_bus_errors, map_large_blocks};
+pub use opening::Opening;
 pub use retention::{ArchivedWal, Retaining};
 pub use slots::{SlotError, SlotGuard, SlotInfo, SlotPersistence, Slots};
 pub use walrelay_proto::{FeedbackHorizon, TimelinePosition};
@@ -88,6 +90,7 @@ use failovers::Failover;
 use fence::Fences;
 use flusher::{FlushQueue, Flusher};
 use last_run::{Files, LastRun};
+use opening::OpeningStep;
 use recovery::RecoveryPlan;
 use retention::Retention;
 use segments::{Opened, SegmentCache};
@@ -395,8 +398,19 @@ impl Background {
 impl Store {
     /// Locks a data directory, recovers what a crash left, and starts the store's threads.
     pub fn open(config: StoreConfig) -> Result<(Arc<Store>, Writer, Background), StoreError> {
+        Store::open_telling(config, Arc::default())
+    }
+
+    /// The same, telling meanwhile how far that is.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open).
+    pub fn open_telling(
+        config: StoreConfig,
+        opening: Arc<Opening>,
+    ) -> Result<(Arc<Store>, Writer, Background), StoreError> {
         let Stepped { store, writer, flushing, retaining, making } =
-            Store::open_on(Arc::new(OsDisk), config)?;
+            Store::open_with(Arc::new(OsDisk), config, opening)?;
         let background = Background::start(flushing, retaining, making);
         Ok((store, writer, background))
     }
@@ -404,7 +418,16 @@ impl Store {
     /// Locks a data directory on any disk and recovers what a crash left. Nothing runs by itself: who calls this takes
     /// the steps.
     pub fn open_on(disk: Arc<dyn Disk>, config: StoreConfig) -> Result<Stepped, StoreError> {
-        let dir = Arc::new(DataDir::lock(disk, &config.data_dir)?);
+        Store::open_with(disk, config, Arc::default())
+    }
+
+    fn open_with(
+        disk: Arc<dyn Disk>,
+        config: StoreConfig,
+        opening: Arc<Opening>,
+    ) -> Result<Stepped, StoreError> {
+        opening.enter(OpeningStep::Directory, 0);
+        let dir = Arc::new(DataDir::lock(disk, &config.data_dir)?.telling(opening.clone()));
         let io = |action| {
             let path = config.data_dir.clone();
             move |source| StoreError::Io { action, path, source }
@@ -418,7 +441,10 @@ impl Store {
             .map_err(io("could not read replication slots in"))?;
         let (last_run, files) = LastRun::load(&dir);
         let files = match files {
-            Files::Others => sync_others(&dir, &last_run, DataDir::sync_file_system)?,
+            Files::Others => {
+                opening.enter(OpeningStep::Sync, 0);
+                sync_others(&dir, &last_run, DataDir::sync_file_system)?
+            }
             known => known,
         };
         let followed = followed::load(&dir).map_err(io("could not read which timeline is followed in"))?;
@@ -494,6 +520,7 @@ impl Store {
         let writer = Writer::new(store.clone(), recovered, newest);
         let (flushing, retaining) = (Flushing::new(store.clone()), Retaining::new(store.clone()));
         let making = Making::new(store.clone());
+        opening.enter(OpeningStep::Open, 0);
         Ok(Stepped { store, writer, flushing, retaining, making })
     }
 

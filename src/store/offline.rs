@@ -1,6 +1,7 @@
 //! What a data directory says of itself, read while no relay has it, or beside one that has.
 
-use std::io;
+use std::fs::TryLockError;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,6 +65,19 @@ fn one<T>(
         bad.push((file.to_owned(), error.to_string()));
         None
     })
+}
+
+/// That a relay runs on a data directory, if so. Changes nothing there.
+pub fn in_use(data_dir: &Path) -> Option<StoreError> {
+    let mut lock = std::fs::File::open(data_dir.join("walrelay.lock")).ok()?;
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            Some(StoreError::InUse { dir: data_dir.to_owned(), pid: pid.trim().parse().ok() })
+        }
+        _ => None,
+    }
 }
 
 /// A data directory that no relay can take meanwhile.

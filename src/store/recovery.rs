@@ -29,6 +29,7 @@ use walrelay_proto::{
 
 use super::dir::{DataDir, FoundSegment};
 use super::mapped::{Segment, WalWrite};
+use super::opening::OpeningStep;
 use super::path::WalPath;
 use super::{Identity, StoreError, TimelinePosition, dir, steps};
 use crate::disk::{DiskFile, Open};
@@ -189,7 +190,9 @@ fn write_all_again(dir: &DataDir, identity: Identity, segments: &[FoundSegment])
         dir.wal().display(),
         segments.len()
     );
+    dir.opening().enter(OpeningStep::WriteAgain, segments.len() as u64);
     for found in segments {
+        dir.opening().advance();
         let path = path_of(dir, size, *found);
         let len = dir.disk().metadata(&path).map(|file| file.len);
         // One of another length is no segment, and told where it is met.
@@ -304,9 +307,12 @@ impl Scan<'_> {
         let first = first_partial.or(last).unwrap_or(SegNo::new(0));
         let from = self.step_back(first)?;
         let mut end = End { verifier: self.verifier_at(from), error: None, reach: Lsn::INVALID };
+        let to_read = self.path.segments().iter().filter(|found| found.name.segno >= from);
+        self.dir.opening().enter(OpeningStep::Verify, to_read.count() as u64);
         let (mut segno, mut reach) = (from, None);
         while end.error.is_none() {
             if let Some(found) = self.path.file_for(segno) {
+                self.dir.opening().advance();
                 end.error = self.verify(&mut end.verifier, found)?;
                 if let Some(error) = end.error {
                     self.must_be_partial(found, error)?;
@@ -480,7 +486,10 @@ impl Scan<'_> {
         let size = self.identity.seg_size;
         let before = self.position(&end).lsn;
         self.renew_histories()?;
-        for found in self.unfinished().filter(|found| found.name.segno.start(size) <= before) {
+        let found_again = || self.unfinished().filter(|found| found.name.segno.start(size) <= before);
+        self.dir.opening().enter(OpeningStep::WriteAgain, found_again().count() as u64);
+        for found in found_again() {
+            self.dir.opening().advance();
             let len = before.min(found.name.segno.end(size)).since(found.name.segno.start(size));
             if len == 0 {
                 // Nothing of it counts, and what it holds comes again: in the same place.

@@ -44,6 +44,7 @@ mod orders;
 mod output;
 mod overlay;
 mod packaging;
+mod page;
 mod pages;
 mod pitr;
 mod places;

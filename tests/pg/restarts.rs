@@ -4,7 +4,7 @@
 //! How long commits have waited is printed, not judged: `cargo test --test pg -- --nocapture restarts`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
-    Cluster, Consumer, Mark, Relay, RelayBuilder, Scratch, Server, Signal, Systemd, compare, on_one_version,
-    wait_for, wait_until,
+    Cluster, Consumer, Mark, Port, Relay, RelayBuilder, Scratch, Server, Signal, Systemd, compare,
+    on_one_version, wait_for, wait_until,
 };
 
 use crate::{relay_below, walrelay};
@@ -33,11 +33,12 @@ on_one_version!(
 const ROUNDS: usize = 3;
 
 fn a_new_binary_takes_over_by_exec(server: &Server) {
-    let scene = Scene::start(server, |builder| builder);
+    let http = Port::take();
+    let scene = Scene::start(server, |builder| builder.arg("--http-listen").arg(&http.number().to_string()));
     let Scene { primary, mut relay, socket, .. } = scene;
     let (commits, consumer) = (Commits::start(&primary), Stream::start(&relay, &primary));
     let (inode, pid) = (inode(&socket), relay.pid());
-    let clients = Clients::start(&relay);
+    let (clients, watchers) = (Clients::start(&relay), Watchers::start(&http));
     let mut consumer = Some(consumer);
     for round in 0..ROUNDS {
         commits.wait_for_more(20);
@@ -56,6 +57,9 @@ fn a_new_binary_takes_over_by_exec(server: &Server) {
     let clients = clients.stop();
     assert!(clients.served > ROUNDS, "{clients:?}");
     assert_eq!(clients.lost, [""; 0], "refused, or cut off");
+    let watchers = watchers.stop();
+    assert!(watchers.served > ROUNDS, "{watchers:?}");
+    assert_eq!(watchers.lost, [""; 0], "not answered over HTTP");
     let worst = commits.stop();
     println!("worst commit over {ROUNDS} restarts by exec: {worst:?}");
     assert!(relay.pid() == pid && relay.is_running());
@@ -326,6 +330,41 @@ impl Clients {
             served
         });
         Clients { stop, thread }
+    }
+
+    fn stop(self) -> Served {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("it does not panic")
+    }
+}
+
+/// Those who ask all the time whether it lives.
+struct Watchers {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Served>,
+}
+
+impl Watchers {
+    fn start(port: &Port) -> Watchers {
+        let stop = Arc::<AtomicBool>::default();
+        let (until, port) = (stop.clone(), port.number());
+        let ask = move || -> io::Result<String> {
+            let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+            socket.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).map(|_| answer)
+        };
+        let thread = std::thread::spawn(move || {
+            let mut served = Served::default();
+            while !until.load(Ordering::Relaxed) {
+                match ask() {
+                    Ok(answer) if answer.starts_with("HTTP/1.1 200") => served.served += 1,
+                    other => served.lost.push(format!("{other:?}")),
+                }
+            }
+            served
+        });
+        Watchers { stop, thread }
     }
 
     fn stop(self) -> Served {

@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use walrelay::status::Status;
 use walrelay_testkit::{
-    Cluster, Link, PATIENCE, Port, Relay, Scratch, Server, SqlError, Weather, on_every_version,
-    on_one_version, tied_command, tools, wait_until,
+    Cluster, Consumer, Hung, Link, PATIENCE, Port, Relay, Scratch, Server, Signal, SqlError, Systemd,
+    Weather, on_every_version, on_one_version, tied_command, tools, wait_until,
 };
 
 use crate::{relay_below, walrelay};
@@ -17,6 +17,7 @@ on_one_version!(
     who_may_monitor_sees_everything_and_others_nothing,
     an_upstream_that_is_away_is_told_everywhere,
     an_archive_that_takes_nothing_is_told,
+    a_relay_is_watched_from_before_its_recovery,
     prometheus_understands_all_of_it,
 );
 
@@ -24,7 +25,7 @@ on_one_version!(
 fn get(port: &Port, path: &str) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", port.number())).expect("it listens");
     socket.set_read_timeout(Some(PATIENCE)).expect("a time that is not zero");
-    write!(socket, "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").expect("it reads");
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("it reads");
     let mut answer = String::new();
     socket.read_to_string(&mut answer).expect("an answer");
     answer
@@ -197,6 +198,50 @@ fn an_archive_that_takes_nothing_is_told(server: &Server) {
     wait_until("it to be taken", || failing() == Some(0.0));
     assert!(metric(&port, "walrelay_archived_files_total{target=\"main\"}").is_some_and(|files| files > 0.0));
     wait_until("all to be well", || status(&[&relay.conninfo()]).0 == Some(0));
+}
+
+fn a_relay_is_watched_from_before_its_recovery(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let port = Port::take();
+    let mut systemd = Systemd::start();
+    let notify = systemd.notify_socket().display().to_string();
+    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string());
+    let mut relay = relay.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "300000").start();
+    relay.wait_for_flush(primary.flush_lsn());
+    relay.kill9();
+    systemd.forget();
+    let hung = Hung::over(&relay.wal_dir());
+    relay.spawn();
+    wait_until("somebody to listen", || TcpStream::connect(("127.0.0.1", port.number())).is_ok());
+    let starts = "\r\n\r\nthe relay starts: opening the data directory\n";
+    wait_until("it to open its data directory", || get(&port, "/readyz").ends_with(starts));
+    assert!(get(&port, "/readyz").starts_with("HTTP/1.1 503"));
+    let life = get(&port, "/livez");
+    assert!(life.starts_with("HTTP/1.1 200") && life.ends_with(starts), "{life}");
+    assert_eq!(metric(&port, "walrelay_ready"), Some(0.0));
+    assert_eq!(metric(&port, "walrelay_write_position_bytes"), None);
+    assert!(get(&port, "/api/status").contains("\"starting\":\"opening the data directory\""));
+    // Behind a restart in its place systemd's watchdog counts already.
+    let heard: Vec<String> = (0..5).map(|_| systemd.hear()).collect();
+    assert_eq!(heard, ["WATCHDOG=1"; 5]);
+    // What hung fails now, and with it this start; the next one is like any.
+    drop(hung);
+    relay.kill9();
+    relay.start();
+    wait_until("it to be ready", || get(&port, "/readyz").starts_with("HTTP/1.1 200"));
+    assert_eq!(metric(&port, "walrelay_ready"), Some(1.0));
+
+    // To the end of a stop, which waits here for a consumer that confirms nothing.
+    let address = ([127, 0, 0, 1], relay.port()).into();
+    let mut silent = Consumer::connect(address, "silent").expect("it answers");
+    silent.start(primary.flush_lsn().seg_start(primary.seg_size())).expect("it streams");
+    primary.sql("create table t as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+    relay.signal(Signal::TERM);
+    wait_until("it to stop", || get(&port, "/readyz").ends_with("\r\n\r\nthe relay stops\n"));
+    assert!(get(&port, "/livez").starts_with("HTTP/1.1 200"));
+    drop(silent);
+    assert_eq!(relay.wait_exit(), Some(0), "{}", relay.log().tail());
 }
 
 /// With Prometheus's own tool, where it is installed.

@@ -59,6 +59,13 @@ impl Systemd {
         message
     }
 
+    /// Drops what has come so far.
+    pub fn forget(&mut self) {
+        self.socket.set_nonblocking(true).expect("it is open");
+        while self.socket.recv(&mut [0; 1000]).is_ok() {}
+        self.socket.set_nonblocking(false).expect("it is open");
+    }
+
     /// Reads until this message comes.
     #[track_caller]
     pub fn wait_for(&mut self, wanted: &str) {

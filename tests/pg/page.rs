@@ -1,0 +1,186 @@
+//! The page in a browser: it shows what is so, whatever peers are called, on a phone as well, and with the keyboard.
+//!
+//! Where there is no Chromium that is said, and nothing is tested here.
+
+use std::net::TcpStream;
+
+use serde_json::Value;
+use walrelay_testkit::{
+    Browser, Cluster, Consumer, Port, Scratch, Server, browser, on_one_version, wait_until,
+};
+
+use crate::relay_below;
+
+on_one_version!(the_page_shows_what_psql_says, a_relay_that_is_away_is_said_and_its_last_picture_stays);
+
+/// What a name would do if it were taken for markup.
+const HOSTILE: &str = "<img src=x onerror=alert(1)><script>window.taken=1</script>";
+
+fn chromium() -> Option<Browser> {
+    let found = browser::find();
+    if found.is_none() {
+        eprintln!("not checked: the page in a browser (Debian's package chromium, or WALRELAY_CHROMIUM)");
+    }
+    found.map(|program| Browser::start(&program))
+}
+
+/// The texts of a table's cells, each row joined with |.
+fn table(page: &mut Browser, id: &str, columns: &[usize]) -> Vec<String> {
+    let columns = columns.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let rows = page.ask(&format!(
+        "[...document.getElementById('{id}').tBodies[0]?.rows ?? []]\
+         .map((row) => [{columns}].map((place) => row.cells[place]?.textContent).join('|'))"
+    ));
+    let text = |row: &Value| row.as_str().unwrap_or_default().to_owned();
+    rows.as_array().map(|rows| rows.iter().map(text).collect()).unwrap_or_default()
+}
+
+/// What lies beyond the right edge of the window; names of elements.
+fn beyond_the_edge(page: &mut Browser) -> Value {
+    page.ask(
+        "document.documentElement.scrollWidth > window.innerWidth || \
+         [...document.querySelectorAll('body *')].some((it) => !it.closest('.scroll, .unseen, .skip') && \
+         it.getBoundingClientRect().right > window.innerWidth + 1)",
+    )
+}
+
+fn the_page_shows_what_psql_says(server: &Server) {
+    let Some(mut page) = chromium() else { return };
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let (port, scratch) = (Port::take(), Scratch::new("page"));
+    let config = "[archive.main]\ncommand = \"echo '<b onclick=x>no</b>' >&2; exit 1\"\n";
+    let config = scratch.shared_secret("walrelay.toml", config).display().to_string();
+    let relay = relay_below(&primary).arg("--config").arg(&config);
+    let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.create_slot("s1");
+    relay.create_slot("unused");
+    let standby = primary.standby().name("s1").follow(&relay.conninfo()).slot("s1").start();
+    let mut hostile = Consumer::connect(([127, 0, 0, 1], relay.port()).into(), HOSTILE).expect("it answers");
+    hostile.start(primary.flush_lsn().seg_start(primary.seg_size())).expect("it streams");
+    primary.sql("create table t as select generate_series(1, 1000)");
+    primary.switch_wal();
+    standby.wait_for_replay(primary.flush_lsn());
+
+    page.set_window(1280, 900, 1.0);
+    page.open(&format!("http://127.0.0.1:{}/", port.number()));
+    let ask = |sql: &str| relay.psql("dbname=walrelay", &[sql]).expect("it is answered");
+    let lines = |text: String| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let consumers = "select application_name, state, sent_lsn, flush_lsn, pid from pg_stat_replication";
+    wait_until("the page to show the consumers", || {
+        let mut shown = table(&mut page, "consumers", &[0, 1, 4, 6, 12]);
+        let none = shown.iter().map(|row| row.replace("–", "")).collect::<Vec<_>>();
+        shown = none;
+        shown.sort();
+        shown.len() == 2 && shown == lines(ask(consumers))
+    });
+    let shown = table(&mut page, "consumers", &[0]);
+    assert!(shown.iter().any(|name| name == HOSTILE), "{shown:?}");
+    let slots = "select slot_name, coalesce(active_pid::text, 'unused'), restart_lsn, wal_status from pg_replication_slots";
+    wait_until("the page to show the slots", || {
+        let mut shown = table(&mut page, "slots", &[0, 1, 2, 5]);
+        shown.iter_mut().for_each(|row| *row = row.replace("–", ""));
+        shown.sort();
+        shown == lines(ask(slots))
+    });
+    wait_until("the page to show what is wrong", || {
+        page.text("document.getElementById('trouble-list').textContent")
+            .contains("archive target \"main\" takes nothing")
+    });
+    let events = page.text("document.getElementById('events').textContent");
+    assert!(events.contains("<b onclick=x>no</b>"), "{events}");
+    // Text it is, and nothing else.
+    assert_eq!(page.ask("window.taken === undefined"), Value::Bool(true));
+    let foreign =
+        page.ask("document.querySelectorAll('main img, main script, b[onclick], [onerror]').length");
+    assert_eq!(foreign, 0);
+    assert_eq!(page.text("document.querySelector('#upstream .is').textContent.split(' ')[0]"), "streaming");
+
+    // A phone, a window between, and both palettes.
+    for (width, colours) in [(360, "light"), (360, "dark"), (800, "light"), (1280, "dark")] {
+        page.set_window(width, 800, 1.0);
+        page.prefer(colours);
+        assert_eq!(beyond_the_edge(&mut page), Value::Bool(false), "{width} {colours}");
+    }
+    let grounds = ["light", "dark"].map(|colours| {
+        page.prefer(colours);
+        page.text("getComputedStyle(document.body).backgroundColor")
+    });
+    assert_ne!(grounds[0], grounds[1]);
+    assert_eq!(poor_contrasts(&mut page), "", "dark");
+    page.prefer("light");
+    assert_eq!(poor_contrasts(&mut page), "", "light");
+
+    // With the keyboard: to the link over everything, to a choice, along a plot.
+    page.ask("document.activeElement?.blur(); document.body.focus(); 1");
+    page.press("Tab");
+    assert_eq!(page.text("document.activeElement.className"), "skip");
+    page.ask("document.getElementById('hours').focus(); 1");
+    page.press("Enter");
+    assert_eq!(page.text("document.getElementById('hours').getAttribute('aria-pressed')"), "true");
+    let drawn = "document.querySelectorAll('#plot-rate polyline').length > 0";
+    wait_until("a second sample, which makes rates", || page.ask(drawn) == Value::Bool(true));
+    page.ask("document.querySelector('#plot-rate .plot').focus(); 1");
+    page.press("ArrowLeft");
+    let read = page.text("document.querySelector('#plot-rate [aria-live=polite]').textContent");
+    assert!(read.contains("received"), "{read}");
+    let alternative = page.text("document.getElementById('plot-rate-text').textContent");
+    assert!(alternative.contains("received:"), "{alternative}");
+    let unlabelled = page.ask(
+        "[...document.querySelectorAll('table')].filter((it) => it.rows.length && (!it.caption || !it.querySelector('th[scope=col]'))).length + \
+         [...document.querySelectorAll('.plot, [role=region], section')].filter((it) => !it.getAttribute('aria-label') && \
+         !it.getAttribute('aria-labelledby')?.split(' ').every((id) => document.getElementById(id))).length",
+    );
+    assert_eq!(unlabelled, 0);
+    assert_eq!(page.complaints(), [""; 0]);
+}
+
+/// Texts whose contrast to what lies behind them is below 4.5 (WCAG 2, AA).
+fn poor_contrasts(page: &mut Browser) -> String {
+    page.text(
+        "(() => {
+           const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+           const light = (rgb) => rgb.slice(0, 3).map((part) => part / 255)
+             .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+             .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+           const behind = (it) => {
+             for (let at = it; at; at = at.parentElement) {
+               const ground = parse(getComputedStyle(at).backgroundColor);
+               if (ground.length === 3 || ground[3] > 0) return ground;
+             }
+             return [255, 255, 255];
+           };
+           const texts = [...document.querySelectorAll('body *')].filter((it) => it.checkVisibility() &&
+             !it.closest('.unseen, .skip') && [...it.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+           const poor = texts.map((it) => {
+             const style = getComputedStyle(it);
+             const [a, b] = [light(parse(it.closest('svg') ? style.fill : style.color)), light(behind(it))];
+             return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), it];
+           }).filter(([contrast]) => contrast < 4.5);
+           return poor.map(([contrast, it]) => `${it.tagName}.${it.getAttribute('class')} ${contrast.toFixed(2)}`).join(', ');
+         })()",
+    )
+}
+
+fn a_relay_that_is_away_is_said_and_its_last_picture_stays(server: &Server) {
+    let Some(mut page) = chromium() else { return };
+    let primary = Cluster::builder(server).start();
+    let port = Port::take();
+    let mut relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.create_slot("s1");
+    let state = "document.getElementById('state').textContent";
+    page.open(&format!("http://localhost:{}/", port.number()));
+    wait_until("the page to show it", || page.text(state) == "all is well");
+    relay.kill9();
+    wait_until("the page to say that it is away", || page.text(state) == "away");
+    let said = page.text("document.getElementById('away').textContent");
+    assert!(said.starts_with("No answer from the relay since"), "{said}");
+    assert!(page.text("document.getElementById('slots').textContent").contains("s1"));
+    relay.start();
+    assert!(TcpStream::connect(("127.0.0.1", port.number())).is_ok());
+    wait_until("the page to go on", || page.text(state) == "all is well");
+    assert_eq!(page.ask("document.getElementById('away').hidden"), Value::Bool(true));
+}
