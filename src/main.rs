@@ -21,9 +21,10 @@ use walrelay::events::Events;
 use walrelay::log::{LevelSwitch, Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
+use walrelay::relay::signals::{Inherited, hold_for_exec};
 use walrelay::relay::{Handover, Next, slow};
 use walrelay::restart::Successor;
-use walrelay::sockets::Sockets;
+use walrelay::sockets::{Passed, Sockets};
 use walrelay::store::{explain_bus_errors, map_large_blocks};
 use walrelay::{out, relay, tools};
 
@@ -66,10 +67,15 @@ fn usage_exit_code(code: i32) -> u8 {
 fn relay(cli: Cli) -> ExitCode {
     // Before anything is opened, and before somebody replaces the file.
     let (sockets, successor) = (Sockets::of_process(), Arc::new(Successor::of_process()));
-    let log = match Log::to_stderr() {
-        Ok(log) => log,
-        Err(source) => {
-            let error = RelayError::System { action: "could not start the log", source };
+    // Before there are other threads.
+    let begun = Inherited::and_hold_orders().map_err(|source| ("could not hold back signals", source));
+    let begun = begun.and_then(|signals| {
+        Log::to_stderr().map(|log| (signals, log)).map_err(|source| ("could not start the log", source))
+    });
+    let (signals, log) = match begun {
+        Ok(begun) => begun,
+        Err((action, source)) => {
+            let error = RelayError::System { action, source };
             out::tell(format_args!("walrelay: error: {error}\n"));
             return ExitCode::from(error.exit_code());
         }
@@ -78,16 +84,18 @@ fn relay(cli: Cli) -> ExitCode {
     let mut format = LogFormat::Text;
     let passed = sockets.map_err(RelayError::from);
     let passed = passed.map(|sockets| (Arc::new(sockets), successor));
-    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &log, &mut format, passed)));
+    let run = || run(cli, &log, &signals, &mut format, passed);
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(run));
     let ended = ended.unwrap_or_else(|payload| {
         Err(PartEnded { part: "relay".to_owned(), how: HowEnded::panicked(&*payload) }.into())
     });
     let error = match ended {
         Ok(None) => None,
         Ok(Some(Handover { sockets, successor, .. })) => {
-            log.drain(LAST_WORDS);
-            let action = "could not run the new binary, nothing runs now";
-            let source = sockets.into_next().map_or_else(|error| error, |passed| successor.exec(&passed));
+            let source = sockets
+                .into_next()
+                .map_or_else(|error| error, |passed| become_next(&successor, &passed, &log));
+            let action = "could not run the new binary nor this one again, nothing runs now";
             Some(RelayError::System { action, source })
         }
         Err(error) => Some(error),
@@ -97,6 +105,21 @@ fn relay(cli: Cli) -> ExitCode {
     }
     log.drain(LAST_WORDS);
     ExitCode::from(error.map_or(0, |error| error.exit_code()))
+}
+
+/// Becomes the new program, or else once more the one that runs, for consumers and commits wait. Returns only if neither can be.
+fn become_next(successor: &Successor, passed: &Passed, log: &Log) -> std::io::Error {
+    log.drain(LAST_WORDS);
+    if let Err(error) = hold_for_exec() {
+        tracing::warn!("could not hold back signals, one that comes now may be lost: {error}");
+    }
+    let error = successor.exec(passed);
+    tracing::error!(
+        "could not run \"{}\": {error}; the program that has run until now goes on",
+        successor.path().display()
+    );
+    log.drain(LAST_WORDS);
+    successor.exec_same(passed)
 }
 
 fn tool(command: Command) -> ExitCode {
@@ -138,6 +161,7 @@ fn last_words(error: &RelayError) -> String {
 fn run(
     cli: Cli,
     log: &Log,
+    signals: &Inherited,
     format: &mut LogFormat,
     passed: Result<(Arc<Sockets>, Arc<Successor>), RelayError>,
 ) -> Result<Option<Handover>, RelayError> {
@@ -148,7 +172,7 @@ fn run(
         slow::SLOW,
         || format!("configuration file \"{}\"", file.display()),
         tell,
-        || Config::resolve(cli, &Environment::of_process()),
+        || signals.work_as_called(|| Config::resolve(cli, &Environment::of_process())),
     )?;
     let log_level = start_log(&config, log, events.clone());
     *format = config.log_format;

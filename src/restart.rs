@@ -6,13 +6,14 @@
 //!                                          └──> stop in order, listening sockets stay ──> exec
 //! ```
 
+use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::redact::redact;
@@ -103,15 +104,51 @@ impl Successor {
         }
     }
 
-    /// Becomes it, with these sockets. Returns only if that failed.
+    /// Becomes it, with these sockets and with the signals that this thread holds back. Returns only if that failed.
     pub fn exec(&self, sockets: &Passed) -> io::Error {
-        Command::new(&self.program).args(&self.arguments).envs(sockets.variables()).exec()
+        self.exec_from(&self.program, sockets)
+    }
+
+    /// Becomes the program that runs, whatever lies by now where it was found.
+    pub fn exec_same(&self, sockets: &Passed) -> io::Error {
+        self.exec_from(Path::new("/proc/self/exe"), sockets)
+    }
+
+    /// Not by [`std::process::Command`], which lets go of all signals first: those that have come would meet nobody.
+    fn exec_from(&self, file: &Path, sockets: &Passed) -> io::Error {
+        let called = || {
+            let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();
+            environment.extend(sockets.variables().map(|(name, value)| (name.into(), value.into())));
+            let variable = |(mut name, value): (OsString, OsString)| {
+                name.push("=");
+                name.push(value);
+                c_string(&name)
+            };
+            let arguments =
+                [self.program.as_os_str()].into_iter().chain(self.arguments.iter().map(|it| &**it));
+            Ok::<_, io::Error>((
+                c_string(file.as_os_str())?,
+                arguments.map(c_string).collect::<io::Result<Vec<_>>>()?,
+                environment.into_iter().map(variable).collect::<io::Result<Vec<_>>>()?,
+            ))
+        };
+        called().map_or_else(
+            |error| error,
+            |(file, arguments, environment)| match nix::unistd::execve(&file, &arguments, &environment) {
+                Ok(never) => match never {},
+                Err(error) => error.into(),
+            },
+        )
     }
 
     /// Where it is looked for.
     pub fn path(&self) -> &Path {
         &self.program
     }
+}
+
+fn c_string(text: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
 }
 
 /// Where a shell has found, and will find, a program that is called like this. A symbolic link stays one: an upgrade may change

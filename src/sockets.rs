@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +24,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, getsockname, recvmsg,
-    sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, getsockname, recvmsg, socket_with, sockopt,
 };
 use rustix::process::{Resource, getrlimit};
 
@@ -114,6 +114,18 @@ impl<T> Given<T> {
     }
 }
 
+impl Given<Listening> {
+    /// It is used no longer, and it has no name in a directory any more. What it is called.
+    fn end(self) -> String {
+        if let Listening::Unix(socket, path) = &self.socket
+            && leads_to(path, socket)
+        {
+            let _ = fs::remove_file(path);
+        }
+        self.name
+    }
+}
+
 #[derive(Debug)]
 enum Listening {
     Tcp(TcpListener, SocketAddr),
@@ -132,7 +144,12 @@ struct Open {
 pub struct Sockets {
     given: Mutex<Vec<Given<Listening>>>,
     open: Mutex<Vec<Open>>,
+    /// Names of Unix sockets that were left in place.
+    left: Mutex<Vec<PathBuf>>,
+    /// Somebody keeps them whatever the process ends for.
     stay: AtomicBool,
+    /// The next program of this process gets them.
+    stay_for_next: AtomicBool,
 }
 
 impl Sockets {
@@ -182,8 +199,8 @@ impl Sockets {
         let fits = |given: &Given<Listening>| matches!(&given.socket, Listening::Unix(_, path) if real(path) == wanted);
         let given = self.take(who, fits)?;
         match given.socket {
-            // Its directory was made anew, say: nobody can connect to it any more.
-            Listening::Unix(..) if fs::symlink_metadata(path).is_err() => None,
+            // Its directory was made anew, say, or another server has taken its name: nobody can connect to it any more.
+            Listening::Unix(ref socket, _) if !leads_to(path, socket) => None,
             Listening::Unix(socket, _) => Some(Given { socket, name: given.name }),
             Listening::Tcp(..) => None,
         }
@@ -216,8 +233,14 @@ impl Sockets {
             Some(Given { socket, name }) => {
                 Err(SocketsError::Unclaimed { address: socket.to_string(), name: name.clone() })
             }
-            None => Ok(left.into_iter().map(|given| given.name).collect()),
+            None => Ok(left.into_iter().map(Given::end).collect()),
         }
+    }
+
+    /// The process ends before anybody has taken what the one before has left it.
+    pub fn end_unused(&self) {
+        let left = std::mem::take(&mut *lock(&self.given));
+        left.into_iter().filter(|given| !given.is_somebody_elses()).for_each(|given| drop(given.end()));
     }
 
     /// Has them stay open, and the names of Unix sockets in place, when this process ends: whoever connects meanwhile waits.
@@ -225,9 +248,40 @@ impl Sockets {
         self.stay.store(true, Ordering::Relaxed);
     }
 
-    /// Whether they do.
+    /// The same if the process ends for its next program, until [`stay_no_longer`](Sockets::stay_no_longer).
+    pub fn stay_for_next(&self) {
+        self.stay_for_next.store(true, Ordering::Relaxed);
+    }
+
+    /// There is no next program after all: what was to stay for it goes.
+    pub fn stay_no_longer(&self) {
+        let left = {
+            let mut left = lock(&self.left);
+            self.stay_for_next.store(false, Ordering::Relaxed);
+            if self.will_stay() {
+                return;
+            }
+            std::mem::take(&mut *left)
+        };
+        // As long as the sockets are open nobody else takes their names.
+        left.iter().for_each(|path| drop(fs::remove_file(path)));
+        self.let_go();
+    }
+
+    /// Whether they stay.
     pub fn will_stay(&self) -> bool {
-        self.stay.load(Ordering::Relaxed)
+        self.stay.load(Ordering::Relaxed) || self.stay_for_next.load(Ordering::Relaxed)
+    }
+
+    /// Whoever has listened at this Unix socket of the relay's own has ended: its name goes, or stays in place.
+    pub fn end_name(&self, path: &Path) {
+        {
+            let mut left = lock(&self.left);
+            if self.will_stay() {
+                return left.push(path.to_owned());
+            }
+        }
+        let _ = fs::remove_file(path);
     }
 
     /// Those who listen are the last who have them.
@@ -368,6 +422,22 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
+/// Whether whoever connects to this path comes to this socket. Where that cannot be told, it does: the socket was passed for it.
+fn leads_to(path: &Path, socket: &UnixListener) -> bool {
+    use rustix::io::Errno;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(client) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return true };
+    let Ok(address) = SocketAddrUnix::new(path) else { return true };
+    let listens = |socket: BorrowedFd<'_>| {
+        sockopt::socket_peercred(socket).map(|of| (of.pid, of.uid.as_raw(), of.gid.as_raw())).ok()
+    };
+    match connect(&client, &address) {
+        // On both sides that is who has begun to listen.
+        Ok(()) => listens(client.as_fd()) == listens(socket.as_fd()),
+        Err(error) => !matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::CONNREFUSED),
+    }
+}
+
 /// systemd takes no colons in names, and nothing but ASCII.
 fn legal(address: &str) -> String {
     let legal = |c: char| if c.is_ascii_graphic() && c != ':' { c } else { '_' };
@@ -441,6 +511,46 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(here.take_unix(For::Consumers, &path).is_none());
         assert_eq!(here.settle().unwrap(), [""; 0]);
+        // Something else has got its name.
+        let here = passed();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(here.take_unix(For::Consumers, &path).is_none());
+        let here = passed();
+        fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(here.take_unix(For::Consumers, &path).is_none());
+        // So many wait there that there is no room: they wait for the one that has this name.
+        let here = passed();
+        let waiting: Vec<_> = std::iter::from_fn(|| try_connect(&path)).collect();
+        assert!(!waiting.is_empty() && here.take_unix(For::Consumers, &path).is_some());
+    }
+
+    /// `None` when there is no room.
+    fn try_connect(path: &Path) -> Option<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        connect(&client, &SocketAddrUnix::new(path).unwrap()).ok().map(|()| client)
+    }
+
+    #[test]
+    fn names_that_were_left_for_the_next_program_go_if_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let all = Sockets::default();
+        let _socket = UnixListener::bind(&path).unwrap();
+        all.stay_for_next();
+        all.end_name(&path);
+        assert!(path.exists());
+        all.stay_no_longer();
+        assert!(!path.exists() && !all.will_stay());
+        // Those that somebody keeps stay.
+        let _socket = UnixListener::bind(&path).unwrap();
+        all.stay();
+        all.stay_for_next();
+        all.end_name(&path);
+        all.stay_no_longer();
+        assert!(path.exists() && all.will_stay());
     }
 
     #[test]

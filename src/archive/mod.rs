@@ -29,7 +29,7 @@ pub use back::source::{FetchError, Fetching, Look, Source};
 pub use back::streaming::{Reach, Server};
 pub use back::target_source::TargetSource;
 pub use back::{fetch, restore, spool};
-pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets};
+pub use out::archiver::{ArchiveControl, Archiver, Prepared, check_targets, missing_directories};
 pub use out::board::TargetSeen;
 pub use out::command::command_placeholders;
 #[cfg(feature = "sim")]

@@ -225,8 +225,8 @@ fn refused(text: String) -> io::Error {
 
 impl Drop for BoundUnix {
     fn drop(&mut self) {
-        if !self.is_given && !self.sockets.will_stay() {
-            let _ = fs::remove_file(&self.path);
+        if !self.is_given {
+            self.sockets.end_name(&self.path);
         }
     }
 }

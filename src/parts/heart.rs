@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::pulse::Pulse;
@@ -48,6 +49,7 @@ const NO_DISK: &[libc::c_long] = &[
 pub(crate) struct Heart {
     name: Arc<str>,
     pulse: Pulse,
+    has_ended: Arc<AtomicBool>,
 }
 
 thread_local! {
@@ -73,7 +75,7 @@ pub(crate) async fn beat_for_ever() {
 
 impl Heart {
     pub(super) fn new(name: &str) -> Heart {
-        Heart { name: name.into(), pulse: Pulse::default() }
+        Heart { name: name.into(), pulse: Pulse::default(), has_ended: Arc::default() }
     }
 
     /// A sign of life that somebody else has seen.
@@ -87,14 +89,20 @@ impl Heart {
         beat();
     }
 
+    /// Its thread ends, which whoever has started that hears of: there is nothing more to listen for.
+    pub(super) fn end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+    }
+
     /// Whose it is.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it has not beaten for so long.
+    /// Whether it should have beaten and has not for so long.
     pub(crate) fn is_silent(&self, limit: Duration) -> bool {
-        Instant::now().saturating_duration_since(self.pulse.last()) > limit
+        let is_silent = Instant::now().saturating_duration_since(self.pulse.last()) > limit;
+        is_silent && !self.has_ended.load(Ordering::Relaxed)
     }
 }
 

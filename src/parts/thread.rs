@@ -29,6 +29,7 @@ impl<T: Send + 'static> Thread<T> {
         let body = move || {
             own.adopt();
             let result = catch_unwind(AssertUnwindSafe(run));
+            own.end();
             let _ = report.send(result.map_err(|payload| HowEnded::panicked(&*payload)));
         };
         let handle = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;

@@ -11,7 +11,7 @@
 mod drive;
 mod receiver;
 mod reload;
-mod signals;
+pub mod signals;
 pub mod slow;
 mod watchdog;
 
@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::runtime::Handle;
-use tokio::signal::unix::Signal;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource, check_targets};
+use crate::archive::{
+    ArchiveError, Archiver, Place, Recall, Source, Target, TargetSource, check_targets, missing_directories,
+};
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
 use crate::config::{Config, ack_warnings};
@@ -49,7 +49,7 @@ use crate::upstream::Following;
 use crate::wire::ServerTls;
 use receiver::Receiver;
 use reload::{At, Reload};
-use signals::{IgnoredSignals, Order, StopSignals};
+use signals::{Hangup, IgnoredSignals, Order, StopSignals};
 use watchdog::Watchdog;
 
 /// What a stop may take beyond `--shutdown-timeout`: good-byes, and saving state.
@@ -86,36 +86,29 @@ pub async fn run(config: Config, events: Events, handover: Handover) -> Result<N
         );
         Notifier::default()
     });
-    let mut signals = StopSignals::listen()?;
-    let (hangup, ignored) = (signals::on_hangup()?, IgnoredSignals::listen()?);
+    let signals = StopSignals::listen()?;
+    let (hangup, ignored) = (Hangup::listen()?, IgnoredSignals::listen()?);
     let handle = Handle::current();
     // On a thread of its own: a disk that hangs must not keep a signal from being heard.
-    let (told, passed) = (notifier.clone(), handover.clone());
-    let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told, passed));
+    let (told, sockets) = (notifier.clone(), handover.sockets.clone());
+    let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told, handover));
     let mut relay = tokio::select! {
         started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
             Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
         })?,
         _ = signals.recv_stop() => {
+            if !notifier.keeps_descriptors() {
+                sockets.end_unused();
+            }
             tracing::info!("stopped before the start was over");
             return Ok(Next::Nothing);
         }
     };
     notifier.ready();
-    let ended = relay.until_ended(&mut signals, &handover.successor).await;
-    match &ended {
-        // For systemd it is a reload: the same process goes on.
-        Ok(Order::Restart) => {
-            handover.sockets.stay();
-            notifier.reloading();
-        }
-        _ => notifier.stopping(),
-    }
-    if !handover.sockets.will_stay() {
-        handover.sockets.let_go();
-    }
-    let next = relay.stop(&mut signals, ended).await?;
-    // The next one feeds it from its start on, which takes no longer than it allows, counted from here.
+    let ended = relay.until_ended(&signals).await;
+    relay.around.prepare_end(&ended);
+    let next = relay.stop(&signals, ended).await?;
+    // The next program feeds the watchdog from its start on.
     notifier.alive();
     Ok(next)
 }
@@ -131,6 +124,8 @@ struct Relay {
     shutdown: CancellationToken,
     status: Arc<Sources>,
     watching: Watching,
+    watchdog: Watchdog,
+    around: Around,
 }
 
 /// Who answers those who watch the relay: from before its start to the end of its stop.
@@ -167,11 +162,47 @@ impl Watching {
     }
 }
 
+/// Who was there before the relay, and whom it leaves things to.
+struct Around {
+    notifier: Notifier,
+    handover: Handover,
+}
+
+impl Around {
+    /// What becomes of the listening sockets, and what systemd is told.
+    fn prepare_end(&self, ended: &Result<Order, RelayError>) {
+        let sockets = &self.handover.sockets;
+        match ended {
+            // For systemd it is a reload: the same process goes on.
+            Ok(Order::Restart) => {
+                sockets.stay_for_next();
+                self.notifier.reloading();
+            }
+            _ => self.notifier.stopping(),
+        }
+        if !sockets.will_stay() {
+            sockets.let_go();
+        }
+    }
+
+    /// Told to stop while a restart was under way: nobody goes on.
+    fn turn_to_stop(&self, ended: &mut Result<Order, RelayError>, order: Order) {
+        if matches!(ended, Ok(Order::Restart)) {
+            tracing::info!("told to stop: not restarted");
+            self.handover.sockets.stay_no_longer();
+            self.notifier.stopping();
+        }
+        if let Ok(ended) = ended {
+            *ended = order;
+        }
+    }
+}
+
 impl Relay {
     async fn start(
         mut config: Config,
         events: Events,
-        hangup: Signal,
+        hangup: Hangup,
         ignored: IgnoredSignals,
         notifier: Notifier,
         handover: Handover,
@@ -251,15 +282,14 @@ impl Relay {
             config,
             access,
             rules,
-            handover.log_level,
+            handover.log_level.clone(),
             store.clone(),
             archiver.control(),
             recall,
             status.clone(),
         );
-        watchdog.watch(background.hearts().iter().cloned().chain([receiver.heart()]));
-        tasks.spawn("watchdog", watchdog.run(stop()));
-        tasks.spawn("configuration reloader", reload.run_on(hangup, notifier, stop()));
+        watchdog.watch(background.hearts().into_iter().chain([receiver.heart()]));
+        tasks.spawn("configuration reloader", reload.run_on(hangup, notifier.clone(), stop()));
         Ok(Relay {
             shutdown_timeout,
             store,
@@ -270,15 +300,14 @@ impl Relay {
             shutdown,
             status,
             watching,
+            watchdog,
+            around: Around { notifier, handover },
         })
     }
 
     /// Why the relay is to stop: it was told so, or a part has ended by itself. A restart that cannot be is refused.
-    async fn until_ended(
-        &mut self,
-        signals: &mut StopSignals,
-        successor: &Successor,
-    ) -> Result<Order, RelayError> {
+    async fn until_ended(&mut self, signals: &StopSignals) -> Result<Order, RelayError> {
+        let successor = self.around.handover.successor.clone();
         loop {
             let order = tokio::select! {
                 order = signals.recv() => order,
@@ -316,13 +345,14 @@ impl Relay {
             lost = self.archiver.lost() => lost.into(),
             lost = self.tasks.lost() => lost.into(),
             lost = self.watching.tasks.lost() => lost.into(),
+            lost = self.watchdog.lost() => lost.into(),
         }
     }
 
     /// Stops everything in order, as far as that goes within the limit. `ended` is what the stop is for.
     async fn stop(
         mut self,
-        signals: &mut StopSignals,
+        signals: &StopSignals,
         mut ended: Result<Order, RelayError>,
     ) -> Result<Next, RelayError> {
         match &ended {
@@ -344,7 +374,7 @@ impl Relay {
         let mut patient = !matches!(ended, Ok(Order::StopNow));
         if let Some(order) = self.stop_serving(signals, patient, deadline, &mut farewell).await {
             patient = false;
-            ended = ended.map(|_| order);
+            self.around.turn_to_stop(&mut ended, order);
         }
         if confirms {
             let least = Instant::now() + LEAST;
@@ -366,9 +396,13 @@ impl Relay {
         }
         let watching = self.watching.stop().await;
         farewell.note(watching);
-        // Told to stop while the others were waited for: then nobody goes on.
-        let told = signals.recv_stop().now_or_never();
-        match ended.map(|order| told.unwrap_or(order))? {
+        // From here on an order waits for the next program.
+        if let Some(order) = signals.last_look() {
+            self.around.turn_to_stop(&mut ended, order);
+        }
+        // All threads have ended, or hang and were named.
+        self.watchdog.stop();
+        match ended? {
             Order::Stop | Order::StopNow => farewell.say().map(|()| Next::Nothing),
             Order::Restart => {
                 // Whatever hangs or has panicked here ends with this program.
@@ -383,7 +417,7 @@ impl Relay {
     /// Consumers get everything and confirm it, the archive what is on its way. What was ordered meanwhile.
     async fn stop_serving(
         &mut self,
-        signals: &mut StopSignals,
+        signals: &StopSignals,
         patient: bool,
         deadline: Instant,
         farewell: &mut Farewell,
@@ -464,7 +498,14 @@ fn forbids_confirming(error: &RelayError) -> bool {
 pub fn check(config: &Config) -> Result<(), RelayError> {
     listen_addresses(config)?;
     load_access(config, &At::default())?;
-    Ok(check_targets(&config.archive, &config.store.data_dir)?)
+    check_targets(&config.archive, &config.store.data_dir)?;
+    for (target, dir) in missing_directories(&config.archive) {
+        tracing::warn!(
+            "archive target \"{target}\": directory \"{}\" does not exist; create or mount it: nothing is archived there before",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 fn listen_addresses(config: &Config) -> Result<Vec<ListenAddr>, RelayError> {

@@ -8,9 +8,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
+use super::signals::Hangup;
 use super::{load_access, session_rules, set_acknowledgements, sources};
 use crate::archive::{ArchiveControl, Prepared, Recall, Source};
 use crate::config::Config;
@@ -106,14 +106,9 @@ impl Reload {
     }
 
     /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
-    pub(super) async fn run_on(
-        self: Arc<Self>,
-        mut hangup: Signal,
-        notifier: Notifier,
-        stop: CancellationToken,
-    ) {
+    pub(super) async fn run_on(self: Arc<Self>, hangup: Hangup, notifier: Notifier, stop: CancellationToken) {
         let lane = Lane::new("reload", PATIENCE);
-        while stop.run_until_cancelled(hangup.recv()).await.flatten().is_some() {
+        while stop.run_until_cancelled(hangup.recv()).await.is_some() {
             notifier.reloading();
             if stop.run_until_cancelled(self.reload(&lane)).await.is_some() {
                 notifier.ready();

@@ -5,36 +5,27 @@
 //! and needs no watchdog. A disk that hangs is no reason: the relay serves what it can meanwhile, and a restart would have
 //! to read that disk first.
 //!
-//! It looks from before the WAL is recovered: after a restart in place of the process systemd's watchdog counts already. What the
-//! start itself waits for has no limit, as `TimeoutStartSec` says.
-//!
 //! This is a thread of its own, so that nothing it looks at can keep it from looking.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
 use crate::notify::Notifier;
-use crate::parts::{BEAT, Heart, Thread, Workers, polled_for, stuck, waits_for_disk};
+use crate::parts::{BEAT, Heart, PartEnded, Thread, Workers, polled_for, stuck, waits_for_disk};
 
 /// The least silence that counts: three beats that did not come.
 const LEAST: Duration = BEAT.saturating_mul(3);
 
-/// The thread, running.
+/// The thread, running: from before the start's first step until the stop's last, for systemd counts the time of both.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     thread: Thread<()>,
-    hearts: Hearts,
-    /// It ends when this is dropped.
-    go_on: Sender<()>,
+    /// Whom to watch from now on. It ends when this is dropped.
+    more: Sender<Heart>,
 }
-
-/// Of threads, as they come.
-type Hearts = Arc<Mutex<Vec<Heart>>>;
 
 impl Watchdog {
     /// Begins to watch the workers of this runtime.
@@ -43,23 +34,27 @@ impl Watchdog {
         let limit = notifier.watchdog();
         let pause = limit.map_or(BEAT, |limit| (limit / 3).min(BEAT));
         let silence = limit.unwrap_or(LEAST).max(LEAST);
-        let watch = Watch::new(notifier, runtime, pause, silence, waits_for_disk);
-        watch.start()
+        Watch::new(notifier, runtime, pause, silence, waits_for_disk).start()
     }
 
-    /// These threads as well, from now on.
+    /// These threads, too, until each has ended.
     pub(super) fn watch(&self, hearts: impl IntoIterator<Item = Heart>) {
-        self.hearts.lock().unwrap_or_else(PoisonError::into_inner).extend(hearts);
+        for heart in hearts {
+            // A thread that is lost has told of it.
+            let _ = self.more.send(heart);
+        }
     }
 
-    /// Until told to stop; returns before that if the thread is lost.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        let Watchdog { mut thread, go_on, .. } = self;
-        if let Some(lost) = stop.run_until_cancelled(thread.lost()).await {
-            return tracing::error!("{lost}");
-        }
-        drop(go_on);
-        let _ = thread.ended().await;
+    /// Resolves when the thread is lost. Cancel-safe.
+    pub(super) async fn lost(&mut self) -> PartEnded {
+        self.thread.lost().await
+    }
+
+    /// Nobody is watched any more.
+    pub(super) fn stop(self) {
+        drop(self.more);
+        // It looks at everybody first, which takes no time. A panic was told of.
+        let _ = self.thread.join();
     }
 }
 
@@ -67,7 +62,7 @@ impl Watchdog {
 #[derive(Debug)]
 struct Watch {
     notifier: Notifier,
-    hearts: Hearts,
+    hearts: Vec<Heart>,
     workers: Workers,
     /// How often it looks.
     pause: Duration,
@@ -87,17 +82,16 @@ impl Watch {
         waits_for_disk: fn() -> bool,
     ) -> Watch {
         let workers = Workers::of(runtime, "the runtime that serves clients");
-        Watch { notifier, hearts: Hearts::default(), workers, pause, silence, waits_for_disk, told: None }
+        Watch { notifier, hearts: Vec::new(), workers, pause, silence, waits_for_disk, told: None }
     }
 
     fn start(mut self) -> io::Result<Watchdog> {
-        let (go_on, stopped) = channel();
-        let hearts = self.hearts.clone();
-        let thread = Thread::start("watchdog", move || self.watch(&stopped))?;
-        Ok(Watchdog { thread, hearts, go_on })
+        let (more, added) = channel();
+        let thread = Thread::start("watchdog", move || self.watch(&added))?;
+        Ok(Watchdog { thread, more })
     }
 
-    fn watch(&mut self, stopped: &Receiver<()>) {
+    fn watch(&mut self, added: &Receiver<Heart>) {
         let mut looked = Instant::now();
         loop {
             let was_stopped = looked.elapsed() > self.silence;
@@ -106,15 +100,16 @@ impl Watch {
             let found = if was_stopped { None } else { self.who_is_stuck() };
             self.tell(found);
             looked = Instant::now();
-            if stopped.recv_timeout(self.pause) != Err(RecvTimeoutError::Timeout) {
-                return;
+            match added.recv_timeout(self.pause) {
+                Ok(heart) => self.hearts.push(heart),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
     fn who_is_stuck(&self) -> Option<String> {
-        let threads = self.hearts.lock().unwrap_or_else(PoisonError::into_inner);
-        let hearts = threads.iter().chain(self.workers.hearts());
+        let hearts = self.hearts.iter().chain(self.workers.hearts());
         stuck(hearts, self.silence, self.waits_for_disk).map(|heart| heart.name().to_owned())
     }
 
@@ -196,7 +191,7 @@ mod tests {
             }
         };
         let thread = Thread::start("flusher", run).unwrap();
-        let (watchdog, stop) = (watch(notifier, vec![thread.heart()]), CancellationToken::new());
+        let watchdog = watch(notifier, vec![thread.heart()]);
         let listen = move || {
             let last = hang.clone();
             let let_go = || {
@@ -206,8 +201,7 @@ mod tests {
             starves_between(&listener, || hang.send(()).unwrap(), let_go);
         };
         tokio::task::spawn_blocking(listen).await.unwrap();
-        stop.cancel();
-        watchdog.run(stop).await;
+        watchdog.stop();
         thread.join().unwrap();
     }
 
@@ -216,7 +210,7 @@ mod tests {
     async fn a_worker_that_one_task_keeps_is_fed_no_longer() {
         let dir = crate::permissions::private_tempdir();
         let (listener, notifier) = pair(dir.path(), "1000");
-        let (watchdog, stop) = (watch(notifier, Vec::new()), CancellationToken::new());
+        let watchdog = watch(notifier, Vec::new());
         let runtime = Handle::current();
         let (go_on, kept) = channel::<()>();
         let listen = move || {
@@ -228,7 +222,25 @@ mod tests {
         };
         let listening = tokio::task::spawn_blocking(listen);
         listening.await.unwrap();
-        stop.cancel();
-        watchdog.run(stop).await;
+        watchdog.stop();
+    }
+
+    /// During a stop threads end one after the other, and what is left may take its time.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_has_ended_is_not_silent() {
+        let dir = crate::permissions::private_tempdir();
+        let (listener, notifier) = pair(dir.path(), "1000");
+        let thread = Thread::start("flusher", || ()).unwrap();
+        let heart = thread.heart();
+        thread.join().unwrap();
+        let watchdog = watch(notifier, vec![heart]);
+        let listen = move || {
+            let begun = Instant::now();
+            while begun.elapsed() < 4 * LIMIT {
+                assert_eq!(heard(&listener).unwrap(), "WATCHDOG=1");
+            }
+        };
+        tokio::task::spawn_blocking(listen).await.unwrap();
+        watchdog.stop();
     }
 }

@@ -26,8 +26,14 @@ on_one_version!(
     a_new_binary_takes_over_by_exec,
     a_new_process_takes_over_what_systemd_has_kept,
     a_binary_that_will_not_do_is_refused,
+    an_order_between_two_programs_is_obeyed,
+    a_program_that_cannot_be_run_after_all_is_done_without,
+    a_long_farewell_is_a_sign_of_life_and_may_be_the_last,
     sockets_of_a_unit_are_used_or_refused,
 );
+
+/// What each process of the relay says first.
+const STARTED: &str = concat!("walrelay ", env!("CARGO_PKG_VERSION"), " started");
 
 /// Restarts of each kind.
 const ROUNDS: usize = 3;
@@ -49,7 +55,7 @@ fn a_new_binary_takes_over_by_exec(server: &Server) {
         } else {
             relay.signal(Signal::USR2);
         }
-        relay.log().wait_for_after(mark, "walrelay 0.1.0 started");
+        relay.log().wait_for_after(mark, STARTED);
         // It resumes exactly where it was: what follows on that, and nothing else.
         consumer = consumer.map(|stream| stream.resume(&relay));
         commits.wait_for_more(20);
@@ -147,12 +153,127 @@ fn a_binary_that_will_not_do_is_refused(server: &Server) {
     replace(&program, &format!("echo \"$1\" >> {}; exec {} \"$@\"", calls.display(), real.display()));
     let mark = relay.log().mark();
     relay.signal(Signal::USR2);
-    relay.log().wait_for_after(mark, "walrelay 0.1.0 started");
+    relay.log().wait_for_after(mark, STARTED);
     let called = fs::read_to_string(&calls).expect("it was called");
     assert_eq!(called.lines().collect::<Vec<_>>(), ["--version", "check-config", "--upstream"]);
     assert!(relay.pid() == pid && relay.is_running());
     primary.sql("create table u as select 1");
     relay.wait_for_flush(primary.flush_lsn());
+}
+
+/// The time between the old program's last look and the new one's first is made long.
+fn an_order_between_two_programs_is_obeyed(server: &Server) {
+    let scene = Scene::start(server, |builder| builder);
+    let Scene { mut relay, socket, .. } = scene;
+    let mark = relay.log().mark();
+    let trace = relay.trace(&["trace=execve", "inject=execve:delay_enter=700000"]);
+    relay.signal(Signal::USR2);
+    relay.log().wait_for_after(mark, "stopped");
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.wait_exit(), Some(0), "{}", relay.log().tail());
+    drop(trace);
+    relay.log().wait_for_after(mark, "stopped before the start was over");
+    assert!(!socket.exists(), "a stop for good leaves nothing");
+    // Where the new program does not listen yet.
+    relay.start();
+    let mark = relay.log().mark();
+    let trace = relay.trace(&["trace=execve", "inject=execve:delay_exit=700000"]);
+    relay.signal(Signal::USR2);
+    wait_until("the new program", || threads(&relay) == 1);
+    relay.signal(Signal::HUP);
+    relay.signal(Signal::USR2);
+    relay.log().wait_for_after(mark, "configuration reloaded");
+    // The second restart.
+    relay.log().wait_for_after(mark, "restarting: ");
+    let mark = relay.log().mark();
+    relay.log().wait_for_after(mark, "stopped");
+    wait_until("the program after that", || threads(&relay) == 1);
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.wait_exit(), Some(0), "{}", relay.log().tail());
+    drop(trace);
+    relay.log().wait_for_after(mark, "stopped before the start was over");
+    assert!(!socket.exists(), "a stop for good leaves nothing");
+}
+
+/// It was good when it was checked.
+fn a_program_that_cannot_be_run_after_all_is_done_without(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let scratch = Scratch::new("binary");
+    let program = scratch.join("walrelay");
+    symlink(walrelay(), &program).expect("the directory is ours");
+    let mut relay = Relay::builder(&program, &primary).arg("--shutdown-timeout").arg("5s").start();
+    let (pid, mark) = (relay.pid(), relay.log().mark());
+    let consumer = unheard(&relay, &primary);
+    relay.signal(Signal::USR2);
+    relay.log().wait_for_after(mark, "restarting: ");
+    fs::remove_file(&program).expect("it is there");
+    drop(consumer);
+    let told = format!("could not run \"{}\": ", program.display());
+    relay.log().wait_for_after(mark, &told);
+    relay.log().wait_for_after(mark, "the program that has run until now goes on");
+    relay.log().wait_for_after(mark, STARTED);
+    assert!(relay.pid() == pid && relay.is_running());
+    primary.sql("create table t as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+    // Nor can the one that runs.
+    symlink(walrelay(), &program).expect("the directory is ours");
+    let mark = relay.log().mark();
+    let consumer = unheard(&relay, &primary);
+    relay.signal(Signal::USR2);
+    relay.log().wait_for_after(mark, "restarting: ");
+    let trace = relay.trace(&["trace=execve", "inject=execve:error=ENOMEM"]);
+    drop(consumer);
+    assert!(relay.wait_exit().is_some_and(|code| code > 0));
+    drop(trace);
+    relay.log().wait_for_after(mark, "could not run the new binary nor this one again, nothing runs now");
+    relay.start();
+    primary.sql("create table u as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+}
+
+fn a_long_farewell_is_a_sign_of_life_and_may_be_the_last(server: &Server) {
+    let mut systemd = Systemd::start();
+    let notify = systemd.notify_socket().display().to_string();
+    let watched =
+        |builder: RelayBuilder| builder.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "300000");
+    let scene = Scene::start(server, |builder| watched(builder).arg("--shutdown-timeout").arg("3s"));
+    let Scene { primary, mut relay, socket, .. } = scene;
+    systemd.wait_for("READY=1");
+    let consumer = unheard(&relay, &primary);
+    relay.signal(Signal::USR2);
+    systemd.wait_for("RELOADING=1");
+    let mut signs = 0;
+    while systemd.hear() == "WATCHDOG=1" {
+        signs += 1;
+    }
+    assert!(signs >= 10, "{signs}: in three seconds, ten each second are due");
+    relay.log().wait_for("consumer did not confirm the last WAL in time");
+    drop(consumer);
+    // The next one is told to stop meanwhile.
+    wait_until("the socket", || relay.psql("dbname=walrelay", &["show version"]).is_ok());
+    let (_consumer, mark) = (unheard(&relay, &primary), relay.log().mark());
+    relay.signal(Signal::USR2);
+    systemd.wait_for("RELOADING=1");
+    relay.signal(Signal::TERM);
+    systemd.wait_for("STOPPING=1");
+    assert_eq!(relay.wait_exit(), Some(0), "{}", relay.log().tail());
+    relay.log().wait_for_after(mark, "told to stop: not restarted");
+    assert!(!socket.exists(), "a stop for good leaves nothing");
+}
+
+/// A consumer that confirms nothing: a stop waits for it.
+fn unheard(relay: &Relay, primary: &Cluster) -> Consumer {
+    primary.sql("set synchronous_commit = local; select pg_switch_wal()");
+    let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+    let mut consumer = Consumer::connect(address, "unheard").expect("it gets in");
+    consumer.start(primary.flush_lsn().seg_start(primary.seg_size())).expect("there is such WAL");
+    primary.sql("set synchronous_commit = local; create table if not exists unheard as select 1");
+    relay.wait_for_flush(primary.flush_lsn());
+    consumer
+}
+
+fn threads(relay: &Relay) -> usize {
+    fs::read_dir(format!("/proc/{}/task", relay.pid())).map_or(0, Iterator::count)
 }
 
 /// Sockets that somebody else has made.

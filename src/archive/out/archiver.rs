@@ -24,7 +24,7 @@ use crate::archive::repo::target::Target;
 use crate::objects::Places;
 use crate::parts::{PartEnded, Tasks};
 use crate::store::{Hold, Store};
-pub use control::{ArchiveControl, Prepared, check_targets};
+pub use control::{ArchiveControl, Prepared, check_targets, missing_directories};
 
 /// How often `pg_wal` is looked at without a reason, for files that others put there.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);

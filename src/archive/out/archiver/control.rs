@@ -11,9 +11,10 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,7 @@ use super::super::board::TargetSeen;
 use super::super::floors::Floors;
 use super::super::listing::Listing;
 use super::super::worker::{Sink, Wanted, Worker};
-use super::{Part, lock, refuse_wrong_places, scan};
+use super::{Part, START_PATIENCE, lock, refuse_wrong_places, scan};
 use crate::archive::repo::repository::{ArchiveError, Repository};
 use crate::archive::repo::target::{Place, Target};
 use crate::objects::{Places, reload};
@@ -51,6 +52,30 @@ pub struct ArchiveControl {
 /// A file cannot be used, or a place must not be a target.
 pub fn check_targets(targets: &[Target], data_dir: &Path) -> Result<(), ArchiveError> {
     refuse_wrong_places(&open_all(targets)?, data_dir)
+}
+
+/// Directories that are targets and not there, each with the target's name: as if they were not mounted. One that does not answer
+/// within two seconds counts as there. Blocks.
+pub fn missing_directories(targets: &[Target]) -> Vec<(String, PathBuf)> {
+    let (report, answers) = std::sync::mpsc::channel();
+    for target in targets {
+        let Place::Objects(place) = &target.place else { continue };
+        let Some(dir) = place.url.to_file_path().ok().filter(|_| place.url.scheme() == "file") else {
+            continue;
+        };
+        let (name, report) = (target.name.clone(), report.clone());
+        std::thread::spawn(move || {
+            let found = dir.metadata();
+            let is_missing = found.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+            let _ = report.send(is_missing.then_some((name, dir)));
+        });
+    }
+    drop(report);
+    let until = Instant::now() + START_PATIENCE;
+    let next = || answers.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+    let mut missing: Vec<_> = std::iter::from_fn(next).flatten().collect();
+    missing.sort();
+    missing
 }
 
 fn open_all(targets: &[Target]) -> Result<Vec<(Target, Sink)>, ArchiveError> {
