@@ -20,22 +20,10 @@ impl Prepared {
         let failed = |source| InitError::Write { path: path.to_owned(), source };
         let dir = dir_of(path);
         DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(failed)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let new = dir.join(format!(".{name}.{}", std::process::id()));
+        let (file, new) = create(dir, path).map_err(failed)?;
         let prepared = Prepared { new, path: path.to_owned() };
-        prepared.fill(dir, text).map_err(failed)?;
+        fill(file, dir, text).map_err(failed)?;
         Ok(prepared)
-    }
-
-    fn fill(&self, dir: &Path, text: &str) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&self.new)?;
-        let group = dir.metadata()?.gid();
-        if group != file.metadata()?.gid() {
-            // Only root, or a member of it, may.
-            let _ = fchown(&file, None, Some(group));
-        }
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
     }
 
     /// Where it is until then.
@@ -58,6 +46,31 @@ impl Prepared {
             Err(source) => Err(InitError::Write { path: self.path.clone(), source }),
         }
     }
+}
+
+/// A new file beside it, whose name nobody can foresee: the directory may be one where others write, too, and put something in
+/// the way.
+fn create(dir: &Path, path: &Path) -> io::Result<(File, PathBuf)> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    loop {
+        let random = getrandom::u64().map_err(io::Error::other)?;
+        let new = dir.join(format!(".{name}.{random:016x}"));
+        // O_EXCL: a symbolic link is something that exists.
+        match OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            created => return created.map(|file| (file, new)),
+        }
+    }
+}
+
+fn fill(mut file: File, dir: &Path, text: &str) -> io::Result<()> {
+    let group = dir.metadata()?.gid();
+    if group != file.metadata()?.gid() {
+        // Only root, or a member of it, may.
+        let _ = fchown(&file, None, Some(group));
+    }
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 impl Drop for Prepared {

@@ -91,30 +91,31 @@ fn may_write(args: &InitArgs, path: &Path) -> Result<(), InitError> {
     }
 }
 
-/// The rules first, because the configuration names them; it gets its name when a start would take it.
+/// The rules first, because the configuration names them. Both get their names when a start would take them.
 fn write_files(plan: &Plan, environment: &Environment) -> Result<(), RelayError> {
     let Plan { args, hba_file, .. } = plan;
     if let Some(path) = hba_file {
         may_write(args, path)?;
     }
     let config = file::Prepared::write(&args.config, &text::config(plan))?;
-    let hba = match hba_file {
-        Some(path) => {
-            Some(file::Prepared::write(path, &text::hba(&args.consumer_role))?.publish(args.force)?)
-        }
-        None => None,
-    };
-    let checked = Config::to_check(&args.to_check(config.place()), environment)
-        .map_err(RelayError::from)
-        .and_then(|config| relay::check(&config));
-    if let Err(error) = checked {
-        // As if nothing had been done, unless it has replaced something.
-        hba.filter(|_| !args.force).into_iter().for_each(file::remove);
-        return Err(error);
+    let hba = hba_file.as_ref().map(|path| file::Prepared::write(path, &text::hba(&args.consumer_role)));
+    let hba = hba.transpose()?;
+    let mut to_check = Config::to_check(&args.to_check(config.place()), environment)?;
+    if let Some(hba) = &hba {
+        to_check.hba_file = Some(hba.place().to_owned());
     }
-    let path = config.publish(args.force)?;
-    out::tell(format_args!("wrote \"{}\"\n", path.display()));
-    hba.into_iter().for_each(|path| out::tell(format_args!("wrote \"{}\"\n", path.display())));
+    relay::check(&to_check)?;
+    let hba = hba.map(|hba| hba.publish(args.force)).transpose()?;
+    let path = match config.publish(args.force) {
+        Ok(path) => path,
+        Err(error) => {
+            // As if nothing had been done, unless it has replaced something.
+            hba.filter(|_| !args.force).into_iter().for_each(file::remove);
+            return Err(error.into());
+        }
+    };
+    let written = [Some(path), hba];
+    written.iter().flatten().for_each(|path| out::tell(format_args!("wrote \"{}\"\n", path.display())));
     Ok(())
 }
 

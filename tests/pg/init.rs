@@ -57,6 +57,21 @@ fn a_first_relay_is_a_command_and_a_script(server: &Server) {
     let left = fs::read_dir(scratch.join("new")).map_or(0, Iterator::count);
     assert_eq!(left, 0, "what cannot be used is not written");
 
+    // Nor does it replace anything.
+    let rules = scratch.join("etc/hba.conf");
+    fs::write(&rules, "# somebody's own\n").expect("it is ours");
+    let forced = init(&[&all[..], &["--force", "--no-check", "--slot", "Not A Slot"]].concat());
+    assert_eq!(forced.status.code(), Some(2), "{}", said(&forced.stderr));
+    assert_eq!(fs::read_to_string(&rules).expect("it is there"), "# somebody's own\n");
+    let mut left: Vec<_> = fs::read_dir(scratch.join("etc"))
+        .expect("it is there")
+        .map(|entry| entry.expect("it is ours").file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["hba.conf", "walrelay.toml"]);
+    let forced = init(&[&all[..], &["--force", "--no-check"]].concat());
+    assert_eq!(forced.status.code(), Some(0), "{}", said(&forced.stderr));
+
     // The script, as it is.
     let path = scratch.join("init.sql");
     fs::write(&path, &script).expect("it is ours");
