@@ -183,6 +183,11 @@ impl<'a> Script<'a> {
         Script { text, is_empty: statements.is_empty(), rest: statements.into_iter() }
     }
 
+    /// Whether the next statement is a query, which may take its time.
+    pub fn is_query_next(&self) -> bool {
+        self.rest.as_slice().first().is_some_and(|statement| query::is_query(self.text, &statement.tokens))
+    }
+
     /// The next statement's answer; `None` when there is none left.
     pub fn answer_next(
         &mut self,
@@ -260,7 +265,7 @@ impl Statements<'_> {
                 }
                 discard(what).ok_or_else(|| cannot(self.facts))?
             }
-            _ if query::is_query(self, tokens) => {
+            _ if query::is_query(self.text, tokens) => {
                 query::answer(self, tokens).map_err(|error| self.error(error))?
             }
             _ => return Err(cannot(self.facts)),

@@ -7,7 +7,7 @@ use crate::wire::{PgError, sqlstate};
 
 use super::parameters::{self, Parameters};
 use super::transaction::{Command, Transaction};
-use super::{Answer, Facts, Field, Statements};
+use super::{Answer, Facts, Field, Statements, query};
 
 /// A statement whose columns and parameters are known.
 #[derive(Debug)]
@@ -100,6 +100,11 @@ impl Prepared {
     /// It may not.
     pub fn check_description(&self, transaction: &Transaction) -> Result<(), PgError> {
         if self.columns.is_some() { transaction.check() } else { Ok(()) }
+    }
+
+    /// Whether it is a query, which may take its time.
+    pub fn is_query(&self) -> bool {
+        self.statement.as_ref().is_some_and(|statement| query::is_query(&self.text, &statement.tokens))
     }
 
     /// Whether it begins or ends a transaction.

@@ -1,5 +1,6 @@
 //! The views: their columns in each version (PostgreSQL: `system_views.sql`), and the relay's rows.
 
+mod server;
 mod settings;
 
 use crate::overlay::Row;
@@ -14,7 +15,7 @@ use super::{Facts, Instead, flag, report, unreachable_upstream};
 pub(super) type Columns = Vec<(&'static str, ColumnType)>;
 
 /// All there are in the relay's own database. In the place of the upstream it is the first two, and what is asked about the role.
-pub(super) const NAMES: [&str; 9] = [
+pub(super) const NAMES: [&str; 14] = [
     "pg_replication_slots",
     "pg_stat_replication",
     "pg_stat_wal_receiver",
@@ -24,6 +25,11 @@ pub(super) const NAMES: [&str; 9] = [
     "pg_settings",
     "pg_database",
     "pg_user",
+    server::DATABASES,
+    server::CONFLICTS,
+    server::WRITER,
+    server::CHECKPOINTER,
+    server::LOCKS,
 ];
 
 /// By its whole name, as nothing else of that schema is there.
@@ -46,6 +52,7 @@ pub(super) fn columns(name: &str, facts: &dyn Facts) -> Option<Columns> {
         "pg_settings" if is_own => settings::COLUMNS.to_vec(),
         "pg_database" if is_own => DATABASE_COLUMNS.to_vec(),
         INFORMATION if is_own => INFORMATION_COLUMNS.to_vec(),
+        name if is_own => return server::columns(name, facts),
         _ => return None,
     })
 }
@@ -74,7 +81,7 @@ pub(super) fn rows(name: &str, facts: &dyn Facts) -> Result<Vec<Row>, PgError> {
         "pg_database" => vec![database_row(facts)],
         CONTROL_SYSTEM => vec![control_row(facts)?],
         INFORMATION => information_rows(facts),
-        _ => Vec::new(),
+        name => server::rows(name, facts),
     })
 }
 
@@ -238,6 +245,11 @@ fn activity_rows(facts: &dyn Facts) -> Vec<Row> {
         false => receiver.with("query", HIDDEN.to_owned()),
     });
     rows
+}
+
+/// Of each session the database that it is in, if it is in one.
+fn database_of_sessions(facts: &dyn Facts) -> impl Iterator<Item = String> {
+    facts.sessions().into_iter().filter_map(|row| row.get("datname").map(str::to_owned))
 }
 
 /// PG: `pg_stat_get_activity`

@@ -104,6 +104,8 @@ enum Stop {
     Error(PgError),
     /// The client does not take what is sent.
     Gone(io::Error),
+    /// The relay stops, which is told where the next message is waited for.
+    Stopping,
 }
 
 impl From<PgError> for Stop {
@@ -130,8 +132,9 @@ impl LocalSession<'_> {
             }
             conn.set_phase(Phase::Command);
             let frame = tokio::select! {
-                frame = conn.read_frame() => frame,
+                biased;
                 () = shutdown.cancelled() => return end(conn, shutting_down()).await,
+                frame = conn.read_frame() => frame,
                 () = come(&mut self.upstream), if dialogue.is_idle() => return end(conn, upstream_is_back()).await,
             };
             let answered = match frame {
@@ -184,7 +187,12 @@ impl LocalSession<'_> {
             _ if dialogue.skip_to_sync => return Ok(()),
             b'Q' => {
                 match frame.c_string() {
-                    Some(text) => self.query(conn, patience, text, dialogue).await?,
+                    Some(text) => match self.query(conn, patience, text, dialogue).await {
+                        Err(Stop::Gone(error)) => return Err(error),
+                        Err(Stop::Stopping) => return Ok(()),
+                        Err(Stop::Error(error)) => dialogue.fail(conn, &error),
+                        Ok(()) => {}
+                    },
                     None => {
                         let text = "invalid message format";
                         dialogue.fail(conn, &PgError::error(sqlstate::PROTOCOL_VIOLATION, text));
@@ -225,6 +233,7 @@ impl LocalSession<'_> {
                 Ok(())
             }
             Err(Stop::Gone(error)) => Err(error),
+            Err(Stop::Stopping) => Ok(()),
         }
     }
 
@@ -235,25 +244,20 @@ impl LocalSession<'_> {
         patience: &Patience<'_>,
         text: &[u8],
         dialogue: &mut Dialogue,
-    ) -> io::Result<()> {
+    ) -> Result<(), Stop> {
         self.activity.runs(text, self.settings.get("application_name").unwrap_or_default());
         dialogue.extended.forget_unnamed();
         let mut script = aside(text, || Script::new(text));
-        while let Some(answer) = answered(|| script.answer_next(self, &mut dialogue.transaction)).await {
+        loop {
+            let is_query = script.is_query_next();
+            let answer = || script.answer_next(self, &mut dialogue.transaction);
+            let Some(answer) = answered(is_query, patience.shutdown, answer).await? else { break };
             // Those who have a socket that is always ready give way too.
             tokio::task::consume_budget().await;
-            match answer.map_err(Stop::from) {
+            match answer {
                 Ok(Answer::Empty) => conn.put(&EmptyQueryResponse::new()),
-                Ok(answer) => match self.answer(conn, patience, answer, dialogue).await {
-                    Ok(()) => {}
-                    Err(Stop::Gone(error)) => return Err(error),
-                    Err(Stop::Error(error)) => {
-                        dialogue.fail(conn, &error);
-                        break;
-                    }
-                },
-                Err(Stop::Error(error)) => conn.put_error(&error),
-                Err(Stop::Gone(error)) => return Err(error),
+                Ok(answer) => self.answer(conn, patience, answer, dialogue).await?,
+                Err(error) => conn.put_error(&error),
             }
             if conn.is_full() {
                 patience.flush(conn).await?;
@@ -315,7 +319,7 @@ impl LocalSession<'_> {
             let prepared = portal.prepared.clone();
             self.activity.runs(prepared.text(), self.settings.get("application_name").unwrap_or_default());
             let run = || prepared.run(&portal.values, self, &mut dialogue.transaction);
-            match answered(run).await? {
+            match answered(prepared.is_query(), patience.shutdown, run).await?? {
                 Answer::Rows { rows, tag, changes, .. } => {
                     self.take_over(changes, dialogue)?;
                     portal.progress = Progress::Rows { rest: rows.into_iter(), tag };
@@ -450,15 +454,22 @@ fn aside<T>(text: &[u8], work: impl FnOnce() -> T) -> T {
     if text.len() > SHORT { tokio::task::block_in_place(work) } else { work() }
 }
 
-/// Answers a statement, of which even a short one may take a while, beside the threads that serve WAL. Waits for those of other
-/// sessions. Cancel-safe before it has begun.
-async fn answered<T>(work: impl FnOnce() -> T) -> T {
-    // It is never closed.
-    let _permit = AT_WORK.acquire().await;
-    match Handle::current().runtime_flavor() {
+/// Answers a statement beside the threads that serve WAL. A query, of which even a short one may take a while, waits for those of
+/// other sessions; orders and all else do not. Cancel-safe before it has begun.
+async fn answered<T>(
+    is_query: bool,
+    shutdown: &CancellationToken,
+    work: impl FnOnce() -> T,
+) -> Result<T, Stop> {
+    let _permit = match is_query {
+        // It is never closed.
+        true => shutdown.run_until_cancelled(AT_WORK.acquire()).await.ok_or(Stop::Stopping)?.ok(),
+        false => None,
+    };
+    Ok(match Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => work(),
         _ => tokio::task::block_in_place(work),
-    }
+    })
 }
 
 fn describe(conn: &mut Connection, body: &[u8], dialogue: &Dialogue) -> Result<(), PgError> {
@@ -611,8 +622,23 @@ impl Facts for LocalSession<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::overlay::SENDER_COLUMNS;
+
+    /// Others are at work, and one asks for more than their places.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_queries_wait_for_queries_and_none_holds_up_a_stop() {
+        let (shutdown, places) = (CancellationToken::new(), AT_WORK.acquire_many(2).await.unwrap());
+        assert!(matches!(answered(false, &shutdown, || 7).await, Ok(7)));
+        let mut waits = Box::pin(answered(true, &shutdown, || 7));
+        assert!((&mut waits).now_or_never().is_none());
+        shutdown.cancel();
+        assert!(matches!(waits.await, Err(Stop::Stopping)));
+        drop(places);
+        assert!(matches!(answered(true, &CancellationToken::new(), || 7).await, Ok(7)));
+    }
 
     #[test]
     fn a_role_sees_of_rows_what_postgresql_shows() {

@@ -1,9 +1,14 @@
 //! SELECT in the relay's own database: what exporters and backup tools send, and the same answers as a server gives.
 
 use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
-use walrelay_testkit::{Cluster, Receivewal, Relay, Server, on_one_version};
+use walrelay_testkit::{
+    Cluster, Port, Process, Receivewal, Relay, Scratch, Server, on_one_version, on_versions, tied_command,
+    tools, wait_for,
+};
 
 use crate::relay_below;
 
@@ -12,6 +17,8 @@ on_one_version!(
     exporters_find_what_they_ask_for,
     others_are_seen_as_far_as_the_role_may,
 );
+// The exporter of Debian knows the versions up to 16.
+on_versions!([pg15 = 15] an_exporter_has_no_error);
 
 /// Rows like the relay's, as both sides read them: beside numbers of all kinds, NULLs and texts that sort alike everywhere.
 const ROWS: &str = "with s(slot_name, active, pid, restart_lsn, size, since, note) as (values \
@@ -89,7 +96,7 @@ const CONDITIONS: [&str; 24] = [
 ];
 
 /// Whole queries behind the rows.
-const QUERIES: [&str; 62] = [
+const QUERIES: [&str; 68] = [
     "select * from s order by slot_name",
     "select s.*, r.state from s left join r on r.pid = s.pid order by slot_name",
     "select slot_name, r.* from s right join r using (pid) order by r.name",
@@ -146,6 +153,12 @@ const QUERIES: [&str; 62] = [
     "select substring('abcdef', 2, 3), substring('abc', -1, 3), substr('abc', 2), left('abc', -1), right('abc', -1), right('abc', 2), repeat('ab', 2)",
     "select regexp_replace('a1b22', '[0-9]+', '#', 'g'), 'abc' ~* 'B', 'abc' !~ 'd', substring('host=h1 x' from 'host=([^ ]*)')",
     "select pg_size_pretty(10239::int8), pg_size_pretty(10240::int8), pg_size_pretty(-20971520::int8), pg_size_pretty(1e15)",
+    "select pg_size_pretty(-170141183460469231731687303715884105727::numeric - 1)",
+    "select split_part('a,b,,c', ',', n), split_part('a,b,,c', ',', -n), split_part('aaa', 'aa', n), split_part('aaa', 'aa', -n), split_part('ab', '', n), split_part('', ',', -n) from (values (1), (2), (3), (4), (5), (2147483647)) v(n)",
+    "select slot_name, (with c as (select s.pid p) select (select max(p) from c)) from s order by 1",
+    "select slot_name, (with c as (select s.pid p), d as (select p + 1 q from c) select (select min(q) from d where q > (select min(r.pid) from r)) from r limit 1) from s order by 1",
+    "select slot_name, exists (with c as (select r.pid from r where r.pid = s.pid) select from s t where t.pid in (select pid from c)) from s order by 1",
+    "select slot_name, (with c as (select max(pid) m from r) select (select m from c) - s.pid) from s order by 1",
     "select 1 between symmetric 3 and 0, 1 not between 2 and 3, 'b' in ('a', 'b'), 1 in (null, 2), 1 = any (array[1, 2])",
     "select 1.0::float8, 1e15::float8, 1e-5::float8, 123456789012345678::float8, 0.1::float8 + 0.2::float8, 'Infinity'::float8",
     "select 100::numeric(5, 2), 12.345::numeric(4, 1), ('abcdef'::varchar(3))::text, 12345::text, 'x'::name, 5::oid",
@@ -287,7 +300,7 @@ fn a_query_has_the_same_answer_as_on_a_server(server: &Server) {
 }
 
 /// The texts of postgres_exporter's collectors and of its older queries, without their comments.
-const EXPORTER: [&str; 14] = [
+const EXPORTER: [&str; 21] = [
     "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0 WHEN pg_last_wal_receive_lsn () = pg_last_wal_replay_lsn () THEN 0 \
      ELSE GREATEST (0, EXTRACT(EPOCH FROM now() - pg_last_xact_replay_timestamp())) END AS lag, \
      CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END as is_replica, \
@@ -333,6 +346,18 @@ const EXPORTER: [&str; 14] = [
     "SELECT version();",
     "SELECT column_name FROM information_schema.columns WHERE table_name = 'pg_stat_wal_receiver' and \
      column_name = 'flushed_lsn'",
+    "SELECT slot_name, database, active, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) FROM pg_replication_slots",
+    "SELECT * FROM pg_stat_database;",
+    "SELECT * FROM pg_stat_database_conflicts;",
+    "SELECT pg_database.datname ,pg_database_size(pg_database.datname) FROM pg_database;",
+    "SELECT buffers_clean, maxwritten_clean, buffers_alloc, stats_reset FROM pg_stat_bgwriter;",
+    "SELECT num_timed, num_requested, restartpoints_timed, restartpoints_req, restartpoints_done, write_time, sync_time, \
+     buffers_written, stats_reset FROM pg_stat_checkpointer;",
+    "SELECT pg_database.datname,tmp.mode,COALESCE(count,0) as count FROM ( VALUES ('accesssharelock'), ('rowsharelock'), \
+     ('rowexclusivelock'), ('shareupdateexclusivelock'), ('sharelock'), ('sharerowexclusivelock'), ('exclusivelock'), \
+     ('accessexclusivelock'), ('sireadlock') ) AS tmp(mode) CROSS JOIN pg_database LEFT JOIN \
+     (SELECT database, lower(mode) AS mode,count(*) AS count FROM pg_locks WHERE database IS NOT NULL \
+     GROUP BY database, lower(mode) ) AS tmp2 ON tmp.mode=tmp2.mode and pg_database.oid = tmp2.database ORDER BY 1",
 ];
 
 fn exporters_find_what_they_ask_for(server: &Server) {
@@ -359,6 +384,51 @@ fn exporters_find_what_they_ask_for(server: &Server) {
     assert!(settings.contains("wal_sender_timeout|60000|ms|"), "{settings}");
     consistent(&relay, &ask);
     archive.stop();
+}
+
+/// As it is installed, without any setting but where the relay is.
+fn an_exporter_has_no_error(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let relay = relay_below(&primary).start();
+    relay.create_slot("archive");
+    let archive = Receivewal::start(server, &relay.conninfo(), "archive");
+    relay.wait_for_sql("select state from pg_stat_replication", "streaming");
+    let Some(exporter) = tools::checker("prometheus-postgres-exporter") else { return };
+    let (scratch, port) = (Scratch::new("exporter"), Port::take());
+    let mut command = tied_command(exporter);
+    command.arg(format!("--web.listen-address=127.0.0.1:{}", port.number()));
+    command.env(
+        "DATA_SOURCE_NAME",
+        format!("host=127.0.0.1 port={} user=postgres dbname=walrelay sslmode=disable", relay.port()),
+    );
+    let _exporter = Process::spawn("exporter", command, &scratch.join("log"));
+    let metrics = wait_for("the exporter", || scraped(&port).filter(|text| text.contains("pg_up 1")));
+    let has = |sample: &str| metrics.lines().any(|line| line.starts_with(sample));
+    let told = std::fs::read_to_string(scratch.join("log")).unwrap_or_default();
+    assert!(has("pg_exporter_last_scrape_error 0"), "{told}");
+    for sample in [
+        "pg_replication_slots_active{",
+        "pg_replication_slots_pg_wal_lsn_diff{",
+        "pg_stat_replication_pg_wal_lsn_diff{",
+        "pg_stat_archiver_archived_count",
+        "pg_stat_activity_count{datname=\"walrelay\"",
+        "pg_stat_database_numbackends{datid=\"16384\",datname=\"walrelay\"",
+        "pg_locks_count{datname=\"walrelay\"",
+        "pg_stat_bgwriter_buffers_alloc",
+        "pg_database_size_bytes{datname=\"walrelay\"",
+        "pg_settings_wal_sender_timeout_seconds",
+    ] {
+        assert!(has(sample), "{sample}: {metrics}");
+    }
+    archive.stop();
+}
+
+/// `None` before it listens.
+fn scraped(port: &Port) -> Option<String> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port.number())).ok()?;
+    write!(socket, "GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).ok().map(|_| answer)
 }
 
 /// One process has one number, in whatever view.

@@ -147,6 +147,7 @@ impl<'a> Running<'a> {
             return Ok(());
         }
         if aggregate.distinct {
+            cx.sorting(1, self.seen.len(), run::bytes_of(&arguments))?;
             if self.seen.contains(&arguments) {
                 return Ok(());
             }
@@ -186,6 +187,7 @@ impl<'a> Running<'a> {
                 text.push_str(value);
             }
             State::Value(so_far) => {
+                cx.comparing(&value, so_far)?;
                 let replaces = match self.aggregate.kind {
                     _ if so_far.is_null() => true,
                     AggregateKind::Least => value < *so_far,
@@ -210,7 +212,8 @@ impl<'a> Running<'a> {
             let mut rows = std::mem::take(&mut self.sorted);
             let keys = self.aggregate.order.len();
             let order: Vec<_> = self.aggregate.order.iter().map(|(_, desc, first)| (*desc, *first)).collect();
-            cx.step(run::sorting_steps(rows.len()))?;
+            let bytes = rows.iter().map(|row| run::bytes_of(&row[..keys])).sum();
+            cx.sorting(rows.len(), rows.len(), bytes)?;
             rows.sort_by(|a, b| run::compare_keys(&a[..keys], &b[..keys], &order));
             for row in rows {
                 self.add(cx, &row[keys..])?;

@@ -50,6 +50,8 @@ struct KnownCte {
     name: String,
     number: usize,
     outputs: Vec<Output>,
+    /// How many subqueries there are around it, where it reads rows of the query that is around the innermost: 0 where it reads none.
+    reads_around: usize,
 }
 
 pub(super) struct Binder<'a> {
@@ -98,13 +100,14 @@ impl<'a> Binder<'a> {
         let known = self.ctes.len();
         let mut ctes = Vec::new();
         for cte in &query.with {
-            let plan = self.query(&cte.query, parent)?;
+            let (plan, reads_around) = self.cte(&cte.query, parent)?;
             let outputs = renamed(&plan.outputs, &cte.alias.columns, &cte.alias.name)?;
             if self.ctes[known..].iter().any(|other| other.name == cte.alias.name) {
                 let text = format!("WITH query name \"{}\" specified more than once", cte.alias.name);
                 return Err(PgError::error(sqlstate::DUPLICATE_ALIAS, text));
             }
-            self.ctes.push(KnownCte { name: cte.alias.name.clone(), number: self.next_cte, outputs });
+            let name = cte.alias.name.clone();
+            self.ctes.push(KnownCte { name, number: self.next_cte, outputs, reads_around });
             ctes.push((self.next_cte, plan));
             self.next_cte += 1;
         }
@@ -132,6 +135,16 @@ impl<'a> Binder<'a> {
         plan.ctes = ctes;
         self.ctes.truncate(known);
         Ok(plan)
+    }
+
+    /// Its plan, and its [`KnownCte::reads_around`].
+    fn cte(&mut self, query: &Query, parent: Option<&Scope<'_>>) -> Result<(QueryPlan, usize)> {
+        let around = vec![false; self.correlated.len()];
+        let before = std::mem::replace(&mut self.correlated, around);
+        let plan = self.query(query, parent);
+        let reads_around = if self.correlated.contains(&true) { self.correlated.len() } else { 0 };
+        self.correlated.iter_mut().zip(before).for_each(|(now, before)| *now |= before);
+        Ok((plan?, reads_around))
     }
 
     fn body(&mut self, body: &Body, parent: Option<&Scope<'_>>) -> Result<QueryPlan> {

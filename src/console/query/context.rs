@@ -117,6 +117,21 @@ impl<'a> Context<'a> {
         self.step((bytes / BYTES_OF_STEP) as u64)
     }
 
+    /// Two values are compared, as far as the shorter one goes.
+    pub(super) fn comparing(&mut self, a: &Value, b: &Value) -> Result<()> {
+        match (a, b) {
+            (Value::Text(a), Value::Text(b)) => self.step_bytes(a.len().min(b.len())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rows are sorted, or put where they belong among those that are there, by values of which all together have so many
+    /// bytes: each is compared about as often as there are bits in the number of rows.
+    pub(super) fn sorting(&mut self, rows: usize, among: usize, bytes: usize) -> Result<()> {
+        let rounds = u64::from(usize::BITS - among.leading_zeros());
+        self.step((rows as u64 + (bytes / BYTES_OF_STEP) as u64).saturating_mul(rounds))
+    }
+
     /// A function has made a value.
     pub(super) fn made(&mut self, value: &Value) -> Result<()> {
         match value {
@@ -140,6 +155,11 @@ impl<'a> Context<'a> {
     /// A row is kept until the query is done.
     pub(super) fn keep(&mut self, row: &[Value]) -> Result<()> {
         self.keep_bytes(size_of::<Row>() + row.iter().map(Value::size).sum::<usize>())
+    }
+
+    /// The same for one that is there already: its texts are not made again.
+    pub(super) fn keep_shared(&mut self, row: &[Value]) -> Result<()> {
+        self.keep_bytes(size_of::<Row>() + size_of_val(row))
     }
 
     /// So much is kept until the query is done.

@@ -27,7 +27,7 @@ mod value;
 
 use std::rc::Rc;
 
-use crate::overlay::{Row, Token};
+use crate::overlay::{self, Row, Token};
 use crate::wire::{PgError, sqlstate};
 
 use self::context::Context;
@@ -38,10 +38,10 @@ use super::{Answer, Facts, Field, Statements, views};
 type Result<T> = std::result::Result<T, PgError>;
 
 /// Whether a statement is one for this engine.
-pub(super) fn is_query(statements: Statements<'_>, tokens: &[Token]) -> bool {
-    let first = tokens.iter().find(|token| token.kind != crate::overlay::Kind::Open);
+pub(super) fn is_query(text: &[u8], tokens: &[Token]) -> bool {
+    let first = tokens.iter().find(|token| token.kind != overlay::Kind::Open);
     first.is_some_and(|first| {
-        ["select", "with", "values", "table"].iter().any(|word| statements.is(first, word))
+        ["select", "with", "values", "table"].iter().any(|word| overlay::is_word(text, first, word))
     })
 }
 

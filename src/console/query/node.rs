@@ -164,8 +164,9 @@ impl Comparison {
         }
     }
 
-    fn of_values(self, a: &Value, b: &Value) -> Value {
-        if a.is_null() || b.is_null() { Value::Null } else { Value::Bool(self.holds(a, b)) }
+    fn of_values(self, a: &Value, b: &Value, cx: &mut Context<'_>) -> Result<Value> {
+        cx.comparing(a, b)?;
+        Ok(if a.is_null() || b.is_null() { Value::Null } else { Value::Bool(self.holds(a, b)) })
     }
 }
 
@@ -245,7 +246,8 @@ impl Node {
             Node::IsNull { value, negated } => Value::Bool(value.value(cx, rows)?.is_null() != *negated),
             Node::Compare { comparison, left, right } => {
                 let left = left.value(cx, rows)?;
-                comparison.of_values(&left, &right.value(cx, rows)?)
+                let right = right.value(cx, rows)?;
+                comparison.of_values(&left, &right, cx)?
             }
             Node::Not(value) => negation(value.value(cx, rows)?),
             Node::And(parts) => unless(parts, false, cx, rows)?,
@@ -278,7 +280,9 @@ impl Node {
             }
             Node::IsDistinct { left, right, negated } => {
                 let left = left.value(cx, rows)?;
-                Value::Bool((left != right.value(cx, rows)?) != *negated)
+                let right = right.value(cx, rows)?;
+                cx.comparing(&left, &right)?;
+                Value::Bool((left != right) != *negated)
             }
             Node::Like { value, pattern, escape, any_case, negated } => {
                 let (value, pattern) = (value.value(cx, rows)?, pattern.value(cx, rows)?);
@@ -299,9 +303,9 @@ impl Node {
                 let (below, high) = high.against(&value, *from, cx, rows)?;
                 let least = Comparison::GreaterOrEqual;
                 let most = Comparison::LessOrEqual;
-                let mut within = both(least.of_values(&above, &low), most.of_values(&below, &high));
+                let mut within = both(least.of_values(&above, &low, cx)?, most.of_values(&below, &high, cx)?);
                 if *symmetric {
-                    let turned = both(least.of_values(&below, &high), most.of_values(&above, &low));
+                    let turned = both(least.of_values(&below, &high, cx)?, most.of_values(&above, &low, cx)?);
                     within = negation(both(negation(within), negation(turned)));
                 }
                 if *negated { negation(within) } else { within }
@@ -311,7 +315,7 @@ impl Node {
                 let mut among = Among::new(*all);
                 for side in list {
                     let (value, other) = side.against(&value, *from, cx, rows)?;
-                    if among.is_decided_by(comparison.of_values(&value, &other)) {
+                    if among.is_decided_by(comparison.of_values(&value, &other, cx)?) {
                         break;
                     }
                 }
@@ -329,7 +333,7 @@ impl Node {
                 let value = value.value(cx, rows)?;
                 for (side, result) in branches {
                     let (value, other) = side.against(&value, *from, cx, rows)?;
-                    if Comparison::Equal.of_values(&value, &other) == Value::Bool(true) {
+                    if Comparison::Equal.of_values(&value, &other, cx)? == Value::Bool(true) {
                         return result.value(cx, rows);
                     }
                 }
@@ -348,6 +352,7 @@ impl Node {
                 let mut found = Value::Null;
                 for value in values {
                     let value = value.value(cx, rows)?;
+                    cx.comparing(&value, &found)?;
                     if !value.is_null() && (found.is_null() || value.cmp(&found) == *wanted) {
                         found = value;
                     }
@@ -357,7 +362,7 @@ impl Node {
             Node::NullIf { value, from, other } => {
                 let value = value.value(cx, rows)?;
                 let (compared, other) = other.against(&value, *from, cx, rows)?;
-                match Comparison::Equal.of_values(&compared, &other) {
+                match Comparison::Equal.of_values(&compared, &other, cx)? {
                     Value::Bool(true) => Value::Null,
                     _ => value,
                 }
@@ -669,7 +674,7 @@ impl Subquery {
                 for row in found.iter() {
                     cx.step(1)?;
                     let other = value::cast(row.first().unwrap_or(&Value::Null), *column, *kind, cx.major)?;
-                    if among.is_decided_by(comparison.of_values(&value, &other)) {
+                    if among.is_decided_by(comparison.of_values(&value, &other, cx)?) {
                         break;
                     }
                 }

@@ -94,16 +94,17 @@ impl Numeric {
         Some(Numeric { digits: a.checked_add(b)?, scale })
     }
 
-    pub(super) fn neg(self) -> Numeric {
-        Numeric { digits: self.digits.saturating_neg(), ..self }
+    pub(super) fn neg(self) -> Option<Numeric> {
+        Some(Numeric { digits: self.digits.checked_neg()?, ..self })
     }
 
-    pub(super) fn abs(self) -> Numeric {
-        Numeric { digits: self.digits.saturating_abs(), ..self }
+    pub(super) fn abs(self) -> Option<Numeric> {
+        Some(Numeric { digits: self.digits.checked_abs()?, ..self })
     }
 
     pub(super) fn sub(self, other: Numeric) -> Option<Numeric> {
-        self.add(other.neg())
+        let (a, b, scale) = self.aligned(other)?;
+        Some(Numeric { digits: a.checked_sub(b)?, scale })
     }
 
     pub(super) fn mul(self, other: Numeric) -> Option<Numeric> {
@@ -167,7 +168,7 @@ impl Numeric {
     }
 
     pub(super) fn ceil(self) -> Option<Numeric> {
-        self.neg().floor().map(Numeric::neg)
+        self.cut(0, |value, by| value.div_euclid(by) + i128::from(value.rem_euclid(by) != 0))
     }
 
     fn cut(self, scale: i32, divide: impl Fn(i128, i128) -> i128) -> Option<Numeric> {
@@ -288,5 +289,10 @@ mod tests {
             assert_eq!(Numeric::parse(text).is_some(), is_fine, "{text}");
         }
         assert!(number("99999999999999999999999999999999999999").mul(number("99")).is_none());
+        // The least one has no counterpart.
+        let least = Numeric::new(i128::MIN, 0);
+        check(least.sub(least), "0");
+        check(least.ceil(), &i128::MIN.to_string());
+        assert!(least.neg().is_none() && least.abs().is_none() && number("0").sub(least).is_none());
     }
 }

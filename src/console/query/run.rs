@@ -33,15 +33,11 @@ pub(super) fn query(plan: &QueryPlan, cx: &mut Context<'_>, around: Option<&Rows
         ),
     };
     if let DistinctPlan::First(width) = distinct {
-        let mut seen = BTreeSet::new();
-        cx.step(sorting_steps(rows.len()))?;
-        rows.retain(|row| seen.insert(row[..width].to_vec()));
+        rows = distinct_by(rows, |row| row[..width].to_vec(), cx)?;
     }
     sort(&mut rows, &plan.sort, cx)?;
     if let DistinctPlan::On(keys) = distinct {
-        let mut seen = BTreeSet::new();
-        cx.step(sorting_steps(rows.len()))?;
-        rows.retain(|row| seen.insert(keys.iter().map(|at| row[*at].clone()).collect::<Row>()));
+        rows = distinct_by(rows, |row| keys.iter().map(|at| row[*at].clone()).collect(), cx)?;
     }
     limit(plan, &mut rows, cx, around)?;
     let width = plan.outputs.len();
@@ -72,16 +68,32 @@ fn limit(
     Ok(())
 }
 
-/// How much sorting so many rows counts.
-pub(super) fn sorting_steps(rows: usize) -> u64 {
-    (rows as u64) * u64::from(usize::BITS - rows.leading_zeros())
+/// The first row of each key.
+fn distinct_by(rows: Vec<Row>, key: impl Fn(&Row) -> Row, cx: &mut Context<'_>) -> Result<Vec<Row>> {
+    let (mut seen, mut kept) = (BTreeSet::new(), Vec::new());
+    for row in rows {
+        let key = key(&row);
+        cx.sorting(1, seen.len(), bytes_of(&key))?;
+        if !seen.contains(&key) {
+            cx.keep_shared(&key)?;
+            seen.insert(key);
+            kept.push(row);
+        }
+    }
+    Ok(kept)
+}
+
+/// Of what is compared one by one.
+pub(super) fn bytes_of(values: &[Value]) -> usize {
+    values.iter().map(Value::size).sum()
 }
 
 fn sort(rows: &mut [Row], keys: &[SortKey], cx: &mut Context<'_>) -> Result<()> {
     if keys.is_empty() {
         return Ok(());
     }
-    cx.step(sorting_steps(rows.len()))?;
+    let bytes = rows.iter().flat_map(|row| keys.iter().map(|key| row[key.at].size())).sum();
+    cx.sorting(rows.len(), rows.len(), bytes)?;
     rows.sort_by(|a, b| {
         let mut orders =
             keys.iter().map(|key| compare(&a[key.at], &b[key.at], key.descending, key.nulls_first));
@@ -136,7 +148,10 @@ fn combined(
     right: Vec<Row>,
     cx: &mut Context<'_>,
 ) -> Result<Vec<Row>> {
-    cx.step(sorting_steps(left.len() + right.len()))?;
+    let bytes = left.iter().chain(&right).map(|row| bytes_of(row)).sum();
+    cx.sorting(left.len() + right.len(), left.len() + right.len(), bytes)?;
+    // Each row is there twice for a while, its texts once.
+    left.iter().chain(&right).try_for_each(|row| cx.keep_shared(row))?;
     let mut counts: BTreeMap<Row, usize> = BTreeMap::new();
     if operator != SetOperator::Union {
         for row in right.iter().cloned() {
@@ -207,10 +222,14 @@ fn grouped(
     scan(plan, cx, around, &mut |cx, row| {
         let rows = Rows::new(row, around);
         let key = group.keys.iter().map(|node| node.value(cx, &rows)).collect::<Result<Row>>()?;
+        cx.sorting(1, groups.len(), bytes_of(&key))?;
+        cx.step(group.aggregates.len() as u64)?;
         let at = match places.get(&key) {
             Some(at) => *at,
             None => {
                 cx.keep(&key)?;
+                cx.keep_shared(&key)?;
+                cx.keep_bytes(group.aggregates.len() * size_of::<Running<'_>>())?;
                 places.insert(key.clone(), groups.len());
                 groups.push(begun(key));
                 groups.len() - 1

@@ -183,6 +183,18 @@ fn rows_are_grouped_sorted_and_cut() {
 
 #[test]
 fn queries_are_in_queries() {
+    // What reads rows from around it is made anew for each, however many queries lie between.
+    check(
+        "select (with c as (select v.x y) select (select max(y) from c)) from (values (1), (2)) v(x)",
+        "1 2",
+    );
+    let through = "select (with c as (select v.x y), d as (select y + 1 z from c) \
+                   select 10 * (select (select sum(z) from d) from (values (1)) w)) from (values (1), (2)) v(x)";
+    check(through, "20 30");
+    check(
+        "select (with c as (select 7 y) select (select max(y) from c) + v.x) from (values (1), (2)) v(x)",
+        "8 9",
+    );
     check(&format!("select n, (select v from {U} where u.n = t.n) from {T} order by n"), "1|~ 2|x 3|y");
     check(&format!("select n from {T} where exists (select 1 from {U} where u.n = t.n) order by n"), "2 3");
     check(&format!("select n from {T} where n in (select n from {U}) and n > all (select 2)"), "3");
@@ -282,7 +294,21 @@ fn the_views_know_the_same_numbers() {
         "f|4294967312|~|2026-12-01 10:00:00+00",
     );
     check("select pg_conf_load_time() - pg_postmaster_start_time()", "00:30:00");
-    fails("select pg_current_wal_lsn()", "55000", "recovery is in progress");
+    fails("select pg_current_wal_insert_lsn()", "55000", "recovery is in progress");
+    check(
+        "select pg_current_wal_lsn() = pg_last_wal_receive_lsn(), pg_database_size(current_database())",
+        "t|0",
+    );
+    fails("select pg_database_size('other')", "3D000", "database \"other\" does not exist");
+    let replaced = answer(b"select pg_current_wal_lsn()", &KNOWN).expect_err("it is no primary");
+    assert_eq!(replaced.message, "recovery is in progress");
+    check(
+        "select datid, datname, numbackends, deadlocks, checksum_failures from pg_stat_database order by 1",
+        "0|~|0|0|~ 16384|postgres|1|0|~",
+    );
+    check("select count(*), sum(confl_lock) from pg_stat_database_conflicts", "1|0");
+    check("select buffers_clean, stats_reset = pg_postmaster_start_time() from pg_stat_bgwriter", "0|t");
+    check("select count(*) from pg_locks where database is not null", "0");
     assert!(shown("select pid, now() - backend_start from pg_stat_replication", &KNOWN).contains('9'));
 }
 
@@ -299,6 +325,29 @@ fn nothing_takes_for_ever() {
     let groups = "with c as (select repeat('x', 1000000) t) select a.name, b.name, string_agg(c.t, '') \
                   from c, pg_settings a, pg_settings b group by 1, 2";
     assert_eq!(error(groups).message, "the query takes more than 64 MB of memory");
+    // What is kept for each of many groups.
+    let sums = (0..1000).map(|n| format!("sum({n})")).collect::<Vec<_>>().join(",");
+    let groups = format!(
+        "select {sums} from pg_settings a, pg_settings b, pg_settings c, pg_settings d group by a.name, b.name, c.name, d.name"
+    );
+    assert_eq!(error(&groups).message, "the query takes more than 64 MB of memory");
+    // Long texts that differ at their end, compared in pairs, sorted, and told apart.
+    let long = "with c as (select repeat('x', 900000) || a.name as t from pg_settings a limit 60) ";
+    for rest in [
+        "select count(*) from c a, c b where a.t < b.t",
+        "select count(*) from c a, c b where a.t is distinct from b.t",
+        "select count(distinct a.t) from c a, c b",
+        "select max(a.t) from c a, c b",
+        "select count(*) from c a, c b group by b.t",
+    ] {
+        assert_eq!(error(&format!("{long}{rest}")).sqlstate, "54000", "{rest}");
+    }
+    for clause in ["group by", "order by"] {
+        let keys = (0..1700).map(|n| format!("length(name) + {n}")).collect::<Vec<_>>().join(",");
+        let list = if clause == "group by" { "1" } else { "name" };
+        let error = error(&format!("select {list} from pg_settings {clause} {keys}"));
+        assert_eq!(error.message, "target lists can have at most 1664 entries", "{clause}");
+    }
     let pattern = format!("select 'a' ~ repeat('a?', {})", 1 << 14);
     assert_eq!(error(&pattern).message, "a regular expression has more than 10000 bytes");
     assert_eq!(error("select lpad('x', 2000000000, 'yz')").sqlstate, "54000");

@@ -52,6 +52,9 @@ impl Binder<'_> {
         if schema.is_none()
             && let Some(cte) = self.ctes.iter().rev().find(|cte| cte.name == name)
         {
+            // Its rows differ from one row around it to the next, and so does what is made of them.
+            let changes = cte.reads_around.checked_sub(1);
+            self.correlated.iter_mut().skip(changes.unwrap_or(usize::MAX)).for_each(|level| *level = true);
             return Ok((Source::Cte(cte.number), named(&cte.outputs, name, alias)?));
         }
         if schema == Some("information_schema") {

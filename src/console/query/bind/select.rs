@@ -134,6 +134,8 @@ impl Binder<'_> {
             if !nodes.contains(&node) {
                 nodes.push(node);
             }
+            // PG: those that are not in the list are added to it.
+            parse::has_room(nodes.len())?;
         }
         Ok(nodes)
     }
@@ -166,6 +168,7 @@ impl Binder<'_> {
             return Err(PgError::error(sqlstate::INVALID_COLUMN_REFERENCE, text));
         }
         values.nodes.push(typed.node);
+        parse::has_room(values.nodes.len())?;
         Ok(values.nodes.len() - 1)
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::console::query::value::{self, Value};
-use crate::console::{Change, unreachable_upstream};
-use Type::{Bool, Int4, Name, PgLsn, Text, Timestamptz, Void};
+use crate::console::{Change, Instead, unreachable_upstream};
+use Type::{Bool, Int4, Int8, Name, PgLsn, Text, Timestamptz, Void};
 
 /// Of what is not known the upstream has to be asked, which nobody can.
 fn known<T>(value: Option<T>) -> Result<T> {
@@ -27,7 +27,7 @@ fn current_setting(cx: &mut Context<'_>, arguments: &[Value]) -> Result<Value> {
     };
     match cx.facts.setting(name) {
         Some(value) => Ok(Value::text(value)),
-        None if missing_ok && cx.facts.instead() == crate::console::Instead::OwnDatabase => nothing(),
+        None if missing_ok && cx.facts.instead() == Instead::OwnDatabase => nothing(),
         None => Err(crate::console::unknown_setting(name, cx.facts)),
     }
 }
@@ -54,6 +54,25 @@ const NO_CONTROL: &str = "WAL control functions cannot be executed during recove
 
 fn lsn(text: Option<String>) -> Result<Value> {
     text.map_or(Ok(Value::Null), |text| value::read(&text, PgLsn))
+}
+
+/// In the relay's own database the end of its WAL, as it writes it; who takes the upstream's place is no primary.
+fn end_of_wal(cx: &mut Context<'_>) -> Result<Value> {
+    match cx.facts.instead() {
+        Instead::OwnDatabase => lsn(cx.facts.flush_lsn()),
+        Instead::Upstream => in_recovery(NO_CONTROL),
+    }
+}
+
+/// There is nothing in it that takes room.
+fn database_size(cx: &mut Context<'_>, name: &Value) -> Result<Value> {
+    let Value::Text(name) = name else { return nothing() };
+    if **name == cx.facts.database() && cx.facts.instead() == Instead::OwnDatabase {
+        return Ok(Value::Int(0));
+    }
+    known((cx.facts.instead() == Instead::OwnDatabase).then_some(()))?;
+    let text = format!("database \"{name}\" does not exist");
+    Err(PgError::error(sqlstate::INVALID_CATALOG_NAME, text))
 }
 
 fn time(text: Option<String>) -> Result<Value> {
@@ -101,8 +120,9 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("pg_last_wal_replay_lsn", &[], PgLsn, |_, _| nothing()),
     function("pg_last_xact_replay_timestamp", &[], Timestamptz, |_, _| nothing()),
     function("pg_is_wal_replay_paused", &[], Bool, |_, _| Ok(Value::Bool(false))),
-    function("pg_current_wal_lsn", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
-    function("pg_current_wal_flush_lsn", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
+    function("pg_current_wal_lsn", &[], PgLsn, |cx, _| end_of_wal(cx)),
+    function("pg_current_wal_flush_lsn", &[], PgLsn, |cx, _| end_of_wal(cx)),
+    function("pg_database_size", &[Name], Int8, |cx, a| database_size(cx, &a[0])),
     function("pg_current_wal_insert_lsn", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
     function("pg_switch_wal", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
     function("pg_walfile_name", &[PgLsn], Text, |_, _| {

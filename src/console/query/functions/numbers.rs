@@ -123,7 +123,7 @@ fn moved(lsn: &Value, bytes: &Value, is_back: bool) -> Result<Value> {
 }
 
 /// PG: `size_pretty_units`: the unit, from what number on the next one is taken, and whether it is rounded.
-const UNITS: [(&str, i128, bool, u32); 6] = [
+const UNITS: [(&str, u128, bool, u32); 6] = [
     ("bytes", 10 * 1024, false, 0),
     ("kB", 20 * 1024 - 1, true, 9),
     ("MB", 20 * 1024 - 1, true, 10),
@@ -136,7 +136,7 @@ fn pretty(bytes: i128) -> Value {
     let mut value = bytes;
     for (at, (unit, limit, is_half, _)) in UNITS.into_iter().enumerate() {
         let next = UNITS.get(at + 1);
-        if value.abs() < limit || next.is_none() {
+        if value.unsigned_abs() < limit || next.is_none() {
             // Halves are away from zero.
             let shown = if is_half { (value + value.signum()) / 2 } else { value };
             return Value::text(format!("{shown} {unit}"));
@@ -175,7 +175,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("sqrt", &[Float8], Float8, |_, a| root(a)),
     function("-", &[Int4], Int4, |_, a| of_whole(Int4, a, i64::checked_neg)),
     function("-", &[Int8], Int8, |_, a| of_whole(Int8, a, i64::checked_neg)),
-    function("-", &[NUMERIC], NUMERIC, |_, a| one(a, |value| Some(value.neg()))),
+    function("-", &[NUMERIC], NUMERIC, |_, a| one(a, Numeric::neg)),
     function("-", &[Float8], Float8, |_, a| of_float(a, |value| -value)),
     function("+", &[Int4], Int4, |_, a| Ok(a[0].clone())),
     function("+", &[Int8], Int8, |_, a| Ok(a[0].clone())),
@@ -183,7 +183,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("+", &[Float8], Float8, |_, a| Ok(a[0].clone())),
     function("abs", &[Int4], Int4, |_, a| of_whole(Int4, a, i64::checked_abs)),
     function("abs", &[Int8], Int8, |_, a| of_whole(Int8, a, i64::checked_abs)),
-    function("abs", &[NUMERIC], NUMERIC, |_, a| one(a, |value| Some(value.abs()))),
+    function("abs", &[NUMERIC], NUMERIC, |_, a| one(a, Numeric::abs)),
     function("abs", &[Float8], Float8, |_, a| of_float(a, f64::abs)),
     function("round", &[NUMERIC], NUMERIC, |_, a| one(a, |value| value.round(0))),
     function("round", &[NUMERIC, Int4], NUMERIC, |_, a| to_scale(a, Numeric::round)),
@@ -235,6 +235,7 @@ mod tests {
             (1_500_000, "1465 kB"),
             (20_971_520, "20 MB"),
             (1_i128 << 40, "1024 GB"),
+            (i128::MIN, "-151115727451828646838272 PB"),
         ] {
             assert_eq!(pretty(bytes), Value::text(text), "{bytes}");
         }

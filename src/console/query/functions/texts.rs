@@ -107,16 +107,20 @@ fn replace(cx: &mut Context<'_>, arguments: &[Value]) -> Result<Value> {
 
 fn split_part(arguments: &[Value]) -> Result<Value> {
     let [Value::Text(text), Value::Text(by), Value::Int(number)] = arguments else { return nothing() };
-    let parts: Vec<_> = if by.is_empty() { vec![&**text] } else { text.split(&**by).collect() };
+    let count = || if by.is_empty() { 1 } else { text.split(&**by).count() };
     let at = match *number {
         0 => {
             let text = "field position must not be zero";
             return Err(PgError::error(sqlstate::INVALID_PARAMETER_VALUE, text));
         }
         1.. => usize::try_from(number - 1).ok(),
-        _ => usize::try_from(-number).ok().and_then(|back| parts.len().checked_sub(back)),
+        _ => usize::try_from(number.unsigned_abs()).ok().and_then(|back| count().checked_sub(back)),
     };
-    Ok(Value::text(at.and_then(|at| parts.get(at)).copied().unwrap_or_default()))
+    let part = at.and_then(|at| match by.is_empty() {
+        true => (at == 0).then_some(&**text),
+        false => text.split(&**by).nth(at),
+    });
+    Ok(Value::text(part.unwrap_or_default()))
 }
 
 /// The first characters, or all but so many of the last ones.
