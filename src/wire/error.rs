@@ -60,8 +60,9 @@ pub mod sqlstate {
     pub const INVALID_CURSOR_NAME: &str = "34000";
     /// `invalid_savepoint_specification`
     pub const INVALID_SAVEPOINT_SPECIFICATION: &str = "3B001";
-    /// `invalid_schema_name`
+    /// `invalid_catalog_name`
     pub const INVALID_CATALOG_NAME: &str = "3D000";
+    /// `invalid_schema_name`
     pub const INVALID_SCHEMA_NAME: &str = "3F000";
     /// `42501`
     pub const INSUFFICIENT_PRIVILEGE: &str = "42501";

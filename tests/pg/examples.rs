@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use walrelay_testkit::{Moto, Python, Scratch, Server, ansible, on_one_version};
+use walrelay_testkit::{Moto, Python, Scratch, Server, ansible, on_one_version, tools};
 
 use crate::walrelay;
 
@@ -32,7 +32,7 @@ fn example(name: &str, server: &Server) -> Command {
 fn script(dir: &Path, server: &Server) -> Command {
     let mut command = Command::new("setpriv");
     // What a reader would end by hand, because it waits for ever, ends too.
-    command.args(["--pdeathsig", "TERM", "--", "timeout", "300", "bash"]).arg(dir.join("run.sh"));
+    command.args(["--pdeathsig", "TERM", "--", "timeout", "-k", "30", "300", "bash"]).arg(dir.join("run.sh"));
     command.env("PATIENCE", "120");
     command.env("PG_BIN", server.bin()).env("WALRELAY", walrelay()).env_remove("S3_ENDPOINT");
     command
@@ -122,31 +122,20 @@ fn playbook(server: &Server) {
     assert!(said.contains("receive-wal running: OK") && said.contains("changed=0"), "{said}");
 }
 
-fn is_installed(program: &str) -> bool {
-    let is_here = Command::new(program).arg("--version").output().is_ok();
-    if !is_here {
-        eprintln!("NOT CHECKED: {program} is not installed");
-    }
-    is_here
-}
-
 #[test]
 fn the_vagrantfile_is_ruby() {
-    if is_installed("ruby") {
-        let vagrantfile = examples().join("ansible/Vagrantfile");
-        let output = Command::new("ruby").arg("-c").arg(vagrantfile).output().expect("it is here");
-        assert!(output.status.success(), "{}", said(&output));
-    }
+    let Some(ruby) = tools::checker("ruby") else { return };
+    let vagrantfile = examples().join("ansible/Vagrantfile");
+    let output = Command::new(ruby).arg("-c").arg(vagrantfile).output().expect("it is here");
+    assert!(output.status.success(), "{}", said(&output));
 }
 
 #[test]
 fn scripts_are_clean() {
-    if !is_installed("shellcheck") {
-        return;
-    }
+    let Some(shellcheck) = tools::checker("shellcheck") else { return };
     let runs = fs::read_dir(examples()).expect("it is in the repository").flatten();
     let scripts = runs.map(|entry| entry.path().join("run.sh")).filter(|script| script.is_file());
-    let output = Command::new("shellcheck")
+    let output = Command::new(shellcheck)
         .args(scripts)
         .arg(examples().join("common.sh"))
         .output()

@@ -393,7 +393,10 @@ fn an_exporter_has_no_error(server: &Server) {
     relay.create_slot("archive");
     let archive = Receivewal::start(server, &relay.conninfo(), "archive");
     relay.wait_for_sql("select state from pg_stat_replication", "streaming");
-    let Some(exporter) = tools::checker("prometheus-postgres-exporter") else { return };
+    let Some(exporter) = tools::postgres_exporter() else {
+        eprintln!("NOT CHECKED: prometheus-postgres-exporter is not installed");
+        return;
+    };
     let (scratch, port) = (Scratch::new("exporter"), Port::take());
     let mut command = tied_command(exporter);
     command.arg(format!("--web.listen-address=127.0.0.1:{}", port.number()));

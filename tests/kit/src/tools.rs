@@ -82,6 +82,56 @@ fn prometheus_dir() -> std::path::PathBuf {
     cache_dir().join("prometheus")
 }
 
+/// The exporter of Debian that looks at servers, on the path or from its package; the same where it cannot be had.
+pub fn postgres_exporter() -> Option<std::path::PathBuf> {
+    let unpacked = exporter_dir().join("usr/bin").join(EXPORTER);
+    path(EXPORTER).or_else(|| Some(unpacked).filter(|it| it.is_file()))
+}
+
+/// Finds it, or unpacks it.
+///
+/// # Errors
+/// When it is neither there nor can be had; the message says what to do.
+pub fn ensure_postgres_exporter() -> Result<String, InstallError> {
+    let failed = |message| InstallError::Tool { name: EXPORTER, message };
+    if postgres_exporter().is_none() {
+        unpack_deb(EXPORTER, &exporter_dir()).map_err(failed)?;
+    }
+    let found =
+        postgres_exporter().ok_or_else(|| failed("unpacked, but the program is missing".to_owned()))?;
+    Ok(found.display().to_string())
+}
+
+/// Its program, and its package.
+const EXPORTER: &str = "prometheus-postgres-exporter";
+
+fn exporter_dir() -> std::path::PathBuf {
+    cache_dir().join("postgres-exporter")
+}
+
+/// Programs that check files of the repository. Without them the rest is tested all the same.
+const CHECKERS: [&str; 2] = ["shellcheck", "ruby"];
+
+/// Finds or installs them; each that could not be had, with the reason.
+pub fn ensure_checkers() -> Vec<(&'static str, String)> {
+    let wanted = missing_checkers().map(|program| (program, apt_install(program)));
+    wanted.filter_map(|(program, done)| Some((program, done.err()?))).collect()
+}
+
+/// Those that are not here.
+pub fn missing_checkers() -> impl Iterator<Item = &'static str> {
+    CHECKERS.into_iter().filter(|program| !is_there(program))
+}
+
+/// One of them, where it is installed; else it is said that nothing was checked with it, here and behind all tests.
+pub fn checker(name: &str) -> Option<std::path::PathBuf> {
+    let found = path(name);
+    if found.is_none() {
+        eprintln!("NOT CHECKED: {name} is not installed");
+    }
+    found
+}
+
 fn is_there(program: &str) -> bool {
     path(program).is_some()
 }

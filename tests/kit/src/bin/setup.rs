@@ -60,6 +60,7 @@ fn report_optional() -> Result<(), InstallError> {
         ("repmgr", text(repmgr::ensure())),
         ("Ansible", text(ansible::ensure())),
         ("promtool", tools::ensure_promtool()),
+        ("exporter", tools::ensure_postgres_exporter()),
         ("Chromium", browser::ensure()),
     ];
     for (name, found) in optional {
@@ -67,6 +68,9 @@ fn report_optional() -> Result<(), InstallError> {
             Ok(version) => println!("{name:<10} {version}"),
             Err(error) => println!("*** {name} IS MISSING, NOTHING IS TESTED WITH IT: {error}"),
         }
+    }
+    for (name, error) in tools::ensure_checkers() {
+        println!("*** {name} IS MISSING, NOTHING IS CHECKED WITH IT: {error}");
     }
     Ok(())
 }
@@ -97,12 +101,16 @@ fn tell_missing() -> ExitCode {
         ("repmgr", repmgr::is_here()),
         ("Ansible", ansible::is_here()),
         ("promtool", tools::promtool().is_some()),
+        ("postgres_exporter", tools::postgres_exporter().is_some()),
         ("Chromium", browser::find().is_some()),
     ];
     for (name, is_here) in optional {
         if !is_here {
             println!("*** NOTHING WAS TESTED WITH {name}: it could not be installed");
         }
+    }
+    for name in tools::missing_checkers() {
+        println!("*** NOTHING WAS CHECKED WITH {name}: it could not be installed");
     }
     ExitCode::SUCCESS
 }
