@@ -9,6 +9,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "archive",
         &[
+            "changeable",
             "conninfo",
             "counts",
             "lane",
@@ -26,6 +27,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("auth", &["permissions"]),
     ("branch", &["store"]),
+    ("changeable", &[]),
     (
         "config",
         &[
@@ -131,13 +133,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("pieces", &[]),
     ("promotable", &["archive", "config", "conninfo", "error", "out", "pg"]),
     ("pulse", &[]),
-    ("rate", &[]),
+    ("rate", &["changeable"]),
     ("redact", &[]),
     (
         "relay",
         &[
             "archive",
             "auth",
+            "changeable",
             "config",
             "conninfo",
             "counts",
@@ -180,7 +183,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("store", &["consumers", "counts", "disk", "moment", "mutation", "parts", "permissions"]),
+    ("store", &["changeable", "consumers", "counts", "disk", "moment", "mutation", "parts", "permissions"]),
     (
         "tools",
         &[
@@ -203,7 +206,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "verify",
         ],
     ),
-    ("upstream", &["conninfo", "counts", "moment", "pg", "pieces", "store"]),
+    ("upstream", &["changeable", "conninfo", "counts", "moment", "pg", "pieces", "store"]),
     ("verify", &["archive", "store"]),
     ("wire", &["auth", "conninfo", "permissions"]),
 ];

@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod auth;
 pub mod branch;
+pub mod changeable;
 pub mod config;
 pub mod conninfo;
 pub mod console;

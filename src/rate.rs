@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::changeable::Changeable;
+
 /// Lets bytes pass at a rate. What has passed is paid for by waiting afterwards (PostgreSQL:
 /// `basebackup_throttle.c`), so a short pause is not caught up with a burst.
 #[derive(Debug)]
 pub struct RateLimit {
-    bytes_per_second: u64,
+    bytes_per_second: Changeable<u64>,
     /// When everything that has passed is paid for.
     paid: Mutex<Option<Instant>>,
 }
@@ -17,12 +19,18 @@ pub struct RateLimit {
 impl RateLimit {
     /// At least 1 byte per second.
     pub fn new(bytes_per_second: u64) -> RateLimit {
-        RateLimit { bytes_per_second: bytes_per_second.max(1), paid: Mutex::new(None) }
+        RateLimit { bytes_per_second: bytes_per_second.into(), paid: Mutex::new(None) }
+    }
+
+    /// What passes from now on has this rate.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.bytes_per_second.replace(bytes_per_second);
     }
 
     /// Counts bytes that pass now; whoever sends them must wait until the instant returned before the next.
     pub fn pass(&self, bytes: usize, now: Instant) -> Instant {
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let rate = self.bytes_per_second.current().max(1);
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let until = paid.map_or(now, |at| at.max(now)) + cost;
         *paid = Some(until);
@@ -42,5 +50,8 @@ mod tests {
         assert_eq!(limit.pass(250, start), start + Duration::from_millis(750));
         let later = start + Duration::from_secs(9);
         assert_eq!(limit.pass(1000, later), later + Duration::from_secs(1));
+        // What has passed costs what it did.
+        limit.set(500);
+        assert_eq!(limit.pass(1000, later), later + Duration::from_secs(3));
     }
 }

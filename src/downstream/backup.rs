@@ -117,8 +117,7 @@ impl Backup {
                     Scan::Header { kind } => copy_in = kind == b'G' || copy_in && kind == b'N',
                     Scan::Parameter(_) => {}
                 });
-                paid_at =
-                    shared.gateway.backup_rate().map(|rate| rate.pass(self.buffer.len(), Instant::now()));
+                paid_at = Some(shared.gateway.backup_rate().pass(self.buffer.len(), Instant::now()));
                 conn.put_bytes(&self.buffer);
                 self.buffer.clear();
             }

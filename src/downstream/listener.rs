@@ -200,7 +200,7 @@ impl Downstream {
                 () = tasks.one_ended() => {}
                 lost = passes.lost() => return Err(lost.into()),
                 () = self.shared.shutdown.cancelled(), if stop_by.is_none() => {
-                    stop_by = Some(Instant::now() + self.shared.config.shutdown_timeout);
+                    stop_by = Some(Instant::now() + self.shared.config.rules.current().shutdown_timeout);
                 }
                 () = sleep_until(stop_by) => break,
             }

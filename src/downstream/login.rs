@@ -274,17 +274,16 @@ fn begin_session(
         client_addr: conn.peer().address(),
         backend_start,
     });
+    let rules = shared.config.rules.current();
     let context = SessionContext {
         pid: registration.pid,
         user: request.user,
         application_name,
         peer: conn.peer(),
-        wal_sender_timeout: settings
-            .wal_sender_timeout()
-            .unwrap_or_else(|| shared.config.rules.current().wal_sender_timeout),
+        wal_sender_timeout: settings.wal_sender_timeout().unwrap_or(rules.wal_sender_timeout),
         shutdown_timeout: settings
             .wal_sender_shutdown_timeout()
-            .map_or(shared.config.shutdown_timeout, |limit| limit.min(shared.config.shutdown_timeout)),
+            .map_or(rules.shutdown_timeout, |limit| limit.min(rules.shutdown_timeout)),
         cancel: registration.cancel.clone(),
         shutdown: shared.shutdown.clone(),
         store: shared.store.clone(),

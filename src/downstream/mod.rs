@@ -40,7 +40,6 @@ mod walsender;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
@@ -73,10 +72,6 @@ pub struct DownstreamConfig {
     pub listen: Vec<ListenAddr>,
     /// What holds for new connections.
     pub rules: Arc<SharedRules>,
-    /// How long a stop waits for consumers to confirm the last WAL (`--shutdown-timeout`).
-    pub shutdown_timeout: Duration,
-    /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).
-    pub sql_overlay: bool,
     /// Where WAL comes from that is not in the store any more; `None` without an archive.
     pub recall: Option<Arc<Recall>>,
     /// What the relay is called upstream, and in `synchronous_standby_names` there.

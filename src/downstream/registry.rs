@@ -323,6 +323,8 @@ mod tests {
             max_failed_logins: 0,
             authentication_timeout: Duration::from_secs(1),
             wal_sender_timeout: None,
+            shutdown_timeout: Duration::ZERO,
+            sql_overlay: true,
         }))
     }
 

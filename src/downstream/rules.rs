@@ -16,6 +16,10 @@ pub struct SessionRules {
     pub authentication_timeout: Duration,
     /// How long a streaming consumer may be silent; `None` for ever (`wal_sender_timeout`).
     pub wal_sender_timeout: Option<Duration>,
+    /// How long a stop waits for consumers to confirm the last WAL (`--shutdown-timeout`). For the stop itself it is looked at then.
+    pub shutdown_timeout: Duration,
+    /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).
+    pub sql_overlay: bool,
 }
 
 /// [`SessionRules`] that can be replaced.

@@ -33,7 +33,6 @@ impl Shown<'_> {
     }
 
     fn own_setting(&self, name: &str) -> Option<String> {
-        let store = self.shared.store.config();
         Some(match name {
             "application_name" => String::new(),
             "client_encoding" => "SQL_ASCII".to_owned(),
@@ -44,10 +43,10 @@ impl Shown<'_> {
             "wal_sender_shutdown_timeout"
                 if self.shared.store.upstream_parameters().major_version() >= 19 =>
             {
-                settings::show_timeout(Some(self.shared.config.shutdown_timeout))
+                settings::show_timeout(Some(self.shared.config.rules.current().shutdown_timeout))
             }
             "max_wal_senders" => self.shared.config.rules.current().limits.wal_senders.to_string(),
-            "max_replication_slots" => store.max_replication_slots.to_string(),
+            "max_replication_slots" => self.shared.store.slots().limit().to_string(),
             "wal_keep_size" => settings::show_megabytes(Some(self.shared.store.keep_sizes().wal_keep_size)),
             "max_slot_wal_keep_size" => {
                 settings::show_megabytes(self.shared.store.keep_sizes().max_slot_wal_keep_size)

@@ -126,7 +126,8 @@ impl SqlSession {
         let (reader, writer) = tokio::io::split(parts.stream);
         let server = Side { reader, writer, read_already: parts.buffered };
         let utf8 = encoding.is_none_or(|name| name == "UTF8");
-        let mut overlay = Overlay { session: self, utf8 };
+        let is_on = self.shared.config.rules.current().sql_overlay;
+        let mut overlay = Overlay { session: self, utf8, is_on };
         forward::forward(client, server, &mut overlay, &talk, &self.shared.shutdown).await
     }
 }
@@ -157,6 +158,8 @@ struct Overlay<'a> {
     session: &'a SqlSession,
     /// The database's encoding.
     utf8: bool,
+    /// Whether the relay's rows are shown, as it was when the session began: what is prepared by then goes on.
+    is_on: bool,
 }
 
 impl Overlay<'_> {
@@ -170,7 +173,7 @@ impl Overlay<'_> {
             ascii_safe: moment.ascii_safe,
             server_encoding_utf8: self.utf8,
             message,
-            overlay: self.session.shared.config.sql_overlay,
+            overlay: self.is_on,
             settled: moment.is_quiet && !moment.has_failed,
             takes_rows: moment.takes_rows,
         }

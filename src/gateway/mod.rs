@@ -50,8 +50,11 @@ pub struct Gateway {
     followed: Followed,
     roles: Roles,
     running: cancel::Running,
-    backup_rate: Option<RateLimit>,
+    backup_rate: RateLimit,
 }
+
+/// More than any line has.
+const NO_LIMIT: u64 = u64::MAX;
 
 /// There is no session upstream.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,7 @@ impl Gateway {
             info: config.conninfo,
             followed,
             running: cancel::Running::default(),
-            backup_rate: config.base_backup_max_rate.map(RateLimit::new),
+            backup_rate: RateLimit::new(config.base_backup_max_rate.unwrap_or(NO_LIMIT)),
         }
     }
 
@@ -93,8 +96,13 @@ impl Gateway {
     }
 
     /// `--base-backup-max-rate`.
-    pub fn backup_rate(&self) -> Option<&RateLimit> {
-        self.backup_rate.as_ref()
+    pub fn backup_rate(&self) -> &RateLimit {
+        &self.backup_rate
+    }
+
+    /// Changes it, for backups that run as well.
+    pub fn set_backup_rate(&self, bytes_per_second: Option<u64>) {
+        self.backup_rate.set(bytes_per_second.unwrap_or(NO_LIMIT));
     }
 
     /// Logs in at the followed server as `user`. `parameters` are those of the start-up message, `user` not among

@@ -28,6 +28,7 @@ use crate::archive::{
 };
 use crate::auth::hba::{Hba, Idents};
 use crate::auth::users::Users;
+use crate::changeable::Changeable;
 use crate::config::{Config, ack_warnings};
 use crate::descriptors::Descriptors;
 use crate::downstream::{
@@ -115,7 +116,7 @@ pub async fn run(config: Config, events: Events, handover: Handover) -> Result<N
 
 /// All parts, running.
 struct Relay {
-    shutdown_timeout: Duration,
+    timeouts: Timeouts,
     store: Arc<Store>,
     receiver: Receiver,
     archiver: Archiver,
@@ -160,6 +161,15 @@ impl Watching {
         self.end.cancel();
         self.tasks.finish().await
     }
+}
+
+/// Those that a reload changes.
+#[derive(Clone)]
+struct Timeouts {
+    /// `--shutdown-timeout`
+    shutdown: Changeable<Duration>,
+    /// `--wal-receiver-timeout`
+    wal_receiver: Changeable<Option<Duration>>,
 }
 
 /// Who was there before the relay, and whom it leaves things to.
@@ -225,7 +235,11 @@ impl Relay {
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
         set_acknowledgements(&config, &store);
-        let archiver = Archiver::start(&store, &config.archive, config.shutdown_timeout, starting)?;
+        let timeouts = Timeouts {
+            shutdown: config.shutdown_timeout.into(),
+            wal_receiver: config.wal_receiver_timeout.into(),
+        };
+        let archiver = Archiver::start(&store, &config.archive, timeouts.shutdown.clone(), starting)?;
         let (shutdown, mut tasks) = (CancellationToken::new(), Tasks::default());
         let (following, followed) = Following::channel();
         watched.note_step("beginning to listen");
@@ -270,14 +284,13 @@ impl Relay {
                 tracing::error!("{error}");
             }
         });
-        let stop_refresh = stop();
-        tasks.spawn("roles refresher", async move { gateway.roles().run(stop_refresh).await });
+        let (stop_refresh, roles_of) = (stop(), gateway.clone());
+        tasks.spawn("roles refresher", async move { roles_of.roles().run(stop_refresh).await });
         tasks.spawn("disk gauge", status.disk().clone().run(stop()));
         tasks.spawn("cleaner of recalled WAL", recall.clone().keep_clean(stop()));
         tasks.spawn("signal handler", ignored.tell(stop()));
-        let receiver = Receiver::start(&config, writer, following)?;
+        let receiver = Receiver::start(&config, &timeouts, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);
-        let shutdown_timeout = config.shutdown_timeout;
         let reload = Reload::new(
             config,
             access,
@@ -286,12 +299,14 @@ impl Relay {
             store.clone(),
             archiver.control(),
             recall,
+            gateway,
+            timeouts.clone(),
             status.clone(),
         );
         watchdog.watch(background.hearts().into_iter().chain([receiver.heart()]));
         tasks.spawn("configuration reloader", reload.run_on(hangup, notifier.clone(), stop()));
         Ok(Relay {
-            shutdown_timeout,
+            timeouts,
             store,
             receiver,
             archiver,
@@ -361,7 +376,7 @@ impl Relay {
         }
         self.status.note_stop();
         let began = Instant::now();
-        let deadline = began + self.shutdown_timeout + GRACE;
+        let deadline = began + self.timeouts.shutdown.current() + GRACE;
         let mut farewell = Farewell::default();
         // Commits on the primary may wait for the relay: it goes on receiving and confirming while its consumers end, and leaves
         // the upstream last.
@@ -551,8 +566,6 @@ fn downstream_config(
     DownstreamConfig {
         listen,
         rules: rules.clone(),
-        shutdown_timeout: config.shutdown_timeout,
-        sql_overlay: config.sql_overlay,
         recall: Some(recall),
         application_name: config.upstream.application_name.clone(),
         descriptors,
@@ -570,6 +583,8 @@ fn session_rules(config: &Config) -> SessionRules {
         max_failed_logins: config.max_failed_logins,
         authentication_timeout: config.authentication_timeout,
         wal_sender_timeout: config.wal_sender_timeout,
+        shutdown_timeout: config.shutdown_timeout,
+        sql_overlay: config.sql_overlay,
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Timeouts;
 use super::drive::Driver;
 use crate::config::Config;
 use crate::error::RelayError;
@@ -30,6 +31,7 @@ impl Receiver {
     /// Begins to follow the upstream.
     pub(super) fn start(
         config: &Config,
+        timeouts: &Timeouts,
         writer: Writer,
         followed: Following,
     ) -> Result<Receiver, RelayError> {
@@ -40,8 +42,8 @@ impl Receiver {
             conninfo: config.upstream.clone(),
             slot: config.slot.clone(),
             dbname: config.auth_dbname.clone(),
-            wal_receiver_timeout: config.wal_receiver_timeout,
-            shutdown_timeout: config.shutdown_timeout,
+            wal_receiver_timeout: timeouts.wal_receiver.clone(),
+            shutdown_timeout: timeouts.shutdown.clone(),
             followed,
         };
         let (driver, runtime) = (Arc::new(Driver::new(writer.store().clone())), Arc::new(runtime));

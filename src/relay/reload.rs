@@ -2,7 +2,7 @@
 //!
 //! All of it is read and checked before anything is changed: a file that cannot be used leaves everything as it was, and so does
 //! one that does not answer, which is given up and holds up no later signal. Who may
-//! connect and how many, their timeouts, how much WAL is kept, who must have WAL before it is reported, the archive's targets and
+//! connect and how many, timeouts, how many slots there may be, how much WAL is kept, who must have WAL before it is reported, the archive's targets and
 //! the log's level change while the relay runs; for anything else that differs the log says that it takes a restart.
 
 use std::path::Path;
@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::signals::Hangup;
-use super::{load_access, session_rules, set_acknowledgements, sources};
+use super::{Timeouts, load_access, session_rules, set_acknowledgements, sources};
 use crate::archive::{ArchiveControl, Prepared, Recall, Source};
 use crate::config::Config;
 use crate::downstream::{Access, SharedAccess, SharedRules};
 use crate::error::RelayError;
+use crate::gateway::Gateway;
 use crate::lane::{Lane, PATIENCE};
 use crate::log::LevelSwitch;
 use crate::notify::Notifier;
@@ -23,13 +24,15 @@ use crate::status::{Setting, Sources};
 use crate::store::{KeepSizes, Store, StoreConfig};
 
 /// Settings that are in effect at once, for new connections.
-const ACCESS: [&str; 15] = [
+const ACCESS: [&str; 17] = [
     "max-connections",
     "max-user-connections",
     "max-wal-senders",
     "max-failed-logins",
     "authentication-timeout",
     "wal-sender-timeout",
+    "wal-receiver-timeout",
+    "sql-overlay",
     "hba-file",
     "auth-file",
     "ident-file",
@@ -44,7 +47,16 @@ const ACCESS: [&str; 15] = [
 /// Those that are in effect at once, for everybody.
 const ACKNOWLEDGEMENTS: &str = "ack";
 const ADMINS: &str = "admin-role";
-const AT_ONCE: [&str; 4] = [ADMINS, "log-level", "wal-keep-size", "max-slot-wal-keep-size"];
+const AT_ONCE: [&str; 8] = [
+    ADMINS,
+    "log-level",
+    "wal-keep-size",
+    "max-slot-wal-keep-size",
+    "max-replication-slots",
+    "recall-size",
+    "base-backup-max-rate",
+    "shutdown-timeout",
+];
 
 /// What is read at the moment, for the message should it not come back.
 #[derive(Clone, Default, Debug)]
@@ -86,6 +98,8 @@ pub(super) struct Reload {
     store: Arc<Store>,
     archive: Arc<ArchiveControl>,
     recall: Arc<Recall>,
+    gateway: Arc<Gateway>,
+    timeouts: Timeouts,
     status: Arc<Sources>,
 }
 
@@ -99,10 +113,24 @@ impl Reload {
         store: Arc<Store>,
         archive: Arc<ArchiveControl>,
         recall: Arc<Recall>,
+        gateway: Arc<Gateway>,
+        timeouts: Timeouts,
         status: Arc<Sources>,
     ) -> Arc<Reload> {
         let (started, read) = (config.clone(), Mutex::new(config));
-        Arc::new(Reload { started, read, access, rules, log_level, store, archive, recall, status })
+        Arc::new(Reload {
+            started,
+            read,
+            access,
+            rules,
+            log_level,
+            store,
+            archive,
+            recall,
+            gateway,
+            timeouts,
+            status,
+        })
     }
 
     /// At each signal, until told to stop. The files are read on threads of their own: they may lie on a disk that hangs.
@@ -147,6 +175,11 @@ impl Reload {
         self.access.replace(access);
         self.rules.replace(session_rules(&new));
         self.log_level.set(new.log_level);
+        self.timeouts.shutdown.replace(new.shutdown_timeout);
+        self.timeouts.wal_receiver.replace(new.wal_receiver_timeout);
+        self.gateway.set_backup_rate(new.base_backup_max_rate);
+        self.recall.set_budget(new.recall_size);
+        self.store.slots().set_limit(new.store.max_replication_slots);
         let StoreConfig { wal_keep_size, max_slot_wal_keep_size, .. } = new.store;
         let keep = KeepSizes { wal_keep_size, max_slot_wal_keep_size };
         // Nothing is let go before new archive targets hold what they need, nor when old ones no longer do.
@@ -262,6 +295,18 @@ mod tests {
             "3GB",
             "--max-wal-senders",
             "3",
+            "--max-replication-slots",
+            "3",
+            "--recall-size",
+            "1GB",
+            "--base-backup-max-rate",
+            "10MB",
+            "--shutdown-timeout",
+            "3s",
+            "--wal-receiver-timeout",
+            "7s",
+            "--sql-overlay",
+            "off",
             "--log-level",
             "warn",
             "--slot",

@@ -51,7 +51,7 @@ impl Scene {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (archiver, recall) = runtime.block_on(async {
             let starting = store.hold_for_start();
-            let archiver = Archiver::start(&store, &[], Duration::ZERO, starting).unwrap();
+            let archiver = Archiver::start(&store, &[], Duration::ZERO.into(), starting).unwrap();
             (archiver, Recall::start(store.clone(), Vec::new(), 0).unwrap())
         });
         let setting = Setting::new("slot", "walrelay");

@@ -27,6 +27,7 @@ use walrelay_proto::{FeedbackHorizon, FullXid, Lsn, SlotName};
 use super::dir::DataDir;
 use super::holds::{Hold, HoldKind, Holds};
 use super::lock;
+use crate::changeable::Changeable;
 use crate::consumers::Remembered;
 use crate::moment::Past;
 use crate::mutation::{self, Former, Mutation};
@@ -142,7 +143,7 @@ enum Phase {
 /// All slots of the relay.
 #[derive(Debug)]
 pub struct Slots {
-    limit: usize,
+    limit: Changeable<usize>,
     table: Mutex<Table>,
     /// Held while the file is written. Taken before `table`, by blocking threads only.
     saving: Mutex<()>,
@@ -237,7 +238,7 @@ impl Slots {
         }
         dir.reserve(FILE, &text);
         Ok(Arc::new(Slots {
-            limit,
+            limit: limit.into(),
             table: Mutex::new(table),
             saving: Mutex::default(),
             dir,
@@ -302,7 +303,7 @@ impl Slots {
             if table.slots.contains_key(name.as_str()) {
                 return Err(SlotError::Exists { name: name.to_string() });
             }
-            if table.slots.len() >= self.limit {
+            if table.slots.len() >= self.limit.current() {
                 return Err(SlotError::Full);
             }
             let slot = Slot::new(name.clone(), persistence, &self.holds);
@@ -452,6 +453,16 @@ impl Slots {
     /// Whether the file holds what this process knows, so that positions in it count.
     pub(super) fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Relaxed)
+    }
+
+    /// How many there may be (`max_replication_slots`).
+    pub fn limit(&self) -> usize {
+        self.limit.current()
+    }
+
+    /// Changes that. Those that are there stay, also where they are more.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.replace(limit);
     }
 
     /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them as they

@@ -39,6 +39,7 @@ use super::introduce::{SHUTDOWN_TIMEOUT, introduce, waits_for};
 use super::link::{Link, switch, wait_until_durable};
 use super::outage::Outages;
 use super::refill::refill;
+use crate::changeable::Changeable;
 use crate::conninfo::{ConnInfo, HostSpec, TargetSessionAttrs};
 use crate::pg::connect;
 use crate::store::Writer;
@@ -61,11 +62,11 @@ pub struct UpstreamConfig {
     pub slot: SlotName,
     /// `--auth-dbname`: where a server is asked in SQL what it does not tell otherwise.
     pub dbname: String,
-    /// `--wal-receiver-timeout`; `None` for never.
-    pub wal_receiver_timeout: Option<Duration>,
+    /// `--wal-receiver-timeout`; `None` for never. For the next connection.
+    pub wal_receiver_timeout: Changeable<Option<Duration>>,
     /// `--shutdown-timeout`: how long a stop waits for the last WAL to be synced, and for the upstream to take its
     /// confirmation.
-    pub shutdown_timeout: Duration,
+    pub shutdown_timeout: Changeable<Duration>,
     /// Told which host is followed, while one is; tells that somebody waits for one.
     pub followed: Following,
 }
@@ -146,10 +147,10 @@ impl Follower {
 
     /// Tries the hosts in turn until we are to stop, or all have failed.
     pub(super) async fn round(&mut self, writer: &mut Writer) -> Result<(), Fruitless> {
-        let (stop, limit) = (self.stop.clone(), self.config.shutdown_timeout);
+        let (stop, limit) = (self.stop.clone(), self.config.shutdown_timeout.clone());
         let overdue = async move {
             stop.cancelled().await;
-            tokio::time::sleep(limit).await;
+            tokio::time::sleep(limit.current()).await;
         };
         tokio::pin!(overdue);
         let mut fencing = writer.store().fences().watch();
@@ -345,7 +346,7 @@ impl Follower {
         tracing::warn!(
             "the last WAL was not synced and confirmed to {} within {} s (shutdown-timeout); what is not confirmed will be fetched again",
             self.config.conninfo.hosts[self.host],
-            self.config.shutdown_timeout.as_secs_f32()
+            self.config.shutdown_timeout.current().as_secs_f32()
         );
         Fact::Stopped
     }

@@ -286,7 +286,7 @@ impl Link {
         let Link { conn, host, introduced, identified, files, held, .. } = self;
         let its = identified.tli;
         let announcement = format!("started streaming WAL from {host} at {from} on timeline {tli}");
-        let wal_receiver_timeout = config.wal_receiver_timeout;
+        let wal_receiver_timeout = config.wal_receiver_timeout.current();
         let server = host.to_string();
         let board = config.followed.board();
         board.streaming(TimelinePosition { tli, lsn: from });

@@ -118,8 +118,8 @@ fn upstream(port: u16) -> UpstreamConfig {
         conninfo: conninfo.expect("the connection string is well-formed"),
         slot: "counted".parse().expect("a good name"),
         dbname: "postgres".to_owned(),
-        wal_receiver_timeout: None,
-        shutdown_timeout: Duration::ZERO,
+        wal_receiver_timeout: None.into(),
+        shutdown_timeout: Duration::ZERO.into(),
         followed: Following::channel().0,
     }
 }

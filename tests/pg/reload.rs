@@ -56,6 +56,31 @@ fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
     let shown = relay.psql("dbname=walrelay", &["show wal_keep_size", "show max_wal_senders"]);
     assert_eq!(shown.as_deref(), Ok("0\n3"));
 
+    // What holds from then on, and for whoever comes then.
+    write("max_wal_senders = 3\n");
+    relay.reload();
+    relay.create_slot("one");
+    write(
+        "max_wal_senders = 3\nmax_replication_slots = 1\nsql_overlay = \"off\"\nrecall_size = \"1GB\"\nbase_backup_max_rate = \"10MB\"\nwal_receiver_timeout = \"7s\"\nshutdown_timeout = \"3s\"\n",
+    );
+    let said = [
+        "max-replication-slots changed, in effect",
+        "sql-overlay changed, in effect for new connections",
+        "recall-size changed, in effect",
+        "base-backup-max-rate changed, in effect",
+        "wal-receiver-timeout changed, in effect for new connections",
+        "shutdown-timeout changed, in effect",
+        "configuration reloaded",
+    ];
+    reload(&mut relay, &said);
+    let refused = relay.try_command("CREATE_REPLICATION_SLOT two PHYSICAL").expect_err("there is one place");
+    assert!(refused.to_string().contains("all replication slots are in use"), "{refused}");
+    assert_eq!(relay.sql("select count(*) from pg_replication_slots where slot_name = 'one'"), "0");
+    write("max_wal_senders = 3\nmax_replication_slots = 2\n");
+    reload(&mut relay, &["sql-overlay changed, in effect for new connections", "configuration reloaded"]);
+    relay.create_slot("two");
+    assert_eq!(relay.sql("select count(*) from pg_replication_slots where slot_name = 'one'"), "1");
+
     write("log-level = \"error\"\n");
     relay.reload();
     wait_until("the defaults", || {

@@ -251,7 +251,7 @@ fn targets_change_at_a_reload(server: &Server) {
     };
     // A mistake changes nothing, whatever else is in the file.
     write(format!(
-        "recall-size = \"1GB\"\n{}[archive.bad]\nurl = \"{}\"\nlayout = \"x\"\n",
+        "auth-dbname = \"template1\"\n{}[archive.bad]\nurl = \"{}\"\nlayout = \"x\"\n",
         section("two", &two),
         url(&one)
     ));
@@ -261,7 +261,7 @@ fn targets_change_at_a_reload(server: &Server) {
     assert_eq!(fs::read_dir(&two).expect("ours").count(), 0);
 
     write(format!(
-        "recall-size = \"1GB\"\n{}compression = \"lz4\"\n{}",
+        "auth-dbname = \"template1\"\n{}compression = \"lz4\"\n{}",
         section("one", &one),
         section("two", &two)
     ));
@@ -270,7 +270,7 @@ fn targets_change_at_a_reload(server: &Server) {
     for line in [
         "archive target \"one\": compression changed, in effect",
         "archive target \"two\" is new",
-        "recall-size changed, which takes a restart",
+        "auth-dbname changed, which takes a restart",
     ] {
         assert!(log.contains(line), "{line}: {log}");
     }

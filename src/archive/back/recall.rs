@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName, WalIdentity};
 
 use super::source::{FetchError, Source};
+use crate::changeable::Changeable;
 use crate::counts::Counter;
 use crate::moment::Past;
 use crate::store::{Segment, Store};
@@ -98,7 +99,7 @@ pub struct Recall {
     places: RwLock<Vec<Arc<Place>>>,
     dir: PathBuf,
     /// Bytes.
-    budget: u64,
+    budget: Changeable<u64>,
     cache: Mutex<HashMap<WalFileName, Entry>>,
     /// By which the files in the cache were chosen.
     history: Mutex<Arc<TimelineHistory>>,
@@ -209,7 +210,7 @@ impl Recall {
             store,
             places,
             dir,
-            budget,
+            budget: budget.into(),
             cache,
             history,
             files,
@@ -545,7 +546,13 @@ impl Recall {
     /// Segments that may be kept or on their way at a time.
     fn capacity(&self) -> usize {
         let size = self.store.identity().map_or(1, |identity| identity.seg_size.bytes());
-        (self.budget / size).max(FEWEST) as usize
+        (self.budget.current() / size).max(FEWEST) as usize
+    }
+
+    /// Has so many bytes at most kept from now on.
+    pub fn set_budget(&self, budget: u64) {
+        self.budget.replace(budget);
+        self.make_room(&mut lock(&self.cache));
     }
 
     /// Whether one more may be fetched for nobody in particular.

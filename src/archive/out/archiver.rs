@@ -21,6 +21,7 @@ use super::listing::{Listing, Look, look};
 use super::worker::Sink;
 use crate::archive::repo::repository::ArchiveError;
 use crate::archive::repo::target::Target;
+use crate::changeable::Changeable;
 use crate::objects::Places;
 use crate::parts::{PartEnded, Tasks};
 use crate::store::{Hold, Store};
@@ -53,7 +54,7 @@ impl Archiver {
     pub fn start(
         store: &Arc<Store>,
         targets: &[Target],
-        grace: Duration,
+        grace: Changeable<Duration>,
         starting: Hold,
     ) -> Result<Archiver, ArchiveError> {
         let (starts, started) = mpsc::unbounded_channel();

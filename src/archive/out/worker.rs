@@ -30,6 +30,7 @@ use crate::archive::repo::progress::{Progress, sent_file, state_file};
 use crate::archive::repo::repository::{Entry, Repository, Written};
 use crate::archive::repo::target::{OnQuota, Target};
 use crate::archive::tend::cleanup::{self, Plan};
+use crate::changeable::Changeable;
 use crate::objects::Places;
 use crate::rate::RateLimit;
 use crate::store::Store;
@@ -191,7 +192,7 @@ impl Worker {
 
     /// Sends files until it is told to stop, or is no target or another one any more; then those in flight have `grace` to
     /// arrive.
-    pub(super) async fn run(mut self, stop: CancellationToken, grace: Duration) {
+    pub(super) async fn run(mut self, stop: CancellationToken, grace: Changeable<Duration>) {
         let first = tokio::select! {
             first = self.listings.wait_for(Option::is_some) => first.ok().and_then(|first| first.clone()),
             () = stop.cancelled() => None,
@@ -276,7 +277,7 @@ impl Worker {
         }
         drop(retention);
         stop_tail.cancel();
-        let deadline = Instant::now() + grace;
+        let deadline = Instant::now() + grace.current();
         while let Ok(Some(done)) = timeout_at(deadline, work.join_next()).await {
             if let Ok(Event::Sent(name, outcome)) = done {
                 self.sent(&queue, &mut JoinSet::new(), name, outcome);

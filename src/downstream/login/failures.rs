@@ -105,6 +105,8 @@ mod tests {
             max_failed_logins,
             authentication_timeout: Duration::from_secs(1),
             wal_sender_timeout: None,
+            shutdown_timeout: Duration::ZERO,
+            sql_overlay: true,
         })))
     }
 

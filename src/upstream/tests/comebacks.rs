@@ -286,10 +286,10 @@ impl Relay {
         conninfo.hosts = vec![conninfo.hosts[0].clone(); 2];
         let (followed, _) = Following::channel();
         let slot = "s".parse().unwrap();
-        let shutdown_timeout = Duration::from_secs(10);
+        let (wal_receiver_timeout, shutdown_timeout) = (None.into(), Duration::from_secs(10).into());
         let dbname = "postgres".to_owned();
         let config =
-            UpstreamConfig { conninfo, slot, dbname, wal_receiver_timeout: None, shutdown_timeout, followed };
+            UpstreamConfig { conninfo, slot, dbname, wal_receiver_timeout, shutdown_timeout, followed };
         let mut follower = Follower::new(config, self.writer(), CancellationToken::new());
         let round = tokio::time::timeout(Duration::from_secs(60), follower.round(self.writer()));
         let error = round.await.expect("an end").unwrap_err().error;

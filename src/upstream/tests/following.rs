@@ -316,8 +316,8 @@ impl Setup {
             conninfo,
             slot,
             dbname: "postgres".to_owned(),
-            wal_receiver_timeout: None,
-            shutdown_timeout: Duration::from_secs(10),
+            wal_receiver_timeout: None.into(),
+            shutdown_timeout: Duration::from_secs(10).into(),
             followed,
         };
         let mut follower = Follower::new(config, &self.writer, CancellationToken::new());

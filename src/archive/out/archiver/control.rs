@@ -26,6 +26,7 @@ use super::super::worker::{Sink, Wanted, Worker};
 use super::{Part, START_PATIENCE, lock, refuse_wrong_places, scan};
 use crate::archive::repo::repository::{ArchiveError, Repository};
 use crate::archive::repo::target::{Place, Target};
+use crate::changeable::Changeable;
 use crate::objects::{Places, reload};
 use crate::store::Store;
 
@@ -36,7 +37,7 @@ pub struct ArchiveControl {
     floors: Arc<Floors>,
     places: Arc<Places>,
     pub(super) stop: CancellationToken,
-    grace: Duration,
+    grace: Changeable<Duration>,
     /// What each target is to be, also those that are none any more.
     targets: Mutex<BTreeMap<String, watch::Sender<Option<Arc<Wanted>>>>>,
     listing: watch::Receiver<Option<Arc<Listing>>>,
@@ -108,7 +109,7 @@ enum Kind {
 impl ArchiveControl {
     pub(super) fn new(
         store: &Arc<Store>,
-        grace: Duration,
+        grace: Changeable<Duration>,
         starts: mpsc::UnboundedSender<Part>,
     ) -> ArchiveControl {
         let (listings, listing) = watch::channel(None);
@@ -251,7 +252,7 @@ impl ArchiveControl {
             let Some(now) = now else { return };
             let (store, floors, places) = (self.store.clone(), self.floors.clone(), self.places.clone());
             let worker = Worker::new(now, wanted.clone(), store, floors, places, self.listing.clone());
-            worker.run(self.stop.clone(), self.grace).await;
+            worker.run(self.stop.clone(), self.grace.clone()).await;
             if self.stop.is_cancelled() {
                 return;
             }

@@ -132,7 +132,7 @@ impl Setting {
         let worker = Worker::new(now, wanted, self.store.clone(), floors, places, listing);
         let stop = self.stop.clone();
         let worker = tokio::spawn(async move {
-            worker.run(stop, GRACE).await;
+            worker.run(stop, GRACE.into()).await;
             drop(listings);
         });
         (worker, order)

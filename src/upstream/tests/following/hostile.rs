@@ -150,8 +150,8 @@ async fn the_relay_goes_on_by_itself_when_the_right_server_is_back() {
         conninfo: info(port, "sslmode=disable"),
         slot: "s".parse().unwrap(),
         dbname: "postgres".to_owned(),
-        wal_receiver_timeout: Some(Duration::from_secs(60)),
-        shutdown_timeout: Duration::from_secs(10),
+        wal_receiver_timeout: Some(Duration::from_secs(60)).into(),
+        shutdown_timeout: Duration::from_secs(10).into(),
         followed: Following::channel().0,
     };
     let stop = CancellationToken::new();

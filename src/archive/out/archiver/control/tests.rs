@@ -27,7 +27,8 @@ impl Running {
     fn start(targets: &[Target]) -> Running {
         let it = Setting::new();
         let starting = it.store.hold_for_start();
-        let mut archiver = Archiver::start(&it.store, targets, Duration::from_secs(10), starting).unwrap();
+        let mut archiver =
+            Archiver::start(&it.store, targets, Duration::from_secs(10).into(), starting).unwrap();
         let control = archiver.control();
         let watching = tokio::spawn(async move {
             let lost = archiver.lost().await;
