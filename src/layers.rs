@@ -10,6 +10,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "archive",
         &[
             "changeable",
+            "children",
             "conninfo",
             "counts",
             "lane",
@@ -28,6 +29,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("auth", &["permissions"]),
     ("branch", &["store"]),
     ("changeable", &[]),
+    ("children", &[]),
     (
         "config",
         &[

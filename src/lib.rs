@@ -8,6 +8,7 @@ pub mod archive;
 pub mod auth;
 pub mod branch;
 pub mod changeable;
+mod children;
 pub mod config;
 pub mod conninfo;
 pub mod console;

@@ -50,6 +50,9 @@ mod tests {
         assert_eq!(limit.pass(250, start), start + Duration::from_millis(750));
         let later = start + Duration::from_secs(9);
         assert_eq!(limit.pass(1000, later), later + Duration::from_secs(1));
+        // Where there is no limit nobody waits.
+        let none = RateLimit::new(u64::MAX);
+        assert_eq!(none.pass(1 << 20, start), start);
         // What has passed costs what it did.
         limit.set(500);
         assert_eq!(limit.pass(1000, later), later + Duration::from_secs(3));

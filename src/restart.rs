@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::children::hears_signals;
 use crate::redact::redact;
 use crate::sockets::Passed;
 
@@ -94,6 +95,7 @@ impl Successor {
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         // It has nothing to tell systemd.
         command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("LISTEN_FDS");
+        hears_signals(&mut command);
         match tokio::time::timeout(PATIENCE, command.output()).await {
             Ok(Ok(output)) => {
                 let said = [output.stdout, output.stderr].concat();
@@ -114,7 +116,7 @@ impl Successor {
         self.exec_from(Path::new("/proc/self/exe"), sockets)
     }
 
-    /// Not by [`std::process::Command`], which lets go of all signals first: those that have come would meet nobody.
+    /// With the mask of this thread and no other: signals that have come wait for the new program.
     fn exec_from(&self, file: &Path, sockets: &Passed) -> io::Error {
         let called = || {
             let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();

@@ -86,6 +86,9 @@ pub trait Facts {
     /// walreceiver.
     fn sessions(&self) -> Vec<Row>;
 
+    /// End of the WAL that consumers may get, and those that have it are never beyond.
+    fn write_lsn(&self) -> Option<String>;
+
     /// End of the WAL that survives a power cut.
     fn flush_lsn(&self) -> Option<String>;
 

@@ -108,6 +108,10 @@ impl Facts for Known {
         ]
     }
 
+    fn write_lsn(&self) -> Option<String> {
+        self.contact.then(|| "1/20".to_owned())
+    }
+
     fn flush_lsn(&self) -> Option<String> {
         self.contact.then(|| "1/10".to_owned())
     }

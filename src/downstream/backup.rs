@@ -117,7 +117,10 @@ impl Backup {
                     Scan::Header { kind } => copy_in = kind == b'G' || copy_in && kind == b'N',
                     Scan::Parameter(_) => {}
                 });
-                paid_at = Some(shared.gateway.backup_rate().pass(self.buffer.len(), Instant::now()));
+                let now = Instant::now();
+                let until = shared.gateway.backup_rate().pass(self.buffer.len(), now);
+                // What costs nothing waits for no timer, whose steps are milliseconds.
+                paid_at = (until > now).then_some(until);
                 conn.put_bytes(&self.buffer);
                 self.buffer.clear();
             }

@@ -603,6 +603,10 @@ impl Facts for LocalSession<'_> {
         activity::rows(&self.shared.registry, |user| sees_all || user == self.user)
     }
 
+    fn write_lsn(&self) -> Option<String> {
+        self.shared.store.tip().map(|tip| tip.write_lsn.to_string())
+    }
+
     fn flush_lsn(&self) -> Option<String> {
         self.shared.store.tip().map(|tip| tip.flush_lsn.to_string())
     }

@@ -2,10 +2,14 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::{HowEnded, PartEnded, named};
+
+/// How long those that are cut off are waited for.
+const CUT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Tasks that are to run until they are told to stop. Dropping this ends them at once.
 #[derive(Debug, Default)]
@@ -40,6 +44,13 @@ impl Tasks {
             }
         }
         result
+    }
+
+    /// Ends those that still run, and waits for a moment until what they hold is gone.
+    pub(crate) async fn cut(&mut self) {
+        self.set.abort_all();
+        let gone = async { while self.set.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CUT_PATIENCE, gone).await;
     }
 
     /// The names of those that run.

@@ -92,16 +92,24 @@ pub async fn run(config: Config, events: Events, handover: Handover) -> Result<N
     let handle = Handle::current();
     // On a thread of its own: a disk that hangs must not keep a signal from being heard.
     let (told, sockets) = (notifier.clone(), handover.sockets.clone());
+    let stopped = || {
+        if !notifier.keeps_descriptors() {
+            sockets.end_unused();
+        }
+        tracing::info!("stopped before the start was over");
+    };
+    // What has waited for this program goes before whatever it would begin.
+    if signals.waiting().is_some() {
+        stopped();
+        return Ok(Next::Nothing);
+    }
     let start = move || handle.block_on(Relay::start(config, events, hangup, ignored, told, handover));
     let mut relay = tokio::select! {
         started = tokio::task::spawn_blocking(start) => started.unwrap_or_else(|error| {
             Err(PartEnded { part: "start".to_owned(), how: how_ended(error) }.into())
         })?,
         _ = signals.recv_stop() => {
-            if !notifier.keeps_descriptors() {
-                sockets.end_unused();
-            }
-            tracing::info!("stopped before the start was over");
+            stopped();
             return Ok(Next::Nothing);
         }
     };
@@ -195,12 +203,19 @@ impl Around {
         }
     }
 
+    /// A restart that cannot be leaves nothing for the next program.
+    fn nobody_goes_on(&self, ended: &Result<Order, RelayError>) {
+        if matches!(ended, Ok(Order::Restart)) {
+            self.handover.sockets.stay_no_longer();
+            self.notifier.stopping();
+        }
+    }
+
     /// Told to stop while a restart was under way: nobody goes on.
     fn turn_to_stop(&self, ended: &mut Result<Order, RelayError>, order: Order) {
         if matches!(ended, Ok(Order::Restart)) {
             tracing::info!("told to stop: not restarted");
-            self.handover.sockets.stay_no_longer();
-            self.notifier.stopping();
+            self.nobody_goes_on(ended);
         }
         if let Ok(ended) = ended {
             *ended = order;
@@ -407,14 +422,19 @@ impl Relay {
         if ended.is_ok()
             && let Some(reason) = self.store.failure()
         {
+            self.around.nobody_goes_on(&ended);
             ended = Err(RelayError::Durability(reason));
         }
-        let watching = self.watching.stop().await;
-        farewell.note(watching);
+        match timeout_at(deadline.max(Instant::now() + LEAST), self.watching.stop()).await {
+            Ok(stopped) => drop(farewell.note(stopped)),
+            Err(_) => farewell.expect(false, "the HTTP listener"),
+        }
         // From here on an order waits for the next program.
         if let Some(order) = signals.last_look() {
             self.around.turn_to_stop(&mut ended, order);
         }
+        // What is cut off has let go of its sockets before the last of them is closed.
+        self.tasks.cut().await;
         // All threads have ended, or hang and were named.
         self.watchdog.stop();
         match ended? {

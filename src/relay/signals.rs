@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What is held back waits in the kernel, over an exec as well. So an order that comes when the old program looks no more is
-//! the first that the new one finds. Children get none of that: what starts them clears the mask.
+//! the first that the new one finds. Children get none of that ([`children`](crate::children)).
 
 use std::io::{self, ErrorKind};
 use std::task::Poll;
@@ -55,6 +55,10 @@ impl Inherited {
 
     /// Works as if nothing had been held back: what nobody reads yet ends a process that has only just been called.
     pub fn work_as_called<T>(&self, work: impl FnOnce() -> T) -> T {
+        // What the first process of a container has no handler for is thrown away: there it waits.
+        if std::process::id() == 1 {
+            return work();
+        }
         // The arguments are good, or the call before would have failed.
         let held = self.0.thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let done = work();
@@ -187,6 +191,11 @@ impl StopSignals {
     /// Any of them but the one that wants a restart, which goes on waiting. Cancel-safe.
     pub(super) async fn recv_stop(&self) -> Order {
         Order::of(self.stop.next().await)
+    }
+
+    /// A stop that was ordered before anybody listened, to the program before this one perhaps.
+    pub(super) fn waiting(&self) -> Option<Order> {
+        self.stop.now().map(Order::of)
     }
 
     /// Whether a stop has been ordered already. Restarts that were ordered are forgotten: one is under way, or nobody is left.

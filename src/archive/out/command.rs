@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::ChildStderr;
 
 use crate::archive::repo::name::FileName;
+use crate::children::hears_signals;
 
 /// How long after its end a command's last words may come.
 const WORDS_LATE: Duration = Duration::from_secs(1);
@@ -62,6 +63,7 @@ pub(super) async fn run(
     // A group of its own: a Ctrl-C for the relay must not cut off the copy it waits for.
     child.process_group(0);
     child.stdout(Stdio::null()).stderr(Stdio::piped());
+    hears_signals(&mut child);
     let mut child = child.spawn().map_err(|error| fatal(format!("could not start a shell: {error}")))?;
     let said = tokio::spawn(last_words(child.stderr.take()));
     let group = Group(child.id());

@@ -382,6 +382,9 @@ mod tests {
             Vec::new()
         }
 
+        fn write_lsn(&self) -> Option<String> {
+            None
+        }
         fn flush_lsn(&self) -> Option<String> {
             None
         }

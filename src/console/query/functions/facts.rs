@@ -57,9 +57,9 @@ fn lsn(text: Option<String>) -> Result<Value> {
 }
 
 /// In the relay's own database the end of its WAL, as it writes it; who takes the upstream's place is no primary.
-fn end_of_wal(cx: &mut Context<'_>) -> Result<Value> {
+fn end_of_wal(cx: &mut Context<'_>, end: Option<String>) -> Result<Value> {
     match cx.facts.instead() {
-        Instead::OwnDatabase => lsn(cx.facts.flush_lsn()),
+        Instead::OwnDatabase => lsn(end),
         Instead::Upstream => in_recovery(NO_CONTROL),
     }
 }
@@ -120,8 +120,8 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("pg_last_wal_replay_lsn", &[], PgLsn, |_, _| nothing()),
     function("pg_last_xact_replay_timestamp", &[], Timestamptz, |_, _| nothing()),
     function("pg_is_wal_replay_paused", &[], Bool, |_, _| Ok(Value::Bool(false))),
-    function("pg_current_wal_lsn", &[], PgLsn, |cx, _| end_of_wal(cx)),
-    function("pg_current_wal_flush_lsn", &[], PgLsn, |cx, _| end_of_wal(cx)),
+    function("pg_current_wal_lsn", &[], PgLsn, |cx, _| end_of_wal(cx, cx.facts.write_lsn())),
+    function("pg_current_wal_flush_lsn", &[], PgLsn, |cx, _| end_of_wal(cx, cx.facts.flush_lsn())),
     function("pg_database_size", &[Name], Int8, |cx, a| database_size(cx, &a[0])),
     function("pg_current_wal_insert_lsn", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
     function("pg_switch_wal", &[], PgLsn, |_, _| in_recovery(NO_CONTROL)),
