@@ -37,8 +37,8 @@ use crate::objects::limit::Limit;
 use crate::pulse::Pulse;
 use server::is_rewind;
 pub use server::{BROKEN, MISSING, NOT_NOW, Role, broken_here, data_dir, seg_size_of, system_id_of};
+use strict::{Awaited, Turn, Waiting};
 pub use strict::{OnTimeout, REQUIRE_TIMEOUT, Required, Strict};
-use strict::{Release, Turn, Waiting};
 
 /// How long a file that should be there is waited for, because uploads need not arrive in order; and the longest silence
 /// of a source that keeps a standby from looking elsewhere.
@@ -158,6 +158,7 @@ impl Restore {
         let deadline = Instant::now() + self.patience * LONGEST;
         let strict = self.strict.as_ref().filter(|_| role == Role::Standby);
         let branch = self.branch_wanted();
+        let begun = Instant::now();
         let mut found = None;
         // There are only the parts that are on the way.
         if let Some(spool) = self.spool_of(role).filter(|_| branch.is_none()) {
@@ -178,10 +179,12 @@ impl Restore {
         let found = match (found, role, strict) {
             (Some(found), ..) => found,
             (None, Role::Recovery, _) => self.fetch_for_recovery(&fetcher).await?,
-            (None, Role::Standby, Some(strict)) => match self.fetch_strictly(&fetcher, strict).await? {
-                Some(found) => found,
-                None => return Ok(Restored::Stop),
-            },
+            (None, Role::Standby, Some(strict)) => {
+                match self.fetch_strictly(&fetcher, strict, begun).await? {
+                    Some(found) => found,
+                    None => return Ok(Restored::Stop),
+                }
+            }
             (None, Role::Standby, None) => match self.fetch_for_standby(&fetcher, deadline).await? {
                 Some(found) => found,
                 None => match self.wait_for_background(system_id, deadline).await? {
@@ -190,18 +193,23 @@ impl Restore {
                 },
             },
         };
+        let is_whole = matches!(found, Fetched::Whole(_));
         let content = match found {
             Fetched::Whole(content) => content,
             Fetched::Unfinished { segment, good } if !self.has_more(good) => segment,
             _ => return Ok(Restored::Missing),
         };
-        if let (Some(spool), Ok(id)) = (&self.spool, check::identity_of(&content)) {
+        let id = check::identity_of(&content);
+        let restored = match strict {
+            Some(strict) if is_whole => self.put_strictly(content, strict, begun, None).await?,
+            Some(strict) => self.put_strictly(content, strict, begun, Some(&fetcher)).await?,
+            None => self.put(content).map(|()| Restored::Done)?,
+        };
+        // Not before: it is the same disk that has to take this one.
+        if let (Some(spool), Ok(id), Restored::Done) = (&self.spool, id, restored) {
             spool.go_on(&self.file, id.seg_size);
         }
-        match strict {
-            Some(strict) => self.put_strictly(&content, strict).await,
-            None => self.put(content).map(|()| Restored::Done),
-        }
+        Ok(restored)
     }
 
     /// Takes a segment that was fetched ahead, or waits for one that is on its way; a standby not for long.
@@ -306,8 +314,9 @@ impl Restore {
         &self,
         fetcher: &Fetcher,
         strict: &Strict,
+        begun: Instant,
     ) -> Result<Option<Fetched>, RestoreError> {
-        let mut waiting = self.waiting(strict);
+        let mut waiting = self.waiting(strict, Awaited::Answers, begun);
         loop {
             let looked = self.look_for_standby(fetcher).await;
             if matches!(looked.found, Fetched::Whole(_)) {
@@ -325,7 +334,7 @@ impl Restore {
                 .filter(|(number, _)| awaited.contains(number))
                 .map(|(_, error)| error.to_string())
                 .collect();
-            match waiting.turn("waits for who is required", &reasons.join("; ")) {
+            match waiting.turn(&reasons.join("; ")) {
                 Turn::Again => {}
                 Turn::GoOn => return Ok(Some(looked.found)),
                 Turn::Stop => return Ok(None),
@@ -335,22 +344,42 @@ impl Restore {
     }
 
     /// Puts what those who are required have where the server takes it. A disk that is full is waited for as they are: the
-    /// server would take our failure for "there is no such file".
-    async fn put_strictly(&self, content: &Bytes, strict: &Strict) -> Result<Restored, RestoreError> {
-        let mut waiting = self.waiting(strict);
+    /// server would take our failure for "there is no such file". With `again` it is only a beginning: what was acknowledged
+    /// meanwhile is not in it, and a server that is promoted does not ask again, so it is asked for again here.
+    async fn put_strictly(
+        &self,
+        mut content: Bytes,
+        strict: &Strict,
+        begun: Instant,
+        again: Option<&Fetcher>,
+    ) -> Result<Restored, RestoreError> {
+        let mut waiting = self.waiting(strict, Awaited::Disk, begun);
         loop {
-            let Err(error) = self.put(content.clone()) else { return Ok(Restored::Done) };
-            match waiting.turn("is here and", &error.to_string()) {
+            let Err(error) = self.put(content.clone()) else {
+                waiting.end();
+                return Ok(Restored::Done);
+            };
+            match waiting.turn(&error.to_string()) {
                 Turn::Again => {}
                 Turn::GoOn => return Err(error),
                 Turn::Stop => return Ok(Restored::Stop),
             }
-            tokio::time::sleep(self.patience / ATTEMPTS).await;
+            // Each attempt takes what is left of the disk, and gives it back.
+            tokio::time::sleep(self.patience).await;
+            let Some(fetcher) = again else { continue };
+            let Some(found) = self.fetch_strictly(fetcher, strict, begun).await? else {
+                return Ok(Restored::Stop);
+            };
+            content = match found {
+                Fetched::Whole(now) => now,
+                Fetched::Unfinished { segment, good } if good >= self.good_length(&content) => segment,
+                _ => content,
+            };
         }
     }
 
-    fn waiting<'a>(&'a self, strict: &'a Strict) -> Waiting<'a> {
-        Waiting::begin(strict, &self.file, Release::beside(dir_of(&self.target)), self.patience)
+    fn waiting<'a>(&'a self, strict: &'a Strict, awaited: Awaited, begun: Instant) -> Waiting<'a> {
+        Waiting::begin(strict, &self.file, awaited, dir_of(&self.target), self.patience, begun)
     }
 
     /// Leaves the segment to the background, which is not ended with us; whether that is possible.

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 pub const REQUIRE_TIMEOUT: &str = "30s";
 /// The file that ends the waiting, beside the target.
 const RELEASE: &str = "walrelay-restore.release";
+/// The one that ends the waiting for the disk.
+const FULL: &str = "walrelay-restore.full";
 /// So long it counts, unless everybody has answered before: what was left there long ago, or came with a copy of the data
 /// directory, must not end what somebody relies on.
 const COUNTS_FOR: Duration = Duration::from_secs(600);
@@ -72,9 +74,9 @@ pub(super) struct Release(PathBuf);
 
 impl Release {
     /// That of commands whose target is in this directory.
-    pub(super) fn beside(dir: &Path) -> Release {
+    fn beside(dir: &Path, name: &str) -> Release {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        Release(dir.join(RELEASE))
+        Release(dir.join(name))
     }
 
     /// For people to touch.
@@ -101,12 +103,32 @@ impl Release {
     }
 }
 
+/// What a command waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Awaited {
+    /// The answers of those that are required.
+    Answers,
+    /// Room for what they have.
+    Disk,
+}
+
+impl Awaited {
+    /// What ends the waiting. Apart, since who gives up a disk has not given up those who answer.
+    fn release(self) -> &'static str {
+        match self {
+            Awaited::Answers => RELEASE,
+            Awaited::Disk => FULL,
+        }
+    }
+}
+
 /// A command that waits.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     strict: &'a Strict,
     /// What the server asks for.
     file: &'a str,
+    awaited: Awaited,
     release: Release,
     begun: Instant,
     told: Option<Instant>,
@@ -125,27 +147,35 @@ pub(super) enum Turn {
 }
 
 impl<'a> Waiting<'a> {
-    /// Begins now.
+    /// For this file, whose target is in `dir`; the time counts from `begun`.
     pub(super) fn begin(
         strict: &'a Strict,
         file: &'a str,
-        release: Release,
+        awaited: Awaited,
+        dir: &Path,
         tell_every: Duration,
+        begun: Instant,
     ) -> Waiting<'a> {
-        Waiting { strict, file, release, begun: Instant::now(), told: None, tell_every }
+        let release = Release::beside(dir, awaited.release());
+        Waiting { strict, file, awaited, release, begun, told: None, tell_every }
     }
 
-    /// All that are required have answered.
+    /// It has been had.
     pub(super) fn end(&self) {
         self.release.end();
         if self.told.is_some() {
             let (file, waited) = (self.file, self.begun.elapsed().as_secs());
-            tracing::warn!("all that are required have answered about \"{file}\" after {waited} s");
+            match self.awaited {
+                Awaited::Answers => {
+                    tracing::warn!("all that are required have answered about \"{file}\" after {waited} s")
+                }
+                Awaited::Disk => tracing::warn!("\"{file}\" could be written after {waited} s"),
+            }
         }
     }
 
-    /// It could not be had, for these reasons. `what` says, behind the file's name, what is waited for.
-    pub(super) fn turn(&mut self, what: &str, reasons: &str) -> Turn {
+    /// It could not be had, for these reasons.
+    pub(super) fn turn(&mut self, reasons: &str) -> Turn {
         let left = self.strict.timeout.map(|timeout| timeout.saturating_sub(self.begun.elapsed()));
         let (is_released, is_over) = (self.release.is_given(), left == Some(Duration::ZERO));
         if !is_released && is_over && self.strict.on_timeout == OnTimeout::Stop {
@@ -161,22 +191,26 @@ impl<'a> Waiting<'a> {
         }
         if self.told.is_none_or(|told| told.elapsed() >= self.tell_every) {
             self.told = Some(Instant::now());
-            self.tell(what, reasons, left);
+            self.tell(reasons, left);
         }
         Turn::Again
     }
 
-    fn tell(&self, what: &str, reasons: &str, left: Option<Duration>) {
+    fn tell(&self, reasons: &str, left: Option<Duration>) {
         let then = match (left, self.strict.on_timeout) {
             (None, _) => String::new(),
             (Some(left), OnTimeout::Continue) => format!("; goes on without it in {} s", left.as_secs()),
             (Some(left), OnTimeout::Stop) => format!("; ends the server in {} s", left.as_secs()),
         };
-        tracing::warn!(
-            "\"{}\" {what}: {reasons}{then}; to go on without it now, touch \"{}\"",
-            self.file,
-            self.release.path().display()
-        );
+        let (file, release) = (self.file, self.release.path().display());
+        match self.awaited {
+            Awaited::Answers => tracing::warn!(
+                "\"{file}\" waits for who is required: {reasons}{then}; to go on without it now, touch \"{release}\""
+            ),
+            Awaited::Disk => tracing::warn!(
+                "\"{file}\" has come and waits for the disk: {reasons}{then}; to go on without it now, touch \"{release}\""
+            ),
+        }
     }
 
     fn go_on_without(&self, reasons: &str, is_released: bool) {
@@ -185,12 +219,15 @@ impl<'a> Waiting<'a> {
             false => "--require-timeout is over".to_owned(),
         };
         tracing::error!(
-            "\"{}\": {reasons}; required, but {why}: goes on without it, and what only it has is lost if this server is \
-             promoted",
+            "\"{}\": {reasons}; required, but {why}: goes on without it, and what is in it and nowhere else is lost if this \
+             server is promoted",
             self.file
         );
-        // The next file need not wait as long.
-        if !is_released && let Err(error) = self.release.give() {
+        // The next file need not wait as long for the same sources. A disk may have room again by then.
+        if self.awaited == Awaited::Answers
+            && !is_released
+            && let Err(error) = self.release.give()
+        {
             tracing::warn!("could not write \"{}\": {error}", self.release.path().display());
         }
     }
@@ -223,7 +260,7 @@ mod tests {
     #[test]
     fn a_release_counts_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
-        let release = Release::beside(dir.path());
+        let release = Release::beside(dir.path(), RELEASE);
         assert!(!release.is_given());
         release.give().unwrap();
         assert!(release.is_given());

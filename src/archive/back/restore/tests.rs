@@ -293,15 +293,23 @@ async fn a_full_disk_is_waited_for_as_an_answer_is() {
     in_the_way(true);
     let soft = Restore { target: target.clone(), ..setting.restore(LAST) };
     assert!(soft.run().await.unwrap_err().to_string().starts_with("could not write"));
+    // What comes meanwhile belongs to it: a server that is promoted does not ask again.
+    let whole = setting.wal[6 * SEG..].to_vec();
+    let partial = format!("{LAST}.partial");
+    setting.source.put(&partial, whole[..whole.len() - 8192].to_vec());
     let restore = Restore { strict: strict(None, OnTimeout::Stop), ..soft.clone() };
     let running = tokio::spawn(async move { restore.run().await });
-    let wal = target.parent().unwrap().to_owned();
     let source = setting.source.clone();
-    until("asked", || source.asked(LAST) == 2).await;
+    until("asked again and again", || source.asked(LAST) > 3).await;
     assert!(!running.is_finished());
+    setting.source.put(&partial, whole.clone());
+    let before = setting.source.asked(LAST);
+    until("asked again", || source.asked(LAST) > before + 1).await;
     in_the_way(false);
     assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
-    assert!(target.is_file() && !wal.join("walrelay-restore.release").exists());
+    assert!(fs::read(&target).unwrap()[..whole.len()] == whole);
+    let files = ["walrelay-restore.release", "walrelay-restore.full"];
+    assert!(files.iter().all(|name| !target.with_file_name(name).exists()));
     fs::remove_file(&target).unwrap();
     in_the_way(true);
     let limit = Some(Duration::from_millis(300));
@@ -309,6 +317,10 @@ async fn a_full_disk_is_waited_for_as_an_answer_is() {
     assert_eq!(stop.run().await.unwrap(), Restored::Stop);
     let go_on = Restore { strict: strict(limit, OnTimeout::Continue), ..soft };
     assert!(go_on.run().await.unwrap_err().to_string().starts_with("could not write"));
+    assert!(
+        files.iter().all(|name| !target.with_file_name(name).exists()),
+        "who is away is still waited for"
+    );
 }
 
 /// What was acknowledged between the answer and the promotion is not in the answer, and the server does not ask again.
