@@ -77,7 +77,13 @@ async fn history(State(front): State<Front>, _: Here, RawQuery(query): RawQuery)
         return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, TEXT)], text).into_response();
     };
     match front.watched.running() {
-        Some(running) => json(&front, StatusCode::OK, Ok(running.history.json(since))),
+        Some(running) => {
+            let history = running.history.clone();
+            match front.in_turn(move || history.json(since)).await {
+                Some(text) => json(&front, StatusCode::OK, Ok(text)),
+                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            }
+        }
         None => starting(&front),
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct Front {
     /// The host of `--http-listen`, if that is the loopback interface.
     local: Option<Arc<str>>,
     room: Arc<Semaphore>,
+    /// One at a time writes out what takes long.
+    turn: Arc<Semaphore>,
 }
 
 /// The request names this machine, or we are to be reached from elsewhere anyway.
@@ -31,7 +33,12 @@ pub(super) struct Here;
 
 impl Front {
     pub(super) fn new(watched: Arc<Watched>, local: Option<&str>) -> Front {
-        Front { watched, local: local.map(Into::into), room: Arc::new(Semaphore::new(MOST as usize)) }
+        Front {
+            watched,
+            local: local.map(Into::into),
+            room: Arc::new(Semaphore::new(MOST as usize)),
+            turn: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// A text that counts as long as any of it is kept; `None` if there are too many.
@@ -39,6 +46,19 @@ impl Front {
         let size = u32::try_from(text.capacity() >> 10).unwrap_or(MOST).saturating_add(1);
         let permit = self.room.clone().try_acquire_many_owned(size.min(MOST)).ok()?;
         Some(Bytes::from_owner(Text { text, _room: permit }))
+    }
+
+    /// Does what takes a processor for long where nobody else needs it, one after the other. `None` if it panicked.
+    pub(super) async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let turn = self.turn.clone().acquire_owned().await.ok()?;
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.ok()
     }
 
     fn may_be_called(&self, host: &str) -> bool {

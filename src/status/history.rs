@@ -5,7 +5,7 @@
 //! ```
 //!
 //! It is bounded: so many kinds, so many names of each, so many numbers of each. Samples are counted by a clock that nobody sets, so
-//! what was missed (the machine slept, the process had no processor) is a gap, and not a shift.
+//! what was missed (the process had no processor) is a gap, and not a shift. (It stands still while the machine sleeps.)
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -99,7 +99,7 @@ pub struct History {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     series: BTreeMap<(usize, String), Series>,
     /// The number of the newest sample; the first one is 1.
@@ -122,7 +122,7 @@ struct Totals {
 }
 
 /// The numbers of one kind and name; what is not known is NaN.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Series {
     fine: Box<[f32]>,
     coarse: Box<[f32]>,
@@ -167,11 +167,13 @@ impl History {
         state.take(number, sample);
     }
 
-    /// All numbers that are newer than that of the sample `since`, as JSON; everything for 0. Waits for nothing.
+    /// All numbers that are newer than that of the sample `since`, as JSON; everything for 0. Waits for nothing, but takes some
+    /// milliseconds of a processor where there is much.
     ///
     /// `samples` of `resolution` are `seconds` apart, oldest first, the last one is that of `number`; what is not known is null.
     pub fn json(&self, since: u64) -> String {
-        let state = self.lock();
+        // Some hundred kB: who takes a sample does not wait until they are written out.
+        let state = self.lock().clone();
         let (clock, newest) = (Clock::now(), state.newest);
         let at = state.at.map_or(clock.at(), |past| clock.moment(past));
         let [run, at] = [serde_json::json!(self.run), serde_json::json!(at)];
@@ -219,13 +221,18 @@ impl State {
             let (samples, separator) = (samples(series), if out.is_empty() { "" } else { "," });
             count = wanted.min(newest).min(samples.len() as u64);
             let numbers = (newest + 1 - count)..=newest;
-            let values = numbers.map(|number| samples[place_of(number, samples.len())]);
-            let values =
-                values.map(|value| if value.is_finite() { value.to_string() } else { "null".to_owned() });
-            let values = values.collect::<Vec<_>>().join(",");
             let (what, name) = (KINDS[key.0].what, serde_json::Value::from(key.1.as_str()));
             // A String takes everything.
-            let _ = write!(out, "{separator}{{\"what\":\"{what}\",\"name\":{name},\"samples\":[{values}]}}");
+            let _ = write!(out, "{separator}{{\"what\":\"{what}\",\"name\":{name},\"samples\":[");
+            let mut separator = "";
+            for value in numbers.map(|number| samples[place_of(number, samples.len())]) {
+                let _ = match value.is_finite() {
+                    true => write!(out, "{separator}{value}"),
+                    false => write!(out, "{separator}null"),
+                };
+                separator = ",";
+            }
+            out.push_str("]}");
         }
         format!("{{\"seconds\":{seconds},\"number\":{newest},\"count\":{count},\"series\":[{out}]}}")
     }

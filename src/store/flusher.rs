@@ -96,6 +96,12 @@ pub(super) struct Turn {
 }
 
 impl FlushQueue {
+    /// Has the disk be known as one that takes so long: how long it really took is chance.
+    #[cfg(test)]
+    pub(super) fn set_pace(&self, usual: Duration) {
+        lock(&self.work).pace = Pace(Some(usual));
+    }
+
     /// Asks for `segments` to be synced; then everything up to `target` is durable. Wakes the flusher, or offers the turn to
     /// whoever calls this; what was offered before and not taken is the flusher's, for there was something else to do.
     pub(super) fn push(&self, segments: impl Iterator<Item = Arc<Segment>>, target: TimelinePosition) {

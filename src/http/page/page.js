@@ -31,8 +31,8 @@ async function round() {
   } catch (error) {
     failed += 1;
     away ??= new Date();
-    showAway(error);
-    return schedule();
+    schedule();
+    return showAway(error);
   }
   failed = 0;
   away = null;
@@ -219,6 +219,12 @@ function newest(what) {
   return line?.samples.at(-1) ?? null;
 }
 
+// Null is also what is not known yet.
+function filling(disk) {
+  if (disk.full_in_seconds === null) return "no end in sight";
+  return disk.full_in_seconds > 0 ? `full in ${lasting(disk.full_in_seconds)}` : "full";
+}
+
 function showFigures() {
   const { relay, disk, consumers, archive } = status;
   const behind = consumers.map(safe).filter(Boolean).reduce((most, it) => (most && most.lag_seconds >= it.lag_seconds ? most : it), null);
@@ -228,7 +234,7 @@ function showFigures() {
     ["Flushed up to", dash(relay.flush_lsn), `${size(status.upstream.unflushed_bytes)} not flushed`, "mono"],
     ["WAL received", rate(newest("received_bytes_per_second")), "in the last ten seconds"],
     ["Most lag of a consumer", behind ? lasting(behind.lag_seconds) : "–", behind ? size(behind.lag_bytes) : "nobody is connected"],
-    ["Free on the disk", size(disk.looked_at ? disk.free_bytes : null), disk.full_in_seconds ? `full in ${lasting(disk.full_in_seconds)}` : "not filling up"],
+    ["Free on the disk", size(disk.looked_at ? disk.free_bytes : null), filling(disk)],
   ];
   if (archive.length) figures.push(["Not archived", size(risk?.at_risk_bytes), risk ? `most for ${risk.name}` : "not known yet"]);
   const where = $("figures");
@@ -340,9 +346,9 @@ function showPlots() {
 function named(plot, series) {
   const found = series.filter((line) => line.what === plot.named);
   const most = (line) => line.samples.reduce((most, value) => Math.max(most, value ?? -1), -1);
-  const chosen = found.length <= LINES ? found : [...found].sort((a, b) => most(b) - most(a)).slice(0, LINES - 1);
+  const chosen = found.length <= LINES ? found : [...found].sort((a, b) => most(b) - most(a)).slice(0, plot.most ? LINES - 1 : LINES);
   const lines = chosen.sort((a, b) => (a.name < b.name ? -1 : 1)).map((line) => ({ name: line.name || "(no name)", values: line.samples }));
-  const all = found.length > LINES && series.find((line) => line.what === plot.most);
+  const all = plot.most && found.length > LINES && series.find((line) => line.what === plot.most);
   return all ? [...lines, { name: "most of all", values: all.samples }] : lines;
 }
 
@@ -363,9 +369,9 @@ function showDisk() {
     return;
   }
   const used = Math.max(disk.size_bytes - disk.free_bytes, 0), other = Math.max(used - disk.wal_bytes, 0);
-  const filling = disk.full_in_seconds ? `, full in ${lasting(disk.full_in_seconds)} at the rate of the last hour` : "";
+  const end = disk.full_in_seconds > 0 ? `, full in ${lasting(disk.full_in_seconds)} at the rate of the last hour` : "";
   setText($("disk-line"), disk.error ? `The disk does not answer: ${disk.error}. What is shown was seen at ${day(disk.looked_at)}.`
-    : `${size(disk.free_bytes)} of ${size(disk.size_bytes)} are free${filling}.`);
+    : `${size(disk.free_bytes)} of ${size(disk.size_bytes)} are free${end}.`);
   const parts = [["pg_wal", disk.wal_bytes, "wal", `${many(disk.wal_files, "file", "files")}`], ["other files, and what is reserved", other, "other", ""], ["free", disk.free_bytes, "free", ""]];
   let x = 0;
   const rects = parts.map(([, bytes, kind]) => {

@@ -31,6 +31,9 @@ impl Offering {
     /// Takes so many bytes more.
     fn commit(&mut self, len: u64) {
         let (at, to) = (START.advance(self.taken), self.taken + len);
+        if self.taken > 0 {
+            self.it.store.flush_queue.set_pace(Duration::from_micros(100));
+        }
         self.it.writer.append(at, &self.wal.bytes()[self.taken as usize..to as usize]).unwrap();
         self.it.writer.commit();
         self.taken = to;

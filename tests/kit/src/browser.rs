@@ -81,7 +81,7 @@ impl Browser {
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.arg(format!("--user-data-dir={}", scratch.join("profile").display()));
         let process = Process::spawn("chromium", command, &scratch.join("log"));
-        let orders = File::options().write(true).open(&orders).expect("the shell opens it, too");
+        let orders = File::options().read(true).write(true).open(&orders).expect("the shell opens it, too");
         let answers = BufReader::new(File::open(&answers).expect("the shell opens it, too"));
         let (sender, said) = channel();
         std::thread::spawn(move || {
