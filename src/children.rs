@@ -22,11 +22,12 @@ mod tests {
 
     use super::*;
 
+    /// With signals that nobody who has called the tests ignores, as nohup does SIGHUP.
     #[tokio::test]
     async fn a_child_hears_what_is_held_back_here() {
-        let held: SigSet = [Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        let held: SigSet = [Signal::SIGTERM, Signal::SIGUSR2].into_iter().collect();
         held.thread_block().unwrap();
-        for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        for signal in [Signal::SIGTERM, Signal::SIGUSR2] {
             let mut shell = Command::new("sh");
             shell.args(["-c", &format!("kill -{} $$; exit 0", signal as i32)]);
             let status = hears_signals(&mut shell).status().await.unwrap();

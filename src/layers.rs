@@ -167,7 +167,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("restart", &["redact", "sockets"]),
+    ("restart", &["children", "redact", "sockets"]),
     ("show", &["config", "conninfo", "error", "out", "pg", "status"]),
     ("sockets", &[]),
     (
