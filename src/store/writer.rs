@@ -115,6 +115,8 @@ pub struct Writer {
     stream: Option<Stream>,
     /// Whether the disk takes WAL.
     trouble: Trouble,
+    /// Since the disk did not take WAL it has taken none.
+    refuses: bool,
     /// What was gathered could not be written, when there was nobody to tell.
     unsaid: Option<AppendError>,
     /// What this process has noted as followed; `None` while that is in doubt.
@@ -196,7 +198,15 @@ impl Writer {
             Stream::of(identity, found)
         });
         // What was read at the start may not be durable.
-        Writer { store, stream, trouble: Trouble::default(), unsaid: None, noted: None, newest }
+        Writer {
+            store,
+            stream,
+            trouble: Trouble::default(),
+            refuses: false,
+            unsaid: None,
+            noted: None,
+            newest,
+        }
     }
 
     /// The store it writes to.
@@ -323,6 +333,7 @@ impl Writer {
     pub fn append(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), AppendError> {
         let result = self.unsaid.take().map_or_else(|| self.take(at, bytes), Err);
         self.tell(&result);
+        self.refuses &= result.is_err();
         result
     }
 
@@ -343,9 +354,9 @@ impl Writer {
 
     /// Says that the disk does not take WAL, if so; not each time.
     fn tell<T>(&mut self, result: &Result<T, AppendError>) {
-        if let Err(error @ AppendError::Disk { source, .. }) = result
-            && self.trouble.is_news(Instant::now())
-        {
+        let Err(error @ AppendError::Disk { source, .. }) = result else { return };
+        self.refuses = true;
+        if self.trouble.is_news(Instant::now()) {
             let is_full = matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
             let kept = self.store.who_holds_wal().filter(|_| is_full);
             let kept = kept.map(|kept| format!("; {kept}")).unwrap_or_default();
@@ -417,7 +428,8 @@ impl Writer {
         }
         // Segments with bytes of an unfinished record come again with its end.
         stream.touched.retain(|segment| segment.end() > end);
-        if self.trouble.is_over() {
+        // What was taken before the error is shown, too.
+        if !self.refuses && self.trouble.is_over() {
             tracing::info!("WAL is received again");
         }
     }
