@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What is held back waits in the kernel, over an exec as well. So an order that comes when the old program looks no more is
-//! the first that the new one finds. Children get none of that ([`children`](crate::children)).
+//! the first that the new one finds. Children get none of that (`src/children.rs`).
 
 use std::io::{self, ErrorKind};
 use std::task::Poll;
