@@ -77,6 +77,8 @@ impl Browser {
         // As root it has no sandbox, and in a container little shared memory.
         command.args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-dev-shm-usage"]);
         command.args(["--disable-gpu", "--no-first-run", "--hide-scrollbars"]);
+        // As root it makes the home that others count on not to be there.
+        command.env("HOME", scratch.join("home"));
         // It asks nobody but the relay.
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.arg(format!("--user-data-dir={}", scratch.join("profile").display()));
