@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_do_harm() {
+    fn fuzz_commit_record() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let mut counter = CommitCounter::new(Lsn::new(3 << 20), SegSize::new(1 << 20).unwrap());
             counter.push(bytes);

@@ -390,8 +390,9 @@ impl WalVerifier {
             let Some((record, behind)) = rest.split_at_checked(aligned) else { break };
             let body = record.get(RECORD_HEADER..length).unwrap_or_default();
             header.check_crc(crc32c::crc32c(body), raw, start)?;
-            self.check_alignment(record.get(length..).unwrap_or_default(), start.advance(length as u64))?;
+            // In this order, which is that of the bytes: what is reported does not depend on how they come.
             self.check_lost(&header, body)?;
+            self.check_alignment(record.get(length..).unwrap_or_default(), start.advance(length as u64))?;
             self.redo = header.redo(body).or(self.redo);
             rest = behind;
             self.advance(aligned);
