@@ -110,17 +110,27 @@ machete:
 	@if command -v cargo-machete >/dev/null; then $(CARGO) machete --with-metadata; \
 	else echo 'not checked: unused dependencies (cargo install --locked cargo-machete)'; fi
 
-# Fuzz targets take this long each, in which they try as many inputs as they can.
-FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000
+# Fuzz targets take this long each, in which they try as many inputs as they can: beside the tests, of what those leave of the processor.
+FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000 nice -n 19
+RUN_FUZZ = $(FUZZED) $(RUN_TESTS) --workspace $(if $(HAS_NEXTEST),--test-threads 2 -E 'test(/(^|::)fuzz_/)',fuzz_ -- --test-threads 2)
+FUZZ_LOG = $(BUILT)/fuzz.log
 
 check: cc
-	@echo '== tests'
-	$(FUZZED) $(RUN_TESTS) --workspace $(FEWER)
-	$(CARGO) test --workspace --doc
+	@$(MAKE) tested WHICH="$(FEWER)"
 
 check-all: cc
-	@echo '== tests, each story on every version'
-	$(FUZZED) $(RUN_TESTS) --workspace
+	@$(MAKE) tested
+
+.PHONY: tested
+tested:
+	@echo '== tests'
+	$(RUN_TESTS) --workspace --no-run
+	@$(RUN_FUZZ) >$(FUZZ_LOG) 2>&1 & fuzz=$$!; \
+	trap "kill $$fuzz 2>/dev/null" INT TERM; \
+	$(RUN_TESTS) --workspace $(WHICH); tested=$$?; \
+	echo '== fuzz targets'; wait $$fuzz; fuzzed=$$?; \
+	if [ $$fuzzed -eq 0 ]; then grep -E '^ *Summary|^test result: ok. [1-9]' $(FUZZ_LOG); else cat $(FUZZ_LOG); fi; \
+	exit $$((tested + fuzzed))
 	$(CARGO) test --workspace --doc
 
 docs: cc

@@ -9,18 +9,16 @@ minutes=${1:?how many minutes for each target?}
 shift
 # Where a target lies: the package, what cargo calls the binary, and the folder of its __fuzz__.
 where() {
-    case $1 in
-        fuzz_sender) echo "walrelay-proto --test=sender proto/tests" ;;
-        fuzz_course) echo "walrelay-proto --test=course proto/tests" ;;
-        fuzz_frames | fuzz_settings | fuzz_certificates | fuzz_archive) echo "walrelay --test=fuzz tests/fuzz" ;;
-        fuzz_overlay) echo "walrelay --lib src/overlay/tests" ;;
-        fuzz_login) echo "walrelay --lib src/downstream/tests" ;;
-        fuzz_messages) echo "walrelay --lib src/downstream/local" ;;
-        fuzz_console) echo "walrelay --lib src/console" ;;
-        *) echo "walrelay-proto --test=fuzz proto/tests" ;;
+    local file
+    file=$(grep -rlE "fn $1\(" proto/src proto/tests tests/fuzz src) || return 0
+    case $file in
+        proto/src/*) echo "walrelay-proto --lib $(dirname "$file")" ;;
+        proto/tests/*) echo "walrelay-proto --test=$(basename "$file" .rs) proto/tests" ;;
+        tests/fuzz/*) echo "walrelay --test=fuzz tests/fuzz" ;;
+        *) echo "walrelay --lib $(dirname "$file")" ;;
     esac
 }
-mapfile -t all < <(grep -rhoE 'fn fuzz_[a-z_]+' proto/tests tests/fuzz src | cut -c 4- | sort -u)
+mapfile -t all < <(grep -rhoE 'fn fuzz_[a-z_]+' proto/src proto/tests tests/fuzz src | cut -c 4- | sort -u)
 [ $# -gt 0 ] || set -- "${all[@]}"
 
 host=$(rustc -vV | sed -n 's/^host: //p')

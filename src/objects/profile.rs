@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_trusted() {
+    fn fuzz_profile() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
             let _ = of_profile("wal", text, text);

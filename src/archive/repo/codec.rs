@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn no_object_is_trusted() {
+    fn fuzz_object() {
         let codecs = codecs();
         bolero::check!().for_each(|bytes: &[u8]| {
             for codec in &codecs {

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn no_path_is_trusted() {
+    fn fuzz_layout() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
             LAYOUTS.iter().for_each(|layout| drop(layout.parse(text)));

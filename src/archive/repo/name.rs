@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_trusted() {
+    fn fuzz_object_name() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
             let segment = FileName::parse("000000010000000000000001").expect("a segment's name");

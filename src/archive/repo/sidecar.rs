@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_trusted() {
+    fn fuzz_sidecar() {
         bolero::check!().for_each(|bytes: &[u8]| {
             if let Some(sidecar) = Sidecar::parse(bytes) {
                 assert_eq!(Sidecar::parse(sidecar.format().as_bytes()), Some(sidecar));

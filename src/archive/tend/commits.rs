@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_do_harm() {
+    fn fuzz_commits() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let times = commit_times(bytes, size());
             times.into_iter().for_each(|time| _ = time.to_text());
