@@ -19,7 +19,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference book deb rpm packages-test clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all tested beside told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference book deb rpm packages-test clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -52,10 +52,10 @@ setup: cc
 
 # The cheap checks come first, so that one need not wait for what they find. (Not in parallel: -j is refused.)
 .NOTPARALLEL:
-test: fmt prepare check docs gates told
+test: fmt prepare check docs deny machete told
 	@echo '== all is well'
 
-test-all: fmt prepare check-all docs gates told
+test-all: fmt prepare check-all docs deny machete told
 	@echo '== all is well'
 
 # The lints keep the processor busy while the servers come from the network. A fault of the lints is seen first.
@@ -91,12 +91,12 @@ msrv: cc
 	    CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/msrv $(CARGO) +$(MSRV) check --quiet --workspace --lib --bins; \
 	else echo 'not checked: the oldest compiler (rustup toolchain install $(MSRV) --profile minimal)'; fi
 
-# Miri knows no maps of files, so segments are on a simulated disk there.
+# Miri knows no maps of files, so segments are on a simulated disk there. A package of their own is quick to build.
 miri: cc
 	@echo '== unsafe code, interpreted'
 	@if $(CARGO) +nightly miri --version >/dev/null 2>&1; then \
 	    CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/miri MIRIFLAGS=-Zmiri-disable-isolation \
-	    $(CARGO) +nightly miri test --quiet --package walrelay --lib store::mapped::shared; \
+	    $(CARGO) +nightly miri test --quiet --package walrelay-interpreted store::mapped::shared; \
 	else echo 'not checked: unsafe code (rustup toolchain install nightly --profile minimal --component miri,rust-src)'; fi
 
 # Advisories are not asked for: they come from the network, at any time, and are no property of a commit.
@@ -110,10 +110,10 @@ machete:
 	@if command -v cargo-machete >/dev/null; then $(CARGO) machete --with-metadata; \
 	else echo 'not checked: unused dependencies (cargo install --locked cargo-machete)'; fi
 
-# Fuzz targets take this long each, in which they try as many inputs as they can: beside the tests, of what those leave of the processor.
-FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000 nice -n 19
-RUN_FUZZ = $(FUZZED) $(RUN_TESTS) --workspace $(if $(HAS_NEXTEST),--test-threads 2 -E 'test(/(^|::)fuzz_/)',fuzz_ -- --test-threads 2)
-FUZZ_LOG = $(BUILT)/fuzz.log
+# Fuzz targets take this long each, in which they try as many inputs as they can.
+FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000
+RUN_FUZZ = $(FUZZED) $(RUN_TESTS) --workspace $(if $(HAS_NEXTEST),--test-threads 3 -E 'test(/(^|::)fuzz_/)',fuzz_ -- --test-threads 3)
+BESIDE_LOG = $(BUILT)/beside.log
 
 check: cc
 	@$(MAKE) tested WHICH="$(FEWER)"
@@ -121,17 +121,23 @@ check: cc
 check-all: cc
 	@$(MAKE) tested
 
-.PHONY: tested
+# Stories wait for servers: what they leave of the processor goes to what only computes. A fault of that ends it, and is shown behind the
+# tests.
 tested:
 	@echo '== tests'
 	$(RUN_TESTS) --workspace --no-run
-	@$(RUN_FUZZ) >$(FUZZ_LOG) 2>&1 & fuzz=$$!; \
-	trap "kill $$fuzz 2>/dev/null" INT TERM; \
+	@nice -n 19 $(MAKE) beside >$(BESIDE_LOG) 2>&1 & beside=$$!; \
+	trap "kill $$beside 2>/dev/null" INT TERM; \
 	$(RUN_TESTS) --workspace $(WHICH); tested=$$?; \
-	echo '== fuzz targets'; wait $$fuzz; fuzzed=$$?; \
-	if [ $$fuzzed -eq 0 ]; then grep -E '^ *Summary|^test result: ok. [1-9]' $(FUZZ_LOG); else cat $(FUZZ_LOG); fi; \
-	exit $$((tested + fuzzed))
+	wait $$beside; ended=$$?; \
+	if [ $$ended -eq 0 ]; then grep -E '^==|^not checked| Summary |^test result: ok. [1-9]' $(BESIDE_LOG); else cat $(BESIDE_LOG); fi; \
+	exit $$((tested + ended))
 	$(CARGO) test --workspace --doc
+
+beside:
+	@$(MAKE) msrv miri
+	@echo '== fuzz targets'
+	$(RUN_FUZZ)
 
 docs: cc
 	@echo '== documentation'
