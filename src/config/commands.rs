@@ -13,7 +13,7 @@ use super::cli::Settings;
 use super::{ConfigError, archive_targets, default_data_dir, read_file, units, value};
 use crate::archive::restore::{OnTimeout, PATIENCE, REQUIRE_TIMEOUT, Required, Strict};
 use crate::archive::{Place, Target};
-use crate::conninfo::{ConnInfo, Environment};
+use crate::conninfo::{ConnInfo, Environment, HostAddress, HostSpec, TargetSessionAttrs};
 use crate::downstream::ListenAddr;
 use crate::redact::{holds_secret, redact};
 
@@ -61,7 +61,7 @@ pub enum Command {
 /// Relays that are asked side by side.
 #[derive(Args, Debug)]
 pub struct RelaysArgs {
-    /// How to connect to a relay; repeatable. The role must be one of its --admin-role, or a superuser
+    /// How to connect to a relay, with one host; repeatable. The role must be one of its --admin-role, or a superuser
     #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
     pub relay: Vec<String>,
 
@@ -77,9 +77,7 @@ pub struct RelaysArgs {
 impl RelaysArgs {
     /// The relays.
     pub fn relays(&self, environment: &Environment) -> Result<Vec<ConnInfo>, ConfigError> {
-        let parse =
-            |text: &String| ConnInfo::parse(text, environment).map_err(|error| value("relay", &error));
-        self.relay.iter().map(parse).collect()
+        servers("relay", &self.relay, environment)
     }
 
     /// How long each may take.
@@ -336,7 +334,8 @@ pub enum ArchiveCommand {
 #[derive(Args, Debug, Default, Clone)]
 pub struct PlacesArgs {
     /// Where to look, in this order: URL of an archive, name of one in the --config file, connection string of a
-    /// running relay, or a relay's data directory; repeatable [default: all that the --config file names]
+    /// running relay (of several with several hosts), or a relay's data directory; repeatable [default: all that the
+    /// --config file names]
     #[arg(long, value_name = "PLACE")]
     pub from: Vec<String>,
 
@@ -498,13 +497,12 @@ impl VerifyPlaceArgs {
         if !is_target {
             return Ok(Origin::Directory(PathBuf::from(&self.place)));
         }
-        let found = origin("DIR|URL", &self.place, &targets, environment)?;
-        match found {
-            Origin::Server(_) => {
-                Err(value("DIR|URL", &"a running server cannot be verified; give its data directory"))
-            }
-            other => Ok(other),
-        }
+        let found = origins("DIR|URL", &self.place, &targets, environment)?;
+        let is_server = |origin: &Origin| matches!(origin, Origin::Server(_));
+        found
+            .into_iter()
+            .find(|origin| !is_server(origin))
+            .ok_or_else(|| value("DIR|URL", &"a running server cannot be verified; give its data directory"))
     }
 
     /// A directory that turned out to be an archive.
@@ -517,8 +515,11 @@ impl VerifyPlaceArgs {
     /// Where to fetch from.
     pub fn sources(&self, environment: &Environment) -> Result<Vec<Origin>, ConfigError> {
         let targets = self.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
-        let from = |text: &String| origin("repair-from", text, &targets, environment);
-        self.repair_from.iter().map(from).collect()
+        let mut sources = Vec::new();
+        for text in &self.repair_from {
+            sources.extend(origins("repair-from", text, &targets, environment)?);
+        }
+        Ok(sources)
     }
 }
 
@@ -557,11 +558,11 @@ impl StatusArgs {
 /// `walrelay promotable`.
 #[derive(Args, Debug)]
 pub struct PromotableArgs {
-    /// How to connect to a relay, as for replication; all that may have something; repeatable
+    /// How to connect to a relay, as for replication, with one host; all that may have something; repeatable
     #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
     pub relay: Vec<String>,
 
-    /// How to connect to a server that may be promoted, as for replication; repeatable
+    /// How to connect to a server that may be promoted, as for replication, with one host; repeatable
     #[arg(long, value_name = "CONNINFO", required = true, num_args = 1..)]
     pub candidate: Vec<String>,
 
@@ -586,13 +587,49 @@ impl PromotableArgs {
     }
 }
 
+/// Each of these servers. One is asked for each text: with several hosts that would be the first that answers, and nobody would
+/// know of the others.
 fn servers(
     name: &'static str,
     texts: &[String],
     environment: &Environment,
 ) -> Result<Vec<ConnInfo>, ConfigError> {
-    let parse = |text: &String| ConnInfo::parse(text, environment).map_err(|error| value(name, &error));
+    let parse = |text: &String| {
+        let info = ConnInfo::parse(text, environment).map_err(|error| value(name, &error))?;
+        match info.hosts.len() {
+            1 => Ok(info),
+            count => {
+                let each = info.hosts.iter().map(|host| format!("--{name} '{} ...'", one_host(host)));
+                let each = each.collect::<Vec<_>>().join(" ");
+                let reason =
+                    format!("it names {count} servers, of which only one would be asked; use {each}");
+                Err(value(name, &reason))
+            }
+        }
+    };
     texts.iter().map(parse).collect()
+}
+
+/// A connection string's part that leads to this host.
+fn one_host(host: &HostSpec) -> String {
+    let name = match (&host.name, &host.address) {
+        (Some(name), _) | (None, HostAddress::Name(name)) => name.clone(),
+        (None, HostAddress::Ip(address)) => address.to_string(),
+        (None, HostAddress::UnixDirectory(directory)) => directory.display().to_string(),
+    };
+    format!("host={name} port={}", host.port)
+}
+
+/// The servers that are asked where this one is a place to look in: each of its hosts, unless it says which kind of server is
+/// meant, which is one of them then.
+pub fn each_asked(info: &ConnInfo) -> Vec<ConnInfo> {
+    match info.target_session_attrs {
+        TargetSessionAttrs::Any => {
+            let alone = |host: &HostSpec| ConnInfo { hosts: vec![host.clone()], ..info.clone() };
+            info.hosts.iter().map(alone).collect()
+        }
+        _ => vec![info.clone()],
+    }
 }
 
 /// A connection string for a relay that listens there.
@@ -704,7 +741,7 @@ impl Origin {
         };
         match self {
             Origin::Server(info) if host(info) => true,
-            _ => origin("require", text, known, environment).is_ok_and(|other| same(&other)),
+            _ => origins("require", text, known, environment).is_ok_and(|others| others.iter().any(same)),
         }
     }
 }
@@ -718,7 +755,7 @@ impl PlacesArgs {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let mut origins: Vec<_> = self.data_dir.iter().cloned().map(Origin::Directory).collect();
         for text in &self.from {
-            origins.push(origin("from", text, &targets, environment)?);
+            origins.extend(self::origins("from", text, &targets, environment)?);
         }
         if self.from.is_empty() {
             let readable = targets.into_iter().filter(|target| matches!(target.place, Place::Objects(_)));
@@ -737,18 +774,24 @@ impl PlacesArgs {
     }
 }
 
+/// What a text stands for: of servers each host is a place of its own, since each may be the only one that has something.
 /// `name` is the flag that it was given by.
-fn origin(
+fn origins(
     name: &'static str,
     text: &str,
     known: &[Target],
     environment: &Environment,
-) -> Result<Origin, ConfigError> {
+) -> Result<Vec<Origin>, ConfigError> {
     let is_uri = ["postgresql://", "postgres://"].iter().any(|scheme| text.starts_with(scheme));
     if is_uri || (text.contains('=') && !text.contains("://")) {
         let info = ConnInfo::parse(text, environment).map_err(|error| value(name, &error))?;
-        return Ok(Origin::Server(Box::new(info)));
+        return Ok(each_asked(&info).into_iter().map(|info| Origin::Server(Box::new(info))).collect());
     }
+    origin(name, text, known).map(|origin| vec![origin])
+}
+
+/// One that is no server.
+fn origin(name: &'static str, text: &str, known: &[Target]) -> Result<Origin, ConfigError> {
     if let Some(target) = known.iter().find(|target| target.name == text) {
         return Ok(Origin::Target(Box::new(target.clone())));
     }
@@ -851,6 +894,54 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert_eq!(required(&["--require", "r1", "--require-timeout", "0"]).unwrap().unwrap().timeout, None);
+    }
+
+    #[test]
+    fn each_host_is_a_place_of_its_own() {
+        let environment = Environment::of_user("tester");
+        let required = |from: &str, words: &[&str]| {
+            let words =
+                [&["restore", "--from", from][..], words, &["000000010000000000000003", "p"]].concat();
+            let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
+            let origins = line.restore.places.origins(&environment)?;
+            Ok((origins.len(), line.restore.required(&origins, &environment)?.map(|strict| strict.required)))
+        };
+        let relays = "host=r1,r2 port=5432,5433 user=u";
+        for (from, words, count, named, of_relays) in [
+            (relays, &["--require-relays", "2"][..], 2, &[][..], 2),
+            (relays, &["--require", "r2"], 2, &[1], 0),
+            // By the same text it is all of them.
+            (relays, &["--require", relays], 2, &[0, 1], 0),
+            ("postgres://u@r1,r2:5433/", &["--require-relays", "1"], 2, &[], 1),
+            // This says that one is meant, whichever it is.
+            ("host=r1,r2 target_session_attrs=primary", &["--require-relays", "1"], 1, &[], 1),
+        ] {
+            let (found, required) = required(from, words).unwrap();
+            let required = required.unwrap();
+            assert_eq!((found, &required.named[..], required.of_relays), (count, named, of_relays), "{from}");
+            assert_eq!(required.relays.len(), count, "{from}");
+        }
+        let error: ConfigError = required(relays, &["--require-relays", "3"]).unwrap_err();
+        assert!(error.to_string().contains("there are 2 relays"), "{error}");
+    }
+
+    #[test]
+    fn a_relay_that_is_asked_has_one_host() {
+        let environment = Environment::of_user("tester");
+        let relays = |texts: &[&str]| {
+            let relay = texts.iter().map(|text| (*text).to_owned()).collect();
+            RelaysArgs { relay, timeout: "1s".to_owned(), json: false }.relays(&environment)
+        };
+        assert_eq!(relays(&["host=r1 user=u", "host=r2 user=u"]).unwrap().len(), 2);
+        let error = relays(&["host=r1,r2 port=5432,5433 user=u password=hunter2"]).unwrap_err().to_string();
+        let expected = "invalid value for --relay: it names 2 servers, of which only one would be asked; use \
+                        --relay 'host=r1 port=5432 ...' --relay 'host=r2 port=5433 ...'";
+        assert_eq!(error, expected);
+        let [relay, candidate] = ["host=r1", "postgres://u@db1,db2/"].map(|text| vec![text.to_owned()]);
+        let args = PromotableArgs { relay, candidate, json: false, watch: None };
+        assert!(args.relays(&environment).is_ok());
+        let error = args.candidates(&environment).unwrap_err().to_string();
+        assert!(error.contains("--candidate 'host=db1 port=5432 ...' --candidate 'host=db2"), "{error}");
     }
 
     #[test]

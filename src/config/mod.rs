@@ -36,7 +36,7 @@ pub use cli::{Cli, LogFormat, Switch};
 pub use commands::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, CompletionsArgs, DoctorArgs,
     ExportArgs, FailoversArgs, FenceArgs, InitArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs,
-    RelaysArgs, RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs,
+    RelaysArgs, RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs, each_asked,
 };
 
 /// A checked configuration.

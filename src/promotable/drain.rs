@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::config::each_asked;
 use crate::conninfo::{ConnInfo, Environment, HostSpec};
 
 /// What a `restore_command` does for a server that is promoted.
@@ -18,7 +19,7 @@ pub enum Drain {
     Unknown(String),
 }
 
-/// Reads a command. A relay is known by the names and ports of its hosts.
+/// Reads a command. A relay is known by the name and port of its host.
 pub fn drain(command: &str, relays: &[ConnInfo], environment: &Environment) -> Drain {
     let no = |reason: &str| Drain::No(reason.to_owned());
     let unknown = |reason: &str| Drain::Unknown(reason.to_owned());
@@ -39,19 +40,32 @@ pub fn drain(command: &str, relays: &[ConnInfo], environment: &Environment) -> D
     if from.is_empty() {
         return unknown("its places are in a configuration file or a data directory");
     }
-    let asked: Vec<HostSpec> = from
+    let asked: Vec<ConnInfo> = from
         .iter()
         .filter_map(|text| ConnInfo::parse(text, environment).ok().filter(|_| is_connection(text)))
-        .flat_map(|info| info.hosts)
+        .flat_map(|info| each_asked(&info))
         .collect();
-    let is_asked = |relay: &&ConnInfo| relay.hosts.iter().any(|host| asked.contains(host));
-    let missing: Vec<String> = relays.iter().filter(|relay| !is_asked(relay)).map(hosts).collect();
-    match missing.is_empty() {
-        true => {
+    let is_at = |place: &ConnInfo, relay: &ConnInfo| relay.hosts.iter().any(|it| place.hosts.contains(it));
+    let (mut missing, mut chosen) = (Vec::new(), None);
+    for relay in relays {
+        let mut places = asked.iter().filter(|place| is_at(place, relay));
+        if places.clone().any(|place| place.hosts.len() == 1) {
+            continue;
+        }
+        match places.next() {
+            Some(place) => chosen = Some(hosts(place)),
+            None => missing.push(hosts(relay)),
+        }
+    }
+    match (missing.is_empty(), chosen) {
+        (false, _) => Drain::No(format!("it does not name {}", missing.join(" and "))),
+        (true, Some(several)) => {
+            Drain::No(format!("it asks only one of {several}, since it has target_session_attrs"))
+        }
+        (true, None) => {
             let is_strict = ["--require", "--require-relays"].iter().any(|it| !values(words, it).is_empty());
             Drain::Yes { is_strict }
         }
-        false => Drain::No(format!("it does not name {}", missing.join(" and "))),
     }
 }
 
@@ -148,7 +162,16 @@ mod tests {
         check("walrelay restore --from 'host=r1' %p", "no: it is not given %f and %p");
         check("walrelay restore --from \"host=r1 user=x\" %f %p", "no: it does not name r2:5433");
         check("walrelay restore --from s3://r1/r2 %f \"%p\"", "no: it does not name r1:5432 and r2:5433");
+        // As `restore` does, which asks each host.
         check("walrelay restore --from \"host=r1,r2 port=5432,5433\" %f %p", "yes");
+        check(
+            "walrelay restore --from 'host=r1,r2 port=5432,5433 target_session_attrs=primary' %f %p",
+            "no: it asks only one of r1:5432,r2:5433, since it has target_session_attrs",
+        );
+        check(
+            "walrelay restore --from 'host=r0,r1 target_session_attrs=primary' --from 'host=r1,r2 port=5432,5433' %f %p",
+            "yes",
+        );
         check(
             "PGUSER=x \"/usr/bin/walrelay\" restore --from host=r1 --from=postgres://u@r2:5433/ %f %p",
             "yes",
