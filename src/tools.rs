@@ -11,7 +11,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::archive::cleanup::{self, Limit};
-use crate::archive::fetch::Fetcher;
+use crate::archive::fetch::{Fetcher, Own};
 use crate::archive::list::{self, Listing};
 use crate::archive::restore::{
     BROKEN, MISSING, PATIENCE, Restore, Restored, Role, data_dir, seg_size_of, system_id_of,
@@ -101,7 +101,9 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
         let data_dir = data_dir(&args.target);
         let fetcher = Fetcher::new(sources, system_id_of(&data_dir)).with_seg_size(seg_size_of(&data_dir));
         // Who has left one to it will want the next one.
-        let (fetcher, ahead) = (fetcher.with_silence(PATIENCE), args.prefetch.max(1));
+        // Whoever takes a segment from the spool does not ask again whose it is.
+        let own = Own { wal_dir: args.target.parent().map(Path::to_owned), ..Own::default() };
+        let (fetcher, ahead) = (fetcher.with_silence(PATIENCE).with_own(own), args.prefetch.max(1));
         let worked = spool::work(&spool_dir, &key, fetcher, ahead, spool::LINGER).await;
         let action = "could not fetch segments ahead";
         return worked.map(|()| 0).map_err(|source| RelayError::System { action, source });

@@ -6,10 +6,14 @@
 //! Sources are asked in turn, and the next one also while one is silent. One that stays silent cannot be reached; one from
 //! which anything comes is waited for, however long it takes.
 //!
+//! Two servers may have begun a timeline with the same number, in different places. What a source has of a timeline that began
+//! elsewhere than the asker's is not there for the asker, whole or not: recovery would refuse it, and end.
+//!
 //! A standby asks again, and is better off with what somebody has than with an error about somebody else: for it there is
 //! [`Fetcher::look`], which also says who has not answered.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,16 +69,22 @@ impl Looked {
     }
 }
 
-/// What whoever asks has itself: a beginning that contradicts it is of another history.
+/// What whoever asks has itself: what contradicts it is of another history.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Own {
-    /// The history of the timeline asked for, if there is a file of it.
-    pub history: Option<TimelineHistory>,
+    /// Where the histories of its timelines are.
+    pub wal_dir: Option<PathBuf>,
     /// The beginning of the segment asked for: whole records.
     pub beginning: Bytes,
 }
 
 impl Own {
+    /// The history of a timeline, if there is a file of it.
+    pub fn history(&self, tli: TimelineId) -> Option<TimelineHistory> {
+        let content = std::fs::read(self.wal_dir.as_ref()?.join(tli.history_file_name())).ok()?;
+        TimelineHistory::parse(tli, &content).ok()
+    }
+
     /// The first place at which a beginning of the same segment says something else.
     fn contradicted_at(&self, bytes: &[u8]) -> Option<usize> {
         self.beginning.iter().zip(bytes).position(|(ours, theirs)| ours != theirs)
@@ -145,6 +155,8 @@ struct Place {
     silent: AtomicBool,
     /// Since when its answer is waited for.
     asked: Mutex<Option<Instant>>,
+    /// A timeline which began where the asker's of that number has begun.
+    on_ours: Mutex<Option<TimelineId>>,
 }
 
 impl Place {
@@ -154,6 +166,14 @@ impl Place {
 
     fn asked_since(&self) -> Option<Instant> {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_on_ours(&self, tli: TimelineId) {
+        *self.on_ours.lock().unwrap_or_else(PoisonError::into_inner) = Some(tli);
+    }
+
+    fn is_on_ours(&self, tli: TimelineId) -> bool {
+        *self.on_ours.lock().unwrap_or_else(PoisonError::into_inner) == Some(tli)
     }
 
     /// An answer of the source; silence is one.
@@ -173,14 +193,15 @@ impl Fetcher {
     /// Asks `sources` in this order. WAL of another cluster than `system_id` is refused, if that is known.
     pub fn new(sources: Vec<Arc<dyn Source>>, system_id: Option<SystemId>) -> Fetcher {
         let place = |(number, source)| {
-            Arc::new(Place { number, source, silent: AtomicBool::new(false), asked: Mutex::default() })
+            let (silent, asked, on_ours) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+            Arc::new(Place { number, source, silent, asked, on_ours })
         };
         let places = sources.into_iter().enumerate().map(place).collect();
         let (seg_size, own) = (None, Arc::default());
         Fetcher { places, system_id, seg_size, own, branch: None, meanwhile: MEANWHILE, silence: SILENCE }
     }
 
-    /// Takes no beginning of a segment that contradicts what the asker has.
+    /// Takes nothing that contradicts what the asker has.
     pub fn with_own(self, own: Own) -> Fetcher {
         Fetcher { own: Arc::new(own), ..self }
     }
@@ -357,7 +378,7 @@ impl Fetcher {
                 true => Duration::ZERO,
                 false => self.meanwhile,
             };
-            asked.push(async move { (number, self.read(place, file).await) });
+            asked.push(async move { (number, self.read_ours(place, file).await) });
             let mut silence = std::pin::pin!(place.source.pulse().silence(patience));
             loop {
                 let answer = tokio::select! {
@@ -395,6 +416,46 @@ impl Fetcher {
             Some(bytes) => self.check(file, place.source.name(), bytes).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The same, if it is of the asker's history.
+    async fn read_ours(&self, place: &Place, file: &str) -> Result<Option<Bytes>, FetchError> {
+        let Some(bytes) = self.read(place, file).await? else { return Ok(None) };
+        let is_ours = match (timeline_of(file), TimelineId::from_history_file_name(file)) {
+            (Some(tli), _) => self.is_on_ours(place, file, tli).await?,
+            (None, Some(tli)) => self.is_ours(place, file, tli, &bytes),
+            (None, None) => true,
+        };
+        Ok(is_ours.then_some(bytes))
+    }
+
+    /// Whether a place's WAL of this timeline is of the one that the asker has.
+    async fn is_on_ours(&self, place: &Place, file: &str, tli: TimelineId) -> Result<bool, FetchError> {
+        if place.is_on_ours(tli) || self.own.history(tli).is_none() {
+            return Ok(true);
+        }
+        // Its WAL may have come without one.
+        let Some(theirs) = self.read(place, &tli.history_file_name()).await? else { return Ok(true) };
+        let is_ours = self.is_ours(place, file, tli, &theirs);
+        if is_ours {
+            place.set_on_ours(tli);
+        }
+        Ok(is_ours)
+    }
+
+    /// Whether a timeline with this history is the one that the asker has under that number.
+    fn is_ours(&self, place: &Place, file: &str, tli: TimelineId, history: &[u8]) -> bool {
+        let theirs = TimelineHistory::parse(tli, history).ok();
+        let Some((ours, theirs)) = self.own.history(tli).zip(theirs) else { return true };
+        let is_ours = theirs.ancestors() == ours.ancestors();
+        if !is_ours {
+            let place = place.source.name();
+            tracing::error!(
+                "what {place} has of \"{file}\" is of another history and is not taken: its timeline {tli} began \
+                 elsewhere than the one here"
+            );
+        }
+        is_ours
     }
 
     /// All sources' answers to a question about a file, in their order.
@@ -443,7 +504,7 @@ impl Fetcher {
             for bytes in found {
                 let Some((id, good)) = self.good_length(file, &bytes) else { continue };
                 if longest.as_ref().is_none_or(|(_, _, best)| good > *best)
-                    && self.fits(place, file, &bytes[..good as usize], id).await?
+                    && self.fits(place, file, &bytes[..good as usize]).await?
                 {
                     longest = Some((bytes, id, good));
                 }
@@ -461,15 +522,8 @@ impl Fetcher {
         Ok(Fetched::Unfinished { segment: segment.into(), good })
     }
 
-    /// Whether a beginning agrees with what the asker has. Two servers may have begun a timeline with the same number, and
-    /// then the longer one of theirs is no continuation of the other.
-    async fn fits(
-        &self,
-        place: &Place,
-        file: &str,
-        bytes: &[u8],
-        id: WalIdentity,
-    ) -> Result<bool, Unanswered> {
+    /// Whether a beginning agrees with what the asker has: one of another history is no continuation, however long it is.
+    async fn fits(&self, place: &Place, file: &str, bytes: &[u8]) -> Result<bool, Unanswered> {
         let name = place.source.name();
         if let Some(at) = self.own.contradicted_at(bytes) {
             tracing::error!(
@@ -478,23 +532,9 @@ impl Fetcher {
             );
             return Ok(false);
         }
-        let tli = WalFileName::parse(file, id.seg_size).map(|name| name.tli);
-        let Some((ours, tli)) = self.own.history.as_ref().zip(tli).filter(|(ours, tli)| ours.tli() == *tli)
-        else {
-            return Ok(true);
-        };
-        let history = tli.history_file_name();
-        let theirs = self.read(place, &history).await;
-        let theirs = theirs.map_err(|error| Unanswered { file: history, by: vec![(place.number, error)] })?;
-        let theirs = theirs.and_then(|content| TimelineHistory::parse(tli, &content).ok());
-        let fits = theirs.is_none_or(|theirs| theirs.ancestors() == ours.ancestors());
-        if !fits {
-            tracing::error!(
-                "what {name} has of \"{file}\" is of another history and is not taken: its timeline {tli} began \
-                 elsewhere than the one here"
-            );
-        }
-        Ok(fits)
+        let Some(tli) = timeline_of(file) else { return Ok(true) };
+        let fits = self.is_on_ours(place, file, tli).await;
+        fits.map_err(|error| Unanswered { file: file.to_owned(), by: vec![(place.number, error)] })
     }
 
     fn good_length(&self, file: &str, bytes: &[u8]) -> Option<(WalIdentity, u64)> {
@@ -505,10 +545,8 @@ impl Fetcher {
     /// recovery would replay what the old primary wrote after that, on the way to the newer timeline.
     async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Unanswered> {
         let Some(name) = WalFileName::parse(file, id.seg_size) else { return Ok(0) };
-        let left_at = match self.newest_history(name.tli).await? {
-            Some(history) => history.switch_point(name.tli),
-            None => None,
-        };
+        let newest = self.newest_history(name.tli).await?;
+        let left_at = newest.and_then(|history| history.switch_point(name.tli));
         let start = name.segno.start(id.seg_size);
         Ok(left_at.map_or(good, |(left_at, _)| good.min(left_at.since(start))))
     }
@@ -516,14 +554,20 @@ impl Fetcher {
     /// History of the newest timeline after `tli`, found as PostgreSQL does: one after the other, until one is
     /// missing.
     async fn newest_history(&self, tli: TimelineId) -> Result<Option<TimelineHistory>, Unanswered> {
-        let (mut newest, mut next) = (None, tli);
+        let (mut newest, mut next): (Option<TimelineHistory>, _) = (None, tli);
         while let Some(tli) = next.as_u32().checked_add(1).and_then(TimelineId::new) {
             let file = tli.history_file_name();
             let Some(content) = self.finished(&file).await? else { break };
             newest = TimelineHistory::parse(tli, &content).ok();
             next = tli;
         }
-        Ok(newest)
+        // Of others who have the same number it does not tell where the asker's timeline was left.
+        let ours = self.own.history(tli);
+        let is_of_others = |newest: &TimelineHistory| {
+            let theirs = newest.up_to(tli);
+            ours.as_ref().zip(theirs).is_some_and(|(ours, theirs)| ours.ancestors() != theirs.ancestors())
+        };
+        Ok(newest.filter(|newest| !is_of_others(newest)))
     }
 }
 
@@ -763,15 +807,66 @@ mod tests {
         wal.fill(100_000);
         let file = "000000020000000000000004";
         let (ours, theirs) = (memory(), memory());
-        theirs.put(&format!("{file}.partial"), wal.take());
-        let history = |text: &str| TimelineHistory::parse(second, text.as_bytes()).ok();
-        let own = |text: &str| Own { history: history(text), ..Own::default() };
+        let wal = wal.take();
+        theirs.put(&format!("{file}.partial"), wal.clone());
+        let dir = tempfile::tempdir().unwrap();
+        let own = |text: &str| {
+            std::fs::write(dir.path().join("00000002.history"), text).unwrap();
+            Own { wal_dir: Some(dir.path().to_owned()), ..Own::default() }
+        };
         let check = async |own: Own| fetcher(&[&ours, &theirs]).with_own(own).look(file).await.found;
         // It may have come without one.
         assert!(matches!(check(own("1\t0/3F0000\tx\n")).await, Fetched::Unfinished { .. }));
         theirs.put("00000002.history", "1\t0/3F0000\tfor another reason\n");
         assert!(matches!(check(own("1\t0/3F0000\tx\n")).await, Fetched::Unfinished { .. }));
         assert_eq!(check(own("1\t0/3E0000\tx\n")).await, Fetched::Missing);
+        // Nor does what has come of it say where ours was left.
+        ours.put(&format!("{file}.partial"), wal.clone());
+        ours.put("00000002.history", "1\t0/3E0000\tx\n");
+        theirs.put("00000003.history", "1\t0/3F0000\tx\n2\t0/404000\tx\n");
+        let found = check(own("1\t0/3E0000\tx\n")).await;
+        assert!(matches!(found, Fetched::Unfinished { good, .. } if good > 0x4000), "{found:?}");
+        let found = check(own("1\t0/3F0000\tx\n")).await;
+        assert!(matches!(found, Fetched::Unfinished { good: 0x4000, .. }), "{found:?}");
+    }
+
+    /// Whole ones, too, and the history itself: recovery would refuse both, and end with less than another one has.
+    #[tokio::test]
+    async fn whole_segments_of_another_history_are_not_there() {
+        let second = TimelineId::new(2).unwrap();
+        let mut wal = WalGenerator::new(id(77), second, Lsn::new(4 * SEG as u64), 5);
+        wal.fill(SEG);
+        let wal = wal.take();
+        let file = "000000020000000000000004";
+        let (other, away, ours) = (memory(), memory(), memory());
+        other.put(file, wal[..SEG].to_vec());
+        other.put("00000002.history", "1\t0/3F0000\tx\n");
+        let dir = tempfile::tempdir().unwrap();
+        let own = Own { wal_dir: Some(dir.path().to_owned()), ..Own::default() };
+        let fetcher = fetcher(&[&other, &ours]).with_own(own.clone());
+        // Who knows nothing better takes it.
+        assert!(matches!(fetcher.look(file).await.found, Fetched::Whole(_)));
+        std::fs::write(dir.path().join("00000002.history"), "1\t0/3E0000\tx\n").unwrap();
+        for file in [file, "00000002.history"] {
+            assert_eq!(fetcher.fetch(file).await, Ok(Fetched::Missing), "{file}");
+            assert_eq!(fetcher.look(file).await.found, Fetched::Missing, "{file}");
+            assert_eq!(fetcher.fetch_finished(file).await, None, "{file}");
+        }
+        // What somebody else has of ours counts, however little it is.
+        ours.put(&format!("{file}.partial"), wal[..10_000].to_vec());
+        assert!(matches!(fetcher.look(file).await.found, Fetched::Unfinished { .. }));
+        ours.put(file, wal[..SEG].to_vec());
+        ours.put("00000002.history", "1\t0/3E0000\tx\n");
+        let before = ours.asked("00000002.history");
+        for _ in 0..2 {
+            assert!(matches!(fetcher.fetch(file).await, Ok(Fetched::Whole(_))));
+        }
+        assert_eq!(ours.asked("00000002.history"), before + 1, "one answer is enough");
+        // Who has it and does not say of which history may not be believed.
+        away.put(file, wal[..SEG].to_vec());
+        away.set_down_for("00000002.history");
+        let looked = self::fetcher(&[&away]).with_own(own).look(file).await;
+        assert_eq!((&looked.found, looked.unanswered.len()), (&Fetched::Missing, 1));
     }
 
     #[tokio::test]

@@ -18,6 +18,8 @@ pub(crate) struct Memory {
     /// Answers are given while this is true.
     open: watch::Sender<bool>,
     down: watch::Sender<bool>,
+    /// A file that cannot be had.
+    down_for: Mutex<Option<String>>,
     pulse: Pulse,
 }
 
@@ -29,6 +31,7 @@ impl Memory {
             asked: Mutex::default(),
             open: watch::Sender::new(true),
             down: watch::Sender::new(false),
+            down_for: Mutex::default(),
             pulse: Pulse::default(),
         }
     }
@@ -45,6 +48,10 @@ impl Memory {
         self.down.send_replace(down);
     }
 
+    pub(crate) fn set_down_for(&self, name: &str) {
+        *self.down_for.lock().unwrap() = Some(name.to_owned());
+    }
+
     /// Lets questions wait for their answers, or answers them.
     pub(crate) fn set_open(&self, open: bool) {
         self.open.send_replace(open);
@@ -59,7 +66,7 @@ impl Memory {
         self.asked.lock().unwrap().push(name.to_owned());
         let _ = self.open.subscribe().wait_for(|open| *open).await;
         self.pulse.beat();
-        if *self.down.borrow() {
+        if *self.down.borrow() || self.down_for.lock().unwrap().as_deref() == Some(name) {
             return Err(FetchError::Unreachable {
                 place: self.name.to_owned(),
                 reason: "it is down".to_owned(),

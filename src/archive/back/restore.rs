@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use walrelay_proto::{SegSize, SystemId, TimelineHistory, TimelineId};
+use walrelay_proto::{SegSize, SystemId, TimelineId};
 
 use super::fetch::{self, Failure, Fetched, Fetcher, Looked, Own, SILENCE};
 use super::source::{FetchError, Source};
@@ -501,27 +501,26 @@ impl Restore {
         self.own_copy().is_ok_and(|bytes| fetch::check_file(&self.file, system_id, &bytes).is_ok())
     }
 
-    /// What `pg_wal` has of the file and of its timeline.
+    /// What `pg_wal` has of the file and of timelines.
     fn own(&self) -> Own {
-        let Some(tli) = FileName::parse(&self.file).map(|name| name.tli()) else { return Own::default() };
         let mut beginning = match fetch::is_segment(&self.file) {
             true => self.own_copy().unwrap_or_default(),
             false => Bytes::new(),
         };
         beginning.truncate(self.good_length(&beginning) as usize);
-        Own { history: self.own_history(tli), beginning }
+        Own { beginning, ..self.own_dir() }
+    }
+
+    fn own_dir(&self) -> Own {
+        Own { wal_dir: Some(dir_of(&self.target).to_owned()), ..Own::default() }
     }
 
     /// Whether recovery finds this history file in `pg_wal` when it is told that there is none. At the end of a promotion,
     /// when nothing in the data directory says any more that this was a standby, the server asks for its parent's; to wait
     /// then for somebody who is away would keep it from becoming a primary.
     fn has_history(&self) -> bool {
-        TimelineId::from_history_file_name(&self.file).is_some_and(|tli| self.own_history(tli).is_some())
-    }
-
-    fn own_history(&self, tli: TimelineId) -> Option<TimelineHistory> {
-        let content = std::fs::read(dir_of(&self.target).join(tli.history_file_name())).ok()?;
-        TimelineHistory::parse(tli, &content).ok()
+        let tli = TimelineId::from_history_file_name(&self.file);
+        tli.is_some_and(|tli| self.own_dir().history(tli).is_some())
     }
 
     /// What `pg_wal` has under the segment's name.

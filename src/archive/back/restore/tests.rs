@@ -360,6 +360,43 @@ async fn a_beginning_of_another_history_is_not_taken() {
     assert_eq!(restore.run().await.unwrap(), Restored::Done);
 }
 
+/// Two were promoted to timeline 2, in different places. A standby of the one is promoted, and asks both: with the other one's
+/// segment, whole as it is, the server would end recovery before what the one has.
+#[tokio::test]
+async fn a_whole_segment_of_another_history_is_not_taken() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let file = LAST.replacen('1', "2", 1);
+    let id = WalIdentity { system_id: SystemId(77), seg_size: SegSize::new(SEG as u64).unwrap() };
+    let wal = |seed: u64, bytes: usize| {
+        let mut wal = WalGenerator::new(id, TimelineId::new(2).unwrap(), Lsn::new(9 * SEG as u64), seed);
+        wal.fill(bytes);
+        wal.take()
+    };
+    let longest = wal(6, 300_000);
+    let (ours, theirs) = (Arc::new(Memory::new("r1")), Arc::new(Memory::new("r2")));
+    ours.put("00000002.history", "1\t0/8E0000\tx\n");
+    ours.put(&format!("{file}.partial"), longest.clone());
+    theirs.put("00000002.history", "1\t0/8F0000\tx\n");
+    theirs.put(&file, wal(7, SEG)[..SEG].to_vec());
+    fs::write(target.with_file_name("00000002.history"), "1\t0/8E0000\tno matter\n").unwrap();
+    let required = Required { relays: vec![0, 1], of_relays: 2, ..Required::default() };
+    let strict = Some(Strict { required, timeout: None, on_timeout: OnTimeout::Stop });
+    for strict in [None, strict] {
+        let sources = vec![theirs.clone() as Arc<dyn Source>, ours.clone()];
+        let restore = Restore { sources, target: target.clone(), strict, ..setting.restore(&file) };
+        assert_eq!(restore.run().await.unwrap(), Restored::Done);
+        assert!(fs::read(&target).unwrap()[..longest.len()] == longest);
+        fs::remove_file(&target).unwrap();
+        // Theirs alone is nothing, and their history does not take the place of ours.
+        let alone = Restore { sources: vec![theirs.clone()], strict: None, ..restore };
+        for file in [&file, "00000002.history"] {
+            let restore = Restore { file: file.to_owned(), ..alone.clone() };
+            assert_eq!(restore.run().await.unwrap(), Restored::Missing, "{file}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_recovery_waits_for_a_source_that_is_away() {
     let setting = Setting::new();
