@@ -2,13 +2,13 @@
 
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
-    Cluster, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal, on_every_version,
+    Cluster, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal, on_every_server,
     on_one_version, on_versions,
 };
 
 use crate::relay_below;
 
-on_every_version!(
+on_every_server!(
     remote_apply_is_visible_two_relays_below,
     any_one_of_two_and_one_is_frozen,
     names_come_and_go_and_nothing_falls,
@@ -19,7 +19,7 @@ on_every_version!(
 on_one_version!(it_degrades_within_its_budget);
 
 // synchronized_standby_slots came with 17.
-on_versions!([pg17 = 17, pg18 = 18] decoding_waits_for_those_who_are_named);
+on_versions!([pg17 = 17, pg19 = 19; pg18 = 18] decoding_waits_for_those_who_are_named);
 
 fn standby_of(primary: &Cluster, relay: &Relay, name: &str) -> Cluster {
     relay.create_slot(name);

@@ -5,13 +5,13 @@ use std::fs;
 use std::process::Command;
 
 use walrelay_testkit::{
-    Ack, Cluster, Mark, Relay, Scratch, Server, Signal, Writer, on_every_version, wait_until,
+    Ack, Cluster, Mark, Relay, Scratch, Server, Signal, Writer, on_every_server, wait_until,
 };
 
 use crate::restore::readable_binary;
 use crate::{relay_below, walrelay};
 
-on_every_version!(
+on_every_server!(
     a_standby_that_is_promoted_drains_the_relay,
     a_standby_that_still_streams_drains_it_too,
     without_the_drain_commits_are_lost,

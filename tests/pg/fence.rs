@@ -5,13 +5,13 @@ use std::process::Command;
 
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
-    Cluster, Relay, RelayBuilder, Server, Session, Signal, Writer, on_every_version, on_one_version,
+    Cluster, Relay, RelayBuilder, Server, Session, Signal, Writer, on_every_server, on_one_version,
     wait_until,
 };
 
 use crate::{relay_below, walrelay};
 
-on_every_version!(no_commit_returns_behind_a_fence_and_a_promotion_passes_it);
+on_every_server!(no_commit_returns_behind_a_fence_and_a_promotion_passes_it);
 
 on_one_version!(
     who_may_fences_and_the_same_primary_comes_back,

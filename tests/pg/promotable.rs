@@ -1,12 +1,12 @@
 //! `walrelay promotable`: who has what, what a promotion would lose now, and who would drain the relay.
 
 use serde_json::Value;
-use walrelay_testkit::{Cluster, Scratch, Server, on_every_version, tied_command, wait_until};
+use walrelay_testkit::{Cluster, Scratch, Server, on_every_server, tied_command, wait_until};
 
 use crate::restore::readable_binary;
 use crate::{relay_below, walrelay};
 
-on_every_version!(whoever_may_be_promoted_is_weighed);
+on_every_server!(whoever_may_be_promoted_is_weighed);
 
 /// What it says about these, and its exit code.
 fn promotable(relays: &[String], candidates: &[&Cluster], json: bool) -> (String, Option<i32>) {

@@ -5,7 +5,7 @@ use walrelay_testkit::{Cluster, Server, on_versions};
 use crate::relay_below;
 
 // Failover slots came with 17.
-on_versions!([pg17 = 17, pg18 = 18] failover_slots_are_synced);
+on_versions!([pg17 = 17, pg19 = 19; pg18 = 18] failover_slots_are_synced);
 
 fn failover_slots_are_synced(server: &Server) {
     let primary = Cluster::builder(server).conf("wal_level = logical").start();

@@ -3,12 +3,12 @@
 
 use std::process::Command;
 
-use walrelay_testkit::{Mark, Server, Signal, on_every_version};
+use walrelay_testkit::{Mark, Server, Signal, on_every_server};
 
 use crate::drain::Scene;
 use crate::walrelay;
 
-on_every_version!(
+on_every_server!(
     two_are_promoted_at_once,
     the_relay_dies_while_it_is_drained,
     the_candidate_is_ahead_of_the_relay,

@@ -2,11 +2,14 @@
 
 use std::process::Command;
 
-use walrelay_testkit::{Cluster, Mark, Relay, Scratch, Server, on_every_version, tied_command};
+use walrelay_testkit::{
+    Cluster, Mark, Relay, Scratch, Server, on_every_server, on_every_version, tied_command,
+};
 
 use crate::{relay_below, walrelay};
 
-on_every_version!(a_promotion_that_kept_everything_says_so, what_a_promotion_has_left_is_an_error_and_listed);
+on_every_server!(a_promotion_that_kept_everything_says_so);
+on_every_version!(what_a_promotion_has_left_is_an_error_and_listed);
 
 /// A primary that waits for the relay, and a standby of its own, which the relay follows next.
 fn cluster(server: &Server) -> (Cluster, Cluster, Relay) {

@@ -109,8 +109,16 @@ macro_rules! on_every_version {
     };
 }
 
-/// Like [`on_every_version!`] for stories that need no program that reads a data directory: with `pg14` instead of `pg15`,
-/// and `more` for the others.
+/// Like [`on_every_version!`] for stories that need no program that reads a data directory, which 16 comes without: with
+/// `more::pg16` as well.
+#[macro_export]
+macro_rules! on_every_server {
+    ($($story:ident),+ $(,)?) => {
+        $crate::on_versions!([pg15 = 15, pg17 = 17, pg19 = 19; pg16 = 16, pg18 = 18] $($story),+);
+    };
+}
+
+/// The same with `pg14` instead of `pg15`, and `more` for the others.
 #[macro_export]
 macro_rules! on_all_versions {
     ($($story:ident),+ $(,)?) => {
