@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use walrelay_testkit::{
-    Ack, Cluster, Mark, Relay, Scratch, Server, Signal, Writer, on_every_server, wait_until,
+    Ack, Cluster, Mark, Relay, Scratch, Server, Signal, Writer, on_every_server, on_one_version, wait_until,
 };
 
 use crate::restore::readable_binary;
@@ -22,6 +23,8 @@ on_every_server!(
     a_strict_standby_can_be_told_to_end_instead,
     a_strict_standby_starts_and_stops_while_the_relay_is_away,
 );
+
+on_one_version!(a_frozen_relay_holds_up_a_promotion_no_longer_than_it_may);
 
 /// A primary that waits for the relay alone, and a standby of its own that gets nothing from a moment on.
 pub(crate) struct Scene {
@@ -257,6 +260,23 @@ fn a_strict_standby_is_released_or_gives_up(server: &Server) {
         log.wait_for(why);
         assert!(release.exists() && it.missing(&acks) > 0);
     }
+}
+
+/// It takes connections, and says nothing, whatever it is asked for: and a promotion asks for several files.
+fn a_frozen_relay_holds_up_a_promotion_no_longer_than_it_may(server: &Server) {
+    let mut it = Scene::set(server, Some("--require-relays 1 --require-timeout 3s"));
+    it.commit_without_candidate();
+    it.relay.signal(Signal::STOP);
+    let acks = it.lose_primary();
+    let begun = Instant::now();
+    it.candidate.sql("select pg_promote(false)");
+    let log = it.candidate.log();
+    log.wait_for(" has not answered for ");
+    it.wait_for_promotion();
+    log.wait_for("--require-timeout is over");
+    // With ten seconds for each file it was more than half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(it.missing(&acks) > 0);
 }
 
 fn a_strict_standby_can_be_told_to_end_instead(server: &Server) {

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -144,6 +144,16 @@ pub struct Fetcher {
     /// [`MEANWHILE`] and [`SILENCE`] but for tests and for those in a hurry.
     meanwhile: Duration,
     silence: Duration,
+    hurry: Option<Hurry>,
+}
+
+/// Who asks has not much time.
+#[derive(Clone, Copy, Debug)]
+struct Hurry {
+    /// Silence is over by then.
+    until: Instant,
+    /// But this much of it is allowed in any case.
+    least: Duration,
 }
 
 #[derive(Debug)]
@@ -153,19 +163,36 @@ struct Place {
     source: Arc<dyn Source>,
     /// It was silent when it was asked last: the next one is asked at once.
     silent: AtomicBool,
-    /// Since when its answer is waited for.
-    asked: Mutex<Option<Instant>>,
+    asked: Mutex<Asked>,
     /// A timeline which began where the asker's of that number has begun.
     on_ours: Mutex<Option<TimelineId>>,
 }
 
+/// How it stands with a place's answers.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Since when one is waited for.
+    since: Option<Instant>,
+    /// Why there was none the last time.
+    error: Option<String>,
+}
+
 impl Place {
-    fn set_asked(&self, since: Option<Instant>) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asked_since(&self) -> Option<Instant> {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.asked().since
+    }
+
+    /// Why nothing is known of it now.
+    fn missing(&self) -> Option<String> {
+        let asked = self.asked();
+        let (name, since) = (self.source.name(), asked.since);
+        let waits =
+            || since.map(|since| format!("{name} has not answered for {} s", since.elapsed().as_secs()));
+        asked.error.clone().or_else(waits)
     }
 
     fn set_on_ours(&self, tli: TimelineId) {
@@ -178,14 +205,15 @@ impl Place {
 
     /// An answer of the source; silence is one.
     async fn answer<T>(&self, limit: Duration, asked: Fetching<'_, T>) -> Result<T, FetchError> {
-        self.set_asked(Some(Instant::now()));
+        self.asked().since = Some(Instant::now());
         let answer = self.source.pulse().heed(limit, asked).await;
-        self.set_asked(None);
         self.silent.store(answer.is_none(), Ordering::Relaxed);
-        answer.unwrap_or_else(|| {
+        let answer = answer.unwrap_or_else(|| {
             let reason = format!("nothing has come from it for {} s", limit.as_secs_f32().round());
             Err(FetchError::Unreachable { place: self.source.name().to_owned(), reason })
-        })
+        });
+        *self.asked() = Asked { since: None, error: answer.as_ref().err().map(ToString::to_string) };
+        answer
     }
 }
 
@@ -198,7 +226,16 @@ impl Fetcher {
         };
         let places = sources.into_iter().enumerate().map(place).collect();
         let (seg_size, own) = (None, Arc::default());
-        Fetcher { places, system_id, seg_size, own, branch: None, meanwhile: MEANWHILE, silence: SILENCE }
+        Fetcher {
+            places,
+            system_id,
+            seg_size,
+            own,
+            branch: None,
+            meanwhile: MEANWHILE,
+            silence: SILENCE,
+            hurry: None,
+        }
     }
 
     /// Takes nothing that contradicts what the asker has.
@@ -214,6 +251,23 @@ impl Fetcher {
     /// Takes so long a silence of a source for an answer.
     pub fn with_silence(self, silence: Duration) -> Fetcher {
         Fetcher { silence, meanwhile: self.meanwhile.min(silence / 2), ..self }
+    }
+
+    /// Takes no silence that lasts longer than until then for an answer, and so much in any case.
+    pub(super) fn with_silence_until(self, until: Instant, least: Duration) -> Fetcher {
+        Fetcher { hurry: Some(Hurry { until, least }), ..self }
+    }
+
+    /// The longest silence of a source that is asked now.
+    fn silence(&self) -> Duration {
+        let left = |hurry: Hurry| hurry.until.saturating_duration_since(Instant::now()).max(hurry.least);
+        self.hurry.map_or(self.silence, |hurry| left(hurry).min(self.silence))
+    }
+
+    /// Sources of which nothing is known at the moment, by their numbers, and why: they have not answered yet, or did not
+    /// the last time.
+    pub(super) fn missing(&self) -> Vec<(usize, String)> {
+        self.places.iter().filter_map(|place| Some((place.number, place.missing()?))).collect()
     }
 
     /// Whether a source whose answer has been waited for for most of this time goes on sending something.
@@ -412,7 +466,7 @@ impl Fetcher {
 
     /// One source's copy, checked.
     async fn read(&self, place: &Place, file: &str) -> Result<Option<Bytes>, FetchError> {
-        match place.answer(self.silence, place.source.read(file)).await? {
+        match place.answer(self.silence(), place.source.read(file)).await? {
             Some(bytes) => self.check(file, place.source.name(), bytes).await.map(Some),
             None => Ok(None),
         }
@@ -464,7 +518,7 @@ impl Fetcher {
         file: &str,
         ask: impl Fn(&'a dyn Source) -> Fetching<'a, T>,
     ) -> Result<Vec<(&'a Place, T)>, Unanswered> {
-        let asked = self.places.iter().map(|place| place.answer(self.silence, ask(&*place.source)));
+        let asked = self.places.iter().map(|place| place.answer(self.silence(), ask(&*place.source)));
         let (mut answers, mut by) = (Vec::new(), Vec::new());
         for (place, answer) in self.places.iter().zip(join_all(asked).await) {
             match answer {
@@ -724,6 +778,10 @@ mod tests {
             assert!(error.to_string().contains("nothing has come from it"), "{error}");
         }
         assert!(matches!(fetcher.check_hole(THIRD).await, Err(Failure::Source { .. })));
+        let missing = fetcher.missing();
+        let of_silent =
+            |(number, reason): &(usize, String)| *number == 0 && reason.contains("nothing has come");
+        assert!(missing.len() == 1 && missing.iter().all(of_silent), "{missing:?}");
     }
 
     #[tokio::test]

@@ -50,7 +50,7 @@ const LONGEST: u32 = 3;
 const LEAVE_AFTER: u32 = 5;
 /// Attempts in that time.
 const ATTEMPTS: u32 = 10;
-/// How often a recovery's wait is told; that of a standby is told each [`PATIENCE`].
+/// How often a recovery's wait is told; that of a standby is told each [`PATIENCE`], whatever it waits for.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 /// What a promotion is asked for with, in the data directory (PG: `PROMOTE_SIGNAL_FILE`). The server takes it away as soon as
 /// it looks, but not while this command runs.
@@ -246,6 +246,8 @@ impl Restore {
     fn silence(&self, role: Role) -> Duration {
         match role {
             Role::Standby => self.patience,
+            // It is asked for by a server that has it, at the very end of its promotion.
+            Role::Recovery if self.has_history() => self.patience / LEAVE_AFTER,
             Role::Recovery => self.wait.map_or(SILENCE, |wait| wait.min(SILENCE)),
         }
     }
@@ -317,29 +319,39 @@ impl Restore {
         begun: Instant,
     ) -> Result<Option<Fetched>, RestoreError> {
         let mut waiting = self.waiting(strict, Awaited::Answers, begun);
+        let fetcher = &self.in_time(fetcher, &waiting);
+        let awaited = || {
+            let missing = fetcher.missing();
+            let numbers: Vec<usize> = missing.iter().map(|(number, _)| *number).collect();
+            reasons_of(&strict.required.awaited(&numbers), &missing)
+        };
         loop {
-            let looked = self.look_for_standby(fetcher).await;
+            let looked = waiting.telling(self.look_for_standby(fetcher), awaited).await;
             if matches!(looked.found, Fetched::Whole(_)) {
                 return Ok(Some(looked.found));
             }
             let unanswered: Vec<usize> = looked.unanswered.iter().map(|(number, _)| *number).collect();
-            let awaited = strict.required.awaited(&unanswered);
-            if awaited.is_empty() {
+            let Some(reasons) = reasons_of(&strict.required.awaited(&unanswered), &looked.unanswered) else {
                 waiting.end();
                 return Ok(Some(looked.into_answer(&self.file)?));
-            }
-            let reasons: Vec<String> = looked
-                .unanswered
-                .iter()
-                .filter(|(number, _)| awaited.contains(number))
-                .map(|(_, error)| error.to_string())
-                .collect();
-            match waiting.turn(&reasons.join("; ")) {
+            };
+            match waiting.turn(&reasons) {
                 Turn::Again => {}
                 Turn::GoOn => return Ok(Some(looked.found)),
                 Turn::Stop => return Ok(None),
             }
-            tokio::time::sleep(self.patience / ATTEMPTS).await;
+            waiting.telling(tokio::time::sleep(self.patience / ATTEMPTS), awaited).await;
+        }
+    }
+
+    /// Silence is waited for as long as answers are, and hardly where they have been given up: the server asks for several files
+    /// in a row, and a promotion with them has to come to its end.
+    fn in_time(&self, fetcher: &Fetcher, waiting: &Waiting<'_>) -> Fetcher {
+        let moment = self.patience / LEAVE_AFTER;
+        match (waiting.is_released(), waiting.until()) {
+            (true, _) => fetcher.clone().with_silence(moment),
+            (false, Some(until)) => fetcher.clone().with_silence_until(until.into_std(), moment),
+            (false, None) => fetcher.clone(),
         }
     }
 
@@ -540,6 +552,13 @@ impl Restore {
         let failed = |source| RestoreError::Write { path: self.target.clone(), source };
         put(&content, &self.target).map_err(failed)
     }
+}
+
+/// Why those who are awaited have not answered; `None` if nobody is.
+fn reasons_of(awaited: &[usize], missing: &[(usize, impl std::fmt::Display)]) -> Option<String> {
+    let of_awaited = missing.iter().filter(|(number, _)| awaited.contains(number));
+    let reasons: Vec<String> = of_awaited.map(|(_, reason)| reason.to_string()).collect();
+    (!awaited.is_empty()).then(|| reasons.join("; "))
 }
 
 fn is_history(file: &str) -> bool {

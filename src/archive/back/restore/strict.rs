@@ -22,6 +22,9 @@ const FULL: &str = "walrelay-restore.full";
 /// directory, must not end what somebody relies on.
 const COUNTS_FOR: Duration = Duration::from_secs(600);
 
+/// After this part of the time between two lines the first one comes, unless the wait is over.
+const AT_ONCE: u32 = 10;
+
 /// Sources that have to answer, and what becomes of it if they do not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Strict {
@@ -131,7 +134,9 @@ pub(super) struct Waiting<'a> {
     awaited: Awaited,
     release: Release,
     begun: Instant,
-    told: Option<Instant>,
+    is_told: bool,
+    /// When it is to be told next.
+    tell_at: Instant,
     tell_every: Duration,
 }
 
@@ -157,13 +162,44 @@ impl<'a> Waiting<'a> {
         begun: Instant,
     ) -> Waiting<'a> {
         let release = Release::beside(dir, awaited.release());
-        Waiting { strict, file, awaited, release, begun, told: None, tell_every }
+        let tell_at = Instant::now() + tell_every / AT_ONCE;
+        Waiting { strict, file, awaited, release, begun, is_told: false, tell_at, tell_every }
+    }
+
+    /// Whether it was given up before.
+    pub(super) fn is_released(&self) -> bool {
+        self.release.is_given()
+    }
+
+    /// When it is given up.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.strict.timeout.and_then(|timeout| self.begun.checked_add(timeout))
+    }
+
+    /// Does something that may take long, and tells meanwhile why it is waited for, if it is.
+    pub(super) async fn telling<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+        reasons: impl Fn() -> Option<String>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep_until(self.tell_at) => {}
+            }
+            match reasons() {
+                Some(reasons) => self.tell(&reasons),
+                None => self.tell_at = Instant::now() + self.tell_every / AT_ONCE,
+            }
+        }
     }
 
     /// It has been had.
     pub(super) fn end(&self) {
         self.release.end();
-        if self.told.is_some() {
+        if self.is_told {
             let (file, waited) = (self.file, self.begun.elapsed().as_secs());
             match self.awaited {
                 Awaited::Answers => {
@@ -176,8 +212,7 @@ impl<'a> Waiting<'a> {
 
     /// It could not be had, for these reasons.
     pub(super) fn turn(&mut self, reasons: &str) -> Turn {
-        let left = self.strict.timeout.map(|timeout| timeout.saturating_sub(self.begun.elapsed()));
-        let (is_released, is_over) = (self.release.is_given(), left == Some(Duration::ZERO));
+        let (is_released, is_over) = (self.release.is_given(), self.left() == Some(Duration::ZERO));
         if !is_released && is_over && self.strict.on_timeout == OnTimeout::Stop {
             tracing::error!(
                 "\"{}\": {reasons}; required, and not waited for any longer: the server ends (--on-timeout)",
@@ -189,15 +224,22 @@ impl<'a> Waiting<'a> {
             self.go_on_without(reasons, is_released);
             return Turn::GoOn;
         }
-        if self.told.is_none_or(|told| told.elapsed() >= self.tell_every) {
-            self.told = Some(Instant::now());
-            self.tell(reasons, left);
+        if !self.is_told || self.tell_at <= Instant::now() {
+            self.tell(reasons);
         }
         Turn::Again
     }
 
-    fn tell(&self, reasons: &str, left: Option<Duration>) {
-        let then = match (left, self.strict.on_timeout) {
+    fn left(&self) -> Option<Duration> {
+        self.strict.timeout.map(|timeout| timeout.saturating_sub(self.begun.elapsed()))
+    }
+
+    fn tell(&mut self, reasons: &str) {
+        // Not later each time by what comes in between.
+        let now = Instant::now();
+        let next = if self.is_told { self.tell_at + self.tell_every } else { now + self.tell_every };
+        (self.is_told, self.tell_at) = (true, next.max(now));
+        let then = match (self.left(), self.strict.on_timeout) {
             (None, _) => String::new(),
             (Some(left), OnTimeout::Continue) => format!("; goes on without it in {} s", left.as_secs()),
             (Some(left), OnTimeout::Stop) => format!("; ends the server in {} s", left.as_secs()),
@@ -236,6 +278,8 @@ impl<'a> Waiting<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use tokio::sync::Notify;
 
     #[test]
     fn who_is_waited_for() {
@@ -255,6 +299,33 @@ mod tests {
         check(&[], 3, &[2], &[2]);
         check(&[2], 1, &[2], &[2]);
         check(&[2], 2, &[2, 3], &[2, 3]);
+    }
+
+    /// Whatever is waited for, and however long that takes.
+    #[tokio::test]
+    async fn it_is_told_by_a_clock_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let strict = Strict { required: Required::default(), timeout: None, on_timeout: OnTimeout::Stop };
+        let (begun, every) = (Instant::now(), Duration::from_millis(500));
+        let mut waiting = Waiting::begin(&strict, "file", Awaited::Answers, dir.path(), every, begun);
+        let (asked, done) = (RefCell::new(Vec::new()), Notify::new());
+        let reasons = || {
+            let mut asked = asked.borrow_mut();
+            asked.push(begun.elapsed());
+            if asked.len() == 4 {
+                done.notify_one();
+            }
+            // At first nobody is waited for in particular.
+            (asked.len() > 1).then(|| "r1 has not answered".to_owned())
+        };
+        waiting.telling(done.notified(), reasons).await;
+        let asked = asked.into_inner();
+        assert!(asked[0] >= every / AT_ONCE && asked[1] < every, "{asked:?}");
+        assert!(asked[2] >= asked[1] + every && asked[3] >= asked[1] + 2 * every, "{asked:?}");
+        // An attempt that fails in between is no reason to say it again, nor later.
+        let next = waiting.tell_at;
+        assert_eq!(waiting.turn("r1 is away"), Turn::Again);
+        assert!(waiting.is_told && waiting.tell_at == next && next > Instant::now());
     }
 
     #[test]

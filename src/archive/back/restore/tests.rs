@@ -267,6 +267,39 @@ async fn what_was_given_up_is_not_waited_for_with_the_next_file() {
     assert!(!release.exists());
 }
 
+/// A relay that is frozen takes the connection, and says nothing. Given up once, it holds up the files that follow no more; and
+/// it is not waited for beyond the time.
+#[tokio::test]
+async fn a_silent_one_that_is_required_takes_no_longer_than_it_may() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let other = Arc::new(Memory::new("other"));
+    other.put(&format!("{LAST}.partial"), setting.wal[6 * SEG..].to_vec());
+    setting.source.set_open(false);
+    let patience = Duration::from_secs(5);
+    let limit = Duration::from_millis(300);
+    let restore = |file: &str| {
+        let sources = vec![setting.source.clone() as Arc<dyn Source>, other.clone()];
+        let strict = strict(Some(limit), OnTimeout::Continue);
+        Restore { sources, target: target.clone(), patience, strict, ..setting.restore(file) }
+    };
+    let begun = std::time::Instant::now();
+    assert_eq!(restore("00000002.history").run().await.unwrap(), Restored::Missing);
+    assert!(begun.elapsed() >= limit && begun.elapsed() < patience, "{:?}", begun.elapsed());
+    assert!(target.with_file_name("walrelay-restore.release").exists());
+    let begun = std::time::Instant::now();
+    assert_eq!(restore(LAST).run().await.unwrap(), Restored::Done);
+    assert!(begun.elapsed() < patience, "{:?}", begun.elapsed());
+    assert_eq!(setting.source.asked(LAST), 1);
+    // At its very end a promotion asks for a history that it has.
+    fs::remove_file(data_dir(&target).join("standby.signal")).unwrap();
+    fs::write(target.with_file_name("00000003.history"), "1\t0/400000\tx\n").unwrap();
+    let begun = std::time::Instant::now();
+    let end = Restore { wait: None, ..restore("00000003.history") };
+    assert_eq!(end.run().await.unwrap(), Restored::Missing);
+    assert!(begun.elapsed() < patience, "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn somebody_can_end_the_waiting() {
     let setting = Setting::new();
