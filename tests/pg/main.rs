@@ -35,6 +35,7 @@ mod idle;
 mod init;
 mod language;
 mod latency;
+mod levels;
 mod login;
 mod managers;
 mod memory;

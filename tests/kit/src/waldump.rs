@@ -1,6 +1,6 @@
 //! What PostgreSQL's own reader finds in a directory of WAL files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,37 @@ pub fn last_commit(server: &Server, wal_dir: &Path) -> Option<Lsn> {
     String::from_utf8_lossy(&output.stdout).lines().filter_map(commit_in).next_back()
 }
 
+/// Transactions whose commit records are in the segments of `wal_dir` from this one on, the unfinished one included.
+pub fn committed(server: &Server, wal_dir: &Path, from: &str) -> BTreeSet<u32> {
+    let copy = Scratch::new("waldump");
+    let files: BTreeMap<_, _> =
+        segments(wal_dir).into_iter().filter(|(name, _)| name.as_str() >= from).collect();
+    for (name, path) in &files {
+        fs::copy(path, copy.join(name)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+    let (Some(first), Some(last)) = (files.keys().next(), files.keys().next_back()) else {
+        return BTreeSet::new();
+    };
+    assert_eq!(first, from, "{}: it is kept", wal_dir.display());
+    let mut command = clean_command(&server.program("pg_waldump"));
+    command.args(["-r", "Transaction", "-p"]).arg(copy.path()).args([first, last]);
+    // As above. A server has segments behind the last one that it will write: they hold nothing that is read.
+    let output = command.output().expect("pg_waldump is installed");
+    let xid = |line: &str| {
+        commit_in(line)?;
+        line.split_once(" tx: ")?.1.split(',').next()?.trim().parse().ok()
+    };
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(xid).collect()
+}
+
 fn newest_two(wal_dir: &Path) -> Vec<(String, PathBuf)> {
+    let files = segments(wal_dir);
+    let older = files.len().saturating_sub(2);
+    files.into_iter().skip(older).collect()
+}
+
+/// By their names, the unfinished one by the name that it is going to have.
+fn segments(wal_dir: &Path) -> BTreeMap<String, PathBuf> {
     let entries = fs::read_dir(wal_dir).unwrap_or_else(|error| panic!("{}: {error}", wal_dir.display()));
     let mut files = BTreeMap::new();
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -38,8 +68,7 @@ fn newest_two(wal_dir: &Path) -> Vec<(String, PathBuf)> {
             files.insert(segment, path);
         }
     }
-    let older = files.len().saturating_sub(2);
-    files.into_iter().skip(older).collect()
+    files
 }
 
 /// `rmgr: Transaction len (rec/tot): 34/34, tx: 740, lsn: 0/01B2A3F8, prev 0/01B2A3B8, desc: COMMIT …`
