@@ -226,12 +226,21 @@ fn decoding_waits_for_those_who_are_named(server: &Server) {
         standby.signal_all(Signal::STOP);
     }
     primary.sql("insert into t values (2)");
+    let only_here = primary.flush_lsn();
     let mut decoder = primary.session();
     decoder.send(decode).expect("the session is open");
     let waits = "select count(*) from pg_stat_activity where wait_event = 'WaitForStandbyConfirmation'";
     primary.wait_for_sql(waits, "1");
+    // So does the slot with which the server keeps WAL, whatever the relay has.
+    let switched = primary.switch_wal();
+    relay.wait_for_segment(&switched);
+    primary.wait_for_sql(&format!("select write_lsn > '{only_here}' from pg_stat_replication"), "t");
+    let has_passed =
+        format!("select restart_lsn >= '{only_here}' from pg_replication_slots where slot_name = 'walrelay'");
+    assert_eq!(primary.sql(&has_passed), "f");
     b.signal_all(Signal::CONT);
     assert_eq!(decoder.answer().as_deref(), Ok("lf"));
+    primary.wait_for_sql(&has_passed, "t");
     a.signal_all(Signal::CONT);
     relay.assert_calm();
 }
