@@ -154,6 +154,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "http",
             "lane",
             "log",
+            "moment",
             "notify",
             "parts",
             "permissions",

@@ -25,7 +25,7 @@ mod tests;
 
 pub use acknowledger::{Acknowledger, Event, Standing};
 pub use expression::{Expression, Group, MemberName, Pick, Term};
-pub use lapse::{Budget, Lapse};
+pub use lapse::{Budget, Lapse, Spent};
 pub use lexer::{may_wait_for, names_of};
 pub use parser::{ExpressionError, Problem};
 pub use standbys::SynchronousStandbys;

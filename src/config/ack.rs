@@ -107,14 +107,20 @@ pub fn ack_warnings(rules: &Rules) -> Vec<String> {
     for level in Level::ALL {
         let (name, rule, waits) = (level.as_str(), rules.at(level), level.waited_for_by());
         let single = rule.groups().find(|group| group.members.len() == 1);
-        if let Some(member) = single.and_then(|group| group.members.first())
-            && rules.lapse.is_none()
-        {
-            warnings.push(format!(
-                "[ack] {name} = {rule} waits for {member} alone: while it is away, or {}, commits with \
-                 synchronous_commit = {waits} wait; name another one, or set timeout and degrade",
-                if level == Level::Apply { "a query there holds up its replay" } else { "slow" }
-            ));
+        if let Some(member) = single.and_then(|group| group.members.first()) {
+            let alone = format!("[ack] {name} = {rule} waits for {member} alone: while it is away, or");
+            let slow = if level == Level::Apply { "a query there holds up its replay" } else { "slow" };
+            warnings.push(match &rules.lapse {
+                None => format!(
+                    "{alone} {slow}, commits with synchronous_commit = {waits} wait; name another one, or set timeout and \
+                     degrade"
+                ),
+                Some(lapse) => format!(
+                    "{alone} {slow}, commits with synchronous_commit = {waits} wait for {:?}, and then {name} = {} holds; \
+                     name another one if that is to be rare",
+                    lapse.timeout, lapse.to
+                ),
+            });
         }
     }
     if rules.apply.is_local() {
@@ -205,7 +211,10 @@ mod tests {
             &[("apply", "FIRST 1 (a)")],
             &["a query there holds up its replay, commits with synchronous_commit = remote_apply"],
         );
-        check(&[("apply", "ALL (a)"), ("timeout", "1s"), ("degrade", "local")], &[]);
+        check(
+            &[("flush", "ALL (a)"), ("timeout", "1s"), ("degrade", "local")],
+            &["or slow, commits with synchronous_commit = on wait for 1s, and then flush = local holds"],
+        );
         check(&[("apply", "local")], &["wait for no standby"]);
     }
 }

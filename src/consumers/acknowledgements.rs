@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 use walrelay_proto::Lsn;
-use walrelay_proto::ack::{Acknowledger, Event, Level, Positions, Rules, Standing, may_wait_for, names_of};
+use walrelay_proto::ack::{
+    Acknowledger, Event, Level, Positions, Rules, Spent, Standing, may_wait_for, names_of,
+};
 
 use super::{ConsumerIdentity, lock};
 use crate::mutation::{self, Mutation};
@@ -108,6 +110,16 @@ impl Acknowledgements {
     /// The same at a time of the caller's clock.
     pub fn compose_at(&self, write: Lsn, flush: Lsn, now: Instant) -> Positions {
         self.change(|machine| machine.compose(write, flush, now))
+    }
+
+    /// What was used of the budget for degraded acknowledgements, if anything was.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        lock(&self.machine).spent(Instant::now())
+    }
+
+    /// The process before this one has used so much of it.
+    pub(crate) fn spent_before(&self, spent: Spent) {
+        lock(&self.machine).spent_before(spent, Instant::now());
     }
 
     /// How a consumer counts.

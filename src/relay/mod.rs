@@ -8,6 +8,7 @@
 //!
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
+mod budget;
 mod drive;
 mod receiver;
 mod reload;
@@ -250,6 +251,7 @@ impl Relay {
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
         set_acknowledgements(&config, &store);
+        budget::take_up(&store);
         let timeouts = Timeouts {
             shutdown: config.shutdown_timeout.into(),
             wal_receiver: config.wal_receiver_timeout.into(),
@@ -303,6 +305,7 @@ impl Relay {
         tasks.spawn("roles refresher", async move { roles_of.roles().run(stop_refresh).await });
         tasks.spawn("disk gauge", status.disk().clone().run(stop()));
         tasks.spawn("cleaner of recalled WAL", recall.clone().keep_clean(stop()));
+        tasks.spawn("keeper of the acknowledgements' budget", budget::keep(store.clone(), stop()));
         tasks.spawn("signal handler", ignored.tell(stop()));
         let receiver = Receiver::start(&config, &timeouts, writer, following)?;
         tracing::info!("walrelay {} started, upstream is {}", env!("CARGO_PKG_VERSION"), config.upstream);

@@ -109,7 +109,7 @@ fn it_degrades_within_its_budget(server: &Server) {
     let primary = Cluster::builder(server).start();
     primary.sql("create table t (i int)");
     let settings = [("flush", "ALL (a)"), ("timeout", "1s"), ("degrade", "local"), ("budget", "12s per 1h")];
-    let relay = ack(relay_below(&primary), &settings).start();
+    let mut relay = ack(relay_below(&primary), &settings).start();
     let a = standby_of(&primary, &relay, "a");
     primary.make_synchronous("walrelay");
     let mut session = session(&primary, "on");
@@ -130,6 +130,14 @@ fn it_degrades_within_its_budget(server: &Server) {
     a.signal_all(Signal::CONT);
     session.answer().expect("it has it");
     assert_commits_are_on(&mut session, &[&a]);
+    // Nor is there more of it after a restart.
+    relay.restart();
+    let part =
+        " s of the budget for degraded acknowledgements, if [ack] has one, were used before this start";
+    relay.log().wait_for(part);
+    let used = relay.log().lines_with(part, Mark::default()).concat();
+    let seconds = used.split(part).next().and_then(|it| it.rsplit(' ').next()?.parse::<f64>().ok());
+    assert!(seconds >= Some(11.9), "{used}");
 }
 
 fn names_come_and_go_and_nothing_falls(server: &Server) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::expression::{Expression, MemberName, Pick, Term};
-use super::lapse::{Budget, Spending};
+use super::lapse::{Budget, Spending, Spent};
 use super::{Level, Positions, Rules};
 use crate::lsn::Lsn;
 
@@ -297,6 +297,16 @@ impl Acknowledger {
         let told = Positions { write: flush.valid(), flush: flush.valid(), apply: None };
         self.reported = self.reported.max(told);
         self.note_sent(told);
+    }
+
+    /// What was used of the budget in the time for which it is, if anything was.
+    pub fn spent(&self, now: Instant) -> Option<Spent> {
+        self.spending.spent(now)
+    }
+
+    /// A process before this one has used so much of it.
+    pub fn spent_before(&mut self, spent: Spent, now: Instant) {
+        self.spending = Spending::of(spent, now);
     }
 
     /// What is to be reported with WAL written and durable up to here. To be asked at least every second while there is an

@@ -381,6 +381,28 @@ fn a_budget_that_is_spent_leaves_it_strict_until_it_is_full_again() {
     assert_eq!((reported, events.len()), (positions(150, 150, 150), 2), "{events:?}");
 }
 
+#[test]
+fn what_was_spent_before_a_restart_counts() {
+    let (time, per) = (Duration::from_secs(60), Duration::from_secs(600));
+    let budget = Some(Budget { time, per });
+    let mut rig = Rig::lapsing(budget);
+    assert_eq!(rig.machine.spent(rig.now), None);
+    rig.connect(1, "a");
+    rig.pass(TIMEOUT + time);
+    let spent = rig.machine.spent(rig.now).unwrap();
+    let about = time - Duration::from_secs(1);
+    assert!(spent.time >= about && spent.ago >= about, "{spent:?}");
+    // The time in between counts for its age.
+    let mut next = Rig::lapsing(budget);
+    let ago = per - TIMEOUT * 3;
+    next.machine.spent_before(super::Spent { ago, time }, next.now);
+    next.connect(1, "a");
+    assert_eq!(next.pass(TIMEOUT * 2), (positions(100, 0, 0), vec![]));
+    let (reported, events) = next.pass(TIMEOUT * 2);
+    assert_eq!(reported, positions(100, 100, 100));
+    assert!(matches!(events[..], [Event::Lapsed { left: Some(left), .. }, _] if left == time), "{events:?}");
+}
+
 /// A standby that replays late on purpose, or none at all.
 #[test]
 fn a_rule_that_names_nobody_does_not_lapse() {
