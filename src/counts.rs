@@ -4,7 +4,7 @@
 //! reading one waits for nobody.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A number that only rises.
@@ -32,12 +32,30 @@ impl Counter {
 pub const CLASSES: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
-/// How long something took, each time: a histogram.
-#[derive(Debug, Default)]
+/// So many of the last times are known one by one.
+const LATE: usize = 64;
+
+/// How long something took, each time: a histogram, and the last times.
+#[derive(Debug)]
 pub struct Durations {
     /// One for each of [`CLASSES`], and one for what took longer.
     classes: [AtomicU64; CLASSES.len() + 1],
     micros: AtomicU64,
+    /// How often there was one.
+    noted: AtomicU64,
+    /// The last of them, microseconds, each at its number modulo the length.
+    late: [AtomicU32; LATE],
+}
+
+impl Default for Durations {
+    fn default() -> Durations {
+        Durations {
+            classes: Default::default(),
+            micros: AtomicU64::default(),
+            noted: AtomicU64::default(),
+            late: std::array::from_fn(|_| AtomicU32::default()),
+        }
+    }
 }
 
 impl Durations {
@@ -46,7 +64,11 @@ impl Durations {
         let seconds = took.as_secs_f64();
         let class = CLASSES.iter().position(|end| seconds <= *end).unwrap_or(CLASSES.len());
         self.classes[class].fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+        let number = self.noted.fetch_add(1, Ordering::Relaxed);
+        let late = &self.late[(number % LATE as u64) as usize];
+        late.store(u32::try_from(micros).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     /// How often it fell into each of [`CLASSES`], and behind them all.
@@ -57,6 +79,15 @@ impl Durations {
     /// How long it took altogether.
     pub fn total(&self) -> Duration {
         Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    }
+
+    /// The median of the last of them: what it takes now, whatever it took before, and one that was late is none of it. `None`
+    /// before there was any.
+    pub fn of_late(&self) -> Option<Duration> {
+        let known = self.noted.load(Ordering::Relaxed).min(LATE as u64) as usize;
+        let mut late: Vec<_> = self.late[..known].iter().map(|it| it.load(Ordering::Relaxed)).collect();
+        late.sort_unstable();
+        late.get(known / 2).map(|micros| Duration::from_micros(u64::from(*micros)))
     }
 }
 
@@ -195,6 +226,20 @@ mod tests {
         }
         assert_eq!((at(0), at(1), at(CLASSES.len() - 1), at(CLASSES.len())), (2, 1, 1, 1));
         assert_eq!(durations.total(), Duration::from_micros(60_000_203));
+    }
+
+    #[test]
+    fn what_something_takes_of_late_is_not_what_it_took_for_weeks() {
+        let durations = Durations::default();
+        assert_eq!(durations.of_late(), None);
+        let note = |times: u32, millis: u64| {
+            (0..times).for_each(|_| durations.note(Duration::from_millis(millis)));
+            durations.of_late().map(|late| late.as_millis())
+        };
+        assert_eq!(note(100_000, 1), Some(1));
+        assert_eq!(note(1, 30_000), Some(1), "one that was late");
+        assert_eq!(note(64, 80), Some(80));
+        assert_eq!(note(40, 2), Some(2));
     }
 
     #[test]

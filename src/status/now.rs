@@ -332,6 +332,7 @@ fn slots(end: &End<'_>, slots: &[SlotInfo]) -> Vec<SlotStatus> {
             safe_wal_size: row.get("safe_wal_size").and_then(|bytes| bytes.parse().ok()),
             inactive_since: slot.inactive_since.map(|past| end.moment(past)),
             lost_because: row.get("invalidation_reason").map(str::to_owned),
+            begun_lsn: slot.begun_at,
         }
     };
     slots.iter().map(slot).collect()
@@ -451,6 +452,7 @@ impl From<&counts::Durations> for Durations {
             classes: CLASSES.to_vec(),
             counts: durations.classes().to_vec(),
             total_seconds: durations.total().as_secs_f64(),
+            late_seconds: durations.of_late().map(|late| late.as_secs_f64()),
         }
     }
 }

@@ -235,6 +235,9 @@ pub struct SlotStatus {
     pub inactive_since: Option<Moment>,
     /// Why it is lost, if it is.
     pub lost_because: Option<String>,
+    /// Where its consumer was at its first report; absent for a slot that is older than this run of the relay.
+    #[serde(default, with = "text::optional")]
+    pub begun_lsn: Option<Lsn>,
 }
 
 /// A timeline on the way to the one that is followed.
@@ -386,6 +389,9 @@ pub struct Durations {
     pub counts: Vec<u64>,
     /// How long it took altogether.
     pub total_seconds: f64,
+    /// What it takes of late: the median of the last 64; absent before the first one.
+    #[serde(default)]
+    pub late_seconds: Option<f64>,
 }
 
 /// What has happened so often since the relay started.

@@ -103,6 +103,8 @@ pub struct SlotInfo {
     pub feedback: FeedbackHorizon,
     /// Since when nobody uses it: its release, its creation, or the relay's start; `None` while it is in use.
     pub inactive_since: Option<Past>,
+    /// What its first flush report said; `None` before that, and for a slot that is older than this run of the relay.
+    pub begun_at: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -128,6 +130,9 @@ struct State {
     evict: CancellationToken,
     feedback: FeedbackHorizon,
     inactive_since: Past,
+    /// It was read at the start, so its first flush report may be long ago.
+    is_old: bool,
+    begun_at: Option<Lsn>,
 }
 
 /// Where a slot stands in its life. Before and after it is used, only who makes or drops it has a say.
@@ -576,6 +581,8 @@ impl Slot {
             evict: CancellationToken::new(),
             feedback: FeedbackHorizon::default(),
             inactive_since: Past::now(),
+            is_old: false,
+            begun_at: None,
         };
         Slot { name, owner, state: Mutex::new(state) }
     }
@@ -590,6 +597,7 @@ impl Slot {
         state.phase = Phase::Usable;
         state.restart_lsn = restart;
         state.invalidated = saved.invalidated;
+        state.is_old = true;
         state.feedback = FeedbackHorizon {
             xmin: saved.xmin.and_then(full),
             catalog_xmin: saved.catalog_xmin.and_then(full),
@@ -618,6 +626,7 @@ impl Slot {
             invalidated: state.invalidated,
             feedback: state.feedback,
             inactive_since: active_pid.is_none().then_some(state.inactive_since),
+            begun_at: state.begun_at,
         }
     }
 
@@ -694,6 +703,9 @@ impl SlotGuard {
     pub fn confirm_flush(&self, flush: impl FnOnce() -> Option<Lsn>) {
         let mut state = lock(&self.slot.state);
         let Some(flush) = flush().and_then(Lsn::valid) else { return };
+        if !state.is_old && state.begun_at.is_none() {
+            state.begun_at = Some(flush);
+        }
         if !state.invalidated && state.restart_lsn != Some(flush) {
             state.restart_lsn = Some(flush);
             state.tell();

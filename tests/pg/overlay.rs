@@ -49,6 +49,7 @@ fn slot(name: &str, restart_lsn: Option<Lsn>, active_pid: Option<u32>) -> SlotIn
         invalidated: false,
         feedback,
         inactive_since,
+        begun_at: None,
     }
 }
 

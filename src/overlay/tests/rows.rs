@@ -33,6 +33,7 @@ fn slot_at(restart_lsn: Option<u64>) -> SlotInfo {
         invalidated: false,
         feedback: FeedbackHorizon::default(),
         inactive_since: None,
+        begun_at: None,
     }
 }
 
