@@ -43,4 +43,4 @@ pub use repo::name::{ChunkName, FileKind, FileName};
 pub use repo::repository::{ArchiveError, Entry, ReadError, Repository, WriteError, Written};
 pub use repo::sidecar::{Sha256, Sidecar};
 pub use repo::target::{OnQuota, Place, Target};
-pub use tend::{cleanup, list, verify};
+pub use tend::{cleanup, list, probe, verify};

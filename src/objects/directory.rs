@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use super::Stored;
 use super::buffer;
@@ -93,6 +94,25 @@ impl Directory {
         self.syncs().none_failed_since(before)?;
         self.root.is_unchanged()?;
         Ok(Some(made))
+    }
+
+    /// Writes and syncs a file that nobody sees, in the directory `path` if there is one.
+    pub(super) fn try_write(&self, path: &str) -> io::Result<()> {
+        let dir = Some(self.at(path)).filter(|dir| dir.is_dir());
+        let dir = dir.as_deref().unwrap_or(self.root.path());
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(nameless) => fill(&mut File::from(nameless)),
+            // Network file systems mostly.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                let path = dir.join(new_file_name());
+                let mut file = File::options().write(true).create_new(true).mode(0o640).open(&path)?;
+                let filled = fill(&mut file);
+                fs::remove_file(&path)?;
+                filled
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn syncs(&self) -> &Syncs {
@@ -293,6 +313,11 @@ pub(super) fn new_file_name() -> String {
 
 fn is_new(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX)
+}
+
+fn fill(file: &mut File) -> io::Result<()> {
+    file.write_all(&[1; 8192])?;
+    file.sync_data()
 }
 
 fn write_synced<T>(

@@ -130,6 +130,8 @@ const SYNCING: &str = "could not sync";
 /// What syncs, so that its end matters.
 const SYNCS: [&str; 2] = [WRITING, SYNCING];
 const LISTING: &str = "could not list";
+/// What is written into a store to see whether that works.
+const TRIED: &str = ".walrelay-doctor";
 
 fn one_line(text: &str) -> String {
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -240,6 +242,29 @@ impl Storage {
         let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
         let look = move |dir: &Directory, _: &str, _: &Pulse| dir.root().is_marked(&expected);
         on_alive(lane, dir, &self.pulse, READING, "", look).await
+    }
+
+    /// Whether it is there at all, as far as that can be told without asking for anything. Makes nothing.
+    pub(crate) async fn is_there(&self) -> Result<(), StorageError> {
+        let Kind::Directory(dir, lane) = &self.kind else { return Ok(()) };
+        let look = |dir: &Directory, _: &str, _: &Pulse| dir.root().is_there();
+        on_alive(lane, dir, &self.pulse, "could not use", "", look).await
+    }
+
+    /// Writes something, makes it durable, and removes it again: in `dir` if that is there. In a directory it has no name that
+    /// counts, and the directory gets no marker; in a store it is an object that nobody looks for. Why that could not be
+    /// removed, if so.
+    pub(crate) async fn try_write(&self, dir: &str) -> Result<Option<StorageError>, StorageError> {
+        match &self.kind {
+            Kind::Directory(root, lane) => {
+                on(lane, root, 0, WRITING, dir, |root, dir, _| root.try_write(dir)).await.map(|()| None)
+            }
+            Kind::Objects(_) => {
+                self.put(TRIED, Bytes::from_static(b"walrelay doctor has tried whether it may write here\n"))
+                    .await?;
+                Ok(self.delete(TRIED).await.err())
+            }
+        }
     }
 
     /// Stores an object whole and durably; one that is there already is replaced.

@@ -258,6 +258,11 @@ impl Root {
         self.checked_marker(Some(expected)).map(drop)
     }
 
+    /// Whether it is there, and a directory.
+    pub(super) fn is_there(&self) -> io::Result<()> {
+        self.id().map(drop)
+    }
+
     fn has_something(&self) -> io::Result<()> {
         if self.path.join(MARKER).exists() {
             return Ok(());

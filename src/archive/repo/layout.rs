@@ -85,6 +85,14 @@ impl Layout {
         }
     }
 
+    /// The directory that files lie in, or in directories of.
+    pub fn dir_of_files(self) -> &'static str {
+        match self {
+            Layout::Plain => "",
+            Layout::Barman | Layout::BarmanCloud => "wals",
+        }
+    }
+
     /// Path of a file's checksum.
     pub fn sidecar(self, name: &FileName) -> String {
         format!("{}{name}.sha256", self.own())

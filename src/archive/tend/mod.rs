@@ -3,4 +3,5 @@
 pub mod cleanup;
 mod commits;
 pub mod list;
+pub mod probe;
 pub mod verify;
