@@ -38,6 +38,7 @@ pub use commands::{
     ExportArgs, FailoversArgs, FenceArgs, InitArgs, ListArgs, ManArgs, Origin, PlacesArgs, PromotableArgs,
     RelaysArgs, RestoreArgs, StatusArgs, UnfenceArgs, VerifyArgs, VerifyPlaceArgs, each_asked,
 };
+pub(crate) use units::timeout as timeout_as_shown;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]

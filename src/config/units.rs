@@ -35,7 +35,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 }
 
 /// Like [`time`]; `0` is "never", as for PostgreSQL's timeouts.
-pub(super) fn timeout(text: &str) -> Result<Option<Duration>, String> {
+pub(crate) fn timeout(text: &str) -> Result<Option<Duration>, String> {
     time(text).map(|time| (!time.is_zero()).then_some(time))
 }
 

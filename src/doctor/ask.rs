@@ -6,28 +6,43 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use walrelay_proto::Lsn;
 
+use super::certificates::{self, Dates};
 use crate::conninfo::ConnInfo;
 use crate::pg::{ConnectError, QueryError, QueryResult, UpstreamConnection, connect_any};
 
 /// How long connecting, and each answer, may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// What keeps somebody out, besides what a SQLSTATE says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Hurdle {
+    /// The role has all the connections that it may have itself.
+    LimitOfRole,
+    /// TLS does not come about.
+    Tls,
+    /// There is no password, or the server does not know it either.
+    Password,
+    #[default]
+    Other,
+}
+
 /// Why a server does not tell.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Trouble {
     /// The server's own reason.
     pub(super) sqlstate: Option<String>,
     /// It does not even let one in.
     pub(super) is_login: bool,
+    pub(super) hurdle: Hurdle,
     pub(super) text: String,
 }
 
 impl Trouble {
     fn silent(is_login: bool) -> Trouble {
         Trouble {
-            sqlstate: None,
             is_login,
             text: format!("it has not answered within {} s", LIMIT.as_secs()),
+            ..Trouble::default()
         }
     }
 
@@ -40,11 +55,32 @@ impl Trouble {
 impl From<ConnectError> for Trouble {
     fn from(error: ConnectError) -> Trouble {
         let text = error.to_string();
-        let sqlstate = match error {
-            ConnectError::Server(error) => Some(error.sqlstate),
-            _ => None,
-        };
-        Trouble { sqlstate, is_login: true, text }
+        let (sqlstate, hurdle) = keeps_out(&error);
+        Trouble { sqlstate, is_login: true, hurdle, text }
+    }
+}
+
+/// The SQLSTATE of a server that says no, and what is in the way.
+fn keeps_out(error: &ConnectError) -> (Option<String>, Hurdle) {
+    match error {
+        ConnectError::Server(error) if error.is_limit_of_role() => {
+            (Some(error.sqlstate.clone()), Hurdle::LimitOfRole)
+        }
+        ConnectError::Server(error) => (Some(error.sqlstate.clone()), Hurdle::Other),
+        // What it says without encryption is the last word, if it says anything.
+        ConnectError::Both { first, second, .. } => match keeps_out(second) {
+            (None, Hurdle::Other) => keeps_out(first),
+            said => said,
+        },
+        ConnectError::ErrorBeforeTls
+        | ConnectError::TlsRefused { .. }
+        | ConnectError::TlsConfiguration { .. }
+        | ConnectError::Tls(_)
+        | ConnectError::TlsIo(_)
+        | ConnectError::NoAlpn
+        | ConnectError::CertificateNotRequested => (None, Hurdle::Tls),
+        ConnectError::NoPassword { .. } | ConnectError::Scram(_) => (None, Hurdle::Password),
+        _ => (None, Hurdle::Other),
     }
 }
 
@@ -65,6 +101,7 @@ impl Asking {
         let QueryResult { rows, .. } = answer.map_err(|error| Trouble {
             text: error.to_string(),
             is_login: false,
+            hurdle: Hurdle::Other,
             sqlstate: match error {
                 QueryError::Server(error) => Some(error.sqlstate),
                 _ => None,
@@ -85,6 +122,11 @@ impl Asking {
         let question = format!("select name, setting from pg_settings where name in ({})", names.join(", "));
         let rows = self.rows(&question).await?;
         Ok(rows.iter().filter_map(|row| Some((row.text(0)?.to_owned(), row.text(1)?.to_owned()))).collect())
+    }
+
+    /// What the server has shown of itself: its certificate, and those that it has sent with it.
+    pub(super) fn certificates(&self) -> Vec<Dates> {
+        self.0.peer_certificates().iter().filter_map(|der| certificates::dates_of(der).ok()).collect()
     }
 
     pub(super) async fn close(self) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use walrelay_proto::Lsn;
+use walrelay_proto::{Lsn, SegSize};
 
 use super::ask::{Asking, Trouble};
 use super::finding::{Finding, Findings, remedy, size, time};
@@ -18,6 +18,8 @@ const BEHIND: u64 = 64 << 20;
 pub(super) struct Expected {
     /// The cluster.
     pub(super) system_id: Option<String>,
+    /// Of the relay's segments.
+    pub(super) seg_size: Option<SegSize>,
     /// The newest timeline that relay or upstream are on.
     pub(super) timeline: Option<u32>,
     /// Ports that the relay listens on.
@@ -55,7 +57,7 @@ pub(super) struct Receiver {
     pub(super) port: Option<u16>,
 }
 
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 9] = [
     "primary_conninfo",
     "primary_slot_name",
     "restore_command",
@@ -64,6 +66,7 @@ const SETTINGS: [&str; 8] = [
     "max_standby_streaming_delay",
     "hot_standby_feedback",
     "server_version_num",
+    "wal_segment_size",
 ];
 
 /// Asks it.
@@ -158,6 +161,18 @@ fn standby(found: &mut Findings, told: &Told, expected: &Expected) {
             text,
             remedy(["GRANT pg_monitor TO ...;   -- on the primary"]),
         );
+    }
+    let theirs = told.setting("wal_segment_size").parse().ok().and_then(|size| SegSize::new(size).ok());
+    if let (Some(theirs), Some(ours)) = (theirs, expected.seg_size)
+        && theirs != ours
+    {
+        let text = format!(
+            "its wal_segment_size is {}, and the relay's segments have {}",
+            theirs.to_show(),
+            ours.to_show()
+        );
+        let anew = ["build it anew after pg_resetwal --wal-segsize: pg_basebackup through the relay"];
+        found.error("consumer_segment_size", text, remedy(anew));
     }
     timeline(found, told, expected);
     streams(found, told, expected);

@@ -21,7 +21,7 @@ pub struct Finding {
     pub severity: Severity,
     /// What it is called by programs; does not change between versions.
     pub code: &'static str,
-    /// Whom it is about: `upstream`, `relay`, `host` or `consumer NAME`.
+    /// Whom it is about: `upstream`, `relay`, `host`, `archive NAME` or `consumer NAME`.
     pub about: String,
     /// The cause, for people.
     pub message: String,

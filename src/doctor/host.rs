@@ -1,17 +1,14 @@
-//! This machine: the data directory's disk, and the certificates.
+//! This machine: the data directory's disk.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 
-use super::finding::{Finding, Findings, remedy, size, time};
-use crate::auth::version_1;
+use super::finding::{Finding, Findings, remedy, size};
 
 /// Less than this is soon full, bytes.
 const LITTLE: u64 = 1 << 30;
@@ -19,38 +16,24 @@ const LITTLE: u64 = 1 << 30;
 const SLOW: Duration = Duration::from_millis(20);
 /// Syncs that are tried.
 const SYNCS: usize = 20;
-/// A certificate that ends within this is to be renewed, seconds.
-const ENDS_SOON: i64 = 14 * 86_400;
+/// Where each takes long, no more of them after this time.
+const ENOUGH: Duration = Duration::from_secs(4);
 
-/// What was found out. Measured, nothing of it asked of others.
+/// What was found out of the disk. Measured, nothing of it asked of others.
 #[derive(Debug)]
 pub(super) struct Facts {
-    pub(super) data_dir: PathBuf,
     /// Free for the relay's user, and the size of the file system.
     pub(super) space: Result<(u64, u64), String>,
     /// The median of some syncs of 8 kB, and the longest.
     pub(super) sync: Result<(Duration, Duration), String>,
-    pub(super) certificates: Vec<Certificate>,
-    pub(super) now: i64,
 }
 
-#[derive(Debug)]
-pub(super) struct Certificate {
-    pub(super) path: PathBuf,
-    /// Seconds since 1970 from which on, and to which, it is good.
-    pub(super) valid: Result<(i64, i64), String>,
-}
-
-/// Looks at the disk that the data directory is or will be on, and at these certificates. Blocks.
-pub(super) fn look(data_dir: &Path, certificates: &[PathBuf]) -> Facts {
+/// Looks at the disk that the data directory is or will be on. Blocks.
+pub(super) fn look(data_dir: &Path) -> Facts {
     let there = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Facts {
-        data_dir: data_dir.to_owned(),
         space: space(there).map_err(|error| error.to_string()),
         sync: sync(there).map_err(|error| error.to_string()),
-        certificates: certificates.iter().map(|path| certificate(path)).collect(),
-        now: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
     }
 }
 
@@ -63,31 +46,33 @@ fn space(dir: &Path) -> io::Result<(u64, u64)> {
 fn sync(dir: &Path) -> io::Result<(Duration, Duration)> {
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
-    let mut took: Vec<Duration> = (0..SYNCS)
-        .map(|n| {
-            let begun = Instant::now();
-            file.write_all_at(&[1; 8192], n as u64 * 8192)?;
-            file.sync_data()?;
-            Ok(begun.elapsed())
-        })
-        .collect::<io::Result<_>>()?;
+    let (mut took, first) = (Vec::new(), Instant::now());
+    while took.is_empty() || (took.len() < SYNCS && first.elapsed() < ENOUGH) {
+        let begun = Instant::now();
+        file.write_all_at(&[1; 8192], took.len() as u64 * 8192)?;
+        file.sync_data()?;
+        took.push(begun.elapsed());
+    }
     took.sort();
-    Ok((took[SYNCS / 2], took[SYNCS - 1]))
+    Ok((took[took.len() / 2], took[took.len() - 1]))
 }
 
-fn certificate(path: &Path) -> Certificate {
-    let valid = CertificateDer::from_pem_file(path).map_err(|error| error.to_string()).and_then(|der| {
-        let parsed = version_1::parse(&der).map_err(|error| error.to_string())?;
-        let validity = parsed.validity();
-        Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
-    });
-    Certificate { path: path.to_owned(), valid }
-}
-
-/// What of that somebody should know.
-pub(super) fn diagnose(facts: &Facts) -> Vec<Finding> {
+/// What of that somebody should know; `None` if the disk has not answered in time.
+pub(super) fn diagnose(data_dir: &Path, facts: Option<&Facts>) -> Vec<Finding> {
     let mut found = Findings::about("host");
-    let dir = facts.data_dir.display();
+    match facts {
+        Some(facts) => disk(&mut found, data_dir, facts),
+        None => {
+            let text = format!("the disk of \"{}\" does not answer", data_dir.display());
+            let look = ["dmesg; look at the disk or the server it is on"];
+            found.error("disk_silent", text, remedy(look));
+        }
+    }
+    found.into_inner()
+}
+
+fn disk(found: &mut Findings, data_dir: &Path, facts: &Facts) {
+    let dir = data_dir.display();
     match &facts.space {
         Err(error) => found.error(
             "disk_space",
@@ -129,39 +114,5 @@ pub(super) fn diagnose(facts: &Facts) -> Vec<Finding> {
                 false => found.ok("disk_sync", text),
             }
         }
-    }
-    facts.certificates.iter().for_each(|one| dates(&mut found, one, facts.now));
-    found.into_inner()
-}
-
-fn dates(found: &mut Findings, certificate: &Certificate, now: i64) {
-    let path = certificate.path.display();
-    let renew = || remedy(["renew it, and RELOAD the relay"]);
-    match &certificate.valid {
-        Err(error) => {
-            found.error("certificate", format!("certificate \"{path}\" cannot be read: {error}"), Vec::new())
-        }
-        Ok((from, _)) if now < *from => {
-            let text = format!("certificate \"{path}\" is good only in {}", time((from - now) as f64));
-            found.error("certificate_dates", text, remedy(["compare the clocks"]));
-        }
-        Ok((_, to)) if now > *to => {
-            found.error(
-                "certificate_dates",
-                format!("certificate \"{path}\" has ended {} ago", time((now - to) as f64)),
-                renew(),
-            );
-        }
-        Ok((_, to)) if to - now < ENDS_SOON => {
-            found.warning(
-                "certificate_dates",
-                format!("certificate \"{path}\" ends in {}", time((to - now) as f64)),
-                renew(),
-            );
-        }
-        Ok((_, to)) => found.ok(
-            "certificate_dates",
-            format!("certificate \"{path}\" is good for {}", time((to - now) as f64)),
-        ),
     }
 }

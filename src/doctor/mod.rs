@@ -1,12 +1,15 @@
 //! `walrelay doctor`: what goes wrong in practice, before and while a relay runs, with the cause and what to type.
 //!
 //! Everybody is asked side by side (`ask`, and the first half of each part); what they say is judged by functions without I/O, a
-//! part each: `upstream`, `relay`, `host`, `consumer` with its `restore` command.
+//! part each: `upstream`, `relay`, `host`, `archive`, `consumer` with its `restore` command.
 
+mod archive;
 mod ask;
+mod certificates;
 mod consumer;
 mod finding;
 mod host;
+mod kept;
 mod relay;
 mod restore;
 #[cfg(test)]
@@ -15,10 +18,11 @@ mod upstream;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::config::{Config, DoctorArgs};
 use crate::conninfo::{ConnInfo, Environment, HostAddress, HostSpec};
@@ -26,12 +30,13 @@ use crate::error::RelayError;
 use crate::out::{self, say};
 use crate::show::{self, ShowError};
 use crate::status::{FenceStatus, SlotStatus, Status};
-use crate::store::offline;
 
 pub use finding::{Finding, Severity};
 
 /// The database that consumers are asked in.
 const DATABASE: &str = "postgres";
+/// How long a disk may take with what is read and tried on it.
+const DISK: Duration = Duration::from_secs(10);
 
 /// What was found, as JSON.
 #[derive(Debug, Serialize)]
@@ -75,17 +80,28 @@ pub(crate) async fn findings(
     }
     let consumers = args.consumers(environment)?;
     let relay = args.relay(&config, environment)?;
-    let mut findings = configuration(&config);
+    let mut findings = configuration(&config).await;
     findings.extend(examine(args, &config, &relay, &consumers).await);
     Ok(findings)
 }
 
 /// What a start would refuse.
-fn configuration(config: &Config) -> Vec<Finding> {
+async fn configuration(config: &Config) -> Vec<Finding> {
     let mut found = finding::Findings::about("host");
-    match crate::relay::check(config) {
-        Ok(()) => found.ok("configuration", "the configuration is good, and so are the files that it names"),
-        Err(error) => {
+    let checked = config.clone();
+    match answered(move || crate::relay::check(&checked)).await {
+        None => {
+            let text = format!(
+                "the files that the configuration names have not been read within {} s",
+                DISK.as_secs()
+            );
+            let look = "one of them is on a disk that does not answer: --hba-file, --auth-file, --ident-file, --ssl-*, an archive's directory";
+            found.error("configuration", text, finding::remedy([look]));
+        }
+        Some(Ok(())) => {
+            found.ok("configuration", "the configuration is good, and so are the files that it names")
+        }
+        Some(Err(error)) => {
             found.error(
                 "configuration",
                 error.to_string(),
@@ -96,25 +112,41 @@ fn configuration(config: &Config) -> Vec<Finding> {
     found.into_inner()
 }
 
+/// What has come of work with a disk; `None` if that does not answer. It goes on without anybody waiting.
+async fn answered<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    timeout(DISK, tokio::task::spawn_blocking(work)).await.ok()?.ok()
+}
+
 async fn examine(
     args: &DoctorArgs,
     config: &Config,
     relay: &ConnInfo,
     consumers: &[ConnInfo],
 ) -> Vec<Finding> {
-    let dir = config.store.data_dir.clone();
-    let certificates: Vec<PathBuf> = config.tls.iter().map(|tls| tls.cert.clone()).collect();
-    let host = tokio::task::spawn_blocking(move || host::look(&dir, &certificates));
+    let dir = &config.store.data_dir;
+    let files = certificates::named(config);
+    let (of_disk, of_kept) = (dir.clone(), dir.clone());
+    let host = answered(move || host::look(&of_disk));
+    let kept = answered(move || kept::look(&of_kept));
+    let papers = answered(move || certificates::read(files));
     let upstream = upstream::ask(&config.upstream, &config.auth_dbname);
     let told = join_all(consumers.iter().map(|info| consumer::ask(info, DATABASE)));
-    let (host, upstream, status, told) = tokio::join!(host, upstream, show::status_of(relay), told);
-    let seen = seen(config, status);
-    let wanted = wanted(config, &seen);
+    let (host, kept, papers, upstream, status, told) =
+        tokio::join!(host, kept, papers, upstream, show::status_of(relay), told);
+    let seen = seen(kept.as_ref(), status);
+    let kept = kept.unwrap_or_default();
+    let archives = archive::look(config, &kept).await;
+    let wanted = wanted(config, &seen, &kept);
     let newest = upstream.identity.as_ref().ok().map(|identity| identity.timeline);
-    let expected = expected(config, &seen, upstream.identity.as_ref().ok());
+    let expected = expected(config, &seen, &kept, upstream.identity.as_ref().ok());
     let mut findings = upstream::diagnose(&upstream, &wanted);
     findings.extend(relay::diagnose(&seen, newest));
-    findings.extend(host.map(|facts| host::diagnose(&facts)).unwrap_or_default());
+    findings.extend(host::diagnose(dir, host.as_ref()));
+    findings.extend(certificates::diagnose(papers.as_deref(), certificates::now()));
+    for (target, probed) in config.archive.iter().zip(&archives) {
+        let expected = archive::expected(target, &kept, seen.status());
+        findings.extend(archive::diagnose(&target.name, probed, &expected));
+    }
     for (info, mut told) in consumers.iter().zip(told) {
         if let (true, Ok(told)) = (args.try_restore, &mut told) {
             told.tried = attempt(told, &seen).await;
@@ -124,21 +156,18 @@ async fn examine(
     findings
 }
 
-fn seen(config: &Config, status: Result<Status, ShowError>) -> relay::Seen {
+/// `kept` is what its data directory says, if that answers.
+fn seen(kept: Option<&kept::Kept>, status: Result<Status, ShowError>) -> relay::Seen {
     match status {
         Ok(status) => relay::Seen::Running(Box::new(status)),
         Err(error) if error.is_an_answer() => relay::Seen::Refusing(error.to_string()),
-        // One that may not be looked into is there, too.
-        Err(error) => match std::fs::metadata(config.store.data_dir.join("pg_wal")) {
-            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => relay::Seen::New,
-            _ => relay::Seen::Silent(error.to_string()),
-        },
+        Err(_) if kept.is_some_and(|kept| !kept.has_run) => relay::Seen::New,
+        Err(error) => relay::Seen::Silent(error.to_string()),
     }
 }
 
-fn wanted(config: &Config, seen: &relay::Seen) -> upstream::Wanted {
-    let saved =
-        || offline::read(&config.store.data_dir).0.identity.map(|identity| identity.system_id.to_string());
+fn wanted(config: &Config, seen: &relay::Seen, kept: &kept::Kept) -> upstream::Wanted {
+    let saved = || kept.state.identity.map(|identity| identity.system_id.to_string());
     let status = seen.status();
     let streams = match seen {
         // One that compares, or looks for the right timeline, has its connection, too.
@@ -152,6 +181,9 @@ fn wanted(config: &Config, seen: &relay::Seen) -> upstream::Wanted {
         application_name: config.upstream.application_name.clone(),
         streams,
         system_id: status.map_or_else(saved, |status| status.relay.system_identifier.clone()),
+        seg_size: kept.seg_size(),
+        has_run: kept.has_run,
+        held: kept.held().filter(|_| matches!(seen, relay::Seen::Silent(_))),
         is_fenced: status.and_then(|it| it.fence.as_ref()).is_some_and(FenceStatus::is_in_force),
         somebody_applies: status
             .is_some_and(|status| status.consumers.iter().any(|consumer| consumer.replay.is_some())),
@@ -161,6 +193,7 @@ fn wanted(config: &Config, seen: &relay::Seen) -> upstream::Wanted {
 fn expected(
     config: &Config,
     seen: &relay::Seen,
+    kept: &kept::Kept,
     upstream: Option<&upstream::Identity>,
 ) -> consumer::Expected {
     let status = seen.status();
@@ -172,6 +205,7 @@ fn expected(
     let theirs = upstream.map(|identity| identity.timeline);
     consumer::Expected {
         system_id: upstream.map(|identity| identity.system_id.clone()),
+        seg_size: kept.seg_size(),
         timeline: status.and_then(|status| status.relay.timeline).max(theirs),
         ports: config.listen.iter().filter_map(port).collect(),
         slots: status.map(slots),
@@ -206,8 +240,7 @@ fn newest_segment(status: &Status) -> Option<String> {
     status.disk.segments.iter().max_by_key(|it| it.timeline)?.last_complete.clone()
 }
 
-/// For people: what is bad first; what is good only where it was asked for.
-/// For people.
+/// For people: what is bad first; what is good only where it was asked for, or nothing is bad.
 pub(crate) fn table(findings: &[Finding], verbose: bool) -> String {
     let mut out = String::new();
     let bad = findings.iter().filter(|it| it.severity != Severity::Ok).count();

@@ -3,19 +3,29 @@
 use std::collections::BTreeMap;
 
 use super::finding::{Finding, Findings, quoted, remedy, size, time};
+use crate::config::timeout_as_shown;
 use crate::status::{ArchiveStatus, ConsumerStatus, SlotStatus, Status};
 
 /// A consumer that is so far behind is looked at, seconds.
 const BEHIND: f64 = 30.0;
 /// What a receiver that syncs whole segments may have unsynced, bytes: one segment of PostgreSQL's usual size and some of the next.
 const UNFLUSHED: u64 = 32 << 20;
-/// A consumer that is silent for so long has stopped reading, or its line has, seconds.
+/// A consumer that is silent for so long has stopped reading, or its line has, where the relay waits for ever, seconds.
 const SILENT: f64 = 60.0;
+/// This part of the relay's `wal-sender-timeout`, where it has one: at half of it a consumer is asked for a word, and at the end
+/// of it the connection is.
+const ASKED_IN_VAIN: f64 = 0.6;
 /// A slot that nobody has used for so long is asked about, seconds.
 const UNUSED: f64 = 600.0;
+/// The same where nobody has come back to it since the relay was started: standbys and pg_receivewal try again every 5 seconds.
+const NOT_BACK: f64 = 20.0;
+/// Slots are read so soon after the start, seconds.
+const AT_ONCE: f64 = 5.0;
+/// Segments begin at multiples of this, however large they are, bytes.
+const SMALLEST_SEGMENT: u64 = 1 << 20;
 /// An hour is enough to look, and too short to buy a disk, seconds.
 const FULL_SOON: f64 = 86_400.0;
-/// Syncs that take longer on average make commits slow, seconds.
+/// Syncs that take longer of late make commits slow, seconds.
 const SLOW_SYNC: f64 = 0.05;
 
 /// What is known of it.
@@ -113,13 +123,8 @@ fn receiving(found: &mut Findings, status: &Status, newest: Option<u32>) {
         let text = format!("it is on timeline {ours}, the upstream on {theirs}, and does not follow it");
         found.error("relay_old_timeline", text, remedy(["SHOW EVENTS tells why: mostly the two have parted, and this one has WAL that the new primary never had"]));
     }
-    let syncs = &status.counts.syncs;
-    let count: u64 = syncs.counts.iter().sum();
-    if count > 0 && syncs.total_seconds / count as f64 > SLOW_SYNC {
-        let text = format!(
-            "its syncs take {} on average, and synchronous commits wait for each",
-            time(syncs.total_seconds / count as f64)
-        );
+    if let Some(late) = status.counts.syncs.late_seconds.filter(|late| *late > SLOW_SYNC) {
+        let text = format!("its syncs take {} of late, and synchronous commits wait for each", time(late));
         found.warning(
             "relay_slow_sync",
             text,
@@ -175,6 +180,14 @@ fn slot(found: &mut Findings, status: &Status, slot: &SlotStatus) {
         let anew = "set its consumer up anew: pg_basebackup through the relay, or a restore_command that asks the archive";
         return found.error("slot_lost", text, vec![drop, anew.to_owned()]);
     }
+    if slot.active_pid.is_some() && archives_nothing_yet(status, slot) {
+        let text = format!(
+            "the receiver on slot \"{name}\" has not finished a segment since the slot was made, so nothing of it is archived: \
+             Barman says \"WAL archive: FAILED (please make sure WAL shipping is setup)\" until then"
+        );
+        let switch = "SELECT pg_switch_wal();   -- on the primary, and commit something; for Barman: barman switch-wal --force --archive <server>";
+        return found.warning("slot_no_segment", text, vec![switch.to_owned()]);
+    }
     if slot.temporary || slot.active_pid.is_some() {
         return;
     }
@@ -186,6 +199,16 @@ fn slot(found: &mut Findings, status: &Status, slot: &SlotStatus) {
         return found.warning("slot_not_initialised", text, vec![start.to_owned(), drop]);
     }
     let unused = slot.inactive_since.map(|since| status.at.since(since).as_secs_f64()).unwrap_or_default();
+    let up = status.relay.uptime_seconds;
+    if unused > NOT_BACK && unused < UNUSED && unused + AT_ONCE > up {
+        let text = format!(
+            "the consumer on slot \"{name}\" has not come back since the relay was started {} ago; {} of WAL are kept for it",
+            time(up),
+            size(slot.held_bytes)
+        );
+        let start = "start its receiver (barman receive-wal, which barman cron starts within a minute; pg_receivewal, the standby) and have it start after a reboot";
+        return found.warning("slot_unused", text, vec![start.to_owned(), drop]);
+    }
     if unused > UNUSED {
         let held = size(slot.held_bytes);
         let text = format!("nobody has used slot \"{name}\" for {}; it keeps {held} of WAL", time(unused));
@@ -194,16 +217,25 @@ fn slot(found: &mut Findings, status: &Status, slot: &SlotStatus) {
     }
 }
 
+/// A receiver of whole segments reports where one begins until it has one. A standby tells what it has replayed.
+fn archives_nothing_yet(status: &Status, slot: &SlotStatus) -> bool {
+    let restart = slot.restart.map(|it| it.lsn);
+    let is_receiver = |it: &&ConsumerStatus| it.slot.as_ref() == Some(&slot.name) && it.replay.is_none();
+    // Whoever syncs what comes reports any position.
+    let is_at_its_first = slot.begun_lsn.is_some_and(|begun| begun.as_u64() % SMALLEST_SEGMENT == 0)
+        && slot.begun_lsn == restart;
+    is_at_its_first && status.consumers.iter().filter(is_receiver).any(|it| it.reply_at.is_some())
+}
+
 /// Where the first lag is, there is the cause.
 fn consumer(found: &mut Findings, status: &Status, consumer: &ConsumerStatus) {
     let name = &consumer.application_name;
     let lag = |distance: Option<crate::status::Distance>| distance.map_or(0.0, |it| it.lag_seconds);
-    let silent =
-        consumer.reply_at.map(|at| status.at.since(at).as_secs_f64()).filter(|silent| *silent > SILENT);
-    if let Some(silent) = silent {
+    let silent = consumer.reply_at.map(|at| status.at.since(at).as_secs_f64());
+    if let Some(silent) = silent.filter(|silent| *silent > silence(status)) {
         let text = format!("consumer \"{name}\" has said nothing for {}", time(silent));
         let look =
-            ["is its process stopped, or its machine or line gone? wal_sender_timeout ends such connections"];
+            ["is its process stopped, or its machine or line gone? wal-sender-timeout ends such connections"];
         return found.warning("consumer_silent", text, remedy(look));
     }
     if lag(consumer.sent) > BEHIND {
@@ -229,6 +261,13 @@ fn consumer(found: &mut Findings, status: &Status, consumer: &ConsumerStatus) {
         ];
         found.warning("consumer_slow_replay", text, remedy(look));
     }
+}
+
+/// How long a consumer may say nothing, seconds.
+fn silence(status: &Status) -> f64 {
+    let limit = status.settings.iter().find(|it| it.name == "wal-sender-timeout");
+    let limit = limit.and_then(|it| timeout_as_shown(&it.value).ok().flatten());
+    limit.map_or(SILENT, |limit| limit.as_secs_f64() * ASKED_IN_VAIN)
 }
 
 /// pg_receivewal and Barman sync a segment when it is full, however long that takes.

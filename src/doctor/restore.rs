@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -33,6 +34,9 @@ pub(super) struct Tried {
     pub(super) newest: Option<(String, Outcome)>,
     /// What came of asking for a file that nobody has.
     pub(super) nowhere: Outcome,
+    /// What came of asking while the archive is away: the command with another place in it, where there is nothing; `None` where
+    /// it does not show which words of it are the place.
+    pub(super) away: Option<Outcome>,
 }
 
 /// How a command has ended.
@@ -57,7 +61,9 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn make() -> io::Result<Scratch> {
-        let path = std::env::temp_dir().join(format!("walrelay-doctor-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("walrelay-doctor-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
         // Fails if somebody has one of that name there.
         DirBuilder::new().mode(0o700).create(&path)?;
         let scratch = Scratch(path);
@@ -78,7 +84,10 @@ impl Drop for Scratch {
 pub(super) async fn attempt(command: &str, newest: Option<String>) -> Tried {
     let scratch = match Scratch::make() {
         Ok(scratch) => scratch,
-        Err(error) => return Tried { newest: None, nowhere: Outcome::NotRun(error.to_string()) },
+        Err(error) => {
+            let nowhere = Outcome::NotRun(error.to_string());
+            return Tried { newest: None, nowhere, away: None };
+        }
     };
     let dir = scratch.0.as_path();
     let newest = match newest {
@@ -88,7 +97,49 @@ pub(super) async fn attempt(command: &str, newest: Option<String>) -> Tried {
         }
         None => None,
     };
-    Tried { newest, nowhere: run(command, NOWHERE, dir).await }
+    let nowhere = run(command, NOWHERE, dir).await;
+    let file = newest.as_ref().map_or(NOWHERE, |(name, _)| name.as_str());
+    let away = match elsewhere(command, &dir.join("away").display().to_string()) {
+        Some(command) => Some(run(&command, file, dir).await),
+        None => None,
+    };
+    Tried { newest, nowhere, away }
+}
+
+/// The command with `place`, a directory, where it has its archive: what `--from` names (`walrelay restore`), and the directories
+/// that `%f` lies in. `None` where it has neither.
+pub(super) fn elsewhere(command: &str, place: &str) -> Option<String> {
+    let ends_word = |c: char| c.is_whitespace() || "\"'=<>;|&()".contains(c);
+    let (mut line, mut rest, mut is_changed) = (String::new(), command, false);
+    while let Some((before, behind)) = rest.split_once("--from") {
+        line.push_str(before);
+        line.push_str("--from");
+        let value = behind.trim_start_matches(|c: char| c.is_whitespace() || "=\"'".contains(c));
+        let end = value.find(|c: char| c.is_whitespace() || "\"';|&".contains(c)).unwrap_or(value.len());
+        line.push_str(&behind[..behind.len() - value.len()]);
+        line.push_str(&format!("file://{place}"));
+        (rest, is_changed) = (&value[end..], true);
+    }
+    line.push_str(rest);
+    let mut moved = String::new();
+    let mut rest = line.as_str();
+    while let Some((before, behind)) = rest.split_once("/%f") {
+        let word = before
+            .rfind(ends_word)
+            .map_or(0, |at| at + before[at..].chars().next().map_or(1, char::len_utf8));
+        match before[word..].starts_with('/') {
+            true => {
+                moved.push_str(&before[..word]);
+                moved.push_str(place);
+                is_changed = true;
+            }
+            false => moved.push_str(before),
+        }
+        moved.push_str("/%f");
+        rest = behind;
+    }
+    moved.push_str(rest);
+    is_changed.then_some(moved)
 }
 
 async fn run(command: &str, file: &str, dir: &Path) -> Outcome {
@@ -192,6 +243,51 @@ impl Tried {
             }
             Outcome::Failed { .. } => {}
             other => self.bad(found, command, other),
+        }
+        self.without_archive(found, command);
+    }
+
+    /// What it does to a standby whose archive is away.
+    fn without_archive(&self, found: &mut Findings, command: &str) {
+        match &self.away {
+            None => found.ok(
+                "restore_away",
+                format!("what its restore_command does when the archive is away was not tried, because it does not show where that is: {command}"),
+            ),
+            Some(Outcome::Came(_)) => {}
+            Some(Outcome::Nothing) => {
+                let text = format!(
+                    "its restore_command says that a file has come when its archive is away, and it has not: {command}"
+                );
+                let fail = ["a command must fail, with an exit code of 1 to 125, where it has brought no file"];
+                found.error("restore_away", text, remedy(fail));
+            }
+            Some(Outcome::Failed { took, .. }) if *took > LATE => {
+                let text = format!(
+                    "its restore_command takes {} when its archive is away: the standby does not stream meanwhile",
+                    time(took.as_secs_f64())
+                );
+                found.warning("restore_away", text, remedy(["give it a limit: timeout 10 ..., or walrelay restore --timeout 10s"]));
+            }
+            Some(Outcome::Failed { code, .. }) => found.ok(
+                "restore_away",
+                format!("when its archive is away its restore_command says so (exit code {code}), and the standby goes on"),
+            ),
+            Some(Outcome::Fatal { said }) => {
+                let text = format!(
+                    "its restore_command ends the standby when its archive is away: by a signal or with a code above 125 ({said}): {command}"
+                );
+                let fail = ["a command must fail with an exit code of 1 to 125; walrelay restore does"];
+                found.error("restore_away", text, remedy(fail));
+            }
+            Some(Outcome::Stalled) => {
+                let text = format!(
+                    "its restore_command has not ended after {} when its archive is away: the standby stands still meanwhile: {command}",
+                    time(PATIENCE.as_secs_f64())
+                );
+                found.error("restore_away", text, remedy(["give it a limit: timeout 60 ..., or walrelay restore --timeout 60s"]));
+            }
+            Some(Outcome::NotRun(_)) => {}
         }
     }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use walrelay_proto::ack::SynchronousStandbys;
+use walrelay_proto::{Lsn, SegSize, TimelineHistory, TimelineId};
 
-use super::ask::{Asking, Trouble};
+use super::ask::{Asking, Hurdle, Trouble};
+use super::certificates::{self, Dates};
 use super::finding::{Finding, Findings, quoted, remedy, size, time};
 use crate::conninfo::ConnInfo;
 
@@ -29,6 +31,13 @@ pub(super) struct Wanted {
     pub(super) streams: Option<bool>,
     /// Whose WAL the relay holds.
     pub(super) system_id: Option<String>,
+    /// Of the segments that it holds.
+    pub(super) seg_size: Option<SegSize>,
+    /// It has run, so WAL that it has not got may be gone.
+    pub(super) has_run: bool,
+    /// The timeline that it followed when it ran last, and the end of what it holds of it, as far as is known; `None` while it
+    /// runs, for then it tells itself.
+    pub(super) held: Option<(TimelineId, Option<Lsn>)>,
     /// Whether somebody below the relay tells what it has applied.
     pub(super) somebody_applies: bool,
     /// Whether the relay is fenced, so that it confirms nothing there, on purpose.
@@ -47,8 +56,12 @@ pub(super) struct Facts {
 pub(super) struct Identity {
     pub(super) system_id: String,
     pub(super) timeline: u32,
+    /// How it came to that timeline; `None` where it does not tell.
+    pub(super) history: Option<TimelineHistory>,
     /// Whether it is a relay: what it says in SQL of settings is the primary's, of slots and senders its own.
     pub(super) is_relay: bool,
+    /// The certificates that it has shown.
+    pub(super) certificates: Vec<Dates>,
 }
 
 /// What a session says.
@@ -65,6 +78,10 @@ pub(super) struct Told {
     pub(super) senders: Vec<Sender>,
     /// By how much its clock is ahead of ours, seconds.
     pub(super) skew: Option<f64>,
+    /// The WAL that its own archiver failed with last, if it has archived none since.
+    pub(super) archiver_fails: Option<String>,
+    /// A backup that waits for WAL to be archived there.
+    pub(super) waiting_backup: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -85,7 +102,7 @@ pub(super) struct Sender {
     pub(super) address: Option<String>,
 }
 
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 11] = [
     "wal_level",
     "max_wal_senders",
     "max_replication_slots",
@@ -93,6 +110,10 @@ const SETTINGS: [&str; 7] = [
     "synchronous_standby_names",
     "synchronous_commit",
     "wal_sender_timeout",
+    "wal_segment_size",
+    "archive_mode",
+    "archive_command",
+    "archive_library",
 ];
 
 /// Asks it, as for replication and for SQL in that database.
@@ -108,10 +129,21 @@ async fn identify(info: &ConnInfo) -> Result<Identity, Trouble> {
     let row = asking.row("IDENTIFY_SYSTEM").await;
     // A server knows no such command.
     let is_relay = row.is_ok() && asking.row("FENCE_STATUS").await.is_ok();
+    let timeline: u32 = row.as_ref().ok().and_then(|row| row.number(1)).unwrap_or_default();
+    let history = match TimelineId::new(timeline) {
+        Some(tli) if tli == TimelineId::FIRST => Some(TimelineHistory::first()),
+        Some(tli) => asking
+            .row(&format!("TIMELINE_HISTORY {tli}"))
+            .await
+            .ok()
+            .and_then(|row| TimelineHistory::parse(tli, row.text(1)?.as_bytes()).ok()),
+        None => None,
+    };
+    let certificates = asking.certificates();
     asking.close().await;
     let row = row?;
     let system_id = row.text(0).unwrap_or_default().to_owned();
-    Ok(Identity { system_id, timeline: row.number(1).unwrap_or_default(), is_relay })
+    Ok(Identity { system_id, timeline, history, is_relay, certificates })
 }
 
 async fn tell(info: ConnInfo) -> Result<Told, Trouble> {
@@ -142,6 +174,14 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
     let senders = asking
         .rows("select pid, application_name, client_addr from pg_stat_replication order by pid")
         .await?;
+    let archiver = asking
+        .row(
+            "select last_failed_wal from pg_stat_archiver \
+             where last_failed_time > coalesce(last_archived_time, '-infinity'::timestamptz)",
+        )
+        .await?;
+    let backup =
+        asking.row("select min(pid) from pg_stat_activity where wait_event = 'BackupWaitWalArchive'").await?;
     let slot = |row: &super::ask::Row| Slot {
         name: row.text(0).unwrap_or_default().to_owned(),
         kind: row.text(1).unwrap_or_default().to_owned(),
@@ -164,6 +204,8 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
         slots: slots.iter().map(slot).collect(),
         senders: senders.iter().map(sender).filter(|sender| sender.name != DOCTOR).collect(),
         skew: now.number::<f64>(0).map(|theirs| skew(theirs, before, after)),
+        archiver_fails: archiver.text(0).map(str::to_owned),
+        waiting_backup: backup.number(0),
     })
 }
 
@@ -181,6 +223,7 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     let mut found = Findings::about("upstream");
     match &facts.identity {
         Ok(identity) => login(&mut found, identity, wanted),
+        Err(trouble) if trouble.is("53300") => full(&mut found, trouble, has_place(facts, wanted), wanted),
         Err(trouble) => refused(&mut found, trouble, wanted),
     }
     match &facts.sql {
@@ -188,6 +231,9 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
             let is_relay = facts.identity.as_ref().is_ok_and(|identity| identity.is_relay);
             if !is_relay {
                 limits(&mut found, told, wanted);
+                if facts.identity.is_ok() {
+                    places(&mut found, told);
+                }
             }
             own_slot(&mut found, told, wanted);
             names(&mut found, told, wanted);
@@ -195,6 +241,7 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
                 other_slots(&mut found, told, wanted);
                 waiting(&mut found, told, wanted);
             }
+            archiver(&mut found, told);
             clock(&mut found, told);
         }
         Err(trouble) if facts.identity.is_ok() && trouble.is_login => found.warning(
@@ -203,7 +250,11 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
                 "role \"{}\" cannot log in for SQL, so settings, slots and names there are not checked: {}",
                 wanted.user, trouble.text
             ),
-            vec![hba_line(wanted, "all")],
+            vec![match (trouble.hurdle, trouble.is("53300")) {
+                (Hurdle::LimitOfRole, _) => no_limit(wanted),
+                (_, true) => "all connections there are in use: max_connections, and who has them: SELECT * FROM pg_stat_activity".to_owned(),
+                _ => hba_line(wanted, "all"),
+            }],
         ),
         Err(trouble) if facts.identity.is_ok() => found.warning(
             "upstream_sql",
@@ -227,14 +278,85 @@ fn login(found: &mut Findings, identity: &Identity, wanted: &Wanted) {
                 "point --upstream at the cluster's servers, or give this cluster a --data-dir of its own",
             ]),
         ),
-        _ => found.ok(
-            "upstream_login",
-            format!(
-                "role \"{}\" can replicate from it (cluster {}, timeline {})",
-                wanted.user, identity.system_id, identity.timeline
-            ),
-        ),
+        _ => {
+            found.ok(
+                "upstream_login",
+                format!(
+                    "role \"{}\" can replicate from it (cluster {}, timeline {})",
+                    wanted.user, identity.system_id, identity.timeline
+                ),
+            );
+            ancestry(found, identity, wanted);
+            certificates::shown(found, &identity.certificates, certificates::now());
+        }
     }
+}
+
+/// What a relay that does not run will make of its timeline: docs/TIMELINES.md, Histories.
+fn ancestry(found: &mut Findings, identity: &Identity, wanted: &Wanted) {
+    let (Some((ours, end)), Some(history)) = (wanted.held, &identity.history) else { return };
+    let theirs = history.tli();
+    if theirs < ours {
+        let text = format!(
+            "it is on timeline {theirs}, and the relay has followed timeline {ours}: it is an old primary, or a standby that has not followed, and is refused"
+        );
+        let look = [
+            "point --upstream at the server that was promoted (all of them: host=a,b); rebuild the old one with pg_rewind",
+        ];
+        return found.error("upstream_older_timeline", text, remedy(look));
+    }
+    let kept = "walrelay branch list shows what is left aside then; docs/TIMELINES.md, Histories";
+    match history.switch_point(ours) {
+        Some((left_at, next)) if end.is_some_and(|end| end > left_at) => {
+            let text = format!(
+                "it has left timeline {ours} at {left_at} for timeline {next}, and the relay holds WAL up to {}: what is beyond that the new primary never had",
+                end.unwrap_or_default()
+            );
+            found.warning("upstream_other_branch", text, remedy([kept]));
+        }
+        None if ours != theirs => {
+            let text = format!(
+                "it is on timeline {theirs}, which did not come from timeline {ours} that the relay has followed: the relay goes back to the last one that both know, or refuses"
+            );
+            found.warning("upstream_other_branch", text, remedy(["is it the right server?", kept]));
+        }
+        _ => {}
+    }
+}
+
+/// Whether the relay is among those who have a connection there.
+fn has_place(facts: &Facts, wanted: &Wanted) -> bool {
+    let is_there = |told: &Told| told.senders.iter().any(|sender| sender.name == wanted.application_name);
+    wanted.streams == Some(true) || (wanted.streams.is_none() && facts.sql.as_ref().is_ok_and(is_there))
+}
+
+/// There is no place for one more, which is bad for a relay that has none, and will be for one that has.
+fn full(found: &mut Findings, trouble: &Trouble, has_place: bool, wanted: &Wanted) {
+    let (code, alter) = match trouble.hurdle == Hurdle::LimitOfRole {
+        true => ("upstream_role_limit", no_limit(wanted)),
+        false => ("upstream_max_wal_senders", more_senders(20)),
+    };
+    match has_place {
+        true => {
+            let text = format!(
+                "the relay has its connection, and there is no place for another: a reconnect may find none: {}",
+                trouble.text
+            );
+            found.warning(code, text, vec![alter]);
+        }
+        false => {
+            let text = format!("the relay cannot replicate from it: {}", trouble.text);
+            found.error(code, text, vec![alter]);
+        }
+    }
+}
+
+fn no_limit(wanted: &Wanted) -> String {
+    format!("ALTER ROLE {} CONNECTION LIMIT -1;   -- or a larger one", quoted(&wanted.user, '"'))
+}
+
+fn more_senders(number: i64) -> String {
+    format!("ALTER SYSTEM SET max_wal_senders = {number};   -- takes a restart of the server")
 }
 
 fn hba_line(wanted: &Wanted, database: &str) -> String {
@@ -255,18 +377,19 @@ fn refused(found: &mut Findings, trouble: &Trouble, wanted: &Wanted) {
             "upstream_role",
             vec![create, format!("ALTER ROLE {role} LOGIN REPLICATION;"), hba_line(wanted, "replication")],
         )
-    } else if trouble.is("28P01") {
+    } else if trouble.is("28P01") || trouble.hurdle == Hurdle::Password {
         (
             "upstream_password",
             remedy([
                 "give the password in --upstream, in PGPASSWORD or in the password file of the relay's user",
             ]),
         )
-    } else if trouble.is("53300") {
-        (
-            "upstream_max_wal_senders",
-            remedy(["ALTER SYSTEM SET max_wal_senders = 20;   -- takes a restart of the server"]),
-        )
+    } else if trouble.hurdle == Hurdle::Tls {
+        let look = [
+            "what does it show? openssl s_client -starttls postgres -connect <host>:<port>",
+            "compare with sslmode, sslrootcert, sslcert and sslkey of --upstream, and the dates of the certificates",
+        ];
+        ("upstream_tls", remedy(look))
     } else if trouble.sqlstate.is_some() || !trouble.is_login {
         ("upstream_refuses", Vec::new())
     } else {
@@ -283,7 +406,53 @@ fn number(told: &Told, setting: &str) -> Option<i64> {
     told.settings.get(setting)?.parse().ok()
 }
 
+/// The server's own archiving, which it keeps WAL for, and backups wait for.
+fn archiver(found: &mut Findings, told: &Told) {
+    let is = |name: &str, value: &str| told.settings.get(name).is_none_or(|it| it == value);
+    let mode = told.settings.get("archive_mode").map_or("off", String::as_str);
+    if mode == "off" || (told.in_recovery && mode != "always") {
+        return;
+    }
+    let why = match &told.archiver_fails {
+        Some(wal) => format!("its archive_command fails, with {wal} last"),
+        None if is("archive_command", "") && is("archive_library", "") => {
+            "archive_mode is on, and there is no archive_command".to_owned()
+        }
+        None => return,
+    };
+    let mend = "SELECT * FROM pg_stat_archiver; its log has what the command says: mend it, and what waits goes on by itself";
+    let leave = "if the relay's archive is enough: ALTER SYSTEM SET archive_command = '/bin/true'; SELECT pg_reload_conf();   -- and archive_mode = off at its next restart";
+    let look = remedy([mend, leave]);
+    match told.waiting_backup {
+        Some(pid) => {
+            let text =
+                format!("a backup there (PID {pid}) waits for its WAL to be archived, and hangs: {why}");
+            found.error("upstream_backup_waits", text, look);
+        }
+        None => {
+            let text = format!(
+                "{why}: WAL piles up there, and a backup that waits for WAL hangs (pg_basebackup -X none, barman backup)"
+            );
+            found.warning("upstream_archiver", text, look);
+        }
+    }
+}
+
 fn limits(found: &mut Findings, told: &Told, wanted: &Wanted) {
+    let theirs = told.settings.get("wal_segment_size").and_then(|size| SegSize::new(size.parse().ok()?).ok());
+    if let (Some(ours), Some(theirs)) = (wanted.seg_size, theirs)
+        && ours != theirs
+    {
+        let text = format!(
+            "its wal_segment_size is {}, and the relay holds segments of {}",
+            theirs.to_show(),
+            ours.to_show()
+        );
+        let anew = [
+            "after pg_resetwal --wal-segsize the relay begins anew, with an empty --data-dir, and so do consumers",
+        ];
+        found.error("upstream_segment_size", text, remedy(anew));
+    }
     if told.version < 140_000 {
         let text =
             format!("its version is {}; walrelay knows PostgreSQL 14 and later", told.version / 10_000);
@@ -296,22 +465,6 @@ fn limits(found: &mut Findings, told: &Told, wanted: &Wanted) {
     if told.settings.get("wal_level").is_some_and(|level| level == "minimal") {
         let alter = ["ALTER SYSTEM SET wal_level = replica;   -- takes a restart of the server"];
         found.error("upstream_wal_level", "wal_level is minimal: no WAL is sent to anybody", remedy(alter));
-    }
-    if let Some(most) = number(told, "max_wal_senders") {
-        let used = told.senders.len() as i64;
-        let alter =
-            format!("ALTER SYSTEM SET max_wal_senders = {};   -- takes a restart of the server", most + 10);
-        if used >= most && wanted.streams == Some(false) {
-            found.error(
-                "upstream_max_wal_senders",
-                format!("all {most} of max_wal_senders are in use"),
-                vec![alter],
-            );
-        } else if used >= most {
-            let text =
-                format!("all {most} of max_wal_senders are in use: a reconnect of the relay may find none");
-            found.warning("upstream_max_wal_senders", text, vec![alter]);
-        }
     }
     if let Some(most) = number(told, "max_replication_slots") {
         let has_ours = told.slots.iter().any(|slot| slot.name == wanted.slot);
@@ -327,6 +480,16 @@ fn limits(found: &mut Findings, told: &Told, wanted: &Wanted) {
     }
 }
 
+/// Doctor was let in; others have taken what was left meanwhile.
+fn places(found: &mut Findings, told: &Told) {
+    let Some(most) = number(told, "max_wal_senders") else { return };
+    if told.senders.len() as i64 >= most {
+        let text =
+            format!("all {most} of max_wal_senders are in use: a connection of the relay may find none");
+        found.warning("upstream_max_wal_senders", text, vec![more_senders(most + 10)]);
+    }
+}
+
 fn drop_slot(name: &str) -> String {
     format!("SELECT pg_drop_replication_slot({});", quoted(name, '\''))
 }
@@ -334,6 +497,16 @@ fn drop_slot(name: &str) -> String {
 fn own_slot(found: &mut Findings, told: &Told, wanted: &Wanted) {
     let name = &wanted.slot;
     let Some(slot) = told.slots.iter().find(|slot| slot.name == *name) else {
+        if wanted.has_run && wanted.streams == Some(false) {
+            let text = format!(
+                "slot \"{name}\" is gone, and the relay does not run: nothing there keeps WAL for it"
+            );
+            let make = format!(
+                "SELECT pg_create_physical_replication_slot({}, true);   -- keeps what is still there; or start the relay soon, which makes it",
+                quoted(name, '\'')
+            );
+            return found.warning("upstream_slot_missing", text, vec![make]);
+        }
         let text = format!("slot \"{name}\" is not there yet; the relay makes it");
         return found.ok("upstream_slot", text);
     };
@@ -395,6 +568,33 @@ fn other_slots(found: &mut Findings, told: &Told, wanted: &Wanted) {
     }
 }
 
+/// Others who are waited for by name.
+fn other_names(found: &mut Findings, told: &Told, wanted: &Wanted, standbys: &SynchronousStandbys) {
+    let count = |name: &str| told.senders.iter().filter(|it| it.name.eq_ignore_ascii_case(name)).count();
+    let is_ours = |name: &str| name.eq_ignore_ascii_case(&wanted.application_name);
+    for name in standbys.names.iter().filter(|name| !is_ours(name) && count(name) > 1) {
+        let text = format!(
+            "{} connections there are called \"{name}\", which synchronous_standby_names waits for: nobody knows which has confirmed",
+            count(name)
+        );
+        let own = ["give each a name of its own: application_name in its primary_conninfo, or cluster_name"];
+        found.error("upstream_name_twice", text, remedy(own));
+    }
+    let missing: Vec<_> = standbys.names.iter().filter(|name| count(name) == 0).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let text = format!(
+            "synchronous_standby_names names who is not connected: {}; commits go on with {} of the others",
+            missing.join(", "),
+            standbys.count
+        );
+        let look = format!(
+            "bring them back, or correct the names; this relay is called \"{}\" there (application_name of --upstream)",
+            wanted.application_name
+        );
+        found.warning("upstream_standby_missing", text, vec![look]);
+    }
+}
+
 fn names(found: &mut Findings, told: &Told, wanted: &Wanted) {
     let ours = told.senders.iter().filter(|sender| sender.name == wanted.application_name);
     let addresses: Vec<_> = ours.map(|sender| sender.address.as_deref().unwrap_or("[local]")).collect();
@@ -449,6 +649,7 @@ fn waiting(found: &mut Findings, told: &Told, wanted: &Wanted) {
         let release = "only if commits may be lost with this server, and no promotion is under way: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();";
         return found.error("upstream_nobody_confirms", text, vec![name, release.to_owned()]);
     }
+    other_names(found, told, wanted, &standbys);
     let names_us = standbys.names.iter().any(|name| name.eq_ignore_ascii_case(&wanted.application_name));
     let is_apply = told.settings.get("synchronous_commit").is_some_and(|level| level == "remote_apply");
     if is_apply && names_us && !wanted.somebody_applies {

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use walrelay_proto::{Lsn, PgTimestamp, StandbyStatusUpdate};
 
 use super::error::{QueryError, ServerError};
@@ -88,6 +89,14 @@ impl UpstreamConnection {
     /// Whether the connection is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.stream.is_encrypted()
+    }
+
+    /// The certificate that the server has shown, and those that it has sent with it; none without encryption.
+    pub(crate) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        match &self.stream {
+            Stream::Tls(stream) => stream.get_ref().1.peer_certificates().unwrap_or_default(),
+            Stream::Tcp(_) | Stream::Unix(_) => &[],
+        }
     }
 
     /// Notices received since the last call.

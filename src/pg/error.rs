@@ -19,6 +19,8 @@ pub struct ServerError {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
+    /// The function in the server that said so, which is not translated.
+    pub routine: Option<String>,
 }
 
 impl ServerError {
@@ -67,6 +69,12 @@ impl ServerError {
     pub fn is_without_walsenders(&self) -> bool {
         let digits: String = self.message.chars().filter(char::is_ascii_digit).collect();
         self.sqlstate == "53300" && self.message.contains("max_wal_senders") && digits == "0"
+    }
+
+    /// Whether the role has all the connections that it may have itself (`CONNECTION LIMIT`). That has the SQLSTATE of a server
+    /// without places, and only the place in its code tells one from the other in every language.
+    pub fn is_limit_of_role(&self) -> bool {
+        self.sqlstate == "53300" && self.routine.as_deref() == Some("InitializeSessionUserId")
     }
 
     /// Whether the server may answer differently in a while: it starts, stops, is full or out of resources.

@@ -99,6 +99,7 @@ pub(crate) fn server_error(mut body: Bytes) -> Result<ServerError, Malformed> {
             b'M' => error.message = value,
             b'D' => error.detail = Some(value),
             b'H' => error.hint = Some(value),
+            b'R' => error.routine = Some(value),
             _ => {}
         }
     }
