@@ -72,8 +72,10 @@ impl Looked {
 /// What whoever asks has itself: what contradicts it is of another history.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Own {
-    /// Where the histories of its timelines are.
+    /// Where the histories of timelines are.
     pub wal_dir: Option<PathBuf>,
+    /// The timeline that it has been on for certain. A history of a later one may be left from a promotion that came to nothing.
+    pub tli: Option<TimelineId>,
     /// The beginning of the segment asked for: whole records.
     pub beginning: Bytes,
 }
@@ -477,7 +479,8 @@ impl Fetcher {
         let Some(bytes) = self.read(place, file).await? else { return Ok(None) };
         let is_ours = match (timeline_of(file), TimelineId::from_history_file_name(file)) {
             (Some(tli), _) => self.is_on_ours(place, file, tli).await?,
-            (None, Some(tli)) => self.is_ours(place, file, tli, &bytes),
+            (None, Some(tli)) if self.own.tli >= Some(tli) => self.is_ours(place, file, tli, &bytes),
+            (None, Some(_)) => true,
             (None, None) => true,
         };
         Ok(is_ours.then_some(bytes))
@@ -900,7 +903,7 @@ mod tests {
         other.put(file, wal[..SEG].to_vec());
         other.put("00000002.history", "1\t0/3F0000\tx\n");
         let dir = tempfile::tempdir().unwrap();
-        let own = Own { wal_dir: Some(dir.path().to_owned()), ..Own::default() };
+        let own = Own { wal_dir: Some(dir.path().to_owned()), tli: Some(second), ..Own::default() };
         let fetcher = fetcher(&[&other, &ours]).with_own(own.clone());
         // Who knows nothing better takes it.
         assert!(matches!(fetcher.look(file).await.found, Fetched::Whole(_)));
@@ -910,6 +913,11 @@ mod tests {
             assert_eq!(fetcher.look(file).await.found, Fetched::Missing, "{file}");
             assert_eq!(fetcher.fetch_finished(file).await, None, "{file}");
         }
+        // Who was never on it may have the history of a promotion that came to nothing: it has to take another one.
+        let before = Own { tli: Some(TimelineId::FIRST), ..own.clone() };
+        let before = self::fetcher(&[&other]).with_own(before);
+        assert!(matches!(before.fetch("00000002.history").await, Ok(Fetched::Whole(_))));
+        assert_eq!(before.fetch(file).await, Ok(Fetched::Missing));
         // What somebody else has of ours counts, however little it is.
         ours.put(&format!("{file}.partial"), wal[..10_000].to_vec());
         assert!(matches!(fetcher.look(file).await.found, Fetched::Unfinished { .. }));

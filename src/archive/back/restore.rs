@@ -524,7 +524,8 @@ impl Restore {
     }
 
     fn own_dir(&self) -> Own {
-        Own { wal_dir: Some(dir_of(&self.target).to_owned()), ..Own::default() }
+        let tli = server::timeline_of(&data_dir(&self.target));
+        Own { wal_dir: Some(dir_of(&self.target).to_owned()), tli, ..Own::default() }
     }
 
     /// Whether recovery finds this history file in `pg_wal` when it is told that there is none. At the end of a promotion,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use walrelay_proto::{SegSize, SystemId};
+use walrelay_proto::{SegSize, SystemId, TimelineId};
 
 use super::dir_of;
 
@@ -15,6 +15,9 @@ pub const MISSING: u8 = 1;
 pub const NOT_NOW: u8 = 2;
 /// Exit code for "nobody can say" and "it is broken" to a recovery, which stops, as for any code above 125.
 pub const BROKEN: u8 = 200;
+
+/// Behind the system identifier, two versions, the state, a time, the last checkpoint's place and where replay begins for it.
+const TIMELINE_AT: usize = 48;
 
 /// What the server does with the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +96,13 @@ pub fn seg_size_of(data_dir: &Path) -> Option<SegSize> {
     })
 }
 
+/// The timeline of its last checkpoint: `checkPointCopy.ThisTimeLineID`, which is at the same place in every version
+/// (`pg_control.h`).
+pub fn timeline_of(data_dir: &Path) -> Option<TimelineId> {
+    let control = control(data_dir)?;
+    TimelineId::new(u32::from_ne_bytes(*control.get(TIMELINE_AT..)?.first_chunk()?))
+}
+
 fn control(data_dir: &Path) -> Option<Vec<u8>> {
     let mut control = Vec::new();
     let file = File::open(data_dir.join("global/pg_control")).ok()?;
@@ -144,17 +154,20 @@ mod tests {
     fn the_control_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!((system_id_of(dir.path()), seg_size_of(dir.path())), (None, None));
+        assert_eq!(timeline_of(dir.path()), None);
         fs::create_dir(dir.path().join("global")).unwrap();
         let blocks: [&[u32]; 2] = [&[8192, 131_072, 8192], &[8192, 131_072, 32, 65_536]];
         for sizes in blocks {
             let mut control = vec![7u8; 300];
             control[..8].copy_from_slice(&77u64.to_ne_bytes());
+            control[48..52].copy_from_slice(&3u32.to_ne_bytes());
             let sizes = [sizes, &[1 << 20]].concat();
             let sizes: Vec<u8> = sizes.into_iter().flat_map(u32::to_ne_bytes).collect();
             let found = [&1_234_567.0f64.to_ne_bytes()[..], &sizes].concat();
             control.splice(216..216 + found.len(), found);
             fs::write(dir.path().join("global/pg_control"), &control).unwrap();
             assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
+            assert_eq!(timeline_of(dir.path()), TimelineId::new(3));
             assert_eq!(seg_size_of(dir.path()).map(SegSize::bytes), Some(1 << 20));
         }
     }

@@ -421,11 +421,15 @@ async fn a_whole_segment_of_another_history_is_not_taken() {
         assert_eq!(restore.run().await.unwrap(), Restored::Done);
         assert!(fs::read(&target).unwrap()[..longest.len()] == longest);
         fs::remove_file(&target).unwrap();
-        // Theirs alone is nothing, and their history does not take the place of ours.
+        // Theirs alone is nothing, and their history does not take the place of ours, if that was ever more than a beginning.
         let alone = Restore { sources: vec![theirs.clone()], strict: None, ..restore };
-        for file in [&file, "00000002.history"] {
-            let restore = Restore { file: file.to_owned(), ..alone.clone() };
-            assert_eq!(restore.run().await.unwrap(), Restored::Missing, "{file}");
+        assert_eq!(alone.run().await.unwrap(), Restored::Missing);
+        let history = Restore { file: "00000002.history".to_owned(), ..alone };
+        for (tli, expected) in [(2u32, Restored::Missing), (1, Restored::Done)] {
+            let control = [&77u64.to_ne_bytes()[..], &[0; 40], &tli.to_ne_bytes()].concat();
+            fs::create_dir_all(data_dir(&target).join("global")).unwrap();
+            fs::write(data_dir(&target).join("global/pg_control"), control).unwrap();
+            assert_eq!(history.run().await.unwrap(), expected, "{tli}");
         }
     }
 }
