@@ -1,12 +1,13 @@
 //! Promotions in which more goes wrong than that the primary is lost: two at once, a relay that dies in the middle, a candidate
-//! that has more than the relay, one whose replay is paused or late, an archive that is away.
+//! that has more than the relay, one whose replay is paused or late, an archive that is away, a relay that follows another one.
 
 use std::process::Command;
 
-use walrelay_testkit::{Mark, Server, Signal, on_every_server};
+use walrelay_testkit::{Cluster, Mark, Scratch, Server, Signal, Writer, on_every_server};
 
 use crate::drain::Scene;
-use crate::walrelay;
+use crate::restore::readable_binary;
+use crate::{relay_below, walrelay};
 
 on_every_server!(
     two_are_promoted_at_once,
@@ -14,6 +15,7 @@ on_every_server!(
     the_candidate_is_ahead_of_the_relay,
     the_archive_is_away_during_the_promotion,
     a_standby_whose_replay_is_paused_or_late_is_promoted,
+    a_relay_of_another_history_is_no_help,
 );
 
 /// Each gets all that was acknowledged, and the relay follows the one that it was told of.
@@ -105,4 +107,53 @@ fn a_standby_whose_replay_is_paused_or_late_is_promoted(server: &Server) {
         it.candidate.promote();
         it.assert_kept(&acks);
     }
+}
+
+/// Two were promoted to timeline 2, in different places, and a relay follows each. A standby of the one asks the other one's relay
+/// first: that has whole what its own has only begun.
+fn a_relay_of_another_history_is_no_help(server: &Server) {
+    let scratch = Scratch::new("history");
+    let a = Cluster::builder(server).name("a").seg_mb(1).start();
+    a.sql("create table t as select 1 as n");
+    let [mut b, c] = ["b", "c"].map(|name| a.standby().name(name).start());
+    b.wait_for_replay(a.settled_lsn());
+    b.promote();
+    a.sql("insert into t values (2)");
+    c.wait_for_replay(a.settled_lsn());
+    c.promote();
+    let [ours, others] =
+        [(&b, "ours"), (&c, "others")].map(|(server, name)| relay_below(server).name(name).start());
+    let standby = b.standby().name("s").start();
+    // It has come to its timeline by streaming, and knows its history.
+    standby.wait_for_replay(b.settled_lsn());
+    let command = format!(
+        "\"{}\" restore --require-relays 2 --from \"{}\" --from \"{}\" %f %p",
+        readable_binary(&scratch).display(),
+        others.conninfo(),
+        ours.conninfo(),
+    );
+    standby.append_conf(&format!("restore_command = '{command}'"));
+    standby.reload();
+    standby.wait_for_sql("select setting <> '' from pg_settings where name = 'restore_command'", "t");
+    let writer = Writer::start(&b);
+    b.make_synchronous("ours");
+    writer.wait_for_more(3);
+    b.freeze_walsender("s");
+    writer.wait_for_more(10);
+    let name = "select pg_walfile_name(pg_current_wal_lsn())";
+    let segment = b.sql(name);
+    while c.sql(name) <= segment {
+        c.switch_wal();
+    }
+    others.wait_for_segment(&segment);
+    b.kill9();
+    let acks = writer.acks();
+    standby.sql("select pg_promote(false)");
+    standby.wait_for_sql("select pg_is_in_recovery()", "f");
+    let last = acks.last().expect("there are some").id;
+    assert_eq!(
+        standby.sql(&format!("select count(*) from acked where id <= {last}")),
+        acks.len().to_string()
+    );
+    standby.log().wait_for("is of another history and is not taken");
 }
