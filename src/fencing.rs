@@ -17,7 +17,7 @@ use crate::pg::{ConnectError, QueryError, QueryResult, ServerError, connect_any}
 /// A relay's fence, as it has told.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Told {
-    /// `in force`, `lifted`, `passed` or `none`.
+    /// `in force`, `being passed`, `lifted`, `passed` or `none`.
     pub state: String,
     /// Its number.
     pub epoch: Option<u64>,
@@ -65,6 +65,9 @@ impl Told {
                     "not fenced for certain yet, timeline {timeline} {position}, epoch {epoch}{by}{reason}"
                 )
             }
+            "being passed" => format!(
+                "not fenced: epoch {epoch} is being passed, a server on a newer timeline than {timeline} is followed"
+            ),
             state => format!("not fenced: epoch {epoch} was {state}"),
         }
     }
@@ -344,6 +347,10 @@ mod tests {
         let line = told("in force", Some("0/3000060"), true).line();
         assert_eq!(line, "fenced at 0/3000060 on timeline 1, epoch 3 (test)");
         assert_eq!(told("passed", None, true).line(), "not fenced: epoch 3 was passed");
+        assert!(!is_fenced("being passed", Some("0/3000060"), true));
+        let line = told("being passed", Some("0/3000060"), true).line();
+        let expected = "not fenced: epoch 3 is being passed, a server on a newer timeline than 1 is followed";
+        assert_eq!(line, expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use walrelay_proto::Lsn;
-use walrelay_proto::PgTimestamp;
+use walrelay_proto::{PgTimestamp, TimelineId};
 
 use crate::model::{BranchId, Model, Place};
 use crate::net::{ConnId, Lines, Side};
@@ -60,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) relays: BTreeSet<NodeId>,
     /// What each relay has reported upstream as flushed, and what would do instead of it.
     pub(crate) expected: BTreeMap<NodeId, Vec<Place>>,
+    /// The newest timeline of a server that each relay has followed.
+    pub(crate) headings: BTreeMap<NodeId, TimelineId>,
     /// What the consumer of each slot of a relay has told it has, or has had reserved.
     pub(crate) confirmed: BTreeMap<(NodeId, String), Vec<Place>>,
     /// What the consumer of each slot has told its relay to be durable there, wherever that went.
@@ -132,6 +134,7 @@ impl Context {
             branches: BTreeMap::new(),
             relays: BTreeSet::new(),
             expected: BTreeMap::new(),
+            headings: BTreeMap::new(),
             confirmed: BTreeMap::new(),
             durable: BTreeMap::new(),
             groups: BTreeMap::new(),

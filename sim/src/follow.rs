@@ -333,7 +333,10 @@ impl Follower {
                     Doing::Comparing(Comparison { next: from, is_leaving: false, failure: None, until });
                 return Ok(None);
             }
-            Step::Accept => self.save_files(stepped)?,
+            Step::Accept => {
+                self.save_files(stepped)?;
+                self.head(stepped, cx)?;
+            }
             Step::TakeUp { newest } => {
                 let found = self.found.take().ok_or(AppendError::Failed)?;
                 let (to, end) = (found.end().tli, found.end().lsn);
@@ -444,6 +447,15 @@ impl Follower {
         self.ask(&format!("TIMELINE_HISTORY {tli}"), cx)?;
         self.doing = Doing::Histories { missing, until: cx.now + LIMIT };
         Ok(None)
+    }
+
+    /// A server is followed: the next start knows how new it was, whatever becomes of this one.
+    fn head(&self, stepped: &mut Stepped, cx: &mut Context) -> Result<(), Failure> {
+        let Some(theirs) = &self.theirs else { return Ok(()) };
+        stepped.writer.head_for(theirs.tli())?;
+        let heading = cx.headings.entry(self.id).or_insert(theirs.tli());
+        *heading = theirs.tli().max(*heading);
+        Ok(())
     }
 
     fn save_files(&mut self, stepped: &Stepped) -> Result<(), Failure> {
@@ -726,6 +738,7 @@ impl Follower {
             Action::Accept => {
                 let files = std::mem::take(&mut self.files);
                 save_files(files, stepped).map_err(StreamEnd::Failed)?;
+                self.head(stepped, cx).map_err(StreamEnd::Failed)?;
                 streaming.is_accepted = true;
             }
             Action::LookOnceMore => self.look_once_more(streaming, cx),

@@ -414,6 +414,18 @@ impl Relay {
                 format!("relay {} has reported {expected:?} as flushed, and a start finds {place:?}", self.id)
             });
         }
+        // A fence that is ordered now is one of that timeline.
+        let heading = store.fences().heading().max(store.tip().map(|tip| tip.tli));
+        if let Some(followed) =
+            cx.headings.get(&self.id).copied().filter(|followed| heading < Some(*followed))
+        {
+            cx.fail(|| {
+                format!(
+                    "relay {} has followed timeline {followed}, and a start knows of {heading:?}",
+                    self.id
+                )
+            });
+        }
         self.check_slots(store, place, cx);
         self.check_kept(store, cx);
         Some(place)

@@ -120,7 +120,9 @@ impl Answer<'_> {
 
     fn put_fence(&self, conn: &mut Connection, tag: &str) {
         let store = &self.context.store;
-        let Fencing { last, is_saved } = store.fences().now();
+        let fencing = store.fences().now();
+        let state = fencing.state();
+        let Fencing { last, is_saved, .. } = fencing;
         let columns = [
             Column::text("state"),
             Column::int8("epoch"),
@@ -142,7 +144,7 @@ impl Answer<'_> {
         put_row(
             conn,
             &[
-                Some(last.map_or("none", |fence| fence.state.as_str())),
+                Some(state),
                 numbers.as_ref().map(|(epoch, _)| epoch.as_str()),
                 numbers.as_ref().map(|(_, timeline)| timeline.as_str()),
                 position.as_deref(),
@@ -165,6 +167,7 @@ fn refused(what: &str, by: &FencedBy, error: FenceError) -> Failure {
         FenceError::Lower { .. }
         | FenceError::Used { .. }
         | FenceError::Other { .. }
+        | FenceError::BeingPassed { .. }
         | FenceError::Empty
         | FenceError::NoEpoch => sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
     };

@@ -278,9 +278,11 @@ fn upstream_status(sources: &Sources, seen: Seen, tip: Option<Tip>, end: &End<'_
     }
 }
 
-fn fence(Fencing { last, is_saved }: Fencing) -> Option<FenceStatus> {
+fn fence(fencing: Fencing) -> Option<FenceStatus> {
+    let state = fencing.state().to_owned();
+    let Fencing { last, is_saved, .. } = fencing;
     last.map(|fence| FenceStatus {
-        state: fence.state.as_str().to_owned(),
+        state,
         epoch: fence.epoch,
         timeline: fence.timeline.as_u32(),
         lsn: fence.position,

@@ -125,7 +125,7 @@ pub struct UpstreamStatus {
 /// A fence.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FenceStatus {
-    /// `in force`, `lifted` or `passed`.
+    /// `in force`, `being passed` (a newer server is followed, and its timeline not reached yet), `lifted` or `passed`.
     pub state: String,
     /// Its number.
     pub epoch: u64,

@@ -17,6 +17,14 @@
 //!   that was ever confirmed, before anything is connected to.
 //! - behind that: the fence as it was answered.
 //!
+//! A server on a newer timeline may have to stream much of ours first. It is followed, so the fence keeps nothing from it any
+//! more, but until its timeline is reached it keeps those away that are not newer: it is *being passed*. That is no state of
+//! its own: the [heading](Fencing::heading) is beyond the fence's timeline. Whoever orders a fence then means one that keeps
+//! that server away, too, and gets a new one.
+//!
+//! The timeline of a fence is never below that of the one before, nor below the heading: what was to be fenced off stays so,
+//! whatever the relay itself has reached, and whatever crashes.
+//!
 //! Lifting is the other way round: it is saved first, and then shown, so that nothing is confirmed behind a fence that a crash
 //! brings back. So is the number of a fence: it stays when the fence is lifted or passed, and the next one has a higher one.
 
@@ -158,6 +166,16 @@ pub enum FenceError {
         /// The one that is in force.
         there: Box<Fence>,
     },
+    /// It does not keep the server away that is followed now.
+    #[error(
+        "the {there} is being passed: a server on timeline {to} is followed already; the next one takes a higher epoch"
+    )]
+    BeingPassed {
+        /// The one that has that number.
+        there: Box<Fence>,
+        /// The timeline that is gone to.
+        to: TimelineId,
+    },
     /// There is nothing to be fenced.
     #[error("the relay holds no WAL yet")]
     Empty,
@@ -176,12 +194,35 @@ pub struct Fencing {
     pub last: Option<Fence>,
     /// Whether it is on the disk as it is.
     pub is_saved: bool,
+    /// The newest timeline of the servers that were ever followed, where that is known: ours may not have come so far.
+    pub heading: Option<TimelineId>,
 }
 
 impl Fencing {
     /// The one that is in force.
     pub fn in_force(&self) -> Option<&Fence> {
         self.last.as_ref().filter(|fence| fence.is_in_force())
+    }
+
+    /// The newer timeline that is gone to, while the fence in force is being passed.
+    pub fn passing(&self) -> Option<TimelineId> {
+        let fence = self.in_force().filter(|fence| !fence.is_open())?;
+        self.heading.filter(|heading| *heading > fence.timeline)
+    }
+
+    /// What has become of the last one, in a word or two.
+    pub fn state(&self) -> &'static str {
+        match &self.last {
+            None => "none",
+            Some(_) if self.passing().is_some() => "being passed",
+            Some(fence) => fence.state.as_str(),
+        }
+    }
+
+    /// The timeline of a fence of what is received on this one.
+    fn least(&self, received: TimelineId) -> TimelineId {
+        let before = self.last.as_ref().map(|fence| fence.timeline);
+        before.max(self.heading).map_or(received, |least| least.max(received))
     }
 
     /// Whether the fence of this number is closed, durably: it can be told.
@@ -202,14 +243,14 @@ pub struct Fences {
 
 impl Fences {
     /// What the data directory says. Where a fence has no position, it gets that of what was recovered, `end`; where a newer
-    /// timeline than the fence's is followed, it is passed.
+    /// timeline than the fence's is received, it is passed. `heading` is the newest timeline of the servers that were followed.
     ///
     /// # Errors
     /// It cannot be read: nobody knows whether the relay is fenced.
     pub(super) fn load(
         dir: Arc<DataDir>,
         end: Option<TimelinePosition>,
-        newest: Option<TimelineId>,
+        heading: Option<TimelineId>,
     ) -> io::Result<Fences> {
         let text = dir.read(FILE)?;
         if let Some(text) = &text {
@@ -219,16 +260,16 @@ impl Fences {
         let fences = Fences {
             dir,
             saving: Mutex::default(),
-            shown: watch::Sender::new(Fencing { is_saved: true, last }),
+            shown: watch::Sender::new(Fencing { last, is_saved: true, heading }),
         };
-        fences.settle(end, newest);
+        fences.settle(end);
         Ok(fences)
     }
 
-    fn settle(&self, end: Option<TimelinePosition>, newest: Option<TimelineId>) {
+    fn settle(&self, end: Option<TimelinePosition>) {
         let Some(fence) = self.now().in_force().cloned() else { return };
         let saved = match end {
-            Some(end) if fence.is_open() => self.close(end, newest).map(drop),
+            Some(end) if fence.is_open() => self.close(end).map(drop),
             Some(end) if end.tli > fence.timeline => self.pass(end.tli).map(drop),
             _ => Ok(()),
         };
@@ -260,6 +301,24 @@ impl Fences {
         self.shown.borrow().last.as_ref().filter(|fence| !fence.admits(tli)).cloned()
     }
 
+    /// The newest timeline of the servers that were ever followed, where that is known.
+    pub fn heading(&self) -> Option<TimelineId> {
+        self.shown.borrow().heading
+    }
+
+    /// A server on this timeline is followed, and that was noted durably.
+    pub fn heads_for(&self, tli: TimelineId) {
+        self.shown.send_if_modified(|shown| {
+            let is_news = shown.heading.is_none_or(|heading| heading < tli);
+            let was_passing = shown.passing().is_some();
+            shown.heading = shown.heading.max(Some(tli));
+            if let Some(fence) = shown.in_force().filter(|_| !was_passing && shown.passing().is_some()) {
+                tracing::info!("{fence} is being passed: a server on timeline {tli} is followed");
+            }
+            is_news
+        });
+    }
+
     /// Orders a fence: it holds for the upstream side at once, and has to be [saved](Self::save). The same one again is the same
     /// one. The second value tells whether it is another than before.
     ///
@@ -268,12 +327,12 @@ impl Fences {
     pub fn order(&self, order: Order, timeline: TimelineId) -> Result<(Fence, bool), FenceError> {
         let mut outcome = Err(FenceError::NoEpoch);
         self.shown.send_if_modified(|shown| {
-            outcome = decide(shown.last.as_ref(), &order).map(|epoch| match epoch {
-                Some(epoch) => (Fence::ordered(epoch, &order, timeline), true),
+            outcome = decide(shown, &order).map(|epoch| match epoch {
+                Some(epoch) => (Fence::ordered(epoch, &order, shown.least(timeline)), true),
                 None => (shown.last.clone().expect("it is in force"), false),
             });
             let Ok((fence, true)) = &outcome else { return false };
-            *shown = Fencing { last: Some(fence.clone()), is_saved: false };
+            (shown.last, shown.is_saved) = (Some(fence.clone()), false);
             true
         });
         outcome
@@ -290,7 +349,7 @@ impl Fences {
 
     /// With `saving` held.
     fn save_now(&self) -> io::Result<()> {
-        let Fencing { last: Some(fence), is_saved: false } = self.now() else { return Ok(()) };
+        let Fencing { last: Some(fence), is_saved: false, .. } = self.now() else { return Ok(()) };
         self.dir.replace(FILE, &text_of(&fence)?)?;
         self.shown.send_if_modified(|shown| {
             shown.is_saved = shown.last.as_ref() == Some(&fence);
@@ -299,16 +358,17 @@ impl Fences {
         Ok(())
     }
 
-    /// The upstream's connection has ended and all that was received is durable: the end of it, and the newest timeline that
-    /// was gone to. Nothing if no fence waits for that. Waits for the disk.
+    /// The upstream's connection has ended and all that was received is durable: the end of it. Nothing if no fence waits for
+    /// that. Waits for the disk.
     ///
     /// # Errors
     /// As [`save`](Self::save)'s.
-    pub fn close(&self, end: TimelinePosition, newest: Option<TimelineId>) -> io::Result<Option<Fence>> {
+    pub fn close(&self, end: TimelinePosition) -> io::Result<Option<Fence>> {
         let mut closed = None;
         self.shown.send_if_modified(|shown| {
+            let timeline = shown.least(end.tli);
             let Some(fence) = shown.last.as_mut().filter(|fence| fence.is_open()) else { return false };
-            fence.timeline = newest.map_or(end.tli, |newest| newest.max(end.tli));
+            fence.timeline = timeline;
             fence.position = Some(end.lsn);
             closed = Some(fence.clone());
             shown.is_saved = false;
@@ -375,7 +435,7 @@ impl Fences {
             // Another one may have been ordered meanwhile, and waits to be saved.
             let is_same = shown.last.as_ref().is_some_and(|there| there.epoch == ended.epoch);
             match is_same {
-                true => *shown = Fencing { last: Some(ended.clone()), is_saved: true },
+                true => (shown.last, shown.is_saved) = (Some(ended.clone()), true),
                 false => there = shown.last.clone(),
             }
             is_same
@@ -412,19 +472,23 @@ impl Fence {
 }
 
 /// The number of the fence that is to be; `None` if it is the one that is in force.
-fn decide(last: Option<&Fence>, order: &Order) -> Result<Option<u64>, FenceError> {
-    let Some(last) = last else { return Ok(Some(order.epoch.unwrap_or(1))) };
+fn decide(shown: &Fencing, order: &Order) -> Result<Option<u64>, FenceError> {
+    let Some(last) = &shown.last else { return Ok(Some(order.epoch.unwrap_or(1))) };
     let there = || Box::new(last.clone());
+    let passing = shown.passing();
     match order.epoch {
-        None if last.is_in_force() => Ok(None),
+        None if last.is_in_force() && passing.is_none() => Ok(None),
         None => match last.epoch.checked_add(1).filter(|epoch| i64::try_from(*epoch).is_ok()) {
             Some(next) => Ok(Some(next)),
             None => Err(FenceError::NoEpoch),
         },
         Some(epoch) if epoch > last.epoch => Ok(Some(epoch)),
         Some(epoch) if epoch < last.epoch => Err(FenceError::Lower { epoch, there: there() }),
-        Some(_) if last.is_in_force() => Ok(None),
-        Some(_) => Err(FenceError::Used { there: there() }),
+        Some(_) => match passing {
+            Some(to) => Err(FenceError::BeingPassed { there: there(), to }),
+            None if last.is_in_force() => Ok(None),
+            None => Err(FenceError::Used { there: there() }),
+        },
     }
 }
 
@@ -513,6 +577,13 @@ mod tests {
         Fences::load(Arc::new(dir), end, None)
     }
 
+    /// A start of a relay that has followed a server on this timeline.
+    fn open_headed(disk: &SimDisk, end: TimelinePosition, heading: u32) -> Fences {
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let dir = DataDir::lock(disk, std::path::Path::new("/relay")).unwrap();
+        Fences::load(Arc::new(dir), Some(end), Some(tli(heading))).unwrap()
+    }
+
     fn tli(number: u32) -> TimelineId {
         TimelineId::new(number).unwrap()
     }
@@ -533,7 +604,7 @@ mod tests {
     fn fence(fences: &Fences, epoch: Option<u64>) -> Fence {
         let (fence, _) = fences.order(order(epoch), tli(1)).unwrap();
         fences.save().unwrap();
-        fences.close(at(1, 500), None).unwrap();
+        fences.close(at(1, 500)).unwrap();
         assert!(fences.now().is_settled(fence.epoch));
         fences.now().last.unwrap()
     }
@@ -545,7 +616,8 @@ mod tests {
     #[test]
     fn the_highest_epoch_wins_and_the_same_one_is_the_same() {
         let fences = open(&SimDisk::new(), None).unwrap();
-        assert_eq!(fences.now(), Fencing { last: None, is_saved: true });
+        assert_eq!(fences.now(), Fencing { last: None, is_saved: true, heading: None });
+        assert_eq!(fences.now().state(), "none");
         let first = fence(&fences, None);
         assert_eq!((first.epoch, first.position, first.reason.as_str()), (1, Some(Lsn::new(500)), "be safe"));
         for again in [None, Some(1)] {
@@ -575,7 +647,8 @@ mod tests {
         assert!(fences.against(tli(9)).is_some());
         assert_eq!(fences.pass(tli(9)).unwrap(), None);
         // On the way to a timeline that is newer than the one that is received.
-        fences.close(at(1, 500), Some(tli(3))).unwrap();
+        fences.heads_for(tli(3));
+        fences.close(at(1, 500)).unwrap();
         let against = |number| fences.against(tli(number)).is_some();
         assert_eq!([1, 2, 3, 4].map(against), [true, true, true, false]);
         assert_eq!(fences.pass(tli(3)).unwrap(), None);
@@ -584,6 +657,58 @@ mod tests {
         assert!(!against(1));
         assert_eq!(fences.pass(tli(5)).unwrap(), None);
         assert_eq!(fence(&fences, None).epoch, 2);
+    }
+
+    /// It streams what is missing up to its own timeline.
+    #[test]
+    fn a_fence_that_is_being_passed_is_no_answer_and_the_next_one_keeps_the_newer_server_away() {
+        let fences = open(&SimDisk::new(), None).unwrap();
+        let first = fence(&fences, Some(7));
+        assert_eq!((fences.now().passing(), fences.now().state()), (None, "in force"));
+        fences.heads_for(tli(2));
+        assert_eq!((fences.now().passing(), fences.now().state()), (Some(tli(2)), "being passed"));
+        // The old primary is kept away all the same.
+        assert!(fences.against(tli(1)).is_some() && fences.against(tli(2)).is_none());
+        let said = "the fence of epoch 7 (timeline 1 at 0/1F4) is being passed: a server on timeline 2 is followed already; the \
+                    next one takes a higher epoch";
+        assert_eq!(refused(&fences, 7), said);
+        assert!(refused(&fences, 6).starts_with("epoch 6 is lower"));
+        let (second, is_new) = fences.order(order(None), tli(1)).unwrap();
+        assert!(is_new && second.is_open() && second != first);
+        assert_eq!((second.epoch, second.timeline), (8, tli(2)));
+        fences.close(at(1, 600)).unwrap();
+        assert_eq!(fences.now().state(), "in force");
+        assert!(fences.against(tli(2)).is_some() && fences.against(tli(3)).is_none());
+        assert_eq!(fences.order(order(None), tli(1)).unwrap(), (fences.now().last.unwrap(), false));
+    }
+
+    #[test]
+    fn the_timeline_of_a_fence_never_falls() {
+        let disk = SimDisk::new();
+        let fences = open(&disk, None).unwrap();
+        fences.heads_for(tli(2));
+        let first = fence(&fences, None);
+        assert_eq!(first.timeline, tli(2));
+        drop(fences);
+        // Nothing but the fence itself tells it now.
+        let fences = open(&disk, Some(at(1, 500))).unwrap();
+        assert_eq!(fence(&fences, Some(2)).timeline, tli(2));
+        fences.lift(None, &by()).unwrap();
+        let last = fences.order(order(None), tli(1)).unwrap().0;
+        assert_eq!((last.epoch, last.timeline), (3, tli(2)));
+    }
+
+    #[test]
+    fn a_start_closes_a_fence_with_the_timeline_that_was_gone_to() {
+        let disk = SimDisk::new();
+        let fences = open(&disk, None).unwrap();
+        fences.order(order(None), tli(1)).unwrap();
+        fences.save().unwrap();
+        drop(fences);
+        let fences = open_headed(&disk.crash(1), at(1, 700), 2);
+        assert_eq!(fences.now().last.map(|fence| fence.timeline), Some(tli(2)));
+        assert!(fences.now().is_settled(1) && fences.now().passing().is_none());
+        assert!(fences.against(tli(2)).is_some());
     }
 
     #[test]
@@ -615,7 +740,7 @@ mod tests {
             disk.die_at(before + operation);
             let ordered = fences.order(order(None), tli(1)).unwrap().0;
             let is_saved = fences.save().is_ok();
-            let is_closed = fences.close(at(1, 500), None).is_ok();
+            let is_closed = fences.close(at(1, 500)).is_ok();
             let is_lifted = fences.lift(None, &by()).is_ok();
             let was_cut = disk.is_dead();
             drop(fences);
@@ -648,7 +773,7 @@ mod tests {
         assert!(fences.save().is_err());
         assert!(fences.against(tli(1)).is_some() && !fences.now().is_saved);
         disk.fail_at(disk.operations() + 1, libc::EIO);
-        assert!(fences.close(at(1, 500), None).is_err());
+        assert!(fences.close(at(1, 500)).is_err());
         assert!(!fences.now().is_settled(1));
         fences.save().unwrap();
         assert!(fences.now().is_settled(1));

@@ -25,12 +25,18 @@ pub(super) struct Followed {
     pub(super) tli: TimelineId,
     /// The timeline that it is to lead to: a higher one while WAL of an ancestor is still missing.
     pub(super) newest: TimelineId,
+    /// The newest timeline of the servers that were ever followed: a higher one while what leads there is streamed, before
+    /// anything was gone to. For fences: it is no way on, see [`newest`](Self::newest).
+    pub(super) heading: TimelineId,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
     timeline: u32,
     newest: u32,
+    /// Only if it is another than the newest, as in all directories of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    heading: Option<u32>,
 }
 
 pub(super) fn load(dir: &DataDir) -> io::Result<Option<Followed>> {
@@ -46,10 +52,14 @@ pub(super) fn parse(text: &str) -> io::Result<Followed> {
     let saved: Saved =
         toml::from_str(text).map_err(|error: toml::de::Error| bad(&error.message().replace('\n', " ")))?;
     let timeline = |number| TimelineId::new(number).ok_or_else(|| bad(&"there is no timeline 0"));
-    Ok(Followed { tli: timeline(saved.timeline)?, newest: timeline(saved.newest)? })
+    let (tli, newest) = (timeline(saved.timeline)?, timeline(saved.newest)?);
+    let heading = saved.heading.map(timeline).transpose()?.map_or(newest, |heading| heading.max(newest));
+    Ok(Followed { tli, newest, heading })
 }
 
 pub(super) fn save(dir: &DataDir, followed: Followed) -> io::Result<()> {
-    let saved = Saved { timeline: followed.tli.as_u32(), newest: followed.newest.as_u32() };
+    let Followed { tli, newest, heading } = followed;
+    let heading = (heading != newest).then(|| heading.as_u32());
+    let saved = Saved { timeline: tli.as_u32(), newest: newest.as_u32(), heading };
     dir.replace(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
 }

@@ -479,7 +479,8 @@ impl Store {
         }
         let is_followed = |followed: &followed::Followed| end.is_some_and(|end| end.tli == followed.tli);
         let newest = followed.filter(is_followed).map(|followed| followed.newest);
-        let fences = Fences::load(dir.clone(), end, newest).map_err(io("could not read the fence in"))?;
+        let heading = followed.map(|followed| followed.heading);
+        let fences = Fences::load(dir.clone(), end, heading).map_err(io("could not read the fence in"))?;
         let consumers = Consumers::new(slots.clone());
         let checkpoint = checkpoint::Checkpoint::load(&dir);
         let store = Arc::new(Store {

@@ -440,8 +440,28 @@ impl Writer {
     /// Waits for the disk.
     pub fn note_followed(&mut self) -> Result<(), AppendError> {
         let Some(stream) = &self.stream else { return Ok(()) };
-        let newest = self.newest.map_or(stream.tli, |newest| newest.max(stream.tli));
-        self.note(Followed { tli: stream.tli, newest })
+        let (tli, newest) = (stream.tli, self.newest.map_or(stream.tli, |newest| newest.max(stream.tli)));
+        self.note(self.followed(tli, newest))
+    }
+
+    /// Notes durably that a server on this timeline is followed, where that is a newer one than all before: ours may be far
+    /// from having come there, and a fence that is ordered meanwhile is one of that timeline. To be called before anything is
+    /// reported to the server.
+    ///
+    /// Waits for the disk.
+    pub fn head_for(&mut self, heading: TimelineId) -> Result<(), AppendError> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let (tli, newest) = (stream.tli, self.newest.map_or(stream.tli, |newest| newest.max(stream.tli)));
+        let followed = self.followed(tli, newest);
+        if followed.heading >= heading {
+            return Ok(());
+        }
+        self.note(Followed { heading, ..followed })
+    }
+
+    fn followed(&self, tli: TimelineId, newest: TimelineId) -> Followed {
+        let heading = self.store.fences.heading().map_or(newest, |heading| heading.max(newest));
+        Followed { tli, newest, heading }
     }
 
     fn note(&mut self, followed: Followed) -> Result<(), AppendError> {
@@ -455,6 +475,7 @@ impl Writer {
                 .map_err(|source| AppendError::NotNoted { tli: followed.tli, source })?;
         }
         (self.noted, self.newest) = (Some(followed), Some(followed.newest));
+        self.store.fences.heads_for(followed.heading);
         Ok(())
     }
 
@@ -496,7 +517,7 @@ impl Writer {
         let newest = self.newest.map_or(tli, |newest| newest.max(tli));
         let target = TimelinePosition { tli, lsn: at };
         let first = forked.current.clone();
-        self.go_over(Followed { tli, newest }, forked, history, target, false, at)?;
+        self.go_over(self.followed(tli, newest), forked, history, target, false, at)?;
         self.store.flush_queue.push(first.into_iter(), target);
         Ok(())
     }
@@ -575,7 +596,7 @@ impl Writer {
         let history = recovered.history.clone();
         let parting = self.store.history().parting(&history).and_then(|(_, at)| at);
         let common = parting.map_or(end.lsn, |at| at.min(end.lsn));
-        let followed = Followed { tli: end.tli, newest: newest.max(end.tli) };
+        let followed = self.followed(end.tli, newest.max(end.tli));
         self.go_over(followed, Stream::of(identity, recovered), history, end, true, common)?;
         self.store.tell_of_slots_without_wal();
         Ok(())

@@ -25,6 +25,10 @@ impl Follower {
         self.hang_up();
         self.board().waiting();
         let store = writer.store().clone();
+        if let Some(newest) = self.newest {
+            // A server that was promoted while it was followed, and not looked at again since.
+            store.fences().heads_for(newest);
+        }
         // What was sent last may be lost with the connection.
         store.consumers().forget_reported();
         // Not before the next look is what was received beyond the last whole record forgotten.
@@ -36,8 +40,7 @@ impl Follower {
         if let Err(error) = durable {
             return Fact::Failed(error);
         }
-        let newest = writer.newest().max(self.newest);
-        if let Err(error) = store.fences().close(end(&store), newest) {
+        if let Err(error) = store.fences().close(end(&store)) {
             tracing::warn!("could not save the fence in the data directory: {error}; will try again");
         }
         match store.fences().now().last {

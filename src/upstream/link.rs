@@ -221,13 +221,18 @@ impl Link {
     }
 
     /// It is a server that is followed: it may leave, and get, something.
-    pub(super) fn accept(&mut self, config: &UpstreamConfig, writer: &Writer) -> Result<(), UpstreamError> {
-        let store = writer.store();
+    pub(super) fn accept(
+        &mut self,
+        config: &UpstreamConfig,
+        writer: &mut Writer,
+    ) -> Result<(), UpstreamError> {
+        let store = writer.store().clone();
         store.attach(self.introduced.identity, self.introduced.parameters.clone())?;
-        std::mem::take(&mut self.files).save(store)?;
+        std::mem::take(&mut self.files).save(&store)?;
+        writer.head_for(self.identified.tli)?;
         config.followed.show(Some(self.host.clone()));
         self.introduced.tell_acknowledgements(
-            store,
+            &store,
             &config.conninfo.application_name,
             &self.host,
             self.identified.tli,
@@ -294,9 +299,10 @@ impl Link {
         let cx = ReceiveContext { wal_receiver_timeout, stop, server: &server, board, announcement };
         let (store, files, followed) =
             (writer.store().clone(), std::mem::take(files), config.followed.shower());
-        let accept = move || {
+        let accept = move |writer: &mut Writer| {
             store.attach(introduced.identity, introduced.parameters.clone())?;
             files.save(&store)?;
+            writer.head_for(its)?;
             followed.send_replace(Some(host.clone()));
             introduced.tell_acknowledgements(&store, &config.conninfo.application_name, host, its);
             Ok(())

@@ -263,7 +263,7 @@ impl<'a> Shell<'a> {
     }
 
     fn accept(&mut self) -> Result<(), ReceiveError> {
-        let accepted = self.entry.take().map_or(Ok(()), |entry| (entry.accept)());
+        let accepted = self.entry.take().map_or(Ok(()), |entry| (entry.accept)(self.writer));
         accepted.map_err(|error| ReceiveError::Accept(Box::new(error)))
     }
 

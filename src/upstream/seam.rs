@@ -20,7 +20,7 @@ use walrelay_proto::{
 
 use super::failure::UpstreamError;
 use crate::pg::{QueryError, UpstreamConnection, message};
-use crate::store::{AppendError, HeldTimeline, ReadError, Segment, Store};
+use crate::store::{AppendError, HeldTimeline, ReadError, Segment, Store, Writer};
 
 /// WAL that is compared, bytes at most: a record may be longer, and its end alone says enough then.
 const MOST: usize = 64 << 10;
@@ -48,7 +48,7 @@ pub(super) struct Entry<'a> {
     /// Where it ends: the first byte that is new.
     pub(super) until: Lsn,
     /// To be called once it has turned out the same: from then on the server is one that we follow.
-    pub(super) accept: Box<dyn FnOnce() -> Result<(), UpstreamError> + Send + 'a>,
+    pub(super) accept: Box<dyn FnOnce(&mut Writer) -> Result<(), UpstreamError> + Send + 'a>,
 }
 
 /// An upstream cannot be compared with what is held.

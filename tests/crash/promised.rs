@@ -30,6 +30,9 @@ pub(super) struct Promised {
     told_before_fence: (u64, Lsn),
     /// Where it was closed.
     closed: Option<Lsn>,
+    /// A server on this timeline was followed; the same before the last fence was ordered.
+    heading: Option<TimelineId>,
+    heading_before_fence: Option<TimelineId>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,8 @@ impl Default for Promised {
             fences: vec![None],
             told_before_fence: (0, Lsn::INVALID),
             closed: None,
+            heading: None,
+            heading_before_fence: None,
         }
     }
 }
@@ -131,8 +136,13 @@ impl Promised {
         if !self.fences.contains(&Some((epoch, true))) {
             self.told_before_fence = (epoch, store.tip().map(|tip| tip.flush_lsn).unwrap_or_default());
             self.closed = None;
+            self.heading_before_fence = self.heading;
         }
         self.fences.push(Some((epoch, true)));
+    }
+
+    pub(super) fn heads_for(&mut self, tli: TimelineId) {
+        self.heading = self.heading.max(Some(tli));
     }
 
     pub(super) fn is_fenced(&mut self, epoch: u64) {
@@ -248,8 +258,12 @@ impl Promised {
     }
 
     fn check_fence(&mut self, store: &Store) -> Result<(), String> {
-        let found = store.fences().now().last;
-        let tip = store.tip();
+        let shown = store.fences().now();
+        if shown.heading < self.heading {
+            let (found, told) = (shown.heading, self.heading);
+            return Err(format!("the newest timeline that was followed is {found:?}, and was {told:?}"));
+        }
+        let (found, tip) = (shown.last, store.tip());
         let is_allowed = match &found {
             None => self.fences.contains(&None),
             // The workload goes on to other timelines without a word, and the start sees that.
@@ -269,6 +283,9 @@ impl Promised {
             if at < told || self.closed.is_some_and(|closed| closed != at) {
                 let closed = self.closed;
                 return Err(format!("the {fence} came after {told} was told, and was closed at {closed:?}"));
+            }
+            if let Some(heading) = self.heading_before_fence.filter(|heading| fence.timeline < *heading) {
+                return Err(format!("the {fence} came after a server on timeline {heading} was followed"));
             }
         }
         self.fences = vec![found.map(|fence| (fence.epoch, fence.is_in_force()))];

@@ -63,6 +63,8 @@ enum Step {
     /// Somebody removes a segment by hand.
     Lose(u64),
     Refill,
+    /// A server on this timeline is followed.
+    Head(u32),
     /// A fence of this number is ordered, and closed.
     Fence(u64),
     Unfence(u64),
@@ -82,6 +84,7 @@ const STEPS: &[Step] = &[
     Step::Receive(1, u64::MAX),
     Step::Confirm("a", 2_000 * KB),
     Step::Retain,
+    Step::Head(2),
     Step::Fence(1),
     Step::Switch(2),
     Step::Receive(2, 2_300 * KB),
@@ -265,6 +268,7 @@ impl Workload {
             Step::Archive(bytes) => self.archive(START.advance(bytes), relay),
             Step::Lose(segment) => self.lose(SegNo::new(segment), relay),
             Step::Refill => self.refill(relay),
+            Step::Head(number) => self.head(tli(number), relay),
             Step::Fence(epoch) => self.fence(epoch, relay),
             Step::Unfence(epoch) => self.unfence(epoch, relay),
         };
@@ -403,6 +407,12 @@ impl Workload {
         Ok(())
     }
 
+    fn head(&mut self, tli: TimelineId, relay: &mut Relay) -> Result<(), String> {
+        relay.it.writer.head_for(tli).map_err(text)?;
+        self.promised.heads_for(tli);
+        Ok(())
+    }
+
     fn fence(&mut self, epoch: u64, relay: &mut Relay) -> Result<(), String> {
         let store = relay.it.store.clone();
         let order = Order { epoch: Some(epoch), reason: "workload".to_owned(), by: fenced_by() };
@@ -414,7 +424,7 @@ impl Workload {
         self.flush(relay)?;
         let tip = store.tip().ok_or("there is no WAL")?;
         let end = TimelinePosition { tli: tip.tli, lsn: tip.flush_lsn };
-        store.fences().close(end, relay.it.writer.newest()).map_err(text)?;
+        store.fences().close(end).map_err(text)?;
         let shown = store.fences().now();
         assert!(shown.is_settled(epoch) && shown.last.is_some_and(|fence| fence.position == Some(end.lsn)));
         self.promised.is_closed(end.lsn);

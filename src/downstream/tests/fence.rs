@@ -40,7 +40,7 @@ async fn close(store: &Store) -> String {
     let mut fencing = store.fences().watch();
     fencing.wait_for(|shown| shown.last.as_ref().is_some_and(|fence| fence.is_open())).await.unwrap();
     let tip = store.tip().unwrap();
-    store.fences().close(TimelinePosition { tli: tip.tli, lsn: tip.flush_lsn }, None).unwrap();
+    store.fences().close(TimelinePosition { tli: tip.tli, lsn: tip.flush_lsn }).unwrap();
     tip.flush_lsn.to_string()
 }
 

@@ -277,7 +277,11 @@ impl Setup {
 
     /// A new data directory.
     fn empty() -> Setup {
-        let dir = crate::permissions::private_tempdir();
+        Setup::at(crate::permissions::private_tempdir())
+    }
+
+    /// A start on a data directory.
+    fn at(dir: tempfile::TempDir) -> Setup {
         let config = StoreConfig {
             data_dir: dir.path().to_owned(),
             wal_write: WalWrite::Pwrite,
@@ -287,6 +291,11 @@ impl Setup {
         };
         let (store, writer, background) = Store::open(config).unwrap();
         Setup { store, writer, was_followed: false, _background: background, dir }
+    }
+
+    /// The relay ends.
+    fn close(self) -> tempfile::TempDir {
+        self.dir
     }
 
     /// One round with this server as the `hosts`-fold only one; what came of it.
