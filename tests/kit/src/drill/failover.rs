@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use fastrand::Rng;
 use rustix::process::Signal;
+use serde_json::Value;
+use walrelay_proto::Lsn;
 
 use self::site::{How, Site, Trouble, Who};
 pub(in crate::drill) use self::site::{cut, mend, readable};
@@ -60,8 +62,32 @@ impl FailoverDrill<'_> {
 enum Strike {
     Killed,
     Stopped,
+    /// From everybody but its clients.
+    Cut,
     /// It lives on, but the relays are fenced.
     Alive,
+}
+
+impl Strike {
+    fn name(self) -> &'static str {
+        match self {
+            Strike::Killed => "killed",
+            Strike::Stopped => "stopped",
+            Strike::Cut => "cut off",
+            Strike::Alive => "alive, and fenced off",
+        }
+    }
+}
+
+/// Whether the positions of a line of `walrelay failovers --json` say the same as its verdict, and how loudly it was told, too:
+/// the primary of this drill always waits.
+fn is_borne_out(listed: &Value, said: &[String]) -> bool {
+    let position = |name: &str| listed[name].as_str().and_then(|text| text.parse::<Lsn>().ok());
+    let ends = position("acknowledged").zip(position("switch_point"));
+    let is_left = ends.is_some_and(|(acknowledged, switch_point)| acknowledged > switch_point);
+    let severity = if is_left { "ERROR" } else { "INFO" };
+    let is_told = said.iter().all(|line| line.contains(severity));
+    ends.is_some() && is_left == (listed["verdict"] != "kept") && listed["upstream_waited"] == true && is_told
 }
 
 struct Scene<'a> {
@@ -132,9 +158,7 @@ impl<'a> Scene<'a> {
             return self.problem(&format!("the promotion does not end\n{tail}"));
         }
         self.tally.slowest = self.tally.slowest.max(begun.elapsed());
-        if strike != Strike::Killed {
-            self.site.nodes[self.site.primary].server.kill9();
-        }
+        self.end_of_primary(candidate, strike, is_fenced);
         let is_kept = self.look(candidate);
         self.take_over(candidate);
         self.verdicts(&marks, is_kept, is_fenced);
@@ -239,20 +263,17 @@ impl<'a> Scene<'a> {
     /// The primary is lost.
     fn strike(&mut self, candidate: usize, is_fenced: bool) -> Strike {
         park_at_most(&mut self.random, 50);
-        let of = if is_fenced { 3 } else { 2 };
-        let strike = [Strike::Killed, Strike::Stopped, Strike::Alive][self.random.usize(..of)];
+        let of = if is_fenced { 4 } else { 3 };
+        let strike = [Strike::Killed, Strike::Stopped, Strike::Cut, Strike::Alive][self.random.usize(..of)];
         let primary = &mut self.site.nodes[self.site.primary].server;
         match strike {
             Strike::Killed => primary.kill9(),
             Strike::Stopped => primary.signal_all(Signal::STOP),
+            Strike::Cut => self.site.cut_primary(),
             Strike::Alive => {}
         }
-        let what = match strike {
-            Strike::Killed => "primaries killed",
-            Strike::Stopped => "primaries stopped",
-            Strike::Alive => "primaries alive, and fenced off",
-        };
-        self.tally.count(what);
+        let what = format!("primaries {}", strike.name());
+        self.tally.count(&what);
         let has = self.site.nodes[candidate].server.receive_lsn();
         let end = self.site.furthest(&self.troubles);
         self.story.push(format!("{what}; a relay has {end:?}, candidate {candidate} {has}"));
@@ -284,10 +305,10 @@ impl<'a> Scene<'a> {
         if !is_steady {
             // It may have asked the relays when they had less; it asks again.
             self.tally.awaited += 1;
-            if *strike == Strike::Stopped {
+            if matches!(*strike, Strike::Stopped | Strike::Cut) {
                 // Else a standby that starts now waits for its answer, for which PostgreSQL has no limit.
-                self.tally.count("of the stopped, powered off before");
-                self.site.nodes[self.site.primary].server.kill9();
+                self.tally.count(&format!("of the {}, powered off before", strike.name()));
+                self.power_off();
                 *strike = Strike::Killed;
             }
             self.heal(|it| it.who == Who::Standby(candidate));
@@ -354,6 +375,33 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// What is left of the old primary. Where it is fenced off it mostly comes back to itself while the other one is the primary
+    /// already, finds the lines well again, and goes on acknowledging whatever it can.
+    fn end_of_primary(&mut self, candidate: usize, strike: Strike, is_fenced: bool) {
+        if strike == Strike::Killed {
+            return;
+        }
+        if is_fenced && self.random.u8(..4) > 0 {
+            self.tally.count(&format!("of the {}, back while another one was the primary", strike.name()));
+            self.story.push("the old primary is back".to_owned());
+            self.site.mend_primary(false);
+            if strike == Strike::Stopped {
+                self.site.server().signal_all(Signal::CONT);
+            }
+            let tli = self.site.nodes[candidate].server.timeline().as_u32();
+            for tap in &self.site.taps {
+                tap.relay.wait_for_timeline(tli);
+            }
+            park_at_most(&mut self.random, 500);
+        }
+        self.power_off();
+    }
+
+    fn power_off(&mut self) {
+        self.site.nodes[self.site.primary].server.kill9();
+        self.site.mend_primary(true);
+    }
+
     /// Everything acknowledged is on the new primary; whether that is so.
     fn look(&mut self, candidate: usize) -> bool {
         let marks = self.clients.marks();
@@ -390,10 +438,12 @@ impl<'a> Scene<'a> {
             let said = relay.log().lines_with(&part, *mark);
             let says_kept = said.iter().all(|line| line.contains("kept everything acknowledged"));
             let mut failovers = Command::new(self.orders.binary);
-            let listed = failovers.arg("failovers").arg("-D").arg(relay.data_dir()).output();
+            let listed = failovers.args(["failovers", "--json", "-D"]).arg(relay.data_dir()).output();
             let listed = listed.expect("walrelay can be run").stdout;
-            let listed = String::from_utf8_lossy(&listed).into_owned();
-            let lists_kept = listed.lines().last().is_some_and(|line| line.contains("  kept, "));
+            let listed: Vec<Value> = serde_json::from_slice(&listed).unwrap_or_default();
+            let listed = listed.into_iter().next_back().unwrap_or_default();
+            let lists_kept = listed["verdict"] == "kept";
+            let is_in_order = is_borne_out(&listed, &said);
             for bad in ["panicked", "damaged", "bad WAL", "may not be durable"] {
                 self.tally.problems.extend(relay.log().lines_with(bad, Mark::default()));
             }
@@ -402,7 +452,7 @@ impl<'a> Scene<'a> {
             // Behind a fence nothing comes any more. Else what was on its way may come after a relay was drained: that is
             // reported to a primary that is dead.
             let is_right = says_kept || self.orders.control || !is_fenced;
-            if said.len() != 1 || says_kept != lists_kept || !is_right {
+            if said.len() != 1 || says_kept != lists_kept || !is_in_order || !is_right {
                 self.problem(&format!(
                     "r{}: kept {is_kept}, it says {said:?} and lists {listed}",
                     number + 1

@@ -33,6 +33,8 @@ pub(super) struct Site {
     pub(super) taps: Vec<Tap>,
     /// The number of the primary.
     pub(super) primary: usize,
+    /// Whether it is cut off from all others.
+    is_primary_cut: bool,
     /// The relay's program where the servers' account can run it; as a control nobody drains anything.
     drains_with: Option<PathBuf>,
     /// In a network namespace a line that is cut drops packets; elsewhere it is silent.
@@ -96,6 +98,9 @@ impl Site {
         let standbys: Vec<Cluster> =
             NAMES[1..].iter().map(|name| primary.standby().name(name).start()).collect();
         let servers: Vec<Cluster> = std::iter::once(primary).chain(standbys).collect();
+        // Relays know from the first moment on that they are waited for, so what is left behind is an ERROR.
+        servers[0].append_conf(&format!("synchronous_standby_names = '{}'", rule(relays)));
+        servers[0].reload();
         let taps = RELAYS[..relays].iter().map(|name| {
             let links: Vec<Link> =
                 servers.iter().map(|server| Link::to(server.port(), orders.seed)).collect();
@@ -111,12 +116,13 @@ impl Site {
         let drains_with = (!orders.control).then(|| readable(&orders, &scratch));
         let firewall = Firewall::raise();
         let nodes = nodes.collect();
-        let site = Site { nodes, taps, primary: 0, drains_with, firewall, _scratch: scratch };
+        let (primary, is_primary_cut) = (0, false);
+        let site = Site { nodes, taps, primary, is_primary_cut, drains_with, firewall, _scratch: scratch };
         for number in 1..site.nodes.len() {
             site.configure(number);
             site.nodes[number].server.reload();
         }
-        site.server().make_synchronous(&site.rule());
+        site.server().wait_until_commits_wait();
         site
     }
 
@@ -141,7 +147,7 @@ impl Site {
 
     /// `synchronous_standby_names`.
     pub(super) fn rule(&self) -> String {
-        format!("ANY 1 ({})", RELAYS[..self.taps.len()].join(", "))
+        rule(self.taps.len())
     }
 
     /// The furthest that a relay has, of those that can be asked.
@@ -228,8 +234,43 @@ impl Site {
     }
 
     fn mend(&self, links: &[Link], with_loss: bool) {
-        mend(self.firewall.as_ref(), links, with_loss);
+        mend(self.firewall.as_ref(), links.iter().filter(|link| !self.is_dark(link)), with_loss);
     }
+
+    /// Whether it leads to a primary that is cut off.
+    fn is_dark(&self, link: &Link) -> bool {
+        self.is_primary_cut && self.taps.iter().any(|tap| tap.links[self.primary].port() == link.port())
+    }
+
+    /// The primary is there, and nobody else gets a word to it or from it: where nothing drops packets, none but the relays, for
+    /// which it waits.
+    pub(super) fn cut_primary(&mut self) {
+        self.is_primary_cut = true;
+        for tap in &self.taps {
+            cut(self.firewall.as_ref(), &tap.links[self.primary..=self.primary]);
+        }
+        if let Some(firewall) = &self.firewall {
+            firewall.drop_all(self.server().port());
+        }
+    }
+
+    /// What becomes of such a primary's lines; with a loss nothing that was on its way comes.
+    pub(super) fn mend_primary(&mut self, with_loss: bool) {
+        if !std::mem::take(&mut self.is_primary_cut) {
+            return;
+        }
+        if let Some(firewall) = &self.firewall {
+            firewall.pass(self.server().port());
+        }
+        for tap in &self.taps {
+            self.mend(&tap.links[self.primary..=self.primary], with_loss);
+        }
+    }
+}
+
+/// `synchronous_standby_names` for so many relays.
+fn rule(relays: usize) -> String {
+    format!("ANY 1 ({})", RELAYS[..relays].join(", "))
 }
 
 /// Nothing passes any more, and nobody gets a connection.
@@ -243,7 +284,11 @@ pub(in crate::drill) fn cut(firewall: Option<&Firewall>, links: &[Link]) {
 }
 
 /// It does again; with a loss what was on its way is lost, and connections with it.
-pub(in crate::drill) fn mend(firewall: Option<&Firewall>, links: &[Link], with_loss: bool) {
+pub(in crate::drill) fn mend<'a>(
+    firewall: Option<&Firewall>,
+    links: impl IntoIterator<Item = &'a Link>,
+    with_loss: bool,
+) {
     for link in links {
         if with_loss {
             link.reset();
