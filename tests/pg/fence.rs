@@ -5,10 +5,11 @@ use std::process::Command;
 
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
-    Cluster, Relay, RelayBuilder, Server, Session, Signal, Writer, on_every_server, on_one_version,
-    wait_until,
+    Cluster, Relay, RelayBuilder, Scratch, Server, Session, Signal, Writer, on_every_server, on_one_version,
+    wait_for, wait_until,
 };
 
+use crate::restore::readable_binary;
 use crate::{relay_below, walrelay};
 
 on_every_server!(no_commit_returns_behind_a_fence_and_a_promotion_passes_it);
@@ -19,6 +20,7 @@ on_one_version!(
     a_disk_that_hangs_keeps_the_answer_and_not_the_fence,
     a_primary_that_was_frozen_meanwhile_confirms_nothing_more,
     a_fence_at_the_end_of_a_segment_is_promoted_from,
+    a_fence_at_the_end_of_a_segment_is_drained_and_promoted_from,
 );
 
 /// What a command said, and its exit code.
@@ -245,6 +247,22 @@ fn a_primary_that_was_frozen_meanwhile_confirms_nothing_more(server: &Server) {
     relay.wait_for_flush(b.settled_lsn());
 }
 
+/// Fences a relay just where a segment ends, behind a switch: a server that is idle may log something itself meanwhile.
+fn fence_at_the_end_of_a_segment(primary: &Cluster, relay: &Relay) -> Lsn {
+    wait_for("a fence at the end of a segment", || {
+        primary.sql("insert into t values (1)");
+        relay.wait_for_segment(&primary.switch_wal());
+        let (told, code) = fence(relay, &[]);
+        assert_eq!(code, Some(0), "{told}");
+        let end = position(&told);
+        if end.offset_in_seg(primary.seg_size()) == 0 {
+            return Some(end);
+        }
+        assert_eq!(run(&["unfence", "--relay", &relay.conninfo()]).1, Some(0));
+        None
+    })
+}
+
 fn a_fence_at_the_end_of_a_segment_is_promoted_from(server: &Server) {
     let primary = Cluster::builder(server).name("a").seg_mb(1).conf("autovacuum = off").start();
     primary.sql("create table t (i int)");
@@ -253,15 +271,41 @@ fn a_fence_at_the_end_of_a_segment_is_promoted_from(server: &Server) {
     let b = primary.standby().name("b").follow(&relay.conninfo()).slot("b").start();
     relay.set_upstream(&Relay::hosts(&[&primary, &b]));
     relay.restart();
-    primary.sql("insert into t values (1)");
-    let segment = primary.switch_wal();
-    relay.wait_for_segment(&segment);
-    let (told, _) = fence(&relay, &[]);
-    let end = position(&told);
+    let end = fence_at_the_end_of_a_segment(&primary, &relay);
     b.wait_for_receive(end);
     b.promote();
+    assert_followed_from(end, &b, &relay);
+}
+
+/// The standby has nothing of it, and gets all there is by its `restore_command`: whole segments, and then none.
+fn a_fence_at_the_end_of_a_segment_is_drained_and_promoted_from(server: &Server) {
+    let scratch = Scratch::new("fence");
+    let mut primary = Cluster::builder(server).name("a").seg_mb(1).conf("autovacuum = off").start();
+    primary.sql("create table t (i int)");
+    let mut relay = relay_below(&primary).start();
+    let program = readable_binary(&scratch);
+    let restore =
+        format!("\"{}\" restore --require-relays 1 --from \"{}\"", program.display(), relay.conninfo());
+    let b = primary.standby().name("b").conf(&format!("restore_command = '{restore} %f %p'")).start();
+    relay.set_upstream(&Relay::hosts(&[&primary, &b]));
+    relay.restart();
+    primary.freeze_walsender("b");
+    let end = fence_at_the_end_of_a_segment(&primary, &relay);
+    let count = primary.sql("select count(*) from t");
+    assert!(b.receive_lsn() < end);
+    primary.kill9();
+    b.promote();
+    assert_eq!(b.sql("select count(*) from t"), count);
+    assert_followed_from(end, &b, &relay);
+    let said = relay.log().lines_with("kept everything acknowledged (up to ", Default::default());
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+/// The new timeline begins there, and the relay follows it.
+fn assert_followed_from(end: Lsn, b: &Cluster, relay: &Relay) {
     relay.wait_for_timeline(2);
     relay.log().wait_for("is passed: timeline 2 is followed");
+    assert_eq!(b.history().begin(), end);
     b.sql("insert into t values (2)");
     relay.wait_for_flush(b.settled_lsn());
 }

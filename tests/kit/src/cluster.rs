@@ -368,13 +368,14 @@ impl Cluster {
         self.rewind(&source.local_conninfo(), &[]).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// The same with `-c`: WAL that this server has removed comes by its `restore_command`.
+    /// The same with `-c` and `-R`: WAL that this server has removed comes by its `restore_command`, and from its next start on it
+    /// is a standby of the source.
     ///
     /// # Errors
     /// With pg_rewind's message.
-    pub fn rewind_with_archive(&self, source: &Cluster) -> Result<(), String> {
+    pub fn rejoin(&self, source: &Cluster) -> Result<(), String> {
         source.sql("checkpoint");
-        self.rewind(&source.local_conninfo(), &["-c"])
+        self.rewind(&source.local_conninfo(), &["-c", "-R"])
     }
 
     /// Runs `pg_rewind` with any server as the source, see [`Cluster::rewind_to`].
