@@ -268,7 +268,7 @@ fn failovers(args: &FailoversArgs) -> Result<u8, RelayError> {
         return Err(RelayError::System { action, source });
     };
     let shown: Vec<ShownFailover> = all.iter().map(ShownFailover::of).collect();
-    show(args.json, &shown, show_failover)?;
+    show(args.json, &shown, |it| show_failover(it, &data_dir))?;
     Ok(u8::from(all.iter().any(|it| it.verdict() != Verdict::Kept)))
 }
 
@@ -283,6 +283,7 @@ struct ShownFailover {
     held: String,
     verdict: &'static str,
     upstream_waited: bool,
+    upstream_asked: Option<String>,
     commits_left: Option<u64>,
     first_commit: Option<String>,
     last_commit: Option<String>,
@@ -299,6 +300,7 @@ impl ShownFailover {
             held: failover.held.to_string(),
             verdict: failover.verdict().as_str(),
             upstream_waited: failover.was_awaited,
+            upstream_asked: failover.asked.map(|asked| asked.to_text()),
             commits_left: failover.commits,
             first_commit: failover.span.map(|span| span.0.to_text()),
             last_commit: failover.span.map(|span| span.1.to_text()),
@@ -306,18 +308,33 @@ impl ShownFailover {
     }
 }
 
-fn show_failover(it: &ShownFailover) {
-    let waited = if it.upstream_waited { "" } else { ", the upstream did not wait for this relay" };
+fn show_failover(it: &ShownFailover, data_dir: &Path) {
+    let waited = match &it.upstream_asked {
+        _ if it.upstream_waited => String::new(),
+        Some(asked) => {
+            format!(", the upstream did not wait for this relay when it was asked last, at {asked}")
+        }
+        None => ", the upstream is not known to have waited for this relay".to_owned(),
+    };
+    let is_kept = it.verdict == Verdict::Kept.as_str();
     let left = match (&it.commits_left, &it.first_commit, &it.last_commit) {
-        _ if it.verdict == Verdict::Kept.as_str() => String::new(),
+        _ if is_kept => String::new(),
         (Some(commits), Some(first), Some(last)) => {
             format!(": {commits} commits, made from {first} to {last}")
         }
         (Some(commits), ..) => format!(": {commits} commits"),
         (None, ..) => ": an unknown number of commits".to_owned(),
     };
+    let read = match is_kept {
+        true => String::new(),
+        false => format!(
+            "; to read them: walrelay branch export {} --to DIR -D \"{}\"",
+            it.from_timeline,
+            data_dir.display()
+        ),
+    };
     say!(
-        "{}  timeline {} to {} at {}  {}, acknowledged up to {}, held up to {}{waited}{left}",
+        "{}  timeline {} to {} at {}  {}, acknowledged up to {}, held up to {}{waited}{left}{read}",
         it.seen,
         it.from_timeline,
         it.to_timeline,

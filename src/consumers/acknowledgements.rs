@@ -2,13 +2,13 @@
 //! in the log.
 
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
-use walrelay_proto::Lsn;
 use walrelay_proto::ack::{
     Acknowledger, Event, Level, Positions, Rules, Spent, Standing, may_wait_for, names_of,
 };
+use walrelay_proto::{Lsn, PgTimestamp};
 
 use super::{ConsumerIdentity, lock};
 use crate::mutation::{self, Mutation};
@@ -29,6 +29,8 @@ struct Upstream {
     waits_for: String,
     /// Our name there.
     own_name: String,
+    /// When that was learned; `None` if a process before this one did.
+    asked: Option<PgTimestamp>,
     /// Whether this process has followed any.
     is_followed: bool,
     /// What was warned of.
@@ -102,6 +104,17 @@ impl Acknowledgements {
         lock(&self.machine).was_awaited()
     }
 
+    /// Whether the upstream waits for this relay, as far as is known.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let upstream = lock(&self.upstream);
+        may_wait_for(&upstream.waits_for, &upstream.own_name)
+    }
+
+    /// When this process has asked the upstream last whom it waits for.
+    pub(crate) fn asked(&self) -> Option<PgTimestamp> {
+        lock(&self.upstream).asked
+    }
+
     /// What is to be reported, with WAL written and durable up to here.
     pub fn compose(&self, write: Lsn, flush: Lsn) -> Positions {
         self.compose_at(write, flush, Instant::now())
@@ -130,8 +143,14 @@ impl Acknowledgements {
     /// An upstream is followed that has these `synchronous_standby_names`, and knows us by this name. Whether it is the first
     /// one of this process.
     pub(crate) fn follow(&self, waits_for: &str, own_name: &str) -> bool {
-        self.expect(waits_for, own_name);
+        self.learn(waits_for, own_name);
         !std::mem::replace(&mut lock(&self.upstream).is_followed, true)
+    }
+
+    /// The upstream that is followed says that these are its `synchronous_standby_names`.
+    pub(crate) fn learn(&self, waits_for: &str, own_name: &str) {
+        self.expect(waits_for, own_name);
+        lock(&self.upstream).asked = Some(PgTimestamp::from_system_time(SystemTime::now()));
     }
 
     /// An upstream that was followed before this process began had these.

@@ -32,8 +32,10 @@ pub struct Failover {
     pub acknowledged: Lsn,
     /// Whether it was told so by this process; else it may have been told less.
     pub is_certain: bool,
-    /// Whether the upstream had this relay in its `synchronous_standby_names`.
+    /// Whether the upstream had this relay in its `synchronous_standby_names` at any time that it was asked.
     pub was_awaited: bool,
+    /// When it was asked last; `None` if that was before this process began, or is not known.
+    pub asked: Option<PgTimestamp>,
     /// Commits that were left behind although they were acknowledged; `None` if they could not be counted.
     pub commits: Option<u64>,
     /// When the first and the last of them were made.
@@ -110,6 +112,7 @@ struct SavedFailover {
     acknowledged: String,
     certain: bool,
     awaited: bool,
+    asked: Option<i64>,
     commits: Option<u64>,
     first_commit: Option<i64>,
     last_commit: Option<i64>,
@@ -130,6 +133,7 @@ fn parse(text: &str) -> io::Result<Vec<Failover>> {
             acknowledged: saved.acknowledged.parse().ok()?,
             is_certain: saved.certain,
             was_awaited: saved.awaited,
+            asked: saved.asked.map(PgTimestamp::from_micros),
             commits: saved.commits,
             span: time(saved.first_commit).zip(time(saved.last_commit)),
         })
@@ -177,6 +181,7 @@ impl SavedFailover {
             acknowledged: failover.acknowledged.to_string(),
             certain: failover.is_certain,
             awaited: failover.was_awaited,
+            asked: failover.asked.map(PgTimestamp::as_micros),
             commits: failover.commits,
             first_commit: failover.span.map(|span| span.0.as_micros()),
             last_commit: failover.span.map(|span| span.1.as_micros()),
@@ -201,6 +206,7 @@ mod tests {
             acknowledged: Lsn::new(500),
             is_certain: true,
             was_awaited: true,
+            asked: Some(at(3)),
             commits: Some(3),
             span: Some((at(1), at(2))),
         }

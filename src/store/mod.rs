@@ -580,6 +580,27 @@ impl Store {
         Ok(())
     }
 
+    /// One of the upstream's settings has changed since it was attached: keeps that, durably. Waits for the disk.
+    ///
+    /// # Errors
+    /// The file cannot be written, and nothing has changed.
+    pub fn note_setting(&self, name: &str, value: &str) -> Result<(), StoreError> {
+        let mut saved = lock(&self.cluster_saved);
+        let mut parameters = (*self.upstream_parameters()).clone();
+        let known = parameters.settings.insert(name.to_owned(), value.to_owned());
+        let Some(identity) = self.identity().filter(|_| known.as_deref() != Some(value)) else {
+            return Ok(());
+        };
+        cluster::save(&self.dir, identity, &parameters).map_err(|source| {
+            let path = self.config.data_dir.clone();
+            StoreError::Io { action: "could not save cluster state in", path, source }
+        })?;
+        *saved = true;
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        *cluster = Some((identity, Arc::new(parameters)));
+        Ok(())
+    }
+
     /// Reads a small file that somebody else keeps in the data directory; `None` if there is none. Waits for the disk.
     /// It may not be durable: an earlier process may have ended before it was.
     pub fn read_state(&self, name: &str) -> io::Result<Option<String>> {

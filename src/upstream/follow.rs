@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use walrelay_proto::course::{Course, CourseSetup, Fact, Pause, Step};
 use walrelay_proto::{SlotName, TimelineId};
 
+use super::awaited::ask_again;
 use super::board::Board;
 use super::failure::{UpstreamError, explain};
 use super::fenced::ordered;
@@ -79,10 +80,11 @@ pub async fn follow(
     stop: CancellationToken,
 ) -> Result<(), UpstreamError> {
     let (info, store) = (config.conninfo.clone(), writer.store().clone());
-    let followed = config.followed.subscribe();
+    let (followed, asked) = (config.followed.subscribe(), config.followed.subscribe());
     tokio::select! {
         result = follow_on(config, writer, stop) => result,
         () = refill(&info, &store, followed) => Ok(()),
+        () = ask_again(&info, &store, asked) => Ok(()),
     }
 }
 

@@ -14,6 +14,9 @@ use crate::store::{Identity, Store, TimelinePosition, UpstreamParameters};
 const IDENTIFY: &str = "IDENTIFY_SYSTEM";
 const SEG_SIZE: &str = "SHOW wal_segment_size";
 
+/// Whom commits wait for.
+pub(super) const NAMES: &str = "synchronous_standby_names";
+
 /// How long a server that stops waits for its walsenders' clients; -1 for as long as it takes.
 pub(super) const SHUTDOWN_TIMEOUT: &str = "wal_sender_shutdown_timeout";
 
@@ -32,7 +35,7 @@ const SETTINGS: [(&str, u32); 18] = [
     // What backup tools ask in SQL before they start a receiver.
     ("archive_timeout", 0),
     ("checkpoint_timeout", 0),
-    ("synchronous_standby_names", 0),
+    (NAMES, 0),
     ("archive_mode", 0),
     ("wal_compression", 0),
     ("summarize_wal", 17),
@@ -81,7 +84,15 @@ impl Introduced {
 
 /// `synchronous_standby_names` of a server.
 pub(super) fn waits_for(parameters: &UpstreamParameters) -> &str {
-    parameters.settings.get("synchronous_standby_names").map(String::as_str).unwrap_or_default()
+    parameters.settings.get(NAMES).map(String::as_str).unwrap_or_default()
+}
+
+/// Asks for a setting.
+pub(super) async fn show(conn: &mut UpstreamConnection, name: &str) -> Result<String, UpstreamError> {
+    let command = format!("SHOW {name}");
+    let failed = |source| UpstreamError::Command { command: command.clone(), source };
+    let row = row(&command, conn.query(&command).await.map_err(failed)?)?;
+    Ok(row.into_iter().next().flatten().unwrap_or_default())
 }
 
 /// Limit for connecting to ask in SQL.

@@ -1,6 +1,7 @@
 //! WAL that is held and not on the way on: whoever looks for lost commits is told where they are, and whether any of them was
 //! acknowledged.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use walrelay_proto::{Lsn, PgTimestamp, TimelineHistory, TimelineId, TimelinePosition};
@@ -59,7 +60,7 @@ impl Left {
             );
         }
         if let Some(failover) = &self.failover {
-            tell(failover);
+            tell(failover, writer.store().data_dir());
         }
     }
 }
@@ -81,13 +82,14 @@ fn judge(writer: &Writer, held: TimelinePosition, switch_point: Lsn, next: Timel
         acknowledged,
         is_certain,
         was_awaited: acknowledgements.was_awaited(),
+        asked: acknowledgements.asked(),
         commits: commits.as_ref().map(|counter| counter.commits()),
         span: commits.and_then(|counter| counter.span()),
     })
 }
 
-fn tell(failover: &Failover) {
-    let Failover { from, to, switch_point, acknowledged, was_awaited, .. } = failover;
+fn tell(failover: &Failover, data_dir: &Path) {
+    let Failover { from, to, switch_point, acknowledged, was_awaited, asked, .. } = failover;
     let told = match failover.verdict() {
         Verdict::Kept => {
             tracing::info!(
@@ -107,11 +109,17 @@ fn tell(failover: &Failover) {
     };
     let line = format!(
         "promotion to timeline {to} at {switch_point} left WAL of timeline {from} behind that {told}, up to {acknowledged}: \
-         {commits}; see \"walrelay failovers\""
+         {commits}; they are read with: walrelay branch export {from} --to DIR -D \"{}\"",
+        data_dir.display()
     );
-    if *was_awaited {
-        tracing::error!("{line}");
-    } else {
-        tracing::warn!("{line}; the upstream did not wait for this relay (synchronous_standby_names)");
+    match asked {
+        _ if *was_awaited => tracing::error!("{line}"),
+        Some(asked) => tracing::warn!(
+            "{line}; the upstream did not wait for this relay when it was asked last, at {} (synchronous_standby_names)",
+            asked.to_text()
+        ),
+        None => tracing::warn!(
+            "{line}; the upstream is not known to have waited for this relay (synchronous_standby_names)"
+        ),
     }
 }

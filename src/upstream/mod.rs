@@ -2,6 +2,7 @@
 //!
 //! [`follow`] finds a server and asks; `receive` takes the WAL. Connections are [`pg`](crate::pg)'s.
 
+mod awaited;
 mod board;
 mod failure;
 mod fenced;

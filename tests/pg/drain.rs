@@ -55,7 +55,6 @@ impl Scene {
         let writer = Writer::start(&primary);
         primary.append_conf("synchronous_standby_names = 'walrelay'");
         primary.reload();
-        // It learns when it connects that it is waited for.
         let relay = followed_by(relay, &[&primary, &candidate]);
         wait_for_sync(&primary, "walrelay");
         Scene { primary, candidate, relay, writer, _scratch: scratch }

@@ -3,13 +3,14 @@
 use std::process::Command;
 
 use walrelay_testkit::{
-    Cluster, Mark, Relay, Scratch, Server, on_every_server, on_every_version, tied_command,
+    Cluster, Mark, Relay, Scratch, Server, on_every_server, on_every_version, on_one_version, tied_command,
 };
 
 use crate::{relay_below, walrelay};
 
 on_every_server!(a_promotion_that_kept_everything_says_so);
 on_every_version!(what_a_promotion_has_left_is_an_error_and_listed);
+on_one_version!(what_nobody_had_waited_for_is_a_warning_that_says_when_that_was_known);
 
 /// A primary that waits for the relay, and a standby of its own, which the relay follows next.
 fn cluster(server: &Server) -> (Cluster, Cluster, Relay) {
@@ -47,8 +48,10 @@ fn a_promotion_that_kept_everything_says_so(server: &Server) {
 
 fn what_a_promotion_has_left_is_an_error_and_listed(server: &Server) {
     let (mut primary, next, mut relay) = cluster(server);
-    // It learns when it connects that it is waited for.
-    relay.restart();
+    // It streamed when it was named, and is not connected again.
+    let waits = "waits for this relay from now on: synchronous_standby_names = \"walrelay\"";
+    relay.log().wait_for(waits);
+    assert_eq!(relay.log().lines_with("started streaming WAL from ", Mark::default()).len(), 1);
     primary.sql("insert into t values (0)");
     next.wait_for_replay(primary.settled_lsn());
     primary.freeze_walsender("b");
@@ -64,6 +67,10 @@ fn what_a_promotion_has_left_is_an_error_and_listed(server: &Server) {
     let part = "left WAL of timeline 1 behind that was acknowledged, up to ";
     assert!(said[0].contains("ERROR") && said[0].contains(part), "{said:?}");
     assert!(said[0].contains(": 5 commits, made from 20"), "{said:?}");
+    let how = format!("walrelay branch export 1 --to DIR -D \"{}\"", relay.data_dir().display());
+    assert!(said[0].ends_with(&format!("; they are read with: {how}")), "{said:?}");
+    let (listed, _) = failovers(&relay, &[]);
+    assert!(listed.contains("  left, ") && listed.ends_with(&format!("; to read them: {how}\n")), "{listed}");
     assert_eq!(next.sql("select count(*) from t"), "1");
     let check = |relay: &Relay| {
         let (listed, code) = failovers(relay, &["--json"]);
@@ -73,12 +80,32 @@ fn what_a_promotion_has_left_is_an_error_and_listed(server: &Server) {
         let shown = ["from_timeline", "to_timeline", "verdict", "commits_left", "upstream_waited"];
         let shown = shown.map(|name| only[0][name].to_string());
         assert_eq!(shown, ["1", "2", "\"left\"", "5", "true"]);
+        assert!(only[0]["upstream_asked"].is_string(), "{only:?}");
     };
     check(&relay);
     what_was_left_can_be_read(server, &relay);
     relay.kill9();
     relay.start();
     check(&relay);
+}
+
+fn what_nobody_had_waited_for_is_a_warning_that_says_when_that_was_known(server: &Server) {
+    let mut primary = Cluster::builder(server).name("a").start();
+    primary.sql("create table t (i int)");
+    let next = primary.standby().name("b").start();
+    let relay = relay_below(&primary).upstream(&Relay::hosts(&[&primary, &next])).start();
+    next.wait_for_replay(primary.settled_lsn());
+    primary.freeze_walsender("b");
+    primary.sql("insert into t values (1)");
+    relay.wait_for_flush(primary.settled_lsn());
+    primary.kill9();
+    next.promote();
+    relay.log().wait_for("promotion to timeline 2 at ");
+    let said = relay.log().lines_with("promotion to timeline 2 at ", Mark::default());
+    let part = "the upstream did not wait for this relay when it was asked last, at 20";
+    assert!(said.len() == 1 && said[0].contains("WARN") && said[0].contains(part), "{said:?}");
+    let (listed, code) = failovers(&relay, &[]);
+    assert!(code == Some(1) && listed.contains(part), "{listed}");
 }
 
 /// Five commits, by PostgreSQL's own reader.

@@ -1,6 +1,7 @@
 //! What a fence does on the upstream side.
 
 use super::*;
+use crate::store::TimelinePosition;
 use crate::store::fence::{Fence, FenceState, FencedBy, Order};
 
 fn order() -> Order {
