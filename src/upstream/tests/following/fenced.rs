@@ -177,7 +177,7 @@ async fn a_start_knows_how_new_the_server_was_that_was_followed() {
             store.order_fence(Order { epoch: Some(7), ..order() }).unwrap();
         })
         .await;
-        assert_eq!(text(&setup), "timeline = 1\nnewest = 1\nheading = 2\n");
+        assert_eq!(text(&setup).trim_end(), "timeline = 1\nnewest = 1\nheading = 2");
         let again = Setup::at(copied);
         let fence = match comes_first {
             true => fence_of(&again.store),
