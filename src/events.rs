@@ -1,6 +1,6 @@
 //! The newest lines of the log that somebody should read: warnings and errors, kept for whoever looks at the relay.
 //!
-//! What the log does not show, because of `--log-level`, is no event either.
+//! They are kept and counted whatever `--log-level` shows: who turns the log off is to be alerted all the same.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

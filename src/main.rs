@@ -10,8 +10,8 @@ use clap::Parser;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::reload::Handle;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 use walrelay::archive::restore::broken_here;
 use walrelay::config::{Cli, Command, Config, LogFormat};
@@ -198,24 +198,19 @@ fn start_runtime() -> Result<Runtime, RelayError> {
 }
 
 fn start_log(config: &Config, log: &Log, events: Events) -> LevelSwitch {
-    let filter = EnvFilter::new(config.log_level.to_string());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    // The level is for lines. What is alerted on is counted whatever is shown.
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(config.log_level.to_string()));
+    let registry = tracing_subscriber::registry().with(events.with_filter(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer().with_writer(log.clone());
     match config.log_format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
             let lines = lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false);
-            let lines = lines.with_filter_reloading();
-            let handle = lines.reload_handle();
-            lines.finish().with(events).init();
-            LevelSwitch::new(move |level| set_level(&handle, level))
+            registry.with(lines.with_filter(filter)).init();
         }
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_filter_reloading();
-            let handle = lines.reload_handle();
-            lines.finish().with(events).init();
-            LevelSwitch::new(move |level| set_level(&handle, level))
-        }
+        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).init(),
     }
+    LevelSwitch::new(move |level| set_level(&handle, level))
 }
 
 fn set_level<S>(handle: &Handle<EnvFilter, S>, level: LevelFilter) {
