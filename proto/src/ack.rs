@@ -23,7 +23,7 @@ mod standbys;
 #[cfg(test)]
 mod tests;
 
-pub use acknowledger::{Acknowledger, Event, Standing};
+pub use acknowledger::{Acknowledger, Allowance, Event, Report, Standing};
 pub use expression::{Expression, Group, MemberName, Pick, Term};
 pub use lapse::{Budget, Lapse, Spent};
 pub use lexer::{may_wait_for, names_of};

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 use walrelay_proto::ack::{
-    Acknowledger, Event, Level, Positions, Rules, Spent, Standing, may_wait_for, names_of,
+    Acknowledger, Allowance, Event, Level, Positions, Report, Rules, Spent, Standing, may_wait_for, names_of,
 };
 use walrelay_proto::{Lsn, PgTimestamp};
 
@@ -20,6 +20,19 @@ pub struct Acknowledgements {
     /// Steps when a consumer has moved what can be reported.
     moved: watch::Sender<u64>,
     upstream: Mutex<Upstream>,
+}
+
+/// What is reported upstream, and what keeps that back, for whoever looks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AckSeen {
+    /// Who must have WAL, and what happens if they do not answer.
+    pub rules: Rules,
+    /// Of each position.
+    pub reports: Vec<Report>,
+    /// Whether the upstream waits for this relay.
+    pub is_awaited: bool,
+    /// What is left of the budget; `None` where there is none.
+    pub allowance: Option<Allowance>,
 }
 
 /// What the upstream waits for.
@@ -133,6 +146,17 @@ impl Acknowledgements {
     /// The process before this one has used so much of it.
     pub(crate) fn spent_before(&self, spent: Spent) {
         lock(&self.machine).spent_before(spent, Instant::now());
+    }
+
+    /// How far what is reported is, and what keeps it back.
+    pub fn seen(&self) -> AckSeen {
+        let machine = lock(&self.machine);
+        AckSeen {
+            rules: machine.rules().clone(),
+            reports: machine.reports(),
+            is_awaited: machine.is_awaited(),
+            allowance: machine.allowance(Instant::now()),
+        }
     }
 
     /// How a consumer counts.

@@ -20,7 +20,7 @@ use walrelay_proto::FeedbackHorizon;
 use walrelay_proto::ack::Rules;
 
 use crate::counts::Counter;
-pub use acknowledgements::Acknowledgements;
+pub use acknowledgements::{AckSeen, Acknowledgements};
 pub use consumer::{Consumer, ConsumerIdentity, ConsumerState, ConsumerStatus};
 pub use lag::LagClock;
 

@@ -97,6 +97,32 @@ pub enum Event {
     },
 }
 
+/// What is reported of a position, and what keeps that back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// Of which position.
+    pub level: Level,
+    /// What can be reported by its rule, or the one it has lapsed to, were it not for the other positions.
+    pub reached: Option<Lsn>,
+    /// How much of what is here that is less.
+    pub held_bytes: u64,
+    /// How long the oldest WAL beyond it has waited for those whom the rule names; `None` while it names nobody, or nothing does.
+    pub waiting: Option<Duration>,
+    /// For whom: those that the rule names and that have not got that.
+    pub waits_for: Vec<MemberName>,
+    /// How long the rule has lapsed.
+    pub lapsed: Option<Duration>,
+}
+
+/// What is left of the time that rules may have lapsed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allowance {
+    /// So much.
+    pub left: Duration,
+    /// In how long there is all of it again.
+    pub full_in: Duration,
+}
+
 /// How a consumer counts, as `pg_stat_replication` says it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -113,6 +139,12 @@ pub enum Standing {
 struct Member {
     /// What it has of this timeline, by level, 0 for nothing; `None` while it does not count.
     has: Option<[u64; 3]>,
+}
+
+impl Member {
+    fn at(&self, level: usize) -> u64 {
+        self.has.and_then(|has| has.get(level).copied()).unwrap_or(0)
+    }
 }
 
 /// A name of the rules.
@@ -148,6 +180,8 @@ struct Watched {
     here: u64,
     /// What is waited for, and since when.
     wait: Option<(u64, Duration)>,
+    /// What is not reported, and since when, whatever may lapse.
+    held: Option<(u64, Duration)>,
     lapsed_since: Option<Duration>,
     silent_since: Option<Duration>,
     is_told: bool,
@@ -201,6 +235,7 @@ impl Acknowledger {
             if is_lapse_same && self.rules.at(level) == rules.at(level) {
                 // A new limit or budget is no new beginning.
                 (watched.wait, watched.lapsed_since) = (before.wait, before.lapsed_since);
+                watched.held = before.held;
                 (watched.silent_since, watched.is_told) = (before.silent_since, before.is_told);
             } else if let Some(since) = before.lapsed_since {
                 let lasted = self.clock.shown.saturating_sub(since);
@@ -287,7 +322,7 @@ impl Acknowledger {
             self.return_to_rule(at);
         }
         for watched in &mut self.levels {
-            (watched.here, watched.wait, watched.silent_since) = (0, None, None);
+            (watched.here, watched.wait, watched.silent_since, watched.held) = (0, None, None, None);
         }
         self.evaluate();
     }
@@ -318,6 +353,9 @@ impl Acknowledger {
             watched.here = if watched.level == Level::Write { write } else { flush };
         }
         self.judge(passed, now);
+        for watched in &mut self.levels {
+            watched.note_held(self.clock.shown);
+        }
         self.look_for_names();
         let mut value = NO_LIMIT;
         let mut composed = Positions::default();
@@ -329,6 +367,54 @@ impl Acknowledger {
         }
         self.reported = self.reported.max(composed);
         composed
+    }
+
+    /// What is reported of each position, and what keeps that back, as of the last time that it was composed.
+    pub fn reports(&self) -> Vec<Report> {
+        let report = |(at, watched): (usize, &Watched)| {
+            let named = watched.held.filter(|_| watched.rule.names_somebody());
+            let since = |since: Duration| self.clock.shown.saturating_sub(since);
+            // While it has lapsed, those who keep it from returning.
+            let unanswered = watched.wait.filter(|_| watched.lapsed_since.is_some()).or(named);
+            Report {
+                level: watched.level,
+                reached: Lsn::new(watched.value()).valid(),
+                held_bytes: watched.here.saturating_sub(watched.value()),
+                waiting: named.map(|(_, begun)| since(begun)),
+                waits_for: unanswered
+                    .map(|(wanted, _)| self.lacking(watched, at, wanted))
+                    .unwrap_or_default(),
+                lapsed: watched.lapsed_since.map(since),
+            }
+        };
+        self.levels.iter().enumerate().map(report).collect()
+    }
+
+    /// Whether the upstream waits for this relay.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited
+    }
+
+    /// What is left of the budget; `None` where there is none.
+    pub fn allowance(&self, now: Instant) -> Option<Allowance> {
+        let budget = self.rules.lapse.as_ref()?.budget;
+        let left = self.spending.left(budget)?;
+        Some(Allowance { left, full_in: self.spending.full_in(budget, now) })
+    }
+
+    /// Those whom a rule names that have less than what is wanted.
+    fn lacking(&self, watched: &Watched, level: usize, wanted: u64) -> Vec<MemberName> {
+        let mut lacking = Vec::new();
+        for term in &watched.rule.0 {
+            let CompiledTerm::Group { names, .. } = term else { continue };
+            let names = names.iter().filter(|name| self.reached_by(**name, level) < wanted);
+            for name in names.filter_map(|name| self.names.get(*name)) {
+                if !lacking.contains(&name.name) {
+                    lacking.push(name.name.clone());
+                }
+            }
+        }
+        lacking
     }
 
     /// The next thing that is for the log.
@@ -398,20 +484,23 @@ impl Acknowledger {
 
     /// What a rule says of a level.
     fn apply(&self, rule: &Compiled, level: usize) -> u64 {
-        let has = |member: &Member| member.has.and_then(|has| has.get(level).copied()).unwrap_or(0);
-        // Who came last, of those who have reported.
-        let of_name = |name: &usize| {
-            let carriers = self.names.get(*name).map(|name| name.carriers.as_slice()).unwrap_or_default();
-            let mut members = carriers.iter().rev().filter_map(|id| self.members.get(id));
-            members.find(|member| member.has.is_some()).map_or(0, has)
-        };
         let of_term = |term: &CompiledTerm| match term {
             CompiledTerm::Connected => {
-                self.members.values().map(has).filter(|has| *has > 0).min().unwrap_or(0)
+                let has = self.members.values().map(|member| member.at(level));
+                has.filter(|has| *has > 0).min().unwrap_or(0)
             }
-            CompiledTerm::Group { pick, names } => pick.of(names.iter().map(of_name)),
+            CompiledTerm::Group { pick, names } => {
+                pick.of(names.iter().map(|name| self.reached_by(*name, level)))
+            }
         };
         rule.0.iter().map(of_term).min().unwrap_or(NO_LIMIT)
+    }
+
+    /// How far the one of its carriers is that came last, of those who have reported.
+    fn reached_by(&self, name: usize, level: usize) -> u64 {
+        let carriers = self.names.get(name).map(|name| name.carriers.as_slice()).unwrap_or_default();
+        let mut members = carriers.iter().rev().filter_map(|id| self.members.get(id));
+        members.find(|member| member.has.is_some()).map_or(0, |member| member.at(level))
     }
 
     fn judge(&mut self, passed: Duration, now: Instant) {
@@ -506,6 +595,7 @@ impl Watched {
             loose: 0,
             here: 0,
             wait: None,
+            held: None,
             lapsed_since: None,
             silent_since: None,
             is_told: false,
@@ -516,6 +606,16 @@ impl Watched {
     fn value(&self) -> u64 {
         let loose = if self.lapsed_since.is_some() { self.loose } else { 0 };
         self.strict.max(loose).min(self.here)
+    }
+
+    /// Looks how much of what is here can be reported.
+    fn note_held(&mut self, now: Duration) {
+        let value = self.value();
+        self.held = match self.held {
+            _ if value >= self.here => None,
+            Some((wanted, since)) if value < wanted => Some((wanted, since)),
+            _ => Some((self.here, now)),
+        };
     }
 
     /// Looks how far the rule is fulfilled; whether all that is here is, or what was waited for was within this time.

@@ -633,3 +633,57 @@ proptest! {
         }
     }
 }
+
+/// Whatever is to lapse or not: who keeps back what is reported is known, and since when.
+#[test]
+fn who_keeps_back_what_is_reported_is_told() {
+    let mut rig = Rig::new(rules("local", "ANY 1 (a, b)", "connected"));
+    rig.connect(1, "a");
+    rig.report(1, 100);
+    let flush = |rig: &Rig| rig.machine.reports().swap_remove(1);
+    rig.pass(Duration::from_secs(3));
+    let report = flush(&rig);
+    assert_eq!((report.reached, report.held_bytes, report.waiting), (lsn(100), 0, None));
+    rig.here = 150;
+    rig.pass(Duration::from_secs(3));
+    rig.here = 180;
+    rig.pass(Duration::from_secs(4));
+    let report = flush(&rig);
+    assert_eq!((report.level, report.reached, report.held_bytes), (Level::Flush, lsn(100), 80));
+    assert!(report.waiting.is_some_and(|waiting| waiting >= Duration::from_secs(6)), "{report:?}");
+    let names: Vec<_> = report.waits_for.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["a", "b"]);
+    // The oldest of it is there: what came later has waited for a shorter time.
+    rig.report(1, 160);
+    rig.compose();
+    let report = flush(&rig);
+    assert!(
+        report.held_bytes == 20 && report.waiting.is_some_and(|it| it < Duration::from_secs(5)),
+        "{report:?}"
+    );
+    rig.report(1, 180);
+    rig.compose();
+    assert_eq!(flush(&rig).waiting, None);
+    // Nobody in particular is waited for there.
+    rig.here = 200;
+    rig.pass(Duration::from_secs(3));
+    let apply = rig.machine.reports().swap_remove(2);
+    assert_eq!((apply.held_bytes, apply.waiting), (20, None));
+    assert_eq!(rig.machine.allowance(rig.now), None);
+}
+
+#[test]
+fn what_is_left_of_a_budget_and_who_keeps_a_rule_from_returning_are_told() {
+    let budget = Budget { time: Duration::from_secs(10), per: Duration::from_secs(3600) };
+    let mut rig = Rig::lapsing(Some(budget));
+    rig.connect(1, "a");
+    rig.report(1, 50);
+    rig.pass(TIMEOUT + Duration::from_secs(2));
+    let report = rig.machine.reports().swap_remove(1);
+    assert!(report.lapsed.is_some() && report.held_bytes == 0, "{report:?}");
+    assert_eq!(report.waits_for.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
+    let left = rig.machine.allowance(rig.now).unwrap().left;
+    assert!(left < Duration::from_secs(10) && left > Duration::ZERO, "{left:?}");
+    rig.pass(Duration::from_secs(12));
+    assert_eq!(rig.machine.allowance(rig.now).unwrap().left, Duration::ZERO);
+}
