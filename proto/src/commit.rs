@@ -7,11 +7,6 @@ use crate::page::{self, PageHeader, SHORT_HEADER, flags, part};
 use crate::record::{RECORD_HEADER, RecordHeader, alignment_padding};
 use crate::segment::SegSize;
 
-/// Resource manager of transactions, and its records of commits (`RM_XACT_ID`, `XLOG_XACT_OPMASK`).
-const RM_XACT: u8 = 1;
-const OPMASK: u8 = 0x70;
-const COMMIT: u8 = 0x00;
-const COMMIT_PREPARED: u8 = 0x30;
 /// Block ids that stand for something else (`XLR_BLOCK_ID_*`).
 const DATA_SHORT: u8 = 255;
 const DATA_LONG: u8 = 254;
@@ -110,7 +105,7 @@ impl CommitCounter {
         let raw: [u8; RECORD_HEADER] = part(&std::mem::take(&mut self.header), 0);
         let header = RecordHeader::parse(&raw);
         let aligned = header.tot_len as usize + alignment_padding(header.tot_len.into());
-        if raw[17] == RM_XACT && matches!(raw[16] & OPMASK, COMMIT | COMMIT_PREPARED) {
+        if header.is_commit() {
             self.commits += 1;
             self.body = Some(Vec::with_capacity(TIME_WITHIN));
         } else {
@@ -142,7 +137,7 @@ impl CommitCounter {
 
 /// The time in what follows a commit's header, once it is there. Such a record refers to no blocks: its data comes behind a
 /// few short headers, and begins with it.
-fn commit_time(mut body: &[u8]) -> Option<PgTimestamp> {
+pub(crate) fn commit_time(mut body: &[u8]) -> Option<PgTimestamp> {
     loop {
         let (&id, rest) = body.split_first()?;
         let data = match id {

@@ -12,7 +12,9 @@
 //!
 //! The checksum (CRC-32C) covers the body first, then the header up to the checksum itself.
 
+use crate::commit::commit_time;
 use crate::lsn::Lsn;
+use crate::message::PgTimestamp;
 use crate::page::part;
 use crate::walk::WalError;
 
@@ -84,6 +86,17 @@ impl RecordHeader {
     pub(crate) fn overwritten(&self, body: &[u8]) -> Option<Lsn> {
         let is_overwrite = self.rmid == 0 && self.info & 0xF0 == 0xD0;
         first_position(body).filter(|_| is_overwrite)
+    }
+
+    /// Whether it is that of a commit, also of a two-phase transaction (`RM_XACT_ID`, `XLOG_XACT_OPMASK`).
+    pub(crate) fn is_commit(&self) -> bool {
+        self.rmid == 1 && matches!(self.info & 0x70, 0x00 | 0x30)
+    }
+
+    /// If it is that of a commit, when that was made; `body` is what follows the header, or as much of it as for
+    /// [`overwritten`](Self::overwritten): that is enough for a commit that has no origin.
+    pub(crate) fn commit_time(&self, body: &[u8]) -> Option<PgTimestamp> {
+        if self.is_commit() { commit_time(body) } else { None }
     }
 
     /// If it is a checkpoint (XLOG_CHECKPOINT_SHUTDOWN or XLOG_CHECKPOINT_ONLINE), where replay from it begins

@@ -10,6 +10,7 @@ use padding::Odd;
 pub use padding::PaddingSeen;
 
 use crate::lsn::{Lsn, PAGE_SIZE};
+use crate::message::PgTimestamp;
 use crate::page::{self, LONG_HEADER, LongPart, PageHeader, flags};
 use crate::record::{
     MAX_RECORD, OVERWRITE_BODY, RECORD_HEADER, RecordHeader, alignment_padding, check_length,
@@ -116,6 +117,8 @@ pub struct WalVerifier {
     synced: bool,
     /// See [`WalVerifier::newest_redo`].
     redo: Option<Lsn>,
+    /// See [`WalVerifier::newest_commit`].
+    commit: Option<PgTimestamp>,
 }
 
 /// What is taken behind an XLOG_SWITCH besides zeros.
@@ -218,6 +221,7 @@ impl WalVerifier {
             seen: PaddingSeen::default(),
             synced,
             redo: None,
+            commit: None,
         }
     }
 
@@ -301,6 +305,12 @@ impl WalVerifier {
     /// Where replay from the newest checkpoint that was seen begins; `None` before the first.
     pub fn newest_redo(&self) -> Option<Lsn> {
         self.redo
+    }
+
+    /// When the newest commit was made that was seen, by its server's clock; `None` before the first. Of commits that lie over two
+    /// pages and came from a replication origin none is seen.
+    pub fn newest_commit(&self) -> Option<PgTimestamp> {
+        self.commit
     }
 
     /// The magic number of the pages seen, or expected, which tells the server's major version.
@@ -394,6 +404,7 @@ impl WalVerifier {
             self.check_lost(&header, body)?;
             self.check_alignment(record.get(length..).unwrap_or_default(), start.advance(length as u64))?;
             self.redo = header.redo(body).or(self.redo);
+            self.commit = header.commit_time(body).or(self.commit);
             rest = behind;
             self.advance(aligned);
             self.finish(Finished { start, is_switch: header.is_switch() });
@@ -439,6 +450,7 @@ impl WalVerifier {
             let header = RecordHeader::parse(&assembly.header);
             self.check_lost(&header, &assembly.body_start)?;
             self.redo = header.redo(&assembly.body_start).or(self.redo);
+            self.commit = header.commit_time(&assembly.body_start).or(self.commit);
         }
         match finished {
             Some(record) => self.align(alignment_padding(assembly.tot_len.into()), Some(record)),

@@ -635,3 +635,27 @@ fn the_end_of_the_address_space_is_no_panic() {
         assert!(walk.verified_end() <= Some(walk.position()));
     }
 }
+
+#[test]
+fn the_time_of_the_newest_commit_is_known_however_the_wal_is_cut() {
+    let mut wal = generator();
+    let mut times = Vec::new();
+    for round in 0..300 {
+        wal.record(900 + round % 40);
+        let time = 1_000_000 + round as i64;
+        times.push((wal.commit_at(time), time));
+    }
+    wal.record(100);
+    let bytes = wal.take();
+    for piece in [7, 900, 100_000] {
+        let mut walk = verifier();
+        for bytes in bytes.chunks(piece) {
+            walk.push(bytes).unwrap();
+            // Such a record is of 34 bytes, and whole before its padding has come.
+            let now = walk.position().advance(6);
+            let newest = times.iter().rfind(|(at, _)| *at <= now).map(|(_, time)| *time);
+            assert_eq!(walk.newest_commit().map(PgTimestamp::as_micros), newest, "{now}");
+        }
+        assert_eq!(walk.newest_commit().map(PgTimestamp::as_micros), times.last().map(|(_, time)| *time));
+    }
+}
