@@ -79,6 +79,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
         users,
         idents: Idents::default(),
         admin_roles: Vec::new(),
+        monitor_roles: Vec::new(),
         tls: None,
     });
     let (gateway, ended) = (no_upstream(&store), CancellationToken::new());

@@ -73,6 +73,12 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "names")]
     pub(super) admin_role: Vec<String>,
 
+    /// Role that may see everything in the relay's own database, besides members of pg_monitor upstream, or a role that its
+    /// members belong to; repeatable
+    #[arg(long, env = "WALRELAY_MONITOR_ROLE", value_name = "NAME", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "names")]
+    pub(super) monitor_role: Vec<String>,
+
     /// Certificate to show to clients, in PEM, with those between it and the root; turns TLS on
     #[arg(long, env = "WALRELAY_SSL_CERT_FILE", value_name = "FILE")]
     pub(super) ssl_cert_file: Option<PathBuf>,
@@ -232,6 +238,7 @@ impl Settings {
             auth_file: self.auth_file.or(other.auth_file),
             ident_file: self.ident_file.or(other.ident_file),
             admin_role: if self.admin_role.is_empty() { other.admin_role } else { self.admin_role },
+            monitor_role: if self.monitor_role.is_empty() { other.monitor_role } else { self.monitor_role },
             ssl_cert_file: self.ssl_cert_file.or(other.ssl_cert_file),
             ssl_key_file: self.ssl_key_file.or(other.ssl_key_file),
             ssl_ca_file: self.ssl_ca_file.or(other.ssl_ca_file),
@@ -273,7 +280,7 @@ impl Settings {
             }};
         }
         compare! {
-            upstream data_dir listen http_listen slot hba_file auth_file ident_file admin_role ssl_cert_file ssl_key_file
+            upstream data_dir listen http_listen slot hba_file auth_file ident_file admin_role monitor_role ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
             ack recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders

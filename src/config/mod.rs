@@ -59,6 +59,8 @@ pub struct Config {
     pub ident_file: Option<PathBuf>,
     /// `--admin-role`.
     pub admin_roles: Vec<String>,
+    /// `--monitor-role`.
+    pub monitor_roles: Vec<String>,
     /// `--ssl-cert-file` and its kin; `None` if TLS is off.
     pub tls: Option<TlsFiles>,
     /// `--max-connections`, `--max-user-connections`, `--max-wal-senders`.
@@ -254,6 +256,7 @@ impl Config {
             log_level: log_level(settings.log_level.as_deref().unwrap_or("info"))?,
             ident_file: settings.ident_file,
             admin_roles: settings.admin_role,
+            monitor_roles: settings.monitor_role,
             limits: Limits {
                 connections: at_least_one("max-connections", settings.max_connections)?,
                 user_connections: settings.max_user_connections.unwrap_or(0),
@@ -386,13 +389,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("walrelay.toml");
         let text = "upstream = \"host=a user=u\"\nslot = \"from_file\"\nlisten = \"127.0.0.1:6000\"\n\
-                    wal-keep-size = 64\nwal-sender-timeout = \"5s\"\nwal-write = \"mmap\"\nadmin-role = [\"op\", \"ha\"]\n";
+                    wal-keep-size = 64\nwal-sender-timeout = \"5s\"\nwal-write = \"mmap\"\nadmin-role = [\"op\", \"ha\"]\nmonitor_role = [\"mon\"]\n";
         std::fs::write(&path, text).unwrap();
         let file = path.to_str().unwrap();
         let config = resolve(&["--config", file, "--slot", "typed", "-D", "/tmp/x"]).unwrap();
         assert_eq!(config.slot.as_str(), "typed");
         assert_eq!(config.listen, ["127.0.0.1:6000"]);
         assert_eq!(config.admin_roles, ["op", "ha"]);
+        assert_eq!(config.monitor_roles, ["mon"]);
         assert_eq!(config.store.wal_keep_size, 64 << 20);
         assert_eq!(config.store.wal_write, WalWrite::Mmap);
         assert_eq!(config.wal_sender_timeout, Some(Duration::from_secs(5)));

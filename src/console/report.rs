@@ -367,7 +367,7 @@ fn monitored(facts: &dyn Facts) -> Result<Status, PgError> {
     if !facts.sees_all() {
         let text = "permission denied to examine the relay";
         let detail = "Only roles with privileges of the \"pg_monitor\" role may do so.";
-        let hint = "GRANT pg_monitor TO the role on the upstream; on the relay's machine its own system user may connect over the Unix socket.";
+        let hint = "GRANT pg_monitor TO the role on the upstream, or name it with --monitor-role; on the relay's machine its own system user may connect over the Unix socket.";
         return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text)
             .with_detail(detail)
             .with_hint(hint));

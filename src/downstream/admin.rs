@@ -19,6 +19,18 @@ pub(super) fn is_admin(shared: &Shared, role: &str) -> bool {
     is_named || known.attributes.is_some_and(|attributes| attributes.superuser)
 }
 
+/// Whether a role is one of `--monitor-role`, or a member of one, as far as that was found out upstream.
+pub(super) fn is_monitor(shared: &Shared, role: &str) -> bool {
+    let access = shared.access.current();
+    // The usual case: none is named.
+    if access.monitor_roles.is_empty() {
+        return false;
+    }
+    let known = shared.gateway.roles().current(role);
+    let groups = known.memberships().unwrap_or_default();
+    access.monitor_roles.iter().any(|named| named == role || groups.contains(named))
+}
+
 /// For everybody else.
 pub(super) fn denied(what: &str) -> PgError {
     let detail = "Only superusers and roles named by --admin-role may do that.";

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use self::extended::{Extended, Progress, Target, execution, target};
 use super::Shared;
 use super::activity::{self, Activity};
-use super::admin::is_admin;
+use super::admin::{is_admin, is_monitor};
 use super::patience::{ANSWER_LIMIT, Patience};
 use super::session::shutting_down;
 use super::settings::{self, Settings};
@@ -595,7 +595,8 @@ impl Facts for LocalSession<'_> {
     /// What is not known, because the upstream could never be asked, is no right.
     fn sees_all(&self) -> bool {
         let may_monitor = self.attributes.is_some_and(|known| known.superuser || known.monitor);
-        self.is_owner || may_monitor || is_admin(self.shared, self.user)
+        let is_named = || is_admin(self.shared, self.user) || is_monitor(self.shared, self.user);
+        self.is_owner || may_monitor || is_named()
     }
 
     fn sessions(&self) -> Vec<Row> {

@@ -149,6 +149,8 @@ pub struct Access {
     pub idents: Idents,
     /// `--admin-role`: who may fence the relay, besides superusers.
     pub admin_roles: Vec<String>,
+    /// `--monitor-role`: who may see everything, besides members of `pg_monitor`.
+    pub monitor_roles: Vec<String>,
     /// TLS for clients; `None` if it is off.
     pub tls: Option<ServerTls>,
 }

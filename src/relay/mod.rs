@@ -672,5 +672,6 @@ fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
     for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {
         tracing::warn!("{warning}");
     }
-    Ok(Access { hba, users, idents, admin_roles: config.admin_roles.clone(), tls })
+    let (admin_roles, monitor_roles) = (config.admin_roles.clone(), config.monitor_roles.clone());
+    Ok(Access { hba, users, idents, admin_roles, monitor_roles, tls })
 }

@@ -47,8 +47,10 @@ const ACCESS: [&str; 17] = [
 /// Those that are in effect at once, for everybody.
 const ACKNOWLEDGEMENTS: &str = "ack";
 const ADMINS: &str = "admin-role";
-const AT_ONCE: [&str; 8] = [
+const MONITORS: &str = "monitor-role";
+const AT_ONCE: [&str; 9] = [
     ADMINS,
+    MONITORS,
     "log-level",
     "wal-keep-size",
     "max-slot-wal-keep-size",
@@ -285,6 +287,8 @@ mod tests {
             &auth,
             "--admin-role",
             "op",
+            "--monitor-role",
+            "mon",
             "--ack-write",
             "ALL (a)",
             "--ack-flush",

@@ -2,11 +2,15 @@
 
 use std::fs;
 
-use walrelay_testkit::{Cluster, Relay, Scratch, Server, SqlError, on_one_version, wait_until};
+use walrelay_testkit::{Cluster, Relay, Scratch, Server, Signal, SqlError, on_one_version, wait_until};
 
 use crate::relay_below;
 
-on_one_version!(orders_are_for_administrators, an_administrator_runs_the_relay_from_psql);
+on_one_version!(
+    orders_are_for_administrators,
+    an_administrator_runs_the_relay_from_psql,
+    listed_roles_may_look_and_nothing_else,
+);
 
 fn run(relay: &Relay, user: &str, sql: &str) -> Result<String, SqlError> {
     relay.psql(&format!("dbname=walrelay user={user}"), &[sql])
@@ -46,6 +50,30 @@ fn orders_are_for_administrators(server: &Server) {
     let upstream = relay.psql("dbname=postgres user=postgres", &["reload"]).expect_err("it is no SQL");
     assert!(upstream.0.contains("syntax error"), "{upstream}");
     assert_eq!(run(&relay, "watcher", "select slot_name from pg_replication_slots"), Ok("s1".to_owned()));
+}
+
+/// Who may look is listed, by its own name and through a group, changes with SIGHUP, and may do nothing.
+fn listed_roles_may_look_and_nothing_else(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role lookers; create role eye login; create role deputy login in role lookers; create role other login");
+    let scratch = Scratch::new("monitors");
+    let write = |roles: &str| scratch.shared_secret("walrelay.toml", &format!("monitor-role = [{roles}]\n"));
+    let config = write("\"eye\", \"lookers\"").display().to_string();
+    let mut relay = relay_below(&primary).arg("--auth-query").arg("--config").arg(&config).start();
+    relay.create_slot("s1");
+    for role in ["eye", "deputy"] {
+        let slots = run(&relay, role, "show slots").expect("it may look");
+        assert!(slots.starts_with("s1|"), "{slots}");
+        let refused = run(&relay, role, "drop slot s1").expect_err("it may do nothing");
+        assert!(refused.0.contains("permission denied to run DROP SLOT"), "{refused}");
+    }
+    let refused = run(&relay, "other", "show slots").expect_err("it is not listed");
+    assert!(refused.0.contains("--monitor-role"), "{refused}");
+    write("\"other\"");
+    relay.signal(Signal::HUP);
+    relay.log().wait_for("monitor-role changed, in effect");
+    run(&relay, "other", "show slots").expect("it may look now");
+    run(&relay, "eye", "show slots").expect_err("it may not any more");
 }
 
 fn an_administrator_runs_the_relay_from_psql(server: &Server) {

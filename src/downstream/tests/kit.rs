@@ -122,6 +122,7 @@ pub(super) fn access(hba: &str, users: &str) -> Access {
         users: Users::parse(Path::new("users"), &(known(users) + users)).unwrap(),
         idents: Idents::default(),
         admin_roles: vec!["a".to_owned()],
+        monitor_roles: Vec::new(),
         tls: None,
     }
 }
