@@ -210,7 +210,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "verify",
         ],
     ),
-    ("upstream", &["changeable", "conninfo", "counts", "moment", "pg", "pieces", "store"]),
+    ("upstream", &["changeable", "conninfo", "consumers", "counts", "moment", "pg", "pieces", "store"]),
     ("verify", &["archive", "store"]),
     ("wire", &["auth", "conninfo", "permissions"]),
 ];

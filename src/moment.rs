@@ -100,6 +100,14 @@ impl Past {
     pub fn moment(self) -> Moment {
         Clock::now().moment(self)
     }
+
+    /// For who computes with it.
+    pub fn instant(self) -> Instant {
+        let beginning = *BEGINNING.get_or_init(Instant::now);
+        let micros = Duration::from_micros(self.0.unsigned_abs());
+        let instant = if self.0 < 0 { beginning.checked_sub(micros) } else { beginning.checked_add(micros) };
+        instant.unwrap_or(beginning)
+    }
 }
 
 /// By the system's clock as it is set now.

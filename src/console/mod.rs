@@ -19,7 +19,7 @@ mod tests;
 mod transaction;
 mod views;
 
-pub use orders::Order;
+pub use orders::{Dismissal, Order};
 pub use prepared::Prepared;
 pub use transaction::Transaction;
 

@@ -3,7 +3,7 @@
 //! ```text
 //! RELOAD                       DISCONNECT pid            PAUSE target
 //! SHUTDOWN [NOW]               DROP SLOT name            RESUME target
-//! RESTART
+//! RESTART                      DISMISS FAILOVERS | CONFLICTS | GAPS
 //! ```
 //!
 //! A name is an identifier or a string. They run outside of transaction blocks only: nothing takes them back.
@@ -26,6 +26,8 @@ pub enum Order {
     Pause(String),
     /// Go on with it.
     Resume(String),
+    /// What does not end by itself was looked at, and is no trouble any more.
+    Dismiss(Dismissal),
     /// Have the binary that is installed take over, as after SIGUSR2.
     Restart,
     /// Stop the relay, as after SIGTERM; `now`: as after SIGQUIT.
@@ -33,6 +35,30 @@ pub enum Order {
         /// Whether consumers and the archive are not waited for.
         now: bool,
     },
+}
+
+/// What somebody may say to have looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dismissal {
+    /// Promotions that left acknowledged WAL behind.
+    Failovers,
+    /// Somebody else's files in archive targets.
+    Conflicts,
+    /// WAL that archive targets will never get.
+    Gaps,
+}
+
+impl Dismissal {
+    const ALL: [Dismissal; 3] = [Dismissal::Failovers, Dismissal::Conflicts, Dismissal::Gaps];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dismissal::Failovers => "failovers",
+            Dismissal::Conflicts => "conflicts",
+            Dismissal::Gaps => "gaps",
+        }
+    }
 }
 
 impl Order {
@@ -44,6 +70,7 @@ impl Order {
             Order::DropSlot(_) => "DROP SLOT",
             Order::Pause(_) => "PAUSE",
             Order::Resume(_) => "RESUME",
+            Order::Dismiss(_) => "DISMISS",
             Order::Restart => "RESTART",
             Order::Shutdown { .. } => "SHUTDOWN",
         }
@@ -83,7 +110,7 @@ struct Usage {
     make: fn(Option<Argument<'_>>) -> Option<Order>,
 }
 
-const USAGES: [Usage; 7] = [
+const USAGES: [Usage; 8] = [
     Usage {
         words: &["reload"],
         whole: "RELOAD",
@@ -113,6 +140,15 @@ const USAGES: [Usage; 7] = [
         whole: "RESUME target",
         about: "Go on with it",
         make: |argument| Some(Order::Resume(argument?.name()?)),
+    },
+    Usage {
+        words: &["dismiss"],
+        whole: "DISMISS FAILOVERS | CONFLICTS | GAPS",
+        about: "Say that these troubles were looked at, which do not end by themselves",
+        make: |argument| {
+            let word = argument?;
+            Dismissal::ALL.into_iter().find(|what| word.is(what.as_str())).map(Order::Dismiss)
+        },
     },
     Usage {
         words: &["restart"],
@@ -188,6 +224,8 @@ mod tests {
             ("DROP SLOT 's'", Order::DropSlot(name("s"))),
             ("pause \"off-site\"", Order::Pause(name("off-site"))),
             ("resume 'off-site'", Order::Resume(name("off-site"))),
+            ("dismiss Gaps", Order::Dismiss(Dismissal::Gaps)),
+            ("DISMISS FAILOVERS", Order::Dismiss(Dismissal::Failovers)),
             ("Restart", Order::Restart),
             ("shutdown", Order::Shutdown { now: false }),
             ("shutdown /* at once */ now", Order::Shutdown { now: true }),
@@ -212,6 +250,8 @@ mod tests {
             "resume 1",
             "shutdown later",
             "restart now",
+            "dismiss",
+            "dismiss all",
             "disconnect 99999999999",
         ] {
             let said = order(text).unwrap_err();

@@ -27,6 +27,66 @@ type Value = Option<String>;
 /// All there are.
 pub(super) const REPORTS: &[Report] = &[
     Report {
+        name: "troubles",
+        about: "What somebody should look at, and what to do about it",
+        columns: &[
+            ("kind", Text),
+            ("about", Text),
+            ("since", Timestamptz),
+            ("message", Text),
+            ("alert", Text),
+        ],
+        rows: |status| {
+            let rows = status.trouble_details.iter().map(|it| {
+                vec![
+                    some(&it.kind),
+                    Some(it.about.clone()).filter(|about| !about.is_empty()),
+                    text(it.since),
+                    some(&it.message),
+                    some(&it.alert),
+                ]
+            });
+            rows.collect()
+        },
+    },
+    Report {
+        name: "ack",
+        about: "Who must have WAL before it is reported upstream, and who keeps it back",
+        columns: &[
+            ("level", Text),
+            ("rule", Text),
+            ("synchronous_commit", Text),
+            ("awaited", Bool),
+            ("reached_lsn", PgLsn),
+            ("held_bytes", Int8),
+            ("waiting", Interval),
+            ("waits_for", Text),
+            ("degraded", Interval),
+            ("degraded_to", Text),
+            ("budget_left", Interval),
+            ("budget_full_in", Interval),
+        ],
+        rows: |status| {
+            let rows = status.ack.iter().map(|it| {
+                vec![
+                    some(&it.level),
+                    some(&it.rule),
+                    some(&it.synchronous_commit),
+                    Some(flag(it.is_awaited)),
+                    text(it.reached_lsn),
+                    some(it.held_bytes),
+                    seconds(it.waiting_seconds),
+                    Some(it.waits_for.join(", ")).filter(|names| !names.is_empty()),
+                    seconds(it.degraded_seconds),
+                    it.degraded_to.clone(),
+                    seconds(it.budget_left_seconds),
+                    seconds(it.budget_full_in_seconds),
+                ]
+            });
+            rows.collect()
+        },
+    },
+    Report {
         name: "consumers",
         about: "Who receives from the relay, and what they lack",
         columns: &[
@@ -124,6 +184,8 @@ pub(super) const REPORTS: &[Report] = &[
             ("server_end_lsn", PgLsn),
             ("server_end_time", Timestamptz),
             ("unreceived_bytes", Int8),
+            ("lag", Interval),
+            ("last_commit_time", Timestamptz),
             ("unflushed_bytes", Int8),
             ("unflushed", Interval),
             ("last_message", Timestamptz),
@@ -144,6 +206,8 @@ pub(super) const REPORTS: &[Report] = &[
                 text(it.end_lsn),
                 text(it.end_at),
                 text(it.unreceived_bytes),
+                seconds(Some(it.lag_seconds)),
+                text(it.last_commit_at),
                 some(it.unflushed_bytes),
                 seconds(Some(it.unflushed_seconds)),
                 text(it.last_message_at),
@@ -151,6 +215,37 @@ pub(super) const REPORTS: &[Report] = &[
                 it.last_error.clone(),
                 text(it.last_error_at),
             ]]
+        },
+    },
+    Report {
+        name: "failovers",
+        about: "What became of acknowledged WAL where timelines were left",
+        columns: &[
+            ("time", Timestamptz),
+            ("from_timeline", Int4),
+            ("to_timeline", Int4),
+            ("switch_lsn", PgLsn),
+            ("acknowledged_lsn", PgLsn),
+            ("verdict", Text),
+            ("upstream_waited", Bool),
+            ("commits_left", Int8),
+            ("open", Bool),
+        ],
+        rows: |status| {
+            let rows = status.failovers.iter().map(|it| {
+                vec![
+                    some(it.seen),
+                    some(it.from_timeline),
+                    some(it.to_timeline),
+                    some(it.switch_lsn),
+                    some(it.acknowledged_lsn),
+                    some(&it.verdict),
+                    Some(flag(it.upstream_waited)),
+                    text(it.commits_left),
+                    Some(flag(it.is_open)),
+                ]
+            });
+            rows.collect()
         },
     },
     Report {
@@ -197,6 +292,9 @@ pub(super) const REPORTS: &[Report] = &[
             ("wal_bytes", Int8),
             ("wal_files", Int8),
             ("full_in", Interval),
+            ("sync_time", Interval),
+            ("missing_segments", Int8),
+            ("first_missing", Text),
             ("error", Text),
         ],
         rows: |status| {
@@ -208,6 +306,9 @@ pub(super) const REPORTS: &[Report] = &[
                 some(it.wal_bytes),
                 some(it.wal_files),
                 seconds(it.full_in_seconds),
+                seconds(it.sync_seconds),
+                some(it.missing_segments),
+                it.first_missing.clone(),
                 it.error.clone(),
             ]]
         },
@@ -238,10 +339,13 @@ pub(super) const REPORTS: &[Report] = &[
             ("failures", Int8),
             ("paused_since", Timestamptz),
             ("failing_since", Timestamptz),
+            ("stalled_since", Timestamptz),
             ("last_failed_file", Text),
             ("last_failed_time", Timestamptz),
             ("last_error", Text),
             ("conflicts", Int8),
+            ("gaps", Int8),
+            ("quota_bytes", Int8),
         ],
         rows: |status| {
             let rows = status.archive.iter().map(|it| {
@@ -258,10 +362,13 @@ pub(super) const REPORTS: &[Report] = &[
                     some(it.failures),
                     text(it.paused_since),
                     text(it.failing_since),
+                    text(it.stalled_since),
                     it.last_failed_file.clone(),
                     text(it.last_failed_at),
                     it.last_error.clone(),
                     some(it.conflicts),
+                    some(it.open_gaps),
+                    text(it.quota_bytes),
                 ]
             });
             rows.collect()

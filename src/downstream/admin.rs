@@ -5,7 +5,7 @@ use rustix::process::{Signal as ProcessSignal, getpid, kill_process};
 use super::Shared;
 use super::local::LocalSession;
 use super::own::OwnRelay;
-use crate::console::Order;
+use crate::console::{Dismissal, Order};
 use crate::overlay::{Relay as _, Signal};
 use crate::wire::{Connection, PgError, sqlstate};
 
@@ -88,6 +88,10 @@ impl LocalSession<'_> {
                 Ok(Some(text.to_owned()))
             }
             Order::Resume(target) => self.set_paused(target, false).map(|()| None),
+            Order::Dismiss(what) => {
+                let count = self.dismiss(*what).await?;
+                Ok(Some(format!("{count} {} were open", what.as_str())))
+            }
         }
     }
 
@@ -117,6 +121,25 @@ impl LocalSession<'_> {
         })
     }
 
+    /// How many were open.
+    async fn dismiss(&self, what: Dismissal) -> Result<u64, PgError> {
+        let archive = self.shared.config.status.as_ref().map(|sources| sources.archive());
+        let store = self.shared.store.clone();
+        match (what, archive) {
+            (Dismissal::Conflicts, archive) => Ok(archive.map_or(0, |archive| archive.dismiss_conflicts())),
+            (Dismissal::Gaps, archive) => Ok(archive.map_or(0, |archive| archive.dismiss_gaps())),
+            (Dismissal::Failovers, _) => {
+                // It waits for the disk.
+                let dismissed = tokio::task::spawn_blocking(move || store.dismiss_failovers()).await;
+                let dismissed = dismissed.map_err(std::io::Error::from).flatten();
+                dismissed.map(|count| count as u64).map_err(|error| {
+                    let text = format!("could not save that they were looked at: {error}");
+                    PgError::error(sqlstate::INTERNAL_ERROR, text)
+                })
+            }
+        }
+    }
+
     fn set_paused(&self, target: &str, paused: bool) -> Result<(), PgError> {
         let archive = self.shared.config.status.as_ref().map(|sources| sources.archive());
         if archive.is_some_and(|archive| archive.set_paused(target, paused)) {
@@ -139,6 +162,7 @@ fn object(order: &Order) -> Option<String> {
     match order {
         Order::Reload | Order::Restart | Order::Shutdown { now: false } => None,
         Order::Shutdown { now: true } => Some("NOW".to_owned()),
+        Order::Dismiss(what) => Some(what.as_str().to_ascii_uppercase()),
         Order::Disconnect(pid) => Some(pid.to_string()),
         Order::DropSlot(name) | Order::Pause(name) | Order::Resume(name) => Some(format!("\"{name}\"")),
     }

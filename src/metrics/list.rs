@@ -30,7 +30,12 @@ pub const METRICS: &[Metric] = &[
         out.whole(vec![], status.unready().is_none().into());
     }),
     metric("troubles", Count, Gauge, "Things that somebody should look at now", |status, out| {
-        out.whole(vec![], status.troubles().len() as u64);
+        out.whole(vec![], status.find_troubles().len() as u64);
+    }),
+    metric("trouble", Count, Gauge, "Things that somebody should look at now, by kind", |status, out| {
+        for (kind, count) in status.count_troubles() {
+            out.whole(vec![("kind", kind.as_str().to_owned())], count);
+        }
     }),
     metric(
         "fenced",
@@ -39,6 +44,25 @@ pub const METRICS: &[Metric] = &[
         "Whether a fence is in force: only a newer timeline is followed",
         |status, out| {
             out.whole(vec![], status.fence.as_ref().is_some_and(FenceStatus::is_in_force).into());
+        },
+    ),
+    metric(
+        "failovers_left_behind",
+        Count,
+        Gauge,
+        "Promotions that have left acknowledged WAL behind, and that nobody has dismissed",
+        |status, out| {
+            out.whole(vec![], status.failovers.iter().filter(|failover| failover.is_open).count() as u64);
+        },
+    ),
+    metric(
+        "certificate_end_time",
+        Seconds,
+        Gauge,
+        "When the first of the certificates that clients are shown ends, seconds since 1970; absent without TLS",
+        |status, out| {
+            let end = status.certificate_ends_at;
+            out.0.extend(end.map(|end| (vec![], Number::Real(end.as_seconds()))));
         },
     ),
     metric("timeline", Count, Gauge, "Timeline that is followed", |status, out| {
@@ -93,6 +117,25 @@ pub const METRICS: &[Metric] = &[
         },
     ),
     metric(
+        "upstream_lag",
+        Seconds,
+        Gauge,
+        "For how long the upstream may have had WAL that the relay has not; grows while the line is cut",
+        |status, out| {
+            out.real(vec![], status.upstream.lag_seconds);
+        },
+    ),
+    metric(
+        "last_commit_time",
+        Seconds,
+        Gauge,
+        "When the newest commit was made that has come, by its server's clock, seconds since 1970",
+        |status, out| {
+            let last = status.upstream.last_commit_at;
+            out.0.extend(last.map(|last| (vec![], Number::Real(last.as_seconds()))));
+        },
+    ),
+    metric(
         "unflushed",
         Bytes,
         Gauge,
@@ -108,6 +151,49 @@ pub const METRICS: &[Metric] = &[
         "How long the oldest WAL that is not flushed has been here",
         |status, out| {
             out.real(vec![], status.upstream.unflushed_seconds);
+        },
+    ),
+    metric(
+        "ack_held",
+        Bytes,
+        Gauge,
+        "WAL that is here and not reported to the upstream as the position of that level",
+        |status, out| {
+            for level in &status.ack {
+                out.whole(vec![("level", level.level.clone())], level.held_bytes);
+            }
+        },
+    ),
+    metric(
+        "ack_waiting",
+        Seconds,
+        Gauge,
+        "How long the oldest of it has waited for those whom [ack] names; 0 while none does",
+        |status, out| {
+            for level in &status.ack {
+                out.real(vec![("level", level.level.clone())], level.waiting_seconds.unwrap_or_default());
+            }
+        },
+    ),
+    metric(
+        "ack_degraded",
+        Seconds,
+        Gauge,
+        "How long the rule of [ack] has lapsed; 0 while it holds",
+        |status, out| {
+            for level in &status.ack {
+                out.real(vec![("level", level.level.clone())], level.degraded_seconds.unwrap_or_default());
+            }
+        },
+    ),
+    metric(
+        "ack_budget_left",
+        Seconds,
+        Gauge,
+        "How long rules of [ack] may lapse until the budget is spent; absent where there is none",
+        |status, out| {
+            let left = status.ack.first().and_then(|level| level.budget_left_seconds);
+            out.0.extend(left.map(|left| (vec![], Number::Real(left))));
         },
     ),
     metric("upstream_streams", Count, Counter, "Streams from an upstream that have begun", |status, out| {
@@ -222,6 +308,15 @@ pub const METRICS: &[Metric] = &[
     metric("disk_answers", Count, Gauge, "Whether the disk could be looked at", |status, out| {
         out.whole(vec![], status.disk.error.is_none().into());
     }),
+    metric(
+        "wal_missing_segments",
+        Count,
+        Gauge,
+        "Segments that are missing between the oldest WAL and the newest",
+        |status, out| {
+            of_disk(status, out, |status| Some(Number::Whole(status.disk.missing_segments)));
+        },
+    ),
     metric("wal_directory", Bytes, Gauge, "What the files of pg_wal take", |status, out| {
         of_disk(status, out, |status| Some(Number::Whole(status.disk.wal_bytes)));
     }),
@@ -293,9 +388,18 @@ pub const METRICS: &[Metric] = &[
         "archive_failing",
         Seconds,
         Gauge,
-        "How long the target has taken nothing; 0 while it does",
+        "How long the target has taken nothing, or is stalled; 0 while it takes WAL",
         |status, out| {
             of_targets(status, out, |target| Some(Number::Real(lasting(status, target.failing_since))));
+        },
+    ),
+    metric(
+        "archive_stalled",
+        Seconds,
+        Gauge,
+        "How long the target has neither taken nor refused a file; 0 while it does",
+        |status, out| {
+            of_targets(status, out, |target| Some(Number::Real(lasting(status, target.stalled_since))));
         },
     ),
     metric(
@@ -326,6 +430,24 @@ pub const METRICS: &[Metric] = &[
         "Files of ours that lay in the target with another content",
         |status, out| {
             of_targets(status, out, |target| Some(Number::Whole(target.conflicts)));
+        },
+    ),
+    metric(
+        "archive_quota",
+        Bytes,
+        Gauge,
+        "How much WAL may wait for the target; absent where there is no quota",
+        |status, out| {
+            of_targets(status, out, |target| target.quota_bytes.map(Number::Whole));
+        },
+    ),
+    metric(
+        "archive_gaps",
+        Count,
+        Gauge,
+        "Runs of segments that the target will never get, and that nobody has dismissed",
+        |status, out| {
+            of_targets(status, out, |target| Some(Number::Whole(target.open_gaps)));
         },
     ),
     metric("recall_in_flight", Count, Gauge, "Segments on their way back from the archive", |status, out| {
@@ -373,9 +495,15 @@ pub const METRICS: &[Metric] = &[
             out.whole(vec![("cause", cause.clone())], *count);
         }
     }),
-    metric("log_events", Count, Counter, "Warnings and errors in the log", |status, out| {
-        log_events(status.counts.warnings, status.counts.errors, out);
-    }),
+    metric(
+        "log_events",
+        Count,
+        Counter,
+        "Warnings and errors, whether the log shows them or not",
+        |status, out| {
+            log_events(status.counts.warnings, status.counts.errors, out);
+        },
+    ),
 ];
 
 /// What is known of a metric before the relay has recovered; `None` where nothing is.

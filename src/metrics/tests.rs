@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::*;
+use crate::status::TroubleKind;
 use crate::status::tests::Scene;
 
 fn names() -> BTreeSet<String> {
@@ -83,6 +84,21 @@ fn documents_dashboard_and_alerts_name_what_there_is() {
         let unknown: Vec<_> = named.difference(&documented).collect();
         assert!(unknown.is_empty() && !named.is_empty(), "{path}: {unknown:?}");
     }
+}
+
+#[test]
+fn each_trouble_has_an_alert_and_a_name_of_its_own() {
+    let (alerts, document) = (file("monitoring/alerts.yml"), file("docs/MONITORING.md"));
+    let mut words = BTreeSet::new();
+    for kind in TroubleKind::ALL {
+        let (word, alert) = (kind.as_str(), kind.alert());
+        assert!(alerts.contains(&format!("- alert: {alert}\n")), "{word}: {alert}");
+        assert!(words.insert(word), "{word}");
+        assert!(document.contains(&format!("\n| `{word}` | ")), "{word} is not in docs/MONITORING.md");
+    }
+    let shown = exposition(&Scene::new().now());
+    let series = shown.lines().filter(|line| line.starts_with("walrelay_trouble{kind=")).count();
+    assert_eq!(series, TroubleKind::ALL.len());
 }
 
 #[test]

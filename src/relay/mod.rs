@@ -45,7 +45,7 @@ use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
 use crate::restart::Successor;
 use crate::sockets::Sockets;
-use crate::status::{DiskGauge, History, Sources, SourcesSetup, Watched};
+use crate::status::{DiskGauge, History, Reminders, Sources, SourcesSetup, Watched};
 use crate::store::{Background, FLUSHER, Store, offline};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
@@ -240,6 +240,7 @@ impl Relay {
         let listen = listen_addresses(&config)?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
+        let certificate_end = access.tls.as_ref().and_then(ServerTls::ends_at);
         let access = Arc::new(SharedAccess::new(access));
         let descriptors = raise_descriptors(&config);
         let opened = Store::open_telling(config.store.clone(), watched.opening().clone());
@@ -250,6 +251,7 @@ impl Relay {
         // Before the archiver rings retention's bell: slots whose WAL is archived must not be lost at the start.
         let recall = start_recall(&config, &store)?;
         store.report_missing_wal();
+        store.load_failovers();
         set_acknowledgements(&config, &store);
         budget::take_up(&store);
         let timeouts = Timeouts {
@@ -273,6 +275,7 @@ impl Relay {
             settings: reload::settings(&config, None),
         });
         let status = Arc::new(sources.begun(watched.started()));
+        status.set_certificate_end(certificate_end);
         let rules = Arc::new(SharedRules::new(session_rules(&config)));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
@@ -304,6 +307,7 @@ impl Relay {
         let (stop_refresh, roles_of) = (stop(), gateway.clone());
         tasks.spawn("roles refresher", async move { roles_of.roles().run(stop_refresh).await });
         tasks.spawn("disk gauge", status.disk().clone().run(stop()));
+        tasks.spawn("reminders", Reminders::default().run(status.clone(), stop()));
         tasks.spawn("cleaner of recalled WAL", recall.clone().keep_clean(stop()));
         tasks.spawn("keeper of the acknowledgements' budget", budget::keep(store.clone(), stop()));
         tasks.spawn("signal handler", ignored.tell(stop()));

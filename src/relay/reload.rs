@@ -22,6 +22,7 @@ use crate::log::LevelSwitch;
 use crate::notify::Notifier;
 use crate::status::{Setting, Sources};
 use crate::store::{KeepSizes, Store, StoreConfig};
+use crate::wire::ServerTls;
 
 /// Settings that are in effect at once, for new connections.
 const ACCESS: [&str; 17] = [
@@ -174,6 +175,7 @@ impl Reload {
     /// Nothing fails here.
     fn apply(&self, fresh: Fresh) {
         let Fresh { config: new, access, targets, sources } = fresh;
+        self.status.set_certificate_end(access.tls.as_ref().and_then(ServerTls::ends_at));
         self.access.replace(access);
         self.rules.replace(session_rules(&new));
         self.log_level.set(new.log_level);

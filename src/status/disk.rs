@@ -25,6 +25,10 @@ const WINDOW: Duration = Duration::from_secs(3600);
 const SPACING: Duration = Duration::from_secs(60);
 /// The least from which a rate says anything: one large file is no trend.
 const LEAST: Duration = Duration::from_secs(600);
+/// Over how long the mean of syncs is taken; the least that says anything, and how many there have to be.
+const SYNCS_WINDOW: Duration = Duration::from_secs(600);
+const SYNCS_LEAST: Duration = Duration::from_secs(300);
+const SYNCS_FEWEST: u64 = 10;
 
 /// Looks at the disk of a store's data directory.
 #[derive(Debug)]
@@ -40,6 +44,33 @@ struct State {
     seen: DiskStatus,
     looked_at: Option<Past>,
     free: FreeSpace,
+    syncs: Syncs,
+    /// Missing at the last look. A file that gets its name while the directory is read may be seen under neither.
+    suspected: Vec<String>,
+}
+
+/// How many syncs there were when, and how long they took, oldest first.
+#[derive(Debug, Default)]
+struct Syncs {
+    samples: VecDeque<(Instant, u64, Duration)>,
+}
+
+impl Syncs {
+    fn note(&mut self, now: Instant, count: u64, took: Duration) {
+        self.samples.push_back((now, count, took));
+        while self.samples.front().is_some_and(|(at, ..)| now.duration_since(*at) > SYNCS_WINDOW) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// How long one took on average, seconds.
+    fn mean(&self) -> Option<f64> {
+        let ((begun, before, took_before), (now, count, took)) =
+            (*self.samples.front()?, *self.samples.back()?);
+        let syncs = count.saturating_sub(before);
+        let is_enough = now.duration_since(begun) >= SYNCS_LEAST && syncs >= SYNCS_FEWEST;
+        is_enough.then(|| took.saturating_sub(took_before).as_secs_f64() / syncs as f64)
+    }
 }
 
 /// What was free when, oldest first.
@@ -81,7 +112,13 @@ impl DiskGauge {
         let looked_at = state.looked_at.map(|past| clock.moment(past));
         let rate = state.free.shrinks();
         let full = rate.filter(|rate| *rate > 0.0).map(|rate| state.seen.free_bytes as f64 / rate);
-        DiskStatus { looked_at, growth_bytes_per_second: rate, full_in_seconds: full, ..state.seen.clone() }
+        DiskStatus {
+            looked_at,
+            growth_bytes_per_second: rate,
+            full_in_seconds: full,
+            sync_seconds: state.syncs.mean(),
+            ..state.seen.clone()
+        }
     }
 
     /// Looks now and then, until told to stop.
@@ -101,10 +138,17 @@ impl DiskGauge {
         let store = self.store.clone();
         let looked = self.lane.run(0, move || look_at(&store)).await;
         let looked = looked.and_then(|looked| looked.map_err(|error| error.to_string()));
+        let (now, syncs) = (Instant::now(), &self.store.counts().syncs);
         let mut state = self.lock();
+        state.syncs.note(now, syncs.classes().iter().sum(), syncs.total());
         match looked {
-            Ok(seen) => {
-                state.free.note(Instant::now(), seen.free_bytes);
+            Ok((mut seen, missing)) => {
+                state.free.note(now, seen.free_bytes);
+                let sure: Vec<&String> =
+                    missing.iter().filter(|name| state.suspected.contains(name)).collect();
+                (seen.missing_segments, seen.first_missing) =
+                    (sure.len() as u64, sure.first().map(|name| (*name).clone()));
+                state.suspected = missing;
                 (state.seen, state.looked_at) = (seen, Some(Past::now()));
             }
             Err(error) => state.seen.error = Some(error),
@@ -117,19 +161,22 @@ impl DiskGauge {
     }
 }
 
-/// Waits for the disk.
-fn look_at(store: &Store) -> io::Result<DiskStatus> {
+/// What is seen, and the names of segments that are missing. Waits for the disk.
+fn look_at(store: &Store) -> io::Result<(DiskStatus, Vec<String>)> {
     let space = rustix::fs::statvfs(store.data_dir())?;
     let files = list(&store.wal_path(""))?;
     let seg_size = store.identity().map(|identity| identity.seg_size);
-    Ok(DiskStatus {
+    let missing = store.missing_segments()?;
+    let missing = missing.into_iter().filter_map(|name| Some(name.format(seg_size?))).collect();
+    let seen = DiskStatus {
         size_bytes: space.f_blocks.saturating_mul(space.f_frsize),
         free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         wal_bytes: files.iter().map(|(_, bytes)| bytes).sum(),
         wal_files: files.len() as u64,
         segments: seg_size.map(|size| by_timeline(&files, size)).unwrap_or_default(),
         ..DiskStatus::default()
-    })
+    };
+    Ok((seen, missing))
 }
 
 /// Names of the files, and what each takes on the disk.
@@ -201,6 +248,20 @@ mod tests {
         assert!(free.samples.len() <= 62, "{}", free.samples.len());
         free.note(at(8000), 40_000_000);
         assert!(free.shrinks().unwrap() < 0.0, "it becomes more");
+    }
+
+    #[test]
+    fn the_mean_of_syncs_is_that_of_the_last_minutes_and_of_enough_of_them() {
+        let (mut syncs, start) = (Syncs::default(), Instant::now());
+        let mut note = |seconds, count, took| {
+            syncs.note(start + Duration::from_secs(seconds), count, Duration::from_secs(took));
+            syncs.mean()
+        };
+        assert_eq!(note(0, 1000, 10), None);
+        assert_eq!(note(299, 1100, 60), None, "too early to tell");
+        assert_eq!(note(300, 1100, 60), Some(0.5));
+        assert_eq!(note(800, 1105, 61), None, "too few");
+        assert_eq!(note(850, 1300, 61), Some(0.005));
     }
 
     #[test]

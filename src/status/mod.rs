@@ -5,7 +5,8 @@
 //!                     DiskGauge (looks at the disk now and then, by itself) ──┴─> Sources ──> Status
 //!                                                                                              │
 //!                          metrics  <──  SQL (console)  <──  JSON, `walrelay status`  <────────┤
-//!                                                History (the last hours, in memory)  <────────┘
+//!                                                History (the last hours, in memory)  <────────┤
+//!                                Reminders (the log is told of what lasts)  <── troubles <─────┘
 //! ```
 //!
 //! Whoever shows something of the relay shows a part of this, so that no two of them disagree. Making one takes locks that
@@ -15,18 +16,22 @@
 mod disk;
 mod history;
 mod now;
+mod reminders;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;
+mod troubles;
 mod value;
 mod watched;
 
 pub use disk::DiskGauge;
 pub use history::History;
 pub use now::{Setting, Sources, SourcesSetup};
+pub use reminders::Reminders;
+pub use troubles::{Trouble, TroubleKind, TroubleStatus};
 pub use value::{
-    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, FenceStatus,
-    HolderStatus, RecallStatus, RelayStatus, SegmentsStatus, SlotStatus, Status, TimelineStatus,
-    UpstreamStatus,
+    AckStatus, ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus,
+    FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RelayStatus, SegmentsStatus, SlotStatus, Status,
+    TimelineStatus, UpstreamStatus,
 };
 pub use watched::{Running, Starting, Watched};

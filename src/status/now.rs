@@ -1,17 +1,21 @@
 //! Where the value comes from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Instant, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use walrelay_proto::ack::Report;
 use walrelay_proto::{Lsn, TimelineHistory, TimelineId, TimelinePosition};
 
 use super::disk::DiskGauge;
+use super::reminders::Key;
+use super::troubles::{Trouble, TroubleStatus};
 use super::value::{
-    ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus, FenceStatus,
-    HolderStatus, RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
+    AckStatus, ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus,
+    FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus,
+    UpstreamStatus,
 };
 use crate::archive::{ArchiveControl, Recall, TargetSeen};
 use crate::consumers;
@@ -20,6 +24,7 @@ use crate::events::Events;
 use crate::moment::{Clock, Moment, Past};
 use crate::overlay::{Holdings, slot_row};
 use crate::redact::redact;
+use crate::store::failovers::Failover;
 use crate::store::fence::Fencing;
 use crate::store::{Held, HoldKind, HoldRow, SlotInfo, Store, Tip};
 use crate::upstream::{Board, Seen};
@@ -95,6 +100,9 @@ pub struct Sources {
     settings: RwLock<(Arc<Vec<Setting>>, Past)>,
     started: Past,
     stopping: AtomicBool,
+    /// Troubles, and since when they are known.
+    lasting: Mutex<BTreeMap<Key, Past>>,
+    certificate_end: Mutex<Option<SystemTime>>,
 }
 
 impl Sources {
@@ -111,7 +119,9 @@ impl Sources {
     /// Those of a relay that starts now.
     pub fn new(mut setup: SourcesSetup) -> Sources {
         let settings = RwLock::new((Arc::new(std::mem::take(&mut setup.settings)), Past::now()));
-        Sources { parts: setup, settings, started: Past::now(), stopping: AtomicBool::new(false) }
+        let (stopping, lasting) = (AtomicBool::new(false), Mutex::default());
+        let certificate_end = Mutex::default();
+        Sources { parts: setup, settings, started: Past::now(), stopping, lasting, certificate_end }
     }
 
     /// The same of one that has started then.
@@ -144,6 +154,34 @@ impl Sources {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// When the first of the certificates that clients are shown ends.
+    pub fn set_certificate_end(&self, end: Option<SystemTime>) {
+        *self.certificate_end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    fn certificate_end(&self) -> Option<SystemTime> {
+        *self.certificate_end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are the troubles now; what is new among them is known from now on.
+    pub(super) fn note_troubles(&self, keys: BTreeSet<Key>, now: Past) {
+        let mut lasting = self.lasting.lock().unwrap_or_else(PoisonError::into_inner);
+        lasting.retain(|key, _| keys.contains(key));
+        for key in keys {
+            lasting.entry(key).or_insert(now);
+        }
+    }
+
+    fn details(&self, troubles: Vec<Trouble>, clock: Clock) -> Vec<TroubleStatus> {
+        let lasting = self.lasting.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = |trouble: Trouble| {
+            let since = lasting.get(&(trouble.kind, trouble.about.clone()));
+            let since = since.map(|since| clock.moment(*since));
+            trouble.shown(since)
+        };
+        troubles.into_iter().map(shown).collect()
+    }
+
     /// The settings that are in effect from now on.
     pub fn set_settings(&self, settings: Vec<Setting>) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(settings), Past::now());
@@ -171,8 +209,12 @@ impl Status {
             at: end.clock.at(),
             ready: false,
             troubles: Vec::new(),
+            trouble_details: Vec::new(),
             relay: relay(sources, tip, end.clock),
             fence: fence(store.fences().now()),
+            failovers: store.failovers().iter().map(failover).collect(),
+            certificate_ends_at: sources.certificate_end().map(Moment::from),
+            ack: ack(store.consumers().acknowledgements().seen()),
             consumers: consumers(&end, &slots),
             slots: self::slots(&end, &slots),
             timelines: tip.map(|_| timelines(&store.history())).unwrap_or_default(),
@@ -184,7 +226,10 @@ impl Status {
             counts: counts(sources, &seen),
             upstream: upstream_status(sources, seen, tip, &end),
         };
-        Status { ready: status.unready().is_none(), troubles: status.troubles(), ..status }
+        let found = status.find_troubles();
+        let troubles = found.iter().map(|trouble| trouble.message.clone()).collect();
+        let trouble_details = sources.details(found, end.clock);
+        Status { ready: status.unready().is_none(), troubles, trouble_details, ..status }
     }
 }
 
@@ -273,6 +318,8 @@ fn upstream_status(sources: &Sources, seen: Seen, tip: Option<Tip>, end: &End<'_
         last_error: last_error.map(|error| redact(&error)),
         last_error_at: past(last_error_at),
         unreceived_bytes: end_lsn.map(|theirs| theirs.since(end.lsn)),
+        lag_seconds: sources.parts.upstream.lag(end.lsn).as_secs_f64(),
+        last_commit_at: end.store.newest_commit().and_then(|time| time.to_system_time()).map(Moment::from),
         unflushed_bytes: unflushed.map_or(0, |it| it.lag_bytes),
         unflushed_seconds: unflushed.map_or(0.0, |it| it.lag_seconds),
     }
@@ -292,6 +339,40 @@ fn fence(fencing: Fencing) -> Option<FenceStatus> {
         address: fence.by.address,
         durable: is_saved,
     })
+}
+
+fn failover(failover: &Failover) -> FailoverStatus {
+    FailoverStatus {
+        seen: failover.seen.to_system_time().unwrap_or(SystemTime::UNIX_EPOCH).into(),
+        from_timeline: failover.from.as_u32(),
+        to_timeline: failover.to.as_u32(),
+        switch_lsn: failover.switch_point,
+        acknowledged_lsn: failover.acknowledged,
+        verdict: failover.verdict().as_str().to_owned(),
+        upstream_waited: failover.was_awaited,
+        commits_left: failover.commits,
+        is_open: failover.is_open(),
+    }
+}
+
+fn ack(seen: consumers::AckSeen) -> Vec<AckStatus> {
+    let seconds = |time: Duration| time.as_secs_f64();
+    let (rules, budget, is_awaited) = (seen.rules, seen.allowance, seen.is_awaited);
+    let status = |report: Report| AckStatus {
+        level: report.level.as_str().to_owned(),
+        rule: rules.at(report.level).to_string(),
+        synchronous_commit: report.level.waited_for_by().to_owned(),
+        is_awaited,
+        reached_lsn: report.reached,
+        held_bytes: report.held_bytes,
+        waiting_seconds: report.waiting.map(seconds),
+        waits_for: report.waits_for.iter().map(ToString::to_string).collect(),
+        degraded_seconds: report.lapsed.map(seconds),
+        degraded_to: report.lapsed.and(rules.lapse.as_ref()).map(|lapse| lapse.to.to_string()),
+        budget_left_seconds: budget.map(|budget| seconds(budget.left)),
+        budget_full_in_seconds: budget.map(|budget| seconds(budget.full_in)),
+    };
+    seen.reports.into_iter().map(status).collect()
 }
 
 fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {
@@ -393,8 +474,12 @@ fn archive_target(end: &End<'_>, (name, place, seen): (String, String, TargetSee
         last_failed_at: past(last_failed_at),
         last_error,
         failing_since: past(seen.failing_since),
+        stalled_since: past(seen.stalled_since),
         paused_since: past(seen.paused_since),
         conflicts: seen.conflicts,
+        open_conflicts: seen.open_conflicts,
+        open_gaps: seen.open_gaps,
+        quota_bytes: seen.quota,
         pending_files: seen.pending_files,
         pending_bytes: pending.map(|it| it.lag_bytes),
         at_risk_bytes: at_risk.map(|it| it.lag_bytes),

@@ -175,3 +175,212 @@ fn whoever_looks_waits_for_no_disk_and_a_thousand_consumers_are_cheap() {
     let other = text.lines().find(|line| line.starts_with("walrelay_consumers{application_name=\"other\"}"));
     assert_eq!(other, Some("walrelay_consumers{application_name=\"other\"} 900"));
 }
+
+/// Of a relay that streams and has nothing wrong.
+fn well() -> Status {
+    let mut status = Scene::new().now();
+    "streaming".clone_into(&mut status.upstream.state);
+    (status.upstream.lag_seconds, status.disk.size_bytes, status.disk.free_bytes) = (0.0, 100, 50);
+    assert_eq!(status.troubles(), Vec::<String>::new());
+    status
+}
+
+/// The kinds that are found when something is done to it, and what is said.
+fn found(spoil: impl FnOnce(&mut Status)) -> Vec<(&'static str, String)> {
+    let mut status = well();
+    spoil(&mut status);
+    let found = status.find_troubles().into_iter();
+    found.map(|trouble| (trouble.kind.as_str(), trouble.message)).collect()
+}
+
+fn ago(status: &Status, seconds: u64) -> Option<crate::moment::Moment> {
+    crate::moment::Moment::from_micros(status.at.as_micros() - seconds * 1_000_000)
+}
+
+#[test]
+fn a_sync_that_does_not_return_is_told_behind_some_seconds() {
+    let unflushed = |seconds: f64, bytes: u64| {
+        found(|status| {
+            (status.upstream.unflushed_seconds, status.upstream.unflushed_bytes) = (seconds, bytes)
+        })
+    };
+    assert_eq!(unflushed(4.9, 100), []);
+    let told = unflushed(12.0, 100);
+    assert!(told[0].0 == "not_flushing" && told[0].1.contains("the oldest for 12 s"), "{told:?}");
+    assert_eq!(found(|status| status.disk.sync_seconds = Some(0.09)), []);
+    let told = found(|status| status.disk.sync_seconds = Some(0.2));
+    assert!(told[0].0 == "slow_syncs" && told[0].1.contains("takes 200 ms"), "{told:?}");
+}
+
+#[test]
+fn a_disk_is_told_before_it_is_full() {
+    assert_eq!(found(|status| status.disk.full_in_seconds = Some(5.0 * 3600.0)), []);
+    let told = found(|status| status.disk.full_in_seconds = Some(3.0 * 3600.0));
+    assert!(told[0].0 == "disk_full_soon" && told[0].1.contains("180 min"), "{told:?}");
+    assert_eq!(found(|status| status.disk.free_bytes = 10), []);
+    let told = found(|status| status.disk.free_bytes = 9);
+    assert!(told[0].0 == "disk_nearly_full" && told[0].1.contains("9.0 %"), "{told:?}");
+    let told = found(|status| {
+        (status.disk.missing_segments, status.disk.first_missing) = (2, Some("00000001".to_owned()));
+    });
+    assert!(told[0].0 == "wal_missing" && told[0].1.contains("2 WAL segments"), "{told:?}");
+}
+
+#[test]
+fn slots_are_told_when_nobody_uses_them_and_before_they_are_lost() {
+    let slot = |held: u64, safe: Option<i64>, unused: u64| {
+        found(|status| {
+            let inactive_since = ago(status, unused).filter(|_| unused > 0);
+            status.slots.push(super::SlotStatus {
+                name: "s".to_owned(),
+                temporary: false,
+                active_pid: None,
+                restart: None,
+                held_bytes: held,
+                wal_status: Some("extended".to_owned()),
+                safe_wal_size: safe,
+                inactive_since,
+                lost_because: None,
+                begun_lsn: None,
+            });
+        })
+    };
+    assert_eq!(slot(80, Some(21), 3500), []);
+    let told = slot(85, Some(15), 0);
+    assert!(told[0].0 == "slot_near_limit" && told[0].1.contains("another 15 bytes"), "{told:?}");
+    assert_eq!(slot(0, None, 9000), [], "it keeps nothing");
+    let told = slot(80, None, 7200);
+    assert!(told[0].0 == "slot_unused" && told[0].1.contains("for 2 h"), "{told:?}");
+}
+
+#[test]
+fn who_syncs_whole_segments_is_behind_in_what_it_has_written_only() {
+    let at = |lag_seconds: f64, lag_bytes: u64| Some(super::Distance { lsn: START, lag_bytes, lag_seconds });
+    let consumer = |write, flush, replay| {
+        found(|status| {
+            status.consumers.push(super::ConsumerStatus {
+                pid: 1,
+                user: "u".to_owned(),
+                application_name: "c".to_owned(),
+                client_addr: None,
+                connected_at: status.at,
+                state: "streaming".to_owned(),
+                slot: None,
+                sent: at(0.0, 0),
+                write,
+                flush,
+                replay,
+                sent_bytes: 0,
+                reply_at: None,
+            });
+        })
+    };
+    assert_eq!(consumer(at(0.0, 0), at(9000.0, 1 << 20), None), [], "its segment is not whole yet");
+    for behind in [
+        consumer(at(301.0, 1 << 20), at(9000.0, 1 << 20), None),
+        consumer(at(0.0, 0), at(9000.0, 64 << 20), None),
+        consumer(at(0.0, 0), at(301.0, 100), at(301.0, 100)),
+    ] {
+        assert!(behind.len() == 1 && behind[0].0 == "consumer_behind", "{behind:?}");
+    }
+    assert_eq!(consumer(at(0.0, 0), at(0.0, 0), at(9000.0, 1 << 30)), [], "one that replays late on purpose");
+}
+
+#[test]
+fn who_keeps_back_what_is_reported_is_told() {
+    let ack = |spoil: fn(&mut super::AckStatus)| found(|status| spoil(&mut status.ack[1]));
+    assert_eq!(ack(|flush| flush.waiting_seconds = Some(29.0)), []);
+    let told = ack(|flush| {
+        (flush.waiting_seconds, flush.waits_for, flush.is_awaited) = (Some(45.0), vec!["b".to_owned()], true);
+    });
+    assert!(
+        told[0].0 == "ack_held_back" && told[0].1.contains("has waited for b for 45 s, and commits"),
+        "{told:?}"
+    );
+    let told =
+        ack(|flush| (flush.degraded_seconds, flush.degraded_to) = (Some(3.0), Some("local".to_owned())));
+    assert!(told[0].0 == "ack_degraded" && told[0].1.contains("flush = local holds instead"), "{told:?}");
+    let told = found(|status| status.ack[0].budget_left_seconds = Some(0.0));
+    assert_eq!(told[0].0, "ack_budget_spent");
+}
+
+#[test]
+fn what_does_not_end_by_itself_is_told_until_somebody_says_so() {
+    let failover = |is_open| {
+        found(|status| {
+            status.failovers.push(super::FailoverStatus {
+                seen: status.at,
+                from_timeline: 1,
+                to_timeline: 2,
+                switch_lsn: START,
+                acknowledged_lsn: START,
+                verdict: "left".to_owned(),
+                upstream_waited: true,
+                commits_left: Some(3),
+                is_open,
+            });
+        })
+    };
+    assert_eq!(failover(false), []);
+    let told = failover(true);
+    assert!(told[0].0 == "wal_left_behind" && told[0].1.contains("3 commits"), "{told:?}");
+}
+
+#[test]
+fn a_certificate_is_told_two_weeks_before_it_ends_and_a_setting_that_waits_for_a_restart() {
+    let ends_in = |days: i64| {
+        found(|status| {
+            let micros = status.at.as_micros().saturating_add_signed(days * 86_400 * 1_000_000);
+            status.certificate_ends_at = crate::moment::Moment::from_micros(micros);
+        })
+    };
+    assert_eq!(ends_in(15), []);
+    let told = ends_in(3);
+    assert!(told[0].0 == "certificate_ends" && told[0].1.contains("ends in 3 days"), "{told:?}");
+    assert!(ends_in(-1)[0].1.contains("has ended"));
+    let told = found(|status| status.settings[0].pending_restart = true);
+    assert!(told[0].0 == "pending_restart" && told[0].1.contains(": slot ("), "{told:?}");
+}
+
+#[test]
+fn an_archive_target_is_told_of_in_all_that_may_be_wrong_with_it() {
+    let target = |spoil: fn(&mut super::ArchiveStatus, Option<crate::moment::Moment>)| {
+        found(|status| {
+            let since = ago(status, 60);
+            let mut target = super::ArchiveStatus {
+                name: "main".to_owned(),
+                place: String::new(),
+                archived_files: 0,
+                last_archived_file: None,
+                last_archived_at: None,
+                failures: 0,
+                last_failed_file: None,
+                last_failed_at: None,
+                last_error: None,
+                failing_since: None,
+                stalled_since: None,
+                paused_since: None,
+                conflicts: 1,
+                open_conflicts: 0,
+                open_gaps: 0,
+                quota_bytes: None,
+                pending_files: 0,
+                pending_bytes: Some(85),
+                at_risk_bytes: None,
+                at_risk_seconds: None,
+            };
+            spoil(&mut target, since);
+            status.archive.push(target);
+        })
+    };
+    assert_eq!(target(|_, _| ()), []);
+    let told = target(|target, since| (target.failing_since, target.stalled_since) = (since, since));
+    assert!(told[0].0 == "archive_failing" && told[0].1.contains("neither taken nor refused"), "{told:?}");
+    let kinds = |spoil| target(spoil).into_iter().map(|(kind, _)| kind).collect::<Vec<_>>();
+    assert_eq!(kinds(|target, since| target.failing_since = since), ["archive_failing"]);
+    assert_eq!(kinds(|target, since| target.paused_since = since), ["archive_paused"]);
+    assert_eq!(kinds(|target, _| target.quota_bytes = Some(110)), [""; 0]);
+    assert_eq!(kinds(|target, _| target.quota_bytes = Some(100)), ["archive_quota"]);
+    assert_eq!(kinds(|target, _| target.open_gaps = 1), ["archive_gap"]);
+    assert_eq!(kinds(|target, _| target.open_conflicts = 1), ["archive_conflict"]);
+}

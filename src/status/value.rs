@@ -7,6 +7,7 @@ use walrelay_proto::Lsn;
 
 use super::now::Setting;
 use super::text;
+use super::troubles::TroubleStatus;
 use crate::moment::Moment;
 
 /// A running relay at one moment.
@@ -20,6 +21,9 @@ pub struct Status {
     /// What somebody should look at now, a line each; nothing when all is well.
     #[serde(default)]
     pub troubles: Vec<String>,
+    /// The same with their kinds, and since when they are known.
+    #[serde(default)]
+    pub trouble_details: Vec<TroubleStatus>,
     /// The relay itself, and the WAL that it holds.
     pub relay: RelayStatus,
     /// Whom it receives from.
@@ -27,6 +31,15 @@ pub struct Status {
     /// Its last fence, in force or not; absent if there was never one.
     #[serde(default)]
     pub fence: Option<FenceStatus>,
+    /// What became of acknowledged WAL where timelines were left, oldest first.
+    #[serde(default)]
+    pub failovers: Vec<FailoverStatus>,
+    /// When the first of the certificates that clients are shown ends.
+    #[serde(default)]
+    pub certificate_ends_at: Option<Moment>,
+    /// Who must have WAL before it is reported upstream, and how far that is so, for each position.
+    #[serde(default)]
+    pub ack: Vec<AckStatus>,
     /// Who receives from it.
     pub consumers: Vec<ConsumerStatus>,
     /// Its replication slots.
@@ -116,6 +129,13 @@ pub struct UpstreamStatus {
     pub last_error_at: Option<Moment>,
     /// WAL that the server has and the relay has not, as far as the server has told.
     pub unreceived_bytes: Option<u64>,
+    /// For how long it may be that the server has WAL which the relay has not: 0 while it streams, is heard of, and has told of no
+    /// more; growing while the line is cut.
+    #[serde(default)]
+    pub lag_seconds: f64,
+    /// When the newest commit was made that has come since the start, by the clock of the server that it was made on.
+    #[serde(default)]
+    pub last_commit_at: Option<Moment>,
     /// WAL that is received and would be lost with the power.
     pub unflushed_bytes: u64,
     /// How long the oldest of it has been here.
@@ -161,6 +181,61 @@ impl FenceStatus {
             "epoch {epoch}, timeline {timeline} {position}, since {since} by {role} from {address}{reason}"
         )
     }
+}
+
+/// A timeline that was left for another one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FailoverStatus {
+    /// When that was seen.
+    pub seen: Moment,
+    /// The timeline that was left.
+    pub from_timeline: u32,
+    /// The one that was begun.
+    pub to_timeline: u32,
+    /// Where their ways part.
+    #[serde(with = "text")]
+    pub switch_lsn: Lsn,
+    /// What the upstream was told of the one that was left.
+    #[serde(with = "text")]
+    pub acknowledged_lsn: Lsn,
+    /// `kept`, `left` or `doubtful`.
+    pub verdict: String,
+    /// Whether the upstream waited for this relay.
+    pub upstream_waited: bool,
+    /// Commits that were acknowledged and are not on the new timeline; absent if they could not be counted.
+    pub commits_left: Option<u64>,
+    /// Whether somebody should look at it: commits were acknowledged, are not there, and nobody has said that this was looked at.
+    pub is_open: bool,
+}
+
+/// What is reported upstream of a position.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AckStatus {
+    /// `write`, `flush` or `apply`.
+    pub level: String,
+    /// Who must have WAL, as in `[ack]`.
+    pub rule: String,
+    /// The `synchronous_commit` that waits for it.
+    pub synchronous_commit: String,
+    /// Whether the upstream waits for this relay.
+    pub is_awaited: bool,
+    /// How far the rule, or the one it has lapsed to, is fulfilled.
+    #[serde(with = "text::optional")]
+    pub reached_lsn: Option<Lsn>,
+    /// How much of what is here is not.
+    pub held_bytes: u64,
+    /// How long the oldest of it has waited for those whom the rule names; absent where nothing does.
+    pub waiting_seconds: Option<f64>,
+    /// For whom.
+    pub waits_for: Vec<String>,
+    /// How long the rule has lapsed; absent while it holds.
+    pub degraded_seconds: Option<f64>,
+    /// What holds instead.
+    pub degraded_to: Option<String>,
+    /// How long rules may lapse until the budget is spent; absent where there is none.
+    pub budget_left_seconds: Option<f64>,
+    /// In how long there is all of it again.
+    pub budget_full_in_seconds: Option<f64>,
 }
 
 /// A position that somebody has reached, and what that lacks to the end of the relay's WAL.
@@ -272,6 +347,16 @@ pub struct DiskStatus {
     pub growth_bytes_per_second: Option<f64>,
     /// When it is used up if that goes on; absent where it does not become less.
     pub full_in_seconds: Option<f64>,
+    /// How long a sync of written WAL took on average in the last ten minutes; absent before five have passed, and where there were
+    /// few.
+    #[serde(default)]
+    pub sync_seconds: Option<f64>,
+    /// Segments that are missing between the oldest WAL that is held and the newest.
+    #[serde(default)]
+    pub missing_segments: u64,
+    /// The first of them.
+    #[serde(default)]
+    pub first_missing: Option<String>,
     /// Segments by timeline.
     pub segments: Vec<SegmentsStatus>,
     /// Who keeps WAL there, and how much; the same bytes may be kept by several.
@@ -333,13 +418,25 @@ pub struct ArchiveStatus {
     pub last_failed_at: Option<Moment>,
     /// Why, kept when it works again.
     pub last_error: Option<String>,
-    /// Since when everything that was tried has failed.
+    /// Since when everything that was tried has failed, or a file was neither taken nor refused.
     pub failing_since: Option<Moment>,
+    /// Since when it has neither taken nor refused a file.
+    #[serde(default)]
+    pub stalled_since: Option<Moment>,
     /// Since when nothing is begun for it, because somebody has paused it.
     #[serde(default)]
     pub paused_since: Option<Moment>,
     /// Files with another content that lay there under the name of one of ours.
     pub conflicts: u64,
+    /// Those of them that nobody has looked at.
+    #[serde(default)]
+    pub open_conflicts: u64,
+    /// Runs of segments that it will never get, and that nobody has looked at.
+    #[serde(default)]
+    pub open_gaps: u64,
+    /// How much WAL may wait for it; absent where that is as much as there is room for.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
     /// Files that wait for it.
     pub pending_files: u64,
     /// WAL that it has not got as whole files; absent before that is known.
@@ -446,63 +543,5 @@ impl Status {
         }
         let why = self.upstream.last_error.as_deref().unwrap_or("no server has answered yet");
         Some(format!("no WAL is held yet, and none comes from the upstream: {why}"))
-    }
-
-    /// What somebody should look at now, a line each; nothing when all is well.
-    pub fn troubles(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.unready().into_iter().collect();
-        let fence = self.fence.as_ref().filter(|fence| fence.is_in_force());
-        lines.extend(fence.map(|fence| {
-            format!("the relay is fenced: only a newer timeline is followed ({})", fence.line())
-        }));
-        lines.extend(self.upstream_trouble());
-        lines.extend(self.disk.trouble());
-        let lost = self.slots.iter().filter(|slot| slot.wal_status.as_deref() == Some("lost"));
-        lines.extend(lost.map(|slot| {
-            let name = &slot.name;
-            format!("slot \"{name}\" is lost: its consumer has to be set up anew, and the slot dropped")
-        }));
-        lines.extend(self.archive.iter().filter_map(ArchiveStatus::trouble));
-        lines
-    }
-
-    fn upstream_trouble(&self) -> Option<String> {
-        let upstream = &self.upstream;
-        if upstream.state == "streaming" || self.relay.stopping {
-            return None;
-        }
-        let since = upstream.failing_since.map(|since| format!(" since {since}")).unwrap_or_default();
-        let error = upstream.last_error.as_ref().filter(|_| upstream.failing_since.is_some());
-        let error = error.map(|error| format!(": {error}")).unwrap_or_default();
-        Some(format!("no WAL comes from the upstream{since} ({}){error}", upstream.state))
-    }
-}
-
-impl DiskStatus {
-    /// An hour is enough to look, and too short to buy a disk.
-    const SOON: f64 = 3600.0;
-
-    fn trouble(&self) -> Option<String> {
-        if let Some(error) = &self.error {
-            return Some(format!("the data directory's disk does not answer: {error}"));
-        }
-        let soon = self.full_in_seconds.filter(|seconds| *seconds < DiskStatus::SOON)?;
-        let holder = self.holders.iter().max_by_key(|holder| holder.held_bytes);
-        let holder = holder.map(|holder| format!("; most is kept for {} {}", holder.kind, holder.name));
-        Some(format!("the disk is full in {} min{}", (soon / 60.0).round(), holder.unwrap_or_default()))
-    }
-}
-
-impl ArchiveStatus {
-    fn trouble(&self) -> Option<String> {
-        if let Some(since) = self.paused_since {
-            return Some(format!(
-                "archive target \"{}\" is paused since {since}; RESUME lets it go on",
-                self.name
-            ));
-        }
-        let since = self.failing_since?;
-        let error = self.last_error.as_deref().unwrap_or("unknown");
-        Some(format!("archive target \"{}\" takes nothing since {since}: {error}", self.name))
     }
 }

@@ -40,6 +40,8 @@ pub struct Failover {
     pub commits: Option<u64>,
     /// When the first and the last of them were made.
     pub span: Option<(PgTimestamp, PgTimestamp)>,
+    /// Whether somebody has said that it was looked at.
+    pub is_dismissed: bool,
 }
 
 /// Whether everything acknowledged is on the new timeline.
@@ -65,6 +67,11 @@ impl Verdict {
 }
 
 impl Failover {
+    /// Whether somebody who committed was told that it is safe, and it is not, or may not be; nobody has looked at that yet.
+    pub fn is_open(&self) -> bool {
+        self.verdict() != Verdict::Kept && self.was_awaited && !self.is_dismissed
+    }
+
     /// What came of it.
     pub fn verdict(&self) -> Verdict {
         match (self.acknowledged <= self.switch_point, self.is_certain) {
@@ -116,6 +123,8 @@ struct SavedFailover {
     commits: Option<u64>,
     first_commit: Option<i64>,
     last_commit: Option<i64>,
+    #[serde(default)]
+    dismissed: bool,
 }
 
 /// Understands the file's content.
@@ -136,6 +145,7 @@ fn parse(text: &str) -> io::Result<Vec<Failover>> {
             asked: saved.asked.map(PgTimestamp::from_micros),
             commits: saved.commits,
             span: time(saved.first_commit).zip(time(saved.last_commit)),
+            is_dismissed: saved.dismissed,
         })
     };
     let all: Option<Vec<Failover>> = saved.failover.into_iter().map(failover).collect();
@@ -154,20 +164,37 @@ pub fn read(data_dir: &Path) -> io::Result<Option<Vec<Failover>>> {
     parse(&text.unwrap_or_default()).map(Some)
 }
 
-/// Adds one, durably. The same one again, after a crash, replaces what was said of it before, unless that was certain. Waits
+/// All of them, as they are in the file. Waits for the disk.
+pub(super) fn load(store: &Store) -> io::Result<Vec<Failover>> {
+    parse(&store.read_state(FILE)?.unwrap_or_default())
+}
+
+/// Notes of all of them that somebody has looked at them, durably. Waits for the disk.
+pub(super) fn dismiss(store: &Store) -> io::Result<Vec<Failover>> {
+    let mut all = load(store)?;
+    all.iter_mut().for_each(|failover| failover.is_dismissed = true);
+    save(store, &all)?;
+    Ok(all)
+}
+
+fn save(store: &Store, all: &[Failover]) -> io::Result<()> {
+    let saved = Saved { failover: all.iter().map(SavedFailover::of).collect() };
+    store.replace_state(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+}
+
+/// Adds one, durably; all there are then. The same one again, after a crash, replaces what was said of it before, unless that was certain. Waits
 /// for the disk.
-pub(super) fn add(store: &Store, failover: &Failover) -> io::Result<()> {
-    let text = store.read_state(FILE)?.unwrap_or_default();
-    let mut all = parse(&text)?;
+pub(super) fn add(store: &Store, failover: &Failover) -> io::Result<Vec<Failover>> {
+    let mut all = load(store)?;
     let key = |it: &Failover| (it.from, it.to, it.switch_point);
     if !failover.is_certain && all.iter().any(|before| before.is_certain && key(before) == key(failover)) {
-        return Ok(());
+        return Ok(all);
     }
     all.retain(|before| key(before) != key(failover));
     all.push(failover.clone());
     all.drain(..all.len().saturating_sub(MOST));
-    let saved = Saved { failover: all.iter().map(SavedFailover::of).collect() };
-    store.replace_state(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
+    save(store, &all)?;
+    Ok(all)
 }
 
 impl SavedFailover {
@@ -185,6 +212,7 @@ impl SavedFailover {
             commits: failover.commits,
             first_commit: failover.span.map(|span| span.0.as_micros()),
             last_commit: failover.span.map(|span| span.1.as_micros()),
+            dismissed: failover.is_dismissed,
         }
     }
 }
@@ -209,6 +237,7 @@ mod tests {
             asked: Some(at(3)),
             commits: Some(3),
             span: Some((at(1), at(2))),
+            is_dismissed: false,
         }
     }
 
@@ -265,6 +294,31 @@ mod tests {
             add(&store, &failover(to, 300)).unwrap();
         }
         assert_eq!((read().len(), read()[0].to.as_u32()), (MOST, 10));
+    }
+
+    #[test]
+    fn who_has_looked_at_them_says_so_and_what_comes_later_is_open_again() {
+        let scratch = crate::permissions::private_tempdir();
+        let open = |store: &Store| store.failovers().iter().filter(|it| it.is_open()).count();
+        let asynchronous = Failover { was_awaited: false, ..failover(4, 100) };
+        let first = store(scratch.path());
+        first.add_failover(&failover(2, 100)).unwrap();
+        first.add_failover(&failover(3, 700)).unwrap();
+        first.add_failover(&asynchronous).unwrap();
+        assert_eq!(open(&first), 1, "of the others everything was kept, or nobody waited");
+        drop(first);
+        let second = store(scratch.path());
+        assert_eq!(open(&second), 0, "not read yet");
+        second.load_failovers();
+        assert_eq!(open(&second), 1);
+        assert_eq!(second.dismiss_failovers().unwrap(), 1);
+        assert_eq!(open(&second), 0);
+        second.add_failover(&failover(5, 100)).unwrap();
+        assert_eq!(open(&second), 1);
+        drop(second);
+        let third = store(scratch.path());
+        third.load_failovers();
+        assert_eq!((open(&third), third.failovers().len()), (1, 4));
     }
 
     #[test]

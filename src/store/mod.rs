@@ -53,13 +53,14 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use walrelay_proto::{
-    HistoryError, Lsn, PaddingSeen, SegNo, SegSize, TimelineHistory, TimelineId, WalError, WalFileName,
+    HistoryError, Lsn, PaddingSeen, PgTimestamp, SegNo, SegSize, TimelineHistory, TimelineId, WalError,
+    WalFileName,
 };
 
 pub use ahead::Making;
@@ -313,6 +314,11 @@ pub struct Store {
     slots: Arc<Slots>,
     consumers: Arc<Consumers>,
     fences: Fences,
+    /// See [`Store::newest_commit`]; microseconds since 2000, `i64::MIN` for none.
+    newest_commit: AtomicI64,
+    /// See [`Store::failovers`]; the file is written under the other one.
+    failovers: Mutex<Arc<Vec<Failover>>>,
+    failovers_saved: Mutex<()>,
     lag: LagClock,
     /// See [`Store::found`].
     found: Option<TimelinePosition>,
@@ -512,6 +518,9 @@ impl Store {
             slots,
             consumers,
             fences,
+            newest_commit: AtomicI64::new(i64::MIN),
+            failovers: Mutex::default(),
+            failovers_saved: Mutex::new(()),
             found: end,
             lag: LagClock::new(end.map_or(Lsn::INVALID, |end| end.lsn)),
             counts: StoreCounts::default(),
@@ -615,7 +624,49 @@ impl Store {
 
     /// Keeps what became of acknowledged WAL where a timeline was left, durably. Waits for the disk.
     pub fn add_failover(&self, failover: &Failover) -> io::Result<()> {
-        failovers::add(self, failover)
+        let _saving = lock(&self.failovers_saved);
+        let added = failovers::add(self, failover);
+        let mut known = lock(&self.failovers);
+        match added {
+            Ok(all) => {
+                *known = Arc::new(all);
+                Ok(())
+            }
+            // It is so all the same.
+            Err(error) => {
+                Arc::make_mut(&mut known).push(failover.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// When the newest commit was made that has come since the start, by the clock of the server that it was made on.
+    pub fn newest_commit(&self) -> Option<PgTimestamp> {
+        let micros = self.newest_commit.load(Ordering::Relaxed);
+        (micros != i64::MIN).then(|| PgTimestamp::from_micros(micros))
+    }
+
+    /// What became of acknowledged WAL where timelines were left, as far as it was [read](Self::load_failovers), oldest first.
+    /// Waits for nothing.
+    pub fn failovers(&self) -> Arc<Vec<Failover>> {
+        lock(&self.failovers).clone()
+    }
+
+    /// Reads what earlier runs have left of that. Waits for the disk.
+    pub fn load_failovers(&self) {
+        let _saving = lock(&self.failovers_saved);
+        match failovers::load(self) {
+            Ok(all) => *lock(&self.failovers) = Arc::new(all),
+            Err(error) => tracing::warn!("could not read what became of earlier promotions: {error}"),
+        }
+    }
+
+    /// Somebody has looked at all of them; how many were open. Waits for the disk.
+    pub fn dismiss_failovers(&self) -> io::Result<usize> {
+        let _saving = lock(&self.failovers_saved);
+        let all = Arc::new(failovers::dismiss(self)?);
+        let before = std::mem::replace(&mut *lock(&self.failovers), all);
+        Ok(before.iter().filter(|failover| failover.is_open()).count())
     }
 
     /// Where the WAL held here ends; `None` before the first record, unless the upstream streams and has none yet: then

@@ -16,6 +16,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use walrelay_proto::{
@@ -416,6 +417,9 @@ impl Writer {
         {
             stream.redo = Some(redo);
             self.store.checkpoint.note(self.store.history().timeline_at(redo), redo);
+        }
+        if let Some(commit) = stream.verifier.newest_commit() {
+            self.store.newest_commit.store(commit.as_micros(), Ordering::Relaxed);
         }
         self.store.lag.arrived(end, Instant::now());
         // Before it can be called durable.

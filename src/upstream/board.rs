@@ -2,11 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use walrelay_proto::{Lsn, TimelineId, TimelinePosition};
 
+use crate::consumers::LagClock;
 use crate::counts::Counter;
 use crate::moment::Past;
+
+/// A server that has nothing to send says so each half `wal_sender_timeout`, which are 30 s, and is asked when it does not: who is
+/// silent for longer may be cut off.
+const SILENCE: Duration = Duration::from_secs(40);
 
 /// What the receiver is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -88,6 +94,11 @@ pub struct Board {
     last_message: AtomicU64,
     server_end: AtomicU64,
     server_end_at: AtomicU64,
+    /// When it was told of which end.
+    told: LagClock,
+    /// Nothing was told yet since the server was connected to.
+    is_new: AtomicBool,
+    begun: Past,
     received: Counter,
     streams: Counter,
     failures: Counter,
@@ -124,6 +135,9 @@ impl Default for Board {
             last_message: AtomicU64::default(),
             server_end: AtomicU64::default(),
             server_end_at: AtomicU64::default(),
+            told: LagClock::new(Lsn::INVALID),
+            is_new: AtomicBool::new(true),
+            begun: Past::now(),
             received: Counter::default(),
             streams: Counter::default(),
             failures: Counter::default(),
@@ -155,6 +169,20 @@ impl Board {
         }
     }
 
+    /// For how long it may be that there is WAL which is not held here up to `held`: nothing for who has all that the server has
+    /// told of, as long as it streams and is heard of. Grows while a line is cut, whether that was noticed or not: what the server
+    /// has meanwhile nobody knows, so this is from when it was heard of last. Of servers that were followed by earlier processes
+    /// nothing is known.
+    pub fn lag(&self, held: Lsn) -> Duration {
+        let now = Instant::now();
+        let end = Lsn::new(self.server_end.load(Ordering::Relaxed));
+        let lacks = self.told.waiting(held, end, now);
+        let heard = Past::from_bits(self.server_end_at.load(Ordering::Relaxed)).unwrap_or(self.begun);
+        let silent = now.saturating_duration_since(heard.instant());
+        let is_heard = self.lock().phase == Phase::Streaming && end != Lsn::INVALID && silent < SILENCE;
+        if is_heard { lacks } else { lacks.max(silent) }
+    }
+
     /// A server is connected to.
     pub(super) fn connecting(&self, host: &str) {
         self.lock().enter(Phase::Connecting).host = Some(host.to_owned());
@@ -163,6 +191,8 @@ impl Board {
     /// It is there, and has said who it is. Where its WAL ends is told again on its timeline.
     pub(super) fn connected(&self, version: Option<&str>, tli: TimelineId) {
         self.server_end.store(0, Ordering::Relaxed);
+        self.told.reset(Lsn::INVALID);
+        self.is_new.store(true, Ordering::Relaxed);
         let mut state = self.lock();
         let state = state.enter(Phase::Comparing);
         (state.server_version, state.server_timeline) = (version.map(str::to_owned), Some(tli));
@@ -211,8 +241,15 @@ impl Board {
         if self.failing.swap(false, Ordering::Relaxed) {
             self.lock().failing_since = None;
         }
-        self.server_end.store(end.as_u64(), Ordering::Relaxed);
-        self.server_end_at.store(self.last_message.load(Ordering::Relaxed), Ordering::Relaxed);
+        let heard = self.last_message.load(Ordering::Relaxed);
+        let before = self.server_end_at.swap(heard, Ordering::Relaxed);
+        if self.server_end.swap(end.as_u64(), Ordering::Relaxed) == end.as_u64() {
+            return;
+        }
+        // What it has had before may have come at any time since it was heard of last.
+        let is_new = self.is_new.swap(false, Ordering::Relaxed);
+        let since = Past::from_bits(if is_new { before } else { heard });
+        self.told.arrived(end, since.map_or_else(Instant::now, Past::instant));
     }
 
     /// For a moment: nothing is waited for under it.
@@ -235,6 +272,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use walrelay_testkit::wait_until;
+
     use super::*;
 
     #[test]
@@ -262,5 +301,40 @@ mod tests {
         // Another server: what the last one had says nothing of it.
         board.connected(None, TimelineId::FIRST);
         assert_eq!(board.seen().server_end, None);
+    }
+
+    #[test]
+    fn lag_grows_from_when_the_server_was_heard_of_last_until_all_that_it_has_then_is_held() {
+        let (board, lsn) = (Board::default(), Lsn::new);
+        let grows = |held: Lsn| {
+            let before = board.lag(held);
+            wait_until("it to grow", || board.lag(held) > before + Duration::from_millis(20));
+        };
+        grows(lsn(100));
+        let stream = || {
+            board.connected(None, TimelineId::FIRST);
+            board.streaming(TimelinePosition { tli: TimelineId::FIRST, lsn: lsn(100) });
+        };
+        let tell = |end: u64| {
+            board.received(1);
+            board.note_server_end(Some(lsn(end)));
+        };
+        stream();
+        tell(200);
+        assert_eq!(board.lag(lsn(200)), Duration::ZERO, "it has everything");
+        grows(lsn(150));
+        assert_eq!(board.lag(lsn(200)), Duration::ZERO, "however long ago that was");
+        // The line is cut.
+        board.waiting();
+        grows(lsn(200));
+        let cut = board.lag(lsn(200));
+        stream();
+        assert!(board.lag(lsn(200)) >= cut, "nothing was told yet");
+        tell(500);
+        assert!(board.lag(lsn(200)) >= cut, "it may be as old as that");
+        assert_eq!(board.lag(lsn(500)), Duration::ZERO);
+        tell(600);
+        let newest = board.lag(lsn(500));
+        assert!(newest < board.lag(lsn(200)), "of that it is known when it was told");
     }
 }

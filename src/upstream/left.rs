@@ -85,6 +85,7 @@ fn judge(writer: &Writer, held: TimelinePosition, switch_point: Lsn, next: Timel
         asked: acknowledgements.asked(),
         commits: commits.as_ref().map(|counter| counter.commits()),
         span: commits.and_then(|counter| counter.span()),
+        is_dismissed: false,
     })
 }
 

@@ -3,7 +3,7 @@
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
     Cluster, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal, on_every_server,
-    on_one_version, on_versions,
+    on_one_version, on_versions, wait_until,
 };
 
 use crate::relay_below;
@@ -96,10 +96,17 @@ fn any_one_of_two_and_one_is_frozen(server: &Server) {
     assert_commits_are_on(&mut session, &[&near]);
     near.signal_all(Signal::STOP);
     commit_that_waits(&primary, &mut session);
+    // Who keeps it back is told, by the names in the rule.
+    let ack = || relay.psql("dbname=walrelay", &["show ack"]).expect("it is answered");
+    let kept_back = |row: &str| row.contains("|ANY 1 (Near, far)|on|") && row.contains("|Near, far|");
+    wait_until("both to be waited for", || {
+        ack().lines().any(|row| row.starts_with("flush|") && kept_back(row))
+    });
     let mut here = crate::acknowledgements::session(&primary, "remote_write");
     here.run("insert into t values (2)").expect("the relay has written it");
     far.signal_all(Signal::CONT);
     session.answer().expect("one of them has it");
+    wait_until("nobody to be waited for", || !ack().lines().any(kept_back));
     assert_commits_are_on(&mut session, &[&far]);
     near.signal_all(Signal::CONT);
     relay.assert_calm();
@@ -118,14 +125,22 @@ fn it_degrades_within_its_budget(server: &Server) {
     a.signal_all(Signal::STOP);
     session.run("insert into t values (2)").expect("the relay has it");
     relay.log().wait_for("flush = ALL (a) was not fulfilled in time");
+    let troubles = || relay.psql("dbname=walrelay", &["show troubles"]).expect("it is answered");
+    assert!(
+        troubles().contains("ack_degraded|flush|") && troubles().contains("bring back a"),
+        "{}",
+        troubles()
+    );
     assert_eq!(relay.sql("select sync_state from pg_stat_replication where application_name = 'a'"), "async");
     a.signal_all(Signal::CONT);
     relay.log().wait_for("flush = ALL (a) holds again");
+    assert_eq!(troubles(), "");
     assert_commits_are_on(&mut session, &[&a]);
 
     a.signal_all(Signal::STOP);
     session.run("insert into t values (3)").expect("the relay has it");
     relay.log().wait_for("the budget for degraded acknowledgements is spent");
+    assert!(troubles().contains("ack_budget_spent|"), "{}", troubles());
     commit_that_waits(&primary, &mut session);
     a.signal_all(Signal::CONT);
     session.answer().expect("it has it");

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use walrelay_testkit::{
-    Cluster, Consumer, Disk, Receivewal, Relay, Scratch, Server, on_one_version, wait_until,
+    Cluster, Consumer, Disk, Port, Receivewal, Relay, Scratch, Server, on_one_version, wait_until,
 };
 
 use crate::relay_below;
+use crate::status::{get, metric, status};
 
 on_one_version!(
     a_sync_that_hangs_holds_up_no_consumer,
@@ -21,7 +22,8 @@ on_one_version!(
 
 fn a_sync_that_hangs_holds_up_no_consumer(server: &Server) {
     let primary = Cluster::builder(server).seg_mb(1).start();
-    let relay = relay_below(&primary).start();
+    let port = Port::take();
+    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
     relay.create_slots(&["used", "old"]);
     let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
     let mut plain = Consumer::connect(address, "plain").expect("the relay takes consumers");
@@ -50,6 +52,17 @@ fn a_sync_that_hangs_holds_up_no_consumer(server: &Server) {
     receivewal.wait_for_segment(&segment);
     assert_eq!(relay.sql(active), "2", "it still hangs");
 
+    // Commits that wait for the relay hang, and whoever looks is told.
+    let hangs = "a sync of the data directory does not return";
+    relay.log().wait_for(hangs);
+    let (code, text) = status(&[&relay.conninfo()]);
+    assert!(code == Some(1) && text.starts_with("! ") && text.contains(hangs), "{text}");
+    assert!(get(&port, "/healthz").contains(hangs), "{}", get(&port, "/healthz"));
+    assert_eq!(metric(&port, "walrelay_trouble{kind=\"not_flushing\"}"), Some(1.0));
+    assert!(metric(&port, "walrelay_unflushed_age_seconds").is_some_and(|seconds| seconds > 5.0));
+    let row = relay.psql("dbname=walrelay", &["show troubles"]).expect("it is answered");
+    assert!(row.starts_with("not_flushing||20") && row.ends_with("|WalrelayNotFlushing"), "{row}");
+
     drop(hung);
     maker.answer().expect("it is made");
     dropper.answer().expect("it is dropped");
@@ -57,7 +70,9 @@ fn a_sync_that_hangs_holds_up_no_consumer(server: &Server) {
         "select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots",
         "made,used",
     );
-    relay.assert_calm();
+    relay.log().wait_for("received WAL is durable again, after");
+    wait_until("all to be well", || metric(&port, "walrelay_trouble{kind=\"not_flushing\"}") == Some(0.0));
+    relay.assert_calm_but(&[hangs]);
 }
 
 /// Takes what is left, to the last byte.

@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use walrelay_testkit::{Cluster, Server, compare, on_one_version, wait_until};
+use walrelay_testkit::{Cluster, Port, Server, compare, on_one_version, wait_until};
 
 use crate::relay_below;
+use crate::status::metric;
 
 on_one_version!(what_is_missing_is_fetched_again);
 
@@ -12,7 +13,8 @@ fn what_is_missing_is_fetched_again(server: &Server) {
     let primary = Cluster::builder(server).seg_mb(1).start();
     primary.sql("alter system set wal_keep_size = '256MB'");
     primary.sql("select pg_reload_conf()");
-    let mut relay = relay_below(&primary).start();
+    let port = Port::take();
+    let mut relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string()).start();
     primary.pgbench_init(1);
     let segments: Vec<String> = (0..4).map(|_| primary.switch_wal()).collect();
     relay.wait_for_segment(&segments[3]);
@@ -36,5 +38,9 @@ fn what_is_missing_is_fetched_again(server: &Server) {
     }
     relay.start();
     relay.log().wait_for("cannot be fetched again from");
+    let missing = || metric(&port, "walrelay_wal_missing_segments");
+    wait_until("it to be counted", || missing() == Some(1.0));
+    let troubles = relay.psql("dbname=walrelay", &["show troubles"]).expect("it is answered");
+    assert!(troubles.contains("wal_missing||") && troubles.contains(&segments[2]), "{troubles}");
     relay.wait_for_segment(&primary.switch_wal());
 }

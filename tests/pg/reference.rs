@@ -340,6 +340,12 @@ fn messages() -> String {
     assert!(counts.iter().all(|count| *count > 20), "{counts:?}");
     out += "## Log\n\n| Line | Level |\n|---|---|\n";
     out.extend(logged.iter().map(|(text, level)| row(&[&code(text), level])));
+    out += "\n## Troubles\n\nLines of level WARN, too, repeated while they last ([troubles](MONITORING.md#troubles)).\n\n| Line |\n|---|\n";
+    let trouble = Regex::new(&format!(r"(?s)let text =\s*format!\(\s*{LITERAL}")).expect("it is one");
+    let text = source("src/status/troubles.rs");
+    let troubles: BTreeSet<String> = trouble.captures_iter(&text).filter_map(|it| message(&it[1])).collect();
+    assert!(troubles.len() > 20, "{troubles:?}");
+    out.extend(troubles.iter().map(|text| row(&[&code(text)])));
     out += "\n## To clients\n\n| Message | SQLSTATE |\n|---|---|\n";
     out.extend(told.iter().map(|(text, state)| row(&[&code(text), state])));
     out +=

@@ -1,9 +1,11 @@
 //! What a relay tells of itself: metrics, health, the console, `walrelay status`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
 
+use regex::Regex;
 use walrelay::status::Status;
 use walrelay_testkit::{
     Cluster, Consumer, Hung, Link, PATIENCE, Port, Relay, Scratch, Server, Signal, SqlError, Systemd,
@@ -18,11 +20,13 @@ on_one_version!(
     an_upstream_that_is_away_is_told_everywhere,
     an_archive_that_takes_nothing_is_told,
     a_relay_is_watched_from_before_its_recovery,
+    what_is_wrong_is_counted_whatever_the_log_shows,
     prometheus_understands_all_of_it,
+    labels_that_alerts_and_dashboard_select_by_are_shown,
 );
 
 /// What is answered at this path: the status line, the head and the body.
-fn get(port: &Port, path: &str) -> String {
+pub(crate) fn get(port: &Port, path: &str) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", port.number())).expect("it listens");
     socket.set_read_timeout(Some(PATIENCE)).expect("a time that is not zero");
     write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("it reads");
@@ -32,7 +36,7 @@ fn get(port: &Port, path: &str) -> String {
 }
 
 /// The value of a sample, named with its labels as the exposition has them.
-fn metric(port: &Port, sample: &str) -> Option<f64> {
+pub(crate) fn metric(port: &Port, sample: &str) -> Option<f64> {
     let answer = get(port, "/metrics");
     let line = answer.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     line.map(|value| value.parse().expect("a number"))
@@ -90,9 +94,12 @@ fn who_may_monitor_sees_everything_and_others_nothing(server: &Server) {
     let relay = relay_below(&primary).arg("--auth-query").start();
     relay.create_slot("s1");
     let reports = [
+        "troubles",
+        "ack",
         "consumers",
         "slots",
         "upstream",
+        "failovers",
         "timelines",
         "segments",
         "disk",
@@ -130,7 +137,7 @@ fn who_may_monitor_sees_everything_and_others_nothing(server: &Server) {
 }
 
 /// `walrelay status`: its exit code and what it wrote.
-fn status(args: &[&str]) -> (Option<i32>, String) {
+pub(crate) fn status(args: &[&str]) -> (Option<i32>, String) {
     let mut command = tied_command(walrelay());
     command.arg("status").args(args);
     let Output { status, stdout, stderr } = command.output().expect("it can be run");
@@ -145,6 +152,10 @@ fn an_upstream_that_is_away_is_told_everywhere(server: &Server) {
     wait_until("all to be well", || status(&[&conninfo]).0 == Some(0));
     let (_, text) = status(&[&conninfo]);
     assert!(text.contains("\nupstream   streaming for "), "{text}");
+    primary.sql("create table t as select 1");
+    let now: f64 = primary.sql("select extract(epoch from now())").parse().expect("a number");
+    let commit = || metric(&port, "walrelay_last_commit_time_seconds");
+    wait_until("the time of that commit", || commit().is_some_and(|at| (at - now).abs() < 60.0));
     assert!(get(&port, "/healthz").ends_with("\r\n\r\nok\n"), "{}", get(&port, "/healthz"));
 
     primary.stop();
@@ -157,6 +168,9 @@ fn an_upstream_that_is_away_is_told_everywhere(server: &Server) {
     assert_eq!((code, value.upstream.state == "streaming"), (Some(1), false));
     assert!(value.upstream.last_error.is_some(), "{json}");
     assert!(metric(&port, "walrelay_upstream_failing_seconds").is_some_and(|seconds| seconds > 0.0));
+    let lag = || metric(&port, "walrelay_upstream_lag_seconds").expect("it is always told");
+    let first = lag();
+    wait_until("the lag of the hop to grow", || lag() > first + 0.2);
     // What is held can be served.
     assert!(get(&port, "/readyz").starts_with("HTTP/1.1 200"));
     let health = get(&port, "/healthz");
@@ -169,6 +183,7 @@ fn an_upstream_that_is_away_is_told_everywhere(server: &Server) {
 
     primary.start();
     wait_until("all to be well again", || status(&[&conninfo]).0 == Some(0));
+    wait_until("it to have all there is", || lag() == 0.0);
     assert_eq!(metric(&port, "walrelay_upstream_failing_seconds"), Some(0.0));
     relay.kill9();
     let (code, text) = status(&[&conninfo]);
@@ -198,6 +213,28 @@ fn an_archive_that_takes_nothing_is_told(server: &Server) {
     wait_until("it to be taken", || failing() == Some(0.0));
     assert!(metric(&port, "walrelay_archived_files_total{target=\"main\"}").is_some_and(|files| files > 0.0));
     wait_until("all to be well", || status(&[&relay.conninfo()]).0 == Some(0));
+}
+
+/// Who turns the log off is to be alerted all the same.
+fn what_is_wrong_is_counted_whatever_the_log_shows(server: &Server) {
+    let mut primary = Cluster::builder(server).start();
+    let (port, scratch) = (Port::take(), Scratch::new("quiet"));
+    let config = scratch.shared_secret("walrelay.toml", "");
+    let relay = relay_below(&primary).arg("--config").arg(&config.display().to_string());
+    let mut relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.wait_for_flush(primary.flush_lsn());
+    std::fs::write(&config, "log-level = \"off\"\n").expect("the file is ours");
+    relay.signal(Signal::HUP);
+    wait_until("the log to be off", || {
+        relay.psql("dbname=walrelay", &["show config"]).is_ok_and(|rows| rows.contains("log-level|off|"))
+    });
+    let warnings = || metric(&port, "walrelay_log_events_total{level=\"warning\"}");
+    let before = (warnings(), relay.log().text());
+    primary.stop();
+    wait_until("a warning", || warnings() > before.0);
+    let events = relay.psql("dbname=walrelay", &["show events"]).expect("it is answered");
+    assert!(events.contains("|WARN|"), "{events}");
+    assert_eq!(relay.log().text(), before.1, "and nothing is written");
 }
 
 fn a_relay_is_watched_from_before_its_recovery(server: &Server) {
@@ -256,6 +293,7 @@ fn prometheus_understands_all_of_it(server: &Server) {
     };
     let answer = get(&port, "/metrics");
     let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    read_as_open_metrics(&promtool, body);
     let body = in_the_older_format(body);
     let mut check = Command::new(&promtool);
     check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -269,6 +307,25 @@ fn prometheus_understands_all_of_it(server: &Server) {
         let said = [told.stdout, told.stderr].concat();
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&said));
     }
+}
+
+/// With Prometheus's own parser of OpenMetrics, whose tool wants a time behind each number.
+fn read_as_open_metrics(promtool: &std::path::Path, text: &str) {
+    let scratch = Scratch::new("openmetrics");
+    let (file, out) = (scratch.join("metrics"), scratch.join("blocks"));
+    let timed = text.lines().map(|line| match line.starts_with('#') {
+        true => format!("{line}\n"),
+        false => format!("{line} 1700000000\n"),
+    });
+    std::fs::write(&file, timed.collect::<String>()).expect("the directory is ours");
+    let mut read = Command::new(promtool);
+    let read = read.args(["tsdb", "create-blocks-from", "openmetrics"]).arg(&file).arg(&out).output();
+    let Output { status, stdout, stderr } = read.expect("it can be run");
+    let (said, why) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{why}\n{text}");
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    let read = said.lines().nth(1).and_then(|line| line.split_whitespace().nth(4)?.parse().ok());
+    assert_eq!(read, Some(samples), "{said}");
 }
 
 /// The tool reads Prometheus's own format, which knows neither an end nor units nor infos, and has a counter's whole name
@@ -291,4 +348,160 @@ fn in_the_older_format(text: &str) -> String {
     lines
         .map(|line| renamed(line).filter(|_| line.starts_with('#')).unwrap_or_else(|| format!("{line}\n")))
         .collect()
+}
+
+/// What a rule or a panel selects by has to be something that a relay shows.
+fn labels_that_alerts_and_dashboard_select_by_are_shown(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let (port, scratch) = (Port::take(), Scratch::new("labels"));
+    let wal = scratch.join("wal");
+    std::fs::create_dir(&wal).expect("the directory is ours");
+    // What a command has taken cannot be read back, so slots have a limit.
+    let config = format!("[archive.main]\ncommand = \"cp %p {}/%f\"\nquota = \"1GB\"\n", wal.display());
+    let config = config
+        + "[ack]\nflush = \"ANY 1 (s1)\"\ntimeout = \"5s\"\ndegrade = \"local\"\nbudget = \"10s per 1h\"\n";
+    let config = scratch.shared_secret("walrelay.toml", &config).display().to_string();
+    let relay = relay_below(&primary).arg("--config").arg(&config).arg("--max-slot-wal-keep-size").arg("1GB");
+    let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
+    relay.create_slot("s1");
+    let standby = primary.standby().name("s1").follow(&relay.conninfo()).slot("s1").start();
+    primary.switch_wal();
+    primary.sql("create table t as select 1");
+    standby.wait_for_replay(primary.flush_lsn());
+    let answer = || get(&port, "/metrics");
+    wait_until("the disk to be looked at", || answer().contains("walrelay_disk_free_bytes "));
+    wait_until("the standby to report", || answer().contains("position=\"replay\""));
+    wait_until("a slot with a limit", || answer().contains("walrelay_slot_safe_bytes{"));
+    wait_until("the target to be known", || answer().contains("walrelay_archive_at_risk_seconds{"));
+    let answer = answer();
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let mut known = labels_of(body);
+    // Prometheus's own.
+    known
+        .entry("up".to_owned())
+        .or_default()
+        .insert("job".to_owned(), BTreeSet::from(["walrelay".to_owned()]));
+    let mut seen = 0;
+    for path in ["monitoring/alerts.yml", "monitoring/grafana.json"] {
+        let text = source(path).replace("\\\"", "\"");
+        for (metric, label, operator, value) in selectors(&text) {
+            if label == "instance" || label == "job" || label == "le" {
+                continue;
+            }
+            let labels = known.get(&metric).unwrap_or_else(|| panic!("{path}: {metric} is not shown"));
+            let values = labels.get(&label).unwrap_or_else(|| panic!("{path}: {metric} has no {label}"));
+            seen += 1;
+            if value.starts_with('$') {
+                continue;
+            }
+            for word in value.split('|').filter(|_| operator == "=" || operator == "=~") {
+                assert!(
+                    values.contains(word),
+                    "{path}: {metric}{{{label}=\"{word}\"}} is not among {values:?}"
+                );
+            }
+        }
+        for (label, metric) in matched(&text) {
+            let labels = known.get(&metric).unwrap_or_else(|| panic!("{path}: {metric} is not shown"));
+            assert!(labels.contains_key(&label), "{path}: {metric} is matched by {label}, which it has not");
+        }
+    }
+    assert!(seen > 5, "{seen}");
+    let shown: Vec<_> = in_alerts().into_iter().chain(in_legends()).collect();
+    assert!(shown.len() > 10, "{shown:?}");
+    for (label, metric) in shown {
+        // What may be absent is named for the relay alone.
+        let labels = known.get(&metric).unwrap_or_else(|| panic!("{metric} is not shown"));
+        assert!(labels.contains_key(&label), "{metric} is shown with {label}, which it has not");
+    }
+}
+
+/// Labels that an alert's summary has, with the metric that its rule begins with.
+fn in_alerts() -> Vec<(String, String)> {
+    let (metric, label) =
+        (Regex::new(r"walrelay_\w+").expect("it is one"), Regex::new(r"labels\.(\w+)").expect("it is one"));
+    let text = source("monitoring/alerts.yml");
+    let rules = text.split("- alert: ").skip(1).flat_map(|rule| {
+        let (expression, rest) = rule.split_once("labels: {").expect("it has a severity");
+        let first = metric.find(expression).map(|found| found.as_str().to_owned());
+        let used = label.captures_iter(rest).map(|it| it[1].to_owned()).filter(|label| label != "instance");
+        used.filter_map(|label| Some((label, first.clone()?))).collect::<Vec<_>>()
+    });
+    rules.collect()
+}
+
+/// The same of a panel's legend.
+fn in_legends() -> Vec<(String, String)> {
+    let (metric, label) = (
+        Regex::new(r"walrelay_\w+").expect("it is one"),
+        Regex::new(r"\{\{\s*(\w+)\s*\}\}").expect("it is one"),
+    );
+    let text = source("monitoring/grafana.json");
+    let mut left = vec![serde_json::from_str(&text).expect("JSON")];
+    let mut found = Vec::new();
+    while let Some(value) = left.pop() {
+        match value {
+            serde_json::Value::Object(fields) => {
+                let text = |name: &str| fields.get(name).and_then(|value| value.as_str());
+                if let (Some(expression), Some(legend)) = (text("expr"), text("legendFormat")) {
+                    let first = metric.find(expression).expect("a panel shows something of ours").as_str();
+                    let used = label.captures_iter(legend).map(|it| it[1].to_owned());
+                    found.extend(
+                        used.filter(|label| label != "instance").map(|label| (label, first.to_owned())),
+                    );
+                }
+                left.extend(fields.into_iter().map(|(_, value)| value));
+            }
+            serde_json::Value::Array(values) => left.extend(values),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The values of each label of each metric.
+type LabelsOf = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+/// The labels of each sample of an exposition, and their values.
+fn labels_of(text: &str) -> LabelsOf {
+    let mut known = LabelsOf::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, rest) = line.split_at(line.find(['{', ' ']).expect("a value"));
+        let labels = known.entry(name.to_owned()).or_default();
+        let inside = rest.strip_prefix('{').and_then(|rest| rest.split('}').next()).unwrap_or_default();
+        for (label, value) in inside.split(',').filter_map(|pair| pair.split_once('=')) {
+            labels.entry(label.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
+        }
+    }
+    known
+}
+
+/// What expressions select by: metric, label, operator, value.
+fn selectors(text: &str) -> Vec<(String, String, String, String)> {
+    let whole = Regex::new(r#"(walrelay_\w+|\bup)\{([^}]*)\}"#).expect("it is one");
+    let one = Regex::new(r#"(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)""#).expect("it is one");
+    let found = whole.captures_iter(text).flat_map(|it| {
+        let metric = it[1].to_owned();
+        let pairs = one.captures_iter(it.get(2).expect("the second group").as_str());
+        let text = |pair: &regex::Captures<'_>, at: usize| pair[at].to_owned();
+        pairs.map(|it| (metric.clone(), text(&it, 1), text(&it, 2), text(&it, 3))).collect::<Vec<_>>()
+    });
+    found.collect()
+}
+
+/// Labels that series are matched by, with the metric behind.
+fn matched(text: &str) -> Vec<(String, String)> {
+    let on = Regex::new(r"on \(([^)]*)\) \(?(?:0\.\d \* )?\(?(walrelay_\w+)").expect("it is one");
+    let labels = |it: regex::Captures<'_>| {
+        let metric = it[2].to_owned();
+        let labels =
+            it[1].split(',').map(|label| label.trim().to_owned()).filter(|label| label != "instance");
+        labels.map(|label| (label, metric.clone())).collect::<Vec<_>>()
+    };
+    on.captures_iter(text).flat_map(labels).collect()
+}
+
+fn source(path: &str) -> String {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use walrelay_testkit::{
     Cluster, Mark, Relay, Scratch, Server, on_every_server, on_every_version, on_one_version, tied_command,
+    wait_until,
 };
 
 use crate::{relay_below, walrelay};
@@ -86,6 +87,23 @@ fn what_a_promotion_has_left_is_an_error_and_listed(server: &Server) {
     what_was_left_can_be_read(server, &relay);
     relay.kill9();
     relay.start();
+    check(&relay);
+    // It is a trouble until somebody says that it was looked at, also over restarts.
+    let ask = |relay: &Relay, sql: &str| relay.psql("dbname=walrelay", &[sql]).expect("it is answered");
+    let row = ask(&relay, "show failovers");
+    assert!(row.contains("|1|2|") && row.ends_with("|left|t|5|t"), "{row}");
+    let troubles = ask(&relay, "show troubles");
+    assert!(
+        troubles.contains("wal_left_behind|1 to 2|") && troubles.contains("DISMISS FAILOVERS"),
+        "{troubles}"
+    );
+    wait_until("the order to be taken", || relay.psql("dbname=walrelay", &["dismiss failovers"]).is_ok());
+    relay.log().wait_for("has run DISMISS FAILOVERS");
+    assert!(!ask(&relay, "show troubles").contains("wal_left_behind"));
+    relay.kill9();
+    relay.start();
+    let row = ask(&relay, "show failovers");
+    assert!(row.ends_with("|left|t|5|f"), "{row}");
     check(&relay);
 }
 

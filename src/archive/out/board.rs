@@ -20,8 +20,10 @@ pub struct TargetSeen {
     pub last_failed: Option<(String, Past, String)>,
     /// Since when nothing is begun for it, by somebody's order.
     pub paused_since: Option<Past>,
-    /// Since when all whole files that were tried have failed, or all pieces of the unfinished one.
+    /// Since when all whole files that were tried have failed, or all pieces of the unfinished one, or it is stalled.
     pub failing_since: Option<Past>,
+    /// Since when it has neither taken nor refused a file that is on its way.
+    pub stalled_since: Option<Past>,
     /// Files that wait for it or are on their way.
     pub pending_files: u64,
     /// Where the WAL begins that it has not got as whole files; `None` before it is known.
@@ -30,6 +32,12 @@ pub struct TargetSeen {
     pub tail_end: Option<TimelinePosition>,
     /// Files with another content that lay in the target under the name of one of ours.
     pub conflicts: u64,
+    /// Those of them that nobody has looked at.
+    pub open_conflicts: u64,
+    /// Runs of segments that it will never get, and that nobody has looked at.
+    pub open_gaps: u64,
+    /// How much WAL may wait for it; `None` for as much as there is room for.
+    pub quota: Option<u64>,
 }
 
 /// Where a worker says how its target does. Clones are the same.
@@ -45,14 +53,16 @@ struct State {
     seen: TargetSeen,
     /// Since when no piece has been taken.
     tail_failing_since: Option<Past>,
+    /// Somebody has looked at the gaps.
+    dismisses_gaps: bool,
 }
 
 impl Board {
     /// How it does.
     pub(super) fn seen(&self) -> TargetSeen {
         let state = self.lock();
-        let both = [state.seen.failing_since, state.tail_failing_since];
-        TargetSeen { failing_since: both.into_iter().flatten().min(), ..state.seen.clone() }
+        let all = [state.seen.failing_since, state.tail_failing_since, state.seen.stalled_since];
+        TargetSeen { failing_since: all.into_iter().flatten().min(), ..state.seen.clone() }
     }
 
     /// It has a file now.
@@ -65,7 +75,9 @@ impl Board {
 
     /// It lay there with another content.
     pub(super) fn conflicted(&self) {
-        self.lock().seen.conflicts += 1;
+        let seen = &mut self.lock().seen;
+        seen.conflicts += 1;
+        seen.open_conflicts += 1;
     }
 
     /// A file could not be archived.
@@ -76,12 +88,42 @@ impl Board {
         state.note_failure(name, now, reason);
     }
 
+    /// A file is on its way for longer than any should be, since then; `None` if none is.
+    pub(super) fn stalled(&self, since: Option<Past>) {
+        self.lock().seen.stalled_since = since;
+    }
+
     /// A piece of the unfinished file could not be.
     pub(super) fn tail_failed(&self, name: &str, reason: &str) {
         let now = Past::now();
         let mut state = self.lock();
         state.tail_failing_since.get_or_insert(now);
         state.note_failure(name, now, reason);
+    }
+
+    /// Somebody has looked at all conflicts; how many were open.
+    pub(super) fn dismiss_conflicts(&self) -> u64 {
+        std::mem::take(&mut self.lock().seen.open_conflicts)
+    }
+
+    /// So many gaps are open, and so much may wait.
+    pub(super) fn limits(&self, open_gaps: usize, quota: Option<u64>) {
+        let seen = &mut self.lock().seen;
+        (seen.open_gaps, seen.quota) = (open_gaps as u64, quota);
+    }
+
+    /// Somebody has looked at all gaps; how many were open. The worker notes it durably.
+    pub(super) fn dismiss_gaps(&self) -> u64 {
+        let mut state = self.lock();
+        state.dismisses_gaps = true;
+        let open = std::mem::take(&mut state.seen.open_gaps);
+        self.resumed.notify_waiters();
+        open
+    }
+
+    /// Whether somebody has done so; told once.
+    pub(super) fn take_dismissal(&self) -> bool {
+        std::mem::take(&mut self.lock().dismisses_gaps)
     }
 
     /// So many files wait.
@@ -152,6 +194,31 @@ mod tests {
         let seen = board.seen();
         assert_eq!((seen.archived_files, seen.failing_since), (1, None));
         assert_eq!(seen.last_failed.unwrap().2, "still full");
+    }
+
+    #[test]
+    fn what_hangs_is_failing_until_it_does_not_any_more() {
+        let board = Board::default();
+        let begun = Past::now();
+        board.stalled(Some(begun));
+        board.archived("another file");
+        let seen = board.seen();
+        assert_eq!((seen.stalled_since, seen.failing_since), (Some(begun), Some(begun)));
+        board.stalled(None);
+        assert_eq!(board.seen().failing_since, None);
+    }
+
+    #[test]
+    fn what_was_looked_at_is_open_no_more() {
+        let board = Board::default();
+        board.conflicted();
+        board.conflicted();
+        assert_eq!((board.dismiss_conflicts(), board.dismiss_conflicts()), (2, 0));
+        board.conflicted();
+        assert_eq!((board.seen().conflicts, board.seen().open_conflicts), (3, 1));
+        board.limits(2, None);
+        assert_eq!((board.dismiss_gaps(), board.seen().open_gaps), (2, 0));
+        assert!(board.take_dismissal() && !board.take_dismissal());
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Floors {
         board.map(|board| board.set_paused(paused))
     }
 
+    /// Somebody has looked at what `dismiss` takes off the boards of all targets; how many there were.
+    pub(super) fn dismiss(&self, dismiss: impl Fn(&Board) -> u64) -> u64 {
+        lock(&self.floors).values().map(|need| dismiss(&need.board)).sum()
+    }
+
     /// All targets with their places, and how each does.
     pub(super) fn seen(&self) -> Vec<(String, String, TargetSeen)> {
         let floors = lock(&self.floors);

@@ -49,6 +49,11 @@ impl Queue {
         self.progress.set_marker(marker);
     }
 
+    /// Somebody has looked at all gaps that there are.
+    pub(super) fn dismiss_gaps(&mut self) {
+        self.progress.dismiss_gaps();
+    }
+
     /// Files that [`Queue::observe`] may ask about.
     pub(super) fn doubts(&self, listing: &Listing) -> BTreeSet<WalFileName> {
         let asked = std::cell::RefCell::new(BTreeSet::new());

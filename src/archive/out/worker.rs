@@ -31,6 +31,7 @@ use crate::archive::repo::repository::{Entry, Repository, Written};
 use crate::archive::repo::target::{OnQuota, Target};
 use crate::archive::tend::cleanup::{self, Plan};
 use crate::changeable::Changeable;
+use crate::moment::Past;
 use crate::objects::Places;
 use crate::rate::RateLimit;
 use crate::store::Store;
@@ -110,6 +111,7 @@ pub(super) struct Worker {
 /// A file on its way.
 struct Sending {
     since: Instant,
+    begun: Past,
     told: Option<Instant>,
     /// When it is time to wonder.
     late: Instant,
@@ -215,6 +217,10 @@ impl Worker {
         loop {
             // From here on a change of that is heard.
             let order = board.order();
+            if board.take_dismissal() {
+                lock(&queue).dismiss_gaps();
+                self.unsaved_since.get_or_insert(Instant::now());
+            }
             self.begin(&queue, &mut work, &listing);
             self.report(&queue, &saved, &listing).await;
             if Instant::now() >= tidy_at && retention.is_empty() && !self.board.is_paused() {
@@ -407,8 +413,10 @@ impl Worker {
         while self.health.not_before <= now && work.len() < most {
             let Some((name, again)) = lock(queue).next(now) else { return };
             let (sink, store, size) = (self.sink.clone(), self.store.clone(), listing.size);
-            self.sending
-                .insert(name.clone(), Sending { since: now, told: None, late: now + self.slow_after(size) });
+            self.sending.insert(
+                name.clone(),
+                Sending { since: now, begun: Past::now(), told: None, late: now + self.slow_after(size) },
+            );
             work.spawn(async move {
                 // Not even a fault of ours may lose sight of the file: its WAL would be held for ever, silently.
                 let sent =
@@ -509,8 +517,12 @@ impl Worker {
     async fn report(&mut self, queue: &SharedQueue, saved: &Progress, listing: &Listing) {
         let behind = behind(saved, listing);
         let target = &self.target.name;
-        let waiting = lock(queue).len();
+        let (waiting, gaps) = {
+            let queue = lock(queue);
+            (queue.len(), queue.progress().open_gaps())
+        };
         self.board.pending(waiting);
+        self.board.limits(gaps, self.target.quota);
         let over = self.target.quota.is_some_and(|quota| behind > quota);
         if !over {
             self.over_quota = None;
@@ -554,7 +566,13 @@ impl Worker {
     fn report_slow(&mut self, behind: u64, now: Instant) {
         let half = self.report_every / 2;
         let due = |one: &Sending| one.told.map_or(one.late, |told| told + half) <= now;
-        let Some((name, oldest)) = self.sending.iter_mut().min_by_key(|(_, one)| one.since) else { return };
+        let Some((name, oldest)) = self.sending.iter_mut().min_by_key(|(_, one)| one.since) else {
+            self.board.stalled(None);
+            return;
+        };
+        // A slow line is late now and then; what takes twice as long as that hangs.
+        let is_stalled = now.duration_since(oldest.since) >= self.report_every && oldest.late <= now;
+        self.board.stalled(is_stalled.then_some(oldest.begun));
         if due(oldest) {
             oldest.told = Some(now);
             tracing::warn!(

@@ -57,6 +57,8 @@ pub(crate) struct Progress {
     lines: BTreeMap<TimelineId, Line>,
     files: BTreeSet<FileName>,
     gaps: Vec<Gap>,
+    /// How many of these somebody has looked at.
+    dismissed_gaps: usize,
     /// Files that may have been written in vain: a sync in the target has failed.
     suspects: BTreeSet<FileName>,
     /// What tells the target's directory from the one that its file system is mounted on.
@@ -73,6 +75,8 @@ struct Saved {
     write_again: Vec<String>,
     #[serde(default)]
     files: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_none")]
+    dismissed_gaps: usize,
     #[serde(default)]
     timeline: Vec<SavedLine>,
     #[serde(default)]
@@ -84,6 +88,10 @@ struct SavedLine {
     next: String,
     #[serde(default)]
     beyond: Vec<String>,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,6 +111,7 @@ impl Progress {
             lines,
             files,
             gaps: Vec::new(),
+            dismissed_gaps: 0,
             suspects: BTreeSet::new(),
             marker: None,
         }
@@ -118,6 +127,7 @@ impl Progress {
         let segment = |text: &String| WalFileName::parse(text, size);
         progress.since = saved.since.map(|text| text.parse()).transpose().ok()?;
         progress.marker = saved.marker;
+        progress.dismissed_gaps = saved.dismissed_gaps;
         progress.suspects =
             saved.write_again.iter().map(|text| FileName::parse(text)).collect::<Option<_>>()?;
         progress.files = saved.files.iter().map(|text| FileName::parse(text)).collect::<Option<_>>()?;
@@ -147,6 +157,7 @@ impl Progress {
             since: self.since.map(|lsn| lsn.to_string()),
             write_again: self.suspects.iter().map(FileName::to_string).collect(),
             files: self.files.iter().map(FileName::to_string).collect(),
+            dismissed_gaps: self.dismissed_gaps,
             timeline: self.lines.iter().map(line).collect(),
             gap: self.gaps.iter().map(gap).collect(),
         };
@@ -236,6 +247,16 @@ impl Progress {
         }
         self.gaps.extend(gaps.iter().cloned());
         gaps
+    }
+
+    /// How many there are that nobody has looked at.
+    pub(crate) fn open_gaps(&self) -> usize {
+        self.gaps.len().saturating_sub(self.dismissed_gaps)
+    }
+
+    /// Somebody has looked at all of them.
+    pub(crate) fn dismiss_gaps(&mut self) {
+        self.dismissed_gaps = self.gaps.len();
     }
 
     /// Notes that the target keeps nothing before this position any more.

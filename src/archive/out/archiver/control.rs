@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::super::board::TargetSeen;
+use super::super::board::{Board, TargetSeen};
 use super::super::floors::Floors;
 use super::super::listing::Listing;
 use super::super::worker::{Sink, Wanted, Worker};
@@ -159,6 +159,16 @@ impl ArchiveControl {
             (false, _) => {}
         }
         true
+    }
+
+    /// Somebody has looked at all conflicts; how many were open.
+    pub fn dismiss_conflicts(&self) -> u64 {
+        self.floors.dismiss(Board::dismiss_conflicts)
+    }
+
+    /// Somebody has looked at all gaps; how many were open.
+    pub fn dismiss_gaps(&self) -> u64 {
+        self.floors.dismiss(Board::dismiss_gaps)
     }
 
     fn data_dir(&self) -> &Path {

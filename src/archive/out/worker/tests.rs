@@ -116,6 +116,17 @@ impl Setting {
 
     /// Starts a worker for this place, and what tells it what it is to be.
     fn start_over(&self, storage: Storage) -> (tokio::task::JoinHandle<()>, Order) {
+        let (worker, listings, order) = self.worker_over(storage);
+        let stop = self.stop.clone();
+        let worker = tokio::spawn(async move {
+            worker.run(stop, GRACE.into()).await;
+            drop(listings);
+        });
+        (worker, order)
+    }
+
+    /// The same before it runs, with what tells it what there is.
+    fn worker_over(&self, storage: Storage) -> (Worker, watch::Sender<Option<Arc<Listing>>>, Order) {
         let sink = Sink::Objects(Repository::over(storage, "main", Layout::Plain, Codec::default()));
         let tip = self.store.tip().unwrap();
         let names = self.store.wal_files().unwrap();
@@ -130,12 +141,7 @@ impl Setting {
         let now = Arc::new(Wanted { target: self.target.clone(), sink });
         let (order, wanted) = watch::channel(Some(now.clone()));
         let worker = Worker::new(now, wanted, self.store.clone(), floors, places, listing);
-        let stop = self.stop.clone();
-        let worker = tokio::spawn(async move {
-            worker.run(stop, GRACE.into()).await;
-            drop(listings);
-        });
-        (worker, order)
+        (worker, listings, order)
     }
 
     /// What counts: what is saved.
@@ -208,6 +214,39 @@ async fn what_is_there_after_a_sync_that_timed_out_counts_when_it_was_synced_aga
     let (release, hang) = mpsc::channel();
     counts_when_it_was_synced_again(&Setting::new(), Duration::from_millis(300), Some(hang)).await;
     drop(release);
+}
+
+/// Nothing fails, and nothing is taken: that is seen, and its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_neither_taken_nor_refused_is_seen_to_be_stalled() {
+    let it = Setting::new();
+    let name = it.archive().join(segment(FIRST).as_str());
+    let (release, hang) = mpsc::channel::<()>();
+    let hang = Mutex::new(hang);
+    let fault = move |file: &fs::File| {
+        if file.metadata()?.is_dir() && name.exists() {
+            let _ = hang.lock().unwrap().recv();
+        }
+        Ok(())
+    };
+    let storage = it.directory(Duration::from_secs(300)).with_fault(Box::new(fault));
+    let (mut worker, listings, order) = it.worker_over(storage);
+    worker.report_every = Duration::from_millis(200);
+    let (board, stop) = (worker.board.clone(), it.stop.clone());
+    let worker = tokio::spawn(async move {
+        worker.run(stop, GRACE.into()).await;
+        drop(listings);
+    });
+    wait_until("it to be seen", || board.seen().stalled_since.is_some());
+    let seen = board.seen();
+    assert_eq!((seen.failures, seen.failing_since), (0, seen.stalled_since));
+    assert!(seen.pending_files > 0, "{seen:?}");
+    drop(release);
+    wait_until("all to be taken", || board.seen().archived_files > LAST - FIRST);
+    wait_until("nothing to be stalled", || board.seen().failing_since.is_none());
+    it.stop.cancel();
+    worker.await.unwrap();
+    drop(order);
 }
 
 #[tokio::test(flavor = "multi_thread")]
