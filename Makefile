@@ -38,7 +38,7 @@ help:
 	@echo 'make reference, make book    docs/REFERENCE.md from the code; the documents as a book, with mdbook'
 	@echo 'make deb, make rpm           packages for Debian and for Red Hat, with unit, manual pages and completions'
 	@echo 'make release                 the program as it is installed, its debug information in walrelay.debug'
-	@echo 'make packages-test           the Debian package installed on an overlay of this system, the Kubernetes manifests linted'
+	@echo 'make packages-test           those packages installed on an overlay of this system, the Kubernetes manifests linted'
 	@echo 'make setup   find or install the PostgreSQL servers and the Barman the tests need'
 	@echo 'make clean   remove everything built, and the servers installed below target/'
 
@@ -228,9 +228,11 @@ rpm: release
 	$(MAKE) papers
 	$(CARGO) generate-rpm
 
-# The package, installed for real on an overlay of this system, and the Kubernetes manifests.
+# The newest packages, installed for real on an overlay of this system, and the Kubernetes manifests. A test does it with packages of the
+# debug build.
 packages-test:
-	tests/packages.sh
+	WALRELAY_DEB="$$(ls -t target/debian/*.deb 2>/dev/null | head -1)" \
+	WALRELAY_RPM="$$(ls -t target/generate-rpm/*.rpm 2>/dev/null | head -1)" tests/packages.sh
 
 clean:
 	$(CARGO) clean

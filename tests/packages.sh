@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Installs the Debian package for real, in a mount namespace of its own over an overlay of this system, looks at what it has brought,
-# upgrades, removes and purges it; and lints the Kubernetes manifests. `tests/packages.sh [PROGRAM]`: by default the newest of
-# target/release and target/debug. The package is target/debian/*.deb if WALRELAY_DEB names one (`make deb`), else one that is put together
-# here with dpkg-deb out of the same list (Cargo.toml, [package.metadata.deb]). Needs root for namespaces; what is missing is said.
+# upgrades, removes and purges it; does the same with the RPM as far as rpm goes here; and has kustomize make the Kubernetes manifests.
+# `tests/packages.sh [PROGRAM]`: by default the newest of target/release and target/debug. The Debian package is the one that WALRELAY_DEB
+# names (`make deb`), whose files have to be those of the list, else one that is put together here with dpkg-deb out of that list
+# (Cargo.toml, [package.metadata.deb]). The RPM is the one that WALRELAY_RPM names (`make rpm`), else one that cargo-generate-rpm makes, if
+# it is installed. Needs root for namespaces; what is missing is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-[ "${1:-}" = --inside ] || program=${1:-$(ls -t target/release/walrelay target/debug/walrelay 2>/dev/null | head -1)}
-[ "${1:-}" = --inside ] || [ -x "${program:-}" ] || { echo "no program: cargo build, or name one" >&2; exit 1; }
+case "${1:-}" in --inside*) is_inside=1 ;; *) is_inside= ;; esac
+[ "$is_inside" ] || program=${1:-$(ls -t target/release/walrelay target/debug/walrelay 2>/dev/null | head -1)}
+[ "$is_inside" ] || [ -x "${program:-}" ] || { echo "no program: cargo build, or name one" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -40,8 +43,12 @@ P
     printf '%s\n' 'Package: walrelay' "Version: $version" "Architecture: $(dpkg --print-architecture)" \
         'Maintainer: The walrelay developers <walrelay@localhost>' 'Section: database' 'Priority: optional' \
         'Description: WAL relay for PostgreSQL' > "$root/DEBIAN/control"
-    dpkg-deb --root-owner-group --build "$root" "$work/walrelay-$version.deb" >/dev/null
+    dpkg-deb --root-owner-group -Znone --build "$root" "$work/walrelay-$version.deb" >/dev/null
 }
+
+# Paths of a package, as `/usr/bin/walrelay`; what distributions compress is the same.
+files_of_deb() { dpkg-deb --fsys-tarfile "$1" | tar -t | sed -n 's|^\./||; /[^/]$/p' | sed 's|^|/|; s|\.gz$||' | sort; }
+files_of_rpm() { rpm -qp --nosignature --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$1" 2>/dev/null | sed -n 's|^-[^ ]* ||p' | sort; }
 
 # Runs in the namespace, on the overlay.
 inside() {
@@ -81,39 +88,95 @@ inside() {
     echo 'the Debian package is installed, upgraded, removed and purged as it should'
 }
 
-if [ "${1:-}" = --inside ]; then shift; inside "$@"; exit; fi
+# Runs this script over an overlay of this system, in a mount namespace of its own; 77 if that cannot be.
+on_overlay() {
+    cp tests/packages.sh "$work/packages.sh"
+    # The work directory is on the overlay, too: it is a part of this system.
+    unshare --mount sh -e -c '
+        lower=$1; shift
+        mkdir -p "$lower/layer"
+        mount -t tmpfs tmpfs "$lower/layer" || exit 77
+        mkdir "$lower/layer/upper" "$lower/layer/work" "$lower/layer/root"
+        mount -t overlay overlay -o "lowerdir=/,upperdir=$lower/layer/upper,workdir=$lower/layer/work" "$lower/layer/root" || exit 77
+        exec chroot "$lower/layer/root" "$lower/packages.sh" "$@"
+    ' sh "$work" "$@"
+}
 
 debian() {
     command -v dpkg-deb >/dev/null && command -v python3 >/dev/null || { not_tested 'the Debian package (dpkg-deb, python3)'; return; }
     assemble 0.0.1
     assemble 0.0.2
     local first=$work/walrelay-0.0.1.deb second=${WALRELAY_DEB:-$work/walrelay-0.0.2.deb}
-    cp tests/packages.sh "$work/packages.sh"
+    # cargo-deb adds a copyright file and a changelog.
+    diff <(files_of_deb "$first") <(files_of_deb "$second" | grep -v '/usr/share/doc/walrelay/\(copyright\|changelog.*\)$') ||
+        fail "$second does not have the files of the list"
     cp "$second" "$work/second.deb"
-    # The work directory is on the overlay, too: it is a part of this system.
-    unshare --mount sh -e -c '
-        lower=$1; shift
-        mkdir -p "$lower/layer"
-        mount -t tmpfs tmpfs "$lower/layer"
-        mkdir "$lower/layer/upper" "$lower/layer/work" "$lower/layer/root"
-        mount -t overlay overlay -o "lowerdir=/,upperdir=$lower/layer/upper,workdir=$lower/layer/work" "$lower/layer/root" || exit 77
-        exec chroot "$lower/layer/root" "$lower/packages.sh" --inside "$@"
-    ' sh "$work" "$first" "$work/second.deb" && return
+    on_overlay --inside "$first" "$work/second.deb" && return
     status=$?
     [ $status = 77 ] || exit $status
     not_tested 'the Debian package (an overlay cannot be mounted here)'
 }
 
+# On the overlay: its files, their owners and modes, and that what an administrator has changed stays.
+inside_rpm() {
+    mount -t proc proc /proc
+    # Debian's rpm has no database, and knows of no package.
+    rpm() { command rpm --nosignature --define '_dbpath /rpmdb' "$@"; }
+    rpm --initdb
+    rpm --install --nodeps --noscripts "$1"
+    sh -e -c 'rpm -qp --nosignature --qf "%{POSTIN}" "$1" 2>/dev/null' sh "$1" > /postin
+    # Of systemd only what makes users and directories can run here.
+    sed -i 's/systemctl [^;]*|| :/:/g; s/; *$//' /postin
+    sh -e /postin
+    id walrelay >/dev/null || fail 'the RPM makes no user walrelay'
+    [ "$(stat -c '%U:%G %a' /etc/walrelay)" = 'root:walrelay 750' ] || fail 'the RPM leaves /etc/walrelay to others'
+    [ "$(stat -c '%U:%G %a' /usr/bin/walrelay)" = 'root:root 755' ] || fail 'the program of the RPM cannot be run'
+    setpriv --reuid walrelay --regid walrelay --clear-groups -- \
+        walrelay check-config --config /etc/walrelay/walrelay.toml >/dev/null || fail 'the relay cannot use its configuration'
+    rpm -V --nodeps walrelay --nouser --nogroup | grep -v ' c ' && fail 'what the RPM has installed is not what it holds'
+    echo '# changed' >> /etc/walrelay/walrelay.toml
+    rpm --install --replacepkgs --nodeps --noscripts "$1"
+    grep -q '^# changed' /etc/walrelay/walrelay.toml || fail 'installing the RPM again has replaced the configuration'
+    rpm --erase --nodeps --noscripts walrelay
+    [ ! -e /usr/bin/walrelay ] || fail 'the program of the RPM is left'
+    [ -e /etc/walrelay/walrelay.toml.rpmsave ] || [ -e /etc/walrelay/walrelay.toml ] || fail 'the RPM takes the configuration'
+    echo 'the RPM is installed and removed as it should'
+}
+
+rpm_package() {
+    command -v rpm >/dev/null || { not_tested 'the RPM (rpm)'; return; }
+    local package=${WALRELAY_RPM:-$work/walrelay.rpm} found
+    if [ -z "${WALRELAY_RPM:-}" ]; then
+        command -v cargo-generate-rpm >/dev/null || { not_tested 'the RPM (cargo install --locked cargo-generate-rpm)'; return; }
+        # It takes what the list names of a target directory; this one has the program in it.
+        mkdir -p "$work/target/release"
+        strip -o "$work/target/release/walrelay" "$program"
+        cargo generate-rpm --target-dir "$work/target" --payload-compress none --output "$package" >/dev/null
+    fi
+    # Only zsh's completions lie elsewhere.
+    diff <(files_of_deb "$work/walrelay-0.0.1.deb" | sed 's|/vendor-completions/|/site-functions/|' | sort) <(files_of_rpm "$package") ||
+        fail "$package does not have the files of the Debian package"
+    cp "$package" "$work/walrelay.rpm.copy"
+    on_overlay --inside-rpm "$work/walrelay.rpm.copy" || { [ $? = 77 ] || exit 1; not_tested 'the RPM (an overlay cannot be mounted here)'; }
+}
+
+# A test does that without kubectl, which says here whether kustomize takes the manifests.
 kubernetes() {
     command -v kubectl >/dev/null && python3 -c 'import yaml' 2>/dev/null ||
-        { not_tested 'the Kubernetes manifests (kubectl, python3 with yaml)'; return; }
+        { not_tested 'what kustomize makes of the Kubernetes manifests (kubectl, python3 with yaml)'; return; }
     kubectl kustomize packaging/kubernetes > "$work/all.yaml"
-    python3 tests/kubernetes.py "$work/all.yaml" "$work"
+    python3 tests/kubernetes.py "$work" "$work/all.yaml"
     # As in a pod: what the configuration names lies elsewhere here.
     sed -i "s|/etc/walrelay/|$work/|" "$work/walrelay.toml"
     "$program" check-config --config "$work/walrelay.toml" >/dev/null
     echo 'the Kubernetes manifests are whole, and their configuration is good'
 }
 
+case "${1:-}" in
+    --inside) shift; inside "$@"; exit ;;
+    --inside-rpm) shift; inside_rpm "$@"; exit ;;
+esac
+
 debian
+rpm_package
 kubernetes

@@ -1,12 +1,13 @@
-//! What a package brings: the systemd unit, the example of a configuration, `walrelay check-config`.
+//! What packages, images and manifests bring: the systemd unit, the example of a configuration, `walrelay check-config`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use walrelay_testkit::{Cluster, Consumer, Scratch, Server, Signal, on_one_version};
+use walrelay::auth::hba::{Facts, Found, Hba, Method, Request, Target};
+use walrelay_testkit::{Cluster, Consumer, Scratch, Server, Signal, ansible, on_one_version};
 
 use crate::{relay_below, walrelay};
 
@@ -191,4 +192,136 @@ fn check_config_says_what_is_wrong_and_where() {
     refused("ssl-cert-file = \"/nonexistent/c\"\nssl-key-file = \"/nonexistent/k\"", &["/nonexistent/"]);
     let (code, text) = check_config(&["--upstream", "host=a user=u", "--slot", "Bad", "-D", &data]);
     assert!(code == Some(2) && text.contains("--slot"), "{code:?} {text}");
+}
+
+/// Where each package puts what: source and mode by destination.
+fn assets(of: &str) -> BTreeMap<String, (String, String)> {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    let manifest: toml::Table = manifest.expect("it is there").parse().expect("Cargo takes it");
+    let assets = manifest["package"]["metadata"][of]["assets"].as_array().expect("a list");
+    let text = |value: &toml::Value| value.as_str().expect("a text").to_owned();
+    let asset = |asset: &toml::Value| {
+        let [source, to, mode] = match asset {
+            toml::Value::Array(parts) => [&parts[0], &parts[1], &parts[2]].map(text),
+            asset => ["source", "dest", "mode"].map(|key| text(&asset[key])),
+        };
+        let name = Path::new(&source).file_name().expect("a file").to_str().expect("ours");
+        let to = if to.ends_with('/') { format!("{to}{name}") } else { to };
+        (to.trim_start_matches('/').to_owned(), (source, mode))
+    };
+    assets.iter().map(asset).collect()
+}
+
+#[test]
+fn both_packages_bring_the_same() {
+    let (mut deb, rpm) = (assets("deb"), assets("generate-rpm"));
+    // Distributions differ in where zsh looks.
+    let zsh = deb.remove("usr/share/zsh/vendor-completions/_walrelay").expect("it is there");
+    deb.insert("usr/share/zsh/site-functions/_walrelay".to_owned(), zsh);
+    assert_eq!(deb, rpm);
+}
+
+/// Lines of the Containerfile, continued ones joined, by their first word.
+fn instructions() -> Vec<(String, String)> {
+    let text = fs::read_to_string(packaged("container/Containerfile")).expect("it is in the repository");
+    let text: String =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    let text = text.replace("\\\n", " ");
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.map(|(word, rest)| (word.to_owned(), rest.trim().to_owned())).collect()
+}
+
+#[test]
+fn the_image_is_run_with_the_file_that_it_brings() {
+    let instructions = instructions();
+    let all = |word: &str| -> Vec<&str> {
+        instructions.iter().filter(|(known, _)| known == word).map(|(_, rest)| rest.as_str()).collect()
+    };
+    // Any other would win over what is mounted at the file's place.
+    assert_eq!(all("ENV"), ["WALRELAY_CONFIG=/etc/walrelay/walrelay.toml"]);
+    assert_eq!(all("ENTRYPOINT"), [r#"["/usr/bin/walrelay"]"#]);
+    assert_eq!((all("USER"), all("EXPOSE")), (vec!["walrelay"], vec!["5432"]));
+    let known =
+        ["FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT"];
+    instructions.iter().for_each(|(word, _)| assert!(known.contains(&word.as_str()), "{word}"));
+    for copied in all("COPY").iter().filter(|rest| !rest.starts_with("--from") && **rest != ". .") {
+        let (sources, to) = copied.rsplit_once(' ').expect("a destination");
+        assert_eq!(to, "/etc/walrelay/");
+        for source in sources.split(' ') {
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(source).is_file(), "{source}");
+        }
+    }
+    let settings = fs::read_to_string(packaged("container/walrelay.toml")).expect("it is in the repository");
+    let parsed: toml::Table = settings.parse().expect("it is TOML");
+    assert_eq!(all("VOLUME"), [parsed["data-dir"].as_str().expect("a text")]);
+    assert_eq!(parsed["listen"].as_array().expect("a list")[0].as_str(), Some("0.0.0.0:5432"));
+    assert!(
+        all("RUN").iter().any(|run| run.contains("chmod 0700 /var/lib/walrelay")),
+        "WAL is nobody else's"
+    );
+
+    // As in the image, where files lie elsewhere.
+    let scratch = Scratch::new("image");
+    let (config, data) = (scratch.join("walrelay.toml"), scratch.join("data").display().to_string());
+    let here = packaged("container").display().to_string();
+    let settings = settings.replace("/etc/walrelay", &here).replace("/var/lib/walrelay", &data);
+    fs::write(&config, settings).expect("it is ours");
+    let checked = {
+        let mut command = Command::new(walrelay());
+        command
+            .arg("check-config")
+            .env("WALRELAY_CONFIG", &config)
+            .env("WALRELAY_UPSTREAM", "host=primary user=walrelay");
+        command.env("WALRELAY_AUTH_QUERY", "SELECT rolname, secret FROM walrelay.lookup($1)");
+        command.output().expect("walrelay can be run")
+    };
+    assert!(checked.status.success(), "{}", said(&checked));
+    // Who comes through the published port has another machine's address, and needs a password.
+    let hba = Hba::load(&packaged("container/hba.conf")).expect("it is good");
+    for target in [Target::Replication, Target::Database("postgres")] {
+        let from = Request { ip: Some([192, 0, 2, 1].into()), ssl: false, target, user: "standby" };
+        let found = hba.find(&from, &Facts::default());
+        assert!(matches!(found, Found::Rule(rule) if rule.method() == Method::ScramSha256), "{target:?}");
+    }
+}
+
+/// What an image is built of is not sent along with what has been built, and its history.
+#[test]
+fn the_image_is_built_of_sources() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored = fs::read_to_string(root.join(".containerignore")).expect("it is in the repository");
+    for (line, why) in [(".git", "history"), ("**/target", "what was built")] {
+        assert!(ignored.lines().any(|known| known == line), "{why}");
+    }
+    assert_eq!(fs::read_to_string(root.join(".dockerignore")).expect("Docker reads that one"), ignored);
+}
+
+#[test]
+fn the_kubernetes_manifests_are_whole() {
+    let Some(mut python) = ansible::interpreter() else {
+        return eprintln!("not tested: the Kubernetes manifests, PyYAML could not be installed");
+    };
+    let (scratch, root) = (Scratch::new("kubernetes"), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let linted = python.arg(root.join("tests/kubernetes.py")).arg(scratch.path()).output();
+    let linted = linted.expect("there is Python");
+    assert!(linted.status.success(), "{}", said(&linted));
+    let config = scratch.join("walrelay.toml");
+    let settings = fs::read_to_string(&config).expect("the lint has written it");
+    // As in a pod: what the configuration names lies elsewhere here.
+    let here = format!("{}/", scratch.path().display());
+    fs::write(&config, settings.replace("/etc/walrelay/", &here)).expect("it is ours");
+    let (code, text) = check_config(&["--config", config.to_str().expect("ours")]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+/// With the program of these tests; `make packages-test` does the same with packages as they are delivered.
+#[test]
+fn packages_install_upgrade_and_go() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packages.sh");
+    let done = Command::new(script).arg(walrelay()).output().expect("there is a shell");
+    let text = said(&done);
+    assert!(done.status.success(), "{text}");
+    text.lines().filter(|line| line.starts_with("not tested")).for_each(|line| eprintln!("{line}"));
+    let is_done = text.contains("installed, upgraded, removed and purged as it should");
+    assert!(is_done || text.contains("not tested: the Debian package"), "{text}");
 }

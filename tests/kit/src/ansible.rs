@@ -1,5 +1,7 @@
 //! [Ansible](https://docs.ansible.com), from Python packages, in a directory of our own.
 
+use std::process::Command;
+
 use crate::install::InstallError;
 use crate::packages::Packages;
 
@@ -28,6 +30,11 @@ pub fn is_here() -> bool {
 /// The text of a script `ansible-playbook`, for a directory of the `PATH`; `None` if it is not there.
 pub fn playbook_script() -> Option<String> {
     locate().filter(Packages::are_complete).map(|packages| packages.program("ansible-playbook"))
+}
+
+/// A Python interpreter with PyYAML, which comes along; `None` if it is not there.
+pub fn interpreter() -> Option<Command> {
+    locate().filter(Packages::are_complete).map(|packages| packages.interpreter())
 }
 
 /// Finds Ansible, or installs it; tells which version.
