@@ -1,7 +1,8 @@
 //! A new binary takes over: by exec, and under systemd, which keeps the listening sockets. Commits that wait for the relay hardly
 //! notice, clients wait and are not refused, and consumers go on where they were.
 //!
-//! How long commits have waited is printed, not judged: `cargo test --test pg -- --nocapture restarts`.
+//! How long commits have waited is printed (`cargo test --test pg -- --nocapture restarts`), and judged by the best restart of a few:
+//! whatever else the machine does can make one slow, and a relay that takes too long makes all of them so.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -9,8 +10,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ const STARTED: &str = concat!("walrelay ", env!("CARGO_PKG_VERSION"), " started"
 
 /// Restarts of each kind.
 const ROUNDS: usize = 3;
+/// What a commit waits at most, at one restart of them.
+const PROMISED: Duration = Duration::from_secs(1);
 
 fn a_new_binary_takes_over_by_exec(server: &Server) {
     let http = Port::take();
@@ -46,8 +49,10 @@ fn a_new_binary_takes_over_by_exec(server: &Server) {
     let (inode, pid) = (inode(&socket), relay.pid());
     let (clients, watchers) = (Clients::start(&relay), Watchers::start(&http));
     let mut consumer = Some(consumer);
+    let mut worst = Vec::new();
     for round in 0..ROUNDS {
         commits.wait_for_more(20);
+        commits.take_worst();
         let mark = relay.log().mark();
         if round == 0 {
             let said = relay.psql("dbname=walrelay", &["restart"]);
@@ -59,6 +64,7 @@ fn a_new_binary_takes_over_by_exec(server: &Server) {
         // It resumes exactly where it was: what follows on that, and nothing else.
         consumer = consumer.map(|stream| stream.resume(&relay));
         commits.wait_for_more(20);
+        worst.push(commits.take_worst());
     }
     let clients = clients.stop();
     assert!(clients.served > ROUNDS, "{clients:?}");
@@ -66,8 +72,8 @@ fn a_new_binary_takes_over_by_exec(server: &Server) {
     let watchers = watchers.stop();
     assert!(watchers.served > ROUNDS, "{watchers:?}");
     assert_eq!(watchers.lost, [""; 0], "not answered over HTTP");
-    let worst = commits.stop();
-    println!("worst commit over {ROUNDS} restarts by exec: {worst:?}");
+    commits.stop();
+    judge("restarts by exec", &worst);
     assert!(relay.pid() == pid && relay.is_running());
     assert_eq!(self::inode(&socket), inode, "the socket is the same");
     relay
@@ -88,23 +94,31 @@ fn a_new_process_takes_over_what_systemd_has_kept(server: &Server) {
     let Scene { primary, mut relay, socket, .. } = scene;
     let (commits, mut consumer) = (Commits::start(&primary), Stream::start(&relay, &primary));
     let inode = inode(&socket);
-    for _ in 0..ROUNDS {
+    let mut worst = Vec::new();
+    for round in 0..ROUNDS {
         systemd.wait_for("READY=1");
         assert_eq!(systemd.names().len(), 2, "{:?}", systemd.names());
         commits.wait_for_more(20);
+        commits.take_worst();
         relay.terminate();
-        // There is no relay now, and a client waits.
-        let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
-        let early = std::thread::spawn(move || Consumer::connect(address, "early"));
-        wait_until("a client that waits", || waits_at(&relay));
+        // There is no relay now, and a client waits; once, for that is found out while commits wait, too.
+        let early = (round == 0).then(|| {
+            let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+            let early = std::thread::spawn(move || Consumer::connect(address, "early"));
+            wait_until("a client that waits", || waits_at(&relay));
+            early
+        });
         relay.pass(systemd.pass());
         relay.start();
-        early.join().expect("it does not panic").expect("it gets in");
+        early
+            .into_iter()
+            .for_each(|early| drop(early.join().expect("it does not panic").expect("it gets in")));
         consumer = consumer.resume(&relay);
         commits.wait_for_more(20);
+        worst.push(commits.take_worst());
     }
-    let worst = commits.stop();
-    println!("worst commit over {ROUNDS} stops and starts with sockets kept: {worst:?}");
+    commits.stop();
+    judge("stops and starts with sockets kept", &worst);
     assert_eq!(self::inode(&socket), inode, "the socket is the same");
     consumer.finish(&primary);
     assert_complete(&primary, &relay);
@@ -345,28 +359,45 @@ impl Scene {
 struct Commits {
     stop: Arc<AtomicBool>,
     done: Arc<std::sync::atomic::AtomicUsize>,
-    thread: JoinHandle<Duration>,
+    /// How long the longest took.
+    worst: Arc<Mutex<Duration>>,
+    thread: JoinHandle<()>,
+}
+
+/// The worst commit of each restart.
+#[track_caller]
+fn judge(kind: &str, worst: &[Duration]) {
+    println!("worst commit at each of {ROUNDS} {kind}: {worst:?}");
+    let best = worst.iter().min().expect("there was a restart");
+    assert!(*best < PROMISED, "{kind}: a commit waited for {PROMISED:?} or longer each time: {worst:?}");
 }
 
 impl Commits {
     fn start(primary: &Cluster) -> Commits {
         primary.sql("set synchronous_commit = local; create table committed (i bigint)");
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<std::sync::atomic::AtomicUsize>::default());
+        let worst = Arc::<Mutex<Duration>>::default();
         let mut session = primary.session();
         let thread = std::thread::spawn({
-            let (stop, done) = (stop.clone(), done.clone());
+            let (stop, done, worst) = (stop.clone(), done.clone(), worst.clone());
             move || {
-                let mut worst = Duration::ZERO;
                 while !stop.load(Ordering::Relaxed) {
                     let begun = Instant::now();
                     session.run("insert into committed values (1)").expect("it is committed");
-                    worst = worst.max(begun.elapsed());
+                    let took = begun.elapsed();
+                    let mut worst = worst.lock().expect("nobody panics");
+                    *worst = worst.max(took);
+                    drop(worst);
                     done.fetch_add(1, Ordering::Relaxed);
                 }
-                worst
             }
         });
-        Commits { stop, done, thread }
+        Commits { stop, done, worst, thread }
+    }
+
+    /// How long the longest took since this was asked last.
+    fn take_worst(&self) -> Duration {
+        std::mem::take(&mut *self.worst.lock().expect("nobody panics"))
     }
 
     #[track_caller]
@@ -375,10 +406,9 @@ impl Commits {
         wait_until("more commits", || self.done.load(Ordering::Relaxed) >= wanted);
     }
 
-    /// How long the longest took.
-    fn stop(self) -> Duration {
+    fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("all were committed")
+        self.thread.join().expect("all were committed");
     }
 }
 
