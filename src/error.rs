@@ -9,7 +9,7 @@ use crate::auth::hba::HbaError;
 use crate::auth::users::UsersError;
 use crate::branch::BranchError;
 use crate::config::ConfigError;
-use crate::downstream::{ListenError, ParseListenAddrError};
+use crate::downstream::ListenError;
 use crate::http::HttpError;
 use crate::init::InitError;
 use crate::parts::PartEnded;
@@ -34,9 +34,6 @@ pub enum RelayError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A `--listen` value is wrong.
-    #[error(transparent)]
-    Listen(#[from] ParseListenAddrError),
     /// `--hba-file` is wrong.
     #[error(transparent)]
     Hba(#[from] HbaError),
@@ -120,7 +117,6 @@ impl RelayError {
             RelayError::Restore(_) => BROKEN,
             RelayError::Config(_)
             | RelayError::Archive(_)
-            | RelayError::Listen(_)
             | RelayError::Sockets(_)
             | RelayError::Init(InitError::Exists(_) | InitError::Unanswered)
             | RelayError::Hba(_)

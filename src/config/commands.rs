@@ -211,7 +211,7 @@ impl DoctorArgs {
     pub fn relay(&self, config: &super::Config, environment: &Environment) -> Result<ConnInfo, ConfigError> {
         let text = match &self.relay {
             Some(text) => text.clone(),
-            None => reach(&config.listen)?,
+            None => reach(&config.listen),
         };
         ConnInfo::parse(&text, environment).map_err(|error| value("relay", &error))
     }
@@ -549,7 +549,10 @@ impl StatusArgs {
         let listens = || self.config.as_deref().map(read_file).transpose();
         let text = match &self.conninfo {
             Some(text) => text.clone(),
-            None => listens()?.map(|settings| reach(&settings.listen)).transpose()?.unwrap_or_default(),
+            None => match listens()? {
+                Some(settings) => reach(&super::listen(&settings.listen)?),
+                None => String::new(),
+            },
         };
         ConnInfo::parse(&text, environment).map_err(|error| value("CONNINFO", &error))
     }
@@ -633,9 +636,7 @@ pub fn each_asked(info: &ConnInfo) -> Vec<ConnInfo> {
 }
 
 /// A connection string for a relay that listens there.
-fn reach(listen: &[String]) -> Result<String, ConfigError> {
-    let parse = |text: &String| text.parse().map_err(|error| value("listen", &error));
-    let addresses = listen.iter().map(parse).collect::<Result<Vec<ListenAddr>, _>>()?;
+fn reach(addresses: &[ListenAddr]) -> String {
     let tcp = addresses.iter().find_map(|address| match address {
         ListenAddr::Tcp { host, port } => Some((host.as_str(), *port)),
         ListenAddr::Unix { .. } => None,
@@ -650,7 +651,7 @@ fn reach(listen: &[String]) -> Result<String, ConfigError> {
         (None, Some((host, port))) => (host.to_owned(), port),
         (None, None) => ("127.0.0.1".to_owned(), 5432),
     };
-    Ok(format!("host='{}' port={port}", host.replace('\\', "\\\\").replace('\'', "\\'")))
+    format!("host='{}' port={port}", host.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 /// `walrelay archive list`.
@@ -842,8 +843,8 @@ mod tests {
     #[test]
     fn a_relay_is_asked_over_its_socket_where_it_has_one() {
         let check = |listen: &[&str], expected: &str| {
-            let listen: Vec<_> = listen.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(reach(&listen).unwrap(), expected);
+            let listen: Vec<_> = listen.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(reach(&listen), expected);
         };
         check(&[], "host='127.0.0.1' port=5432");
         check(&["*:5433"], "host='127.0.0.1' port=5433");

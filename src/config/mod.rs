@@ -21,7 +21,7 @@ use walrelay_proto::ack::Rules;
 
 use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
-use crate::downstream::Limits;
+use crate::downstream::{Limits, ListenAddr};
 use crate::gateway::DEFAULT_AUTH_QUERY;
 use crate::http::HttpAddr;
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
@@ -40,13 +40,16 @@ pub use commands::{
 };
 pub(crate) use units::timeout as timeout_as_shown;
 
+/// For applications on the same machine.
+const DEFAULT_LISTEN: &str = "127.0.0.1:5432";
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `--upstream`.
     pub upstream: ConnInfo,
-    /// `--listen`, as typed; at least one.
-    pub listen: Vec<String>,
+    /// `--listen`; at least one.
+    pub listen: Vec<ListenAddr>,
     /// `--http-listen`; `None` for nowhere.
     pub http_listen: Option<HttpAddr>,
     /// `--slot`.
@@ -246,10 +249,7 @@ impl Config {
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
             tls: tls::files(&settings)?,
-            listen: match settings.listen.is_empty() {
-                true => vec!["127.0.0.1:5432".to_owned()],
-                false => settings.listen,
-            },
+            listen: listen(&settings.listen)?,
             hba_file: settings.hba_file,
             auth_file: settings.auth_file,
             log_format: settings.log_format.unwrap_or_default(),
@@ -279,6 +279,12 @@ fn at_least_one(name: &'static str, given: Option<usize>) -> Result<usize, Confi
         given => Ok(given.unwrap_or(1000)),
     }
 }
+fn listen(given: &[String]) -> Result<Vec<ListenAddr>, ConfigError> {
+    let default = [DEFAULT_LISTEN.to_owned()];
+    let texts = if given.is_empty() { &default } else { given };
+    texts.iter().map(|text| text.parse().map_err(|error| value("listen", &error))).collect()
+}
+
 
 /// PG: from 1 s to 10 min; there is no "never".
 fn login_time(given: Option<String>) -> Result<Duration, ConfigError> {
@@ -394,7 +400,7 @@ mod tests {
         let file = path.to_str().unwrap();
         let config = resolve(&["--config", file, "--slot", "typed", "-D", "/tmp/x"]).unwrap();
         assert_eq!(config.slot.as_str(), "typed");
-        assert_eq!(config.listen, ["127.0.0.1:6000"]);
+        assert_eq!(config.listen, ["127.0.0.1:6000".parse().unwrap()]);
         assert_eq!(config.admin_roles, ["op", "ha"]);
         assert_eq!(config.monitor_roles, ["mon"]);
         assert_eq!(config.store.wal_keep_size, 64 << 20);
@@ -423,6 +429,10 @@ mod tests {
         }
         let tls =
             |args: &[&str], expected: &str| check(&[&["--upstream", upstream], args].concat(), expected);
+        check(
+            &["--upstream", upstream, "--listen", "nowhere"],
+            "invalid value for --listen: \"nowhere\": expected",
+        );
         tls(&["--ssl-cert-file", "c"], "invalid value for --ssl-cert-file: needs --ssl-key-file");
         tls(&["--ssl-key-file", "k"], "invalid value for --ssl-key-file: needs --ssl-cert-file");
         tls(&["--ssl-ca-file", "a"], "invalid value for --ssl-ca-file: needs --ssl-cert-file");

@@ -48,7 +48,7 @@ impl Config {
             ("config", path(&typed.file)),
             ("upstream", upstream.to_string()),
             ("data-dir", store.data_dir.display().to_string()),
-            ("listen", listen.join(",")),
+            ("listen", listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             ("http-listen", http_listen.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("slot", slot.to_string()),
             ("hba-file", path(hba_file)),

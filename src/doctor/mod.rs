@@ -201,13 +201,12 @@ fn expected(
     let slots = |status: &Status| -> BTreeMap<String, bool> {
         status.slots.iter().map(|slot| (slot.name.clone(), lost(slot))).collect()
     };
-    let port = |listen: &String| listen.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     let theirs = upstream.map(|identity| identity.timeline);
     consumer::Expected {
         system_id: upstream.map(|identity| identity.system_id.clone()),
         seg_size: kept.seg_size(),
         timeline: status.and_then(|status| status.relay.timeline).max(theirs),
-        ports: config.listen.iter().filter_map(port).collect(),
+        ports: config.listen.iter().filter_map(|listen| listen.port()).collect(),
         slots: status.map(slots),
         consumers: status.map(|it| it.consumers.iter().map(|one| one.application_name.clone()).collect()),
     }

@@ -109,13 +109,33 @@ pub enum ListenAddr {
 
 /// A `--listen` value that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "invalid listen address \"{0}\": expected ADDRESS:PORT, [IPv6]:PORT, *:PORT or an absolute directory, perhaps with :PORT"
-)]
+#[error("\"{0}\": expected ADDRESS:PORT, [IPv6]:PORT, *:PORT or an absolute directory, perhaps with :PORT")]
 pub struct ParseListenAddrError(String);
 
 impl std::str::FromStr for ListenAddr {
     type Err = ParseListenAddrError;
+impl ListenAddr {
+    /// As it was given.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            ListenAddr::Tcp { port, .. } => Some(*port),
+            ListenAddr::Unix { port, .. } => *port,
+        }
+    }
+}
+
+/// As it is typed.
+impl std::fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ListenAddr::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            ListenAddr::Tcp { host, port } => write!(f, "{host}:{port}"),
+            ListenAddr::Unix { dir, port: Some(port) } => write!(f, "{}:{port}", dir.display()),
+            ListenAddr::Unix { dir, port: None } => write!(f, "{}", dir.display()),
+        }
+    }
+}
+
 
     fn from_str(text: &str) -> Result<ListenAddr, ParseListenAddrError> {
         let bad = || ParseListenAddrError(text.to_owned());

@@ -33,7 +33,7 @@ use crate::changeable::Changeable;
 use crate::config::{Config, ack_warnings};
 use crate::descriptors::Descriptors;
 use crate::downstream::{
-    Access, BoundAddr, Downstream, DownstreamConfig, ListenAddr, SessionRules, SharedAccess, SharedRules,
+    Access, BoundAddr, Downstream, DownstreamConfig, SessionRules, SharedAccess, SharedRules,
 };
 use crate::error::RelayError;
 use crate::events::Events;
@@ -237,7 +237,6 @@ impl Relay {
         let watchdog = Watchdog::start(notifier.clone(), &Handle::current())
             .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
         let watching = Watching::start(&config, &watched, &handover.sockets).await?;
-        let listen = listen_addresses(&config)?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let certificate_end = access.tls.as_ref().and_then(ServerTls::ends_at);
@@ -279,7 +278,7 @@ impl Relay {
         let rules = Arc::new(SharedRules::new(session_rules(&config)));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
-            downstream_config(&config, listen, descriptors, &status, recall.clone(), &handover, &rules),
+            downstream_config(&config, descriptors, &status, recall.clone(), &handover, &rules),
             access.clone(),
             store.clone(),
             gateway.clone(),
@@ -538,7 +537,6 @@ fn forbids_confirming(error: &RelayError) -> bool {
 /// # Errors
 /// As a start's.
 pub fn check(config: &Config) -> Result<(), RelayError> {
-    listen_addresses(config)?;
     load_access(config, &At::default())?;
     check_targets(&config.archive, &config.store.data_dir)?;
     for (target, dir) in missing_directories(&config.archive) {
@@ -548,10 +546,6 @@ pub fn check(config: &Config) -> Result<(), RelayError> {
         );
     }
     Ok(())
-}
-
-fn listen_addresses(config: &Config) -> Result<Vec<ListenAddr>, RelayError> {
-    Ok(config.listen.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 fn gateway_config(config: &Config) -> GatewayConfig {
@@ -583,7 +577,6 @@ fn sources(targets: &[Target], store: &Arc<Store>) -> Result<Vec<Arc<dyn Source>
 
 fn downstream_config(
     config: &Config,
-    listen: Vec<ListenAddr>,
     descriptors: Arc<Descriptors>,
     status: &Arc<Sources>,
     recall: Arc<Recall>,
@@ -591,7 +584,7 @@ fn downstream_config(
     rules: &Arc<SharedRules>,
 ) -> DownstreamConfig {
     DownstreamConfig {
-        listen,
+        listen: config.listen.clone(),
         rules: rules.clone(),
         recall: Some(recall),
         application_name: config.upstream.application_name.clone(),

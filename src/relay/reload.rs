@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::signals::Hangup;
 use super::{Timeouts, load_access, session_rules, set_acknowledgements, sources};
-use crate::archive::{ArchiveControl, Prepared, Recall, Source};
+use crate::archive::{ArchiveControl, Prepared, Recall, Source, check_targets};
 use crate::config::Config;
 use crate::downstream::{Access, SharedAccess, SharedRules};
 use crate::error::RelayError;
@@ -170,6 +170,10 @@ impl Reload {
         let (targets, sources) =
             (self.archive.prepare(&config.archive)?, sources(&config.archive, &self.store)?);
         Ok(Fresh { config, access, targets, sources })
+        // What the next start would refuse is refused now: the targets have to fit the directory that it would have, too.
+        if config.store.data_dir != self.started.store.data_dir {
+            check_targets(&config.archive, &config.store.data_dir)?;
+        }
     }
 
     /// Nothing fails here.
@@ -178,7 +182,6 @@ impl Reload {
         self.status.set_certificate_end(access.tls.as_ref().and_then(ServerTls::ends_at));
         self.access.replace(access);
         self.rules.replace(session_rules(&new));
-        self.log_level.set(new.log_level);
         self.timeouts.shutdown.replace(new.shutdown_timeout);
         self.timeouts.wal_receiver.replace(new.wal_receiver_timeout);
         self.gateway.set_backup_rate(new.base_backup_max_rate);
@@ -199,6 +202,8 @@ impl Reload {
         for name in old.differences(&new) {
             if ACCESS.contains(&name.as_str()) {
                 tracing::info!("{name} changed, in effect for new connections");
+        // The report itself is told by the more talkative of both levels.
+        self.log_level.set(old.log_level.max(new.log_level));
             } else if AT_ONCE.contains(&name.as_str()) {
                 tracing::info!("{name} changed, in effect");
             }
@@ -221,6 +226,7 @@ impl Reload {
     }
 }
 
+        self.log_level.set(new.log_level);
 /// What is in effect of what the relay was `started` with, and of what was read since.
 pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> {
     let (latest, about) = (read.unwrap_or(started), crate::config::descriptions());

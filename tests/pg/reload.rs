@@ -1,11 +1,17 @@
 //! SIGHUP changes limits, how much WAL is kept and the log's level, and a file with a mistake changes nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 
-use walrelay_testkit::{Cluster, Consumer, Mark, Relay, Scratch, Server, on_one_version, wait_until};
+use clap::CommandFactory;
+use walrelay_testkit::{
+    Cluster, Consumer, Mark, Port, Process, Relay, Scratch, Server, Signal, on_one_version, tied_command,
+    wait_until,
+};
 
-use crate::relay_below;
+use crate::{relay_below, walrelay};
 
 on_one_version!(limits_retention_and_the_level_change_without_a_restart);
 
@@ -81,11 +87,11 @@ fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
     relay.create_slot("two");
     assert_eq!(relay.sql("select count(*) from pg_replication_slots where slot_name = 'one'"), "1");
 
+    // A level that hides the report hides no report of its own.
     write("log-level = \"error\"\n");
-    relay.reload();
-    wait_until("the defaults", || {
-        relay.psql("dbname=walrelay", &["show max_wal_senders"]).as_deref() == Ok("1000")
-    });
+    let said =
+        ["max-wal-senders changed, in effect", "log-level changed, in effect", "configuration reloaded"];
+    reload(&mut relay, &said);
     // Sessions that ended just now may have been told of before.
     let quiet = relay.log().mark();
     drop(first);
@@ -93,6 +99,139 @@ fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
     relay.wait_for_flush(primary.flush_lsn());
     assert_eq!(relay.log().lines_with("INFO", quiet), [""; 0]);
     assert_eq!(relay.log().lines_with("panicked", Mark::default()), [""; 0]);
+}
+
+/// For each setting lines of a file with which no relay can be started. A new setting has to be named here.
+fn bad_values(scratch: &Scratch) -> Vec<(&'static str, String)> {
+    let file = |name: &str, text: &str| {
+        fs::write(scratch.join(name), text).expect("the directory is ours");
+        scratch.join(name).display().to_string()
+    };
+    let hba = file("hba.conf", "host all all 10.0.0.0/8 scram\n");
+    let other = scratch.join("other").display().to_string();
+    let plain = [
+        ("upstream", "\"host=h nosuch=1\""),
+        ("data-dir", "3"),
+        ("listen", "\"nowhere\""),
+        ("http-listen", "\"nowhere\""),
+        ("slot", "\"Bad\""),
+        ("auth-file", "\"/nonexistent/auth\""),
+        ("ident-file", "\"/nonexistent/ident\""),
+        ("admin-role", "3"),
+        ("ssl-cert-file", "\"/nonexistent/cert\""),
+        ("ssl-key-file", "\"/nonexistent/key\""),
+        ("ssl-ca-file", "\"/nonexistent/ca\""),
+        ("ssl-crl-file", "\"/nonexistent/crl\""),
+        ("ssl-min-protocol-version", "\"TLSv1\""),
+        ("ssl-max-protocol-version", "\"TLSv1\""),
+        ("max-connections", "0"),
+        ("max-user-connections", "-1"),
+        ("max-failed-logins", "-1"),
+        ("auth-query", "3"),
+        ("auth-dbname", "3"),
+        ("sql-overlay", "\"maybe\""),
+        ("base-backup-max-rate", "\"fast\""),
+        ("archive", "\"nowhere://bucket\""),
+        ("recall-size", "\"much\""),
+        ("log-format", "\"loud\""),
+        ("log-level", "\"loud\""),
+        ("wal-write", "\"twice\""),
+        ("wal-keep-size", "\"much\""),
+        ("max-slot-wal-keep-size", "\"much\""),
+        ("max-wal-senders", "0"),
+        ("max-replication-slots", "-1"),
+        ("wal-sender-timeout", "\"soon\""),
+        ("wal-receiver-timeout", "\"soon\""),
+        ("authentication-timeout", "\"11min\""),
+        ("shutdown-timeout", "\"soon\""),
+    ];
+    let of_ack = [
+        ("ack-write", "write = \"ANY 2 (a)\""),
+        ("ack-flush", "flush = \"ANY 2 (a)\""),
+        ("ack-apply", "apply = \"ANY 2 (a)\""),
+        ("ack-timeout", "timeout = \"1s\""),
+        ("ack-degrade", "degrade = \"local\""),
+        ("ack-budget", "budget = \"1s per 1d\""),
+    ];
+    let plain = plain.map(|(name, value)| (name, format!("{name} = {value}")));
+    let of_ack = of_ack.map(|(name, line)| (name, format!("[ack]\n{line}")));
+    let of_files = [
+        ("hba-file", format!("hba-file = {hba:?}")),
+        // Files whose names are right, and what they hold is not.
+        (
+            "ssl-cert-file",
+            format!("ssl-cert-file = {:?}\nssl-key-file = {hba:?}", file("no.crt", "no certificate\n")),
+        ),
+        ("archive", format!("[archive.a]\nurl = \"file:///x\"\nencryption-key-file = {hba:?}")),
+        // It takes a restart, at which the target would lie in it.
+        ("data-dir", format!("data-dir = {other:?}\n[archive.a]\nurl = \"file://{other}/wal\"")),
+    ];
+    plain.into_iter().chain(of_ack).chain(of_files).collect()
+}
+
+/// What a start would refuse is refused by a reload, and by `check-config`, with the same words, and nothing of the file is in effect.
+#[test]
+fn a_start_a_reload_and_check_config_refuse_the_same() {
+    let (scratch, port) = (Scratch::new("alike"), Port::take());
+    let (file, data) = (scratch.join("walrelay.toml"), scratch.join("data"));
+    let elsewhere = scratch.join("elsewhere").display().to_string();
+    let listen = format!("127.0.0.1:{}", port.number());
+    let good = [
+        ("upstream", "upstream = \"host=127.0.0.1 port=1 user=u\"".to_owned()),
+        ("data-dir", format!("data-dir = {:?}", data.display().to_string())),
+        ("listen", format!("listen = {listen:?}")),
+    ];
+    let write = |name: &str, lines: &str| {
+        let kept = good.iter().filter(|(key, _)| *key != name).map(|(_, line)| line.as_str());
+        // What would be in effect at once, were the rest good.
+        let changed = if name == "max-replication-slots" {
+            "max-user-connections = 3"
+        } else {
+            "max-replication-slots = 3"
+        };
+        let lines: Vec<_> = kept.chain([changed, lines]).collect();
+        fs::write(&file, lines.join("\n") + "\n").expect("the directory is ours");
+    };
+    let refusal = |arguments: &[&str]| {
+        let said = Command::new(walrelay()).args(arguments).arg("--config").arg(&file).output();
+        let said = said.expect("walrelay can be run");
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{arguments:?}: {text}");
+        let reason = text.lines().find_map(|line| line.strip_prefix("walrelay: error: "));
+        reason.unwrap_or_else(|| panic!("{arguments:?}: {text}")).to_owned()
+    };
+    fs::write(&file, good.each_ref().map(|(_, line)| line.as_str()).join("\n") + "\n").expect("it is ours");
+    let mut command = tied_command(walrelay());
+    command.arg("--config").arg(&file);
+    let mut relay = Process::spawn("walrelay", command, &scratch.join("log"));
+    relay.log().wait_for(concat!("walrelay ", env!("CARGO_PKG_VERSION"), " started"));
+
+    let bad = bad_values(&scratch);
+    let command = walrelay::config::Cli::command();
+    let settings = command.get_arguments().filter_map(|arg| arg.get_long());
+    let settings: BTreeSet<&str> =
+        settings.filter(|name| !["config", "help", "version"].contains(name)).collect();
+    let named: BTreeSet<&str> = bad.iter().map(|(name, _)| *name).collect();
+    assert_eq!(named, settings);
+    for (name, lines) in &bad {
+        write(name, lines);
+        // A start looks at the archive when it has its directory, and the one of the file is in use.
+        let reason = match *name {
+            "archive" => refusal(&["--data-dir", &elsewhere]),
+            _ => refusal(&[]),
+        };
+        assert_eq!(refusal(&["check-config"]), reason, "{lines}");
+        let mark = relay.log().mark();
+        relay.signal(Signal::HUP);
+        relay.log().wait_for_after(mark, &format!("configuration not reloaded, the old one stays: {reason}"));
+        assert_eq!(relay.log().lines_with("changed", mark), [""; 0], "{lines}");
+    }
+    let mark = relay.log().mark();
+    write("", "");
+    relay.signal(Signal::HUP);
+    relay.log().wait_for_after(mark, "max-replication-slots changed, in effect");
+    relay.log().wait_for_after(mark, "configuration reloaded");
+    assert_eq!(relay.end_with(Signal::TERM), 0);
 }
 
 fn segments(relay: &Relay) -> usize {

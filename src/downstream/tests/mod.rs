@@ -21,7 +21,10 @@ use super::*;
 
 #[test]
 fn listen_addresses_are_read() {
-    let check = |text: &str, expected| assert_eq!(text.parse::<ListenAddr>().unwrap(), expected, "{text}");
+    let check = |text: &str, expected| {
+        let parsed = text.parse::<ListenAddr>().unwrap();
+        assert_eq!((parsed.to_string().as_str(), &parsed), (text, &expected));
+    };
     let tcp = |host: &str, port| ListenAddr::Tcp { host: host.into(), port };
     let unix = |dir: &str, port| ListenAddr::Unix { dir: dir.into(), port };
     check("127.0.0.1:5433", tcp("127.0.0.1", 5433));
