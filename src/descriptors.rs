@@ -137,11 +137,16 @@ impl Repeated {
     /// It has happened; how often since it was told last, if it is to be told now.
     pub fn note(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
-        if self.told_at.is_some_and(|at| now.saturating_duration_since(at) < TELL_EVERY) {
+        if !self.is_due(now) {
             return None;
         }
         self.told_at = Some(now);
         Some(std::mem::take(&mut self.count))
+    }
+
+    /// Whether it would be told if it happened now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= TELL_EVERY)
     }
 }
 

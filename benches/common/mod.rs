@@ -61,6 +61,7 @@ async fn bind(store: Arc<Store>, recall: Option<Arc<Recall>>) -> Downstream {
             wal_sender_timeout: None,
             shutdown_timeout: Duration::ZERO,
             sql_overlay: true,
+            logged: walrelay::downstream::Logged::default(),
         })),
         recall,
         application_name: "walrelay".to_owned(),

@@ -161,6 +161,21 @@ pub(super) struct Settings {
     #[arg(long, env = "WALRELAY_LOG_LEVEL", value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
 
+    /// Whether the log tells who has logged in [default: on]
+    #[arg(long, env = "WALRELAY_LOG_CONNECTIONS", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) log_connections: Option<Switch>,
+
+    /// Whether the log tells who has left; who was cut off or has failed is told in any case [default: on]
+    #[arg(long, env = "WALRELAY_LOG_DISCONNECTIONS", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) log_disconnections: Option<Switch>,
+
+    /// Whether the log tells each replication command; otherwise it does at level debug [default: off]
+    #[arg(long, env = "WALRELAY_LOG_REPLICATION_COMMANDS", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) log_replication_commands: Option<Switch>,
+
     /// How WAL is stored into its segment [default: pwrite]
     #[arg(long, env = "WALRELAY_WAL_WRITE", value_name = "HOW", value_enum)]
     #[serde(default, deserialize_with = "value_enum")]
@@ -257,6 +272,9 @@ impl Settings {
             recall_size: self.recall_size.or(other.recall_size),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
+            log_connections: self.log_connections.or(other.log_connections),
+            log_disconnections: self.log_disconnections.or(other.log_disconnections),
+            log_replication_commands: self.log_replication_commands.or(other.log_replication_commands),
             wal_write: self.wal_write.or(other.wal_write),
             wal_keep_size: self.wal_keep_size.or(other.wal_keep_size),
             max_slot_wal_keep_size: self.max_slot_wal_keep_size.or(other.max_slot_wal_keep_size),
@@ -283,7 +301,7 @@ impl Settings {
             upstream data_dir listen http_listen slot hba_file auth_file ident_file admin_role monitor_role ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
-            ack recall_size log_format log_level wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
+            ack recall_size log_format log_level log_connections log_disconnections log_replication_commands wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders
             max_replication_slots wal_sender_timeout wal_receiver_timeout authentication_timeout
             shutdown_timeout
         }

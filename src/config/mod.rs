@@ -21,7 +21,7 @@ use walrelay_proto::ack::Rules;
 
 use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
-use crate::downstream::{Limits, ListenAddr};
+use crate::downstream::{Limits, ListenAddr, Logged};
 use crate::gateway::DEFAULT_AUTH_QUERY;
 use crate::http::HttpAddr;
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
@@ -88,6 +88,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// `--log-level`.
     pub log_level: LevelFilter,
+    /// `--log-connections`, `--log-disconnections`, `--log-replication-commands`.
+    pub logged: Logged,
     /// The store's part: data directory, how WAL is written and kept.
     pub store: StoreConfig,
     /// `--wal-sender-timeout`; `None` for never.
@@ -254,6 +256,11 @@ impl Config {
             auth_file: settings.auth_file,
             log_format: settings.log_format.unwrap_or_default(),
             log_level: log_level(settings.log_level.as_deref().unwrap_or("info"))?,
+            logged: Logged {
+                connections: settings.log_connections != Some(Switch::Off),
+                disconnections: settings.log_disconnections != Some(Switch::Off),
+                replication_commands: settings.log_replication_commands == Some(Switch::On),
+            },
             ident_file: settings.ident_file,
             admin_roles: settings.admin_role,
             monitor_roles: settings.monitor_role,
@@ -272,6 +279,12 @@ impl Config {
     }
 }
 
+fn listen(given: &[String]) -> Result<Vec<ListenAddr>, ConfigError> {
+    let default = [DEFAULT_LISTEN.to_owned()];
+    let texts = if given.is_empty() { &default } else { given };
+    texts.iter().map(|text| text.parse().map_err(|error| value("listen", &error))).collect()
+}
+
 /// With none, nobody would get in.
 fn at_least_one(name: &'static str, given: Option<usize>) -> Result<usize, ConfigError> {
     match given {
@@ -279,12 +292,6 @@ fn at_least_one(name: &'static str, given: Option<usize>) -> Result<usize, Confi
         given => Ok(given.unwrap_or(1000)),
     }
 }
-fn listen(given: &[String]) -> Result<Vec<ListenAddr>, ConfigError> {
-    let default = [DEFAULT_LISTEN.to_owned()];
-    let texts = if given.is_empty() { &default } else { given };
-    texts.iter().map(|text| text.parse().map_err(|error| value("listen", &error))).collect()
-}
-
 
 /// PG: from 1 s to 10 min; there is no "never".
 fn login_time(given: Option<String>) -> Result<Duration, ConfigError> {
@@ -422,6 +429,10 @@ mod tests {
         check(&["--upstream", upstream, "--wal-keep-size", "1gb"], "--wal-keep-size");
         check(&["--upstream", upstream, "--log-level", "verbose"], "invalid value for --log-level");
         check(&["--upstream", ""], "no upstream given");
+        check(
+            &["--upstream", upstream, "--listen", "nowhere"],
+            "invalid value for --listen: \"nowhere\": expected",
+        );
         check(&["--upstream", upstream, "--max-connections", "0"], "--max-connections: 0 lets nobody in");
         check(&["--upstream", upstream, "--max-wal-senders", "0"], "--max-wal-senders: 0 lets nobody in");
         for time in ["0", "10", "11min"] {
@@ -429,10 +440,6 @@ mod tests {
         }
         let tls =
             |args: &[&str], expected: &str| check(&[&["--upstream", upstream], args].concat(), expected);
-        check(
-            &["--upstream", upstream, "--listen", "nowhere"],
-            "invalid value for --listen: \"nowhere\": expected",
-        );
         tls(&["--ssl-cert-file", "c"], "invalid value for --ssl-cert-file: needs --ssl-key-file");
         tls(&["--ssl-key-file", "k"], "invalid value for --ssl-key-file: needs --ssl-cert-file");
         tls(&["--ssl-ca-file", "a"], "invalid value for --ssl-ca-file: needs --ssl-cert-file");

@@ -1,5 +1,7 @@
 //! What administrators do through the relay's own database ([`console::Order`](crate::console::Order)), and who they are.
 
+use std::time::Instant;
+
 use rustix::process::{Signal as ProcessSignal, getpid, kill_process};
 
 use super::Shared;
@@ -47,7 +49,9 @@ impl LocalSession<'_> {
         let (tag, role) = (order.tag(), self.user);
         // Whoever runs as the relay's system user could send it signals as well.
         if !self.is_owner && !is_admin(self.shared, role) {
-            tracing::warn!("role \"{role}\" may not run {tag}");
+            if let Some(count) = self.shared.repeats.note(None, &format!("{role} {tag}"), Instant::now()) {
+                tracing::warn!(count, "role \"{role}\" may not run {tag}");
+            }
             return Err(denied(&format!("run {tag}")));
         }
         let said = self.done(order).await?;

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walrelay_proto::FenceOrder;
 
@@ -114,7 +114,9 @@ impl Answer<'_> {
         if is_admin(self.shared, role) {
             return Ok(by);
         }
-        tracing::warn!("{by} may not {what} this relay");
+        if let Some(count) = self.shared.repeats.note(self.context.peer.source(), what, Instant::now()) {
+            tracing::warn!(count, "{by} may not {what} this relay");
+        }
         Err(denied(&format!("{what} the relay")).into())
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Exchange, Filter, Moment, bind_names, bind_with, deallocated};
+use super::parting::{ENDED_UPSTREAM, LEFT, STOPPING};
 use super::patience::GRACE;
 use super::session::shutting_down;
 use crate::overlay::{self, RowsParameter, SignalCall, SlotCall};
@@ -144,7 +145,7 @@ where
     };
     // A client that does not read is not waited for.
     let _ = tokio::time::timeout(GRACE, farewell).await;
-    reason.unwrap_or_else(|| "the relay is stopping".to_owned())
+    reason.unwrap_or_else(|| STOPPING.to_owned())
 }
 
 /// How far the client's side of the conversation has come.
@@ -210,7 +211,7 @@ async fn requests(
         }
         input.reserve(CLIENT_BUFFER);
         match client.read_buf(&mut input).await {
-            Ok(0) => return UpEnd::Client("client has left".to_owned()),
+            Ok(0) => return UpEnd::Client(LEFT.to_owned()),
             Ok(_) => {}
             Err(error) => return UpEnd::Client(format!("could not receive data from client: {error}")),
         }
@@ -365,7 +366,7 @@ async fn answers(
                 // What it said last may have been the answer to a question of ours.
                 let last = talk.lock().last_words();
                 let _ = client.write_all(&last).await;
-                return "the upstream server has ended the session".to_owned();
+                return ENDED_UPSTREAM.to_owned();
             }
             Ok(_) => {}
             Err(error) => return gone(&error),

@@ -18,6 +18,7 @@ use super::login::{self, Failures, LoggedIn, LoginError};
 use super::parting;
 use super::pending::{Pending, Place};
 use super::registry::Registry;
+use super::repeats::Repeats;
 use super::sql::SqlSession;
 use super::tasks::Tasks;
 use super::unix::{self, BoundUnix};
@@ -149,6 +150,7 @@ impl Downstream {
             gateway,
             mock,
             failures,
+            repeats: Repeats::default(),
             fence_lane: super::fence::lane(),
             received_from,
             shutdown,
@@ -366,7 +368,7 @@ async fn serve(conn: Connection, place: Place, shared: Arc<Shared>) {
         Some((conn, LoggedIn::Sql(sql))) => {
             drop(place);
             shared.config.counts.sql.note();
-            serve_sql(conn, *sql).await;
+            serve_sql(conn, *sql, &shared).await;
             return shared.config.counts.sql_ended.note();
         }
     };
@@ -374,10 +376,14 @@ async fn serve(conn: Connection, place: Place, shared: Arc<Shared>) {
     shared.config.counts.replication.note();
     let (pid, user) = (session.context().pid, session.context().user.clone());
     let name = session.context().application_name.clone();
-    tracing::info!(pid, %peer, user, application_name = name, "replication connection authorized");
+    if shared.logged().connections {
+        tracing::info!(pid, %peer, user, application_name = name, "replication connection authorized");
+    }
     let parting = session.run(conn).await;
     shared.config.counts.ended.note(parting.cause);
-    tracing::info!(pid, %peer, user, application_name = name, "disconnection: {parting}");
+    if shared.logged().disconnections || !parting.is_in_order() {
+        tracing::info!(pid, %peer, user, application_name = name, "disconnection: {parting}");
+    }
 }
 
 /// Logs in; `None` if the client was turned away.
@@ -389,7 +395,7 @@ async fn authenticate(mut conn: Connection, shared: &Arc<Shared>) -> Option<(Con
         Ok(logged_in) => Some((conn, logged_in)),
         Err(error) => {
             parting::refused(&error).into_iter().for_each(|cause| shared.config.counts.refused.note(cause));
-            turn_away(conn, error).await;
+            turn_away(conn, error, &shared.repeats).await;
             None
         }
     }
@@ -404,11 +410,15 @@ async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Result<LoggedIn,
     })
 }
 
-async fn serve_sql(conn: Connection, session: SqlSession) {
+async fn serve_sql(conn: Connection, session: SqlSession, shared: &Shared) {
     let (peer, user, database) = (conn.peer(), session.user.clone(), session.database.clone());
-    tracing::info!(%peer, user, database, "connection authorized");
+    if shared.logged().connections {
+        tracing::info!(%peer, user, database, "connection authorized");
+    }
     let reason = session.run(conn).await;
-    tracing::info!(%peer, user, database, "disconnection: {reason}");
+    if shared.logged().disconnections || !parting::is_in_order(&reason) {
+        tracing::info!(%peer, user, database, "disconnection: {reason}");
+    }
 }
 
 fn set_options(socket: &Socket) -> io::Result<()> {
@@ -418,15 +428,20 @@ fn set_options(socket: &Socket) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_keepalive(socket, true)?)
 }
 
-async fn turn_away(mut conn: Connection, error: LoginError) {
+async fn turn_away(mut conn: Connection, error: LoginError, repeats: &Repeats) {
     let peer = conn.peer();
+    let refused =
+        |sqlstate: Option<&str>, reason: &str| match repeats.note(peer.source(), reason, Instant::now()) {
+            Some(count) => tracing::info!(%peer, sqlstate, count, "connection refused: {reason}"),
+            None => tracing::debug!(%peer, sqlstate, "connection refused again: {reason}"),
+        };
     match error {
         LoginError::Refused(error) => {
-            tracing::info!(%peer, sqlstate = &*error.sqlstate, "connection refused: {}", error.message);
+            refused(Some(&error.sqlstate), &error.message);
             conn.put_error(&error);
         }
         LoginError::Ancient(version) => {
-            tracing::info!(%peer, "connection refused: protocol {version}");
+            refused(None, &format!("protocol {version}"));
             conn.put_bytes(&login::ancient_error(version));
         }
         LoginError::Unread(ReadError::Frame(frame)) => match frame.to_pg_error() {
@@ -434,7 +449,7 @@ async fn turn_away(mut conn: Connection, error: LoginError) {
             None => return tracing::debug!(%peer, "{frame}"),
         },
         error @ (LoginError::Handshake(_) | LoginError::NoAlpn) => {
-            return tracing::info!(%peer, "connection refused: {error}");
+            return refused(None, &error.to_string());
         }
         // Probes of load balancers and port scanners are no news.
         LoginError::Unread(error) => return tracing::debug!(%peer, "{error}"),

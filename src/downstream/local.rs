@@ -14,6 +14,7 @@ use self::extended::{Extended, Progress, Target, execution, target};
 use super::Shared;
 use super::activity::{self, Activity};
 use super::admin::{is_admin, is_monitor};
+use super::parting::LEFT;
 use super::patience::{ANSWER_LIMIT, Patience};
 use super::session::shutting_down;
 use super::settings::{self, Settings};
@@ -138,7 +139,7 @@ impl LocalSession<'_> {
                 () = come(&mut self.upstream), if dialogue.is_idle() => return end(conn, upstream_is_back()).await,
             };
             let answered = match frame {
-                Ok(frame) if frame.kind == b'X' => return "client has left".to_owned(),
+                Ok(frame) if frame.kind == b'X' => return LEFT.to_owned(),
                 Ok(frame) => self.message(&mut conn, &patience, &frame, &mut dialogue).await,
                 Err(ReadError::Frame(error)) => {
                     let told = error.to_pg_error();

@@ -29,6 +29,7 @@ mod parting;
 mod patience;
 mod pending;
 mod registry;
+mod repeats;
 mod rules;
 mod session;
 mod settings;
@@ -59,10 +60,11 @@ use crate::store::Store;
 use crate::wire::ServerTls;
 use live::Live;
 use login::Failures;
+use repeats::Repeats;
 
 pub use listener::{BoundAddr, Downstream, ListenError, ServeError};
 pub use registry::{Cancel, Limits, Registry};
-pub use rules::{SessionRules, SharedRules};
+pub use rules::{Logged, SessionRules, SharedRules};
 pub use session::{SessionContext, StreamEnd, StreamError};
 
 /// What the consumers' side needs to know; nothing of it changes while it runs.
@@ -112,8 +114,6 @@ pub enum ListenAddr {
 #[error("\"{0}\": expected ADDRESS:PORT, [IPv6]:PORT, *:PORT or an absolute directory, perhaps with :PORT")]
 pub struct ParseListenAddrError(String);
 
-impl std::str::FromStr for ListenAddr {
-    type Err = ParseListenAddrError;
 impl ListenAddr {
     /// As it was given.
     pub fn port(&self) -> Option<u16> {
@@ -136,6 +136,8 @@ impl std::fmt::Display for ListenAddr {
     }
 }
 
+impl std::str::FromStr for ListenAddr {
+    type Err = ParseListenAddrError;
 
     fn from_str(text: &str) -> Result<ListenAddr, ParseListenAddrError> {
         let bad = || ParseListenAddrError(text.to_owned());
@@ -205,11 +207,20 @@ struct Shared {
     gateway: Arc<Gateway>,
     mock: MockSecret,
     failures: Failures,
+    /// What clients have provoked in the log.
+    repeats: Repeats,
     /// Threads for what the fence has the disk do.
     fence_lane: Lane,
     /// Where the WAL ended when this process began to listen.
     received_from: Lsn,
     shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// What the log tells, as it was changed last.
+    fn logged(&self) -> Logged {
+        self.config.rules.current().logged
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,18 @@ use crate::wire::{PgError, ReadError, sqlstate};
 
 use super::login::LoginError;
 
+/// The client has said good-bye.
+pub(super) const LEFT: &str = "client has left";
+/// Of a SQL session: the upstream has ended it, as it does when the client has said good-bye.
+pub(super) const ENDED_UPSTREAM: &str = "the upstream server has ended the session";
+/// Of a SQL session.
+pub(super) const STOPPING: &str = "the relay is stopping";
+
+/// Whether a SQL session that ended for this reason has ended as it should.
+pub(super) fn is_in_order(reason: &str) -> bool {
+    [LEFT, ENDED_UPSTREAM, STOPPING].contains(&reason) || reason == ReadError::Closed.to_string()
+}
+
 /// The end of a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parting {
@@ -25,7 +37,12 @@ impl Parting {
 
     /// The client has said good-bye.
     pub(super) fn left() -> Parting {
-        Parting::new(EndCause::ClientLeft, "client has left")
+        Parting::new(EndCause::ClientLeft, LEFT)
+    }
+
+    /// Nobody was cut off, and nothing has failed.
+    pub(super) fn is_in_order(&self) -> bool {
+        matches!(self.cause, EndCause::ClientLeft | EndCause::Shutdown)
     }
 
     /// It could not be sent what was for it.

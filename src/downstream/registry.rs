@@ -325,6 +325,7 @@ mod tests {
             wal_sender_timeout: None,
             shutdown_timeout: Duration::ZERO,
             sql_overlay: true,
+            logged: crate::downstream::Logged::default(),
         }))
     }
 

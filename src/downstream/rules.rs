@@ -5,6 +5,23 @@ use std::time::Duration;
 
 use super::Limits;
 
+/// What the log tells of connections that come and go in order, and of what they ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Logged {
+    /// Who has logged in (`log_connections`).
+    pub connections: bool,
+    /// Who has left (`log_disconnections`).
+    pub disconnections: bool,
+    /// Each replication command (`log_replication_commands`); else at level debug.
+    pub replication_commands: bool,
+}
+
+impl Default for Logged {
+    fn default() -> Logged {
+        Logged { connections: true, disconnections: true, replication_commands: false }
+    }
+}
+
 /// What holds for new connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionRules {
@@ -20,6 +37,8 @@ pub struct SessionRules {
     pub shutdown_timeout: Duration,
     /// Whether SQL clients see the relay's slots and consumers (`--sql-overlay`).
     pub sql_overlay: bool,
+    /// What the log tells; for everybody at once.
+    pub logged: Logged,
 }
 
 /// [`SessionRules`] that can be replaced.

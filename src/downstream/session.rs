@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, TimelineId, Truncated};
@@ -11,7 +11,7 @@ use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, Timeline
 use super::answers::{self, Answer};
 use super::backup::{self, Backup};
 use super::live::Live;
-use super::parting::Parting;
+use super::parting::{LEFT, Parting};
 use super::patience::Patience;
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
@@ -187,7 +187,7 @@ impl Session {
     /// Nothing went wrong.
     fn good_bye(&self) -> Parting {
         match self.context.shutdown.is_cancelled() {
-            true => Parting::new(EndCause::Shutdown, "client has left"),
+            true => Parting::new(EndCause::Shutdown, LEFT),
             false => Parting::left(),
         }
     }
@@ -248,13 +248,11 @@ impl Session {
     fn recover(&mut self, conn: &mut Connection, error: &PgError) {
         self.context.store.slots().drop_temporary_of(self.context.pid);
         let (pid, application_name) = (self.context.pid, &self.context.application_name);
-        tracing::warn!(
-            pid,
-            application_name,
-            sqlstate = &*error.sqlstate,
-            "command failed: {}",
-            error.message
-        );
+        let (sqlstate, reason) = (&*error.sqlstate, &error.message);
+        match self.shared.repeats.note(self.context.peer.source(), reason, Instant::now()) {
+            Some(count) => tracing::warn!(pid, application_name, sqlstate, count, "command failed: {reason}"),
+            None => tracing::debug!(pid, application_name, sqlstate, "command failed again: {reason}"),
+        }
         conn.put_error(error);
         if !self.skip_to_sync {
             conn.put(&messages::ready_for_query());
@@ -275,7 +273,7 @@ impl Session {
         let statement =
             parsed.statement.map_err(|error| PgError::error(error.sqlstate(), error.to_string()))?;
         let Statement::Command(command) = statement else { return Err(answers::no_sql().into()) };
-        tracing::debug!(pid = self.context.pid, "received replication command: {command}");
+        self.tell_command(&command);
         self.context.cancel.arm();
         match command {
             Command::StartReplication(start) => return self.stream(conn, start).await,
@@ -302,9 +300,22 @@ impl Session {
         Ok(Next::Message)
     }
 
+    // PG: exec_replication_command
+    fn tell_command(&self, command: &dyn std::fmt::Display) {
+        let (pid, user, name) = (self.context.pid, &self.context.user, &self.context.application_name);
+        match self.shared.logged().replication_commands {
+            true => {
+                tracing::info!(pid, user, application_name = name, "received replication command: {command}")
+            }
+            false => {
+                tracing::debug!(pid, user, application_name = name, "received replication command: {command}")
+            }
+        }
+    }
+
     /// The upstream ends the answer itself. A connection that a backup was taken through is of no more use.
     async fn backup(&mut self, conn: &mut Connection, text: &[u8]) -> Result<Next, Failure> {
-        tracing::debug!(pid = self.context.pid, "received replication command: {}", text.escape_ascii());
+        self.tell_command(&text.escape_ascii());
         self.context.cancel.arm();
         let mut backup = match self.backup.take() {
             Some(backup) => backup,

@@ -605,6 +605,7 @@ fn session_rules(config: &Config) -> SessionRules {
         wal_sender_timeout: config.wal_sender_timeout,
         shutdown_timeout: config.shutdown_timeout,
         sql_overlay: config.sql_overlay,
+        logged: config.logged,
     }
 }
 

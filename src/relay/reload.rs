@@ -49,10 +49,13 @@ const ACCESS: [&str; 17] = [
 const ACKNOWLEDGEMENTS: &str = "ack";
 const ADMINS: &str = "admin-role";
 const MONITORS: &str = "monitor-role";
-const AT_ONCE: [&str; 9] = [
+const AT_ONCE: [&str; 12] = [
     ADMINS,
     MONITORS,
     "log-level",
+    "log-connections",
+    "log-disconnections",
+    "log-replication-commands",
     "wal-keep-size",
     "max-slot-wal-keep-size",
     "max-replication-slots",
@@ -167,13 +170,13 @@ impl Reload {
         let config = self.started.read_again()?;
         let access = load_access(&config, at)?;
         at.note("the archive targets' files".to_owned());
-        let (targets, sources) =
-            (self.archive.prepare(&config.archive)?, sources(&config.archive, &self.store)?);
-        Ok(Fresh { config, access, targets, sources })
         // What the next start would refuse is refused now: the targets have to fit the directory that it would have, too.
         if config.store.data_dir != self.started.store.data_dir {
             check_targets(&config.archive, &config.store.data_dir)?;
         }
+        let (targets, sources) =
+            (self.archive.prepare(&config.archive)?, sources(&config.archive, &self.store)?);
+        Ok(Fresh { config, access, targets, sources })
     }
 
     /// Nothing fails here.
@@ -199,11 +202,11 @@ impl Reload {
         self.store.set_keep_sizes(keep);
         let old =
             std::mem::replace(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner), new.clone());
+        // The report itself is told by the more talkative of both levels.
+        self.log_level.set(old.log_level.max(new.log_level));
         for name in old.differences(&new) {
             if ACCESS.contains(&name.as_str()) {
                 tracing::info!("{name} changed, in effect for new connections");
-        // The report itself is told by the more talkative of both levels.
-        self.log_level.set(old.log_level.max(new.log_level));
             } else if AT_ONCE.contains(&name.as_str()) {
                 tracing::info!("{name} changed, in effect");
             }
@@ -223,10 +226,10 @@ impl Reload {
         }
         self.status.set_settings(settings(&self.started, Some(&new)));
         tracing::info!("configuration reloaded");
+        self.log_level.set(new.log_level);
     }
 }
 
-        self.log_level.set(new.log_level);
 /// What is in effect of what the relay was `started` with, and of what was read since.
 pub(super) fn settings(started: &Config, read: Option<&Config>) -> Vec<Setting> {
     let (latest, about) = (read.unwrap_or(started), crate::config::descriptions());
@@ -321,6 +324,12 @@ mod tests {
             "off",
             "--log-level",
             "warn",
+            "--log-connections",
+            "off",
+            "--log-disconnections",
+            "off",
+            "--log-replication-commands",
+            "on",
             "--slot",
             "other",
         ]);

@@ -19,7 +19,9 @@ on_one_version!(
 
 fn a_log_that_nobody_reads_holds_up_nothing(server: &Server) {
     let primary = Cluster::builder(server).start();
-    let mut relay = relay_below(&primary).arg("--max-failed-logins").arg("0").prepare();
+    // What is repeated is told at that level only.
+    let mut relay =
+        relay_below(&primary).arg("--max-failed-logins").arg("0").arg("--log-level").arg("debug").prepare();
     let (full, reader) = full_pipe();
     relay.spawn_saying(full);
     // It starts, lets people in, and WAL flows.

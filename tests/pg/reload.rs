@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
 use clap::CommandFactory;
@@ -13,7 +14,10 @@ use walrelay_testkit::{
 
 use crate::{relay_below, walrelay};
 
-on_one_version!(limits_retention_and_the_level_change_without_a_restart);
+on_one_version!(
+    limits_retention_and_the_level_change_without_a_restart,
+    what_the_log_tells_of_clients_changes_without_a_restart,
+);
 
 fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
     let primary = Cluster::builder(server).seg_mb(1).start();
@@ -101,6 +105,64 @@ fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
     assert_eq!(relay.log().lines_with("panicked", Mark::default()), [""; 0]);
 }
 
+fn what_the_log_tells_of_clients_changes_without_a_restart(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let scratch = Scratch::new("logged");
+    let file = scratch.join("walrelay.toml");
+    let write = |text: &str| fs::write(&file, text).expect("the directory is ours");
+    write("log_connections = \"off\"\nlog_disconnections = \"off\"\nlog_replication_commands = \"on\"\n");
+    let mut relay = relay_below(&primary).arg("--config").arg(&file.display().to_string()).start();
+    relay.log().wait_for("received replication command: IDENTIFY_SYSTEM");
+    let come_and_go = |relay: &Relay, name: &str| {
+        relay
+            .psql(&format!("replication=true application_name={name}"), &["SHOW wal_segment_size"])
+            .expect("it is told");
+    };
+    come_and_go(&relay, "quiet");
+    // It has left before somebody wants to know of that.
+    let there = "select count(*) from pg_stat_activity where application_name = 'quiet'";
+    wait_until("its end", || relay.psql("dbname=walrelay", &[there]).as_deref() == Ok("0"));
+    write("log_connections = \"on\"\n");
+    let mark = relay.log().mark();
+    relay.reload();
+    for said in
+        ["log-connections changed, in effect", "log-replication-commands changed, in effect", "reloaded"]
+    {
+        relay.log().wait_for_after(mark, said);
+    }
+    come_and_go(&relay, "told");
+    relay.log().wait_for("disconnection: client has left");
+    let of = |name: &str| -> Vec<String> {
+        let lines = relay.log().lines_with(&format!("application_name=\"{name}\""), Mark::default());
+        let words = ["authorized", "received replication command", "disconnection"];
+        let word =
+            |line: String| words.iter().find(|word| line.contains(**word)).map(|word| (*word).to_owned());
+        lines.into_iter().filter_map(word).collect()
+    };
+    assert_eq!(of("quiet"), ["received replication command"]);
+    assert_eq!(of("told"), ["authorized", "disconnection"]);
+
+    // Whoever knocks all the time is told once, with a count.
+    let mark = relay.log().mark();
+    for _ in 0..50 {
+        knock(&relay);
+    }
+    come_and_go(&relay, "last");
+    relay.log().wait_for_after(mark, "application_name=\"last\"");
+    let told = relay.log().lines_with("connection refused", mark);
+    assert!(told.len() == 1 && told[0].contains("count=1"), "{told:#?}");
+}
+
+/// Is turned away.
+fn knock(relay: &Relay) {
+    let mut client = TcpStream::connect(("127.0.0.1", relay.port())).expect("it listens");
+    let packet = b"\0\x03\0\0user\0postgres\0replication\0perhaps\0\0";
+    client.write_all(&(packet.len() as u32 + 4).to_be_bytes()).expect("a new socket takes it");
+    client.write_all(packet).expect("a new socket takes it");
+    // Closed, or reset.
+    let _ = client.read_to_end(&mut Vec::new());
+}
+
 /// For each setting lines of a file with which no relay can be started. A new setting has to be named here.
 fn bad_values(scratch: &Scratch) -> Vec<(&'static str, String)> {
     let file = |name: &str, text: &str| {
@@ -135,6 +197,9 @@ fn bad_values(scratch: &Scratch) -> Vec<(&'static str, String)> {
         ("recall-size", "\"much\""),
         ("log-format", "\"loud\""),
         ("log-level", "\"loud\""),
+        ("log-connections", "\"maybe\""),
+        ("log-disconnections", "\"maybe\""),
+        ("log-replication-commands", "\"maybe\""),
         ("wal-write", "\"twice\""),
         ("wal-keep-size", "\"much\""),
         ("max-slot-wal-keep-size", "\"much\""),

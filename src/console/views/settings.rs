@@ -39,7 +39,7 @@ enum Kind {
 }
 
 /// Settings that are not texts: the relay's, and those that PostgreSQL shows to everybody.
-const KINDS: [(&str, Kind); 35] = [
+const KINDS: [(&str, Kind); 38] = [
     ("ack_timeout", Kind::Time("ms")),
     ("archive_timeout", Kind::Time("s")),
     ("authentication_timeout", Kind::Time("s")),
@@ -51,8 +51,11 @@ const KINDS: [(&str, Kind); 35] = [
     ("in_hot_standby", Kind::Bool),
     ("integer_datetimes", Kind::Bool),
     ("is_superuser", Kind::Bool),
+    ("log_connections", Kind::Bool),
+    ("log_disconnections", Kind::Bool),
     ("log_format", Kind::Word("{text,json}")),
     ("log_level", Kind::Word("{off,error,warn,info,debug,trace}")),
+    ("log_replication_commands", Kind::Bool),
     ("max_connections", Kind::Number),
     ("max_failed_logins", Kind::Number),
     ("max_replication_slots", Kind::Number),

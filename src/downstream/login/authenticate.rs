@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgwire::messages::startup::Authentication;
@@ -57,7 +57,7 @@ pub(super) async fn authenticate(
     };
     let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
-        check_certificate(conn, &access.idents, rule, &request.user, &role)?;
+        check_certificate(conn, shared, &access.idents, rule, &request.user, &role)?;
     }
     // An answer that came too late for the beginning counts now.
     let now = roles.current(&request.user);
@@ -178,6 +178,7 @@ async fn memberships(conn: &Connection, shared: &Shared, user: &str) -> Result<V
 /// password.
 fn check_certificate(
     conn: &Connection,
+    shared: &Shared,
     idents: &Idents,
     rule: &Rule,
     user: &str,
@@ -192,7 +193,10 @@ fn check_certificate(
     if name.is_some_and(|name| idents.permit(rule.map(), user, &member_of, name)) {
         return Ok(());
     }
-    tracing::info!(peer = %conn.peer(), user, certificate = name, "client certificate is not one of this user's");
+    if let Some(count) = shared.repeats.note(conn.peer().source(), "certificate", Instant::now()) {
+        let peer = conn.peer();
+        tracing::info!(%peer, user, certificate = name, count, "client certificate is not one of this user's");
+    }
     let refused = |text: String| refusal(text).into();
     Err(match rule.method() {
         Method::Cert => refused(format!("certificate authentication failed for user \"{user}\"")),

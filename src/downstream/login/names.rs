@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use crate::downstream::repeats::Repeats;
 use crate::lane::Lane;
 use crate::wire::Source;
 
@@ -39,7 +40,9 @@ pub(super) async fn host_name(ip: Option<IpAddr>) -> Option<Option<String>> {
     let Some(ip) = ip else { return Some(None) };
     let found = NAMES.look_up(ip, move || told(ip, confirmed(ip, reverse, forward))).await;
     let unknown = |reason| {
+        let Some(count) = note("unknown") else { return };
         tracing::warn!(
+            count,
             "could not look up the host name of {ip} for lines with host names, its login is refused: {reason}"
         );
     };
@@ -49,9 +52,21 @@ pub(super) async fn host_name(ip: Option<IpAddr>) -> Option<Option<String>> {
 /// PostgreSQL's way with a name service that fails: lines with host names do not fit.
 fn told(ip: IpAddr, found: Result<Option<String>, String>) -> Option<String> {
     found.unwrap_or_else(|reason| {
-        tracing::info!("could not look up the host name of {ip}, lines with host names do not fit: {reason}");
+        if let Some(count) = note("failed") {
+            tracing::info!(
+                count,
+                "could not look up the host name of {ip}, lines with host names do not fit: {reason}"
+            );
+        }
         None
     })
+}
+
+/// Clients from many addresses shall not fill the log.
+static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::default);
+
+fn note(line: &str) -> Option<u64> {
+    REPEATS.note(None, line, Instant::now())
 }
 
 /// Look-ups, each source with its share of them.
@@ -175,8 +190,9 @@ fn confirmed(
 ) -> Result<Option<String>, String> {
     let name = reverse(ip)?;
     let leads_back = forward(&name)?.contains(&ip);
-    if !leads_back {
+    if !leads_back && let Some(count) = note("elsewhere") {
         tracing::info!(
+            count,
             "the host name \"{name}\" of {ip} does not lead back to it, lines with host names do not fit"
         );
     }

@@ -179,6 +179,7 @@ impl Relay {
                 wal_sender_timeout: Some(Duration::from_secs(60)),
                 shutdown_timeout: options.shutdown_timeout,
                 sql_overlay: true,
+                logged: crate::downstream::Logged::default(),
             })),
             recall,
             application_name: "walrelay".to_owned(),
