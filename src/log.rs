@@ -1,9 +1,11 @@
-//! The log's way to standard error: through a queue and a thread of its own, so that a reader who does not read (a
+//! The log's way to standard error, or to systemd's journal: through a queue and a thread of its own, so that a reader who does not read (a
 //! full pipe, a stopped terminal) holds up nobody.
 //!
 //! The queue is bounded in bytes. Lines that find no room are counted, and the count is a line of its own as soon as
 //! one could be written again. A line is written with one call, so that lines of other processes on the same file
 //! stay apart.
+
+mod journal;
 
 use std::backtrace::BacktraceStatus;
 use std::collections::VecDeque;
@@ -20,6 +22,8 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::{FormatFields, MakeWriter, format};
 
 use crate::parts;
+
+pub use journal::{Entries, Journal, ToJournal};
 
 /// Most bytes that wait to be written; some thousand lines.
 const CAPACITY: usize = 1 << 20;
@@ -61,11 +65,29 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    lines: VecDeque<Vec<u8>>,
+    lines: VecDeque<Waiting>,
     /// What they take, that being written included.
     bytes: usize,
     /// Lines that were lost since the last time that was told.
     dropped: u64,
+}
+
+/// A line, or an entry of a journal.
+#[derive(Debug)]
+struct Waiting {
+    text: Vec<u8>,
+    journal: Option<Arc<Journal>>,
+}
+
+impl Waiting {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let Some(journal) = &self.journal else { return write_line(out, &self.text) };
+        journal.send(&self.text).or_else(|_| write_line(out, &journal::as_line(&self.text)))
+    }
+}
+
+fn write_line(out: &mut impl Write, line: &[u8]) -> io::Result<()> {
+    out.write_all(line).and_then(|()| out.flush())
 }
 
 impl Queue {
@@ -77,9 +99,9 @@ impl Queue {
     fn write_all(&self, out: &mut impl Write, tell: &impl Fn(u64)) {
         loop {
             let line = self.next();
-            let written = out.write_all(&line).and_then(|()| out.flush());
+            let written = line.write(out);
             let mut state = self.lock();
-            state.bytes = state.bytes.saturating_sub(line.len());
+            state.bytes = state.bytes.saturating_sub(line.text.len());
             let dropped = match written {
                 Ok(()) => std::mem::take(&mut state.dropped),
                 Err(_) => {
@@ -95,7 +117,7 @@ impl Queue {
         }
     }
 
-    fn next(&self) -> Vec<u8> {
+    fn next(&self) -> Waiting {
         let mut state = self.lock();
         loop {
             if let Some(line) = state.lines.pop_front() {
@@ -137,13 +159,22 @@ impl Log {
 
     /// Leaves a line, its newline included, to be written.
     pub fn put(&self, line: &[u8]) {
+        self.queue_up(Waiting { text: line.to_vec(), journal: None });
+    }
+
+    /// The same for entries of a journal.
+    pub fn to_journal(&self, journal: Journal) -> ToJournal {
+        ToJournal { log: self.clone(), journal: Arc::new(journal) }
+    }
+
+    fn queue_up(&self, line: Waiting) {
         let mut state = self.queue.lock();
-        if state.bytes + line.len() > self.queue.capacity {
+        if state.bytes + line.text.len() > self.queue.capacity {
             state.dropped += 1;
             return;
         }
-        state.bytes += line.len();
-        state.lines.push_back(line.to_vec());
+        state.bytes += line.text.len();
+        state.lines.push_back(line);
         drop(state);
         self.queue.changed.notify_all();
     }
@@ -223,6 +254,8 @@ fn is_control(c: char) -> bool {
 pub struct Line<'a> {
     log: &'a Log,
     text: Vec<u8>,
+    /// It is an entry of this one.
+    journal: Option<&'a Arc<Journal>>,
 }
 
 impl Write for Line<'_> {
@@ -239,7 +272,8 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         if !self.text.is_empty() {
-            self.log.put(&self.text);
+            let text = std::mem::take(&mut self.text);
+            self.log.queue_up(Waiting { text, journal: self.journal.cloned() });
         }
     }
 }
@@ -248,7 +282,7 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
-        Line { log: self, text: Vec::new() }
+        Line { log: self, text: Vec::new(), journal: None }
     }
 }
 

@@ -18,7 +18,7 @@ use walrelay::config::{Cli, Command, Config, LogFormat};
 use walrelay::conninfo::Environment;
 use walrelay::error::{RelayError, UNREADABLE};
 use walrelay::events::Events;
-use walrelay::log::{LevelSwitch, Log, one_line, text_fields};
+use walrelay::log::{Entries, Journal, LevelSwitch, Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
 use walrelay::redact::{holds_secret, redact};
 use walrelay::relay::signals::{Inherited, hold_for_exec};
@@ -81,10 +81,10 @@ fn relay(cli: Cli) -> ExitCode {
         }
     };
     log.take_panics();
-    let mut format = LogFormat::Text;
+    let mut words = Words::of_text(None);
     let passed = sockets.map_err(RelayError::from);
     let passed = passed.map(|sockets| (Arc::new(sockets), successor));
-    let run = || run(cli, &log, &signals, &mut format, passed);
+    let run = || run(cli, &log, &signals, &mut words, passed);
     let ended = std::panic::catch_unwind(AssertUnwindSafe(run));
     let ended = ended.unwrap_or_else(|payload| {
         Err(PartEnded { part: "relay".to_owned(), how: HowEnded::panicked(&*payload) }.into())
@@ -101,7 +101,7 @@ fn relay(cli: Cli) -> ExitCode {
         Err(error) => Some(error),
     };
     if let Some(error) = &error {
-        report(error, &log, format);
+        words.report(error, &log);
     }
     log.drain(LAST_WORDS);
     ExitCode::from(error.map_or(0, |error| error.exit_code()))
@@ -142,12 +142,28 @@ fn run_tool(command: &Command) -> Result<u8, RelayError> {
     result
 }
 
-/// The last words: a line for people, or for the log's reader if that is a program.
-fn report(error: &RelayError, log: &Log, format: LogFormat) {
-    match format {
-        LogFormat::Text => log.put(format!("{}\n", last_words(error)).as_bytes()),
-        LogFormat::Json => {
-            tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}");
+/// How the last words are said: by lines for people, or to the log's reader if that is a program.
+enum Words {
+    Lines {
+        /// In front of each.
+        level: &'static str,
+    },
+    Event,
+}
+
+impl Words {
+    /// Standard error may be the journal's; without a level in front it would take errors for information.
+    fn of_text(journal: Option<&Journal>) -> Words {
+        Words::Lines { level: journal.map_or("", |_| "<3>") }
+    }
+
+    fn report(&self, error: &RelayError, log: &Log) {
+        match self {
+            Words::Lines { level } => {
+                let lines = last_words(error).replace('\n', &format!("\n{level}"));
+                log.put(format!("{level}{lines}\n").as_bytes());
+            }
+            Words::Event => tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}"),
         }
     }
 }
@@ -157,15 +173,17 @@ fn last_words(error: &RelayError) -> String {
     format!("walrelay: error: {}{hint}", one_line(&error.to_string()))
 }
 
-/// `format` is set as soon as the log has begun. What the next process gets, if one is to go on.
+/// `words` are set as soon as the log has begun. What the next process gets, if one is to go on.
 fn run(
     cli: Cli,
     log: &Log,
     signals: &Inherited,
-    format: &mut LogFormat,
+    words: &mut Words,
     passed: Result<(Arc<Sockets>, Arc<Successor>), RelayError>,
 ) -> Result<Option<Handover>, RelayError> {
     let events = Events::default();
+    let journal = Journal::behind_stderr();
+    *words = Words::of_text(journal.as_ref());
     let file = cli.config.clone().unwrap_or_default();
     let tell = |line: &str| log.put(format!("walrelay: warning: {line}\n").as_bytes());
     let config = slow::told_of(
@@ -174,13 +192,14 @@ fn run(
         tell,
         || signals.work_as_called(|| Config::resolve(cli, &Environment::of_process())),
     )?;
-    let log_level = start_log(&config, log, events.clone());
-    *format = config.log_format;
+    let is_json = config.log_format == LogFormat::Json;
+    let journal = journal.filter(|_| config.log_format == LogFormat::Auto);
+    *words = if is_json || journal.is_some() { Words::Event } else { Words::of_text(None) };
+    let log_level = start_log(&config, log, journal, events.clone());
     let (sockets, successor) = passed?;
     let handover = Handover { sockets, successor, log_level };
     let action = "could not install signal handler";
-    explain_bus_errors(UNREADABLE, *format == LogFormat::Json)
-        .map_err(|source| RelayError::System { action, source })?;
+    explain_bus_errors(UNREADABLE, is_json).map_err(|source| RelayError::System { action, source })?;
     // Where the allocator does not know that, it keeps more.
     map_large_blocks();
     let runtime = start_runtime()?;
@@ -197,20 +216,27 @@ fn start_runtime() -> Result<Runtime, RelayError> {
         .map_err(|source| RelayError::System { action: "could not start the runtime", source })
 }
 
-fn start_log(config: &Config, log: &Log, events: Events) -> LevelSwitch {
+fn start_log(config: &Config, log: &Log, journal: Option<Journal>, events: Events) -> LevelSwitch {
     // The level is for lines. What is alerted on is counted whatever is shown.
     let (filter, handle) = reload::Layer::new(EnvFilter::new(config.log_level.to_string()));
     let registry = tracing_subscriber::registry().with(events.with_filter(LevelFilter::WARN));
+    let switch = LevelSwitch::new(move |level| set_level(&handle, level));
+    if let Some(journal) = journal {
+        let lines = tracing_subscriber::fmt::layer().with_writer(log.to_journal(journal));
+        let lines = lines.fmt_fields(text_fields()).event_format(Entries);
+        registry.with(lines.with_filter(filter)).init();
+        return switch;
+    }
     let lines = tracing_subscriber::fmt::layer().with_writer(log.clone());
     match config.log_format {
-        LogFormat::Text => {
+        LogFormat::Auto | LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
             let lines = lines.fmt_fields(text_fields()).with_ansi(ansi).with_target(false);
             registry.with(lines.with_filter(filter)).init();
         }
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).init(),
     }
-    LevelSwitch::new(move |level| set_level(&handle, level))
+    switch
 }
 
 fn set_level<S>(handle: &Handle<EnvFilter, S>, level: LevelFilter) {

@@ -153,7 +153,7 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "text")]
     pub(super) recall_size: Option<String>,
 
-    /// How log lines look [default: text]
+    /// How log lines look; auto is text, and fields of systemd's journal where standard error leads to one [default: auto]
     #[arg(long, env = "WALRELAY_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub(super) log_format: Option<LogFormat>,
 
@@ -233,8 +233,10 @@ pub enum Switch {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// Lines for people.
+    /// Fields, if standard error leads to systemd's journal; else text.
     #[default]
+    Auto,
+    /// Lines for people.
     Text,
     /// One JSON object a line.
     Json,

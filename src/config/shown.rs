@@ -74,7 +74,7 @@ impl Config {
             ("ack-budget", lapse.and_then(|lapse| lapse.budget).map(budget).unwrap_or_default()),
             ("archive", archive.iter().map(target).collect::<Vec<_>>().join(", ")),
             ("recall-size", size(*recall_size)),
-            ("log-format", if *log_format == LogFormat::Json { "json" } else { "text" }.to_owned()),
+            ("log-format", format(*log_format)),
             ("log-level", log_level.to_string()),
             ("log-connections", switch(logged.connections)),
             ("log-disconnections", switch(logged.disconnections)),
@@ -97,6 +97,15 @@ fn path(path: &Option<PathBuf>) -> String {
 
 fn switch(on: bool) -> String {
     if on { "on" } else { "off" }.to_owned()
+}
+
+fn format(format: LogFormat) -> String {
+    match format {
+        LogFormat::Auto => "auto",
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+    .to_owned()
 }
 
 fn budget(budget: Budget) -> String {

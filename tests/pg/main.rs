@@ -33,6 +33,7 @@ mod full_disk;
 mod holes;
 mod idle;
 mod init;
+mod journal;
 mod language;
 mod latency;
 mod levels;

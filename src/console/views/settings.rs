@@ -53,7 +53,7 @@ const KINDS: [(&str, Kind); 38] = [
     ("is_superuser", Kind::Bool),
     ("log_connections", Kind::Bool),
     ("log_disconnections", Kind::Bool),
-    ("log_format", Kind::Word("{text,json}")),
+    ("log_format", Kind::Word("{auto,text,json}")),
     ("log_level", Kind::Word("{off,error,warn,info,debug,trace}")),
     ("log_replication_commands", Kind::Bool),
     ("max_connections", Kind::Number),
