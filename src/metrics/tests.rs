@@ -6,6 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::status::TroubleKind;
 use crate::status::tests::Scene;
+use crate::status::{ArchiveStatus, SlotStatus};
 
 fn names() -> BTreeSet<String> {
     METRICS.iter().map(Metric::sample_name).collect()
@@ -113,5 +114,86 @@ fn each_alert_has_its_section_and_is_provoked() {
         assert!(alerts.contains(&link), "{name} has no runbook_url to {link}");
         let fires = format!("alertname=\"{name}\"");
         assert!(provoked.contains(&fires), "{name} is not provoked in monitoring/alerts_test.yml");
+    }
+}
+
+/// Someone of everything that a label is for.
+fn populated() -> Status {
+    let scene = Scene::new();
+    let consumer = scene.consumer(1, "standby");
+    let end = scene.now().relay.write_lsn.unwrap();
+    consumer.start_at(end);
+    scene.report(&consumer, end);
+    let mut status = scene.now();
+    status.slots.push(SlotStatus {
+        name: "standby".to_owned(),
+        temporary: false,
+        active_pid: None,
+        restart: None,
+        held_bytes: 1,
+        wal_status: Some("extended".to_owned()),
+        safe_wal_size: Some(1),
+        inactive_since: Some(status.relay.started_at),
+        lost_because: None,
+    });
+    status.archive.push(ArchiveStatus {
+        name: "s3".to_owned(),
+        place: "s3://bucket".to_owned(),
+        archived_files: 1,
+        last_archived_file: None,
+        last_archived_at: None,
+        failures: 1,
+        last_failed_file: None,
+        last_failed_at: None,
+        last_error: None,
+        failing_since: None,
+        paused_since: None,
+        conflicts: 0,
+        pending_files: 1,
+        pending_bytes: Some(1),
+        at_risk_bytes: Some(1),
+        at_risk_seconds: Some(1.0),
+    });
+    status
+}
+
+/// A wrong label or kind in the table is a query that finds nothing.
+#[test]
+fn the_table_has_each_metrics_kind_and_labels() {
+    let (status, document) = (populated(), file("docs/MONITORING.md"));
+    let rows: Vec<[&str; 4]> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `walrelay_"))
+        .filter_map(|line| line.trim_end_matches(" |").splitn(4, " | ").collect::<Vec<_>>().try_into().ok())
+        .collect();
+    let mut seen = BTreeSet::new();
+    for metric in METRICS {
+        let name = metric.sample_name();
+        let row = rows.iter().find(|row| format!("walrelay_{}", row[0].trim_end_matches('`')) == name);
+        let [_, kind, labels, meaning] = row.unwrap_or_else(|| panic!("{name} has no row"));
+        let known = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Info => "info",
+            Kind::Histogram => "histogram",
+        };
+        assert_eq!(kind.trim(), known, "{name}");
+        assert!(meaning.starts_with(metric.help), "{name}: {meaning}");
+        let written: BTreeSet<&str> = labels.split('`').skip(1).step_by(2).collect();
+        // None where there is nothing of it now.
+        for (labels, _) in metric.samples(&status).0 {
+            assert_eq!(labels.iter().map(|(label, _)| *label).collect::<BTreeSet<_>>(), written, "{name}");
+            seen.insert(name.clone());
+        }
+    }
+    let labelled = [
+        "slot_held_bytes",
+        "slot_lost",
+        "archive_at_risk_seconds",
+        "consumer_lag_bytes",
+        "sessions_ended_total",
+    ];
+    for name in labelled {
+        assert!(seen.contains(&format!("walrelay_{name}")), "{name} has no samples: {seen:?}");
     }
 }

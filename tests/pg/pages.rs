@@ -110,6 +110,13 @@ fn what_the_how_tos_show_is_what_the_examples_run() {
         let example = root.join("examples").join(if name == "deploy" { "ansible" } else { name });
         let files = files_below(&example);
         for Block { info, text } in blocks(page).iter().filter(|block| !block.text.contains("---->")) {
+            // Packages, hosts and an editor: a playbook for four machines is not run on one as it stands. Its example runs the same
+            // plays there, so that here only what the lines name has to be there.
+            if name == "deploy" {
+                commands_could_be_run(text, &example);
+                shown += 1;
+                continue;
+            }
             let is_there = files.iter().any(|file| file.contains(text.as_str()));
             assert!(
                 is_there,
@@ -123,10 +130,45 @@ fn what_the_how_tos_show_is_what_the_examples_run() {
     assert!(shown > 30, "{shown}");
 }
 
+/// What an example runs and installs; its pages are no proof of another page.
 fn files_below(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let files = entries.flatten().map(|entry| entry.path());
+    let files = files.filter(|path| path.extension().is_none_or(|extension| extension != "md"));
     files.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![read(&path)] }).collect()
+}
+
+/// Each line is one of a few commands, and the files and targets that it names are there.
+fn commands_could_be_run(block: &str, example: &Path) {
+    let (root, mut dir) = (repository(), repository());
+    let makefile = read(&root.join("Makefile"));
+    for line in block.lines() {
+        let command = line.split('#').next().unwrap_or_default();
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let is_there = match words[..] {
+            ["make", target] => makefile.contains(&format!("\n{target}: ")),
+            ["cd", to] => {
+                dir = root.join(to);
+                dir == example
+            }
+            ["$EDITOR", ref files @ ..] => files.iter().all(|file| dir.join(file).is_file()),
+            ["ansible-playbook", play] => plays_all(&dir.join(play)),
+            _ => false,
+        };
+        assert!(is_there, "{line}");
+    }
+}
+
+/// The playbook is made of plays that the example's script runs one by one.
+fn plays_all(playbook: &Path) -> bool {
+    let script = read(&playbook.with_file_name("run.sh"));
+    let text = read(playbook);
+    let plays: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once("import_playbook: "))
+        .map(|(_, play)| play.trim())
+        .collect();
+    plays.len() > 3 && plays.iter().all(|play| script.contains(play))
 }
 
 /// Lines outside of blocks, without what is in backquotes.

@@ -198,6 +198,23 @@ fn reports(out: &mut String) {
         count += 1;
     }
     assert_eq!(count, text.matches("    Report {").count());
+    // Those that need no look at the relay, as HELP lists them.
+    let fixed = Regex::new(r#"\("SHOW (\w+)", "([^"]*)"\)"#).expect("it is one");
+    let first = Regex::new(r#"(?s)rows\(\s*&\[([^\]]*)\]"#).expect("it is one");
+    let mut fixed_ones = Vec::new();
+    for found in fixed.captures_iter(&text) {
+        writeln!(out, "### SHOW {}\n\n{}.\n", &found[1], &found[2]).expect("a string takes all");
+        fixed_ones.push(found[1].to_owned());
+        // The settings are PostgreSQL's: name, setting, description.
+        let Some(body) = text.split(&format!("fn {}() -> Answer", found[1].to_lowercase())).nth(1) else {
+            continue;
+        };
+        let columns = first.captures(body).expect("it answers with rows");
+        let columns = column.captures_iter(&columns[1]);
+        let columns = columns.map(|column| format!("`{}` {}", &column[1], sql_type(&column[2])));
+        writeln!(out, "{}\n", columns.collect::<Vec<_>>().join(", ")).expect("a string takes all");
+    }
+    assert_eq!(fixed_ones, ["VERSION", "HELP", "ALL"]);
 }
 
 /// PostgreSQL's name of a `ColumnType`.
@@ -312,7 +329,7 @@ fn messages() -> String {
             [OPERATIONS.md](OPERATIONS.md#log), what to do about symptoms in [TROUBLESHOOTING.md](TROUBLESHOOTING.md). Some lines are put \
             together from parts and are found here as parts. Some answers to clients have their SQLSTATE elsewhere in the code.\n\n";
     let (mut logged, mut told, mut failed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let log = Regex::new(&format!(r"(?s)tracing::(error|warn|info)!\(\s*(?:[\w.%?&= ()]+,\s*)*{LITERAL}"))
+    let log = Regex::new(&format!(r"(?s)tracing::(error|warn|info)!\(\s*(?:[\w.%?&*= ()]+,\s*)*{LITERAL}"))
         .expect("it is one");
     let answer = Regex::new(&format!(
         r"(?s)PgError::(?:error|fatal)\(\s*sqlstate::(\w+),\s*(?:format!\(\s*)?{LITERAL}"
