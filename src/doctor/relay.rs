@@ -19,8 +19,6 @@ const ASKED_IN_VAIN: f64 = 0.6;
 const UNUSED: f64 = 600.0;
 /// The same where nobody has come back to it since the relay was started: standbys and pg_receivewal try again every 5 seconds.
 const NOT_BACK: f64 = 20.0;
-/// Slots are read so soon after the start, seconds.
-const AT_ONCE: f64 = 5.0;
 /// Segments begin at multiples of this, however large they are, bytes.
 const SMALLEST_SEGMENT: u64 = 1 << 20;
 /// An hour is enough to look, and too short to buy a disk, seconds.
@@ -199,11 +197,10 @@ fn slot(found: &mut Findings, status: &Status, slot: &SlotStatus) {
         return found.warning("slot_not_initialised", text, vec![start.to_owned(), drop]);
     }
     let unused = slot.inactive_since.map(|since| status.at.since(since).as_secs_f64()).unwrap_or_default();
-    let up = status.relay.uptime_seconds;
-    if unused > NOT_BACK && unused < UNUSED && unused + AT_ONCE > up {
+    if slot.awaited && unused > NOT_BACK {
         let text = format!(
             "the consumer on slot \"{name}\" has not come back since the relay was started {} ago; {} of WAL are kept for it",
-            time(up),
+            time(status.relay.uptime_seconds),
             size(slot.held_bytes)
         );
         let start = "start its receiver (barman receive-wal, which barman cron starts within a minute; pg_receivewal, the standby) and have it start after a reboot";

@@ -574,6 +574,7 @@ fn slot() -> SlotStatus {
         inactive_since: None,
         lost_because: None,
         begun_lsn: None,
+        awaited: false,
     }
 }
 
@@ -599,17 +600,16 @@ fn slots_that_nobody_uses_or_can_use_are_named() {
 
 #[test]
 fn a_receiver_that_has_not_come_back_since_the_relay_was_started_is_named_soon() {
-    let since_start = |uptime: f64, unused: u64| {
-        relay_where(|it| {
-            it.relay.uptime_seconds = uptime;
-            let mut slot = slot();
-            (slot.active_pid, slot.inactive_since) = (None, Some(before(it.at, unused)));
-            it.slots.push(slot);
+    let unused = |it: &mut SlotStatus, since| (it.active_pid, it.inactive_since) = (None, Some(since));
+    let awaited = |awaited, seconds| {
+        slot_where(|it, at| {
+            unused(it, before(at, seconds));
+            it.awaited = awaited;
         })
     };
-    assert_eq!(since_start(10.0, 10), [""; 0], "who asks again every few seconds");
-    assert_eq!(since_start(45.0, 44), ["slot_unused"]);
-    assert_eq!(since_start(450.0, 45), [""; 0], "it was there after the start");
+    assert_eq!(awaited(true, 10), [""; 0], "who asks again every few seconds");
+    assert_eq!(awaited(true, 45), ["slot_unused"]);
+    assert_eq!(awaited(false, 45), [""; 0], "it was there after the start, or is new");
 }
 
 #[test]

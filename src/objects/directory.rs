@@ -104,13 +104,7 @@ impl Directory {
         match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
             Ok(nameless) => fill(&mut File::from(nameless)),
             // Network file systems mostly.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
-                let path = dir.join(new_file_name());
-                let mut file = File::options().write(true).create_new(true).mode(0o640).open(&path)?;
-                let filled = fill(&mut file);
-                fs::remove_file(&path)?;
-                filled
-            }
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => try_named(dir),
             Err(error) => Err(error.into()),
         }
     }
@@ -315,6 +309,15 @@ fn is_new(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with(NEW_FILE_PREFIX)
 }
 
+/// With a name that is not counted, where there are no files without one.
+fn try_named(dir: &Path) -> io::Result<()> {
+    let path = dir.join(new_file_name());
+    let mut file = File::options().write(true).create_new(true).mode(0o640).open(&path)?;
+    let filled = fill(&mut file);
+    fs::remove_file(&path)?;
+    filled
+}
+
 fn fill(file: &mut File) -> io::Result<()> {
     file.write_all(&[1; 8192])?;
     file.sync_data()
@@ -387,6 +390,19 @@ fn walk(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_to_try_a_directory_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = Directory::new(dir.path().to_owned());
+        at.try_write("").unwrap();
+        at.try_write("not/there/yet").unwrap();
+        try_named(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let gone = Directory::new(dir.path().join("gone"));
+        assert_eq!(gone.try_write("").unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(try_named(&dir.path().join("gone")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
 
     #[test]
     fn nothing_is_done_to_a_name_while_another_call_has_it() {

@@ -416,6 +416,7 @@ fn slots(end: &End<'_>, slots: &[SlotInfo]) -> Vec<SlotStatus> {
             inactive_since: slot.inactive_since.map(|past| end.moment(past)),
             lost_because: row.get("invalidation_reason").map(str::to_owned),
             begun_lsn: slot.begun_at,
+            awaited: slot.is_awaited,
         }
     };
     slots.iter().map(slot).collect()

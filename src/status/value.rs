@@ -313,6 +313,9 @@ pub struct SlotStatus {
     /// Where its consumer was at its first report; absent for a slot that is older than this run of the relay.
     #[serde(default, with = "text::optional")]
     pub begun_lsn: Option<Lsn>,
+    /// It is older than this run of the relay, and nobody has come for it yet.
+    #[serde(default)]
+    pub awaited: bool,
 }
 
 /// A timeline on the way to the one that is followed.

@@ -105,6 +105,8 @@ pub struct SlotInfo {
     pub inactive_since: Option<Past>,
     /// What its first flush report said; `None` before that, and for a slot that is older than this run of the relay.
     pub begun_at: Option<Lsn>,
+    /// It is older than this run of the relay, and nobody has come for it yet.
+    pub is_awaited: bool,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,7 @@ struct State {
     inactive_since: Past,
     /// It was read at the start, so its first flush report may be long ago.
     is_old: bool,
+    is_awaited: bool,
     begun_at: Option<Lsn>,
 }
 
@@ -365,7 +368,7 @@ impl Slots {
         if state.invalidated {
             return Err(SlotError::Invalidated { name: name.to_owned() });
         }
-        state.active_pid = Some(pid);
+        (state.active_pid, state.is_awaited) = (Some(pid), false);
         let evict = CancellationToken::new();
         state.evict = evict.clone();
         Ok(SlotGuard { slot: slot.clone(), slots: self.clone(), evict })
@@ -582,6 +585,7 @@ impl Slot {
             feedback: FeedbackHorizon::default(),
             inactive_since: Past::now(),
             is_old: false,
+            is_awaited: false,
             begun_at: None,
         };
         Slot { name, owner, state: Mutex::new(state) }
@@ -597,7 +601,7 @@ impl Slot {
         state.phase = Phase::Usable;
         state.restart_lsn = restart;
         state.invalidated = saved.invalidated;
-        state.is_old = true;
+        (state.is_old, state.is_awaited) = (true, true);
         state.feedback = FeedbackHorizon {
             xmin: saved.xmin.and_then(full),
             catalog_xmin: saved.catalog_xmin.and_then(full),
@@ -627,6 +631,7 @@ impl Slot {
             feedback: state.feedback,
             inactive_since: active_pid.is_none().then_some(state.inactive_since),
             begun_at: state.begun_at,
+            is_awaited: state.is_awaited,
         }
     }
 
@@ -782,6 +787,24 @@ mod tests {
         let slots = open(dir.path());
         assert_eq!(slots.list().len(), 1);
         assert_eq!(slots.get("a").unwrap().restart_lsn, Some(Lsn::new(0x200_0000)));
+    }
+
+    #[test]
+    fn a_new_slot_knows_where_its_consumer_began_and_an_old_one_whether_it_has_come_back() {
+        let dir = crate::permissions::private_tempdir();
+        let slots = open(dir.path());
+        let seen = |slots: &Slots| slots.get("a").map(|it| (it.begun_at, it.is_awaited)).unwrap();
+        slots.create(&name("a"), SlotPersistence::Persistent, Some(at(1))).unwrap();
+        assert_eq!(seen(&slots), (None, false));
+        slots.acquire("a", 5).unwrap().confirm_flush(|| Some(at(2)));
+        slots.acquire("a", 5).unwrap().confirm_flush(|| Some(at(3)));
+        assert_eq!(seen(&slots), (Some(at(2)), false));
+        slots.save().unwrap();
+        drop(slots);
+        let slots = open(dir.path());
+        assert_eq!(seen(&slots), (None, true));
+        slots.acquire("a", 5).unwrap().confirm_flush(|| Some(at(4)));
+        assert_eq!(seen(&slots), (None, false));
     }
 
     #[test]

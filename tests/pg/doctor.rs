@@ -6,8 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use walrelay_testkit::{
-    Barman, Cluster, Hung, Process, Receivewal, Relay, S3, Scratch, Server, on_every_version, on_one_version,
-    servers_command, tied_command, wait_for, wait_until,
+    Barman, Certificates, Cluster, Hung, Process, Receivewal, Relay, S3, Scratch, Server, on_every_version,
+    on_one_version, servers_command, tied_command, wait_for, wait_until,
 };
 
 use crate::restore::readable_binary;
@@ -32,6 +32,7 @@ on_one_version!(
     barman_says_that_its_archive_has_failed,
     a_backup_that_waits_for_wal_that_nobody_archives,
     a_consumer_that_is_stopped,
+    a_certificate_that_is_not_trusted,
 );
 
 /// What doctor finds: its exit code, and each code that is not well with its message and remedies.
@@ -475,4 +476,23 @@ fn restore_commands_that_lie_or_kill(server: &Server) {
     consumer.sql("select pg_reload_conf()");
     wait_until("it to be in effect", || consumer.sql("show restore_command") == "true");
     finds(&tried(), "restore_lies", "does not exist");
+}
+
+/// The upstream is a relay, which has a certificate.
+fn a_certificate_that_is_not_trusted(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let (ours, others) = (Certificates::new(), Certificates::new());
+    let above = relay_below(&primary).tls(&ours).start();
+    above.wait_for_flush(primary.flush_lsn());
+    let trusting = |certificates: &Certificates| {
+        let upstream = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user=postgres sslmode=verify-full sslrootcert={}",
+            above.port(),
+            certificates.file("root.crt")
+        );
+        relay_below(&primary).upstream(&upstream).prepare()
+    };
+    finds(&doctor(&trusting(&others), &[]), "upstream_tls", "openssl s_client");
+    let found = doctor(&trusting(&ours), &[]);
+    assert_eq!(found, (Some(0), Vec::new()), "{found:#?}");
 }

@@ -50,6 +50,7 @@ fn slot(name: &str, restart_lsn: Option<Lsn>, active_pid: Option<u32>) -> SlotIn
         feedback,
         inactive_since,
         begun_at: None,
+        is_awaited: false,
     }
 }
 

@@ -34,6 +34,7 @@ fn slot_at(restart_lsn: Option<u64>) -> SlotInfo {
         feedback: FeedbackHorizon::default(),
         inactive_since: None,
         begun_at: None,
+        is_awaited: false,
     }
 }
 
