@@ -67,6 +67,7 @@ fn usage_exit_code(code: i32) -> u8 {
 fn relay(cli: Cli) -> ExitCode {
     // Before anything is opened, and before somebody replaces the file.
     let (sockets, successor) = (Sockets::of_process(), Arc::new(Successor::of_process()));
+    successor.name_process();
     // Before there are other threads.
     let begun = Inherited::and_hold_orders().map_err(|source| ("could not hold back signals", source));
     let begun = begun.and_then(|signals| {
@@ -84,6 +85,7 @@ fn relay(cli: Cli) -> ExitCode {
     let mut words = Words::of_text(None);
     let passed = sockets.map_err(RelayError::from);
     let passed = passed.map(|sockets| (Arc::new(sockets), successor));
+    let listening = passed.as_ref().ok().map(|(sockets, _)| sockets.clone());
     let run = || run(cli, &log, &signals, &mut words, passed);
     let ended = std::panic::catch_unwind(AssertUnwindSafe(run));
     let ended = ended.unwrap_or_else(|payload| {
@@ -92,19 +94,36 @@ fn relay(cli: Cli) -> ExitCode {
     let error = match ended {
         Ok(None) => None,
         Ok(Some(Handover { sockets, successor, .. })) => {
-            let source = sockets
-                .into_next()
-                .map_or_else(|error| error, |passed| become_next(&successor, &passed, &log));
+            let source = hand_over(&sockets, &successor, &log);
             let action = "could not run the new binary nor this one again, nothing runs now";
             Some(RelayError::System { action, source })
         }
-        Err(error) => Some(error),
+        Err(error) => {
+            // Nobody comes for what was to stay, should it have ended on the way to the next program.
+            listening.iter().for_each(|sockets| sockets.stay_no_longer());
+            Some(error)
+        }
     };
     if let Some(error) = &error {
         words.report(error, &log);
     }
     log.drain(LAST_WORDS);
     ExitCode::from(error.map_or(0, |error| error.exit_code()))
+}
+
+/// Becomes the next program. Returns only if there is none; then nothing is left for it.
+fn hand_over(sockets: &Sockets, successor: &Successor, log: &Log) -> std::io::Error {
+    let passed = match sockets.into_next() {
+        Ok(passed) => passed,
+        Err(error) => {
+            sockets.stay_no_longer();
+            return error;
+        }
+    };
+    let error = become_next(successor, &passed, log);
+    // They are open until then: nobody else has taken their names.
+    sockets.stay_no_longer();
+    error
 }
 
 /// Becomes the new program, or else once more the one that runs, for consumers and commits wait. Returns only if neither can be.

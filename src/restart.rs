@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -22,6 +23,12 @@ use crate::sockets::Passed;
 
 /// How long the new binary may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The program that runs.
+const SAME: &str = "/proc/self/exe";
+/// What a process is called that was run as that.
+const SAME_COMM: &[u8] = b"exe";
+/// What this process, its first thread, is called.
+const COMM: &str = "/proc/self/comm";
 
 /// The new binary will not do.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +120,7 @@ impl Successor {
 
     /// Becomes the program that runs, whatever lies by now where it was found.
     pub fn exec_same(&self, sockets: &Passed) -> io::Error {
-        self.exec_from(Path::new("/proc/self/exe"), sockets)
+        self.exec_from(Path::new(SAME), sockets)
     }
 
     /// With the mask of this thread and no other: signals that have come wait for the new program.
@@ -141,6 +148,16 @@ impl Successor {
                 Err(error) => error.into(),
             },
         )
+    }
+
+    /// Has this process called as its program is called: run as `/proc/self/exe`, it is called `exe`, and nobody would find it.
+    pub fn name_process(&self) {
+        if fs::read(COMM).is_ok_and(|name| name.trim_ascii_end() == SAME_COMM)
+            && let Some(name) = self.program.file_name()
+        {
+            // The kernel cuts off what is too long, as it does at an exec. A name is worth no error.
+            let _ = fs::write(COMM, name.as_bytes());
+        }
     }
 
     /// Where it is looked for.

@@ -215,7 +215,13 @@ fn a_program_that_cannot_be_run_after_all_is_done_without(server: &Server) {
     let scratch = Scratch::new("binary");
     let program = scratch.join("walrelay");
     symlink(walrelay(), &program).expect("the directory is ours");
-    let mut relay = Relay::builder(&program, &primary).arg("--shutdown-timeout").arg("5s").start();
+    let dir = scratch.join("sockets");
+    fs::create_dir(&dir).expect("the directory is ours");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let builder = Relay::builder(&program, &primary).arg("--shutdown-timeout").arg("5s");
+    let builder =
+        builder.hba("local all,replication all trust\nhost all,replication all 127.0.0.1/32 trust\n");
+    let mut relay = builder.arg("--listen").arg(&dir.display().to_string()).start();
     let (pid, mark) = (relay.pid(), relay.log().mark());
     let consumer = unheard(&relay, &primary);
     relay.signal(Signal::USR2);
@@ -227,6 +233,8 @@ fn a_program_that_cannot_be_run_after_all_is_done_without(server: &Server) {
     relay.log().wait_for_after(mark, "the program that has run until now goes on");
     relay.log().wait_for_after(mark, STARTED);
     assert!(relay.pid() == pid && relay.is_running());
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).expect("the kernel tells");
+    assert_eq!(comm.trim_end(), "walrelay", "as before, and not what /proc/self/exe would be");
     primary.sql("create table t as select 1");
     relay.wait_for_flush(primary.flush_lsn());
     // Nor can the one that runs.
@@ -240,6 +248,8 @@ fn a_program_that_cannot_be_run_after_all_is_done_without(server: &Server) {
     assert!(relay.wait_exit().is_some_and(|code| code > 0));
     drop(trace);
     relay.log().wait_for_after(mark, "could not run the new binary nor this one again, nothing runs now");
+    let left = fs::read_dir(&dir).expect("it is ours").flatten().map(|entry| entry.path());
+    assert_eq!(left.collect::<Vec<_>>(), [PathBuf::new(); 0], "nobody is left who would listen there");
     relay.start();
     primary.sql("create table u as select 1");
     relay.wait_for_flush(primary.flush_lsn());
