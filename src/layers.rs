@@ -23,6 +23,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "pieces",
             "pulse",
             "rate",
+            "redact",
             "store",
         ],
     ),

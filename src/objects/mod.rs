@@ -26,6 +26,7 @@ use object_store::path::Path as ObjectPath;
 
 use crate::lane::{GivenUp, Lane};
 use crate::pulse::Pulse;
+use crate::redact::redact;
 use bucket::Objects;
 pub(crate) use bucket::reload;
 use directory::Directory;
@@ -104,7 +105,8 @@ pub(crate) struct Unreadable(pub(crate) io::Error);
 
 impl StorageError {
     pub(crate) fn new(action: &'static str, path: &str, reason: &dyn std::fmt::Display) -> StorageError {
-        let reason = one_line(&reason.to_string());
+        // Stores quote requests, and these may be signed.
+        let reason = redact(&one_line(&reason.to_string()));
         StorageError { action, path: path.to_owned(), reason, kind: Trouble::Passing }
     }
 

@@ -14,6 +14,7 @@ use tokio::process::ChildStderr;
 
 use crate::archive::repo::name::FileName;
 use crate::children::hears_signals;
+use crate::redact::redact;
 
 /// How long after its end a command's last words may come.
 const WORDS_LATE: Duration = Duration::from_secs(1);
@@ -112,8 +113,9 @@ fn judge(status: ExitStatus, said: &[u8]) -> Result<(), CommandFailure> {
     }
     let said = String::from_utf8_lossy(said);
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
-    let said =
-        last.map(|line| format!(": {}", line.chars().take(200).collect::<String>())).unwrap_or_default();
+    // Before it is cut: what is left of a secret could not be told from other words.
+    let said = last.map(|line| redact(line).chars().take(200).collect::<String>());
+    let said = said.map(|line| format!(": {line}")).unwrap_or_default();
     match (status.signal(), status.code()) {
         (Some(signal), _) => Err(CommandFailure {
             reason: format!("the command was ended by signal {signal}{said}"),
@@ -156,6 +158,9 @@ mod tests {
         assert_eq!(outcome("test \"$PWD/pg_wal/%f\" = %p").await, Ok(()));
         let (fatal, reason) = outcome("echo no room >&2; exit 125").await.unwrap_err();
         assert!(!fatal && reason.contains("exit code 125: no room"), "{reason}");
+        let trace = "echo '> Authorization: Bearer hunter2' >&2; exit 1";
+        let (_, reason) = outcome(trace).await.unwrap_err();
+        assert!(reason.ends_with(": > Authorization: ***"), "{reason}");
         assert!(outcome("exit 126").await.unwrap_err().0);
         assert!(outcome("/nonexistent/command").await.unwrap_err().0);
         assert!(outcome("kill -9 $$").await.unwrap_err().0);
