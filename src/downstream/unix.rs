@@ -26,6 +26,9 @@ const TRIES: usize = 100;
 /// Looks at a lock file without content, whose owner may be about to write it.
 const LOOKS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often a lock is tried for, and the time between: three tenths of a second.
+const LOCK_TRIES: usize = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A bound socket; its files go when this is dropped, but for the name of a socket that stays open or is somebody else's.
 #[derive(Debug)]
@@ -112,6 +115,8 @@ impl LockFile {
                     if looks == 0 && is_at(&left, &path) {
                         fs::remove_file(&path)?;
                     }
+                    // Its owner is about to lock it.
+                    drop(left);
                     std::thread::sleep(PAUSE);
                 }
                 Found::Used(pid) => return Err(in_use(&path, pid)),
@@ -127,7 +132,7 @@ impl LockFile {
     fn create(path: &Path) -> io::Result<LockFile> {
         // O_EXCL: a symbolic link is something that exists.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        let written = match file.try_lock() {
+        let written = match try_for_a_moment(&file) {
             Ok(()) => writeln!(file, "{}\n{OURS}", std::process::id()),
             Err(error) => Err(error.into()),
         };
@@ -175,7 +180,7 @@ impl Found {
             return Ok(Found::Odd("is not a regular file"));
         }
         // Some file systems cannot tell.
-        let is_free = match file.try_lock() {
+        let is_free = match try_for_a_moment(&file) {
             Ok(()) => true,
             Err(fs::TryLockError::WouldBlock) => return Ok(Found::Used(None)),
             Err(fs::TryLockError::Error(_)) => false,
@@ -194,6 +199,17 @@ impl Found {
             Some(0) | None => Found::Odd("is not a lock file"),
         })
     }
+}
+
+/// Somebody who only looks, as [`Found::at`] does, holds the lock a moment, and is no owner.
+fn try_for_a_moment(file: &File) -> Result<(), fs::TryLockError> {
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            tried => return tried,
+        }
+    }
+    file.try_lock()
 }
 
 /// Whether there is such a process, other than we and who started us: after a reboot, or in a container, their PIDs are
@@ -280,6 +296,28 @@ mod tests {
         // A server that has no lock file, but answers.
         let _server = StdUnixListener::bind(dir.path().join(SOCKET)).unwrap();
         assert_eq!(bind_at(&dir, 5432).unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+
+    /// Of starts at the same time each looks at what the other has; all would end.
+    #[tokio::test]
+    async fn who_only_looks_is_not_taken_for_an_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK);
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(Found::at(&path));
+                }
+            });
+            let taken = (0..200).map(|_| {
+                fs::write(&path, format!("999999999\n{OURS}\n")).unwrap();
+                LockFile::acquire(path.clone()).map(drop).map_err(|error| error.to_string())
+            });
+            let taken: Vec<_> = taken.collect();
+            end.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(taken, vec![Ok(()); 200]);
+        });
     }
 
     #[tokio::test]

@@ -68,6 +68,8 @@ fn one<T>(
 }
 
 /// That a relay runs on a data directory, if so. Changes nothing there.
+///
+/// It takes the lock for as long as the look takes, with others who only look; a start tries for longer than that.
 pub fn in_use(data_dir: &Path) -> Option<StoreError> {
     let mut lock = std::fs::File::open(data_dir.join("walrelay.lock")).ok()?;
     match lock.try_lock_shared() {
@@ -96,5 +98,42 @@ impl OfflineLock {
     /// Moves a file of `pg_wal` out of the way, into `aside`, durably; where it is then.
     pub fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
         self.0.set_aside(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Of starts at the same time one may look while another one takes the directory: that one must get it.
+    #[test]
+    fn looking_keeps_nobody_from_taking_the_directory() {
+        let dir = crate::permissions::private_tempdir();
+        drop(OfflineLock::take(dir.path()).unwrap());
+        let (end, looks) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    in_use(dir.path());
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let taken = |_| OfflineLock::take(dir.path()).map(drop).map_err(|error| error.to_string());
+            let taken: Vec<_> = (0..100).map(taken).collect();
+            end.store(true, Ordering::Relaxed);
+            assert_eq!(taken, vec![Ok(()); 100]);
+        });
+        assert!(looks.into_inner() > 0);
+        // Whoever looks is told who has it, and does not take another look for an owner.
+        assert!(in_use(dir.path()).is_none());
+        let looking = std::fs::File::open(dir.path().join("walrelay.lock")).unwrap();
+        looking.try_lock_shared().unwrap();
+        assert!(in_use(dir.path()).is_none());
+        drop(looking);
+        let _held = OfflineLock::take(dir.path()).unwrap();
+        let told = in_use(dir.path());
+        assert!(matches!(told, Some(StoreError::InUse { pid: Some(pid), .. }) if pid == std::process::id()));
     }
 }
