@@ -9,8 +9,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Microseconds since 1970, UTC. What is before that is 1970. Shown as PostgreSQL shows a `timestamptz` in ISO format; in
@@ -71,7 +72,7 @@ pub struct Clock {
 }
 
 /// Where [`Past`] counts from.
-static BEGINNING: OnceLock<Instant> = OnceLock::new();
+static BEGINNING: OnceLock<Duration> = OnceLock::new();
 /// The offset that is shown with: the same until the clock is set, so that what is shown does not tremble. 0 before the first look.
 static OFFSET: AtomicU64 = AtomicU64::new(0);
 /// Who differs by less was not set, but looked at a little later than the other one.
@@ -79,11 +80,20 @@ const SET: u64 = 100_000;
 /// A look at both clocks that took longer tells too little.
 const QUICK: i64 = 10_000;
 
+/// How long ago the machine was started. Nobody sets this clock, and it goes on while the machine sleeps, which
+/// [`Instant`](std::time::Instant) does not: what was before would move towards now.
+pub fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 impl Past {
     /// Now.
     pub fn now() -> Past {
-        let beginning = *BEGINNING.get_or_init(Instant::now);
-        Past(i64::try_from(beginning.elapsed().as_micros()).unwrap_or(i64::MAX).max(1))
+        let beginning = *BEGINNING.get_or_init(since_boot);
+        let elapsed = since_boot().saturating_sub(beginning);
+        Past(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX).max(1))
     }
 
     /// From what [`to_bits`](Self::to_bits) has told; 0 stands for "never".
@@ -301,6 +311,22 @@ mod tests {
         );
         assert_eq!(Past::from_bits(0), None);
         assert_eq!(Past::from(SystemTime::UNIX_EPOCH).moment(), Moment(0));
+    }
+
+    /// CLOCK_BOOTTIME is what `/proc/uptime` tells.
+    #[test]
+    fn the_clock_that_nobody_sets_is_the_one_that_goes_on_in_sleep() {
+        let uptime = || -> f64 {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            text.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let (before, clock, after) = (uptime(), since_boot().as_secs_f64(), uptime());
+        // It tells hundredths.
+        assert!(before - 0.02 <= clock && clock <= after + 0.02, "{before} {clock} {after}");
+        let (past, boot) = (Past::now(), since_boot());
+        let beginning = *BEGINNING.get().unwrap();
+        let told = Duration::from_micros(past.to_bits());
+        assert!(beginning + told <= boot + Duration::from_micros(1), "{beginning:?} {told:?} {boot:?}");
     }
 
     #[test]

@@ -223,7 +223,7 @@ fn the_history_is_told_from_a_sample_on() {
     let served = Served::start();
     let history = json(&served.get("/api/history"));
     assert_eq!((&history["number"], history["resolutions"].as_array().map(Vec::len)), (&0.into(), Some(2)));
-    served.watched.running().unwrap().history.note(&served.scene.now(), Instant::now());
+    served.watched.running().unwrap().history.note(&served.scene.now(), crate::moment::since_boot());
     let history = json(&served.get("/api/history?since=0"));
     assert_eq!((&history["number"], &history["resolutions"][0]["count"]), (&1.into(), &1.into()));
     assert_eq!(json(&served.get("/api/history?x=1&since=1"))["resolutions"][0]["count"], 0);

@@ -5,19 +5,19 @@
 //! ```
 //!
 //! It is bounded: so many kinds, so many names of each, so many numbers of each. Samples are counted by a clock that nobody sets, so
-//! what was missed (the process had no processor) is a gap, and not a shift. (It stands still while the machine sleeps.)
+//! what was missed (the process had no processor, the machine slept) is a gap, and not a shift.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::now::Sources;
 use super::value::{ArchiveStatus, ConsumerStatus, Status};
-use crate::moment::{Clock, Past};
+use crate::moment::{Clock, Past, since_boot};
 
 /// How often a sample is taken.
 const EVERY: Duration = Duration::from_secs(10);
@@ -95,7 +95,8 @@ pub struct History {
     sources: Arc<Sources>,
     /// Another process, or program of the same, has another one.
     run: String,
-    begun: Instant,
+    /// By [`since_boot`].
+    begun: Duration,
     state: Mutex<State>,
 }
 
@@ -106,7 +107,7 @@ struct State {
     newest: u64,
     at: Option<Past>,
     /// Counters at the newest sample.
-    before: Option<(Instant, Totals)>,
+    before: Option<(Duration, Totals)>,
     /// Names for which there was no room at the newest sample.
     left_out: u64,
 }
@@ -135,7 +136,7 @@ impl History {
     pub fn new(sources: Arc<Sources>) -> History {
         // Its keys are random.
         let run = format!("{:016x}", RandomState::new().build_hasher().finish());
-        History { sources, run, begun: Instant::now(), state: Mutex::default() }
+        History { sources, run, begun: since_boot(), state: Mutex::default() }
     }
 
     /// Takes samples until told to stop.
@@ -143,13 +144,13 @@ impl History {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            self.note(&Status::now(&self.sources), Instant::now());
+            self.note(&Status::now(&self.sources), since_boot());
         }
     }
 
     /// Takes one. Another one within the same ten seconds is too many.
-    pub(crate) fn note(&self, status: &Status, now: Instant) {
-        let number = 1 + (now.duration_since(self.begun).as_millis() / EVERY.as_millis()) as u64;
+    pub(crate) fn note(&self, status: &Status, now: Duration) {
+        let number = 1 + (now.saturating_sub(self.begun).as_millis() / EVERY.as_millis()) as u64;
         let mut state = self.lock();
         if number <= state.newest {
             return;
@@ -157,7 +158,7 @@ impl History {
         let totals = Totals::of(status);
         let mut sample = numbers(status);
         if let Some((then, before)) = state.before {
-            let seconds = now.duration_since(then).as_secs_f64();
+            let seconds = now.saturating_sub(then).as_secs_f64();
             sample.extend(
                 totals.rates(before, seconds).map(|(what, rate)| ((number_of(what), String::new()), rate)),
             );
@@ -421,6 +422,22 @@ mod tests {
         let told = parsed(&history, 4);
         assert_eq!(samples(&told, 0, "consumer_lag_bytes", "s1"), [], "nothing new");
         assert_eq!(samples(&parsed(&history, 99), 0, "consumer_lag_bytes", "s1"), [], "never as many");
+    }
+
+    #[test]
+    fn a_machine_that_slept_leaves_a_gap() {
+        let scene = Scene::new();
+        let consumer = scene.consumer(7, "s1");
+        consumer.start_at(scene.now().relay.write_lsn.expect("it has WAL"));
+        let history = History::new(scene.sources.clone());
+        let asleep = Duration::from_secs(600);
+        history.note(&scene.now(), history.begun);
+        history.note(&scene.now(), history.begun + asleep);
+        let told = parsed(&history, 0);
+        assert_eq!(told["number"], 61);
+        let lags = samples(&told, 0, "consumer_lag_bytes", "s1");
+        assert_eq!((lags[0], lags[60]), (Some(0.0), Some(0.0)));
+        assert_eq!(lags.iter().flatten().count(), 2, "nobody has measured between");
     }
 
     #[test]

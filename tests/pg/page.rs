@@ -54,6 +54,8 @@ fn the_page_shows_what_psql_says(server: &Server) {
     let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
     relay.create_slot("s1");
     relay.create_slot("unused");
+    // More than a plot has lines.
+    (1..=9).for_each(|number| relay.create_slot(&format!("more_{number}")));
     let standby = primary.standby().name("s1").follow(&relay.conninfo()).slot("s1").start();
     let mut hostile = Consumer::connect(([127, 0, 0, 1], relay.port()).into(), HOSTILE).expect("it answers");
     hostile.start(primary.flush_lsn().seg_start(primary.seg_size())).expect("it streams");
@@ -124,9 +126,32 @@ fn the_page_shows_what_psql_says(server: &Server) {
     let drawn = "document.querySelectorAll('#plot-rate polyline').length > 0";
     wait_until("a second sample, which makes rates", || page.ask(drawn) == Value::Bool(true));
     page.ask("document.querySelector('#plot-rate .plot').focus(); 1");
+    // What a screen reader is told of a slider, whenever that changes.
+    let told = |page: &mut Browser| {
+        let part = |page: &mut Browser, name: &str| {
+            page.text(&format!(
+                "document.querySelector('#plot-rate [role=slider]').getAttribute('aria-{name}')"
+            ))
+        };
+        (part(page, "valuetext"), part(page, "valuenow"), part(page, "valuemax"))
+    };
+    page.press("End");
+    let (newest, at, last) = told(&mut page);
+    assert!(newest.contains(": received ") && at == last, "{newest} {at} {last}");
     page.press("ArrowLeft");
-    let read = page.text("document.querySelector('#plot-rate [aria-live=polite]').textContent");
-    assert!(read.contains("received"), "{read}");
+    let (read, at, _) = told(&mut page);
+    assert!(read.contains(": received ") && read != newest && at != last, "{read} {at} {last}");
+    // It stays what it is while time goes on.
+    let now = "document.getElementById('seen').textContent";
+    let seen = page.text(now);
+    wait_until("the page to ask again", || page.text(now) != seen);
+    assert_eq!(told(&mut page).0, read);
+    // All slots are drawn or counted.
+    let more = "document.getElementById('plot-held-more').textContent";
+    wait_until("slots that are not drawn to be counted", || {
+        page.text(more).starts_with("and 3 more slots, with ")
+    });
+    assert_eq!(page.ask("document.querySelectorAll('#plot-held .legend li').length"), 8);
     let alternative = page.text("document.getElementById('plot-rate-text').textContent");
     assert!(alternative.contains("received:"), "{alternative}");
     let unlabelled = page.ask(

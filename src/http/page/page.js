@@ -312,44 +312,68 @@ const PLOTS = [
   { id: "plot-rate", title: "WAL received and sent", note: "Bytes per second", kind: "bytes", format: rate, least: 1024,
     lines: [["received_bytes_per_second", "received"], ["sent_bytes_per_second", "sent to all"]] },
   { id: "plot-lag", title: "Lag of consumers in time", note: "How long the oldest WAL that it has not flushed has been here",
-    kind: "seconds", format: lasting, least: 1, named: "consumer_lag_seconds", most: "most_consumer_lag_seconds" },
+    kind: "seconds", format: lasting, least: 1, named: "consumer_lag_seconds", most: "most_consumer_lag_seconds",
+    ones: ["consumer", "consumers"], names: ({ consumers }) => consumers.filter(safe).map((it) => it.application_name) },
   { id: "plot-bytes", title: "Lag of consumers in bytes", note: "WAL that it has not flushed", kind: "bytes", format: size, least: 1024,
-    named: "consumer_lag_bytes", most: "most_consumer_lag_bytes" },
+    named: "consumer_lag_bytes", most: "most_consumer_lag_bytes",
+    ones: ["consumer", "consumers"], names: ({ consumers }) => consumers.filter(safe).map((it) => it.application_name) },
   { id: "plot-replay", title: "Replay lag of standbys", note: "How long the oldest WAL that it has not replayed has been here",
-    kind: "seconds", format: lasting, least: 1, named: "consumer_replay_lag_seconds", most: "most_consumer_replay_lag_seconds" },
-  { id: "plot-held", title: "WAL kept for slots", note: "On the disk, for each", kind: "bytes", format: size, least: 1024 * 1024, named: "slot_held_bytes" },
+    kind: "seconds", format: lasting, least: 1, named: "consumer_replay_lag_seconds", most: "most_consumer_replay_lag_seconds",
+    ones: ["standby", "standbys"], names: ({ consumers }) => consumers.filter((it) => it.replay).map((it) => it.application_name) },
+  { id: "plot-held", title: "WAL kept for slots", note: "On the disk, for each", kind: "bytes", format: size, least: 1024 * 1024, named: "slot_held_bytes",
+    ones: ["slot", "slots"], names: ({ slots }) => slots.filter((it) => !it.temporary).map((it) => it.name) },
   { id: "plot-archive", title: "WAL that is not archived", note: "Lost if only the archive is left", kind: "bytes", format: size, least: 1024,
-    named: "archive_at_risk_bytes" },
+    named: "archive_at_risk_bytes", ones: ["target", "targets"], names: ({ archive }) => archive.map((it) => it.name) },
   { id: "plot-disk", title: "Disk", note: "What is free, and what pg_wal takes", kind: "bytes", format: size, least: 1024 * 1024,
     lines: [["disk_free_bytes", "free"], ["wal_directory_bytes", "pg_wal"]] },
   { id: "plot-sync", title: "Syncs of written WAL", note: "How long one takes on average", kind: "seconds", format: lasting, least: 0.001,
     lines: [["sync_seconds", "sync"]] },
 ];
 
+// When the newest sample was taken. Those before it do not tremble because it came a little late; they move if the clock was set.
+let first = null;
+function sampledAt() {
+  const at = Date.parse(history.at), step = history.resolutions[0].seconds * 1000;
+  const expected = first ? first.at + (history.number - first.number) * step : at;
+  if (first?.run !== history.run || Math.abs(at - expected) > 2000) first = { run: history.run, number: history.number, at };
+  return first.at + (history.number - first.number) * step;
+}
+
 function showPlots() {
   if (!history) return;
-  const { seconds, series, count } = history.resolutions[range];
+  const { seconds, series, count, number } = history.resolutions[range];
+  const now = sampledAt(), fine = history.resolutions[0].seconds;
+  // A minute that is not over ends in the future.
+  const end = now + (number * seconds / fine - history.number) * fine * 1000;
   // A young relay has little to show: not a plot that is empty on its left.
   const shown = Math.max(count, range === 0 ? 60 : 30);
   const padded = (samples) => [...Array(Math.max(shown - samples.length, 0)).fill(null), ...samples];
   for (const plot of PLOTS) {
-    const found = plot.lines
-      ? plot.lines.map(([what, name]) => ({ name, values: series.find((line) => line.what === what)?.samples ?? [] }))
+    const { lines, more } = plot.lines
+      ? { lines: plot.lines.map(([what, name]) => ({ name, values: series.find((line) => line.what === what)?.samples ?? [] })), more: "" }
       : named(plot, series);
     plot.drawn ??= new Plot($("plots"), plot);
-    plot.drawn.figure.hidden = !plot.lines && !found.length;
-    plot.drawn.show(found.map(({ name, values }) => ({ name, values: padded(values) })), seconds, new Date(history.at), shown);
+    plot.drawn.figure.hidden = !plot.lines && !lines.length;
+    plot.drawn.show({ lines: lines.map(({ name, values }) => ({ name, values: padded(values) })), seconds, end, now, count: shown, more });
   }
 }
 
-// Of more than can be told apart, those that were farthest behind, in an order that does not change with each sample; and the most of all.
+// Of more than can be told apart, those that were farthest behind, in an order that does not change with each sample; and the most of
+// all. What is not drawn is said, that for which there was no room in the history too.
 function named(plot, series) {
   const found = series.filter((line) => line.what === plot.named);
   const most = (line) => line.samples.reduce((most, value) => Math.max(most, value ?? -1), -1);
-  const chosen = found.length <= LINES ? found : [...found].sort((a, b) => most(b) - most(a)).slice(0, plot.most ? LINES - 1 : LINES);
-  const lines = chosen.sort((a, b) => (a.name < b.name ? -1 : 1)).map((line) => ({ name: line.name || "(no name)", values: line.samples }));
+  const sorted = [...found].sort((a, b) => most(b) - most(a));
+  const chosen = found.length <= LINES ? found : sorted.slice(0, plot.most ? LINES - 1 : LINES);
+  const lines = [...chosen].sort((a, b) => (a.name < b.name ? -1 : 1)).map((line) => ({ name: line.name || "(no name)", values: line.samples }));
   const all = plot.most && found.length > LINES && series.find((line) => line.what === plot.most);
-  return all ? [...lines, { name: "most of all", values: all.samples }] : lines;
+  if (all) lines.push({ name: "most of all", values: all.samples });
+  const [one, several] = plot.ones;
+  const left = sorted.slice(chosen.length), known = new Set(found.map((line) => line.name));
+  const unknown = history.left_out ? new Set(plot.names(status).filter((name) => !known.has(name))).size : 0;
+  const drawn = left.length ? `and ${many(left.length, `more ${one}`, `more ${several}`)}, with ${plot.format(most(left[0]))} at most` : "";
+  const kept = unknown ? `${many(unknown, one, several)} without a history, see the tables below` : "";
+  return { lines, more: [drawn, kept].filter(Boolean).join("; ") };
 }
 
 function choose(index) {

@@ -70,20 +70,23 @@ function ceiling(value, kind) {
   return step * power * unit;
 }
 
-// One plot. `format` shows a value, `kind` is what it is measured in, `least` is the least that the axis reaches to.
+// One plot, which is a slider over time for whoever uses the keyboard or does not see it. `format` shows a value, `kind` is what it is measured in, `least` is the least that the axis reaches to.
 export class Plot {
   constructor(parent, { id, title, note, kind, format, least }) {
     Object.assign(this, { id, kind, format, least, lines: [], at: null });
-    this.svg = shape("svg", { class: "plot", role: "img", tabindex: "0", "aria-labelledby": `${id}-title ${id}-text` });
+    this.svg = shape("svg", { class: "plot", role: "slider", tabindex: "0", "aria-labelledby": `${id}-title`,
+      "aria-describedby": `${id}-text`, "aria-orientation": "horizontal", "aria-valuemin": "0" });
     this.legend = element("ul", { class: "legend" });
-    this.readout = element("p", { class: "quiet", "aria-live": "off" });
+    this.more = element("p", { class: "quiet", id: `${id}-more` });
+    // The slider's own text says the same.
+    this.readout = element("p", { class: "quiet", "aria-hidden": "true" });
     this.summary = element("p", { class: "unseen", id: `${id}-text` });
     this.table = element("table");
     this.details = element("details", {}, element("summary", {}, "As a table"),
       element("div", { class: "scroll", role: "region", "aria-label": `${title}, as a table`, tabindex: "0" }, this.table));
     const caption = element("figcaption", { id: `${id}-title` }, title);
     this.figure = element("figure", { id }, caption, element("p", { class: "quiet" }, note), this.svg, this.legend,
-      this.readout, this.summary, this.details);
+      this.more, this.readout, this.summary, this.details);
     parent.append(this.figure);
     this.svg.addEventListener("pointermove", (event) => this.pointAt(event.clientX));
     this.svg.addEventListener("pointerdown", (event) => this.pointAt(event.clientX));
@@ -94,15 +97,30 @@ export class Plot {
     new ResizeObserver(() => this.draw()).observe(this.svg);
   }
 
-  // `lines` are { name, values }, the newest value last, `seconds` apart, the last at `end`.
-  show(lines, seconds, end, count) {
-    Object.assign(this, { lines, seconds, end, count });
+  // `lines` are { name, values }, the newest value last, `seconds` apart, the last up to `end`, which may be behind `now`; `more` is
+  // said of lines that are not shown.
+  show({ lines, seconds, end, now, count, more }) {
+    // What is read stays the same while time goes on: nobody is told again what they have heard.
+    const at = this.at === null ? null : this.ends(this.at);
+    Object.assign(this, { lines, seconds, end, now, count });
+    if (at !== null) this.at = this.place(at);
+    setText(this.more, more);
     this.draw();
     this.fillTable();
   }
 
+  // When the time that a value is of is over.
+  ends(index) {
+    return this.end - (this.count - 1 - index) * this.seconds * 1000;
+  }
+
   time(index) {
-    return new Date(this.end.getTime() - (this.count - 1 - index) * this.seconds * 1000);
+    return new Date(Math.min(this.ends(index), this.now));
+  }
+
+  place(ends) {
+    const back = Math.round((this.end - ends) / 1000 / this.seconds);
+    return Math.min(Math.max(this.count - 1 - back, 0), this.count - 1);
   }
 
   draw() {
@@ -116,6 +134,7 @@ export class Plot {
       this.svg.append(shape("text", { class: "none", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing was measured yet"));
       this.legend.replaceChildren();
       setText(this.summary, "Nothing was measured yet.");
+      this.tell(0, 0, "nothing was measured yet");
       return;
     }
     this.top = ceiling(Math.max(...all, this.least), this.kind);
@@ -125,7 +144,7 @@ export class Plot {
     setText(this.summary, this.words());
     this.cursor = shape("line", { class: "cursor", y1: EDGE.top, y2: HEIGHT - EDGE.bottom, visibility: "hidden" });
     this.svg.append(this.cursor);
-    this.moveTo(this.at === null ? null : Math.min(this.at, this.count - 1));
+    this.showCursor(false);
   }
 
   x(index) {
@@ -186,14 +205,15 @@ export class Plot {
 
   // What somebody is told who does not see it.
   words() {
-    const from = clock(this.time(0), false), to = clock(this.end, false);
+    const from = clock(this.time(0), false), to = clock(this.time(this.count - 1), false);
     const each = this.lines.slice(0, 12).map((line) => {
       const known = line.values.filter((value) => value !== null);
       if (!known.length) return `${line.name}: nothing was measured.`;
       const [least, most] = [Math.min(...known), Math.max(...known)].map((value) => this.format(value));
       return `${line.name}: ${this.format(known.at(-1))} at last, between ${least} and ${most}.`;
     });
-    return `From ${from} to ${to}. ${each.join(" ")} The arrow keys read it value by value.`;
+    const more = this.more.textContent ? ` ${this.more.textContent}.` : "";
+    return `From ${from} to ${to}. ${each.join(" ")}${more} The arrow keys read it value by value.`;
   }
 
   pointAt(clientX) {
@@ -210,25 +230,38 @@ export class Plot {
     if (event.key === "Escape") this.moveTo(null);
     if (!(event.key in steps)) return;
     event.preventDefault();
-    this.readout.setAttribute("aria-live", "polite");
     this.moveTo(Math.min(Math.max(steps[event.key], 0), last));
   }
 
   moveTo(index) {
     this.at = index;
     if (!this.cursor) return;
-    this.cursor.setAttribute("visibility", index === null ? "hidden" : "visible");
-    if (index === null) {
-      this.readout.setAttribute("aria-live", "off");
-      setText(this.readout, "");
-    } else {
+    this.showCursor(true);
+    this.drawLegend();
+  }
+
+  showCursor(moved) {
+    const last = this.count - 1, index = this.at ?? last;
+    const values = this.lines.map((line) => `${line.name} ${this.format(line.values[index] ?? null)}`).join(", ");
+    const text = `${clock(this.time(index))}: ${values}`;
+    this.cursor.setAttribute("visibility", this.at === null ? "hidden" : "visible");
+    if (this.at !== null) {
       const x = this.x(index).toFixed(1);
       this.cursor.setAttribute("x1", x);
       this.cursor.setAttribute("x2", x);
-      const values = this.lines.map((line) => `${line.name} ${this.format(line.values[index] ?? null)}`).join(", ");
-      setText(this.readout, `${clock(this.time(index))}: ${values}`);
     }
-    this.drawLegend();
+    setText(this.readout, this.at === null ? "" : text);
+    // The newest value, which is another one all the time, is told when somebody comes here, and not over and over.
+    const isNews = moved || this.at !== null || document.activeElement !== this.svg || !this.svg.hasAttribute("aria-valuetext");
+    if (isNews) this.tell(index, last, text);
+  }
+
+  // What a screen reader is told where the slider is, when it is reached and whenever that changes.
+  tell(now, max, text) {
+    const told = { "aria-valuemax": String(max), "aria-valuenow": String(now), "aria-valuetext": text };
+    for (const [name, value] of Object.entries(told)) {
+      if (this.svg.getAttribute(name) !== value) this.svg.setAttribute(name, value);
+    }
   }
 
   // A dozen of them, each the largest of what lies between; only while somebody looks.
