@@ -50,7 +50,7 @@ pub(super) fn columns(name: &str, facts: &dyn Facts) -> Option<Columns> {
         "pg_stat_activity" if is_own => ACTIVITY_COLUMNS.to_vec(),
         "pg_stat_ssl" if is_own => SSL_COLUMNS.to_vec(),
         "pg_settings" if is_own => settings::COLUMNS.to_vec(),
-        "pg_database" if is_own => DATABASE_COLUMNS.to_vec(),
+        "pg_database" if is_own => database_columns(major(facts)),
         INFORMATION if is_own => INFORMATION_COLUMNS.to_vec(),
         name if is_own => return server::columns(name, facts),
         _ => return None,
@@ -258,24 +258,35 @@ const HIDDEN: &str = "<insufficient privilege>";
 /// The number of the one database, as that of the first which a server makes.
 const DATABASE: u32 = 16_384;
 
-const DATABASE_COLUMNS: [(&str, ColumnType); 16] = [
-    ("oid", Oid),
-    ("datname", Name),
-    ("datdba", Oid),
-    ("encoding", Int4),
-    ("datistemplate", Bool),
-    ("datallowconn", Bool),
-    ("dathasloginevt", Bool),
-    ("datconnlimit", Int4),
-    ("datfrozenxid", Xid),
-    ("datminmxid", Xid),
-    ("dattablespace", Oid),
-    ("datcollate", Text),
-    ("datctype", Text),
-    ("datlocale", Text),
-    ("daticurules", Text),
-    ("datcollversion", Text),
+/// From which version on and before which each is there. What has a type that there is not here is left out.
+const DATABASE_COLUMNS: [(u32, u32, &str, ColumnType); 20] = [
+    (0, u32::MAX, "oid", Oid),
+    (0, u32::MAX, "datname", Name),
+    (0, u32::MAX, "datdba", Oid),
+    (0, u32::MAX, "encoding", Int4),
+    (0, 15, "datcollate", Name),
+    (0, 15, "datctype", Name),
+    (0, u32::MAX, "datistemplate", Bool),
+    (0, u32::MAX, "datallowconn", Bool),
+    (17, u32::MAX, "dathasloginevt", Bool),
+    (0, u32::MAX, "datconnlimit", Int4),
+    (0, 15, "datlastsysoid", Oid),
+    (0, u32::MAX, "datfrozenxid", Xid),
+    (0, u32::MAX, "datminmxid", Xid),
+    (0, u32::MAX, "dattablespace", Oid),
+    (15, u32::MAX, "datcollate", Text),
+    (15, u32::MAX, "datctype", Text),
+    (15, 17, "daticulocale", Text),
+    (17, u32::MAX, "datlocale", Text),
+    (16, u32::MAX, "daticurules", Text),
+    (15, u32::MAX, "datcollversion", Text),
 ];
+
+fn database_columns(major: u32) -> Columns {
+    let of_version =
+        DATABASE_COLUMNS.into_iter().filter(|(since, until, ..)| (*since..*until).contains(&major));
+    of_version.map(|(_, _, name, kind)| (name, kind)).collect()
+}
 
 fn database_row(facts: &dyn Facts) -> Row {
     // PG_UTF8

@@ -15,6 +15,7 @@ pub fn encode(column_type: ColumnType, text: &str) -> Option<Vec<u8>> {
         ColumnType::Bool => vec![u8::from(text == "t")],
         ColumnType::Name | ColumnType::Text => text.as_bytes().to_vec(),
         ColumnType::Void => Vec::new(),
+        ColumnType::Int2 => text.parse::<i16>().ok()?.to_be_bytes().to_vec(),
         ColumnType::Int4 => text.parse::<i32>().ok()?.to_be_bytes().to_vec(),
         ColumnType::Int8 => text.parse::<i64>().ok()?.to_be_bytes().to_vec(),
         ColumnType::Oid | ColumnType::Xid => text.parse::<u32>().ok()?.to_be_bytes().to_vec(),
@@ -233,6 +234,7 @@ mod tests {
             assert_eq!(encode(column_type, text).as_deref(), Some(expected), "{text}");
         };
         check(ColumnType::Bool, "t", &[1]);
+        check(ColumnType::Int2, "-2", &[0xff, 0xfe]);
         check(ColumnType::Int4, "-2", &[0xff, 0xff, 0xff, 0xfe]);
         check(ColumnType::Int8, "258", &[0, 0, 0, 0, 0, 0, 1, 2]);
         check(ColumnType::Xid, "4294967295", &[0xff; 4]);
@@ -255,6 +257,7 @@ mod tests {
         for (oid, column_type, text) in [
             (16, ColumnType::Bool, "f"),
             (20, ColumnType::Int8, "-9"),
+            (21, ColumnType::Int2, "-32768"),
             (23, ColumnType::Int4, "4194305"),
             (26, ColumnType::Oid, "4000000000"),
             (19, ColumnType::Name, "slot"),

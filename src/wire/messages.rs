@@ -31,6 +31,8 @@ pub enum ColumnType {
     Int8,
     /// `int4`
     Int4,
+    /// `int2`
+    Int2,
     /// `text`
     Text,
     /// `oid`
@@ -62,6 +64,7 @@ impl ColumnType {
             ColumnType::Bool => 16,
             ColumnType::Name => 19,
             ColumnType::Int8 => 20,
+            ColumnType::Int2 => 21,
             ColumnType::Int4 => 23,
             ColumnType::Text => 25,
             ColumnType::Oid => 26,
@@ -81,6 +84,7 @@ impl ColumnType {
     const fn len(self) -> i16 {
         match self {
             ColumnType::Bool => 1,
+            ColumnType::Int2 => 2,
             ColumnType::Int4 | ColumnType::Oid | ColumnType::Xid | ColumnType::Void => 4,
             ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::PgLsn | ColumnType::Float8 => 8,
             ColumnType::Interval => 16,

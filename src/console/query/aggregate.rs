@@ -53,11 +53,11 @@ impl AggregateKind {
         let given = if given == Type::Unknown && name != "count" { Type::Text } else { given };
         Some(match (name, given) {
             ("count", _) => (Count, given, Type::Int8),
-            ("sum", Type::Int4) => (SumInt, given, Type::Int8),
+            ("sum", Type::Int2 | Type::Int4) => (SumInt, given, Type::Int8),
             ("sum", Type::Int8 | Type::Numeric) => (SumNumeric, Type::Numeric, Type::Numeric),
             ("sum", Type::Float8) => (SumFloat, given, given),
             ("sum", Type::Interval) => (SumInterval, given, given),
-            ("avg", Type::Int4 | Type::Int8 | Type::Numeric) => {
+            ("avg", Type::Int2 | Type::Int4 | Type::Int8 | Type::Numeric) => {
                 (AverageNumeric, Type::Numeric, Type::Numeric)
             }
             ("avg", Type::Float8) => (AverageFloat, given, given),

@@ -123,8 +123,8 @@ impl<'a> Binder<'a> {
         let mut count = |expr: &Option<Expr>, what| -> Result<Option<Node>> {
             let Some(expr) = expr else { return Ok(None) };
             let typed = self.expr(expr, Place::plain(&empty, what))?;
-            let is_number =
-                [Type::Unknown, Type::Int4, Type::Int8, Type::Numeric, Type::Float8].contains(&typed.kind);
+            let is_number = [Type::Unknown, Type::Int2, Type::Int4, Type::Int8, Type::Numeric, Type::Float8]
+                .contains(&typed.kind);
             if !is_number {
                 let text = format!("argument of {what} must be type bigint, not type {}", typed.kind.shown());
                 return Err(PgError::error(sqlstate::DATATYPE_MISMATCH, text));

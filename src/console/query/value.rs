@@ -20,6 +20,7 @@ pub(super) enum Type {
     /// Of a literal in quotes, NULL, and a parameter before it is clear what they are to be.
     Unknown,
     Bool,
+    Int2,
     Int4,
     Int8,
     Numeric,
@@ -42,6 +43,7 @@ impl Type {
         match self {
             Type::Unknown => "unknown",
             Type::Bool => "boolean",
+            Type::Int2 => "smallint",
             Type::Int4 => "integer",
             Type::Int8 => "bigint",
             Type::Numeric => "numeric",
@@ -67,6 +69,7 @@ impl Type {
         }
         Some(match own {
             "bool" => Type::Bool,
+            "int2" => Type::Int2,
             "int4" => Type::Int4,
             "int8" => Type::Int8,
             "numeric" => Type::Numeric,
@@ -89,7 +92,8 @@ impl Type {
             16 => Type::Bool,
             19 => Type::Name,
             20 => Type::Int8,
-            21 | 23 => Type::Int4,
+            21 => Type::Int2,
+            23 => Type::Int4,
             25 | 1042 | 1043 => Type::Text,
             26 => Type::Oid,
             28 => Type::Xid,
@@ -109,6 +113,7 @@ impl Type {
         match self {
             Type::Unknown | Type::Text => ColumnType::Text,
             Type::Bool => ColumnType::Bool,
+            Type::Int2 => ColumnType::Int2,
             Type::Int4 => ColumnType::Int4,
             Type::Int8 => ColumnType::Int8,
             Type::Numeric => ColumnType::Numeric,
@@ -132,10 +137,11 @@ impl Type {
     /// How far up a number's type is; calculations go to the higher one.
     fn rank(self) -> Option<u8> {
         Some(match self {
-            Type::Int4 => 1,
-            Type::Int8 => 2,
-            Type::Numeric => 3,
-            Type::Float8 => 4,
+            Type::Int2 => 1,
+            Type::Int4 => 2,
+            Type::Int8 => 3,
+            Type::Numeric => 4,
+            Type::Float8 => 5,
             _ => return None,
         })
     }
@@ -144,8 +150,8 @@ impl Type {
     pub(super) fn becomes(self, other: Type) -> bool {
         match (self, other) {
             _ if self == other => true,
-            (Type::Unknown, _) | (Type::Name, Type::Text) | (Type::Int4 | Type::Int8, Type::Oid) => true,
-            (Type::Oid, Type::Int8) => true,
+            (Type::Unknown, _) | (Type::Name, Type::Text) | (Type::Oid, Type::Int8) => true,
+            (Type::Int2 | Type::Int4 | Type::Int8, Type::Oid) => true,
             _ => matches!((self.rank(), other.rank()), (Some(from), Some(to)) if from < to),
         }
     }
@@ -156,8 +162,11 @@ impl Type {
             (Type::Unknown, Type::Unknown) => Type::Text,
             (Type::Unknown, known) | (known, Type::Unknown) => known,
             (Type::Text | Type::Name, Type::Text | Type::Name) => Type::Text,
-            (Type::Xid, Type::Xid | Type::Int4) | (Type::Int4, Type::Xid) => Type::Xid,
-            (Type::Oid, Type::Int4 | Type::Int8) | (Type::Int4 | Type::Int8, Type::Oid) => Type::Int8,
+            (Type::Xid, Type::Xid | Type::Int4 | Type::Int2) | (Type::Int4 | Type::Int2, Type::Xid) => {
+                Type::Xid
+            }
+            (Type::Oid, Type::Int2 | Type::Int4 | Type::Int8)
+            | (Type::Int2 | Type::Int4 | Type::Int8, Type::Oid) => Type::Int8,
             _ => self.common(other)?,
         };
         let can = match common {
@@ -188,7 +197,7 @@ impl Type {
 pub(super) enum Value {
     Null,
     Bool(bool),
-    /// `int4`, `int8`, `oid` and `xid`
+    /// `int2`, `int4`, `int8`, `oid` and `xid`
     Int(i64),
     Numeric(Numeric),
     Float(f64),
@@ -346,6 +355,7 @@ pub(super) fn read(text: &str, to: Type) -> Result<Value> {
         Type::Unknown | Type::Text => Some(Value::text(text)),
         Type::Name => Some(Value::text(cut(text, 63))),
         Type::Bool => crate::console::boolean(text).map(Value::Bool),
+        Type::Int2 => number(i16::MIN.into(), i16::MAX.into())?,
         Type::Int4 => number(i32::MIN.into(), i32::MAX.into())?,
         Type::Int8 => number(i64::MIN, i64::MAX)?,
         Type::Oid | Type::Xid => number(0, u32::MAX.into())?,
@@ -410,6 +420,7 @@ pub(super) fn cast(value: &Value, from: Type, to: Type, major: u32) -> Result<Va
     };
     let in_range = |value: i64| {
         let range = match to {
+            Type::Int2 => i64::from(i16::MIN)..=i64::from(i16::MAX),
             Type::Int4 => i64::from(i32::MIN)..=i64::from(i32::MAX),
             Type::Oid | Type::Xid => 0..=i64::from(u32::MAX),
             _ => i64::MIN..=i64::MAX,
@@ -436,7 +447,9 @@ pub(super) fn cast(value: &Value, from: Type, to: Type, major: u32) -> Result<Va
         (Value::Bool(value), _) => Value::Int((*value).into()),
         (Value::Int(value), Type::Bool) => Value::Bool(*value != 0),
         // PG: int4 and oid have the same bits.
-        (Value::Int(value), Type::Oid) if from == Type::Int4 => Value::Int((*value as u32).into()),
+        (Value::Int(value), Type::Oid) if matches!(from, Type::Int2 | Type::Int4) => {
+            Value::Int((*value as u32).into())
+        }
         (Value::Int(value), Type::Int4) if from == Type::Oid => {
             Value::Int((*value as u32).cast_signed().into())
         }

@@ -3,7 +3,9 @@
 
 use super::{Columns, DATABASE, Facts, database_of_sessions, major};
 use crate::overlay::Row;
-use crate::wire::messages::ColumnType::{self, Bool, Float8, Int4, Int8, Name, Oid, Text, Timestamptz, Xid};
+use crate::wire::messages::ColumnType::{
+    self, Bool, Float8, Int2, Int4, Int8, Name, Oid, Text, Timestamptz, Xid,
+};
 
 /// Names of these views.
 pub(super) const DATABASES: &str = "pg_stat_database";
@@ -138,12 +140,12 @@ const LOCK_COLUMNS: [(&str, ColumnType); 16] = [
     ("database", Oid),
     ("relation", Oid),
     ("page", Int4),
-    ("tuple", Int4),
+    ("tuple", Int2),
     ("virtualxid", Text),
     ("transactionid", Xid),
     ("classid", Oid),
     ("objid", Oid),
-    ("objsubid", Int4),
+    ("objsubid", Int2),
     ("virtualtransaction", Text),
     ("pid", Int4),
     ("mode", Text),

@@ -448,8 +448,7 @@ fn only_column(plan: &QueryPlan) -> Result<Type> {
 
 /// Whether PostgreSQL has it does not matter much: it is not to be had here.
 pub(super) fn no_type(name: &TypeName) -> PgError {
-    const THEIRS: [&str; 24] = [
-        "int2",
+    const THEIRS: [&str; 23] = [
         "float4",
         "bpchar",
         "timestamp",

@@ -4,7 +4,7 @@ use walrelay_proto::Lsn;
 
 use super::*;
 use crate::console::query::numeric::Numeric;
-use Type::{Float8, Int4, Int8, PgLsn, Text};
+use Type::{Float8, Int2, Int4, Int8, PgLsn, Text};
 
 const NUMERIC: Type = Type::Numeric;
 
@@ -17,11 +17,12 @@ fn whole(kind: Type, arguments: &[Value], calculate: Whole) -> Result<Value> {
 }
 
 fn in_range(kind: Type, value: i64) -> Result<Value> {
-    if kind == Int4 && i32::try_from(value).is_err() {
-        Err(out_of_range(kind))
-    } else {
-        Ok(Value::Int(value))
-    }
+    let fits = match kind {
+        Int2 => i16::try_from(value).is_ok(),
+        Int4 => i32::try_from(value).is_ok(),
+        _ => true,
+    };
+    if fits { Ok(Value::Int(value)) } else { Err(out_of_range(kind)) }
 }
 
 fn divided(kind: Type, arguments: &[Value], calculate: Whole) -> Result<Value> {
@@ -148,25 +149,31 @@ fn pretty(bytes: i128) -> Value {
 
 pub(super) const FUNCTIONS: &[Function] = &[
     function("+", &[Int4, Int4], Int4, |_, a| whole(Int4, a, i64::checked_add)),
+    function("+", &[Int2, Int2], Int2, |_, a| whole(Int2, a, i64::checked_add)),
     function("+", &[Int8, Int8], Int8, |_, a| whole(Int8, a, i64::checked_add)),
     function("+", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact(a, Numeric::add)),
     function("+", &[Float8, Float8], Float8, |_, a| floats(a, |a, b| a + b)),
     function("-", &[Int4, Int4], Int4, |_, a| whole(Int4, a, i64::checked_sub)),
+    function("-", &[Int2, Int2], Int2, |_, a| whole(Int2, a, i64::checked_sub)),
     function("-", &[Int8, Int8], Int8, |_, a| whole(Int8, a, i64::checked_sub)),
     function("-", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact(a, Numeric::sub)),
     function("-", &[Float8, Float8], Float8, |_, a| floats(a, |a, b| a - b)),
     function("*", &[Int4, Int4], Int4, |_, a| whole(Int4, a, i64::checked_mul)),
+    function("*", &[Int2, Int2], Int2, |_, a| whole(Int2, a, i64::checked_mul)),
     function("*", &[Int8, Int8], Int8, |_, a| whole(Int8, a, i64::checked_mul)),
     function("*", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact(a, Numeric::mul)),
     function("*", &[Float8, Float8], Float8, |_, a| floats(a, |a, b| a * b)),
     function("/", &[Int4, Int4], Int4, |_, a| divided(Int4, a, i64::checked_div)),
+    function("/", &[Int2, Int2], Int2, |_, a| divided(Int2, a, i64::checked_div)),
     function("/", &[Int8, Int8], Int8, |_, a| divided(Int8, a, i64::checked_div)),
     function("/", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact_divided(a, Numeric::div)),
     function("/", &[Float8, Float8], Float8, |_, a| float_divided(a)),
     function("%", &[Int4, Int4], Int4, |_, a| divided(Int4, a, |a, b| Some(a.wrapping_rem(b)))),
+    function("%", &[Int2, Int2], Int2, |_, a| divided(Int2, a, |a, b| Some(a.wrapping_rem(b)))),
     function("%", &[Int8, Int8], Int8, |_, a| divided(Int8, a, |a, b| Some(a.wrapping_rem(b)))),
     function("%", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact_divided(a, Numeric::rem)),
     function("mod", &[Int4, Int4], Int4, |_, a| divided(Int4, a, |a, b| Some(a.wrapping_rem(b)))),
+    function("mod", &[Int2, Int2], Int2, |_, a| divided(Int2, a, |a, b| Some(a.wrapping_rem(b)))),
     function("mod", &[Int8, Int8], Int8, |_, a| divided(Int8, a, |a, b| Some(a.wrapping_rem(b)))),
     function("mod", &[NUMERIC, NUMERIC], NUMERIC, |_, a| exact_divided(a, Numeric::rem)),
     function("^", &[Float8, Float8], Float8, |_, a| power(a)),
@@ -174,14 +181,17 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("pow", &[Float8, Float8], Float8, |_, a| power(a)),
     function("sqrt", &[Float8], Float8, |_, a| root(a)),
     function("-", &[Int4], Int4, |_, a| of_whole(Int4, a, i64::checked_neg)),
+    function("-", &[Int2], Int2, |_, a| of_whole(Int2, a, i64::checked_neg)),
     function("-", &[Int8], Int8, |_, a| of_whole(Int8, a, i64::checked_neg)),
     function("-", &[NUMERIC], NUMERIC, |_, a| one(a, Numeric::neg)),
     function("-", &[Float8], Float8, |_, a| of_float(a, |value| -value)),
     function("+", &[Int4], Int4, |_, a| Ok(a[0].clone())),
+    function("+", &[Int2], Int2, |_, a| Ok(a[0].clone())),
     function("+", &[Int8], Int8, |_, a| Ok(a[0].clone())),
     function("+", &[NUMERIC], NUMERIC, |_, a| Ok(a[0].clone())),
     function("+", &[Float8], Float8, |_, a| Ok(a[0].clone())),
     function("abs", &[Int4], Int4, |_, a| of_whole(Int4, a, i64::checked_abs)),
+    function("abs", &[Int2], Int2, |_, a| of_whole(Int2, a, i64::checked_abs)),
     function("abs", &[Int8], Int8, |_, a| of_whole(Int8, a, i64::checked_abs)),
     function("abs", &[NUMERIC], NUMERIC, |_, a| one(a, Numeric::abs)),
     function("abs", &[Float8], Float8, |_, a| of_float(a, f64::abs)),
