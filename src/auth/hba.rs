@@ -254,6 +254,16 @@ impl Place {
         HbaError::Line { place: self.clone(), problem: problem.into() }
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its line; the first is 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
     /// A file named in this one: beside it, unless its path is absolute.
     fn beside(&self, name: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(name)

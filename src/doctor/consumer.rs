@@ -1,13 +1,14 @@
 //! A standby below the relay: does it stream, from here, on this timeline; why is it behind; and its `restore_command`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use walrelay_proto::{Lsn, SegSize};
 
 use super::ask::{Asking, Trouble};
-use super::finding::{Finding, Findings, remedy, size, time};
+use super::finding::{Finding, Findings, quoted, remedy, size, time};
 use super::restore::Tried;
-use crate::conninfo::ConnInfo;
+use crate::conninfo::{ConnInfo, Environment};
 use crate::redact::redact;
 
 /// WAL that waits for replay without a word, bytes.
@@ -46,6 +47,10 @@ pub(super) struct Told {
     /// What the startup process waits for.
     pub(super) waits_for: Option<String>,
     pub(super) settings: BTreeMap<String, String>,
+    /// The address at which it was asked; `None` for a Unix socket.
+    pub(super) server_addr: Option<IpAddr>,
+    /// The roles that who it streams as belongs to, that one among them.
+    pub(super) member_of: Vec<String>,
     /// What became of its `restore_command`, where that was tried.
     pub(super) tried: Option<Tried>,
 }
@@ -84,12 +89,14 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
              (select timeline_id from pg_control_checkpoint()), pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), \
              case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end, \
              (select wait_event from pg_stat_activity where backend_type = 'startup' limit 1), \
-             pg_has_role(current_user, 'pg_monitor', 'usage')",
+             pg_has_role(current_user, 'pg_monitor', 'usage'), host(inet_server_addr())",
         )
         .await?;
     let receiver =
         asking.row("select status, sender_host, sender_port, received_tli from pg_stat_wal_receiver").await?;
     let streams_on: Option<u32> = receiver.number(3);
+    let settings = asking.settings(&SETTINGS).await?;
+    let member_of = memberships(asking, settings.get("primary_conninfo")).await?;
     Ok(Told {
         is_standby: at.flag(0),
         sees_all: at.flag(7),
@@ -105,9 +112,25 @@ async fn all(asking: &mut Asking) -> Result<Told, Trouble> {
         received: at.lsn(4),
         pause_state: at.text(5).map(str::to_owned),
         waits_for: at.text(6).map(str::to_owned),
-        settings: asking.settings(&SETTINGS).await?,
+        settings,
+        server_addr: at.number(8),
+        member_of,
         tried: None,
     })
+}
+
+/// Of whom it streams as: a standby has the roles of its primary. As hba lines count them, a superuser belongs to nothing by that
+/// (PG: `is_member_of_role_nosuper`).
+async fn memberships(asking: &mut Asking, conninfo: Option<&String>) -> Result<Vec<String>, Trouble> {
+    let info = conninfo.map(|text| ConnInfo::parse(text, &Environment::of_user(super::hba::SERVERS_USER)));
+    let Some(Ok(info)) = info else { return Ok(Vec::new()) };
+    let question = format!(
+        "with recursive m(oid) as (select oid from pg_roles where rolname = {} union \
+         select roleid from pg_auth_members a join m on a.member = m.oid) select rolname from pg_roles join m using (oid)",
+        quoted(&info.user, '\'')
+    );
+    let rows = asking.rows(&question).await?;
+    Ok(rows.iter().filter_map(|row| row.text(0).map(str::to_owned)).collect())
 }
 
 impl Told {

@@ -1,13 +1,14 @@
 //! `walrelay doctor`: what goes wrong in practice, before and while a relay runs, with the cause and what to type.
 //!
 //! Everybody is asked side by side (`ask`, and the first half of each part); what they say is judged by functions without I/O, a
-//! part each: `upstream`, `relay`, `host`, `archive`, `consumer` with its `restore` command.
+//! part each: `upstream`, `relay`, `host`, `archive`, `consumer` with its `restore` command and the relay's `hba` for it.
 
 mod archive;
 mod ask;
 mod certificates;
 mod consumer;
 mod finding;
+mod hba;
 mod host;
 mod kept;
 mod relay;
@@ -152,6 +153,9 @@ async fn examine(
             told.tried = attempt(told, &seen).await;
         }
         findings.extend(consumer::diagnose(&name(info), &told, &expected));
+        if let Some(told) = told.ok().filter(|told| told.is_standby) {
+            findings.extend(hba::look(config, &name(info), &told).await);
+        }
     }
     findings
 }

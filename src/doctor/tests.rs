@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileName};
@@ -9,8 +10,10 @@ use super::consumer::{self, Expected, Receiver};
 use super::finding::{Finding, Severity};
 use super::restore::{self, Outcome, Tried};
 use super::upstream::{self, Facts, Identity, Sender, Slot, Told, Wanted};
-use super::{archive, certificates, host, relay};
+use super::{archive, certificates, hba, host, relay};
 use crate::archive::probe::Probed;
+use crate::auth::hba::{Facts as Known, Hba};
+use crate::conninfo::SslMode;
 use crate::moment::Moment;
 use crate::pg::{ConnectError, ServerError};
 use crate::status::{ArchiveStatus, ConsumerStatus, Distance, FenceStatus, Setting, SlotStatus, Status};
@@ -781,6 +784,71 @@ fn a_standby_is_told_why_it_does_not_follow() {
     assert_eq!(
         consumer(|it| it.receiver = Some(Receiver { port: Some(5432), ..it.receiver.clone().unwrap() })),
         ["consumer_other_source"]
+    );
+}
+
+#[test]
+fn a_standby_that_the_relays_rules_keep_out_is_told_the_line_that_is_missing() {
+    let coming = || hba::Coming {
+        user: "standby".to_owned(),
+        ip: Some("10.0.0.5".parse().unwrap()),
+        mode: SslMode::Prefer,
+        facts: Known {
+            host_name: Some(None),
+            member_of: Some(vec!["standby".to_owned(), "standbys".to_owned()]),
+        },
+        streams: false,
+    };
+    let judged = |lines: &str, tls: bool, coming: &hba::Coming| {
+        let rules = Hba::parse(Path::new("/etc/hba.conf"), lines).unwrap();
+        let found = hba::judge("s1", &rules, Some("/etc/hba.conf"), tls, coming).remove(0);
+        (found.severity, found.message.clone(), found.remedy.first().cloned().unwrap_or_default())
+    };
+    let check = |lines: &str, tls: bool, coming: &hba::Coming, message: &str, first: &str| {
+        let (severity, text, remedy) = judged(lines, tls, coming);
+        assert!(severity == Severity::Error && text.contains(message), "{lines}: {text}");
+        assert_eq!(remedy, first, "{lines}");
+    };
+    let add = "add to \"/etc/hba.conf\": host  replication  standby  10.0.0.5/32  scram-sha-256";
+    // `all` is no database for replication.
+    check(
+        "host all all all md5",
+        false,
+        &coming(),
+        "no line of \"/etc/hba.conf\" lets role \"standby\" from 10.0.0.5 in",
+        add,
+    );
+    check("host replication other all md5", false, &coming(), "no line", add);
+    check("host replication all 10.0.1.0/24 md5", false, &coming(), "no line", add);
+    check("hostssl replication all all md5", false, &coming(), "no line", add);
+    check("local replication all peer", false, &coming(), "no line", add);
+    let before = add.replace("add to", "put before line 2 of");
+    let rejecting =
+        "local all all peer\nhost replication +standbys 10.0.0.0/8 reject\nhost replication all all md5";
+    check(rejecting, false, &coming(), "/etc/hba.conf:2 rejects role", &before);
+    // With TLS it comes twice, and once is enough.
+    let mixed = "hostssl replication all all reject\nhostnossl replication all all md5";
+    for (lines, tls) in [("hostssl replication all all md5", true), (mixed, true), (mixed, false)] {
+        let (severity, text, _) = judged(lines, tls, &coming());
+        assert_eq!((severity, text.contains("lets role \"standby\"")), (Severity::Ok, true), "{text}");
+    }
+    let encrypted = hba::Coming { mode: SslMode::VerifyFull, ..coming() };
+    let ssl = add.replace("host  ", "hostssl  ");
+    check("hostnossl replication all all md5", true, &encrypted, "from 10.0.0.5 with TLS in", &ssl);
+    let (severity, text, _) = judged("host replication all all md5", false, &encrypted);
+    assert!(severity == Severity::Error && text.contains("sslmode is verify-full"), "{text}");
+    let local = hba::Coming { ip: None, user: "my standby".to_owned(), ..coming() };
+    let line = "add to \"/etc/hba.conf\": local  replication  \"my standby\"  scram-sha-256";
+    check("host replication all all md5", true, &local, "over its Unix socket", line);
+    // One that streams may come from elsewhere, and a name that nobody knows decides nothing.
+    let streaming = hba::Coming { streams: true, ..coming() };
+    assert_eq!(judged("host all all all md5", false, &streaming).0, Severity::Warning);
+    let nameless = hba::Coming { facts: Known::default(), ..coming() };
+    assert_eq!(judged("host replication all .example.org md5", false, &nameless).0, Severity::Ok);
+    let builtin = hba::judge("s1", &Hba::builtin(), None, false, &coming()).remove(0);
+    assert!(
+        builtin.message.contains("without --hba-file") && builtin.remedy[0].ends_with("scram-sha-256"),
+        "{builtin:?}"
     );
 }
 

@@ -33,6 +33,7 @@ on_one_version!(
     a_backup_that_waits_for_wal_that_nobody_archives,
     a_consumer_that_is_stopped,
     a_certificate_that_is_not_trusted,
+    rules_of_the_relay_that_keep_a_standby_out,
 );
 
 /// What doctor finds: its exit code, and each code that is not well with its message and remedies.
@@ -495,4 +496,52 @@ fn a_certificate_that_is_not_trusted(server: &Server) {
     finds(&doctor(&trusting(&others), &[]), "upstream_tls", "openssl s_client");
     let found = doctor(&trusting(&ours), &[]);
     assert_eq!(found, (Some(0), Vec::new()), "{found:#?}");
+}
+
+/// The line that it says is the one that is missing.
+fn rules_of_the_relay_that_keep_a_standby_out(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role rep login replication");
+    let mut relay = relay_below(&primary).start();
+    let standby =
+        primary.standby().name("s1").follow(&relay.conninfo().replace("user=postgres", "user=rep")).start();
+    primary.sql("create table t as select 1 as n");
+    standby.wait_for_replay(primary.flush_lsn());
+    let consumer = sql_of(&standby);
+    let with = ["--consumer", consumer.as_str()];
+    let others = "host all all 127.0.0.1/32 trust\nhost replication postgres,walrelay 127.0.0.1/32 trust\n";
+    let hba = relay.hba_file();
+    let line = |found: &(Option<i32>, Vec<(String, String)>)| {
+        let (_, text) = found.1.iter().find(|(code, _)| code == "consumer_hba").expect("it is found");
+        let line = text.split(&format!("\"{}\": ", hba.display())).nth(1).expect("the file is named");
+        line.split(';').next().expect("there is a line").to_owned()
+    };
+    for (before, said) in [
+        ("", format!("no line of \"{}\" lets role \"rep\" from 127.0.0.1 in", hba.display())),
+        (
+            "host replication rep all reject\n",
+            format!("{}:1 rejects role \"rep\" from 127.0.0.1", hba.display()),
+        ),
+    ] {
+        relay.set_hba(&format!("{before}{others}"));
+        let mark = relay.log().mark();
+        relay.reload();
+        relay.log().wait_for_after(mark, "configuration reloaded");
+        let found = doctor(&relay, &with);
+        // As JSON has it.
+        finds(&found, "consumer_hba", &said.replace('"', "\\\""));
+        // Now it is so.
+        standby.sql("select pg_terminate_backend(pid) from pg_stat_wal_receiver");
+        wait_until("it to be kept out", || standby.sql("select count(*) from pg_stat_wal_receiver") == "0");
+        let line = line(&found);
+        // This machine has no password to give.
+        relay.set_hba(&format!("{}\n{before}{others}", line.replace("scram-sha-256", "trust")));
+        let mark = relay.log().mark();
+        relay.reload();
+        relay.log().wait_for_after(mark, "configuration reloaded");
+        primary.sql("insert into t values (2)");
+        standby.wait_for_replay(primary.flush_lsn());
+        let found = doctor(&relay, &with);
+        assert!(found.1.iter().all(|(code, _)| code != "consumer_hba"), "{line}: {found:#?}");
+    }
 }

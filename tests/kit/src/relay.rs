@@ -278,9 +278,14 @@ impl Relay {
         Log::at(self.scratch.join("log"))
     }
 
+    /// Its host-based authentication file.
+    pub fn hba_file(&self) -> PathBuf {
+        self.scratch.join("hba.conf")
+    }
+
     /// Replaces the host-based authentication file; takes effect on [`Relay::reload`].
     pub fn set_hba(&self, lines: &str) {
-        fs::write(self.scratch.join("hba.conf"), lines).expect("the directory is ours");
+        fs::write(self.hba_file(), lines).expect("the directory is ours");
     }
 
     /// Whether the process is there.
