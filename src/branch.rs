@@ -14,6 +14,7 @@ use walrelay_proto::{
     WalVerifier,
 };
 
+use crate::progress::{Progress, Unit};
 use crate::store::offline;
 
 /// What is read at a time, bytes: whole pages.
@@ -102,19 +103,19 @@ impl Held {
         Ok(Held { wal, id, followed, segments })
     }
 
-    /// All branches, by timeline.
-    pub fn branches(&self) -> Result<Vec<Branch>, BranchError> {
+    /// All branches, by timeline. `progress` counts files.
+    pub fn branches(&self, progress: &Progress) -> Result<Vec<Branch>, BranchError> {
         let mut branches = Vec::new();
         for (&tli, files) in &self.segments {
-            branches.extend(self.branch(tli, files)?);
+            branches.extend(self.branch(tli, files, progress)?);
         }
         Ok(branches)
     }
 
     /// One of them.
-    pub fn branch_of(&self, tli: TimelineId) -> Result<Branch, BranchError> {
+    pub fn branch_of(&self, tli: TimelineId, progress: &Progress) -> Result<Branch, BranchError> {
         let files = self.segments.get(&tli);
-        let found = files.map(|files| self.branch(tli, files)).transpose()?.flatten();
+        let found = files.map(|files| self.branch(tli, files, progress)).transpose()?.flatten();
         found.ok_or(BranchError::NoSuch { tli, followed: self.followed.tli() })
     }
 
@@ -122,6 +123,7 @@ impl Held {
         &self,
         tli: TimelineId,
         files: &BTreeMap<SegNo, String>,
+        progress: &Progress,
     ) -> Result<Option<Branch>, BranchError> {
         let Some(history) = history(&self.wal, tli)? else { return Ok(None) };
         let parting = self.followed.parting(&history).and_then(|(_, at)| at);
@@ -146,6 +148,7 @@ impl Held {
             taken.push(file.clone());
             let path = self.wal.join(file);
             let goes_on = walk.file(&path).map_err(|source| could_not_read(&path, source))?;
+            progress.did(1);
             if !goes_on {
                 break;
             }
@@ -164,12 +167,19 @@ impl Held {
 
     /// Copies a branch into a directory, which is made if it is not there: its segments, all under the names of finished
     /// ones, with zeros behind the last complete record, and its history file. Nothing is overwritten. Returns the names.
-    pub fn export(&self, branch: &Branch, to: &Path) -> Result<Vec<String>, BranchError> {
+    /// `progress` counts files.
+    pub fn export(
+        &self,
+        branch: &Branch,
+        to: &Path,
+        progress: &Progress,
+    ) -> Result<Vec<String>, BranchError> {
         let could_not = |action, path: &Path| {
             let path = path.to_owned();
             move |source| BranchError::Io { action, path, source }
         };
         fs::create_dir_all(to).map_err(could_not("could not make", to))?;
+        progress.expect(Unit::Files, branch.files.len() as u64);
         let mut names = Vec::new();
         for file in &branch.files {
             let name = file.strip_suffix(".partial").unwrap_or(file);
@@ -184,6 +194,7 @@ impl Held {
             copy(from, valid, self.id.seg_size.bytes(), &target)
                 .map_err(could_not("could not write", &target))?;
             names.push(name.to_owned());
+            progress.did(1);
         }
         if branch.tli != TimelineId::FIRST {
             let name = branch.tli.history_file_name();
@@ -333,7 +344,7 @@ mod tests {
         let dir = crate::permissions::private_tempdir();
         let (wal, fork) = forked(dir.path());
         let held = Held::read(dir.path()).unwrap();
-        let branches = held.branches().unwrap();
+        let branches = held.branches(&Progress::default()).unwrap();
         let [branch] = &branches[..] else { panic!("{branches:?}") };
         let end = *wal.record_ends().last().unwrap();
         assert_eq!((branch.tli, branch.from, branch.end), (TimelineId::FIRST, fork, end));
@@ -346,7 +357,13 @@ mod tests {
         let file = OpenOptions::new().write(true).open(&last).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[7; 100], behind + 8).unwrap();
         let to = dir.path().join("copy/of/it");
-        let names = held.export(&held.branch_of(TimelineId::FIRST).unwrap(), &to).unwrap();
+        let names = held
+            .export(
+                &held.branch_of(TimelineId::FIRST, &Progress::default()).unwrap(),
+                &to,
+                &Progress::default(),
+            )
+            .unwrap();
         assert_eq!(names.len(), branch.files.len());
         for name in names {
             let start = WalFileName::parse(&name, id().seg_size).unwrap().segno.start(id().seg_size);
@@ -355,7 +372,7 @@ mod tests {
             expected.resize(SEG as usize, 0);
             assert!(fs::read(to.join(&name)).unwrap() == expected, "{name}");
         }
-        let again = held.export(branch, &to).unwrap_err().to_string();
+        let again = held.export(branch, &to, &Progress::default()).unwrap_err().to_string();
         assert!(again.starts_with("could not write ") && again.contains("exists"), "{again}");
     }
 
@@ -366,7 +383,7 @@ mod tests {
         forked(dir.path());
         let held = Held::read(dir.path()).unwrap();
         for number in [2, 3] {
-            let error = held.branch_of(TimelineId::new(number).unwrap()).unwrap_err();
+            let error = held.branch_of(TimelineId::new(number).unwrap(), &Progress::default()).unwrap_err();
             assert!(matches!(error, BranchError::NoSuch { .. }), "{error}");
         }
     }
@@ -377,9 +394,10 @@ mod tests {
         let dir = crate::permissions::private_tempdir();
         let (_, fork) = forked(dir.path());
         let held = Held::read(dir.path()).unwrap();
-        let first = held.branch_of(TimelineId::FIRST).unwrap().files[0].clone();
+        let first = held.branch_of(TimelineId::FIRST, &Progress::default()).unwrap().files[0].clone();
         fs::remove_file(dir.path().join("pg_wal").join(first)).unwrap();
-        let branch = Held::read(dir.path()).unwrap().branch_of(TimelineId::FIRST).unwrap();
+        let branch =
+            Held::read(dir.path()).unwrap().branch_of(TimelineId::FIRST, &Progress::default()).unwrap();
         assert_eq!(branch.from, fork.seg_at(id().seg_size).end(id().seg_size));
         assert_eq!((branch.commits, branch.span), (None, None));
     }

@@ -13,6 +13,7 @@ use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
 use crate::out::say;
 use crate::pg::{ConnectError, QueryError, QueryResult, ServerError, connect_any};
+use crate::progress::while_waiting;
 
 /// A relay's fence, as it has told.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -170,7 +171,7 @@ pub(crate) async fn fence(args: &FenceArgs, environment: &Environment) -> Result
         true => "FENCE_STATUS".to_owned(),
         false => FenceOrder { epoch: args.epoch, reason: args.reason.clone() }.to_string(),
     };
-    let answers = ask_all(&args.relays, environment, &command).await?;
+    let answers = while_waiting("asking the relays", ask_all(&args.relays, environment, &command)).await?;
     let told: Vec<_> = answers.iter().map(|answer| answer.fence.as_ref()).collect();
     let names: Vec<_> =
         told.iter().map(|told| told.map(|it| (it.application_name.as_str(), it.is_fenced()))).collect();
@@ -185,7 +186,7 @@ pub(crate) async fn fence(args: &FenceArgs, environment: &Environment) -> Result
 /// Lifts fences. Exit code 0 if no relay is fenced any more, 1 if one is or may be.
 pub(crate) async fn unfence(args: &UnfenceArgs, environment: &Environment) -> Result<u8, RelayError> {
     let command = walrelay_proto::Command::Unfence { epoch: args.epoch }.to_string();
-    let answers = ask_all(&args.relays, environment, &command).await?;
+    let answers = while_waiting("asking the relays", ask_all(&args.relays, environment, &command)).await?;
     let is_free = |answer: &Answer| answer.fence.as_ref().is_some_and(|fence| fence.state != "in force");
     let missing = answers.iter().filter(|answer| !is_free(answer)).count();
     let summary = match missing {

@@ -40,6 +40,7 @@ pub mod parts;
 pub mod permissions;
 pub mod pg;
 mod pieces;
+pub mod progress;
 pub mod promotable;
 pub mod pulse;
 pub mod rate;

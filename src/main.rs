@@ -20,6 +20,7 @@ use walrelay::error::{RelayError, UNREADABLE};
 use walrelay::events::Events;
 use walrelay::log::{Entries, Journal, LevelSwitch, Log, one_line, text_fields};
 use walrelay::parts::{HowEnded, PartEnded};
+use walrelay::progress::Stderr;
 use walrelay::redact::{holds_secret, redact};
 use walrelay::relay::signals::{Inherited, hold_for_exec};
 use walrelay::relay::{Handover, Next, slow};
@@ -151,7 +152,7 @@ fn tool(command: Command) -> ExitCode {
 
 fn run_tool(command: &Command) -> Result<u8, RelayError> {
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new("walrelay=warn"));
-    let log = log.fmt_fields(text_fields()).with_writer(std::io::stderr);
+    let log = log.fmt_fields(text_fields()).with_writer(Stderr::default);
     // Nobody may read it: that is no reason to do otherwise.
     let log = log.log_internal_errors(false);
     log.with_ansi(false).with_target(false).without_time().init();

@@ -4,6 +4,8 @@
 use std::fmt::Arguments;
 use std::io::{self, Write};
 
+use crate::progress::beside;
+
 /// As a shell tells of a program that SIGPIPE has ended.
 const NOBODY_READS: u8 = 128 + 13;
 /// As `RelayError::System`.
@@ -17,8 +19,11 @@ pub(crate) use say;
 
 /// Writes to standard output; where that cannot be, ends the process with what is known of why.
 pub fn write(text: Arguments<'_>) {
-    let mut out = io::stdout().lock();
-    if let Err(error) = out.write_fmt(text).and_then(|()| out.flush()) {
+    let written = beside(|| {
+        let mut out = io::stdout().lock();
+        out.write_fmt(text).and_then(|()| out.flush())
+    });
+    if let Err(error) = written {
         if error.kind() != io::ErrorKind::BrokenPipe {
             tell(format_args!("walrelay: error: could not write to standard output: {error}\n"));
         }
@@ -28,7 +33,7 @@ pub fn write(text: Arguments<'_>) {
 
 /// Writes to standard error, if somebody reads it.
 pub fn tell(text: Arguments<'_>) {
-    let _ = io::stderr().lock().write_fmt(text);
+    let _ = beside(|| io::stderr().lock().write_fmt(text));
 }
 
 fn code(error: &io::Error) -> u8 {

@@ -10,6 +10,7 @@ use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
 use crate::out::{self, say};
 use crate::pg::{ConnectError, QueryError, connect_any};
+use crate::progress::while_waiting;
 use crate::status::{Distance, Status};
 
 /// The relay's own database.
@@ -55,7 +56,7 @@ impl ShowError {
 pub(crate) async fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, RelayError> {
     let info = args.relay(environment)?.for_sql(DATABASE);
     let Some(pause) = args.watch else {
-        let (text, status) = ask(&info).await?;
+        let (text, status) = while_waiting("asking the relay", ask(&info)).await?;
         out::write(format_args!("{}", if args.json { text + "\n" } else { table(&status) }));
         return Ok(u8::from(!status.troubles().is_empty()));
     };

@@ -28,6 +28,7 @@ use crate::conninfo::Environment;
 use crate::error::RelayError;
 use crate::fencing;
 use crate::out::{self, say};
+use crate::progress::{Progress, Unit, while_waiting};
 use crate::show;
 use crate::store::failovers::{self, Failover, Verdict};
 use crate::verify as offline;
@@ -117,7 +118,7 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let branch = args.branch;
     let restore =
         Restore { sources, file, target, spool, background, patience: PATIENCE, wait, strict, branch };
-    match restore.run().await? {
+    match while_waiting(&format!("fetching {}", args.file), restore.run()).await? {
         Restored::Done => Ok(0),
         Restored::Missing => Ok(MISSING),
         Restored::Stop => Ok(BROKEN),
@@ -134,17 +135,24 @@ async fn verify(args: &VerifyArgs, environment: &Environment) -> Result<u8, Rela
     let mut reports = Vec::new();
     for (number, target) in targets(&origins) {
         let repository = Repository::open(target)?;
-        let mut report = verify::verify(&repository, id).await?;
+        let checking = checking(&repository);
+        let mut report = verify::verify(&repository, id, &checking).await?;
+        drop(checking);
         if args.heal && !report.is_good() {
             let others = origins.iter().enumerate().filter(|(other, _)| *other != number);
             let others = others.map(|(_, origin)| Ok(source(origin.clone())?));
             let others = others.collect::<Result<Vec<_>, RelayError>>()?;
-            verify::heal(&repository, &mut report, &others).await?;
+            let mending = Progress::start("mending", Unit::Files);
+            verify::heal(&repository, &mut report, &others, &mending).await?;
         }
         reports.push(report);
     }
     show(args.json, &reports, show_report)?;
     Ok(u8::from(!reports.iter().all(Report::is_good)))
+}
+
+fn checking(repository: &Repository) -> Progress {
+    Progress::start(format!("verifying {}", repository.name()), Unit::Files)
 }
 
 fn show_report(report: &Report) {
@@ -173,9 +181,12 @@ async fn verify_place(args: &VerifyPlaceArgs, environment: &Environment) -> Resu
         Origin::Server(_) => unreachable!("a server is no place to verify"),
     };
     let repository = Repository::open(&target)?;
-    let mut report = verify::verify(&repository, None).await?;
+    let checking = checking(&repository);
+    let mut report = verify::verify(&repository, None, &checking).await?;
+    drop(checking);
     if !report.is_good() && !sources.is_empty() {
-        verify::heal(&repository, &mut report, &sources).await?;
+        let mending = Progress::start("mending", Unit::Files);
+        verify::heal(&repository, &mut report, &sources, &mending).await?;
     }
     let good = report.is_good();
     show(args.json, &[report], show_report)?;
@@ -190,7 +201,9 @@ fn is_archive(dir: &Path) -> Result<bool, RelayError> {
 async fn verify_directory(dir: &Path, json: bool, sources: &[Arc<dyn Source>]) -> Result<u8, RelayError> {
     let mut report = scan(dir).await?;
     if !sources.is_empty() && !report.is_good() {
-        offline::repair(dir, &mut report, sources).await?;
+        let mending = Progress::start("mending", Unit::Files);
+        offline::repair(dir, &mut report, sources, &mending).await?;
+        drop(mending);
         report = report.after_repair(scan(dir).await?);
     }
     let good = report.is_good();
@@ -200,8 +213,8 @@ async fn verify_directory(dir: &Path, json: bool, sources: &[Arc<dyn Source>]) -
 
 async fn scan(dir: &Path) -> Result<offline::Report, RelayError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let path = dir.to_owned();
-    let read = tokio::task::spawn_blocking(move || offline::verify(&path, threads)).await;
+    let (path, progress) = (dir.to_owned(), Progress::start("verifying", Unit::Bytes));
+    let read = tokio::task::spawn_blocking(move || offline::verify(&path, threads, &progress)).await;
     Ok(read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?)
 }
 
@@ -229,7 +242,8 @@ async fn list(args: &ListArgs, environment: &Environment) -> Result<u8, RelayErr
     let origins = args.places.origins(environment)?;
     let mut listings = Vec::new();
     for (_, target) in targets(&origins) {
-        listings.push(list::list(&Repository::open(target)?).await?);
+        let progress = Progress::start(format!("reading {}", target.name), Unit::Files);
+        listings.push(list::list(&Repository::open(target)?, &progress).await?);
     }
     show(args.json, &listings, show_listing)?;
     Ok(0)
@@ -346,7 +360,9 @@ fn show_failover(it: &ShownFailover, data_dir: &Path) {
 }
 
 fn list_branches(args: &FailoversArgs) -> Result<u8, RelayError> {
-    let branches = Held::read(&args.data_dir()?)?.branches()?;
+    let progress = Progress::start("reading branches", Unit::Files);
+    let branches = Held::read(&args.data_dir()?)?.branches(&progress)?;
+    drop(progress);
     let shown: Vec<ShownBranch> = branches.iter().map(ShownBranch::of).collect();
     show(args.json, &shown, show_branch)?;
     Ok(0)
@@ -354,8 +370,12 @@ fn list_branches(args: &FailoversArgs) -> Result<u8, RelayError> {
 
 fn export_branch(args: &ExportArgs) -> Result<u8, RelayError> {
     let held = Held::read(&args.held.data_dir()?)?;
-    let branch = held.branch_of(args.tli)?;
-    let names = held.export(&branch, &args.to)?;
+    let progress = Progress::start("reading the branch", Unit::Files);
+    let branch = held.branch_of(args.tli, &progress)?;
+    drop(progress);
+    let progress = Progress::start("copying", Unit::Files);
+    let names = held.export(&branch, &args.to, &progress)?;
+    drop(progress);
     let shown = ShownBranch::of(&branch);
     if args.held.json {
         show(true, &[shown], show_branch)?;
@@ -435,14 +455,16 @@ async fn cleanup(args: &CleanupArgs, environment: &Environment) -> Result<u8, Re
     for (_, target) in targets(&origins) {
         let repository = Repository::open(target)?;
         cleanup::allowed(&repository).await?;
-        let plan = cleanup::plan(&repository, &limit, args.clean_backup_history, SystemTime::now()).await?;
+        let plan = cleanup::plan(&repository, &limit, args.clean_backup_history, SystemTime::now());
+        let plan = while_waiting(&format!("listing {}", target.name), plan).await?;
         if let Some(label) = &plan.kept_for {
             out::tell(format_args!("{}: WAL from {label} on is kept for that base backup\n", target.name));
         }
         if args.dry_run {
             plan.remove.iter().for_each(|entry| say!("{}", entry.path));
         } else {
-            cleanup::remove(&repository, &plan).await?;
+            let progress = Progress::start(format!("removing from {}", target.name), Unit::Files);
+            cleanup::remove(&repository, &plan, &progress).await?;
         }
     }
     Ok(0)

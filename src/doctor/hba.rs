@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::answered;
 use super::consumer::Told;
 use super::finding::{Finding, Findings, remedy};
 use crate::auth::hba::{Fact, Facts, Found, Hba, Method, Place, Request, Target};
@@ -40,11 +41,7 @@ enum Answer<'a> {
 /// is [said](super::configuration) otherwise.
 pub(super) async fn look(config: &Config, name: &str, told: &Told) -> Vec<Finding> {
     let hba = match config.hba_file.clone() {
-        // Its disk may not answer.
-        Some(path) => {
-            let loading = tokio::task::spawn_blocking(move || Hba::load(&path).ok());
-            tokio::time::timeout(LIMIT, loading).await.ok().and_then(Result::ok).flatten()
-        }
+        Some(path) => answered(move || Hba::load(&path).ok()).await.flatten(),
         None => Some(Hba::builtin()),
     };
     match (hba, coming(told).await) {

@@ -29,6 +29,7 @@ use crate::config::{Config, DoctorArgs};
 use crate::conninfo::{ConnInfo, Environment, HostAddress, HostSpec};
 use crate::error::RelayError;
 use crate::out::{self, say};
+use crate::progress::while_waiting;
 use crate::show::{self, ShowError};
 use crate::status::{FenceStatus, SlotStatus, Status};
 
@@ -81,8 +82,9 @@ pub(crate) async fn findings(
     }
     let consumers = args.consumers(environment)?;
     let relay = args.relay(&config, environment)?;
-    let mut findings = configuration(&config).await;
-    findings.extend(examine(args, &config, &relay, &consumers).await);
+    let mut findings = while_waiting("reading what is configured", configuration(&config)).await;
+    let examine = examine(args, &config, &relay, &consumers);
+    findings.extend(while_waiting("asking everybody", examine).await);
     Ok(findings)
 }
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::config::{Config, InitArgs};
 use crate::conninfo::{ConnInfo, Environment, HostAddress};
 use crate::error::RelayError;
+use crate::progress::while_waiting;
 use crate::{doctor, out, relay};
 
 /// How long a name server may take to say where the primary is.
@@ -71,7 +72,7 @@ pub(crate) async fn run(args: &InitArgs, environment: &Environment) -> Result<u8
     }
     let (upstream, info) = args.upstream(environment)?;
     let hba_file = (!args.consumer_role.is_empty()).then(|| args.config.with_file_name("hba.conf"));
-    let own_address = own_address(&info).await;
+    let own_address = while_waiting("looking for our own address", own_address(&info)).await;
     let plan = Plan { args, upstream, info, hba_file, own_address };
     write_files(&plan, environment)?;
     if !plan.args.no_check {

@@ -18,6 +18,7 @@ use crate::config::PromotableArgs;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
 use crate::out::{self, say};
+use crate::progress::while_waiting;
 use ask::{Commits, Told};
 use decide::{Decision, End, Loss, Standing, decide};
 use drain::{Drain, drain, hosts};
@@ -29,7 +30,8 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 pub(crate) async fn run(args: &PromotableArgs, environment: &Environment) -> Result<u8, RelayError> {
     let (relays, candidates) = (args.relays(environment)?, args.candidates(environment)?);
     loop {
-        let (shown, code) = look(&relays, &candidates, environment).await;
+        let look = look(&relays, &candidates, environment);
+        let (shown, code) = while_waiting("asking relays and candidates", look).await;
         if args.json {
             let failed = |error: serde_json::Error| RelayError::System {
                 action: "could not write JSON",

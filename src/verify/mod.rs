@@ -30,6 +30,8 @@ pub use report::{Finding, Problem, Report, Stretch};
 use chain::Chain;
 use place::Place;
 
+use crate::progress::{Progress, Unit};
+
 /// A directory cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
@@ -46,14 +48,16 @@ pub enum VerifyError {
     Empty(PathBuf),
 }
 
-/// Verifies a directory with this many threads. Waits for the disk, for as long as it takes to read everything.
+/// Verifies a directory with this many threads. Waits for the disk, for as long as it takes to read everything. `progress` counts
+/// bytes.
 ///
 /// # Errors
 /// The directory cannot be listed, or holds no WAL. A file that cannot be read is a finding.
-pub fn verify(dir: &Path, threads: usize) -> Result<Report, VerifyError> {
+pub fn verify(dir: &Path, threads: usize, progress: &Progress) -> Result<Report, VerifyError> {
     let place = Place::look(dir)?;
     let chain = Chain::of(&place);
-    let scanned = scan::scan(&place, &chain, threads);
+    progress.expect(Unit::Bytes, place.segments.iter().map(|found| found.len).sum());
+    let scanned = scan::scan(&place, &chain, threads, progress);
     Ok(report::report(&place, &chain, scanned))
 }
 

@@ -14,6 +14,7 @@ use super::place::{Found, Kind, Place};
 use super::report::Report;
 use super::scan::check_fit;
 use crate::archive::Source;
+use crate::progress::{Progress, Unit};
 use crate::store::StoreError;
 use crate::store::offline::OfflineLock;
 
@@ -49,18 +50,25 @@ pub enum RepairError {
 
 /// Fetches what `report` found missing or damaged from the sources, in their order. A copy takes the place of a file only
 /// if it is verified and fits between its neighbours; what was there is kept, in `aside` beside a relay's `pg_wal`, else
-/// under its name with `.damaged`. Waits for the disk between the sources' answers.
+/// under its name with `.damaged`. Waits for the disk between the sources' answers. `progress` counts faults as files.
 ///
 /// # Errors
 /// A server or relay runs on the directory, or it cannot be written. What no source has stays as it is in the report.
-pub async fn repair(dir: &Path, report: &mut Report, sources: &[Arc<dyn Source>]) -> Result<(), RepairError> {
+pub async fn repair(
+    dir: &Path,
+    report: &mut Report,
+    sources: &[Arc<dyn Source>],
+    progress: &Progress,
+) -> Result<(), RepairError> {
     if report.is_good() {
         return Ok(());
     }
     let place = Place::look(dir)?;
     let mut repair = Repair { lock: lock(&place)?, place, mended: HashSet::new() };
     repair.histories(report, sources).await?;
+    progress.expect(Unit::Files, report.findings.len() as u64);
     for finding in &mut report.findings {
+        progress.did(1);
         if finding.segments.is_empty() || finding.repaired_from.is_some() {
             continue;
         }

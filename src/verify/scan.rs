@@ -12,6 +12,7 @@ use walrelay_proto::{Lsn, SegNo, TimelineId, WalError, WalFileName, WalIdentity,
 use super::chain::{Chain, Shard};
 use super::place::{Found, Place};
 use crate::archive::check::{self, Fault as FileFault};
+use crate::progress::Progress;
 
 /// What is read at a time: whole pages.
 const CHUNK: usize = 1 << 20;
@@ -38,12 +39,12 @@ pub(super) struct Fault {
 }
 
 /// Scans all that is there.
-pub(super) fn scan(place: &Place, chain: &Chain, threads: usize) -> Scanned {
+pub(super) fn scan(place: &Place, chain: &Chain, threads: usize, progress: &Progress) -> Scanned {
     let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
     let all = Mutex::new(Scanned::default());
     let work = || {
         while let Some(shard) = chain.shards.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut scan = Scan { place, chain, bytes: &bytes, found: Scanned::default() };
+            let mut scan = Scan { place, chain, bytes: &bytes, progress, found: Scanned::default() };
             scan.shard(shard);
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.faults.append(&mut scan.found.faults);
@@ -89,6 +90,7 @@ struct Scan<'a> {
     place: &'a Place,
     chain: &'a Chain,
     bytes: &'a AtomicU64,
+    progress: &'a Progress,
     found: Scanned,
 }
 
@@ -98,7 +100,9 @@ impl Scan<'_> {
         let mut run = Run::begin(self.place, self.bytes, first.name.tli, first.name.segno);
         run.take_up(&self.place.context(first.name));
         for &number in &shard.files {
-            if !self.file(&mut run, number) {
+            let goes_on = self.file(&mut run, number);
+            self.progress.did(self.place.segments[number].len);
+            if !goes_on {
                 break;
             }
         }

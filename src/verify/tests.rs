@@ -6,6 +6,7 @@ use walrelay_proto::{Lsn, SegNo, SegSize, SystemId, TimelineId, WalFileName, Wal
 
 use super::*;
 use crate::archive::{RelayDirectory, Source};
+use crate::progress::Progress;
 
 const SEG: usize = 1 << 20;
 
@@ -84,7 +85,7 @@ impl Directory {
     }
 
     fn verify(&self) -> Report {
-        verify(self.temp.path(), 3).unwrap()
+        verify(self.temp.path(), 3, &Progress::default()).unwrap()
     }
 
     /// Files that are wrong, and from where on.
@@ -126,8 +127,8 @@ fn good_wal_ends_with_its_last_record() {
     let [stretch] = &report.stretches[..] else { panic!("{report:?}") };
     assert_eq!((&*stretch.from, &stretch.to, stretch.segments), ("0/300000", &end.to_string(), 6));
     let empty = Directory::of_segments();
-    assert!(matches!(verify(empty.temp.path(), 1), Err(VerifyError::Empty(_))));
-    assert!(matches!(verify(&empty.wal.join("x"), 1), Err(VerifyError::Io { .. })));
+    assert!(matches!(verify(empty.temp.path(), 1, &Progress::default()), Err(VerifyError::Empty(_))));
+    assert!(matches!(verify(&empty.wal.join("x"), 1, &Progress::default()), Err(VerifyError::Io { .. })));
 }
 
 #[test]
@@ -376,7 +377,7 @@ async fn what_is_wrong_is_repaired_from_elsewhere_and_kept() {
         let is_end = file == name(1, 3) || file == name(2, 14);
         let mut report = dir.verify();
         assert_eq!(report.is_good(), spoil % 3 == 0 && is_end, "{file} {spoil}: {report:?}");
-        repair(dir.temp.path(), &mut report, &sources(&good)).await.unwrap();
+        repair(dir.temp.path(), &mut report, &sources(&good), &Progress::default()).await.unwrap();
         assert!(report.is_good(), "{file} {spoil}: {report:?}");
         assert_eq!(dir.faults(), [], "{file} {spoil}");
         let aside = dir.temp.path().join("aside");
@@ -407,7 +408,7 @@ async fn neighbours_that_share_a_damaged_record_are_repaired_together() {
         }
         let mut report = dir.verify();
         assert!(!report.is_good());
-        repair(dir.temp.path(), &mut report, &sources(&good)).await.unwrap();
+        repair(dir.temp.path(), &mut report, &sources(&good), &Progress::default()).await.unwrap();
         assert!(report.is_good(), "{damaged:?}: {report:?}");
         assert_eq!(dir.faults(), [], "{damaged:?}");
     }
@@ -423,7 +424,7 @@ async fn what_does_not_fit_repairs_nothing() {
     other.put(1, 3, &wal.bytes()[..6 * SEG], "");
     dir.remove(&name(1, 5));
     let mut report = dir.verify();
-    repair(dir.temp.path(), &mut report, &sources(&other)).await.unwrap();
+    repair(dir.temp.path(), &mut report, &sources(&other), &Progress::default()).await.unwrap();
     assert!(!report.is_good());
     let left: Vec<_> = fs::read_dir(&dir.wal).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|file| !file.to_string_lossy().starts_with("walrelay-new")), "{left:?}");
@@ -439,28 +440,47 @@ async fn nobody_repairs_under_a_running_server_or_relay() {
         dir.remove(&name(1, 5));
     }
     fs::write(server.temp.path().join("postmaster.pid"), "1\n").unwrap();
-    let refused = repair(server.temp.path(), &mut server.verify(), &sources(&good)).await;
+    let refused =
+        repair(server.temp.path(), &mut server.verify(), &sources(&good), &Progress::default()).await;
     assert!(matches!(refused, Err(RepairError::InUse(_))), "{refused:?}");
     let lock = crate::store::offline::OfflineLock::take(relay.temp.path()).unwrap();
-    let refused = repair(relay.temp.path(), &mut relay.verify(), &sources(&good)).await;
+    let refused = repair(relay.temp.path(), &mut relay.verify(), &sources(&good), &Progress::default()).await;
     assert!(matches!(refused, Err(RepairError::Store(_))), "{refused:?}");
     // Also by the name of its pg_wal.
-    let refused = repair(&relay.wal, &mut verify(&relay.wal, 1).unwrap(), &sources(&good)).await;
+    let refused = repair(
+        &relay.wal,
+        &mut verify(&relay.wal, 1, &Progress::default()).unwrap(),
+        &sources(&good),
+        &Progress::default(),
+    )
+    .await;
     assert!(matches!(refused, Err(RepairError::Store(_))), "{refused:?}");
     let elsewhere = tempfile::tempdir().unwrap();
     let (moved, link) = (elsewhere.path().join("wal"), server.temp.path().join("pg_wal"));
     fs::rename(&server.wal, &moved).unwrap();
     std::os::unix::fs::symlink(&moved, &link).unwrap();
-    let refused = repair(&link, &mut verify(&link, 1).unwrap(), &sources(&good)).await;
+    let refused = repair(
+        &link,
+        &mut verify(&link, 1, &Progress::default()).unwrap(),
+        &sources(&good),
+        &Progress::default(),
+    )
+    .await;
     assert!(matches!(refused, Err(RepairError::InUse(_))), "{refused:?}");
     fs::create_dir(moved.join("archive_status")).unwrap();
-    let refused = repair(&moved, &mut verify(&moved, 1).unwrap(), &sources(&good)).await;
+    let refused = repair(
+        &moved,
+        &mut verify(&moved, 1, &Progress::default()).unwrap(),
+        &sources(&good),
+        &Progress::default(),
+    )
+    .await;
     assert!(matches!(refused, Err(RepairError::NoDataDirectory(_))), "{refused:?}");
     drop(lock);
     fs::remove_file(server.temp.path().join("postmaster.pid")).unwrap();
     for dir in [&server, &relay] {
         let mut report = dir.verify();
-        repair(dir.temp.path(), &mut report, &sources(&good)).await.unwrap();
+        repair(dir.temp.path(), &mut report, &sources(&good), &Progress::default()).await.unwrap();
         assert!(report.is_good(), "{report:?}");
     }
 }

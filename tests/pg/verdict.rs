@@ -7,6 +7,7 @@ use walrelay_testkit::{
     wait_until,
 };
 
+use crate::output::at_a_terminal;
 use crate::{relay_below, walrelay};
 
 on_every_server!(a_promotion_that_kept_everything_says_so);
@@ -143,6 +144,14 @@ fn what_was_left_can_be_read(server: &Server, relay: &Relay) {
     let to = scratch.join("left").display().to_string();
     let said = run(&["export", "1", "--to", &to]);
     assert!(said.contains(&format!("pg_waldump -p {to} -t 1 -s ")), "{said}");
+    // Who sits at a terminal sees how far it is.
+    let (dir, again) = (relay.data_dir().display().to_string(), scratch.join("again").display().to_string());
+    let shown = at_a_terminal(&["branch", "export", "1", "--to", &again, "-D", &dir]).output();
+    let shown = String::from_utf8_lossy(&shown.expect("there is a script").stdout).into_owned();
+    assert!(
+        shown.contains("reading the branch: ") && shown.contains("copying: [") && !said.contains("copying"),
+        "{shown:?}"
+    );
     let from = listed[0]["from"].as_str().expect("a position");
     let mut dump = tied_command(server.program("pg_waldump"));
     // It ends with an error at the end of the WAL.

@@ -650,7 +650,7 @@ impl Worker {
         let (keep_age, keep_size) = (self.target.keep_age, self.target.keep_size);
         retention.spawn(async move {
             let (name, count) = (repository.name(), plan.remove.len());
-            match cleanup::remove(&repository, &plan).await {
+            match cleanup::remove(&repository, &plan, &crate::progress::Progress::default()).await {
                 Ok(()) => tracing::info!("removed {count} old objects from archive target \"{name}\""),
                 Err(error) => {
                     tracing::warn!("could not remove old WAL from archive target \"{name}\": {error}");

@@ -15,6 +15,7 @@ use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::repository::{Entry, ReadError, Repository, WriteError};
 use crate::objects::StorageError;
+use crate::progress::{Progress, Unit};
 
 /// Objects that a relay's retention has in memory at a time, about 300 bytes each.
 const AT_A_TIME: usize = 8192;
@@ -97,10 +98,12 @@ async fn choose_of(
     Ok(seen.choose(limit, drop_labels, now))
 }
 
-/// Removes what was chosen.
-pub async fn remove(repository: &Repository, plan: &Plan) -> Result<(), CleanupError> {
+/// Removes what was chosen. `progress` counts files.
+pub async fn remove(repository: &Repository, plan: &Plan, progress: &Progress) -> Result<(), CleanupError> {
+    progress.expect(Unit::Files, plan.remove.len() as u64);
     for entry in &plan.remove {
         repository.remove(entry).await?;
+        progress.did(1);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::archive::repo::check;
 use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::archive::repo::repository::{ReadError, Repository};
+use crate::progress::Progress;
 
 /// Segments searched for a commit from either end; those in the middle of a bulk load have none.
 const SEARCHED: usize = 64;
@@ -54,8 +55,8 @@ struct Held {
     size: u64,
 }
 
-/// Lists a target. What is damaged counts as there; [`verify`](super::verify) finds it.
-pub async fn list(repository: &Repository) -> Result<Listing, ReadError> {
+/// Lists a target. What is damaged counts as there; [`verify`](super::verify) finds it. `progress` counts files that are read.
+pub async fn list(repository: &Repository, progress: &Progress) -> Result<Listing, ReadError> {
     let entries = repository.list().await?;
     let mut listing = Listing {
         target: repository.name().to_owned(),
@@ -93,7 +94,7 @@ pub async fn list(repository: &Repository) -> Result<Listing, ReadError> {
     for run in runs {
         let tli = run[0].wal.tli;
         let history = tli == TimelineId::FIRST || files.contains_key(&FileName::history(tli));
-        listing.stretches.push(stretch(repository, &run, size, &unfinished, history).await?);
+        listing.stretches.push(stretch((repository, progress), &run, size, &unfinished, history).await?);
     }
     Ok(listing)
 }
@@ -121,7 +122,7 @@ async fn identity(
 }
 
 async fn stretch(
-    repository: &Repository,
+    from: (&Repository, &Progress),
     run: &[Held],
     size: SegSize,
     unfinished: &BTreeMap<FileName, u64>,
@@ -130,8 +131,8 @@ async fn stretch(
     let (first, last) = (run[0].wal, run[run.len() - 1].wal);
     let next = FileName::segment(WalFileName::new(last.tli, last.segno.next()), size);
     let end: Lsn = last.segno.end(size).advance(unfinished.get(&next).copied().unwrap_or(0));
-    let first_commit = find(repository, run.iter(), size, |times| times.first().copied()).await?;
-    let last_commit = find(repository, run.iter().rev(), size, |times| times.last().copied()).await?;
+    let first_commit = find(from, run.iter(), size, |times| times.first().copied()).await?;
+    let last_commit = find(from, run.iter().rev(), size, |times| times.last().copied()).await?;
     Ok(Stretch {
         timeline: first.tli.as_u32(),
         from: first.segno.start(size).to_string(),
@@ -145,12 +146,13 @@ async fn stretch(
 }
 
 async fn find(
-    repository: &Repository,
+    (repository, progress): (&Repository, &Progress),
     segments: impl Iterator<Item = &Held>,
     size: SegSize,
     which: impl Fn(&[PgTimestamp]) -> Option<PgTimestamp>,
 ) -> Result<Option<PgTimestamp>, ReadError> {
     for held in segments.take(SEARCHED) {
+        progress.did(1);
         match repository.read(&held.name).await {
             Ok(Some(bytes)) => {
                 if let Some(time) = which(&commits::commit_times(&bytes, size)) {

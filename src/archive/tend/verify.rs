@@ -19,6 +19,7 @@ use crate::archive::repo::check;
 use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{ChunkName, FileKind, FileName};
 use crate::archive::repo::repository::{ReadError, Repository, WriteError};
+use crate::progress::{Progress, Unit};
 
 /// Files read at a time.
 const AT_A_TIME: usize = 4;
@@ -82,12 +83,17 @@ impl Report {
     }
 }
 
-/// Checks a target. `id` is the cluster it should hold WAL of; without it, that of most of its segments.
+/// Checks a target. `id` is the cluster it should hold WAL of; without it, that of most of its segments. `progress` counts files.
 ///
 /// # Errors
 /// The target cannot be reached.
-pub async fn verify(repository: &Repository, id: Option<WalIdentity>) -> Result<Report, ReadError> {
-    let mut check = Check::begin(repository, id).await?;
+pub async fn verify(
+    repository: &Repository,
+    id: Option<WalIdentity>,
+    progress: &Progress,
+) -> Result<Report, ReadError> {
+    let mut check = Check::begin(repository, id, progress).await?;
+    progress.expect(Unit::Files, (check.files.len() + check.pieces.len()) as u64);
     check.read_histories().await?;
     check.read_segments().await?;
     check.read_others().await?;
@@ -95,7 +101,7 @@ pub async fn verify(repository: &Repository, id: Option<WalIdentity>) -> Result<
     Ok(check.report())
 }
 
-/// Replaces what is wrong by good copies from elsewhere, of the same cluster. What was there is kept aside.
+/// Replaces what is wrong by good copies from elsewhere, of the same cluster. What was there is kept aside. `progress` counts files.
 ///
 /// # Errors
 /// The target cannot be written.
@@ -103,13 +109,15 @@ pub async fn heal(
     repository: &Repository,
     report: &mut Report,
     sources: &[Arc<dyn Source>],
+    progress: &Progress,
 ) -> Result<(), WriteError> {
     let (mut histories, id) = (HashMap::new(), report.id);
+    progress.expect(Unit::Files, report.findings.len() as u64);
     // Histories sort first, and segments are checked with them.
     report.findings.sort_by_key(|finding| (!finding.file.ends_with(".history"), finding.file.clone()));
     for finding in &mut report.findings {
-        let Some(name) = FileName::parse(&finding.file) else { continue };
         for source in sources {
+            let Some(name) = FileName::parse(&finding.file) else { continue };
             let Ok(Some(content)) = source.read(&finding.file).await else { continue };
             if !is_good_copy(repository, &mut histories, &name, id, &content).await {
                 continue;
@@ -118,6 +126,7 @@ pub async fn heal(
             finding.healed_from = Some(source.name().to_owned());
             break;
         }
+        progress.did(1);
     }
     report.findings.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(())
@@ -154,6 +163,7 @@ type Content = Result<Bytes, String>;
 
 struct Check<'a> {
     repository: &'a Repository,
+    progress: &'a Progress,
     /// Files that are there, and files whose checksum is.
     files: BTreeSet<FileName>,
     described: BTreeSet<FileName>,
@@ -166,7 +176,11 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    async fn begin(repository: &'a Repository, id: Option<WalIdentity>) -> Result<Check<'a>, ReadError> {
+    async fn begin(
+        repository: &'a Repository,
+        id: Option<WalIdentity>,
+        progress: &'a Progress,
+    ) -> Result<Check<'a>, ReadError> {
         let (mut files, mut described, mut pieces) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for entry in repository.list().await? {
             match entry.item {
@@ -178,7 +192,7 @@ impl<'a> Check<'a> {
         }
         let histories = BTreeMap::from([(TimelineId::FIRST, TimelineHistory::first())]);
         let findings = BTreeMap::new();
-        Ok(Check { repository, files, described, pieces, histories, id, segments: 0, findings })
+        Ok(Check { repository, progress, files, described, pieces, histories, id, segments: 0, findings })
     }
 
     fn of_kind(&self, kind: FileKind) -> Vec<FileName> {
@@ -207,6 +221,7 @@ impl<'a> Check<'a> {
                 Err(reason) => self.note(name.as_str(), Problem::Damaged, reason),
             }
         }
+        self.progress.did(names.len() as u64);
         Ok(())
     }
 
@@ -220,6 +235,7 @@ impl<'a> Check<'a> {
         for group in names.chunks(AT_A_TIME) {
             for (name, content) in group.iter().zip(self.read(group).await?) {
                 self.segments += 1;
+                self.progress.did(1);
                 let content = content.map_err(|reason| (reason, None));
                 let checked = content.and_then(|bytes| self.check_segment(name, &bytes, &mut run));
                 if let Err((reason, lsn)) = checked {
@@ -282,6 +298,7 @@ impl<'a> Check<'a> {
             let names = self.of_kind(kind);
             for group in names.chunks(AT_A_TIME) {
                 for (name, content) in group.iter().zip(self.read(group).await?) {
+                    self.progress.did(1);
                     if let Err(reason) = content.and_then(|bytes| self.check_other(name, &bytes)) {
                         self.note(name.as_str(), Problem::Damaged, reason);
                     }
@@ -294,6 +311,7 @@ impl<'a> Check<'a> {
     /// Their names say what they contain. Those that came from other WAL than the rest are of no use, and no fault.
     async fn read_pieces(&mut self) -> Result<(), ReadError> {
         for piece in self.pieces.clone() {
+            self.progress.did(1);
             let reason = match self.repository.read_chunk(&piece).await {
                 Ok(_) => continue,
                 Err(ReadError::Damaged { reason, .. }) => reason,

@@ -51,7 +51,7 @@ async fn filled(name: &str, files: &[(FileName, Bytes)]) -> Repository {
 }
 
 async fn found(repository: &Repository) -> Vec<(String, Problem)> {
-    let report = verify(repository, None).await.unwrap();
+    let report = verify(repository, None, &Progress::default()).await.unwrap();
     report.findings.into_iter().map(|finding| (finding.file, finding.problem)).collect()
 }
 
@@ -107,11 +107,11 @@ async fn spoil(target: &Repository, files: &[(FileName, Bytes)], random: u64) ->
 async fn a_whole_target_has_no_findings() {
     let files = files(77);
     let target = filled("a", &files).await;
-    let report = verify(&target, Some(id(77))).await.unwrap();
+    let report = verify(&target, Some(id(77)), &Progress::default()).await.unwrap();
     assert_eq!((report.segments, report.findings.len(), report.is_good()), (12, 0, true), "{report:?}");
-    assert_eq!(verify(&empty("b", Compression::None), None).await.unwrap().segments, 0);
+    assert_eq!(verify(&empty("b", Compression::None), None, &Progress::default()).await.unwrap().segments, 0);
     // Of another cluster than expected, all is wrong.
-    assert_eq!(verify(&target, Some(id(78))).await.unwrap().findings.len(), 12);
+    assert_eq!(verify(&target, Some(id(78)), &Progress::default()).await.unwrap().findings.len(), 12);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,11 +124,11 @@ async fn a_hundred_faults_are_found_and_repaired() {
         let target = filled("spoiled", &files).await;
         let mut expected = spoil(&target, &files, random >> 20).await;
         expected.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut report = verify(&target, None).await.unwrap();
+        let mut report = verify(&target, None, &Progress::default()).await.unwrap();
         let found: Vec<_> = report.findings.iter().map(|it| (it.file.clone(), it.problem)).collect();
         let missed: Vec<_> = expected.iter().filter(|fault| !found.contains(fault)).collect();
         assert!(missed.is_empty(), "fault {fault}: found {found:?}, missed {missed:?}");
-        heal(&target, &mut report, &[source(&good)]).await.unwrap();
+        heal(&target, &mut report, &[source(&good)], &Progress::default()).await.unwrap();
         assert!(report.is_good(), "fault {fault}: {report:?}");
         assert_eq!(self::found(&target).await, [], "fault {fault} is repaired");
         for (name, content) in &files {
@@ -144,8 +144,8 @@ async fn what_nobody_has_stays_found() {
     for repository in [&target, &other] {
         repository.storage().delete(name(2, 10).as_str()).await.unwrap();
     }
-    let mut report = verify(&target, None).await.unwrap();
-    heal(&target, &mut report, &[source(&other)]).await.unwrap();
+    let mut report = verify(&target, None, &Progress::default()).await.unwrap();
+    heal(&target, &mut report, &[source(&other)], &Progress::default()).await.unwrap();
     assert!(!report.is_good());
     let [hole] = &report.findings[..] else { panic!("{report:?}") };
     assert_eq!((hole.from.as_deref(), hole.to.as_deref()), (Some("0/A00000"), Some("0/B00000")));
@@ -157,8 +157,8 @@ async fn another_clusters_segment_heals_nothing() {
     let files = files(77);
     let (target, other) = (filled("a", &files).await, filled("b", &self::files(78)).await);
     target.storage().delete(name(1, 5).as_str()).await.unwrap();
-    let mut report = verify(&target, None).await.unwrap();
-    heal(&target, &mut report, &[source(&other)]).await.unwrap();
+    let mut report = verify(&target, None, &Progress::default()).await.unwrap();
+    heal(&target, &mut report, &[source(&other)], &Progress::default()).await.unwrap();
     assert_eq!((report.id, report.is_good()), (Some(id(77)), false), "{report:?}");
 }
 
@@ -167,8 +167,8 @@ async fn what_is_replaced_is_kept_aside() {
     let files = files(77);
     let (target, good) = (filled("a", &files).await, filled("b", &files).await);
     target.storage().put(name(1, 4).as_str(), "rubbish".into()).await.unwrap();
-    let mut report = verify(&target, None).await.unwrap();
-    heal(&target, &mut report, &[source(&good)]).await.unwrap();
+    let mut report = verify(&target, None, &Progress::default()).await.unwrap();
+    heal(&target, &mut report, &[source(&good)], &Progress::default()).await.unwrap();
     let kept = target.list().await.unwrap();
     assert!(kept.iter().any(|entry| entry.path.contains(".damaged-")), "{kept:?}");
 }
@@ -218,7 +218,7 @@ async fn compressed_segments_are_listed_and_checked() {
     }
     target.write_chunk(&name(2, 15), 0, Bytes::from(vec![1; 100])).await.unwrap();
     assert_eq!(found(&target).await, []);
-    let listing = crate::archive::tend::list::list(&target).await.unwrap();
+    let listing = crate::archive::tend::list::list(&target, &Progress::default()).await.unwrap();
     assert_eq!(listing.system_identifier.as_deref(), Some("77"));
     let shown: Vec<_> =
         listing.stretches.iter().map(|it| (it.timeline, &*it.from, &*it.to, it.segments)).collect();
@@ -237,7 +237,7 @@ async fn a_damaged_piece_of_an_unfinished_segment_is_found() {
     let piece = ChunkName::of(&segment, 100, &other);
     let path = Layout::Plain.chunk(&piece, Format::split("").1);
     target.storage().put(&path, Bytes::from(vec![3; 300])).await.unwrap();
-    let report = verify(&target, None).await.unwrap();
+    let report = verify(&target, None, &Progress::default()).await.unwrap();
     let [finding] = &report.findings[..] else { panic!("{report:?}") };
     assert_eq!(
         (&finding.file, finding.lsn.as_deref()),
