@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
-use walrelay_testkit::{Cluster, Moto, Relay, Scratch, Server, on_every_version, tied_command, wait_until};
+use walrelay_testkit::{
+    Cluster, Disk, Moto, Relay, Scratch, Server, on_every_version, on_one_version, tied_command, wait_until,
+};
 
 use crate::{relay_below, walrelay};
 
@@ -18,6 +20,8 @@ on_every_version!(
     segments_are_fetched_ahead,
     verify_heal_list_and_cleanup,
 );
+
+on_one_version!(a_full_disk_is_told);
 
 /// A base backup of a cluster, what was written after it, and places that have the WAL.
 struct Setting {
@@ -258,6 +262,41 @@ fn segments_are_fetched_ahead(server: &Server) {
         // Nobody can look, and the worker ends.
         fs::remove_dir_all(spool).expect("ours");
     }
+}
+
+/// Which disk, how much there is and is wanted, and what to do; and what is fetched ahead does not take the room of what is wanted.
+fn a_full_disk_is_told(server: &Server) {
+    let it = Setting::new(server);
+    it.primary.pgbench_init(1);
+    it.finish_segment();
+    let names: Vec<String> = it.primary.finished_segments();
+    let names: Vec<&String> = names.iter().filter(|name| it.archive.join(name).exists()).collect();
+    let (url, disk) = (it.archive_url(), Disk::tmpfs(8));
+    let (target, spool) = (disk.join("RECOVERYXLOG"), disk.join("spool").display().to_string());
+    disk.fill_but(200 << 10);
+    let output = it.restore(&["--from", &url, "--prefetch", "0"], names[0], &target);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(200), "{text}");
+    let said = format!("could not write \"{}\": there is no room: it takes 1.0 MB, and 0.", target.display());
+    assert!(text.contains(&said) && text.contains("MB are free on its disk; make room there"), "{text}");
+    // Room for one, and for no two.
+    disk.empty();
+    disk.fill_but(1900 << 10);
+    let elsewhere = it.scratch.join("RECOVERYXLOG");
+    let place = ["--from", url.as_str(), "--prefetch", "2", "--spool-dir", spool.as_str()];
+    let output = it.restore(&place, names[0], &elsewhere);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = || fs::read_to_string(dir_in(Path::new(&spool)).join("worker.log")).unwrap_or_default();
+    wait_until("the worker to say why it fetches nothing", || log().contains("nothing is fetched ahead: 1."));
+    assert!(
+        log().contains("and 2.0 MB have to be") && log().contains("--spool-dir on another disk"),
+        "{}",
+        log()
+    );
+    assert!(!dir_in(Path::new(&spool)).join(names[1]).exists());
+    disk.empty();
+    wait_until("it to fetch", || dir_in(Path::new(&spool)).join(names[1]).exists());
+    fs::remove_dir_all(&spool).expect("ours");
 }
 
 /// The directory of the only key.

@@ -29,7 +29,7 @@ use walrelay_proto::{SegSize, SystemId, TimelineId};
 use super::fetch::{self, Failure, Fetched, Fetcher, Looked, Own, SILENCE};
 use super::source::{FetchError, Source};
 use super::spool::{Spool, Taken};
-use super::temp::{TempFile, dir_of, put};
+use super::temp::{TempFile, dir_of, put, told};
 use crate::archive::repo::check;
 use crate::archive::repo::name::{FileKind, FileName};
 use crate::objects::buffer;
@@ -48,6 +48,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST: u32 = 3;
 /// After this part of [`PATIENCE`] a segment on its way to a standby is left to the background.
 const LEAVE_AFTER: u32 = 5;
+/// Where the disk is full.
+const MAKE_ROOM: &str = "make room there; segments that are fetched ahead can lie elsewhere (--spool-dir), or not be (--prefetch 0)";
 /// Attempts in that time.
 const ATTEMPTS: u32 = 10;
 /// How often a recovery's wait is told; that of a standby is told each [`PATIENCE`], whatever it waits for.
@@ -550,7 +552,10 @@ impl Restore {
     }
 
     fn put(&self, content: Bytes) -> Result<(), RestoreError> {
-        let failed = |source| RestoreError::Write { path: self.target.clone(), source };
+        let failed = |source| {
+            let source = told(source, dir_of(&self.target), content.len() as u64, MAKE_ROOM);
+            RestoreError::Write { path: self.target.clone(), source }
+        };
         put(&content, &self.target).map_err(failed)
     }
 }

@@ -38,13 +38,15 @@ use walrelay_proto::{SegSize, SystemId};
 
 use super::fetch::{self, Fetched, Fetcher};
 use super::restore::Role;
-use super::temp::{TempFile, put};
+use super::temp::{TempFile, free_space, megabytes, put, told};
 use crate::archive::repo::check;
 use crate::objects::buffer;
 use crate::objects::limit::Limit;
 use crate::permissions::{Distrust, check_private_dir};
 use crate::pulse::Pulse;
 
+/// Where the disk is full.
+const MAKE_ROOM: &str = "make room there, or give restore a --spool-dir on another disk";
 /// How long a worker waits for the next segment to be wanted.
 pub const LINGER: Duration = Duration::from_secs(60);
 /// How often it looks.
@@ -164,7 +166,10 @@ impl Spool {
         // From here on nobody takes it for unused.
         make_dir(&self.dir)?;
         trusted(&self.dir)?;
-        TempFile::create(&self.dir)?.finish(text.as_bytes(), &self.dir.join(WANTED))?;
+        let told = |error| told(error, &self.dir, text.len() as u64, MAKE_ROOM);
+        let written =
+            TempFile::create(&self.dir).and_then(|file| file.finish(text.as_bytes(), &self.dir.join(WANTED)));
+        written.map_err(told)?;
         self.see_to_a_worker()
     }
 
@@ -233,6 +238,7 @@ pub async fn work(
         fetched: BTreeSet::new(),
         tasks: JoinSet::new(),
         end: None,
+        is_full: false,
     };
     let mut last_change = Instant::now();
     let mut end = None;
@@ -269,6 +275,8 @@ struct Worker {
     tasks: JoinSet<(String, bool)>,
     /// The first segment that could not be had; those after it are not asked for until something else is wanted.
     end: Option<String>,
+    /// It was said that there is no room.
+    is_full: bool,
 }
 
 impl Worker {
@@ -294,6 +302,9 @@ impl Worker {
             let is_new = !self.on_the_way.contains(&file) && !self.fetched.contains(&file);
             let is_itself = itself.as_ref() == Some(&file);
             if is_new && !self.dir.join(&file).exists() {
+                if !is_itself && !self.has_room() {
+                    break;
+                }
                 self.start(file.clone(), is_itself);
             }
             if is_itself && self.on_the_way.contains(&file) {
@@ -317,11 +328,33 @@ impl Worker {
         (words.nth(1) == Some(ITSELF)).then(|| file.to_owned())
     }
 
+    /// Whether one more leaves room for those on their way, and for the one that recovery itself puts on its disk, which mostly is
+    /// this one.
+    fn has_room(&mut self) -> bool {
+        let (Some(size), Some(free)) = (self.seg_size(), free_space(&self.dir)) else { return true };
+        let wanted = (self.on_the_way.len() as u64 + 2) * size.bytes();
+        if free < wanted && !self.is_full {
+            tracing::warn!(
+                "nothing is fetched ahead: {} are free on the disk of \"{}\", and {} have to be, so that recovery has room for what it \
+                 asks for; {}",
+                megabytes(free),
+                self.dir.display(),
+                megabytes(wanted),
+                MAKE_ROOM
+            );
+        }
+        self.is_full = free < wanted;
+        !self.is_full
+    }
+
+    fn seg_size(&self) -> Option<SegSize> {
+        let bytes = self.wanted.split_whitespace().nth(1)?.parse().ok()?;
+        SegSize::new(bytes).ok()
+    }
+
     fn window(&self) -> Vec<String> {
-        let mut words = self.wanted.split_whitespace();
-        let (Some(file), Some(size)) = (words.next(), words.next()) else { return Vec::new() };
-        let size = size.parse().ok().and_then(|bytes| SegSize::new(bytes).ok());
-        let Some(size) = size else { return Vec::new() };
+        let file = self.wanted.split_whitespace().next();
+        let (Some(file), Some(size)) = (file, self.seg_size()) else { return Vec::new() };
         let next = |file: &String| fetch::successor(file, size);
         let ahead = std::iter::successors(next(&file.to_owned()), next).take(self.ahead);
         self.itself().into_iter().chain(ahead).collect()
@@ -427,7 +460,10 @@ async fn fetch_into(dir: &Path, fetcher: &Fetcher, file: &str, itself: bool) -> 
         Ok(None) => Ok(false),
         Ok(Some((bytes, suffix))) => {
             let (dir, path) = (dir.to_owned(), dir.join(format!("{file}{suffix}")));
-            let store = move || TempFile::create(&dir)?.finish_synced(&bytes, &path);
+            let store = move || {
+                let stored = TempFile::create(&dir).and_then(|file| file.finish_synced(&bytes, &path));
+                stored.map_err(|error| told(error, &dir, bytes.len() as u64, MAKE_ROOM))
+            };
             tokio::task::spawn_blocking(store).await.unwrap_or_else(|error| Err(error.into())).map(|()| true)
         }
     };

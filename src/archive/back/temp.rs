@@ -87,6 +87,29 @@ pub(super) fn put(content: &[u8], target: &Path) -> io::Result<()> {
     }
 }
 
+/// What the system said of a file of so many bytes that was to be written in `dir`: where there was no room, how much there is, and
+/// what to do.
+pub(super) fn told(error: io::Error, dir: &Path, size: u64, remedy: &str) -> io::Error {
+    if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        return error;
+    }
+    let free = free_space(dir)
+        .map_or_else(|| "nobody knows how much is".to_owned(), |free| format!("{} are", megabytes(free)));
+    let text =
+        format!("there is no room: it takes {}, and {free} free on its disk; {remedy}", megabytes(size));
+    io::Error::new(error.kind(), text)
+}
+
+/// What is free for whoever we are.
+pub(super) fn free_space(dir: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(dir).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / f64::from(1 << 20))
+}
+
 /// The directory a file is in.
 pub(super) fn dir_of(target: &Path) -> &Path {
     target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
