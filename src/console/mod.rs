@@ -21,6 +21,7 @@ mod views;
 
 pub use orders::{Dismissal, Order};
 pub use prepared::Prepared;
+pub(crate) use report::not_for_you;
 pub use transaction::Transaction;
 
 use self::parameters::Parameters;

@@ -472,15 +472,18 @@ pub(super) fn answer(name: &str, facts: &dyn Facts) -> Option<Result<Answer, PgE
 /// What a monitoring role may see.
 fn monitored(facts: &dyn Facts) -> Result<Status, PgError> {
     if !facts.sees_all() {
-        let text = "permission denied to examine the relay";
-        let detail = "Only roles with privileges of the \"pg_monitor\" role may do so.";
-        let hint = "GRANT pg_monitor TO the role on the upstream, or name it with --monitor-role; on the relay's machine its own system user may connect over the Unix socket.";
-        return Err(PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text)
-            .with_detail(detail)
-            .with_hint(hint));
+        return Err(not_for_you());
     }
     let unknown = || PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, "there is nothing to see of this relay");
     facts.status().ok_or_else(unknown)
+}
+
+/// For everybody else.
+pub(crate) fn not_for_you() -> PgError {
+    let text = "permission denied to examine the relay";
+    let detail = "Only roles with privileges of the \"pg_monitor\" role may do so.";
+    let hint = "GRANT pg_monitor TO the role on the upstream, or name it with --monitor-role; on the relay's machine its own system user may connect over the Unix socket.";
+    PgError::error(sqlstate::INSUFFICIENT_PRIVILEGE, text).with_detail(detail).with_hint(hint)
 }
 
 /// What a session here knows of the status without being refused: nothing where it may not.

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use walrelay_proto::Lsn;
 
+use super::doorkeeper::Doorkeeper;
 use super::live::{Live, PASSES};
 use super::login::{self, Failures, LoggedIn, LoginError};
 use super::parting;
@@ -137,7 +138,8 @@ impl Downstream {
         let registry = Arc::new(Registry::new(config.rules.clone()));
         let mock = login::mock_secret(&store).map_err(ListenError::Random)?;
         let failures = Failures::new(config.rules.clone());
-        let pending = Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients())));
+        let pending =
+            Arc::new(Pending::new(room_for_logins(config.descriptors.for_clients()), "that do not log in"));
         let received_from = store.written().borrow().map_or(Lsn::INVALID, |position| position.lsn);
         let live = Arc::new(Live::default());
         store.seat(&live);
@@ -165,6 +167,14 @@ impl Downstream {
             Listener::Unix(unix) => Some(BoundAddr::Unix(unix.path.clone())),
         };
         self.listeners.iter().filter_map(address).collect()
+    }
+
+    /// Who lets in those that ask for the relay's own database in another way.
+    ///
+    /// # Errors
+    /// The operating system gave no random bytes.
+    pub fn doorkeeper(&self) -> Result<Doorkeeper, ListenError> {
+        Doorkeeper::new(self.shared.clone()).map_err(ListenError::Random)
     }
 
     /// Who is connected.

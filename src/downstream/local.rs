@@ -44,6 +44,13 @@ pub(super) fn told(name: &str, settings: &Settings) -> Option<&'static str> {
     }
 }
 
+/// Whether a role sees all of the relay, whatever way it asks.
+pub(super) fn may_examine(shared: &Shared, user: &str, attributes: Option<Attributes>) -> bool {
+    attributes.is_some_and(|known| known.superuser || known.monitor)
+        || is_admin(shared, user)
+        || is_monitor(shared, user)
+}
+
 /// A session answered from what the relay knows.
 pub(super) struct LocalSession<'a> {
     pub(super) shared: &'a Arc<Shared>,
@@ -595,9 +602,7 @@ impl Facts for LocalSession<'_> {
 
     /// What is not known, because the upstream could never be asked, is no right.
     fn sees_all(&self) -> bool {
-        let may_monitor = self.attributes.is_some_and(|known| known.superuser || known.monitor);
-        let is_named = || is_admin(self.shared, self.user) || is_monitor(self.shared, self.user);
-        self.is_owner || may_monitor || is_named()
+        self.is_owner || may_examine(self.shared, self.user, self.attributes)
     }
 
     fn sessions(&self) -> Vec<Row> {

@@ -28,11 +28,13 @@ use crate::wire::startup::{Offers, StartupMessage, StartupPacket};
 use crate::wire::{
     Connection, Peer, PgError, Phase, ReadError, ServerTls, Source, TlsSession, messages, sqlstate,
 };
-use request::{Kind, StartupRequest};
+use request::Kind;
 
 use authenticate::Authenticated;
+pub(super) use authenticate::{Caller, authenticate_with};
 pub(super) use failures::Failures;
 pub(super) use mock::secret as mock_secret;
+pub(super) use request::StartupRequest;
 
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -106,7 +108,7 @@ pub(super) async fn log_in(conn: &mut Connection, shared: &Arc<Shared>) -> Resul
 /// What the upstream would check when the session begins (PostgreSQL: `InitializeSessionUserId`, `InitPostgres`).
 /// Of whom it could never be asked, nobody knows what they may: they receive WAL only by a line of `--auth-file`, not because a
 /// rule lets everybody in.
-fn check_role(
+pub(super) fn check_role(
     request: &StartupRequest,
     role: &Role,
     in_auth_file: bool,
@@ -193,7 +195,7 @@ async fn requested_tls(conn: &mut Connection, tls: &ServerTls) -> Result<(), Log
 }
 
 /// Who has failed too often is not even asked.
-fn check_failures(shared: &Shared, source: Option<Source>) -> Result<(), PgError> {
+pub(super) fn check_failures(shared: &Shared, source: Option<Source>) -> Result<(), PgError> {
     if source.is_none_or(|source| shared.failures.permit(source, Instant::now())) {
         return Ok(());
     }

@@ -16,6 +16,7 @@ mod answers;
 mod backup;
 mod batch;
 mod commands;
+mod doorkeeper;
 mod exchange;
 mod fence;
 mod forward;
@@ -62,7 +63,9 @@ use live::Live;
 use login::Failures;
 use repeats::Repeats;
 
+pub use doorkeeper::{Doorkeeper, Visitor};
 pub use listener::{BoundAddr, Downstream, ListenError, ServeError};
+pub use pending::{Pending, Place};
 pub use registry::{Cancel, Limits, Registry};
 pub use rules::{Logged, SessionRules, SharedRules};
 pub use session::{SessionContext, StreamEnd, StreamError};
@@ -192,7 +195,8 @@ impl SharedAccess {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
-    fn current(&self) -> Arc<Access> {
+    /// Those that hold now.
+    pub fn current(&self) -> Arc<Access> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

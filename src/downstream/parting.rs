@@ -92,7 +92,7 @@ pub(super) fn refused(error: &LoginError) -> Option<Refused> {
     }
 }
 
-fn refused_with(code: &str) -> Refused {
+pub(super) fn refused_with(code: &str) -> Refused {
     match code {
         sqlstate::INVALID_PASSWORD => Refused::Authentication,
         sqlstate::INVALID_AUTHORIZATION_SPECIFICATION => Refused::Rules,

@@ -1,4 +1,4 @@
-//! Connections that are not logged in yet. There is room for some; who comes when it is full takes the place of the
+//! Connections that are not logged in yet, or never are. There is room for some; who comes when it is full takes the place of the
 //! oldest from the source that has the most, so that connections held open by a few lock nobody else out.
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,8 +10,10 @@ use crate::wire::Source;
 
 /// All of them, oldest first.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub struct Pending {
     room: usize,
+    /// Which they are, for the log.
+    which: &'static str,
     state: Mutex<State>,
 }
 
@@ -31,28 +33,29 @@ struct Waiting {
 
 /// A place; given up when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     id: u64,
     /// Somebody else needs it.
-    pub(super) dropped: CancellationToken,
+    pub dropped: CancellationToken,
     pending: Arc<Pending>,
 }
 
 impl Pending {
-    pub(super) fn new(room: usize) -> Pending {
-        Pending { room, state: Mutex::default() }
+    /// Room for so many; the log is told which they are (`that ...`) when there are more.
+    pub fn new(room: usize, which: &'static str) -> Pending {
+        Pending { room, which, state: Mutex::default() }
     }
 
     /// Closes the oldest from the source that has the most, if there is any: something is needed that it holds.
     pub(super) fn drop_one(&self) {
-        self.lock().drop_one();
+        self.lock().drop_one(self.which);
     }
 
     /// A place for a newcomer.
-    pub(super) fn admit(self: &Arc<Self>, source: Option<Source>) -> Place {
+    pub fn admit(self: &Arc<Self>, source: Option<Source>) -> Place {
         let mut state = self.lock();
         if state.waiting.len() >= self.room {
-            state.drop_one();
+            state.drop_one(self.which);
         }
         state.last += 1;
         let (id, dropped) = (state.last, CancellationToken::new());
@@ -66,7 +69,7 @@ impl Pending {
 }
 
 impl State {
-    fn drop_one(&mut self) {
+    fn drop_one(&mut self, which: &str) {
         let mut counts: HashMap<Option<Source>, usize> = HashMap::new();
         self.waiting.values().for_each(|waiting| *counts.entry(waiting.source).or_default() += 1);
         let most = counts.values().copied().max();
@@ -79,7 +82,7 @@ impl State {
         // An attack must not fill the log.
         if self.dropped.is_power_of_two() {
             let dropped = self.dropped;
-            tracing::warn!(dropped, "too many connections that do not log in, dropping the oldest");
+            tracing::warn!(dropped, "too many connections {which}, dropping the oldest");
         }
     }
 }
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_busiest_source_loses_its_oldest() {
-        let pending = Arc::new(Pending::new(4));
+        let pending = Arc::new(Pending::new(4, "that wait"));
         let lonely = pending.admit(source(1));
         let greedy = [(); 3].map(|()| pending.admit(source(2)));
         let dropped = |place: &Place| place.dropped.is_cancelled();

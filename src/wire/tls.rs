@@ -24,6 +24,8 @@ pub use config::{ServerTls, TlsError, TlsFiles};
 
 /// The protocol name both sides agree on, mandatory for direct TLS.
 const ALPN: &[u8] = b"postgresql";
+/// What is spoken at `--http-listen`.
+const HTTP_ALPN: &[u8] = b"http/1.1";
 
 /// Reads of the socket for one read of ours. A peer that keeps sending records without content is asked to wait
 /// like everybody else.

@@ -34,6 +34,23 @@ pub(super) struct Authenticated {
     pub(super) in_auth_file: bool,
 }
 
+/// Who asks, and through what.
+#[derive(Clone, Copy)]
+pub(in crate::downstream) struct Caller<'a> {
+    pub(in crate::downstream) peer: Peer,
+    /// It came encrypted.
+    pub(in crate::downstream) ssl: bool,
+    /// That of the client, which has been checked.
+    pub(in crate::downstream) certificate: Option<&'a ClientCertificate>,
+}
+
+impl<'a> From<&'a Connection> for Caller<'a> {
+    fn from(conn: &'a Connection) -> Caller<'a> {
+        let certificate = conn.tls().and_then(TlsSession::client_certificate);
+        Caller { peer: conn.peer(), ssl: conn.tls().is_some(), certificate }
+    }
+}
+
 /// Succeeds when the client is who it says; of secrets, those of `--auth-file` go before the upstream's. The answer so far waits
 /// in the connection.
 pub(super) async fn authenticate(
@@ -42,30 +59,78 @@ pub(super) async fn authenticate(
     request: &StartupRequest,
 ) -> Result<Authenticated, LoginError> {
     let access = shared.access.current();
-    let rule = rule(&access.hba, conn, shared, request).await?;
-    if rule.client_cert().is_some() && certificate(conn).is_none() {
-        return Err(refusal("connection requires a valid client certificate".to_owned()).into());
+    let (rule, role) = begin((&*conn).into(), shared, &access, request).await?;
+    let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
+    let role = finish((&*conn).into(), shared, &access, rule, request, &role)?;
+    Ok(Authenticated { credentials, role, in_auth_file: access.users.has(&request.user) })
+}
+
+/// The same for who has sent a password with the question and is asked for nothing more; what the upstream knows of the role.
+pub(in crate::downstream) async fn authenticate_with(
+    password: &[u8],
+    caller: Caller<'_>,
+    shared: &Shared,
+    access: &Access,
+    request: &StartupRequest,
+) -> Result<Role, PgError> {
+    let (rule, role) = begin(caller, shared, access, request).await?;
+    let (user, method) = (&request.user, rule.method());
+    match method {
+        Method::Trust | Method::Cert => {}
+        Method::Reject => return Err(refusal(rejects(request, caller))),
+        Method::Peer => peer(caller.peer, access, rule, user, &role).await?,
+        Method::Password | Method::Md5 | Method::ScramSha256 => {
+            let secret = access.users.get(user).or(role.secret.as_ref()).cloned();
+            // As on the wire, where such a hash does not do for that method.
+            let fits = |secret: &Secret| method != Method::ScramSha256 || !matches!(secret, Secret::Md5(_));
+            let stranger = Stranger::among(shared, access);
+            verify(user, password.to_vec(), secret.filter(fits), &stranger).await?;
+        }
+    }
+    finish(caller, shared, access, rule, request, &role)
+}
+
+/// The line that decides, and what is known of the role.
+async fn begin<'a>(
+    caller: Caller<'_>,
+    shared: &Shared,
+    access: &'a Access,
+    request: &StartupRequest,
+) -> Result<(&'a Rule, Role), PgError> {
+    let rule = rule(&access.hba, caller, shared, request).await?;
+    if rule.client_cert().is_some() && caller.certificate.is_none() {
+        return Err(refusal("connection requires a valid client certificate".to_owned()));
     }
     // The upstream is asked only about those whom the rules let try.
-    let roles = shared.gateway.roles();
     let role = match rule.method() {
         Method::Reject => Role::default(),
         _ => {
             let listed = access.users.has(&request.user);
-            roles.look_up(&request.user, conn.peer().source(), listed).await
+            shared.gateway.roles().look_up(&request.user, caller.peer.source(), listed).await
         }
     };
-    let credentials = by_method(conn, shared, &access, rule, request, &role).await?;
+    Ok((rule, role))
+}
+
+/// What there is to be looked at once the secret was right; what is known of the role now.
+fn finish(
+    caller: Caller<'_>,
+    shared: &Shared,
+    access: &Access,
+    rule: &Rule,
+    request: &StartupRequest,
+    role: &Role,
+) -> Result<Role, PgError> {
     if rule.client_cert() == Some(ClientCert::VerifyFull) {
-        check_certificate(conn, shared, &access.idents, rule, &request.user, &role)?;
+        check_certificate(caller, shared, &access.idents, rule, &request.user, role)?;
     }
     // An answer that came too late for the beginning counts now.
-    let now = roles.current(&request.user);
+    let now = shared.gateway.roles().current(&request.user);
     if needs_secret(rule.method()) && access.users.get(&request.user).is_none() && now.secret != role.secret {
         return Err(wrong_password(&request.user));
     }
-    names::has_logged_in(conn.peer().source());
-    Ok(Authenticated { credentials, role: now, in_auth_file: access.users.has(&request.user) })
+    names::has_logged_in(caller.peer.source());
+    Ok(now)
 }
 
 fn needs_secret(method: Method) -> bool {
@@ -86,8 +151,11 @@ async fn by_method(
     match (rule.method(), secret) {
         // PG: a certificate is checked like trust with clientcert=verify-full.
         (Method::Trust | Method::Cert, _) => Ok(Credentials::None),
-        (Method::Reject, _) => Err(refusal(rejects(request, conn)).into()),
-        (Method::Peer, _) => peer(conn.peer(), access, rule, user, role).await.map(|()| Credentials::None),
+        (Method::Reject, _) => Err(refusal(rejects(request, (&*conn).into())).into()),
+        (Method::Peer, _) => {
+            peer(conn.peer(), access, rule, user, role).await?;
+            Ok(Credentials::None)
+        }
         (Method::Password, secret) => password(conn, user, secret, &stranger).await,
         (Method::Md5, Some(Secret::Md5(stored))) => md5_challenge(conn, user, &stored).await,
         (Method::Md5, Some(Secret::Password(password))) => {
@@ -96,7 +164,7 @@ async fn by_method(
         }
         (Method::Md5, None) if stranger.md5 => {
             md5_challenge(conn, user, &md5::stored_hash(user, stranger.mock.to_text().as_bytes())).await?;
-            Err(wrong_password(user))
+            Err(wrong_password(user).into())
         }
         (Method::Md5 | Method::ScramSha256, secret) => scram(conn, user, secret, &stranger).await,
     }
@@ -128,14 +196,10 @@ impl Stranger {
     }
 }
 
-fn certificate(conn: &Connection) -> Option<&ClientCertificate> {
-    conn.tls().and_then(TlsSession::client_certificate)
-}
-
 /// The line that decides. What it depends on is asked for when a line does: host names, memberships.
 async fn rule<'a>(
     hba: &'a Hba,
-    conn: &Connection,
+    caller: Caller<'_>,
     shared: &Shared,
     request: &StartupRequest,
 ) -> Result<&'a Rule, PgError> {
@@ -143,18 +207,17 @@ async fn rule<'a>(
         Kind::Physical => Target::Replication,
         Kind::Sql | Kind::Database => Target::Database(&request.database),
     };
-    let ssl = conn.tls().is_some();
-    let judged = Request { ip: conn.peer().ip(), ssl, target, user: &request.user };
+    let judged = Request { ip: caller.peer.ip(), ssl: caller.ssl, target, user: &request.user };
     let mut facts = Facts::default();
     loop {
         match hba.find(&judged, &facts) {
             Found::Rule(rule) => return Ok(rule),
-            Found::Nothing if hba.is_builtin() => return Err(refusal(no_entry(request, conn)).with_hint(
+            Found::Nothing if hba.is_builtin() => return Err(refusal(no_entry(request, caller)).with_hint(
                 "Without --hba-file the relay lets in nobody from other machines; give it a file with lines as in pg_hba.conf.",
             )),
-            Found::Nothing => return Err(refusal(no_entry(request, conn))),
+            Found::Nothing => return Err(refusal(no_entry(request, caller))),
             Found::Unknown(Fact::HostName) => facts.host_name = Some(host_name(judged.ip).await?),
-            Found::Unknown(Fact::Membership) => facts.member_of = Some(memberships(conn, shared, &request.user).await?),
+            Found::Unknown(Fact::Membership) => facts.member_of = Some(memberships(caller, shared, &request.user).await?),
         }
     }
 }
@@ -166,8 +229,8 @@ async fn host_name(ip: Option<IpAddr>) -> Result<Option<String>, PgError> {
 }
 
 /// Nobody gets past a line of which it is not known whether it is for them.
-async fn memberships(conn: &Connection, shared: &Shared, user: &str) -> Result<Vec<String>, PgError> {
-    let role = shared.gateway.roles().look_up(user, conn.peer().source(), false).await;
+async fn memberships(caller: Caller<'_>, shared: &Shared, user: &str) -> Result<Vec<String>, PgError> {
+    let role = shared.gateway.roles().look_up(user, caller.peer.source(), false).await;
     role.memberships().ok_or_else(|| {
         let text = format!("the upstream server cannot be asked which roles \"{user}\" belongs to");
         PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text)
@@ -177,14 +240,14 @@ async fn memberships(conn: &Connection, shared: &Shared, user: &str) -> Result<V
 /// PG: `CheckCertAuth`. What does not fit is told in the log only; the client learns what it would for a wrong
 /// password.
 fn check_certificate(
-    conn: &Connection,
+    caller: Caller<'_>,
     shared: &Shared,
     idents: &Idents,
     rule: &Rule,
     user: &str,
     role: &Role,
-) -> Result<(), LoginError> {
-    let name = certificate(conn).and_then(|certificate| match rule.client_name() {
+) -> Result<(), PgError> {
+    let name = caller.certificate.and_then(|certificate| match rule.client_name() {
         ClientName::CommonName => certificate.common_name.as_deref(),
         ClientName::DistinguishedName => Some(certificate.distinguished_name.as_str()),
     });
@@ -193,22 +256,21 @@ fn check_certificate(
     if name.is_some_and(|name| idents.permit(rule.map(), user, &member_of, name)) {
         return Ok(());
     }
-    if let Some(count) = shared.repeats.note(conn.peer().source(), "certificate", Instant::now()) {
-        let peer = conn.peer();
+    if let Some(count) = shared.repeats.note(caller.peer.source(), "certificate", Instant::now()) {
+        let peer = caller.peer;
         tracing::info!(%peer, user, certificate = name, count, "client certificate is not one of this user's");
     }
-    let refused = |text: String| refusal(text).into();
     Err(match rule.method() {
-        Method::Cert => refused(format!("certificate authentication failed for user \"{user}\"")),
-        Method::Trust => refused(format!("\"trust\" authentication failed for user \"{user}\"")),
+        Method::Cert => refusal(format!("certificate authentication failed for user \"{user}\"")),
+        Method::Trust => refusal(format!("\"trust\" authentication failed for user \"{user}\"")),
         Method::Password | Method::Md5 | Method::ScramSha256 => wrong_password(user),
-        Method::Reject | Method::Peer => refused(format!("authentication failed for user \"{user}\"")),
+        Method::Reject | Method::Peer => refusal(format!("authentication failed for user \"{user}\"")),
     })
 }
 
-fn rejects(request: &StartupRequest, conn: &Connection) -> String {
-    let (host, user, database) = (host(conn.peer()), &request.user, &request.database);
-    let encryption = encryption(conn);
+fn rejects(request: &StartupRequest, caller: Caller<'_>) -> String {
+    let (host, user, database) = (host(caller.peer), &request.user, &request.database);
+    let encryption = encryption(caller);
     match request.kind {
         Kind::Physical => format!(
             "pg_hba.conf rejects replication connection for host \"{host}\", user \"{user}\", {encryption}"
@@ -219,9 +281,9 @@ fn rejects(request: &StartupRequest, conn: &Connection) -> String {
     }
 }
 
-fn no_entry(request: &StartupRequest, conn: &Connection) -> String {
-    let (host, user, database) = (host(conn.peer()), &request.user, &request.database);
-    let encryption = encryption(conn);
+fn no_entry(request: &StartupRequest, caller: Caller<'_>) -> String {
+    let (host, user, database) = (host(caller.peer), &request.user, &request.database);
+    let encryption = encryption(caller);
     match request.kind {
         Kind::Physical => format!(
             "no pg_hba.conf entry for replication connection from host \"{host}\", user \"{user}\", {encryption}"
@@ -232,8 +294,8 @@ fn no_entry(request: &StartupRequest, conn: &Connection) -> String {
     }
 }
 
-fn encryption(conn: &Connection) -> &'static str {
-    if conn.tls().is_some() { "SSL encryption" } else { "no encryption" }
+fn encryption(caller: Caller<'_>) -> &'static str {
+    if caller.ssl { "SSL encryption" } else { "no encryption" }
 }
 
 fn host(peer: Peer) -> String {
@@ -244,15 +306,15 @@ fn refusal(text: String) -> PgError {
     PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text)
 }
 
-fn wrong_password(user: &str) -> LoginError {
+fn wrong_password(user: &str) -> PgError {
     let text = format!("password authentication failed for user \"{user}\"");
-    PgError::fatal(sqlstate::INVALID_PASSWORD, text).into()
+    PgError::fatal(sqlstate::INVALID_PASSWORD, text)
 }
 
 /// The user database may be on another machine, and hang.
 static USERS: LazyLock<Lane> = LazyLock::new(|| Lane::new("user-names", Duration::from_secs(5)));
 
-async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str, role: &Role) -> Result<(), LoginError> {
+async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str, role: &Role) -> Result<(), PgError> {
     let Peer::Local { uid: Some(uid) } = peer else { return Err(wrong_peer(user)) };
     let lookup = move || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|found| found.name);
     let name = USERS.run(0, lookup).await.unwrap_or_else(|reason| {
@@ -264,9 +326,9 @@ async fn peer(peer: Peer, access: &Access, rule: &Rule, user: &str, role: &Role)
     if permitted { Ok(()) } else { Err(wrong_peer(user)) }
 }
 
-fn wrong_peer(user: &str) -> LoginError {
+fn wrong_peer(user: &str) -> PgError {
     let text = format!("Peer authentication failed for user \"{user}\"");
-    PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text).into()
+    PgError::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text)
 }
 
 async fn password(
@@ -279,11 +341,21 @@ async fn password(
     conn.flush().await?;
     let frame = conn.read_frame().await?;
     let password = frame.c_string().ok_or_else(malformed)?.to_vec();
+    verify(user, password.clone(), secret, stranger).await?;
+    Ok(Credentials::Password(crate::conninfo::Secret::new(password)))
+}
+
+/// Whether the password is that of the user, found out where a key derivation holds up nobody.
+async fn verify(
+    user: &str,
+    password: Vec<u8>,
+    secret: Option<Secret>,
+    stranger: &Stranger,
+) -> Result<(), PgError> {
     if password.is_empty() {
         return Err(empty_password());
     }
-    let mock = stranger.mock.clone();
-    let (name, given) = (user.to_owned(), crate::conninfo::Secret::new(password.clone()));
+    let (mock, name) = (stranger.mock.clone(), user.to_owned());
     let check = move || match secret {
         Some(Secret::Password(stored)) => stored.as_bytes().ct_eq(&password).into(),
         Some(Secret::Md5(stored)) => md5::verify_password(&stored, &name, &password),
@@ -291,7 +363,7 @@ async fn password(
         None => mock.check_password(&name, &password),
     };
     let proved = tokio::task::spawn_blocking(check).await.unwrap_or(false);
-    if proved { Ok(Credentials::Password(given)) } else { Err(wrong_password(user)) }
+    if proved { Ok(()) } else { Err(wrong_password(user)) }
 }
 
 async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Result<Credentials, LoginError> {
@@ -302,13 +374,13 @@ async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Resul
     let frame = conn.read_frame().await?;
     let response = frame.c_string().ok_or_else(malformed)?;
     if response.is_empty() {
-        return Err(empty_password());
+        return Err(empty_password().into());
     }
     let proved = md5::verify_response(stored, salt, response);
     if proved {
         Ok(Credentials::Md5(crate::conninfo::Secret::new(stored)))
     } else {
-        Err(wrong_password(user))
+        Err(wrong_password(user).into())
     }
 }
 
@@ -387,7 +459,7 @@ fn initial_response(body: &[u8]) -> Option<(String, Option<Vec<u8>>)> {
 
 fn refused_scram(error: ServerError, user: &str) -> LoginError {
     let sqlstate = match &error {
-        ServerError::InvalidProof => return wrong_password(user),
+        ServerError::InvalidProof => return wrong_password(user).into(),
         ServerError::AuthorizationIdentity | ServerError::MandatoryExtension => {
             sqlstate::FEATURE_NOT_SUPPORTED
         }
@@ -413,8 +485,8 @@ fn malformed() -> LoginError {
     PgError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid password packet size").into()
 }
 
-fn empty_password() -> LoginError {
-    PgError::fatal(sqlstate::INVALID_PASSWORD, "empty password returned by client").into()
+fn empty_password() -> PgError {
+    PgError::fatal(sqlstate::INVALID_PASSWORD, "empty password returned by client")
 }
 
 fn no_random(error: getrandom::Error) -> LoginError {

@@ -57,7 +57,7 @@ impl Failures {
 
     /// A login from there begins. It counts as failed unless it is said to have succeeded, however it ends: a client
     /// that goes away when it is asked for its password has cost as much as one with a wrong password.
-    pub(super) fn attempt(&self, source: Option<Source>) -> Attempt<'_> {
+    pub(in crate::downstream) fn attempt(&self, source: Option<Source>) -> Attempt<'_> {
         Attempt { failures: self, source }
     }
 
@@ -73,13 +73,13 @@ impl Failures {
 /// See [`Failures::attempt`].
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Attempt<'a> {
+pub(in crate::downstream) struct Attempt<'a> {
     failures: &'a Failures,
     source: Option<Source>,
 }
 
 impl Attempt<'_> {
-    pub(super) fn succeeded(mut self) {
+    pub(in crate::downstream) fn succeeded(mut self) {
         self.source = None;
     }
 }

@@ -17,9 +17,9 @@ pub(super) enum Kind {
 
 /// A start-up message, read.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct StartupRequest {
+pub(in crate::downstream) struct StartupRequest {
     /// Empty if the client named none.
-    pub(super) user: String,
+    pub(in crate::downstream) user: String,
     /// The user's name unless the client named one; of bytes that are no UTF-8 something legible.
     pub(super) database: String,
     /// The same as the client wrote it, which is how the server knows it: names have the encoding of whoever made them.
@@ -57,6 +57,19 @@ impl StartupRequest {
             request.database_bytes = request.user.clone().into_bytes();
         }
         Ok(request)
+    }
+
+    /// What a client would ask for that wants SQL in this database.
+    pub(in crate::downstream) fn of_sql(user: &str, database: &str) -> StartupRequest {
+        StartupRequest {
+            user: truncated(user.as_bytes()),
+            database: database.to_owned(),
+            database_bytes: database.as_bytes().to_vec(),
+            kind: Kind::Sql,
+            options: Vec::new(),
+            parameters: Vec::new(),
+            unknown_extensions: Vec::new(),
+        }
     }
 
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), PgError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -17,7 +18,7 @@ use tokio_rustls::rustls::sign::SingleCertAndKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::verifier::ClientVerifier;
-use super::{ALPN, TlsSession};
+use super::{ALPN, HTTP_ALPN, TlsSession};
 use crate::auth::certificate::end_point_hash;
 use crate::auth::version_1::{self, certified_key};
 use crate::conninfo::TlsVersion;
@@ -82,6 +83,8 @@ pub enum TlsError {
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    /// The same for who speaks HTTP.
+    http: Arc<ServerConfig>,
     end_point: Option<Vec<u8>>,
     verifies_clients: bool,
     ends_at: Option<SystemTime>,
@@ -122,12 +125,20 @@ impl ServerTls {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let verifies_clients = files.ca.is_some();
-        Ok(ServerTls { config: Arc::new(config), end_point, verifies_clients, ends_at })
+        let mut http = config.clone();
+        http.alpn_protocols = vec![HTTP_ALPN.to_vec()];
+        let (config, http) = (Arc::new(config), Arc::new(http));
+        Ok(ServerTls { config, http, end_point, verifies_clients, ends_at })
     }
 
     /// When the first of the certificates that clients are shown ends.
     pub fn ends_at(&self) -> Option<SystemTime> {
         self.ends_at
+    }
+
+    /// Shakes hands with those who speak HTTP: the same certificate, versions and authorities.
+    pub fn for_http(&self) -> TlsAcceptor {
+        self.http.clone().into()
     }
 
     /// Whether clients are asked for a certificate.
