@@ -121,7 +121,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("events", &["log", "moment"]),
     ("fencing", &["config", "conninfo", "error", "out", "pg", "progress"]),
     ("gateway", &["auth", "conninfo", "lane", "pg", "rate", "redact", "store", "upstream", "wire"]),
-    ("http", &["descriptors", "metrics", "sockets", "status"]),
+    ("http", &["auth", "changeable", "descriptors", "downstream", "metrics", "sockets", "status", "wire"]),
     ("init", &["config", "conninfo", "doctor", "error", "out", "progress", "relay"]),
     ("lane", &["parts", "pulse"]),
     ("log", &["parts", "redact"]),

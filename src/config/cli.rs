@@ -46,11 +46,21 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(super) listen: Vec<String>,
 
-    /// Where to serve a page, metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT; there is no login
-    /// [default: nowhere]
+    /// Where to serve a page, metrics and health in HTTP: a port of the loopback interface, or ADDR:PORT [default: nowhere]
     #[arg(long, env = "WALRELAY_HTTP_LISTEN", value_name = "ADDR:PORT")]
     #[serde(default, deserialize_with = "text")]
     pub(super) http_listen: Option<String>,
+
+    /// Whether TLS is spoken at --http-listen, with the certificate of --ssl-cert-file [default: off]
+    #[arg(long, env = "WALRELAY_HTTP_SSL", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) http_ssl: Option<Switch>,
+
+    /// Whether the page, /api and /metrics at --http-listen take the login of a role that may examine the relay, by the rules
+    /// of --hba-file for the database walrelay [default: off]
+    #[arg(long, env = "WALRELAY_HTTP_AUTH", value_name = "on|off", value_enum)]
+    #[serde(default, deserialize_with = "value_enum")]
+    pub(super) http_auth: Option<Switch>,
 
     /// Replication slot on the upstream, created if missing [default: walrelay]
     #[arg(long, env = "WALRELAY_SLOT", value_name = "NAME")]
@@ -250,6 +260,8 @@ impl Settings {
             data_dir: self.data_dir.or(other.data_dir),
             listen: if self.listen.is_empty() { other.listen } else { self.listen },
             http_listen: self.http_listen.or(other.http_listen),
+            http_ssl: self.http_ssl.or(other.http_ssl),
+            http_auth: self.http_auth.or(other.http_auth),
             slot: self.slot.or(other.slot),
             hba_file: self.hba_file.or(other.hba_file),
             auth_file: self.auth_file.or(other.auth_file),
@@ -300,7 +312,7 @@ impl Settings {
             }};
         }
         compare! {
-            upstream data_dir listen http_listen slot hba_file auth_file ident_file admin_role monitor_role ssl_cert_file ssl_key_file
+            upstream data_dir listen http_listen http_ssl http_auth slot hba_file auth_file ident_file admin_role monitor_role ssl_cert_file ssl_key_file
             ssl_ca_file ssl_crl_file ssl_min_protocol_version ssl_max_protocol_version max_connections
             max_user_connections max_failed_logins auth_query auth_dbname sql_overlay base_backup_max_rate
             ack recall_size log_format log_level log_connections log_disconnections log_replication_commands wal_write wal_keep_size max_slot_wal_keep_size max_wal_senders

@@ -23,7 +23,7 @@ use crate::archive::Target;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::downstream::{Limits, ListenAddr, Logged};
 use crate::gateway::DEFAULT_AUTH_QUERY;
-use crate::http::HttpAddr;
+use crate::http::{HttpAddr, HttpRules};
 use crate::permissions::{Distrust, check_shared_secret, read_rules};
 use crate::redact::{holds_secret, redact};
 use crate::store::{StoreConfig, WalWrite};
@@ -52,6 +52,8 @@ pub struct Config {
     pub listen: Vec<ListenAddr>,
     /// `--http-listen`; `None` for nowhere.
     pub http_listen: Option<HttpAddr>,
+    /// `--http-ssl` and `--http-auth`.
+    pub http: HttpRules,
     /// `--slot`.
     pub slot: SlotName,
     /// `--hba-file`.
@@ -164,6 +166,31 @@ pub enum ConfigError {
     NoUpstream,
 }
 
+/// HTTP in clear text, where it comes over a network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExposedHttp {
+    /// `--http-listen`.
+    pub address: HttpAddr,
+    /// Passwords come over it, too. Else everybody who can reach it is shown everything.
+    pub passwords: bool,
+}
+
+impl std::fmt::Display for ExposedHttp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = &self.address;
+        match self.passwords {
+            true => write!(
+                f,
+                "passwords come to {address} in clear text (--http-auth without --http-ssl): whoever can read the line can log in"
+            ),
+            false => write!(
+                f,
+                "whoever can reach {address} sees names, addresses, positions, settings and the log's messages: there is neither --http-auth nor --http-ssl"
+            ),
+        }
+    }
+}
+
 /// What each setting that is shown is for, in a line, by its name.
 pub fn descriptions() -> HashMap<String, String> {
     let command = <Cli as clap::CommandFactory>::command();
@@ -195,6 +222,13 @@ impl Config {
     /// The file that they were read from.
     pub fn file(&self) -> Option<&Path> {
         self.typed.file.as_deref()
+    }
+
+    /// What is doubtful about who can read what goes over `--http-listen`.
+    pub fn exposed_http(&self) -> Option<ExposedHttp> {
+        let address = self.http_listen.as_ref()?;
+        let exposed = !address.is_loopback() && !self.http.ssl;
+        exposed.then(|| ExposedHttp { address: address.clone(), passwords: self.http.auth })
     }
 
     /// Names of the settings, archive targets left out, that are not the same in `other`.
@@ -248,6 +282,10 @@ impl Config {
                 .as_deref()
                 .map(|text| text.parse().map_err(|error| value("http-listen", &error)))
                 .transpose()?,
+            http: HttpRules {
+                ssl: settings.http_ssl == Some(Switch::On),
+                auth: settings.http_auth == Some(Switch::On),
+            },
             slot: slot.parse().map_err(|error| value("slot", &error))?,
             store: store_config(&settings)?,
             tls: tls::files(&settings)?,
@@ -417,6 +455,39 @@ mod tests {
     }
 
     #[test]
+    fn what_the_http_port_shows_to_others_is_doubted() {
+        let exposed = |args: &[&str]| {
+            let fixed = [
+                "--upstream",
+                "host=a user=u",
+                "-D",
+                "/tmp/x",
+                "--ssl-cert-file",
+                "c",
+                "--ssl-key-file",
+                "k",
+            ];
+            resolve(&[&fixed[..], args].concat()).unwrap().exposed_http()
+        };
+        assert_eq!(exposed(&[]), None);
+        let on = |address: &str, more: &[&str]| exposed(&[&["--http-listen", address], more].concat());
+        let (ssl, auth) = (["--http-ssl", "on"], ["--http-auth", "on"]);
+        for local in ["9187", "127.0.0.2:9187", "[::1]:9187", "localhost:9187"] {
+            assert_eq!(on(local, &[]), None, "{local}");
+            assert_eq!(on(local, &auth), None, "{local}");
+        }
+        for address in ["0.0.0.0:9187", "192.0.2.7:9187", "[::]:9187", "relay.example:9187"] {
+            let open = on(address, &[]).expect(address);
+            assert_eq!((open.address.to_string().as_str(), open.passwords), (address, false));
+            assert!(open.to_string().contains("--http-auth"), "{open}");
+            let clear = on(address, &auth).expect(address);
+            assert!(clear.passwords && clear.to_string().contains("passwords"), "{clear}");
+            assert_eq!(on(address, &[ssl, auth].concat()), None);
+            assert_eq!(on(address, &ssl), None);
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let check = |args: &[&str], expected: &str| {
             let text = resolve(args).unwrap_err().to_string();
@@ -443,6 +514,7 @@ mod tests {
         tls(&["--ssl-cert-file", "c"], "invalid value for --ssl-cert-file: needs --ssl-key-file");
         tls(&["--ssl-key-file", "k"], "invalid value for --ssl-key-file: needs --ssl-cert-file");
         tls(&["--ssl-ca-file", "a"], "invalid value for --ssl-ca-file: needs --ssl-cert-file");
+        tls(&["--http-ssl", "on"], "invalid value for --http-ssl: needs --ssl-cert-file");
         let on = ["--ssl-cert-file", "c", "--ssl-key-file", "k"];
         let tls = |args: &[&str], expected: &str| tls(&[&on[..], args].concat(), expected);
         tls(&["--ssl-crl-file", "a"], "invalid value for --ssl-crl-file: needs --ssl-ca-file");

@@ -1,6 +1,6 @@
 //! `--ssl-*`: which go together.
 
-use super::cli::Settings;
+use super::cli::{Settings, Switch};
 use super::{ConfigError, value};
 use crate::conninfo::TlsVersion;
 use crate::wire::TlsFiles;
@@ -18,6 +18,9 @@ pub(super) fn files(settings: &Settings) -> Result<Option<TlsFiles>, ConfigError
     let (ca, crl) = (settings.ssl_ca_file.clone(), settings.ssl_crl_file.clone());
     if crl.is_some() && ca.is_none() {
         return needs("ssl-crl-file", "ssl-ca-file");
+    }
+    if settings.http_ssl == Some(Switch::On) && settings.ssl_cert_file.is_none() {
+        return needs("http-ssl", "ssl-cert-file");
     }
     match (settings.ssl_cert_file.clone(), settings.ssl_key_file.clone()) {
         (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, ca, crl, min_version, max_version })),

@@ -112,6 +112,15 @@ async fn configuration(config: &Config) -> Vec<Finding> {
             );
         }
     }
+    if let Some(exposed) = config.exposed_http() {
+        let remedy = match exposed.passwords {
+            true => finding::remedy(["--http-ssl on, with --ssl-cert-file and --ssl-key-file"]),
+            false => finding::remedy([
+                "--http-auth on and --http-ssl on, or --http-listen with a port alone, which is one of the loopback interface",
+            ]),
+        };
+        found.warning("http_exposed", exposed.to_string(), remedy);
+    }
     found.into_inner()
 }
 

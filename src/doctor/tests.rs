@@ -954,7 +954,7 @@ fn the_manual_lists_the_codes() {
     // As the second argument of `found.error` and its kin, and where those are chosen.
     let code = regex::Regex::new(r#""([a-z_]+)""#).unwrap();
     let families =
-        "archive_ certificate clock_ configuration consumer_ disk_ relay_ restore_ slot_ upstream_";
+        "archive_ certificate clock_ configuration consumer_ disk_ http_ relay_ restore_ slot_ upstream_";
     for part in std::fs::read_dir(format!("{ROOT}src/doctor")).unwrap() {
         let name = part.unwrap().file_name().into_string().unwrap();
         if name == "tests.rs" {

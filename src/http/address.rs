@@ -1,6 +1,7 @@
 //! `--http-listen`.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// Where to listen.
@@ -12,6 +13,14 @@ pub struct HttpAddr {
     pub port: u16,
 }
 
+impl HttpAddr {
+    /// Whether it is one of this machine only, as far as it says that itself.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<IpAddr>();
+        address.map_or_else(|_| self.host.eq_ignore_ascii_case("localhost"), |it| it.is_loopback())
+    }
+}
+
 /// The text is no address.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("\"{0}\" is not PORT, for the loopback interface, ADDRESS:PORT or [IPv6]:PORT")]
@@ -20,7 +29,7 @@ pub struct ParseHttpAddrError(String);
 impl FromStr for HttpAddr {
     type Err = ParseHttpAddrError;
 
-    /// A bare port is one of the loopback interface: what is shown there has no login.
+    /// A bare port is one of the loopback interface: what is shown there is for everybody who can reach it, without more said.
     fn from_str(text: &str) -> Result<HttpAddr, ParseHttpAddrError> {
         let bad = || ParseHttpAddrError(text.to_owned());
         let (host, port) = text.rsplit_once(':').unwrap_or(("127.0.0.1", text));

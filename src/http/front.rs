@@ -1,15 +1,19 @@
 //! What all answers have in common: what is watched, who may ask by which name, and how much may be on its way.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::status::Watched;
+use super::door::{Door, told};
+use crate::downstream::Visitor;
+use crate::status::{Running, Status, Watched};
 
 /// What answers of any length may take in memory altogether, kB: those who read slowly must not fill it.
 const MOST: u32 = 8 << 10;
@@ -18,6 +22,7 @@ const MOST: u32 = 8 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Front {
     pub(super) watched: Arc<Watched>,
+    pub(super) door: Door,
     /// The host of `--http-listen`, if that is the loopback interface.
     local: Option<Arc<str>>,
     room: Arc<Semaphore>,
@@ -25,16 +30,37 @@ pub(super) struct Front {
     turn: Arc<Semaphore>,
 }
 
-/// The request names this machine, or we are to be reached from elsewhere anyway.
+/// The same, asked by somebody.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    front: Front,
+    visitor: Arc<Visitor>,
+}
+
+/// Somebody who may see the relay: the request names this machine, or we are to be reached from elsewhere anyway; and a login was
+/// good, where that is demanded.
 ///
 /// A page from anywhere may have its own name lead to the loopback interface, and would read what a browser on this machine can
 /// (DNS rebinding); but it cannot have the browser say another name than its own.
-pub(super) struct Here;
+pub(super) struct Admitted {
+    front: Front,
+    /// Everything, and not only how far the start is.
+    sees_all: bool,
+}
+
+/// Whether whoever asks only how the relay is may be told why. Probes get their answer whatever name they ask by, and without a login.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Details(bool);
+
+/// What should have been answered could not be made; the panic has been told of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed;
 
 impl Front {
-    pub(super) fn new(watched: Arc<Watched>, local: Option<&str>) -> Front {
+    pub(super) fn new(watched: Arc<Watched>, door: Door, local: Option<&str>) -> Front {
         Front {
             watched,
+            door,
             local: local.map(Into::into),
             room: Arc::new(Semaphore::new(MOST as usize)),
             turn: Arc::new(Semaphore::new(1)),
@@ -48,17 +74,27 @@ impl Front {
         Some(Bytes::from_owner(Text { text, _room: permit }))
     }
 
-    /// Does what takes a processor for long where nobody else needs it, one after the other. `None` if it panicked.
+    /// Does what takes a processor for long where nobody else needs it, one after the other.
     pub(super) async fn in_turn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
-        let turn = self.turn.clone().acquire_owned().await.ok()?;
+    ) -> Result<T, Failed> {
+        let turn = self.turn.clone().acquire_owned().await.map_err(|_| Failed)?;
         let work = move || {
             let _turn = turn;
             work()
         };
-        tokio::task::spawn_blocking(work).await.ok()
+        tokio::task::spawn_blocking(work).await.map_err(|_| Failed)
+    }
+
+    /// What is made of the relay's status, in its turn: of a thousand consumers it takes a while.
+    pub(super) async fn of_status<T: Send + 'static>(
+        &self,
+        running: &Running,
+        make: impl FnOnce(&Status) -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        let sources = running.sources.clone();
+        self.in_turn(move || make(&Status::now(&sources))).await
     }
 
     fn may_be_called(&self, host: &str) -> bool {
@@ -73,17 +109,60 @@ impl Front {
     }
 }
 
-impl FromRequestParts<Front> for Here {
-    type Rejection = (StatusCode, [(header::HeaderName, &'static str); 1], &'static str);
+impl Details {
+    /// What is told: `all`, or in a few words that name nothing of the relay's.
+    pub(super) fn or(self, few: &str, all: &str) -> String {
+        if self.0 { all } else { few }.to_owned()
+    }
+}
 
-    async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Here, Self::Rejection> {
+impl Asked {
+    pub(super) fn new(front: Front, visitor: Visitor) -> Asked {
+        Asked { front, visitor: Arc::new(visitor) }
+    }
+}
+
+impl FromRef<Asked> for Front {
+    fn from_ref(asked: &Asked) -> Front {
+        asked.front.clone()
+    }
+}
+
+impl Admitted {
+    /// Everything of a relay whose start is over, for whom it is for.
+    pub(super) fn running(&self) -> Option<&Running> {
+        self.front.watched.running().filter(|_| self.sees_all)
+    }
+}
+
+impl FromRequestParts<Asked> for Admitted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, asked: &Asked) -> Result<Admitted, Response> {
+        let front = &asked.front;
         let host = parts.headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
         // A browser always says one.
-        if host.is_none_or(|host| front.may_be_called(host)) {
-            return Ok(Here);
+        if !host.is_none_or(|host| front.may_be_called(host)) {
+            let why = "this is for who comes to localhost or an address: let the proxy send that as Host\n";
+            return Err((StatusCode::MISDIRECTED_REQUEST, told(why)).into_response());
         }
-        let why = "this is for who comes to localhost or an address: let the proxy send that as Host\n";
-        Err((StatusCode::MISDIRECTED_REQUEST, [(header::CONTENT_TYPE, super::answers::TEXT)], why))
+        let sees_all = front.door.admit(&asked.visitor, &parts.headers).await?;
+        Ok(Admitted { front: front.clone(), sees_all })
+    }
+}
+
+impl FromRequestParts<Asked> for Details {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, asked: &Asked) -> Result<Details, Infallible> {
+        let admitted = Admitted::from_request_parts(parts, asked).await;
+        Ok(Details(admitted.is_ok_and(|admitted| admitted.sees_all)))
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
     }
 }
 
@@ -100,11 +179,12 @@ impl AsRef<[u8]> for Text {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HttpRules;
     use super::*;
     use crate::events::Events;
 
     fn front(local: Option<&str>) -> Front {
-        Front::new(Arc::new(Watched::new(Events::default())), local)
+        Front::new(Arc::new(Watched::new(Events::default())), Door::new(HttpRules::default()), local)
     }
 
     #[test]
@@ -121,6 +201,16 @@ mod tests {
             assert!(!front_here.may_be_called(host), "{host}");
         }
         assert!(front(None).may_be_called("relay.example:9187"));
+    }
+
+    /// On a runtime of one thread, which has to be free for that.
+    #[tokio::test]
+    async fn what_takes_long_holds_up_nobody_else() {
+        let (go, wait) = std::sync::mpsc::channel();
+        let front = front(None);
+        let work = front.in_turn(move || wait.recv_timeout(std::time::Duration::from_secs(30)).is_ok());
+        let (done, ()) = tokio::join!(work, async { go.send(()).expect("it waits") });
+        assert!(done.expect("it does not panic"));
     }
 
     #[test]

@@ -2,44 +2,50 @@
 //! watches it.
 //!
 //! ```text
-//! accept loop ──> connection: head within 5 s, at most 16 kB ──> Watched: Status, History ──> one answer
-//!                 closed after a minute, whatever it does, or when it is the oldest of too many
+//! accept loop ──> connection: handshake, head within 5 s each, at most 16 kB ──> login ──> Watched: Status, History ──> one answer
+//!                 closed after a minute, whatever it does, or when it is the oldest of those who have too many
 //! ```
 //!
 //! It is there before anything is recovered, and until everything else has stopped; a restart passes its socket on. It answers from
 //! memory only, so it answers while disks, the upstream and archives hang. It can hold up nobody: there are few connections, each for
 //! one request and a limited time, whose descriptors are out of those that the relay keeps for itself, and nothing else waits for
-//! them. Whoever comes gets a place, so that those who only hold theirs keep nobody out. Nothing can be changed through it. There is
-//! no login and no TLS, so it listens on the loopback interface unless it is told another address.
+//! them. Whoever comes gets a place, so that those who only hold theirs keep nobody out. Nothing can be changed through it. Without
+//! being told so it asks for no login and speaks no TLS ([`Door`]), so it listens on the loopback interface unless it is told another
+//! address.
 
 mod address;
 mod answers;
+mod door;
 mod front;
 mod page;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::descriptors::Repeated;
+use crate::downstream::{Pending, Visitor};
 use crate::sockets::{For, Sockets};
 use crate::status::Watched;
-use front::Front;
+use door::Entered;
+use front::{Asked, Front};
 
 pub use address::{HttpAddr, ParseHttpAddrError};
+pub use door::{Door, HttpRules};
 
-/// Connections at a time; where there would be more, the oldest goes.
+/// Connections at a time; where there would be more, the oldest of the address with the most goes.
 pub const CONNECTIONS: usize = 32;
 /// How long the head of a request may take, also of the first one.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
@@ -80,12 +86,13 @@ impl Http {
     pub async fn bind(
         address: &HttpAddr,
         watched: Arc<Watched>,
+        door: Door,
         sockets: &Sockets,
     ) -> Result<Http, HttpError> {
         let failed = |source| HttpError { address: address.to_string(), source };
         let listener = listen(address, sockets).await.map_err(failed)?;
         let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-        let front = Front::new(watched, is_local.then_some(address.host.as_str()));
+        let front = Front::new(watched, door, is_local.then_some(address.host.as_str()));
         Ok(Http { listener, front })
     }
 
@@ -96,8 +103,9 @@ impl Http {
 
     /// Serves until told to stop; connections that are open then are closed after a moment.
     pub async fn run(self, stop: CancellationToken) {
-        let (mut open, mut connections) = (VecDeque::<AbortHandle>::new(), JoinSet::new());
-        let (mut failed, mut too_many) = (Repeated::default(), Repeated::default());
+        let mut connections = JoinSet::new();
+        let open = Arc::new(Pending::new(CONNECTIONS, "over HTTP"));
+        let mut failed = Repeated::default();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -118,20 +126,11 @@ impl Http {
                 }
             };
             match accepted {
-                Ok((socket, _)) => {
-                    open.retain(|connection| !connection.is_finished());
-                    if open.len() >= CONNECTIONS
-                        && let Some(oldest) = open.pop_front()
-                    {
-                        oldest.abort();
-                        if let Some(count) = too_many.note(std::time::Instant::now()) {
-                            tracing::warn!(
-                                count,
-                                "closed an HTTP connection: {CONNECTIONS} were open, and another one came"
-                            );
-                        }
-                    }
-                    open.push_back(connections.spawn(serve(socket, self.front.clone())));
+                Ok((socket, address)) => {
+                    let (place, front) = (open.admit(Some(address.ip().into())), self.front.clone());
+                    connections.spawn(async move {
+                        place.dropped.run_until_cancelled(serve(socket, address, front)).await;
+                    });
                 }
                 Err(error) => {
                     if let Some(count) = failed.note(std::time::Instant::now()) {
@@ -158,15 +157,33 @@ async fn listen(address: &HttpAddr, sockets: &Sockets) -> io::Result<TcpListener
     Ok(listener)
 }
 
-async fn serve(socket: TcpStream, front: Front) {
-    let service = TowerToHyperService::new(answers::router(front));
+async fn serve(socket: TcpStream, address: SocketAddr, front: Front) {
+    let visitor = Visitor { address, ssl: false, certificate: None };
+    if !front.door.rules().ssl {
+        return answer(socket, answers::router(Asked::new(front, visitor))).await;
+    }
+    match front.door.enter(socket).await {
+        Some(Entered::Tls(stream, certificate)) => {
+            let visitor = Visitor { ssl: true, certificate, ..visitor };
+            answer(stream, answers::router(Asked::new(front, visitor))).await;
+        }
+        Some(Entered::Plain(socket)) => {
+            front.door.note_unencrypted(&visitor);
+            answer(socket, answers::unencrypted()).await;
+        }
+        None => {}
+    }
+}
+
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send, router: Router) {
+    let service = TowerToHyperService::new(router);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
         .keep_alive(false)
         .max_headers(HEADERS)
         .max_buf_size(HEAD_SIZE);
-    let connection = http.serve_connection(TokioIo::new(socket), service);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = tokio::time::timeout(LIMIT, connection).await {
         tracing::debug!("an HTTP connection failed: {error}");
     }

@@ -1,12 +1,11 @@
 //! The page: files that are part of the program, and what browsers are told of them.
 
 use axum::Router;
-use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::front::{Front, Here};
+use super::front::{Admitted, Asked};
 
 /// Nothing comes from elsewhere, nothing in the page's own text is run, and nobody shows the page inside of theirs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -38,10 +37,9 @@ pub(super) const ASSETS: [Asset; 5] = [
 ];
 
 /// A route for each.
-pub(super) fn routes(router: Router<Front>) -> Router<Front> {
+pub(super) fn routes(router: Router<Asked>) -> Router<Asked> {
     ASSETS.iter().fold(router, |router, asset| {
-        let answer =
-            move |_: State<Front>, _: Here, headers: HeaderMap| async move { asset.answer(&headers) };
+        let answer = move |_: Admitted, headers: HeaderMap| async move { asset.answer(&headers) };
         router.route(asset.path, get(answer))
     })
 }

@@ -1,5 +1,7 @@
 //! The listener, asked as programs and strangers ask.
 
+mod guarded;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ struct Served {
     address: SocketAddr,
     scene: Scene,
     watched: Arc<Watched>,
+    door: Door,
     stop: CancellationToken,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -26,9 +29,14 @@ impl Served {
     /// A relay that runs.
     fn start() -> Served {
         let served = Served::starting();
-        let sources = &served.scene.sources;
-        served.watched.note_running(sources.clone(), Arc::new(History::new(sources.clone())));
+        served.go_on();
         served
+    }
+
+    /// Its start is over.
+    fn go_on(&self) {
+        let sources = &self.scene.sources;
+        self.watched.note_running(sources.clone(), Arc::new(History::new(sources.clone())));
     }
 
     /// A relay whose start is not over.
@@ -39,12 +47,12 @@ impl Served {
         let stop = CancellationToken::new();
         let any = "0".parse().unwrap();
         let watched = Arc::new(Watched::new(Events::default()));
-        let sockets = crate::sockets::Sockets::default();
-        let http = Http::bind(&any, watched.clone(), &sockets);
+        let (sockets, door) = (crate::sockets::Sockets::default(), Door::new(HttpRules::default()));
+        let http = Http::bind(&any, watched.clone(), door.clone(), &sockets);
         let http = runtime.block_on(http).unwrap();
         let address = http.address().unwrap();
         runtime.spawn(http.run(stop.clone()));
-        Served { address, scene, watched, stop, runtime: Some(runtime) }
+        Served { address, scene, watched, door, stop, runtime: Some(runtime) }
     }
 
     fn connect(&self) -> TcpStream {
@@ -188,8 +196,7 @@ fn a_relay_that_starts_is_alive_and_not_ready_and_says_what_it_does() {
         assert_eq!(json(&answer)["starting"], "beginning to listen");
     }
     assert!(served.get("/").starts_with("HTTP/1.1 200"));
-    let sources = &served.scene.sources;
-    served.watched.note_running(sources.clone(), Arc::new(History::new(sources.clone())));
+    served.go_on();
     assert!(served.get("/readyz").starts_with("HTTP/1.1 200"));
     assert_eq!(body(&served.get("/livez")), "alive\n");
 }
@@ -281,11 +288,18 @@ fn the_page_runs_nothing_but_its_own_files() {
 #[test]
 fn a_name_that_somebody_else_has_chosen_is_not_answered() {
     let served = Served::start();
-    for path in ["/", "/api/status", "/api/history", "/page.js"] {
+    for path in ["/", "/api/status", "/api/history", "/page.js", "/metrics"] {
         let answer = served.get_with(path, "Host: evil.example:9187");
         assert!(answer.starts_with("HTTP/1.1 421"), "{path}: {answer}");
     }
-    for path in ["/metrics", "/livez", "/readyz", "/healthz"] {
-        assert!(served.get_with(path, "Host: relay.example").starts_with("HTTP/1.1 200"), "{path}");
+    // Probes are answered, and told nothing of the relay's.
+    for (path, few) in
+        [("/livez", "alive\n"), ("/readyz", "ready\n"), ("/healthz", "somebody should look at it\n")]
+    {
+        let answer = served.get_with(path, "Host: evil.example");
+        assert!(answer.starts_with("HTTP/1.1 200") && body(&answer) == few, "{path}: {answer}");
     }
+    served.scene.sources.note_stop();
+    let answer = served.get_with("/readyz", "Host: evil.example");
+    assert!(answer.starts_with("HTTP/1.1 503") && body(&answer) == "not ready\n", "{answer}");
 }

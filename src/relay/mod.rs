@@ -38,7 +38,7 @@ use crate::downstream::{
 use crate::error::RelayError;
 use crate::events::Events;
 use crate::gateway::{Gateway, GatewayConfig};
-use crate::http::Http;
+use crate::http::{Door, Http};
 use crate::log::LevelSwitch;
 use crate::notify::Notifier;
 use crate::parts::{PartEnded, Tasks, how_ended};
@@ -150,11 +150,12 @@ impl Watching {
     async fn start(
         config: &Config,
         watched: &Arc<Watched>,
+        door: &Door,
         sockets: &Sockets,
     ) -> Result<Watching, RelayError> {
         let mut watching = Watching::default();
         let Some(address) = &config.http_listen else { return Ok(watching) };
-        let http = match Http::bind(address, watched.clone(), sockets).await {
+        let http = match Http::bind(address, watched.clone(), door.clone(), sockets).await {
             // Nobody looks for the address when it is another relay that has everything.
             Err(error) => {
                 return Err(offline::in_use(&config.store.data_dir).map_or(error.into(), Into::into));
@@ -236,11 +237,13 @@ impl Relay {
         let watched = Arc::new(Watched::new(events.clone()));
         let watchdog = Watchdog::start(notifier.clone(), &Handle::current())
             .map_err(|source| RelayError::System { action: "could not start the watchdog", source })?;
-        let watching = Watching::start(&config, &watched, &handover.sockets).await?;
+        let door = Door::new(config.http);
+        let watching = Watching::start(&config, &watched, &door, &handover.sockets).await?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
         let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
         let certificate_end = access.tls.as_ref().and_then(ServerTls::ends_at);
         let access = Arc::new(SharedAccess::new(access));
+        door.note_access(access.clone());
         let descriptors = raise_descriptors(&config);
         let opened = Store::open_telling(config.store.clone(), watched.opening().clone());
         let (store, writer, background) = opened?;
@@ -285,6 +288,7 @@ impl Relay {
             shutdown.clone(),
         )
         .await?;
+        door.note_doorkeeper(downstream.doorkeeper()?);
         for address in downstream.addresses() {
             tracing::info!("listening on {address}");
             match address {
@@ -322,6 +326,7 @@ impl Relay {
             recall,
             gateway,
             timeouts.clone(),
+            door,
             status.clone(),
         );
         watchdog.watch(background.hearts().into_iter().chain([receiver.heart()]));
@@ -665,6 +670,9 @@ fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
         .map_or_else(|| Ok(Idents::default()), |path| Idents::load(&path))?;
     at.note("the directories of the files that are named".to_owned());
     warn_of_parents(config);
+    if let Some(exposed) = config.exposed_http() {
+        tracing::warn!("{exposed}");
+    }
     at.note("the TLS files".to_owned());
     let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
     for warning in hba.check_tls(tls.as_ref().map(ServerTls::verifies_clients))? {

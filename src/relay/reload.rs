@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::downstream::{Access, SharedAccess, SharedRules};
 use crate::error::RelayError;
 use crate::gateway::Gateway;
+use crate::http::Door;
 use crate::lane::{Lane, PATIENCE};
 use crate::log::LevelSwitch;
 use crate::notify::Notifier;
@@ -25,7 +26,9 @@ use crate::store::{KeepSizes, Store, StoreConfig};
 use crate::wire::ServerTls;
 
 /// Settings that are in effect at once, for new connections.
-const ACCESS: [&str; 17] = [
+const ACCESS: [&str; 19] = [
+    "http-ssl",
+    "http-auth",
     "max-connections",
     "max-user-connections",
     "max-wal-senders",
@@ -106,6 +109,7 @@ pub(super) struct Reload {
     recall: Arc<Recall>,
     gateway: Arc<Gateway>,
     timeouts: Timeouts,
+    door: Door,
     status: Arc<Sources>,
 }
 
@@ -121,6 +125,7 @@ impl Reload {
         recall: Arc<Recall>,
         gateway: Arc<Gateway>,
         timeouts: Timeouts,
+        door: Door,
         status: Arc<Sources>,
     ) -> Arc<Reload> {
         let (started, read) = (config.clone(), Mutex::new(config));
@@ -135,6 +140,7 @@ impl Reload {
             recall,
             gateway,
             timeouts,
+            door,
             status,
         })
     }
@@ -183,7 +189,9 @@ impl Reload {
     fn apply(&self, fresh: Fresh) {
         let Fresh { config: new, access, targets, sources } = fresh;
         self.status.set_certificate_end(access.tls.as_ref().and_then(ServerTls::ends_at));
+        // One after the other: a connection between the two finds no certificate, and is closed.
         self.access.replace(access);
+        self.door.set_rules(new.http);
         self.rules.replace(session_rules(&new));
         self.timeouts.shutdown.replace(new.shutdown_timeout);
         self.timeouts.wal_receiver.replace(new.wal_receiver_timeout);
@@ -322,6 +330,8 @@ mod tests {
             "7s",
             "--sql-overlay",
             "off",
+            "--http-auth",
+            "on",
             "--log-level",
             "warn",
             "--log-connections",

@@ -110,6 +110,8 @@ fn before_the_first_start(server: &Server) {
     assert_eq!(found, (Some(0), Vec::new()), "{found:#?}");
     let wrong = relay_below(&primary).arg("--ident-file").arg("/nowhere/ident.conf").prepare();
     finds(&doctor(&wrong, &[]), "configuration", "/nowhere/ident.conf");
+    let open = doctor(&relay, &["--http-listen", "0.0.0.0:9187"]);
+    finds(&open, "http_exposed", "--http-auth on and --http-ssl on");
     primary.stop();
     finds(&doctor(&relay, &[]), "upstream_unreachable", "listen_addresses");
 }

@@ -31,6 +31,7 @@ mod fork;
 mod frozen;
 mod full_disk;
 mod holes;
+mod http;
 mod idle;
 mod init;
 mod journal;

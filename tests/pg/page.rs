@@ -6,22 +6,30 @@ use std::net::TcpStream;
 
 use serde_json::Value;
 use walrelay_testkit::{
-    Browser, Cluster, Consumer, Port, Scratch, Server, browser, on_one_version, wait_until,
+    Browser, Certificates, Cluster, Consumer, Port, Scratch, Server, browser, on_one_version, wait_until,
 };
 
 use crate::relay_below;
 
-on_one_version!(the_page_shows_what_psql_says, a_relay_that_is_away_is_said_and_its_last_picture_stays);
+on_one_version!(
+    the_page_shows_what_psql_says,
+    a_relay_that_is_away_is_said_and_its_last_picture_stays,
+    the_page_is_there_for_who_logs_in_over_tls,
+);
 
 /// What a name would do if it were taken for markup.
 const HOSTILE: &str = "<img src=x onerror=alert(1)><script>window.taken=1</script>";
 
 fn chromium() -> Option<Browser> {
+    chromium_with(&[])
+}
+
+fn chromium_with(options: &[&str]) -> Option<Browser> {
     let found = browser::find();
     if found.is_none() {
         eprintln!("not checked: the page in a browser (Debian's package chromium, or WALRELAY_CHROMIUM)");
     }
-    found.map(|program| Browser::start(&program))
+    found.map(|program| Browser::start_with(&program, options))
 }
 
 /// The texts of a table's cells, each row joined with |.
@@ -208,4 +216,27 @@ fn a_relay_that_is_away_is_said_and_its_last_picture_stays(server: &Server) {
     assert!(TcpStream::connect(("127.0.0.1", port.number())).is_ok());
     wait_until("the page to go on", || page.text(state) == "all is well");
     assert_eq!(page.ask("document.getElementById('away').hidden"), Value::Bool(true));
+}
+
+fn the_page_is_there_for_who_logs_in_over_tls(server: &Server) {
+    // The browser does not know the authority.
+    let Some(mut page) = chromium_with(&["--ignore-certificate-errors"]) else { return };
+    let primary = Cluster::builder(server).start();
+    primary.sql("create role watcher login password 'sword:fish' in role pg_monitor");
+    let (certificates, port) = (Certificates::new(), Port::take());
+    let rules =
+        "hostssl walrelay all 127.0.0.1/32 scram-sha-256\nhost all,replication postgres 127.0.0.1/32 trust\n";
+    let relay = relay_below(&primary).hba(rules).tls(&certificates).arg("--auth-query");
+    let relay = relay.arg("--http-listen").arg(&port.number().to_string());
+    let relay = relay.arg("--http-ssl").arg("on").arg("--http-auth").arg("on").start();
+    relay.create_slot("s1");
+    let (state, slots) =
+        ("document.getElementById('state')?.textContent", "document.getElementById('slots')?.textContent");
+    page.open(&format!("https://watcher:sword%3Afish@localhost:{}/", port.number()));
+    wait_until("the page to show the relay", || page.text(state) == "all is well");
+    assert!(page.text(slots).contains("s1"), "{}", page.text(slots));
+    // The browser sends the login with what the page asks for, and over time.
+    relay.create_slot("s2");
+    wait_until("the page to go on", || page.text(slots).contains("s2"));
+    assert_eq!(page.complaints(), [""; 0]);
 }

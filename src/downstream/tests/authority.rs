@@ -17,21 +17,21 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use crate::conninfo::TlsVersion;
 use crate::wire::TlsFiles;
 
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: tempfile::TempDir,
 }
 
 #[derive(Clone)]
-pub(super) struct Identity {
-    pub(super) der: CertificateDer<'static>,
+pub(crate) struct Identity {
+    pub(crate) der: CertificateDer<'static>,
     pem: String,
     key: Arc<KeyPair>,
 }
 
 impl Authority {
     /// Its own certificate is in `root.crt`; the server's, for `localhost`, in `server.crt` and `server.key`.
-    pub(super) fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -43,11 +43,11 @@ impl Authority {
         authority
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub(super) fn issue(&self, common_name: &str, serial: u64) -> Identity {
+    pub(crate) fn issue(&self, common_name: &str, serial: u64) -> Identity {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Example");
@@ -59,13 +59,13 @@ impl Authority {
     }
 
     /// Makes it the server's.
-    pub(super) fn install(&self, identity: &Identity) {
+    pub(crate) fn install(&self, identity: &Identity) {
         std::fs::write(self.path("server.crt"), &identity.pem).unwrap();
         write_key(&self.path("server.key"), &identity.key.serialize_pem());
     }
 
     /// `root.crl`, with these serial numbers.
-    pub(super) fn revoke(&self, serials: &[u64]) {
+    pub(crate) fn revoke(&self, serials: &[u64]) {
         let revoked = |&serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: date_time_ymd(2024, 1, 1),
@@ -85,7 +85,7 @@ impl Authority {
     }
 
     /// TLS without client certificates.
-    pub(super) fn files(&self) -> TlsFiles {
+    pub(crate) fn files(&self) -> TlsFiles {
         TlsFiles {
             cert: self.path("server.crt"),
             key: self.path("server.key"),
@@ -97,12 +97,12 @@ impl Authority {
     }
 
     /// TLS with client certificates of this authority.
-    pub(super) fn files_with_ca(&self) -> TlsFiles {
+    pub(crate) fn files_with_ca(&self) -> TlsFiles {
         TlsFiles { ca: Some(self.path("root.crt")), ..self.files() }
     }
 
     /// A client that trusts this authority.
-    pub(super) fn client(&self) -> ClientTls<'_> {
+    pub(crate) fn client(&self) -> ClientTls<'_> {
         ClientTls { authority: self, identity: None, alpn: &[b"postgresql"], version: TlsVersion::V13 }
     }
 }
@@ -113,15 +113,15 @@ fn write_key(path: &Path, pem: &str) {
 }
 
 /// How a client shakes hands.
-pub(super) struct ClientTls<'a> {
-    pub(super) authority: &'a Authority,
-    pub(super) identity: Option<Identity>,
-    pub(super) alpn: &'static [&'static [u8]],
-    pub(super) version: TlsVersion,
+pub(crate) struct ClientTls<'a> {
+    pub(crate) authority: &'a Authority,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) alpn: &'static [&'static [u8]],
+    pub(crate) version: TlsVersion,
 }
 
 impl ClientTls<'_> {
-    pub(super) fn connector(&self) -> TlsConnector {
+    pub(crate) fn connector(&self) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.issuer.der().clone()).unwrap();
         let version = if self.version == TlsVersion::V12 { &TLS12 } else { &TLS13 };

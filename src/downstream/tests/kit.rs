@@ -20,37 +20,38 @@ use crate::auth::users::Users;
 use crate::conninfo::{ConnInfo, Environment};
 use crate::descriptors::Descriptors;
 use crate::downstream::{
-    Access, BoundAddr, Downstream, DownstreamConfig, Limits, ListenAddr, Registry, ServeError, SharedAccess,
+    Access, BoundAddr, Doorkeeper, Downstream, DownstreamConfig, Limits, ListenAddr, Registry, ServeError,
+    SharedAccess,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::store::{Background, Identity, Store, StoreConfig, UpstreamParameters, WalWrite, Writer};
 use crate::upstream::Following;
 use crate::wire::{ServerTls, TlsFiles};
 
-pub(super) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
-pub(super) const SEG: u64 = 1 << 20;
-pub(super) const START: Lsn = Lsn::new(3 * SEG);
+pub(crate) const SYSTEM_ID: u64 = 7_123_456_789_012_345_678;
+pub(crate) const SEG: u64 = 1 << 20;
+pub(crate) const START: Lsn = Lsn::new(3 * SEG);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-pub(super) struct Options {
-    pub(super) version: &'static str,
-    pub(super) hba: &'static str,
-    pub(super) users: &'static str,
+pub(crate) struct Options {
+    pub(crate) version: &'static str,
+    pub(crate) hba: &'static str,
+    pub(crate) users: &'static str,
     /// What `roles.toml` says.
-    pub(super) roles: &'static str,
-    pub(super) max_wal_senders: usize,
-    pub(super) max_connections: usize,
-    pub(super) max_user_connections: usize,
-    pub(super) max_failed_logins: u32,
-    pub(super) tls: Option<TlsFiles>,
-    pub(super) authentication_timeout: Duration,
-    pub(super) with_wal: bool,
-    pub(super) shutdown_timeout: Duration,
+    pub(crate) roles: &'static str,
+    pub(crate) max_wal_senders: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_user_connections: usize,
+    pub(crate) max_failed_logins: u32,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) authentication_timeout: Duration,
+    pub(crate) with_wal: bool,
+    pub(crate) shutdown_timeout: Duration,
     /// Copies of WAL elsewhere.
-    pub(super) sources: Vec<Arc<dyn Source>>,
-    pub(super) wal_keep_size: u64,
-    pub(super) max_slot_wal_keep_size: Option<u64>,
-    pub(super) descriptors: Descriptors,
+    pub(crate) sources: Vec<Arc<dyn Source>>,
+    pub(crate) wal_keep_size: u64,
+    pub(crate) max_slot_wal_keep_size: Option<u64>,
+    pub(crate) descriptors: Descriptors,
 }
 
 impl Default for Options {
@@ -76,18 +77,19 @@ impl Default for Options {
     }
 }
 
-pub(super) struct Relay {
-    pub(super) address: std::net::SocketAddr,
-    pub(super) socket_path: std::path::PathBuf,
-    pub(super) store: Arc<Store>,
-    pub(super) shutdown: CancellationToken,
-    pub(super) registry: Arc<Registry>,
-    pub(super) access: Arc<SharedAccess>,
-    pub(super) running: JoinHandle<Result<(), ServeError>>,
-    pub(super) writer: Writer,
-    pub(super) wal: WalGenerator,
+pub(crate) struct Relay {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) socket_path: std::path::PathBuf,
+    pub(crate) store: Arc<Store>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) access: Arc<SharedAccess>,
+    pub(crate) doorkeeper: Doorkeeper,
+    pub(crate) running: JoinHandle<Result<(), ServeError>>,
+    pub(crate) writer: Writer,
+    pub(crate) wal: WalGenerator,
     _background: Background,
-    pub(super) dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 fn parameters(version: &str) -> UpstreamParameters {
@@ -116,7 +118,7 @@ fn known(users: &str) -> String {
     missing.map(|role| format!("\"{role}\" \"\"\n")).collect()
 }
 
-pub(super) fn access(hba: &str, users: &str) -> Access {
+pub(crate) fn access(hba: &str, users: &str) -> Access {
     Access {
         hba: if hba.is_empty() { Hba::builtin() } else { Hba::parse(Path::new("hba"), hba).unwrap() },
         users: Users::parse(Path::new("users"), &(known(users) + users)).unwrap(),
@@ -128,11 +130,11 @@ pub(super) fn access(hba: &str, users: &str) -> Access {
 }
 
 impl Relay {
-    pub(super) async fn start() -> Relay {
+    pub(crate) async fn start() -> Relay {
         Relay::with(Options::default()).await
     }
 
-    pub(super) async fn with(options: Options) -> Relay {
+    pub(crate) async fn with(options: Options) -> Relay {
         let dir = crate::permissions::private_tempdir();
         let config = StoreConfig {
             data_dir: dir.path().join("data"),
@@ -202,7 +204,8 @@ impl Relay {
         let [BoundAddr::Tcp(address), BoundAddr::Unix(socket_path)] = &addresses[..] else {
             panic!("{addresses:?}")
         };
-        let registry = downstream.registry().clone();
+        let (registry, doorkeeper) =
+            (downstream.registry().clone(), downstream.doorkeeper().expect("there are random bytes"));
         Relay {
             address: *address,
             socket_path: socket_path.clone(),
@@ -210,6 +213,7 @@ impl Relay {
             shutdown,
             registry,
             access,
+            doorkeeper,
             running: tokio::spawn(downstream.run()),
             writer,
             wal,
@@ -219,7 +223,7 @@ impl Relay {
     }
 
     /// More WAL arrives from upstream; returns its bytes. It ends with a record.
-    pub(super) fn receive(&mut self, make: impl FnOnce(&mut WalGenerator)) -> Vec<u8> {
+    pub(crate) fn receive(&mut self, make: impl FnOnce(&mut WalGenerator)) -> Vec<u8> {
         let at = self.wal.position().rewind(self.wal.bytes().len() as u64);
         make(&mut self.wal);
         let bytes = self.wal.take();
@@ -229,7 +233,7 @@ impl Relay {
     }
 
     /// The upstream has switched to timeline `tli` where our WAL ends.
-    pub(super) fn switch_timeline(&mut self, tli: u32) -> Lsn {
+    pub(crate) fn switch_timeline(&mut self, tli: u32) -> Lsn {
         let (old, tli) = (self.store.tip().unwrap(), TimelineId::new(tli).unwrap());
         let before = self.store.history_file(old.tli).unwrap().unwrap_or_default();
         let line = format!("{}\t{}\tno recovery target specified\n", old.tli, old.write_lsn);
@@ -241,7 +245,7 @@ impl Relay {
     }
 
     /// The upstream is on a timeline 3 that comes from timeline 1, of which `wal` had been made.
-    pub(super) async fn go_back(&mut self, wal: WalGenerator) {
+    pub(crate) async fn go_back(&mut self, wal: WalGenerator) {
         let written = *self.store.written().borrow();
         self.store.flushed().wait_for(|flushed| *flushed == written).await.unwrap();
         let held = self.writer.find(TimelineHistory::first()).unwrap().unwrap();
@@ -249,51 +253,51 @@ impl Relay {
         self.wal = wal;
     }
 
-    pub(super) async fn connect(&self) -> Client<TcpStream> {
+    pub(crate) async fn connect(&self) -> Client<TcpStream> {
         let socket = TcpStream::connect(self.address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Client { socket, buffer: Vec::new() }
     }
 
     /// A client that has logged in, and what it was told.
-    pub(super) async fn log_in(&self, parameters: &[(&str, &str)]) -> (Client<TcpStream>, Vec<Message>) {
+    pub(crate) async fn log_in(&self, parameters: &[(&str, &str)]) -> (Client<TcpStream>, Vec<Message>) {
         let mut client = self.connect().await;
         client.start_up(parameters).await;
         let messages = client.until_ready().await;
         (client, messages)
     }
 
-    pub(super) async fn session(&self) -> Client<TcpStream> {
+    pub(crate) async fn session(&self) -> Client<TcpStream> {
         self.log_in(&[("user", "rep"), ("replication", "true")]).await.0
     }
 }
 
 /// A message from the server.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Message {
-    pub(super) kind: u8,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) kind: u8,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Message {
     /// Fields of an ErrorResponse or NoticeResponse, S V C M D H in their order.
-    pub(super) fn fields(&self) -> Vec<(char, String)> {
+    pub(crate) fn fields(&self) -> Vec<(char, String)> {
         let fields = self.body.split(|&b| b == 0).filter(|field| !field.is_empty());
         fields.map(|f| (char::from(f[0]), String::from_utf8(f[1..].to_vec()).unwrap())).collect()
     }
 
-    pub(super) fn field(&self, code: char) -> String {
+    pub(crate) fn field(&self, code: char) -> String {
         self.fields().into_iter().find(|(found, _)| *found == code).map(|(_, text)| text).unwrap_or_default()
     }
 
     /// Severity, SQLSTATE and text.
-    pub(super) fn error(&self) -> (String, String, String) {
+    pub(crate) fn error(&self) -> (String, String, String) {
         assert!(matches!(self.kind, b'E' | b'N'), "{self:?}");
         (self.field('S'), self.field('C'), self.field('M'))
     }
 
     /// Values of a DataRow.
-    pub(super) fn row(&self) -> Vec<Option<String>> {
+    pub(crate) fn row(&self) -> Vec<Option<String>> {
         assert_eq!(self.kind, b'D', "{self:?}");
         let mut rest = &self.body[2..];
         let mut values = vec![];
@@ -307,7 +311,7 @@ impl Message {
     }
 
     /// Name, type and size of each column of a RowDescription; the rest is always the same.
-    pub(super) fn columns(&self) -> Vec<(String, u32, i16)> {
+    pub(crate) fn columns(&self) -> Vec<(String, u32, i16)> {
         assert_eq!(self.kind, b'T', "{self:?}");
         let mut rest = &self.body[2..];
         let mut columns = vec![];
@@ -322,21 +326,21 @@ impl Message {
         columns
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.strip_suffix(b"\0").unwrap_or(&self.body).to_vec()).unwrap()
     }
 }
 
-pub(super) fn kinds(messages: &[Message]) -> String {
+pub(crate) fn kinds(messages: &[Message]) -> String {
     messages.iter().map(|message| char::from(message.kind)).collect()
 }
 
-pub(super) struct Client<S> {
-    pub(super) socket: S,
-    pub(super) buffer: Vec<u8>,
+pub(crate) struct Client<S> {
+    pub(crate) socket: S,
+    pub(crate) buffer: Vec<u8>,
 }
 
-pub(super) fn startup_packet(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn startup_packet(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
     let mut body = version.to_be_bytes().to_vec();
     for (name, value) in parameters {
         body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
@@ -346,25 +350,25 @@ pub(super) fn startup_packet(version: u32, parameters: &[(&str, &str)]) -> Vec<u
 }
 
 impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
-    pub(super) fn new(socket: S) -> Client<S> {
+    pub(crate) fn new(socket: S) -> Client<S> {
         Client { socket, buffer: Vec::new() }
     }
 
-    pub(super) async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.unwrap();
     }
 
-    pub(super) async fn start_up(&mut self, parameters: &[(&str, &str)]) {
+    pub(crate) async fn start_up(&mut self, parameters: &[(&str, &str)]) {
         self.send(&startup_packet(3 << 16, parameters)).await;
     }
 
-    pub(super) async fn message(&mut self, kind: u8, body: &[u8]) {
+    pub(crate) async fn message(&mut self, kind: u8, body: &[u8]) {
         let len = (body.len() as u32 + 4).to_be_bytes();
         self.send(&[&[kind][..], &len, body].concat()).await;
     }
 
     /// One call of read, however much that gives; nothing at the end.
-    pub(super) async fn read_once(&mut self) -> Vec<u8> {
+    pub(crate) async fn read_once(&mut self) -> Vec<u8> {
         let mut bytes = vec![0; 64 * 1024];
         let read = tokio::time::timeout(DEADLINE, self.socket.read(&mut bytes)).await.expect("an answer");
         bytes.truncate(read.unwrap_or(0));
@@ -372,7 +376,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// The next message; `None` when the server has closed the connection.
-    pub(super) async fn next(&mut self) -> Option<Message> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(word) = self.buffer.get(1..5) {
                 let len = u32::from_be_bytes(word.try_into().unwrap()) as usize;
@@ -392,14 +396,14 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// Starts streaming; the answer must be CopyBoth.
-    pub(super) async fn start(&mut self, rest: &str) {
+    pub(crate) async fn start(&mut self, rest: &str) {
         self.message(b'Q', format!("START_REPLICATION {rest}\0").as_bytes()).await;
         let answer = self.next().await.expect("an answer");
         assert_eq!((answer.kind, &answer.body[..]), (b'W', &[0, 0, 0][..]), "{answer:?}");
     }
 
     /// The next XLogData: its position and its WAL.
-    pub(super) async fn wal(&mut self) -> (Lsn, Vec<u8>) {
+    pub(crate) async fn wal(&mut self) -> (Lsn, Vec<u8>) {
         let message = self.next().await.expect("WAL");
         assert_eq!(message.kind, b'd', "{message:?}");
         match ServerMessage::decode(&message.body).unwrap() {
@@ -409,7 +413,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// The next keepalive: its position and whether it asks for an answer.
-    pub(super) async fn keepalive(&mut self) -> (Lsn, bool) {
+    pub(crate) async fn keepalive(&mut self) -> (Lsn, bool) {
         let message = self.next().await.expect("a keepalive");
         match ServerMessage::decode(&message.body).unwrap() {
             ServerMessage::Keepalive(keepalive) => (keepalive.end, keepalive.reply_requested),
@@ -418,7 +422,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// Reports positions.
-    pub(super) async fn status(&mut self, write: u64, flush: u64, reply_requested: bool) {
+    pub(crate) async fn status(&mut self, write: u64, flush: u64, reply_requested: bool) {
         let lsn = |position| Lsn::new(position).valid();
         let send_time = PgTimestamp::from_system_time(std::time::SystemTime::now());
         let (write, flush) = (lsn(write), lsn(flush));
@@ -427,7 +431,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// Everything up to ReadyForQuery.
-    pub(super) async fn until_ready(&mut self) -> Vec<Message> {
+    pub(crate) async fn until_ready(&mut self) -> Vec<Message> {
         let mut messages = vec![];
         loop {
             let message = self.next().await.unwrap_or_else(|| panic!("closed after {messages:?}"));
@@ -439,7 +443,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// Everything up to the end of the connection.
-    pub(super) async fn until_closed(&mut self) -> Vec<Message> {
+    pub(crate) async fn until_closed(&mut self) -> Vec<Message> {
         let mut messages = vec![];
         while let Some(message) = self.next().await {
             messages.push(message);
@@ -448,7 +452,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// Whether the login succeeds; the FATAL error if it does not.
-    pub(super) async fn until_closed_or_ready(&mut self) -> Result<(), (String, String)> {
+    pub(crate) async fn until_closed_or_ready(&mut self) -> Result<(), (String, String)> {
         while let Some(message) = self.next().await {
             match message.kind {
                 b'Z' => return Ok(()),
@@ -459,20 +463,20 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
         panic!("closed without a word");
     }
 
-    pub(super) async fn query(&mut self, text: &str) -> Vec<Message> {
+    pub(crate) async fn query(&mut self, text: &str) -> Vec<Message> {
         self.message(b'Q', &[text.as_bytes(), b"\0"].concat()).await;
         self.until_ready().await
     }
 
     /// The only row of an answer with one.
-    pub(super) async fn row(&mut self, text: &str) -> Vec<Option<String>> {
+    pub(crate) async fn row(&mut self, text: &str) -> Vec<Option<String>> {
         let answer = self.query(text).await;
         assert_eq!(kinds(&answer), "TDCZ", "{text}: {answer:?}");
         answer[1].row()
     }
 
     /// SQLSTATE and text of an answer that is one ERROR; the session goes on.
-    pub(super) async fn error(&mut self, text: &str) -> (String, String) {
+    pub(crate) async fn error(&mut self, text: &str) -> (String, String) {
         let answer = self.query(text).await;
         assert_eq!(kinds(&answer), "EZ", "{text}: {answer:?}");
         let (severity, sqlstate, message) = answer[0].error();
@@ -481,7 +485,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 
     /// The FATAL error with which the server closes the connection.
-    pub(super) async fn fatal(&mut self) -> (String, String) {
+    pub(crate) async fn fatal(&mut self) -> (String, String) {
         let messages = self.until_closed().await;
         let last = messages.last().expect("an error before the end");
         let (severity, sqlstate, message) = last.error();
@@ -490,7 +494,7 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Client<S> {
     }
 }
 
-pub(super) fn pair(sqlstate: &str, message: &str) -> (String, String) {
+pub(crate) fn pair(sqlstate: &str, message: &str) -> (String, String) {
     (sqlstate.to_owned(), message.to_owned())
 }
 

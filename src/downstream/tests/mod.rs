@@ -1,12 +1,12 @@
 //! Scripted clients against the consumers' side, over loopback.
 
-mod authority;
+pub(crate) mod authority;
 mod commands;
 mod fence;
 mod frozen;
 mod fuzz;
 mod hostile;
-mod kit;
+pub(crate) mod kit;
 mod limits;
 mod live;
 mod login;

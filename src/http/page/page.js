@@ -8,6 +8,8 @@ const NODES = 12;
 const LINES = 8;
 
 const $ = (id) => document.getElementById(id);
+// Without the login that a page's own address may hold: nothing may be fetched with one in its address, and the browser knows it.
+const HERE = Object.assign(new URL(".", location.href), { username: "", password: "" });
 let status = null;
 let away = null;
 let failed = 0;
@@ -17,7 +19,7 @@ let history = null;
 // ---- asking
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+  const answer = await fetch(new URL(path, HERE), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   const told = await answer.json().catch(() => null);
   if (told === null) throw new Error(`the answer was ${answer.status}`);
   return { starting: answer.status === 503 ? told : null, told };

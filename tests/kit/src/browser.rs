@@ -65,6 +65,15 @@ impl Browser {
     /// It does not do what it is told.
     #[track_caller]
     pub fn start(program: &Path) -> Browser {
+        Browser::start_with(program, &[])
+    }
+
+    /// The same with these options of its own.
+    ///
+    /// # Panics
+    /// As [`Browser::start`].
+    #[track_caller]
+    pub fn start_with(program: &Path, options: &[&str]) -> Browser {
         let scratch = Scratch::new("browser");
         let [orders, answers] = ["orders", "answers"].map(|name| scratch.join(name));
         for pipe in [&orders, &answers] {
@@ -77,6 +86,7 @@ impl Browser {
         // As root it has no sandbox, and in a container little shared memory.
         command.args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-dev-shm-usage"]);
         command.args(["--disable-gpu", "--no-first-run", "--hide-scrollbars"]);
+        command.args(options);
         // As root it makes the home that others count on not to be there.
         command.env("HOME", scratch.join("home"));
         // It asks nobody but the relay.

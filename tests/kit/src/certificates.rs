@@ -30,10 +30,15 @@ impl Certificates {
         let issuer = CertifiedIssuer::self_signed(params, key).expect("the parameters are valid");
         let certificates = Certificates { issuer, scratch: Scratch::new("certificates") };
         certificates.write("root.crt", &certificates.issuer.pem(), 0o644);
-        let key = certificates.issue("server", &["localhost"]);
-        // The relay runs as ourselves.
-        certificates.write("server.key", &key, 0o600);
+        certificates.renew();
         certificates
+    }
+
+    /// Gives the server another certificate and key, from the same authority.
+    pub fn renew(&self) {
+        let key = self.issue("server", &["localhost"]);
+        // The relay runs as ourselves.
+        self.write("server.key", &key, 0o600);
     }
 
     /// Makes `NAME.crt` and `NAME.key` for a client; the common name is the name.
