@@ -111,12 +111,10 @@ impl Past {
         Clock::now().moment(self)
     }
 
-    /// For who computes with it.
-    pub fn instant(self) -> Instant {
-        let beginning = *BEGINNING.get_or_init(Instant::now);
-        let micros = Duration::from_micros(self.0.unsigned_abs());
-        let instant = if self.0 < 0 { beginning.checked_sub(micros) } else { beginning.checked_add(micros) };
-        instant.unwrap_or(beginning)
+    /// How long ago it was.
+    pub fn elapsed(self) -> Duration {
+        let micros = Past::now().0.saturating_sub(self.0);
+        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
     }
 }
 

@@ -214,6 +214,7 @@ mod tests {
             users: Users::parse(Path::new("users"), "").unwrap(),
             idents: Idents::default(),
             admin_roles: Vec::new(),
+            monitor_roles: Vec::new(),
             tls: None,
         })
     }

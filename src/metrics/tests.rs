@@ -135,6 +135,8 @@ fn populated() -> Status {
         safe_wal_size: Some(1),
         inactive_since: Some(status.relay.started_at),
         lost_because: None,
+        begun_lsn: None,
+        awaited: false,
     });
     status.archive.push(ArchiveStatus {
         name: "s3".to_owned(),
@@ -147,8 +149,12 @@ fn populated() -> Status {
         last_failed_at: None,
         last_error: None,
         failing_since: None,
+        stalled_since: None,
         paused_since: None,
         conflicts: 0,
+        open_conflicts: 0,
+        open_gaps: 0,
+        quota_bytes: Some(1),
         pending_files: 1,
         pending_bytes: Some(1),
         at_risk_bytes: Some(1),

@@ -242,6 +242,7 @@ fn slots_are_told_when_nobody_uses_them_and_before_they_are_lost() {
                 inactive_since,
                 lost_because: None,
                 begun_lsn: None,
+                awaited: false,
             });
         })
     };

@@ -178,7 +178,7 @@ impl Board {
         let end = Lsn::new(self.server_end.load(Ordering::Relaxed));
         let lacks = self.told.waiting(held, end, now);
         let heard = Past::from_bits(self.server_end_at.load(Ordering::Relaxed)).unwrap_or(self.begun);
-        let silent = now.saturating_duration_since(heard.instant());
+        let silent = heard.elapsed();
         let is_heard = self.lock().phase == Phase::Streaming && end != Lsn::INVALID && silent < SILENCE;
         if is_heard { lacks } else { lacks.max(silent) }
     }
@@ -249,7 +249,9 @@ impl Board {
         // What it has had before may have come at any time since it was heard of last.
         let is_new = self.is_new.swap(false, Ordering::Relaxed);
         let since = Past::from_bits(if is_new { before } else { heard });
-        self.told.arrived(end, since.map_or_else(Instant::now, Past::instant));
+        let now = Instant::now();
+        let since = since.and_then(|since| now.checked_sub(since.elapsed()));
+        self.told.arrived(end, since.unwrap_or(now));
     }
 
     /// For a moment: nothing is waited for under it.

@@ -98,7 +98,7 @@ pub fn seg_size_of(data_dir: &Path) -> Option<SegSize> {
 
 /// The timeline of its last checkpoint: `checkPointCopy.ThisTimeLineID`, which is at the same place in every version
 /// (`pg_control.h`).
-pub fn timeline_of(data_dir: &Path) -> Option<TimelineId> {
+pub(super) fn timeline_of(data_dir: &Path) -> Option<TimelineId> {
     let control = control(data_dir)?;
     TimelineId::new(u32::from_ne_bytes(*control.get(TIMELINE_AT..)?.first_chunk()?))
 }
