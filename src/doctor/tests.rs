@@ -837,6 +837,10 @@ fn a_standby_that_the_relays_rules_keep_out_is_told_the_line_that_is_missing() {
     check("hostnossl replication all all md5", true, &encrypted, "from 10.0.0.5 with TLS in", &ssl);
     let (severity, text, _) = judged("host replication all all md5", false, &encrypted);
     assert!(severity == Severity::Error && text.contains("sslmode is verify-full"), "{text}");
+    let rules = Hba::parse(Path::new("/etc/hba.conf"), "host replication all all md5").unwrap();
+    let codes =
+        |tls| hba::judge("s1", &rules, None, tls, &encrypted).iter().map(|it| it.code).collect::<Vec<_>>();
+    assert_eq!((codes(false), codes(true)), (vec!["consumer_tls"], vec!["consumer_hba"]));
     let local = hba::Coming { ip: None, user: "my standby".to_owned(), ..coming() };
     let line = "add to \"/etc/hba.conf\": local  replication  \"my standby\"  scram-sha-256";
     check("host replication all all md5", true, &local, "over its Unix socket", line);

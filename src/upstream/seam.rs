@@ -41,6 +41,9 @@ pub struct Held {
     end: Lsn,
 }
 
+/// Notes, durably, that a server is one that we follow.
+pub(super) type Accept<'a> = Box<dyn FnOnce(&mut Writer) -> Result<(), UpstreamError> + Send + 'a>;
+
 /// How a stream begins with what is held already.
 pub(super) struct Entry<'a> {
     /// What is compared.
@@ -48,7 +51,7 @@ pub(super) struct Entry<'a> {
     /// Where it ends: the first byte that is new.
     pub(super) until: Lsn,
     /// To be called once it has turned out the same: from then on the server is one that we follow.
-    pub(super) accept: Box<dyn FnOnce(&mut Writer) -> Result<(), UpstreamError> + Send + 'a>,
+    pub(super) accept: Accept<'a>,
 }
 
 /// An upstream cannot be compared with what is held.

@@ -249,7 +249,7 @@ fn a_program_that_cannot_be_run_after_all_is_done_without(server: &Server) {
     drop(trace);
     relay.log().wait_for_after(mark, "could not run the new binary nor this one again, nothing runs now");
     let left = fs::read_dir(&dir).expect("it is ours").flatten().map(|entry| entry.path());
-    assert_eq!(left.collect::<Vec<_>>(), [PathBuf::new(); 0], "nobody is left who would listen there");
+    assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "nobody is left who would listen there");
     relay.start();
     primary.sql("create table u as select 1");
     relay.wait_for_flush(primary.flush_lsn());
