@@ -293,9 +293,13 @@ impl Setup {
         Setup { store, writer, was_followed: false, _background: background, dir }
     }
 
-    /// The relay ends.
+    /// The relay ends, in order: its threads would keep the directory.
     fn close(self) -> tempfile::TempDir {
-        self.dir
+        let Setup { store, writer, _background: background, dir, .. } = self;
+        drop(writer);
+        assert!(background.stop().is_none());
+        drop(store);
+        dir
     }
 
     /// One round with this server as the `hosts`-fold only one; what came of it.
