@@ -533,7 +533,8 @@ fn rules_of_the_relay_that_keep_a_standby_out(server: &Server) {
         // As JSON has it.
         finds(&found, "consumer_hba", &said.replace('"', "\\\""));
         // Now it is so.
-        standby.sql("select pg_terminate_backend(pid) from pg_stat_wal_receiver");
+        let pid = relay.sql("select pid from pg_stat_replication where application_name = 's1'");
+        assert_eq!(relay.sql(&format!("select pg_terminate_backend({pid})")), "t");
         wait_until("it to be kept out", || standby.sql("select count(*) from pg_stat_wal_receiver") == "0");
         let line = line(&found);
         // This machine has no password to give.
