@@ -50,7 +50,10 @@ impl Reminders {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let troubles = Status::now(&sources).find_troubles();
+            // Of a thousand consumers it takes a while, which those whom the workers serve need not wait for.
+            let of = sources.clone();
+            let found = tokio::task::spawn_blocking(move || Status::now(&of).find_troubles()).await;
+            let troubles = found.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()));
             let keys = troubles.iter().map(|trouble| (trouble.kind, trouble.about.clone())).collect();
             sources.note_troubles(keys, Past::now());
             for line in self.look(troubles, Instant::now()) {
