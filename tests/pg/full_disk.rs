@@ -1,5 +1,7 @@
 //! A full disk: the relay waits, serves what it has, can be killed and started, and goes on when there is room.
 
+use std::fs;
+
 use walrelay_testkit::{Cluster, Disk, Server, on_one_version};
 
 use crate::relay_below;
@@ -19,14 +21,21 @@ fn a_full_disk_is_waited_out_also_by_a_relay_that_was_killed(server: &Server) {
     let held = relay.flush_lsn();
     assert!(relay.is_running());
 
-    // Nothing says that what it has is on the disk, and there is no room for a copy of it.
+    // Nothing says that what it has is on the disk, and there is no room for a copy of it: not in the place of segments that were
+    // made ahead, either, which are no WAL and go in the next start.
     relay.kill9();
+    for file in fs::read_dir(disk.join("data/pg_wal")).expect("it is there").flatten() {
+        if file.file_name().to_string_lossy().starts_with("walrelay-new.") {
+            fs::remove_file(file.path()).expect("the relay is dead");
+        }
+    }
+    disk.fill_but(0);
     relay.start();
     assert!(relay.flush_lsn() >= held, "{} after {held}", relay.flush_lsn());
+    relay.log().wait_for("it is written again in place");
 
     disk.empty();
     relay.wait_for_flush(primary.flush_lsn());
-    relay.log().wait_for("it is written again in place");
     let last = primary.switch_wal();
     relay.wait_for_segment(&last);
     relay.terminate();

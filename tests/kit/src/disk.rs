@@ -117,14 +117,17 @@ impl Disk {
         run(program("umount").arg("--lazy").arg(&self.mount_point));
     }
 
-    /// Takes all the room that is left, but for `spare` bytes, with a file called `filler`.
+    /// Takes all the room that is left, but for `spare` bytes, with a file called `filler`, which grows when it is called again.
     #[track_caller]
     pub fn fill_but(&self, spare: u64) {
-        let free = self.free();
-        let file = fs::File::create(self.join("filler")).expect("a full disk still has a directory entry");
-        let mut size = free.saturating_sub(spare);
+        let mut options = fs::OpenOptions::new();
+        let file = options.append(true).create(true).open(self.join("filler"));
+        let file = file.expect("a full disk still has a directory entry");
+        let held = file.metadata().expect("it is open").len();
+        let mut size = self.free().saturating_sub(spare);
         // Metadata takes some of it.
-        while size > 0 && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).is_err()
+        while size > 0
+            && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), held, size).is_err()
         {
             size = size.saturating_sub(64 << 10);
         }
