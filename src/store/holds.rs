@@ -14,7 +14,7 @@
 //! what others hold, and whatever keeps WAL can be named, with its position ([`Holds::rows`]).
 //!
 //! [`Table`] is a value that decides, without a clock, a disk or a lock; [`Holds`] shares it. Its lock is held for a moment,
-//! and inside of those of the slots.
+//! inside of those of the slots, and outside of the history's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -161,11 +161,13 @@ impl Holds {
     }
 
     /// Decides from which segment on WAL stays, by where it ends at just this moment: its start. What lies before it is as
-    /// good as gone when this returns.
-    pub(super) fn decide(&self, size: SegSize, ends: impl FnOnce() -> Ends) -> Lsn {
+    /// good as gone when this returns. `ends` is asked while nobody can register or let go, so that it has to look at the end
+    /// then, and not before: whoever goes back to another end holds everything from before that until it is shown. Nothing is
+    /// decided without an end.
+    pub(super) fn decide(&self, size: SegSize, ends: impl FnOnce() -> Option<Ends>) -> Option<Lsn> {
         let mut table = lock(&self.shared.table);
-        table.note_ends(ends());
-        table.decide(size)
+        table.note_ends(ends()?);
+        Some(table.decide(size))
     }
 
     /// WAL begins anew, here, maybe before what has been removed. Nobody may be removing anything.
@@ -381,7 +383,7 @@ mod tests {
     }
 
     fn decide(holds: &Holds, ends: Ends) -> u64 {
-        holds.decide(size(), || ends).as_u64() / SEG
+        holds.decide(size(), || Some(ends)).unwrap().as_u64() / SEG
     }
 
     fn oldest(holds: &Holds) -> String {
@@ -508,7 +510,7 @@ mod tests {
                     Op::Decide { end, keep_size, slots } => {
                         let keep_size = at(end.saturating_sub(keep_size));
                         let ends = Ends { keep_size, recovery: at(end), slots: at(slots) };
-                        let kept = holds.decide(size(), || ends);
+                        let kept = holds.decide(size(), || Some(ends)).unwrap();
                         let before = gone;
                         gone = gone.max(kept);
                         prop_assert_eq!(holds.register(HoldKind::Slot, "probe").removed_before(), gone);

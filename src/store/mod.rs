@@ -18,8 +18,9 @@
 //! - What is reported upstream as flushed survives a crash: `flush_lsn` moves after the sync returned.
 //! - A timeline's history file is durable before the timeline is shown to anybody, and so is the note that it is
 //!   followed (`followed`), before anything is written on it.
-//! - A slot's saved `restart_lsn` never points before the oldest WAL on disk, unless the slot is lost, or has come back with
-//!   the relay to a timeline whose WAL nobody needed meanwhile.
+//! - No WAL is removed that a slot needs, or needed when it was saved last, but for a slot that is lost. So its saved
+//!   `restart_lsn` points before the oldest WAL only if it has gone back there since: with a consumer that reports less than it
+//!   did before, as it may to a server, too, or with the relay, to a timeline whose WAL nobody needed meanwhile.
 
 mod ahead;
 mod audience;

@@ -215,19 +215,17 @@ impl Store {
     pub(super) fn remove_old_wal(&self) -> Result<(), RetentionError> {
         self.consumers.refresh_horizon();
         self.free_removed();
-        let (Some(identity), Some(tip)) = (self.identity(), self.tip()) else {
+        let (Some(identity), Some(_)) = (self.identity(), self.tip()) else {
             return self.slots.save().map_err(RetentionError::Save);
         };
         let size = identity.seg_size;
-        self.give_up_slots(tip, size);
+        self.give_up_slots(size);
         self.consumers.refresh_horizon();
         let saved = self.slots.save().map_err(RetentionError::Save);
         // What was saved earlier tells what a crash leaves, so WAL can go, and make room.
         if self.slots.is_durable() {
             let _removing = lock(&self.removing);
-            // The end may have gone back meanwhile, to another timeline, or there is none: WAL begins anew.
-            let Some(tip) = self.tip() else { return saved };
-            let keep = self.holds.decide(size, || self.ends(tip, size));
+            let Some(keep) = self.wal_to_keep(size) else { return saved };
             let removed = self.remove_segments_before(keep.seg_at(size), size);
             self.look_for_oldest();
             return removed.and(saved).and_then(|()| self.save_checkpoint());
@@ -249,16 +247,20 @@ impl Store {
         self.checkpoint.save(&self.dir).map_err(RetentionError::Checkpoint)
     }
 
-    /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here.
-    fn give_up_slots(&self, tip: Tip, size: SegSize) {
+    /// Decides from where on WAL stays, by the end of just this moment: the writer may have gone back meanwhile, to another
+    /// timeline, and whoever has held WAL for that may have let go. `None` where there is no WAL: it begins anew.
+    pub(super) fn wal_to_keep(&self, size: SegSize) -> Option<Lsn> {
+        self.holds.decide(size, || Some(self.ends(self.tip()?, size)))
+    }
+
+    /// Marks slots beyond the limit as lost, unless the archive can bring back what is removed here. Each is judged by where WAL
+    /// ends while nobody can move it: the writer moves slots back after the end has gone back, so no slot is judged by an end
+    /// that it was moved back from.
+    fn give_up_slots(&self, size: SegSize) {
         if self.holds.is_starting() {
             return;
         }
-        let ends = self.ends(tip, size);
-        let kept = self.holds.would_keep(ends).seg_start(size);
-        let archive = *lock(&self.archive.state);
-        let covered = |restart| archive.covers(restart, kept);
-        for slot in self.slots.invalidate_before(ends.slots, covered) {
+        for slot in self.slots.invalidate(|restart| self.is_beyond_limit(restart, size)) {
             let restart = slot.restart_lsn.unwrap_or_default();
             self.counts.slots_lost.note();
             tracing::warn!(
@@ -266,6 +268,17 @@ impl Store {
                 slot.name
             );
         }
+    }
+
+    /// Whether a slot that needs WAL from `restart` on needs more than it may, and what it needs cannot be fetched back.
+    fn is_beyond_limit(&self, restart: Lsn, size: SegSize) -> bool {
+        let Some(ends) = self.tip().map(|tip| self.ends(tip, size)) else { return false };
+        if restart >= ends.slots {
+            return false;
+        }
+        let kept = self.holds.would_keep(ends).seg_start(size);
+        let archive = *lock(&self.archive.state);
+        !archive.covers(restart, kept)
     }
 
     /// Says that there is an archive that WAL can be fetched back from: until [`Store::set_archived`] is called, no

@@ -3,7 +3,8 @@
 //! A slot keeps WAL from its `restart_lsn` on. Consumers move it with their flush reports, in both
 //! directions and unchecked, as in PostgreSQL. Slots live in memory and are saved whole to `slots.toml`: at
 //! once when one is created or dropped, else by [`Slots::save`], which retention calls *before* it removes
-//! WAL, so that a crash never leaves a slot that points to removed WAL.
+//! WAL, so that a crash never leaves a slot whose WAL was removed since. What is gone does not come back for one whose consumer
+//! reports less than before.
 //!
 //! ```text
 //! saving   ── taken by whoever writes the file, over the disk's answers: only by threads that may wait
@@ -473,16 +474,16 @@ impl Slots {
         self.limit.replace(limit);
     }
 
-    /// Marks slots that would keep WAL before `limit` as lost and ends their connections; returns them as they
-    /// were (PostgreSQL: `InvalidateObsoleteReplicationSlots`). Those whose position is `covered` are served
-    /// otherwise, and stay.
-    pub(super) fn invalidate_before(&self, limit: Lsn, covered: impl Fn(Lsn) -> bool) -> Vec<SlotInfo> {
+    /// Marks slots as lost whose position is beyond what they may keep, and ends their connections; returns them as they
+    /// were (PostgreSQL: `InvalidateObsoleteReplicationSlots`). `is_beyond` is asked while nobody else can move the slot, as in
+    /// [`SlotGuard::confirm_flush`].
+    pub(super) fn invalidate(&self, is_beyond: impl Fn(Lsn) -> bool) -> Vec<SlotInfo> {
         let slots: Vec<_> = lock(&self.table).slots.values().cloned().collect();
         let mut lost = Vec::new();
         for slot in slots {
             let before = slot.info();
             let mut state = lock(&slot.state);
-            if state.keeps().is_some_and(|restart| restart < limit && !covered(restart)) {
+            if state.keeps().is_some_and(&is_beyond) {
                 self.former.note(&before.name, before.restart_lsn);
                 (state.invalidated, state.restart_lsn) = (true, None);
                 state.tell();
@@ -764,7 +765,7 @@ mod tests {
     /// The segment that WAL stays from, where slots may hold what is from `from` on, and nobody but them any before `end`.
     fn decide(slots: &Slots, from: u64, end: u64) -> u64 {
         let ends = Ends { keep_size: at(end), recovery: at(end), slots: at(from) };
-        slots.holds.decide(SegSize::new(SEG).unwrap(), || ends).as_u64() / SEG
+        slots.holds.decide(SegSize::new(SEG).unwrap(), || Some(ends)).unwrap().as_u64() / SEG
     }
 
     fn name(text: &str) -> SlotName {
@@ -920,7 +921,7 @@ mod tests {
         slots.create(&name("a"), SlotPersistence::Persistent, Some(Lsn::new(100))).unwrap();
         slots.create(&name("b"), SlotPersistence::Persistent, Some(Lsn::new(200))).unwrap();
         let guard = slots.acquire("a", 5).unwrap();
-        let lost = slots.invalidate_before(Lsn::new(200), |_| false);
+        let lost = slots.invalidate(|restart| restart < Lsn::new(200));
         assert_eq!(lost.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>(), ["a"]);
         guard.evicted().await;
         drop(guard);
@@ -936,7 +937,7 @@ mod tests {
         for (text, segment) in [("a", 10), ("b", 15), ("c", 20)] {
             slots.create(&name(text), SlotPersistence::Persistent, Some(at(segment))).unwrap();
         }
-        let lost = slots.invalidate_before(at(20), |restart| restart >= at(15));
+        let lost = slots.invalidate(|restart| restart < at(15));
         assert_eq!(lost.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>(), ["a"]);
         slots.save().unwrap();
         assert_eq!((decide(&slots, 0, 30), decide(&slots, 20, 30)), (15, 20));
@@ -1011,7 +1012,7 @@ mod tests {
         guard.confirm_flush(|| Some(at(3)));
         slots.save().unwrap_err();
         assert_eq!(decide(&slots, 0, 9), 1, "that is what a crash leaves");
-        slots.invalidate_before(at(4), |_| false);
+        slots.invalidate(|restart| restart < at(4));
         assert_eq!(decide(&slots, 4, 9), 1);
     }
 

@@ -527,8 +527,9 @@ impl Writer {
     }
 
     /// Goes over to another timeline, of which nothing but what lies before `common` was followed before: what slots have
-    /// confirmed beyond that is of the timeline that is left. A crash must not find it on the other, so they are saved
-    /// before that is noted, and nobody saves what is still confirmed until it is shown.
+    /// confirmed beyond that is of the timeline that is left. A crash must not find it on the other, so what is saved of them
+    /// before that is noted ends at `common`, and nobody saves more until it is shown. The slots themselves come back after
+    /// that: until then retention judges them by the end that is left, and a slot that is far behind it is lost.
     fn go_over(
         &mut self,
         followed: Followed,
@@ -540,9 +541,6 @@ impl Writer {
     ) -> Result<(), AppendError> {
         let store = self.store.clone();
         let alone = store.slots.alone();
-        if !mutation::is(Mutation::ForgetSlotsAtSwitch) {
-            store.clamp_slots(common);
-        }
         // Until the other history is shown, consumers confirm what they have of this one.
         let saved = match mutation::is(Mutation::ForgetSlotsAtSwitch) {
             true => alone.save(),
@@ -579,8 +577,7 @@ impl Writer {
     /// Goes on with a timeline that was found, to come to `newest`. The present one, which must be durable, is left as
     /// it is. Slots beyond the point where both part come back to it.
     ///
-    /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed but
-    /// slots, which may have come back already.
+    /// Waits for the disk. Fails with [`AppendError::NotNoted`], and then nothing has changed.
     pub fn take_up(&mut self, held: HeldTimeline, newest: TimelineId) -> Result<(), AppendError> {
         self.commit();
         // Nothing of it is removed before it is shown.

@@ -210,7 +210,7 @@ fn what_retention_is_about_to_remove_is_not_gone_back_to() {
     opened.store.drop_slot("s", 1).unwrap();
     let decide = |keep: Lsn| {
         let ends = holds::Ends { keep_size: keep, recovery: keep, slots: Lsn::INVALID };
-        opened.store.holds().decide(identity().seg_size, || ends);
+        opened.store.holds().decide(identity().seg_size, || Some(ends));
     };
     decide(tree.forks[1]);
     let found = opened.writer.find(TimelineHistory::first()).unwrap();

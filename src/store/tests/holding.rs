@@ -186,3 +186,87 @@ fn a_pass_that_is_cut_anywhere_leaves_what_is_held() {
         }
     }
 }
+
+/// A timeline that forks off far behind the end, and its history file.
+fn second(held: &Held, wal: &WalGenerator) -> (Lsn, TimelineHistory) {
+    let tli = TimelineId::new(2).unwrap();
+    let fork = *wal.record_ends().iter().find(|end| **end > at(4)).unwrap();
+    let content = format!("1\t{fork}\tx\n");
+    held.it.store.save_history_file(tli, content.as_bytes()).unwrap();
+    (fork, TimelineHistory::parse(tli, content.as_bytes()).unwrap())
+}
+
+/// What is saved of slots ends at the fork before the other timeline is shown. Until then they are judged by the end that is
+/// left, and where they have come back to may be more than they may keep behind that.
+#[test]
+fn a_change_of_timeline_that_comes_to_nothing_loses_no_slot() {
+    let mut wal = generator(60);
+    while wal.position() < Lsn::new(LAST * SEG) {
+        wal.fill(100_000);
+    }
+    let (mut refused, mut done) = (0, 0);
+    for operation in 1..=24 {
+        let disk = SimDisk::new();
+        let mut held = Held::on(&disk);
+        let (fork, history) = second(&held, &wal);
+        disk.fail_at(disk.operations() + operation, libc::EIO);
+        let switched = held.it.writer.switch_timeline(history);
+        disk.heal();
+        if held.it.store.has_failed() {
+            continue;
+        }
+        assert!(held.pass());
+        let slots = held.it.store.slots();
+        let [forwards, back] = ["forwards", "back"].map(|name| slots.get(name).unwrap());
+        assert!(!forwards.invalidated && !back.invalidated, "{operation}: {forwards:?} {back:?}");
+        let expected = match switched {
+            Ok(()) => [fork, fork],
+            Err(_) => [at(8), at(7)],
+        };
+        assert_eq!([forwards, back].map(|slot| slot.restart_lsn), expected.map(Some), "{operation}");
+        *if switched.is_ok() { &mut done } else { &mut refused } += 1;
+    }
+    assert!(refused >= 3 && done > 0, "{refused} were refused, {done} done");
+}
+
+/// Retention sleeps between two looks just when the writer goes back to another end, and lets go of what it has held for that.
+#[test]
+fn wal_stays_by_the_end_of_the_moment_when_that_is_decided() {
+    let mut wal = generator(60);
+    wal.fill(3 * SEG as usize);
+    let held = Held::on(&SimDisk::for_threads());
+    for name in ["forwards", "back", "lost"] {
+        held.it.store.drop_slot(name, 1).unwrap();
+    }
+    held.target.set(None);
+    let (fork, history) = second(&held, &wal);
+    let (store, size) = (held.it.store.clone(), identity().seg_size);
+    let (is_in, inside) = std::sync::mpsc::channel();
+    let (go_on, told) = std::sync::mpsc::channel::<()>();
+    let (say, thread) = std::sync::mpsc::channel();
+    let keep = std::thread::scope(|threads| {
+        // Nobody else gets at who holds what.
+        let other = store.clone();
+        threads.spawn(move || {
+            other.holds().decide(size, || {
+                is_in.send(()).unwrap();
+                let _ = told.recv();
+                None
+            })
+        });
+        inside.recv().unwrap();
+        let other = store.clone();
+        let retention = threads.spawn(move || {
+            say.send(fs::read_link("/proc/thread-self").unwrap()).unwrap();
+            other.wal_to_keep(size)
+        });
+        let stat = Path::new("/proc").join(thread.recv().unwrap()).join("stat");
+        wait("retention to wait", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S ")));
+        let (other, end) = (store.clone(), TimelinePosition { tli: history.tli(), lsn: fork });
+        threads.spawn(move || other.show_timeline(history, end, true));
+        wait("the other timeline", || store.tip().is_some_and(|tip| tip.write_lsn == fork));
+        drop(go_on);
+        retention.join().unwrap()
+    });
+    assert!(keep.is_some_and(|keep| keep <= fork.rewind(SEG)), "{keep:?} for {fork}");
+}
