@@ -129,7 +129,10 @@ struct SavedFailover {
 
 /// Understands the file's content.
 fn parse(text: &str) -> io::Result<Vec<Failover>> {
-    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what}"));
+    let bad = |what: String| {
+        let text = format!("{FILE} in the data directory: {what}; move it away, and a new one is begun");
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    };
     let saved: Saved = toml::from_str(text).map_err(|error| bad(error.message().replace('\n', " ")))?;
     let time = |micros: Option<i64>| micros.map(PgTimestamp::from_micros);
     let failover = |saved: SavedFailover| {
@@ -169,12 +172,25 @@ pub(super) fn load(store: &Store) -> io::Result<Vec<Failover>> {
     parse(&store.read_state(FILE)?.unwrap_or_default())
 }
 
-/// Notes of all of them that somebody has looked at them, durably. Waits for the disk.
-pub(super) fn dismiss(store: &Store) -> io::Result<Vec<Failover>> {
-    let mut all = load(store)?;
+/// Notes of all of them, and of those that are known besides, that somebody has looked at them, durably. Waits for the disk.
+pub(super) fn dismiss(store: &Store, known: &[Failover]) -> io::Result<Vec<Failover>> {
+    let mut all = load_with(store, known)?;
     all.iter_mut().for_each(|failover| failover.is_dismissed = true);
     save(store, &all)?;
     Ok(all)
+}
+
+/// What is in the file, and what is known besides: it could not be saved when it came.
+fn load_with(store: &Store, known: &[Failover]) -> io::Result<Vec<Failover>> {
+    let mut all = load(store)?;
+    let unsaved = known.iter().filter(|it| !all.iter().any(|saved| key(saved) == key(it)));
+    let unsaved: Vec<Failover> = unsaved.cloned().collect();
+    all.extend(unsaved);
+    Ok(all)
+}
+
+fn key(it: &Failover) -> (TimelineId, TimelineId, Lsn) {
+    (it.from, it.to, it.switch_point)
 }
 
 fn save(store: &Store, all: &[Failover]) -> io::Result<()> {
@@ -182,19 +198,24 @@ fn save(store: &Store, all: &[Failover]) -> io::Result<()> {
     store.replace_state(FILE, &toml::to_string(&saved).map_err(io::Error::other)?)
 }
 
-/// Adds one, durably; all there are then. The same one again, after a crash, replaces what was said of it before, unless that was certain. Waits
-/// for the disk.
-pub(super) fn add(store: &Store, failover: &Failover) -> io::Result<Vec<Failover>> {
-    let mut all = load(store)?;
-    let key = |it: &Failover| (it.from, it.to, it.switch_point);
-    if !failover.is_certain && all.iter().any(|before| before.is_certain && key(before) == key(failover)) {
-        return Ok(all);
-    }
-    all.retain(|before| key(before) != key(failover));
-    all.push(failover.clone());
-    all.drain(..all.len().saturating_sub(MOST));
+/// Adds one, durably; all there are then, with those that are `known` and could not be saved before. Waits for the disk.
+pub(super) fn add(store: &Store, failover: &Failover, known: &[Failover]) -> io::Result<Vec<Failover>> {
+    let all = with(load_with(store, known)?, failover);
     save(store, &all)?;
     Ok(all)
+}
+
+/// These and one more, the newest. The same one again, after a crash or another attempt, replaces what was said of it before,
+/// unless that was certain.
+pub(super) fn with(mut all: Vec<Failover>, failover: &Failover) -> Vec<Failover> {
+    let is_same = |before: &Failover| key(before) == key(failover);
+    if !failover.is_certain && all.iter().any(|before| before.is_certain && is_same(before)) {
+        return all;
+    }
+    all.retain(|before| !is_same(before));
+    all.push(failover.clone());
+    all.drain(..all.len().saturating_sub(MOST));
+    all
 }
 
 impl SavedFailover {
@@ -281,17 +302,17 @@ mod tests {
         assert_eq!(super::read(&scratch.path().join("pg_wal")).unwrap(), None, "no relay's directory");
         let read = || read(scratch.path()).unwrap().expect("a relay's directory");
         assert_eq!(read(), []);
-        add(&store, &failover(2, 100)).unwrap();
-        add(&store, &failover(3, 200)).unwrap();
+        add(&store, &failover(2, 100), &[]).unwrap();
+        add(&store, &failover(3, 200), &[]).unwrap();
         let again =
             Failover { seen: PgTimestamp::from_micros(9), commits: None, span: None, ..failover(2, 100) };
-        add(&store, &again).unwrap();
+        add(&store, &again, &[]).unwrap();
         assert_eq!(read(), [failover(3, 200), again.clone()]);
         // A crash came before the other timeline was followed, and nothing is known for certain any more.
-        add(&store, &Failover { is_certain: false, ..failover(2, 100) }).unwrap();
+        add(&store, &Failover { is_certain: false, ..failover(2, 100) }, &[]).unwrap();
         assert_eq!(read(), [failover(3, 200), again]);
         for to in 10..10 + MOST as u32 {
-            add(&store, &failover(to, 300)).unwrap();
+            add(&store, &failover(to, 300), &[]).unwrap();
         }
         assert_eq!((read().len(), read()[0].to.as_u32()), (MOST, 10));
     }
@@ -327,8 +348,35 @@ mod tests {
         let store = store(scratch.path());
         for bad in ["failover = 1\n", "[[failover]]\nseen = 1\n"] {
             store.replace_state(FILE, bad).unwrap();
-            assert!(add(&store, &failover(2, 100)).is_err() && read(scratch.path()).is_err());
+            let error = add(&store, &failover(2, 100), &[]).unwrap_err().to_string();
+            assert!(error.contains("move it away"), "{error}");
+            assert!(read(scratch.path()).is_err());
             assert_eq!(store.read_state(FILE).unwrap().as_deref(), Some(bad));
         }
+    }
+
+    /// A change of timeline that is refused is tried again, and each time its verdict comes first.
+    #[test]
+    fn what_cannot_be_saved_is_known_once_and_saved_with_the_next() {
+        let scratch = crate::permissions::private_tempdir();
+        let store = store(scratch.path());
+        store.replace_state(FILE, "failover = 1\n").unwrap();
+        store.load_failovers();
+        for _ in 0..3 {
+            store.add_failover(&failover(2, 100)).unwrap_err();
+        }
+        assert_eq!(*store.failovers(), [failover(2, 100)]);
+        for to in 10..10 + MOST as u32 {
+            store.add_failover(&failover(to, 300)).unwrap_err();
+        }
+        assert_eq!((store.failovers().len(), store.failovers()[0].to.as_u32()), (MOST, 10));
+        store.dismiss_failovers().unwrap_err();
+        std::fs::rename(scratch.path().join(FILE), scratch.path().join("away")).unwrap();
+        assert_eq!(store.dismiss_failovers().unwrap(), MOST);
+        store.add_failover(&failover(2, 100)).unwrap();
+        assert_eq!(read(scratch.path()).unwrap().unwrap(), *store.failovers());
+        let open: Vec<u32> =
+            store.failovers().iter().filter(|it| it.is_open()).map(|it| it.to.as_u32()).collect();
+        assert_eq!((store.failovers().len(), open), (MOST, vec![2]));
     }
 }

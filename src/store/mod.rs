@@ -626,19 +626,14 @@ impl Store {
     /// Keeps what became of acknowledged WAL where a timeline was left, durably. Waits for the disk.
     pub fn add_failover(&self, failover: &Failover) -> io::Result<()> {
         let _saving = lock(&self.failovers_saved);
-        let added = failovers::add(self, failover);
-        let mut known = lock(&self.failovers);
-        match added {
-            Ok(all) => {
-                *known = Arc::new(all);
-                Ok(())
-            }
+        let known = self.failovers();
+        let (all, saved) = match failovers::add(self, failover, &known) {
+            Ok(all) => (all, Ok(())),
             // It is so all the same.
-            Err(error) => {
-                Arc::make_mut(&mut known).push(failover.clone());
-                Err(error)
-            }
-        }
+            Err(error) => (failovers::with(known.to_vec(), failover), Err(error)),
+        };
+        *lock(&self.failovers) = Arc::new(all);
+        saved
     }
 
     /// When the newest commit was made that has come since the start, by the clock of the server that it was made on.
@@ -665,7 +660,7 @@ impl Store {
     /// Somebody has looked at all of them; how many were open. Waits for the disk.
     pub fn dismiss_failovers(&self) -> io::Result<usize> {
         let _saving = lock(&self.failovers_saved);
-        let all = Arc::new(failovers::dismiss(self)?);
+        let all = Arc::new(failovers::dismiss(self, &self.failovers())?);
         let before = std::mem::replace(&mut *lock(&self.failovers), all);
         Ok(before.iter().filter(|failover| failover.is_open()).count())
     }
