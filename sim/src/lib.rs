@@ -11,7 +11,7 @@
 //! - Where a relay has a rule that names consumers, one of them has what is reported.
 //! - What a relay holds, and each byte that a consumer gets, is what was written on that branch.
 //! - The reported position never falls. A slot never passes what its consumer has, on the branch that is held, nor what it
-//!   was sent; what a slot keeps is there; slots whose making or dropping was answered are there, or are not.
+//!   was sent; what a slot keeps is there, and a new one begins there; slots whose making or dropping was answered are there, or are not.
 //! - What a relay tells upstream that standbys need is what its consumers have told it, those with a slot included.
 //! - Who is silent is given up in time, and so is a consumer whose slot is lost.
 //! - When all faults have ended, everybody comes to the end, and what standbys need is known up to the server.

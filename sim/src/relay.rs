@@ -657,8 +657,17 @@ impl Source for Has {
         if self.slot(name) == SlotState::Missing {
             cx.confirmed.remove(&(self.id, name.to_owned()));
         }
+        let held = self.store.oldest().zip(self.store.tip().map(|tip| tip.write_lsn));
         let made = self.store.create_reserving_slot(&parsed, SlotPersistence::Persistent);
         let reserved = self.store.slots().get(name).and_then(|slot| slot.restart_lsn);
+        if let (Some(lsn), Ok(()), Some((oldest, end))) = (reserved, &made, held)
+            && !(oldest..=end).contains(&lsn)
+        {
+            let id = self.id;
+            cx.fail(|| {
+                format!("slot {name} of relay {id} is made at {lsn}, WAL is held from {oldest} to {end}")
+            });
+        }
         if let (Some(lsn), Ok(()), Some(branch)) = (reserved, &made, cx.branches.get(&self.id)) {
             cx.confirmed.insert((self.id, name.to_owned()), vec![Place { branch: *branch, lsn }]);
         }
