@@ -14,7 +14,7 @@ const FLAPS: usize = 80;
 fn lines_go_bad_and_heal(server: &Server) {
     let (seed, interrupted, binary) = (fastrand::u64(..), AtomicBool::new(false), walrelay());
     let orders = Orders { binary: &binary, server, seed, control: false, interrupted: &interrupted };
-    let drill = NetworkDrill { orders, flaps: FLAPS };
+    let drill = NetworkDrill { orders, flaps: FLAPS, is_busy: true };
     let tally = drill.run();
     println!("seed {seed}\n{tally}");
     assert!(tally.held(), "seed {seed}: {:#?}", tally.failures);

@@ -31,6 +31,13 @@ impl Footprint {
         Some(Footprint { private: kilobytes << 10, descriptors: entries("fd")?, threads: entries("task")? })
     }
 
+    /// Whether that is no more than `before` and so much on top.
+    pub fn is_within(self, before: Footprint, on_top: Footprint) -> bool {
+        self.private <= before.private + on_top.private
+            && self.descriptors <= before.descriptors + on_top.descriptors
+            && self.threads <= before.threads + on_top.threads
+    }
+
     fn most(self, other: Footprint) -> Footprint {
         Footprint {
             private: self.private.max(other.private),
@@ -107,6 +114,16 @@ impl Drop for Watch {
 mod tests {
     use super::*;
     use crate::wait::wait_until;
+
+    #[test]
+    fn more_than_comes_and_goes_is_left_behind() {
+        let of = |private, descriptors, threads| Footprint { private, descriptors, threads };
+        let (before, on_top) = (of(100, 10, 5), of(8, 2, 1));
+        assert!(of(108, 12, 6).is_within(before, on_top) && of(0, 0, 0).is_within(before, on_top));
+        for now in [of(109, 10, 5), of(100, 13, 5), of(100, 10, 7)] {
+            assert!(!now.is_within(before, on_top), "{now:?}");
+        }
+    }
 
     #[test]
     fn memory_and_descriptors_are_seen() {

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         let flaps = args.number("--flaps", 1000)?;
         let gear = Gear::of(args)?;
         let (orders, begun) = (gear.orders(interrupted), Instant::now());
-        let tally = NetworkDrill { orders, flaps }.run();
+        let tally = NetworkDrill { orders, flaps, is_busy: false }.run();
         print!("{tally}");
         println!("in {} s", begun.elapsed().as_secs());
         if orders.control && tally.different.is_empty() {

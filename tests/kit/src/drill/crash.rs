@@ -7,7 +7,7 @@ use fastrand::Rng;
 use rustix::process::Signal;
 
 use super::clients::Clients;
-use super::{Orders, park_at_most};
+use super::{Orders, park_at_most, play};
 use crate::cluster::Cluster;
 use crate::pgbench::Pgbench;
 use crate::relay::Relay;
@@ -55,14 +55,13 @@ impl CrashDrill<'_> {
     /// Runs it.
     ///
     /// # Panics
-    /// When somebody does not come back.
+    /// When somebody does not come back; what was counted until then is printed first.
     #[track_caller]
     pub fn run(&self) -> CrashTally {
         let mut scene = Scene::set(self.orders);
-        while scene.tally.rounds < self.rounds && scene.goes_on() {
-            scene.round();
-        }
-        scene.finish()
+        play(&mut scene, |scene| scene.play(self.rounds), |scene| scene.count().to_string());
+        scene.count();
+        scene.tally
     }
 }
 
@@ -272,15 +271,21 @@ impl<'a> Scene<'a> {
     }
 
     /// The primary is lost with all it had; what the relay has must do.
-    fn finish(mut self) -> CrashTally {
+    fn play(&mut self, rounds: u64) {
+        while self.tally.rounds < rounds && self.goes_on() {
+            self.round();
+        }
         if self.goes_on() && !self.orders.control {
             self.load = None;
             self.clients.stop();
             self.primary.kill9();
             self.prove();
         }
+    }
+
+    fn count(&mut self) -> &CrashTally {
         self.tally.commits = self.clients.acknowledged();
-        self.tally
+        &self.tally
     }
 }
 

@@ -16,7 +16,7 @@ use self::site::{How, Site, Trouble, Who};
 pub(in crate::drill) use self::site::{cut, mend, readable};
 pub use self::tally::FailoverTally;
 use super::clients::Clients;
-use super::{Orders, park_at_most};
+use super::{Orders, park_at_most, play};
 use crate::cluster::Cluster;
 use crate::log::Mark;
 use crate::process::output;
@@ -43,16 +43,17 @@ impl FailoverDrill<'_> {
     /// Runs it.
     ///
     /// # Panics
-    /// When somebody does not come back.
+    /// When somebody does not come back; what was counted until then is printed first.
     #[track_caller]
     pub fn run(&self) -> FailoverTally {
         let mut scene = Scene::set(self.orders, self.relays);
-        while scene.tally.rounds < self.rounds && scene.goes_on() {
-            scene.round();
-        }
-        for (level, count) in LEVELS.iter().zip(scene.clients.marks()) {
-            *scene.tally.commits.entry(level).or_default() += count;
-        }
+        let rounds = |scene: &mut Scene<'_>| {
+            while scene.tally.rounds < self.rounds && scene.goes_on() {
+                scene.round();
+            }
+        };
+        play(&mut scene, rounds, |scene| scene.count().to_string());
+        scene.count();
         scene.tally
     }
 }
@@ -496,6 +497,13 @@ impl<'a> Scene<'a> {
                 return self.problem(&format!("{name} does not follow the new primary\n{tail}"));
             }
         }
+    }
+
+    fn count(&mut self) -> &FailoverTally {
+        for (level, count) in LEVELS.iter().zip(self.clients.marks()) {
+            *self.tally.commits.entry(level).or_default() += count;
+        }
+        &self.tally
     }
 
     fn problem(&mut self, text: &str) {

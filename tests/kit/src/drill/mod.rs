@@ -7,7 +7,7 @@ mod managed;
 mod network;
 mod soak;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -116,6 +116,15 @@ pub(crate) fn park_at_most(random: &mut Rng, milliseconds: u64) {
     park(Duration::from_micros(random.u64(..milliseconds * 1000)));
 }
 
+/// Plays a drill. Where somebody does not come back a wait of the kit is in vain, which is a panic: what was counted until then
+/// is told first. What runs is still there when the panic goes on, so that its logs are kept.
+#[track_caller]
+pub(crate) fn play<S>(scene: &mut S, drill: impl FnOnce(&mut S), told: impl FnOnce(&mut S) -> String) {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| drill(scene))) else { return };
+    println!("{}", told(scene));
+    resume_unwind(panic)
+}
+
 /// Runs a program's `play`, which says whether all held. Whatever it has started is ended, also on Ctrl-C and when it
 /// panics, as the kit does when a wait is in vain. What an earlier one that was killed has left goes first.
 pub fn main(name: &str, play: impl FnOnce(&AtomicBool) -> Result<bool, String>) -> ExitCode {
@@ -188,5 +197,29 @@ impl Args {
     /// When something is left.
     pub fn finish(self) -> Result<(), String> {
         if self.0.is_empty() { Ok(()) } else { Err(format!("what is meant by {:?}?", self.0.join(" "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_told_before_a_panic_goes_on() {
+        let (mut count, mut told) = (0, None);
+        play(&mut count, |count| *count += 1, |_| unreachable!("it has come to its end"));
+        let fails = |count: &mut i32| {
+            *count += 1;
+            assert!(*count < 2, "nobody has come back");
+        };
+        let all = || {
+            play(&mut count, fails, |count| {
+                told = Some(*count);
+                String::new()
+            });
+        };
+        let panic = catch_unwind(AssertUnwindSafe(all)).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"nobody has come back"));
+        assert_eq!(told, Some(2));
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use super::{Orders, park};
+use super::{Orders, park, play};
 use crate::cluster::Cluster;
 use crate::compare;
 use crate::footprint::Footprint;
@@ -30,14 +30,20 @@ use crate::relay::Relay;
 use crate::scribe::Scribe;
 use crate::wait::within;
 
-/// How long WAL may need after a link has healed before the drill calls that a failure; what is promised is a second.
+/// How long is waited for WAL after a link has healed.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// How long WAL may need; what takes longer is late, and a failure.
+const PROMISED: Duration = Duration::from_secs(1);
+/// Of so many heals one may be late on a machine that has other things to do.
+const LATE_WHERE_BUSY: u64 = 50;
 /// How long the relays may need in the end to let go of what the flaps have left.
 const SETTLING: Duration = Duration::from_secs(45);
 /// Flaps before what the processes take is looked at for the first time.
 const WARM_UP: usize = 40;
 /// Private memory of a relay, bytes: what is promised is 64 MB and 64 KiB for each consumer.
 const MEMORY: u64 = 65 << 20;
+/// What a relay may have on top of what it had after the first flaps: what comes and goes. More is a leak.
+const ON_TOP: Footprint = Footprint { private: 8 << 20, descriptors: 8, threads: 4 };
 /// An outage in which attempts to connect are counted.
 const OUTAGE: Duration = Duration::from_secs(3);
 /// The shortest pauses of the back-off: half of the first, and half of the longest.
@@ -51,6 +57,8 @@ pub struct NetworkDrill<'a> {
     pub orders: Orders<'a>,
     /// How often a link goes bad.
     pub flaps: usize,
+    /// The machine has other things to do meanwhile, so that WAL may now and then come late after a heal.
+    pub is_busy: bool,
 }
 
 /// What came of it.
@@ -107,13 +115,21 @@ impl<'a> NetworkDrill<'a> {
     /// When something cannot be started, or never comes: the kit's waits are in vain.
     pub fn run(self) -> NetworkTally {
         let mut scene = Scene::set(self);
-        let stages: [fn(&mut Scene<'a>); 4] = [Scene::flap, Scene::outages, Scene::settle, Scene::prove];
-        for stage in stages {
-            // What was done is proved also when it was ended early.
-            if scene.tally.held() {
-                stage(&mut scene);
+        let stages: [fn(&mut Scene<'a>); 5] =
+            [Scene::flap, Scene::outages, Scene::settle, Scene::prove, Scene::judge];
+        let drill = |scene: &mut Scene<'a>| {
+            for stage in stages {
+                // What was done is proved also when it was ended early.
+                if scene.tally.held() {
+                    stage(scene);
+                }
             }
-        }
+        };
+        let told = |scene: &mut Scene<'a>| {
+            scene.note_logs();
+            scene.tally.to_string()
+        };
+        play(&mut scene, drill, told);
         scene.note_logs();
         scene.tally
     }
@@ -342,7 +358,7 @@ impl<'a> Scene<'a> {
         resumed.count += 1;
         resumed.sum += time;
         resumed.most = resumed.most.max(time);
-        if time > Duration::from_secs(1) {
+        if time > PROMISED {
             resumed.late += 1;
             let time = time.as_millis();
             self.tally.late.push(format!("round {round}: {name} after {time} ms ({kinds})"));
@@ -393,11 +409,7 @@ impl<'a> Scene<'a> {
             self.tally.failures.push(text);
         }
         let before = self.before.unwrap_or_else(|| self.usage());
-        let lean = |before: Footprint, now: Footprint| {
-            now.descriptors <= before.descriptors + 8
-                && now.threads <= before.threads + 4
-                && now.private <= MEMORY
-        };
+        let lean = |before: Footprint, now: Footprint| now.is_within(before, ON_TOP) && now.private <= MEMORY;
         let settled = within(SETTLING, || {
             let now = self.usage();
             (lean(before[0], now[0]) && lean(before[1], now[1])).then_some(now)
@@ -407,6 +419,12 @@ impl<'a> Scene<'a> {
             self.tally.failures.push(format!("left behind: {before:?} before, {now:?} now"));
         }
         self.tally.usage = vec![("first", before[0], now[0]), ("second", before[1], now[1])];
+    }
+
+    /// WAL has come in time.
+    fn judge(&mut self) {
+        let late = too_late(self.tally.resumed.values(), self.drill.is_busy);
+        self.tally.failures.extend(late);
     }
 
     /// All copies are the primary's.
@@ -450,6 +468,15 @@ impl<'a> Scene<'a> {
         let sum = |count: fn(&Link) -> u64| self.links.iter().map(count).sum();
         self.tally.flipped = (sum(Link::flipped), sum(Link::harmful));
     }
+}
+
+/// What is wrong where WAL has come late after a heal.
+fn too_late<'a>(resumed: impl Iterator<Item = &'a Resumed>, is_busy: bool) -> Option<String> {
+    let (count, late) = resumed.fold((0, 0), |(count, late), link| (count + link.count, late + link.late));
+    let allowed = if is_busy { count / LATE_WHERE_BUSY } else { 0 };
+    let text =
+        || format!("WAL came later than {PROMISED:?} after {late} of {count} heals, {allowed} allowed");
+    (late > allowed).then(text)
 }
 
 /// How many attempts the back-off allows in this time.
@@ -569,5 +596,23 @@ impl fmt::Display for NetworkTally {
         }
         let different = self.different.iter().map(|copy| format!("not the primary's: {copy}"));
         different.chain(self.failures.iter().cloned()).try_for_each(|failure| writeln!(f, "✗ {failure}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_late_is_a_failure_but_for_a_few_on_a_busy_machine() {
+        let link = |count, late| Resumed { count, late, ..Resumed::default() };
+        let check = |late, is_busy, expected: Option<&str>| {
+            let found = too_late([link(60, 0), link(90, late)].iter(), is_busy);
+            assert_eq!(found.as_deref(), expected);
+        };
+        check(0, false, None);
+        check(1, false, Some("WAL came later than 1s after 1 of 150 heals, 0 allowed"));
+        check(3, true, None);
+        check(4, true, Some("WAL came later than 1s after 4 of 150 heals, 3 allowed"));
     }
 }

@@ -20,7 +20,7 @@ use self::patroni::ByPatroni;
 use self::repmgr::ByRepmgr;
 use super::clients::Clients;
 use super::failover::{FailoverTally, cut, mend, readable};
-use super::{Orders, park_at_most};
+use super::{Orders, park_at_most, play};
 use crate::link::Link;
 use crate::log::Mark;
 use crate::namespace::Firewall;
@@ -59,16 +59,17 @@ impl ManagedDrill<'_> {
     /// Runs it.
     ///
     /// # Panics
-    /// When somebody does not come back, or the tool is not there.
+    /// When somebody does not come back, or the tool is not there; what was counted until then is printed first.
     #[track_caller]
     pub fn run(&self) -> FailoverTally {
         let mut scene = Scene::set(self.orders, self.tool);
-        while scene.tally.rounds < self.rounds && scene.tally.held() && !self.orders.is_over() {
-            scene.round();
-        }
-        for (level, count) in LEVELS.iter().zip(scene.clients.marks()) {
-            *scene.tally.commits.entry(level).or_default() += count;
-        }
+        let rounds = |scene: &mut Scene<'_>| {
+            while scene.tally.rounds < self.rounds && scene.tally.held() && !self.orders.is_over() {
+                scene.round();
+            }
+        };
+        play(&mut scene, rounds, |scene| scene.count().to_string());
+        scene.count();
         scene.tally
     }
 }
@@ -358,6 +359,13 @@ impl<'a> Scene<'a> {
                 return self.problem(&format!("{} does not follow", NAMES[standby]));
             }
         }
+    }
+
+    fn count(&mut self) -> &FailoverTally {
+        for (level, count) in LEVELS.iter().zip(self.clients.marks()) {
+            *self.tally.commits.entry(level).or_default() += count;
+        }
+        &self.tally
     }
 
     fn problem(&mut self, text: &str) {
