@@ -56,7 +56,12 @@ pub(super) fn diagnose(
     let mut found = Findings::about(format!("archive {target}"));
     match probed {
         // A start refuses it, and says why; so does "configuration".
-        Err(error) => found.error("archive_missing", error.to_string(), Vec::new()),
+        Err(error) => {
+            let mend = [
+                "mend what is named in [archive.NAME] (key file, profile, credentials, URL): walrelay check-config tells when it is good",
+            ];
+            found.error("archive_missing", error.to_string(), remedy(mend));
+        }
         Ok(None) => found.ok("archive_command", "it is a command: only WAL shows whether it takes any"),
         Ok(Some(probed)) => looked_at(&mut found, probed, expected),
     }

@@ -54,6 +54,8 @@ impl Findings {
     }
 
     fn add(&mut self, severity: Severity, code: &'static str, message: String, remedy: Vec<String>) {
+        // What is not well is of use only with what to do about it.
+        debug_assert!(severity == Severity::Ok || !remedy.is_empty(), "{code}: {message}");
         let about = self.about.clone();
         self.all.push(Finding { severity, code, about, message, remedy });
     }

@@ -74,11 +74,13 @@ pub(super) fn diagnose(data_dir: &Path, facts: Option<&Facts>) -> Vec<Finding> {
 fn disk(found: &mut Findings, data_dir: &Path, facts: &Facts) {
     let dir = data_dir.display();
     match &facts.space {
-        Err(error) => found.error(
-            "disk_space",
-            format!("the disk of \"{dir}\" cannot be looked at: {error}"),
-            Vec::new(),
-        ),
+        Err(error) => {
+            let text = format!("the disk of \"{dir}\" cannot be looked at: {error}");
+            let look = [
+                "df -h tells the same: is it mounted (findmnt), may this user enter its directories? dmesg tells of faults",
+            ];
+            found.error("disk_space", text, remedy(look));
+        }
         Ok((free, all)) if *free < LITTLE => {
             let text = format!("only {} of {} are free on the disk of \"{dir}\"", size(*free), size(*all));
             found.error(

@@ -45,6 +45,7 @@ const DISK: Duration = Duration::from_secs(10);
 struct Report {
     /// The worst of all.
     severity: Severity,
+    /// All of them, what is well too.
     findings: Vec<Finding>,
 }
 

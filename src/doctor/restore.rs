@@ -333,11 +333,11 @@ impl Tried {
                 );
             }
             Outcome::NotRun(why) => {
-                found.warning(
-                    "restore_command",
-                    format!("its restore_command could not be tried: {why}"),
-                    Vec::new(),
-                );
+                let text = format!("its restore_command could not be tried: {why}");
+                let look = [
+                    "doctor needs /bin/sh, a directory that it can make below $TMPDIR or /tmp, and a process more: is one full or forbidden (df -h, ulimit -u)?",
+                ];
+                found.warning("restore_command", text, remedy(look));
             }
             Outcome::Came(_) | Outcome::Nothing | Outcome::Failed { .. } => {}
         }

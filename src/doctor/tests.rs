@@ -11,6 +11,7 @@ use super::finding::{Finding, Severity};
 use super::restore::{self, Outcome, Tried};
 use super::upstream::{self, Facts, Identity, Sender, Slot, Told, Wanted};
 use super::{archive, certificates, hba, host, relay};
+use crate::archive::ArchiveError;
 use crate::archive::probe::Probed;
 use crate::auth::hba::{Facts as Known, Hba};
 use crate::conninfo::SslMode;
@@ -22,7 +23,9 @@ use crate::status::{ArchiveStatus, ConsumerStatus, Distance, FenceStatus, Settin
 fn bad(findings: &[Finding]) -> Vec<&'static str> {
     let mut bad: Vec<_> = findings.iter().filter(|it| it.severity != Severity::Ok).collect();
     bad.sort_by_key(|it| std::cmp::Reverse(it.severity));
-    assert!(bad.iter().all(|it| !it.message.is_empty()));
+    let silent =
+        |it: &&&Finding| it.message.is_empty() || it.remedy.iter().all(|line| line.trim().is_empty());
+    assert_eq!(bad.iter().find(silent), None, "each says what it is and what to do");
     bad.into_iter().map(|it| it.code).collect()
 }
 
@@ -91,7 +94,9 @@ fn who_refuses_is_answered_with_what_to_type() {
             ..Trouble::default()
         };
         let facts = Facts { identity: Err(trouble.clone()), sql: Err(trouble) };
-        upstream::diagnose(&facts, &wanted()).remove(0)
+        let findings = upstream::diagnose(&facts, &wanted());
+        assert_eq!(bad(&findings).len(), 1, "{findings:?}");
+        findings.into_iter().next().unwrap()
     };
     // Whatever the language of the server is.
     let hba = refused(Some("28000"), "kein pg_hba.conf-Eintrag für Host »10.0.0.9«");
@@ -346,6 +351,8 @@ fn a_target_is_judged_by_what_was_seen_of_it() {
     let why = || Some("because".to_owned());
     assert_eq!(judged(probed(), 9, None), [""; 0]);
     assert_eq!(judged(Probed { missing: why(), ..probed() }, 9, None), ["archive_missing"]);
+    let refused = Err(ArchiveError::Command { target: "main".to_owned() });
+    assert_eq!(bad(&archive::diagnose("main", &refused, &archive::Expected::default())), ["archive_missing"]);
     assert_eq!(judged(Probed { silent: Some("a write"), ..probed() }, 9, None), ["archive_silent"]);
     assert_eq!(judged(Probed { unwritable: why(), ..probed() }, 9, None), ["archive_unwritable"]);
     assert_eq!(judged(Probed { unreadable: why(), ..probed() }, 9, None), ["archive_unreadable"]);
@@ -933,6 +940,7 @@ fn this_machine_is_measured() {
     let millis = |usual, longest| Ok((Duration::from_millis(usual), Duration::from_millis(longest)));
     assert_eq!(with(Ok((1 << 40, 1 << 41)), millis(1, 900)), [""; 0]);
     assert_eq!(with(Ok((1 << 20, 1 << 41)), millis(1, 2)), ["disk_space"]);
+    assert_eq!(with(Err("permission denied".to_owned()), millis(1, 2)), ["disk_space"]);
     assert_eq!(with(Ok((1 << 40, 1 << 41)), millis(40, 90)), ["disk_sync"]);
 }
 

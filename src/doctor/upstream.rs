@@ -259,7 +259,9 @@ pub(super) fn diagnose(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
         Err(trouble) if facts.identity.is_ok() => found.warning(
             "upstream_sql",
             format!("settings, slots and names there are not checked: {}", trouble.text),
-            Vec::new(),
+            remedy([
+                "ask again; if it stays so, try as the relay's role: psql \"<the --upstream string> dbname=postgres\" -c 'SELECT 1', and look into the server's log",
+            ]),
         ),
         Err(_) => {}
     }
@@ -391,7 +393,11 @@ fn refused(found: &mut Findings, trouble: &Trouble, wanted: &Wanted) {
         ];
         ("upstream_tls", remedy(look))
     } else if trouble.sqlstate.is_some() || !trouble.is_login {
-        ("upstream_refuses", Vec::new())
+        let look = [
+            "look into the server's log for what it says at that moment",
+            "try: psql \"<the --upstream string> replication=1\" -c IDENTIFY_SYSTEM",
+        ];
+        ("upstream_refuses", remedy(look))
     } else {
         let look = [
             "is the server up, does it listen there (listen_addresses, port), does a firewall let the relay through?",
