@@ -188,7 +188,7 @@ fuzz: cc
 	tests/fuzz.sh $(or $(MINUTES),10) $(TARGET)
 
 # What a package has besides the program. PROGRAM is the one that describes itself.
-PROGRAM ?= target/release/walrelay
+PROGRAM ?= $(or $(CARGO_TARGET_DIR),target)/release/walrelay
 papers:
 	mkdir -p target/package/man
 	$(PROGRAM) man target/package/man
@@ -231,8 +231,9 @@ rpm: release
 # The newest packages, installed for real on an overlay of this system, and the Kubernetes manifests. A test does it with packages of the
 # debug build.
 packages-test:
-	WALRELAY_DEB="$$(ls -t target/debian/*.deb 2>/dev/null | head -1)" \
-	WALRELAY_RPM="$$(ls -t target/generate-rpm/*.rpm 2>/dev/null | head -1)" tests/packages.sh
+	WALRELAY_DEB="$$(ls -t $(or $(CARGO_TARGET_DIR),target)/debian/*.deb 2>/dev/null | head -1)" \
+	WALRELAY_RPM="$$(ls -t $(or $(CARGO_TARGET_DIR),target)/generate-rpm/*.rpm 2>/dev/null | head -1)" \
+	tests/packages.sh $(wildcard $(PROGRAM))
 
 clean:
 	$(CARGO) clean

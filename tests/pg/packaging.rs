@@ -194,8 +194,8 @@ fn check_config_says_what_is_wrong_and_where() {
     assert!(code == Some(2) && text.contains("--slot"), "{code:?} {text}");
 }
 
-/// Where each package puts what: source and mode by destination.
-fn assets(of: &str) -> BTreeMap<String, (String, String)> {
+/// Where a package puts what: source, destination and mode, as listed.
+fn listed(of: &str) -> Vec<(String, String, String)> {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     let manifest: toml::Table = manifest.expect("it is there").parse().expect("Cargo takes it");
     let assets = manifest["package"]["metadata"][of]["assets"].as_array().expect("a list");
@@ -205,11 +205,60 @@ fn assets(of: &str) -> BTreeMap<String, (String, String)> {
             toml::Value::Array(parts) => [&parts[0], &parts[1], &parts[2]].map(text),
             asset => ["source", "dest", "mode"].map(|key| text(&asset[key])),
         };
-        let name = Path::new(&source).file_name().expect("a file").to_str().expect("ours");
-        let to = if to.ends_with('/') { format!("{to}{name}") } else { to };
-        (to.trim_start_matches('/').to_owned(), (source, mode))
+        (source, to, mode)
     };
     assets.iter().map(asset).collect()
+}
+
+/// The same by destination.
+fn assets(of: &str) -> BTreeMap<String, (String, String)> {
+    let by_destination = |(source, to, mode): (String, String, String)| {
+        let name = Path::new(&source).strip_prefix(source.split('*').next().unwrap_or_default());
+        let name = name.ok().filter(|_| source.contains('*'));
+        let name = name.or(Path::new(&source).file_name().map(Path::new)).expect("a file").to_str();
+        let to = if to.ends_with('/') { format!("{to}{}", name.expect("ours")) } else { to };
+        (to.trim_start_matches('/').to_owned(), (source, mode))
+    };
+    listed(of).into_iter().map(by_destination).collect()
+}
+
+/// Where the Debian package puts something, and which file of the repository that is. Of a wildcard what stands before it is left out.
+pub(crate) fn installed() -> BTreeMap<PathBuf, PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = BTreeMap::new();
+    for (source, to) in listed("deb").into_iter().map(|(source, to, _)| (source, to)) {
+        let base = source.split('*').next().and_then(|before| before.rfind('/').map(|at| &before[..=at]));
+        let base = base.unwrap_or_default();
+        let files = matching(root, &source);
+        assert!(!files.is_empty() || source.starts_with("target/"), "nothing is at {source}");
+        for file in files {
+            let to = match to.ends_with('/') {
+                true => format!("{to}{}", &file[base.len()..]),
+                false => to.clone(),
+            };
+            found.insert(PathBuf::from(to.trim_start_matches('/')), PathBuf::from(file));
+        }
+    }
+    found
+}
+
+/// Paths below `root` that a pattern with `*` fits.
+fn matching(root: &Path, pattern: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    for part in pattern.split('/') {
+        let fits = regex::escape(part).replace("\\*", "[^/]*");
+        let fits = regex::Regex::new(&format!("^{fits}$")).expect("escaped");
+        let below = |dir: &String| -> Vec<String> {
+            let entries = fs::read_dir(root.join(dir)).into_iter().flatten().flatten();
+            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+            let names =
+                names.filter(|name| fits.is_match(name) && (!name.starts_with('.') || part.starts_with('.')));
+            names.map(|name| if dir.is_empty() { name } else { format!("{dir}/{name}") }).collect()
+        };
+        found = found.iter().flat_map(below).collect();
+    }
+    found.retain(|path| root.join(path).is_file());
+    found
 }
 
 #[test]
@@ -324,4 +373,7 @@ fn packages_install_upgrade_and_go() {
     text.lines().filter(|line| line.starts_with("not tested")).for_each(|line| eprintln!("{line}"));
     let is_done = text.contains("installed, upgraded, removed and purged as it should");
     assert!(is_done || text.contains("not tested: the Debian package"), "{text}");
+    let has_run =
+        text.contains("under systemd it starts, reloads, restarts, comes back, is upgraded, stops and goes");
+    assert!(has_run || text.contains("not tested: the Debian package"), "{text}");
 }

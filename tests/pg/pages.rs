@@ -230,6 +230,28 @@ fn links_lead_somewhere() {
     assert!(followed > 300, "{followed} links");
 }
 
+/// Where a package has put them, too.
+#[test]
+fn links_of_the_installed_pages_lead_somewhere() {
+    let (pages, installed) = (pages(), crate::packaging::installed());
+    let there: BTreeSet<&Path> = installed.keys().flat_map(|path| path.ancestors()).collect();
+    let (mut wrong, mut followed) = (Vec::new(), 0);
+    for (here, path) in &installed {
+        let Some(page) = pages.get(path) else { continue };
+        for target in links(page).iter().filter(|target| !target.contains("://") && !target.starts_with('#'))
+        {
+            let file = target.split('#').next().unwrap_or_default();
+            let to = normal(&here.parent().expect("a file").join(file));
+            followed += 1;
+            if !there.contains(to.as_path()) {
+                wrong.push(format!("{}: {target}", here.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(followed > 300, "{followed} links");
+}
+
 /// Without `..`.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();

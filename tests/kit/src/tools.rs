@@ -123,6 +123,25 @@ pub fn missing_checkers() -> impl Iterator<Item = &'static str> {
     CHECKERS.into_iter().filter(|program| !is_there(program))
 }
 
+/// What packages are made and taken with: a program, what is not tested without it, and how to get it. They are large, or take long to
+/// build, and no story needs them: nobody installs them unasked.
+const PACKAGERS: [(&str, &str, &str); 5] = [
+    ("dpkg-deb", "THE DEBIAN PACKAGE IS", "apt-get install dpkg"),
+    (
+        "cargo-deb",
+        "WHAT cargo-deb MAKES OF ITS LIST IS",
+        "cargo install --locked cargo-deb; make deb packages-test",
+    ),
+    ("rpm", "THE RPM IS", "apt-get install rpm"),
+    ("cargo-generate-rpm", "THE RPM IS", "cargo install --locked cargo-generate-rpm"),
+    ("kubectl", "WHAT kustomize MAKES OF THE KUBERNETES MANIFESTS IS", "make packages-test says more"),
+];
+
+/// Those of them that are not here.
+pub fn missing_packagers() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    PACKAGERS.into_iter().filter(|(program, ..)| !is_there(program))
+}
+
 /// One of them, where it is installed; else it is said that nothing was checked with it, here and behind all tests.
 pub fn checker(name: &str) -> Option<std::path::PathBuf> {
     let found = path(name);

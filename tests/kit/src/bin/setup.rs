@@ -72,6 +72,9 @@ fn report_optional() -> Result<(), InstallError> {
     for (name, error) in tools::ensure_checkers() {
         println!("*** {name} IS MISSING, NOTHING IS CHECKED WITH IT: {error}");
     }
+    for (name, untested, how) in tools::missing_packagers() {
+        println!("*** {name} IS MISSING, {untested} NOT TESTED: {how}");
+    }
     Ok(())
 }
 
@@ -111,6 +114,9 @@ fn tell_missing() -> ExitCode {
     }
     for name in tools::missing_checkers() {
         println!("*** NOTHING WAS CHECKED WITH {name}: it could not be installed");
+    }
+    for (name, untested, how) in tools::missing_packagers() {
+        println!("*** {untested} NOT TESTED: {name} is not installed ({how})");
     }
     ExitCode::SUCCESS
 }
