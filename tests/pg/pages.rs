@@ -230,6 +230,31 @@ fn links_lead_somewhere() {
     assert!(followed > 300, "{followed} links");
 }
 
+/// What goes wrong slowly, or once and for all: an alert tells of it, and the dashboard since when.
+#[test]
+fn the_dashboard_has_what_goes_wrong_slowly() {
+    let dashboard = read(&repository().join("monitoring/grafana.json"));
+    for metric in [
+        "slot_lag_seconds",
+        "slot_inactive_seconds",
+        "slot_safe_bytes",
+        "slots_lost_total",
+        "recalled_segments_total",
+        "recall_failures_total",
+        "fenced",
+        "failovers_left_behind",
+        "certificate_end_time_seconds",
+        "archive_gaps",
+        "archive_failing_seconds",
+        "archive_quota_bytes",
+        "wal_missing_segments",
+        "disk_answers",
+        "ack_budget_left_seconds",
+    ] {
+        assert!(dashboard.contains(&format!("walrelay_{metric}{{")), "{metric} has no panel");
+    }
+}
+
 /// Where a package has put them, too.
 #[test]
 fn links_of_the_installed_pages_lead_somewhere() {
