@@ -77,8 +77,11 @@ impl Told {
 /// What came of asking a relay.
 #[derive(Debug, Serialize)]
 struct Answer {
+    /// How it was named.
     relay: String,
+    /// What it has told; null if it did not.
     fence: Option<Told>,
+    /// Why it did not.
     error: Option<String>,
 }
 
@@ -98,8 +101,11 @@ impl Answer {
 /// All of it, for programs.
 #[derive(Serialize)]
 struct Report<'a> {
+    /// What each has answered.
     relays: &'a [Answer],
+    /// Whether that is enough for what was asked of them.
     enough: bool,
+    /// The same in words.
     summary: String,
 }
 

@@ -289,17 +289,29 @@ fn failovers(args: &FailoversArgs) -> Result<u8, RelayError> {
 /// A promotion, as it is shown.
 #[derive(Serialize)]
 struct ShownFailover {
+    /// When the relay saw it.
     seen: String,
+    /// The timeline that was left.
     from_timeline: u32,
+    /// The one that was begun, or is followed instead.
     to_timeline: u32,
+    /// Where their ways part.
     switch_point: String,
+    /// What the upstream was told of the one that was left, at most.
     acknowledged: String,
+    /// End of what is held of it.
     held: String,
+    /// `kept`, `left` or `doubtful`.
     verdict: &'static str,
+    /// Whether the upstream waited for this relay at any time that it was asked.
     upstream_waited: bool,
+    /// When it was asked last.
     upstream_asked: Option<String>,
+    /// Commits that were acknowledged and are not on the new timeline; null if they could not be counted.
     commits_left: Option<u64>,
+    /// When the first of them was made.
     first_commit: Option<String>,
+    /// When the last of them was made.
     last_commit: Option<String>,
 }
 
@@ -395,13 +407,21 @@ fn export_branch(args: &ExportArgs) -> Result<u8, RelayError> {
 /// A branch, as it is shown.
 #[derive(Serialize)]
 struct ShownBranch {
+    /// The timeline that it is of.
     timeline: u32,
+    /// Where it begins.
     from: String,
+    /// Where it ends.
     end: String,
+    /// How much WAL that is.
     bytes: u64,
+    /// The files that it lies in.
     files: Vec<String>,
+    /// Commits in it; null if its beginning is not held any more.
     commits: Option<u64>,
+    /// When the first of them was made.
     first_commit: Option<String>,
+    /// When the last of them was made.
     last_commit: Option<String>,
 }
 

@@ -38,33 +38,52 @@ impl ArchiveSetting {
     }
 }
 
-/// `[archive.NAME]`.
+/// `[archive.NAME]`. What each key means stands in docs/REFERENCE.md as it does here, its default as in docs/ARCHIVING.md.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Table {
+    /// `file:///directory`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`; this or `command`
     url: Option<String>,
+    /// A shell command that is given each file, as `archive_command` is
     command: Option<String>,
+    /// How files are named: `plain`, `barman` or `barman-cloud` [default: plain]
     layout: Option<String>,
+    /// `none`, `lz4`, `zstd` or `gzip` [default: none]
     compression: Option<String>,
+    /// `zstd` 1 to 22, `gzip` 1 to 9 [default: 3, 6]
     compression_level: Option<i64>,
+    /// A file of age keys [default: none]
     encryption_key_file: Option<PathBuf>,
+    /// Bytes per second after compression, on average [default: no limit]
     #[serde(default, deserialize_with = "super::cli::text")]
     rate: Option<String>,
+    /// Files at a time, 1 to 64 [default: 4; commands 1]
     concurrency: Option<usize>,
+    /// How late the tail of the unfinished segment may be [default: off]
     #[serde(default, deserialize_with = "super::cli::text")]
     partial_interval: Option<String>,
+    /// How much WAL the relay keeps for this target before on-quota decides [default: none]
     #[serde(default, deserialize_with = "super::cli::text")]
     quota: Option<String>,
+    /// What happens then: `hold` (keep it nevertheless) or `drop` (let the oldest go) [default: hold]
     on_quota: Option<String>,
+    /// How old the WAL in the target may become [default: for ever]
     #[serde(default, deserialize_with = "super::cli::text")]
     keep_age: Option<String>,
+    /// How much WAL stays in the target [default: for ever]
     #[serde(default, deserialize_with = "super::cli::text")]
     keep_size: Option<String>,
+    /// Another server than the provider's; `http://` means no TLS [default: the provider's]
     endpoint: Option<String>,
+    /// S3 only: the region of the bucket
     region: Option<String>,
+    /// S3 only: bucket names in the path; with an endpoint that is the default
     path_style: Option<bool>,
+    /// S3 only: the profile of the AWS credentials and config files
     profile: Option<String>,
+    /// Authorities for the server's certificate (PEM) [default: the provider's]
     ca_file: Option<PathBuf>,
+    /// Further options of the object_store crate, by its configuration keys, with - for _
     #[serde(default)]
     options: BTreeMap<String, String>,
 }

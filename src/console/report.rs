@@ -18,9 +18,12 @@ pub(super) struct Report {
     pub(super) name: &'static str,
     /// What it tells.
     about: &'static str,
-    columns: &'static [(&'static str, ColumnType)],
+    columns: &'static [Column],
     rows: fn(&Status) -> Vec<Vec<Value>>,
 }
+
+/// Name, type, and what it means, which docs/REFERENCE.md shows.
+type Column = (&'static str, ColumnType, &'static str);
 
 type Value = Option<String>;
 
@@ -30,11 +33,11 @@ pub(super) const REPORTS: &[Report] = &[
         name: "troubles",
         about: "What somebody should look at, and what to do about it",
         columns: &[
-            ("kind", Text),
-            ("about", Text),
-            ("since", Timestamptz),
-            ("message", Text),
-            ("alert", Text),
+            ("kind", Text, "Which trouble it is, as in metrics and in docs/MONITORING.md"),
+            ("about", Text, "The slot, consumer or target it is about; NULL where that is the relay"),
+            ("since", Timestamptz, "Since when, as far as it was seen; NULL if it is new"),
+            ("message", Text, "What is wrong, and what to do"),
+            ("alert", Text, "The alert rule that tells of it"),
         ],
         rows: |status| {
             let rows = status.trouble_details.iter().map(|it| {
@@ -53,18 +56,26 @@ pub(super) const REPORTS: &[Report] = &[
         name: "ack",
         about: "Who must have WAL before it is reported upstream, and who keeps it back",
         columns: &[
-            ("level", Text),
-            ("rule", Text),
-            ("synchronous_commit", Text),
-            ("awaited", Bool),
-            ("reached_lsn", PgLsn),
-            ("held_bytes", Int8),
-            ("waiting", Interval),
-            ("waits_for", Text),
-            ("degraded", Interval),
-            ("degraded_to", Text),
-            ("budget_left", Interval),
-            ("budget_full_in", Interval),
+            ("level", Text, "The position: `write`, `flush` or `apply`"),
+            ("rule", Text, "Who must have WAL, as in `[ack]`"),
+            ("synchronous_commit", Text, "The `synchronous_commit` that waits for it"),
+            ("awaited", Bool, "Whether the upstream waits for this relay"),
+            ("reached_lsn", PgLsn, "How far the rule, or the one it has lapsed to, is fulfilled"),
+            ("held_bytes", Int8, "WAL that is here and not reported yet"),
+            (
+                "waiting",
+                Interval,
+                "How long the oldest of it has waited for those whom the rule names; NULL where nothing does",
+            ),
+            ("waits_for", Text, "For whom it waits"),
+            ("degraded", Interval, "How long the rule has lapsed; NULL while it holds"),
+            ("degraded_to", Text, "The rule that holds instead"),
+            (
+                "budget_left",
+                Interval,
+                "How long rules may lapse until the budget is spent; NULL where there is none",
+            ),
+            ("budget_full_in", Interval, "In how long the budget is whole again"),
         ],
         rows: |status| {
             let rows = status.ack.iter().map(|it| {
@@ -90,23 +101,31 @@ pub(super) const REPORTS: &[Report] = &[
         name: "consumers",
         about: "Who receives from the relay, and what they lack",
         columns: &[
-            ("pid", Int4),
-            ("usename", Text),
-            ("application_name", Text),
-            ("client_addr", Inet),
-            ("state", Text),
-            ("slot_name", Text),
-            ("sent_lsn", PgLsn),
-            ("write_lsn", PgLsn),
-            ("flush_lsn", PgLsn),
-            ("replay_lsn", PgLsn),
-            ("lag_bytes", Int8),
-            ("lag", Interval),
-            ("replay_lag_bytes", Int8),
-            ("replay_lag", Interval),
-            ("sent_bytes", Int8),
-            ("backend_start", Timestamptz),
-            ("reply_time", Timestamptz),
+            ("pid", Int4, "The PID that it knows as its backend's; DISCONNECT takes it"),
+            ("usename", Text, "Its role"),
+            ("application_name", Text, "As it calls itself"),
+            ("client_addr", Inet, "Where it comes from; NULL on a Unix socket"),
+            (
+                "state",
+                Text,
+                "As in `pg_stat_replication`: `startup`, `catchup`, `streaming`, `backup`, `stopping`",
+            ),
+            ("slot_name", Text, "The slot that it streams from"),
+            ("sent_lsn", PgLsn, "End of what it was sent"),
+            ("write_lsn", PgLsn, "End of what it has written, as it says"),
+            ("flush_lsn", PgLsn, "End of what it has flushed, as it says"),
+            ("replay_lsn", PgLsn, "End of what it has replayed, as it says"),
+            (
+                "lag_bytes",
+                Int8,
+                "WAL of the relay's that it has not flushed, as far as it says that, else not written or sent",
+            ),
+            ("lag", Interval, "How long the oldest of that has been here; 0 for who has everything"),
+            ("replay_lag_bytes", Int8, "WAL of the relay's that it has not replayed"),
+            ("replay_lag", Interval, "How long the oldest of that has been here"),
+            ("sent_bytes", Int8, "Bytes of WAL sent in this connection"),
+            ("backend_start", Timestamptz, "When it connected"),
+            ("reply_time", Timestamptz, "When it last reported"),
         ],
         rows: |status| {
             let lsn = |distance: Option<Distance>| text(distance.map(|it| it.lsn));
@@ -139,17 +158,21 @@ pub(super) const REPORTS: &[Report] = &[
         name: "slots",
         about: "Replication slots, what each keeps, and whether it is lost",
         columns: &[
-            ("slot_name", Text),
-            ("temporary", Bool),
-            ("active_pid", Int4),
-            ("restart_lsn", PgLsn),
-            ("wal_status", Text),
-            ("held_bytes", Int8),
-            ("safe_wal_size", Int8),
-            ("lag_bytes", Int8),
-            ("lag", Interval),
-            ("inactive_since", Timestamptz),
-            ("lost_because", Text),
+            ("slot_name", Text, "Its name"),
+            ("temporary", Bool, "Whether it ends with its connection"),
+            ("active_pid", Int4, "PID of the consumer that uses it"),
+            ("restart_lsn", PgLsn, "Oldest WAL that it needs"),
+            (
+                "wal_status",
+                Text,
+                "As in `pg_replication_slots`: `reserved`, `extended`, `unreserved`, `lost`",
+            ),
+            ("held_bytes", Int8, "WAL on the disk that it keeps there"),
+            ("safe_wal_size", Int8, "WAL that can come until it may be lost; NULL where that cannot be"),
+            ("lag_bytes", Int8, "WAL from restart_lsn to the end of the relay's"),
+            ("lag", Interval, "How long the oldest of that has been here"),
+            ("inactive_since", Timestamptz, "Since when nobody uses it"),
+            ("lost_because", Text, "Why it is lost, if it is"),
         ],
         rows: |status| {
             let rows = status.slots.iter().map(|it| {
@@ -174,24 +197,28 @@ pub(super) const REPORTS: &[Report] = &[
         name: "upstream",
         about: "Whom the relay receives from, and what would be lost with the power",
         columns: &[
-            ("state", Text),
-            ("since", Timestamptz),
-            ("host", Text),
-            ("conninfo", Text),
-            ("slot_name", Text),
-            ("server_version", Text),
-            ("server_timeline", Int4),
-            ("server_end_lsn", PgLsn),
-            ("server_end_time", Timestamptz),
-            ("unreceived_bytes", Int8),
-            ("lag", Interval),
-            ("last_commit_time", Timestamptz),
-            ("unflushed_bytes", Int8),
-            ("unflushed", Interval),
-            ("last_message", Timestamptz),
-            ("failing_since", Timestamptz),
-            ("last_error", Text),
-            ("last_error_time", Timestamptz),
+            ("state", Text, "`connecting`, `comparing`, `behind`, `streaming`, `waiting` or `stopped`"),
+            ("since", Timestamptz, "Since when"),
+            ("host", Text, "The server that is followed, or was tried last"),
+            ("conninfo", Text, "How the relay connects, without what is secret"),
+            ("slot_name", Text, "The relay's slot there"),
+            ("server_version", Text, "Its `server_version`"),
+            ("server_timeline", Int4, "The timeline that it was on when it was asked last"),
+            ("server_end_lsn", PgLsn, "Where its WAL ended as far as it has told"),
+            ("server_end_time", Timestamptz, "When it told that"),
+            ("unreceived_bytes", Int8, "WAL that it has and the relay has not, as far as it has told"),
+            ("lag", Interval, "For how long it may be that it has WAL which the relay has not"),
+            (
+                "last_commit_time",
+                Timestamptz,
+                "When the newest commit that has come was made, by the server's clock",
+            ),
+            ("unflushed_bytes", Int8, "WAL that is received and would be lost with the power"),
+            ("unflushed", Interval, "How long the oldest of that has been here"),
+            ("last_message", Timestamptz, "When something came from there last"),
+            ("failing_since", Timestamptz, "Since when no WAL can be received"),
+            ("last_error", Text, "Why the last attempt failed, kept when it works again"),
+            ("last_error_time", Timestamptz, "When that was"),
         ],
         rows: |status| {
             let it = &status.upstream;
@@ -221,15 +248,23 @@ pub(super) const REPORTS: &[Report] = &[
         name: "failovers",
         about: "What became of acknowledged WAL where timelines were left",
         columns: &[
-            ("time", Timestamptz),
-            ("from_timeline", Int4),
-            ("to_timeline", Int4),
-            ("switch_lsn", PgLsn),
-            ("acknowledged_lsn", PgLsn),
-            ("verdict", Text),
-            ("upstream_waited", Bool),
-            ("commits_left", Int8),
-            ("open", Bool),
+            ("time", Timestamptz, "When the relay saw it"),
+            ("from_timeline", Int4, "The timeline that was left"),
+            ("to_timeline", Int4, "The timeline that was begun"),
+            ("switch_lsn", PgLsn, "Where their ways part"),
+            ("acknowledged_lsn", PgLsn, "What the upstream was told of the one that was left"),
+            ("verdict", Text, "`kept`, `left` or `doubtful`"),
+            ("upstream_waited", Bool, "Whether the upstream waited for this relay"),
+            (
+                "commits_left",
+                Int8,
+                "Commits that were acknowledged and are not on the new timeline; NULL if they could not be counted",
+            ),
+            (
+                "open",
+                Bool,
+                "Whether somebody should look at it: commits were acknowledged, are not there, and nobody has said that this was looked at",
+            ),
         ],
         rows: |status| {
             let rows = status.failovers.iter().map(|it| {
@@ -251,7 +286,11 @@ pub(super) const REPORTS: &[Report] = &[
     Report {
         name: "timelines",
         about: "The timelines on the way to the one that is followed",
-        columns: &[("timeline", Int4), ("begin_lsn", PgLsn), ("end_lsn", PgLsn)],
+        columns: &[
+            ("timeline", Int4, "Its number"),
+            ("begin_lsn", PgLsn, "Where it began; NULL for the first one"),
+            ("end_lsn", PgLsn, "Where it was left; NULL for the one that is followed"),
+        ],
         rows: |status| {
             let rows = status.timelines.iter();
             rows.map(|it| vec![some(it.timeline), text(it.begin_lsn), text(it.end_lsn)]).collect()
@@ -261,12 +300,12 @@ pub(super) const REPORTS: &[Report] = &[
         name: "segments",
         about: "Segments on the disk, by timeline",
         columns: &[
-            ("timeline", Int4),
-            ("first", Text),
-            ("last", Text),
-            ("complete", Int8),
-            ("unfinished", Int8),
-            ("bytes", Int8),
+            ("timeline", Int4, "The timeline"),
+            ("first", Text, "Name of the oldest file"),
+            ("last", Text, "Name of the newest"),
+            ("complete", Int8, "Complete segments"),
+            ("unfinished", Int8, "Segments that are being written, or were left in the middle"),
+            ("bytes", Int8, "What they take on the disk"),
         ],
         rows: |status| {
             let rows = status.disk.segments.iter().map(|it| {
@@ -286,16 +325,20 @@ pub(super) const REPORTS: &[Report] = &[
         name: "disk",
         about: "The disk that the WAL is on, and when it is full",
         columns: &[
-            ("looked_at", Timestamptz),
-            ("size_bytes", Int8),
-            ("free_bytes", Int8),
-            ("wal_bytes", Int8),
-            ("wal_files", Int8),
-            ("full_in", Interval),
-            ("sync_time", Interval),
-            ("missing_segments", Int8),
-            ("first_missing", Text),
-            ("error", Text),
+            ("looked_at", Timestamptz, "When it was looked at last"),
+            ("size_bytes", Int8, "Size of the file system"),
+            ("free_bytes", Int8, "What is free for the relay's user"),
+            ("wal_bytes", Int8, "What the files of `pg_wal` take"),
+            ("wal_files", Int8, "How many there are"),
+            ("full_in", Interval, "When it is full at the last hour's rate; NULL where it does not fill up"),
+            ("sync_time", Interval, "How long a sync of written WAL took on average in the last ten minutes"),
+            (
+                "missing_segments",
+                Int8,
+                "Segments that are missing between the oldest WAL that is held and the newest",
+            ),
+            ("first_missing", Text, "The first of them"),
+            ("error", Text, "Why it could not be looked at since"),
         ],
         rows: |status| {
             let it = &status.disk;
@@ -316,7 +359,20 @@ pub(super) const REPORTS: &[Report] = &[
     Report {
         name: "holders",
         about: "What keeps WAL on the disk, and how much",
-        columns: &[("kind", Text), ("name", Text), ("from_lsn", PgLsn), ("held_bytes", Int8)],
+        columns: &[
+            (
+                "kind",
+                Text,
+                "What it is: `wal_keep_size`, `recovery`, `slot`, `saved_slot`, `archive_target`, `start` or `timeline_switch`",
+            ),
+            ("name", Text, "Its name"),
+            (
+                "from_lsn",
+                PgLsn,
+                "The oldest WAL that it keeps; NULL if that is all there is, because it has not said what it needs",
+            ),
+            ("held_bytes", Int8, "WAL on the disk that it keeps there; the same may be kept by several"),
+        ],
         rows: |status| {
             let rows = status.disk.holders.iter();
             rows.map(|it| vec![some(&it.kind), some(&it.name), text(it.from_lsn), some(it.held_bytes)])
@@ -327,25 +383,37 @@ pub(super) const REPORTS: &[Report] = &[
         name: "archive",
         about: "Archive targets, and what each has not got",
         columns: &[
-            ("name", Text),
-            ("place", Text),
-            ("archived_files", Int8),
-            ("last_archived_file", Text),
-            ("last_archived_time", Timestamptz),
-            ("pending_files", Int8),
-            ("pending_bytes", Int8),
-            ("at_risk_bytes", Int8),
-            ("at_risk", Interval),
-            ("failures", Int8),
-            ("paused_since", Timestamptz),
-            ("failing_since", Timestamptz),
-            ("stalled_since", Timestamptz),
-            ("last_failed_file", Text),
-            ("last_failed_time", Timestamptz),
-            ("last_error", Text),
-            ("conflicts", Int8),
-            ("gaps", Int8),
-            ("quota_bytes", Int8),
+            ("name", Text, "Its name"),
+            ("place", Text, "Where it is, without what is secret"),
+            ("archived_files", Int8, "Files that it has taken since the start"),
+            ("last_archived_file", Text, "The last of those"),
+            ("last_archived_time", Timestamptz, "When that was"),
+            ("pending_files", Int8, "Files that wait for it"),
+            ("pending_bytes", Int8, "WAL that it has not got as whole files; NULL before that is known"),
+            ("at_risk_bytes", Int8, "WAL that it has not got at all: lost if only the archive is left"),
+            ("at_risk", Interval, "How long the oldest of that has been here"),
+            ("failures", Int8, "Attempts that have failed since the start"),
+            (
+                "paused_since",
+                Timestamptz,
+                "Since when nothing is begun for it, because somebody has paused it",
+            ),
+            (
+                "failing_since",
+                Timestamptz,
+                "Since when everything that was tried has failed, or a file was neither taken nor refused",
+            ),
+            ("stalled_since", Timestamptz, "Since when it has neither taken nor refused a file"),
+            ("last_failed_file", Text, "The last file that could not be archived"),
+            ("last_failed_time", Timestamptz, "When that was"),
+            ("last_error", Text, "Why that failed, kept when it works again"),
+            ("conflicts", Int8, "Files with another content that lay there under the name of one of ours"),
+            ("gaps", Int8, "Runs of segments that it will never get, and that nobody has looked at"),
+            (
+                "quota_bytes",
+                Int8,
+                "How much WAL may wait for it; NULL where that is as much as there is room for",
+            ),
         ],
         rows: |status| {
             let rows = status.archive.iter().map(|it| {
@@ -378,13 +446,13 @@ pub(super) const REPORTS: &[Report] = &[
         name: "recalls",
         about: "WAL that is brought back from the archive for consumers",
         columns: &[
-            ("sources", Int8),
-            ("in_flight", Int8),
-            ("fetched_segments", Int8),
-            ("fetched_bytes", Int8),
-            ("failures", Int8),
-            ("last_error", Text),
-            ("last_error_time", Timestamptz),
+            ("sources", Int8, "Places that are asked"),
+            ("in_flight", Int8, "Segments on their way"),
+            ("fetched_segments", Int8, "Segments that came since the start"),
+            ("fetched_bytes", Int8, "The same in bytes"),
+            ("failures", Int8, "Rounds through all places that came to nothing"),
+            ("last_error", Text, "Why the last of them did"),
+            ("last_error_time", Timestamptz, "When that was"),
         ],
         rows: |status| {
             let it = &status.recalls;
@@ -402,7 +470,11 @@ pub(super) const REPORTS: &[Report] = &[
     Report {
         name: "config",
         about: "Settings in effect",
-        columns: &[("name", Text), ("setting", Text), ("pending_restart", Bool)],
+        columns: &[
+            ("name", Text, "As in the configuration file"),
+            ("setting", Text, "Its value, without what is secret"),
+            ("pending_restart", Bool, "The file has another value by now, which takes a restart"),
+        ],
         rows: |status| {
             let rows = status.settings.iter();
             rows.map(|it| vec![some(&it.name), some(&it.value), Some(flag(it.pending_restart))]).collect()
@@ -411,13 +483,20 @@ pub(super) const REPORTS: &[Report] = &[
     Report {
         name: "stats",
         about: "What has happened so often since the relay started",
-        columns: &[("name", Text), ("value", Int8)],
+        columns: &[
+            ("name", Text, "What is counted; `ended_...` and `refused_...` by cause"),
+            ("value", Int8, "How often, or how much, since the start"),
+        ],
         rows: stats,
     },
     Report {
         name: "events",
         about: "The newest warnings and errors of the log",
-        columns: &[("time", Timestamptz), ("level", Text), ("message", Text)],
+        columns: &[
+            ("time", Timestamptz, "When it was logged"),
+            ("level", Text, "`WARN` or `ERROR`"),
+            ("message", Text, "The line"),
+        ],
         rows: |status| {
             status.events.iter().map(|it| vec![some(it.at), some(&it.level), some(&it.message)]).collect()
         },
@@ -425,7 +504,7 @@ pub(super) const REPORTS: &[Report] = &[
     Report {
         name: "status",
         about: "All of this as one JSON document",
-        columns: &[("status", Text)],
+        columns: &[("status", Text, "The document of `walrelay status --json`")],
         rows: |status| vec![vec![serde_json::to_string(status).ok()]],
     },
 ];
@@ -497,8 +576,8 @@ impl Report {
     }
 }
 
-fn rows(columns: &[(&'static str, ColumnType)], rows: Vec<Vec<Value>>) -> Answer {
-    let columns = columns.iter().map(|(name, kind)| Field::new(*name, *kind)).collect();
+fn rows(columns: &[Column], rows: Vec<Vec<Value>>) -> Answer {
+    let columns = columns.iter().map(|(name, kind, _)| Field::new(*name, *kind)).collect();
     Answer::Rows { columns, rows, tag: "SHOW".to_owned(), changes: Vec::new() }
 }
 
@@ -512,11 +591,14 @@ fn help() -> Answer {
     let fixed = own.into_iter().chain(orders::usages());
     let all = reports.chain(fixed.map(|(command, about)| (command.to_owned(), about)));
     let lines = all.map(|(command, about)| vec![Some(command), some(about)]).collect();
-    rows(&[("command", Text), ("about", Text)], lines)
+    rows(&[("command", Text, "What is typed"), ("about", Text, "What it does")], lines)
 }
 
 fn version() -> Answer {
-    rows(&[("version", Text)], vec![vec![Some(format!("walrelay {}", env!("CARGO_PKG_VERSION")))]])
+    rows(
+        &[("version", Text, "`walrelay`, and its version")],
+        vec![vec![Some(format!("walrelay {}", env!("CARGO_PKG_VERSION")))]],
+    )
 }
 
 fn some(value: impl ToString) -> Value {

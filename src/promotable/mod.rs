@@ -53,6 +53,7 @@ struct Shown {
     loses: &'static str,
     /// Who it is.
     best: Option<String>,
+    /// The relays that were asked.
     relays: Vec<ShownRelay>,
     /// The best first.
     candidates: Vec<ShownCandidate>,
@@ -60,27 +61,39 @@ struct Shown {
 
 #[derive(Debug, Serialize)]
 struct ShownRelay {
+    /// How it was named.
     name: String,
+    /// The timeline that it follows.
     timeline: Option<u32>,
+    /// End of what it holds durably.
     flush_lsn: Option<String>,
+    /// Why that is not known.
     error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct ShownCandidate {
+    /// How it was named.
     name: String,
+    /// The timeline that it is on.
     timeline: Option<u32>,
     /// End of what it has received or replayed, whichever is more.
     end_lsn: Option<String>,
+    /// End of what it has received.
     receive_lsn: Option<String>,
+    /// End of what it has replayed.
     replay_lsn: Option<String>,
+    /// Whether its replay is paused.
     replay_paused: Option<bool>,
     /// `nothing`, `something` or `unknown`.
     loses: &'static str,
+    /// What it lacks of the relay that has most.
     lost: Option<ShownLack>,
     /// `yes`, `no` or `unknown`.
     restore_command_drains: &'static str,
+    /// Whether its `restore_command` may wait for ever.
     restore_command_waits: bool,
+    /// Why it drains nothing, or why that is not known.
     restore_command_reason: Option<String>,
     /// Why something is not known.
     error: Option<String>,
@@ -88,15 +101,23 @@ struct ShownCandidate {
 
 #[derive(Debug, Serialize)]
 struct ShownLack {
+    /// The relay that has it.
     relay: String,
+    /// Where it begins.
     from_lsn: String,
+    /// Where it ends.
     to_lsn: String,
+    /// Whether the candidate has WAL there that the relay has not: another history.
     has_parted: bool,
+    /// How much WAL that is.
     bytes: u64,
+    /// Commits in it; null if they could not be counted.
     commits: Option<u64>,
     /// From the first of these commits to the last.
     seconds: Option<f64>,
+    /// When the first of them was made.
     first_commit: Option<String>,
+    /// When the last of them was made.
     last_commit: Option<String>,
 }
 

@@ -1,7 +1,11 @@
 //! docs/REFERENCE.md and docs/MESSAGES.md, made of what the code says of itself. `make reference` writes them; without that the
 //! tests here compare.
 
-use std::collections::BTreeSet;
+mod json;
+mod literals;
+mod messages;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +26,7 @@ fn the_reference_is_what_the_code_says() {
 
 #[test]
 fn the_messages_are_those_of_the_code() {
-    check("docs/MESSAGES.md", &messages());
+    check("docs/MESSAGES.md", &messages::messages());
 }
 
 fn check(path: &str, wanted: &str) {
@@ -58,13 +62,14 @@ fn reference() -> String {
     out += "Made from the code. What each thing means for operators is in [OPERATIONS.md](OPERATIONS.md) and the pages that it links \
             to; log lines and errors are in [MESSAGES.md](MESSAGES.md).\n\n";
     out += "[Settings](#settings) · [archive targets](#archive-targets) · [commands](#commands) · [SHOW](#show) · [orders](#orders) · \
-            [metrics](#metrics) · [exit codes](#exit-codes) · [SQLSTATEs](#sqlstates)\n\n";
+            [metrics](#metrics) · [JSON](#json) · [exit codes](#exit-codes) · [SQLSTATEs](#sqlstates)\n\n";
     settings(&mut out);
     archive_keys(&mut out);
     commands(&mut out);
     reports(&mut out);
     orders(&mut out);
     metrics(&mut out);
+    json::documents(&mut out);
     exit_codes(&mut out);
     sqlstates(&mut out);
     out
@@ -132,14 +137,41 @@ fn archive_keys(out: &mut String) {
     let text = source("src/config/archive.rs");
     let table =
         text.split("struct Table {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("it is there");
-    let fields = Regex::new(r"(?m)^    (\w+): ").expect("it is one");
-    let explained = source("docs/ARCHIVING.md");
-    let keys: Vec<String> = fields.captures_iter(table).map(|found| found[1].replace('_', "-")).collect();
-    assert!(keys.len() > 10, "{keys:?}");
-    for key in &keys {
-        assert!(explained.contains(&format!("`{key}`")), "{key} is not in docs/ARCHIVING.md");
+    let field = Regex::new(r"(?m)^    /// (.*)\n(?:    #\[.*\n)?    (\w+): ").expect("it is one");
+    let explained = explained_defaults();
+    *out += &(row(&["Key", "Default", "Meaning"]) + "|---|---|---|\n");
+    let (mut count, fields) = (0, table.lines().filter(|line| line.ends_with(',')).count());
+    for found in field.captures_iter(table) {
+        let (key, meaning) = (found[2].replace('_', "-"), &found[1]);
+        let (meaning, default) = match meaning.split_once(" [default: ") {
+            Some((meaning, default)) => (meaning, default.trim_end_matches(']')),
+            None => (meaning, ""),
+        };
+        let there = explained.get(&key).unwrap_or_else(|| panic!("{key} is not in docs/ARCHIVING.md"));
+        assert_eq!(there, default, "the default of {key}, in docs/ARCHIVING.md and in src/config/archive.rs");
+        *out += &row(&[&code(&key), default, meaning]);
+        count += 1;
     }
-    *out += &(keys.iter().map(|key| code(key)).collect::<Vec<_>>().join(", ") + "\n\n");
+    assert_eq!(count, fields, "each key says what it means");
+    out.push('\n');
+}
+
+/// Defaults of an archive's keys, in the words of ARCHIVING.md.
+fn explained_defaults() -> BTreeMap<String, String> {
+    let page = source("docs/ARCHIVING.md");
+    let rows = page.split("\n## Settings of a target\n").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let rows = rows.expect("it is there").lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let keys = cells.flat_map(|cells| {
+        let default = cells[2].replace('`', "");
+        cells[1]
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(|key| (key.to_owned(), default.clone()))
+            .collect::<Vec<_>>()
+    });
+    keys.collect()
 }
 
 fn commands(out: &mut String) {
@@ -171,50 +203,68 @@ fn describe(command: &Command, out: &mut String) {
         .map(|arg| {
             let (help, default) = help_of(arg);
             let default = if default.is_empty() { default } else { code(&default) };
-            row(&[&code(&typed(arg)), &default, &help])
+            let variable = arg.get_env().map(|name| code(&name.to_string_lossy())).unwrap_or_default();
+            row(&[&code(&typed(arg)), &variable, &default, &help])
         })
         .collect();
     if !rows.is_empty() {
-        *out += &(row(&["Argument", "Default", "Meaning"]) + "|---|---|---|\n" + &rows.concat() + "\n");
+        let head = row(&["Argument", "Variable", "Default", "Meaning"]) + "|---|---|---|---|\n";
+        *out += &(head + &rows.concat() + "\n");
     }
     command.get_subcommands().for_each(|command| describe(command, out));
 }
 
 fn reports(out: &mut String) {
-    *out += "## SHOW\n\nIn the database `walrelay`; see [the console](MONITORING.md#the-console).\n\n";
+    *out += "## SHOW\n\nIn the database `walrelay`; see [the console](MONITORING.md#the-console). A column that is not known is NULL.\n\n";
     let text = source("src/console/report.rs");
     let report =
         Regex::new(r#"(?s)Report \{\s*name: "(\w+)",\s*about: "([^"]*)",\s*columns: &\[(.*?)\],\s*rows:"#)
             .expect("it is one");
-    let column = Regex::new(r#"\("(\w+)", (\w+)\)"#).expect("it is one");
     let mut count = 0;
     for found in report.captures_iter(&text) {
-        let columns = column.captures_iter(&found[3]);
-        let columns = columns.map(|column| format!("`{}` {}", &column[1], sql_type(&column[2])));
-        let columns: Vec<_> = columns.collect();
-        let name = found[1].to_uppercase();
-        writeln!(out, "### SHOW {name}\n\n{}.\n\n{}\n", &found[2], columns.join(", "))
-            .expect("a string takes all");
+        shown_as(&found[1], &found[2], &found[3], out);
         count += 1;
     }
     assert_eq!(count, text.matches("    Report {").count());
     // Those that need no look at the relay, as HELP lists them.
     let fixed = Regex::new(r#"\("SHOW (\w+)", "([^"]*)"\)"#).expect("it is one");
-    let first = Regex::new(r#"(?s)rows\(\s*&\[([^\]]*)\]"#).expect("it is one");
+    let first = Regex::new(r#"(?s)rows\(\s*&\[(.*?)\],\s*(?:vec!|lines)"#).expect("it is one");
     let mut fixed_ones = Vec::new();
     for found in fixed.captures_iter(&text) {
-        writeln!(out, "### SHOW {}\n\n{}.\n", &found[1], &found[2]).expect("a string takes all");
         fixed_ones.push(found[1].to_owned());
-        // The settings are PostgreSQL's: name, setting, description.
-        let Some(body) = text.split(&format!("fn {}() -> Answer", found[1].to_lowercase())).nth(1) else {
-            continue;
-        };
-        let columns = first.captures(body).expect("it answers with rows");
-        let columns = column.captures_iter(&columns[1]);
-        let columns = columns.map(|column| format!("`{}` {}", &column[1], sql_type(&column[2])));
-        writeln!(out, "{}\n", columns.collect::<Vec<_>>().join(", ")).expect("a string takes all");
+        let body = text.split(&format!("fn {}() -> Answer", found[1].to_lowercase())).nth(1);
+        let columns = body.map(|body| first.captures(body).expect("it answers with rows")[1].to_owned());
+        shown_as(&found[1], &found[2], &columns.unwrap_or_else(columns_of_all), out);
     }
     assert_eq!(fixed_ones, ["VERSION", "HELP", "ALL"]);
+}
+
+/// A report and its columns, as they stand in the code.
+fn shown_as(name: &str, about: &str, columns: &str, out: &mut String) {
+    writeln!(out, "### SHOW {}\n\n{about}.\n", name.to_uppercase()).expect("a string takes all");
+    *out += "| Column | Type | Meaning |\n|---|---|---|\n";
+    let column = Regex::new(r#"\(\s*"(\w+)",\s*(\w+),\s*"([^"]*)",?\s*\)"#).expect("it is one");
+    let rows = column.captures_iter(columns).map(|it| row(&[&code(&it[1]), &sql_type(&it[2]), &it[3]]));
+    let rows: Vec<String> = rows.collect();
+    assert!(
+        !rows.is_empty() && rows.len() == columns.matches('(').count() - in_words(columns),
+        "{name}: {columns}"
+    );
+    *out += &(rows.concat() + "\n");
+}
+
+/// Parentheses that are in the words of a text.
+fn in_words(text: &str) -> usize {
+    text.split('"').skip(1).step_by(2).map(|words| words.matches('(').count()).sum()
+}
+
+/// Those of SHOW ALL, which are PostgreSQL's.
+fn columns_of_all() -> String {
+    let text = source("src/console/settings.rs");
+    assert!(
+        text.contains(r#"["name", "setting", "description"].map(|name| Field::new(name, ColumnType::Text))"#)
+    );
+    r#"("name", Text, "The parameter"), ("setting", Text, "Its value in this session"), ("description", Text, "Empty")"#.to_owned()
 }
 
 /// PostgreSQL's name of a `ColumnType`.
@@ -256,8 +306,8 @@ fn exit_codes(out: &mut String) {
     let number = Regex::new(r"=> (\d+)").expect("it is one");
     let constant = Regex::new(r"pub const \w+: u8 = (\d+);").expect("it is one");
     let given =
-        number.captures_iter(body).chain(constant.captures_iter(&text)).map(|found| found[1].to_owned());
-    let given: BTreeSet<String> = given.collect();
+        number.captures_iter(body).chain(constant.captures_iter(&text)).map(|found| found[1].parse::<u8>());
+    let given: BTreeSet<u8> = given.map(|code| code.expect("an exit code")).collect();
     let operations = source("docs/OPERATIONS.md");
     let table = operations
         .split("## Exit codes")
@@ -267,7 +317,7 @@ fn exit_codes(out: &mut String) {
     for code in &given {
         assert!(table.contains(&format!("\n| {code} |")), "exit code {code} is not in docs/OPERATIONS.md");
     }
-    let given = given.into_iter().collect::<Vec<_>>().join(", ");
+    let given = given.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
     writeln!(
         out,
         "## Exit codes\n\nOf the relay, when it was not stopped in order: {given}. What each means and what to do: \
@@ -289,93 +339,36 @@ fn sqlstates(out: &mut String) {
     *out += &rows.concat();
 }
 
-/// Sources without their tests: path below `src`, and text.
-fn sources() -> Vec<String> {
+/// Sources without their tests: path in the repository, and text, in the order of their paths.
+fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut dirs = vec![root().join("src"), root().join("proto/src")];
     while let Some(dir) = dirs.pop() {
         for path in fs::read_dir(dir).expect("it is there").flatten().map(|entry| entry.path()) {
             let name = path.file_name().expect("it has one").to_string_lossy().into_owned();
-            if name.starts_with("tests") || name == "mutation.rs" {
+            if name.starts_with("tests") || name.ends_with("_tests.rs") || name == "mutation.rs" {
                 continue;
             }
             match path.is_dir() {
                 true => dirs.push(path),
                 false => {
                     let text = fs::read_to_string(&path).expect("it is text");
-                    found.push(text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned());
+                    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+                    let path = path.strip_prefix(root()).expect("it is below").to_string_lossy().into_owned();
+                    found.push((path, text));
                 }
             }
         }
     }
+    found.sort();
     found
-}
-
-/// A literal as it is printed, with what is filled in between braces; `None` if little else is in it.
-fn message(literal: &str) -> Option<String> {
-    let continued = Regex::new(r"\\\n\s*").expect("it is one");
-    let text =
-        continued.replace_all(literal, "").replace("\\\"", "\"").replace("\\\\", "\\").replace("\\n", " ");
-    let holes = Regex::new(r"\{[^}]*\}").expect("it is one");
-    let said = holes.replace_all(&text, "");
-    (said.chars().filter(|c| c.is_alphabetic()).count() >= 8).then_some(text)
-}
-
-const LITERAL: &str = r#""((?:[^"\\]|\\.|\\\n)*)""#;
-
-fn messages() -> String {
-    let mut out = "# Messages\n\n".to_owned() + NOTE;
-    out += "Texts of log lines and errors, as they are in the code: what stands in braces is filled in. What the important ones mean is in \
-            [OPERATIONS.md](OPERATIONS.md#log), what to do about symptoms in [TROUBLESHOOTING.md](TROUBLESHOOTING.md). Some lines are put \
-            together from parts and are found here as parts. Some answers to clients have their SQLSTATE elsewhere in the code.\n\n";
-    let (mut logged, mut told, mut failed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let log = Regex::new(&format!(r"(?s)tracing::(error|warn|info)!\(\s*(?:[\w.%?&*= ()]+,\s*)*{LITERAL}"))
-        .expect("it is one");
-    let answer = Regex::new(&format!(
-        r"(?s)PgError::(?:error|fatal)\(\s*sqlstate::(\w+),\s*(?:format!\(\s*)?{LITERAL}"
-    ))
-    .expect("it is one");
-    let error = Regex::new(&format!(r"(?s)#\[error\(\s*{LITERAL}")).expect("it is one");
-    let states = source("src/wire/error.rs");
-    let state = |name: &str| {
-        let line = format!("pub const {name}: &str = \"");
-        states.split(&line).nth(1).and_then(|rest| rest.get(..5)).unwrap_or("?????").to_owned()
-    };
-    // Named first, and given a SQLSTATE afterwards.
-    let named =
-        Regex::new(&format!(r"(?s)let (?:text|message) =\s*(?:format!\(\s*)?{LITERAL}")).expect("it is one");
-    for text in sources().iter().filter(|text| text.contains("PgError")) {
-        told.extend(named.captures_iter(text).filter_map(|it| Some((message(&it[1])?, String::new()))));
-    }
-    for text in sources() {
-        logged
-            .extend(log.captures_iter(&text).filter_map(|it| Some((message(&it[2])?, it[1].to_uppercase()))));
-        told.extend(answer.captures_iter(&text).filter_map(|it| Some((message(&it[2])?, state(&it[1])))));
-        failed.extend(error.captures_iter(&text).filter_map(|it| message(&it[1])));
-    }
-    let counts = [logged.len(), told.len(), failed.len()];
-    assert!(counts.iter().all(|count| *count > 20), "{counts:?}");
-    out += "## Log\n\n| Line | Level |\n|---|---|\n";
-    out.extend(logged.iter().map(|(text, level)| row(&[&code(text), level])));
-    out += "\n## Troubles\n\nLines of level WARN, too, repeated while they last ([troubles](MONITORING.md#troubles)).\n\n| Line |\n|---|\n";
-    let trouble = Regex::new(&format!(r"(?s)let text =\s*format!\(\s*{LITERAL}")).expect("it is one");
-    let text = source("src/status/troubles.rs");
-    let troubles: BTreeSet<String> = trouble.captures_iter(&text).filter_map(|it| message(&it[1])).collect();
-    assert!(troubles.len() > 20, "{troubles:?}");
-    out.extend(troubles.iter().map(|text| row(&[&code(text)])));
-    out += "\n## To clients\n\n| Message | SQLSTATE |\n|---|---|\n";
-    out.extend(told.iter().map(|(text, state)| row(&[&code(text), state])));
-    out +=
-        "\n## Errors\n\nOf a start, of commands, and as the reason within log lines.\n\n| Message |\n|---|\n";
-    out.extend(failed.iter().map(|text| row(&[&code(text)])));
-    out
 }
 
 /// Texts that pages tell readers to search for are in the code, letter for letter, but for what is filled in.
 #[test]
 fn messages_that_are_explained_exist() {
-    let code =
-        Regex::new(r"\\\n\s*").expect("it is one").replace_all(&sources().concat(), "").replace("\\\"", "\"");
+    let all: String = sources().into_iter().map(|(_, text)| text).collect();
+    let code = Regex::new(r"\\\n\s*").expect("it is one").replace_all(&all, "").replace("\\\"", "\"");
     let operations = source("docs/OPERATIONS.md");
     let log = operations.split("\n## Log\n").nth(1).and_then(|rest| rest.split("\n## ").next());
     for (page, text) in [
