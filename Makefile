@@ -19,7 +19,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all tested beside told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference book deb rpm packages-test clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all tested beside told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference screenshots book deb rpm packages-test clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -36,6 +36,7 @@ help:
 	@echo 'make soak MINUTES=60         all kinds of trouble at once on one topology; takes root'
 	@echo 'make simulate SEEDS=100000   whole topologies on simulated disks and lines; or HOURS=1, or SEED=n, which is traced'
 	@echo 'make reference, make book    docs/REFERENCE.md from the code; the documents as a book, with mdbook'
+	@echo 'make screenshots             docs/images, in a quarter of an hour, with Chromium'
 	@echo 'make deb, make rpm           packages for Debian and for Red Hat, with unit, manual pages and completions'
 	@echo 'make release                 the program as it is installed, its debug information in walrelay.debug'
 	@echo 'make packages-test           those packages installed on an overlay of this system, the Kubernetes manifests linted'
@@ -197,6 +198,10 @@ papers:
 # docs/REFERENCE.md and docs/MESSAGES.md; a test says when they have to be made again.
 reference: cc
 	WALRELAY_WRITE_REFERENCE=1 $(CARGO) test --quiet --package walrelay --test pg -- reference::
+
+# docs/images, of a relay at work for MINUTES (13).
+screenshots: cc
+	WALRELAY_SCREENSHOTS=$(or $(MINUTES),13) $(CARGO) test --quiet --package walrelay --test pg -- screenshots_of_a_relay_at_work --skip ::more::
 
 # The pages lead to files beside docs, too, which are put beside the book.
 BOOK = target/book

@@ -4,9 +4,12 @@
 
 use std::net::TcpStream;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use walrelay_testkit::{
-    Browser, Certificates, Cluster, Consumer, Port, Scratch, Server, browser, on_one_version, wait_until,
+    Browser, Certificates, Cluster, Consumer, Port, Receivewal, Scratch, Server, browser, on_one_version,
+    wait_until,
 };
 
 use crate::relay_below;
@@ -15,6 +18,7 @@ on_one_version!(
     the_page_shows_what_psql_says,
     a_relay_that_is_away_is_said_and_its_last_picture_stays,
     the_page_is_there_for_who_logs_in_over_tls,
+    screenshots_of_a_relay_at_work,
 );
 
 /// What a name would do if it were taken for markup.
@@ -169,6 +173,53 @@ fn the_page_shows_what_psql_says(server: &Server) {
     );
     assert_eq!(unlabelled, 0);
     assert_eq!(page.complaints(), [""; 0]);
+}
+
+/// `make screenshots`: so many minutes of a relay with all kinds of consumers, and then docs/images. Without the variable nothing.
+const SCREENSHOTS: &str = "WALRELAY_SCREENSHOTS";
+
+fn screenshots_of_a_relay_at_work(server: &Server) {
+    let Ok(minutes) = std::env::var(SCREENSHOTS) else { return };
+    let minutes: u64 = minutes.parse().expect("WALRELAY_SCREENSHOTS is a number of minutes");
+    let mut page = chromium().expect("screenshots take Chromium");
+    let primary = Cluster::builder(server).start();
+    let (port, scratch) = (Port::take(), Scratch::new("wal-archive"));
+    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string());
+    let relay = relay.arg("--archive").arg(&format!("file://{}", scratch.path().display())).start();
+    relay.create_slots(&["standby1", "standby2", "wal_backup", "old_standby"]);
+    let standby = |name: &str| primary.standby().name(name).follow(&relay.conninfo()).slot(name);
+    let standbys =
+        [standby("standby1").start(), standby("standby2").conf("recovery_min_apply_delay = 8s").start()];
+    let mut backup = Receivewal::start(server, &relay.conninfo(), "wal_backup");
+    primary.pgbench_init(5);
+    page.set_window(1280, 1960, 1.0);
+    page.open(&format!("http://127.0.0.1:{}/", port.number()));
+    // Some load in each sample of the page's history, now more and now less; the backup stands still for a while.
+    let number = "fetch('/api/history?since=1000000').then((it) => it.json()).then((it) => it.number)";
+    let mut seen: u64 = 0;
+    while seen < minutes * 6 {
+        primary.pgbench(2, 200 + 900 * (seen % 7 % 3) as u32);
+        wait_until("the next sample", || page.ask(number).as_u64().is_some_and(|number| number > seen));
+        seen = page.ask(number).as_u64().expect("a number");
+        match seen % 18 {
+            9 => backup.hold(),
+            12 => backup.go_on(),
+            _ => {}
+        }
+    }
+    standbys.iter().for_each(|standby| standby.wait_for_replay(primary.flush_lsn()));
+    for (name, colours, (width, height, scale)) in [
+        ("light", "light", (1280, 1960, 1.0)),
+        ("dark", "dark", (1280, 1960, 1.0)),
+        ("phone", "light", (400, 1500, 1.5)),
+    ] {
+        page.prefer(colours);
+        page.set_window(width, height, scale);
+        page.ask("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))");
+        let picture = BASE64_STANDARD.decode(page.picture()).expect("base64");
+        let file = format!("{}/docs/images/page-{name}.png", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(&file, picture).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
 }
 
 /// Texts whose contrast to what lies behind them is below 4.5 (WCAG 2, AA).

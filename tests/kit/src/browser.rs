@@ -154,6 +154,12 @@ impl Browser {
         self.ask(expression).as_str().unwrap_or_default().to_owned()
     }
 
+    /// What the page looks like from its top down to the window's height: a PNG, in base64.
+    pub fn picture(&mut self) -> String {
+        let picture = self.call("Page.captureScreenshot", json!({ "format": "png" }));
+        picture["data"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// A key is pressed, by its name: `Tab`, `ArrowLeft`, `Enter`.
     pub fn press(&mut self, key: &str) {
         let code = match key {
