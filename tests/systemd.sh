@@ -59,7 +59,8 @@ inside() {
     cd /packages
     shows() { systemctl show walrelay -p "$1" --value; }
     is() { [ "$(shows "$1")" = "$2" ]; }
-    logged() { journalctl --no-pager -o cat -u walrelay | grep -qF "$1"; }
+    # (A reader that stops early would end the writer, and count as a failure.)
+    logged() { [[ $(journalctl --no-pager -o cat -u walrelay) == *"$1"* ]]; }
     dpkg --install old.deb >/dev/null
     ! systemctl is-enabled --quiet walrelay || fail 'the installation enables the service'
     is ActiveState inactive || fail 'the installation starts the service'
@@ -68,7 +69,7 @@ inside() {
     is ActiveState active || fail 'it is started, and not active'
     until_so 'what it says is in the journal' logged 'listening on /run/walrelay/.s.PGSQL.5432'
     local line
-    line=$(journalctl --no-pager -o json -u walrelay -p info | grep -m1 'listening on')
+    line=$(journalctl --no-pager -o json -u walrelay -p info | grep 'listening on' | tail -n 1)
     for field in '"SYSLOG_IDENTIFIER":"walrelay"' '"TARGET":"walrelay::' '"PRIORITY":"6"' '"_SYSTEMD_UNIT":"walrelay.service"' '"_CAP_EFFECTIVE":"0"'; do
         case "$line" in *"$field"*) ;; *) fail "the journal has no $field: $line" ;; esac
     done
