@@ -183,17 +183,19 @@ fn screenshots_of_a_relay_at_work(server: &Server) {
     let minutes: u64 = minutes.parse().expect("WALRELAY_SCREENSHOTS is a number of minutes");
     let mut page = chromium().expect("screenshots take Chromium");
     let primary = Cluster::builder(server).start();
-    let (port, scratch) = (Port::take(), Scratch::new("wal-archive"));
-    let relay = relay_below(&primary).arg("--http-listen").arg(&port.number().to_string());
-    let relay = relay.arg("--archive").arg(&format!("file://{}", scratch.path().display())).start();
+    let (port, scratch) = (Port::take(), Scratch::new("srv"));
+    let config = format!("[archive.main]\nurl = \"file://{}\"\n", scratch.dir("wal-archive").display());
+    let config = scratch.shared_secret("walrelay.toml", &config).display().to_string();
+    let relay = relay_below(&primary).arg("--config").arg(&config).arg("--wal-keep-size").arg("0");
+    let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
     relay.create_slots(&["standby1", "standby2", "wal_backup", "old_standby"]);
     let standby = |name: &str| primary.standby().name(name).follow(&relay.conninfo()).slot(name);
     let standbys =
         [standby("standby1").start(), standby("standby2").conf("recovery_min_apply_delay = 8s").start()];
     let mut backup = Receivewal::start(server, &relay.conninfo(), "wal_backup");
     primary.pgbench_init(5);
-    page.set_window(1280, 1960, 1.0);
-    page.open(&format!("http://127.0.0.1:{}/", port.number()));
+    page.set_window(1280, 2100, 1.0);
+    page.open(&format!("http://localhost:{}/", port.number()));
     // Some load in each sample of the page's history, now more and now less; the backup stands still for a while.
     let number = "fetch('/api/history?since=1000000').then((it) => it.json()).then((it) => it.number)";
     let mut seen: u64 = 0;
@@ -207,10 +209,10 @@ fn screenshots_of_a_relay_at_work(server: &Server) {
             _ => {}
         }
     }
-    standbys.iter().for_each(|standby| standby.wait_for_replay(primary.flush_lsn()));
+    assert_eq!(standbys.len(), 2, "they are there to the end");
     for (name, colours, (width, height, scale)) in [
-        ("light", "light", (1280, 1960, 1.0)),
-        ("dark", "dark", (1280, 1960, 1.0)),
+        ("light", "light", (1280, 2100, 1.0)),
+        ("dark", "dark", (1280, 2100, 1.0)),
         ("phone", "light", (400, 1500, 1.5)),
     ] {
         page.prefer(colours);
