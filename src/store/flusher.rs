@@ -9,6 +9,8 @@
 //! there is nothing special about it, it is *offered* first, to be taken when there is nothing else to do
 //! ([`Store::take_turn`]), and no thread has to be woken for it. Turns exclude each other: who is at work has said so in the
 //! queue, nobody waits for him there but the flusher, and what is left when he is done is the flusher's.
+//! WAL that comes while whoever receives it syncs waits for him; where that happens, the next turns are the flusher's ([`Crowding`]),
+//! so it is his turn where a sync is all there is to do, and the flusher's where the next commit does not wait for it.
 //!
 //! A complete segment gets its final name when everything up to its end is durable, the end of the record that reaches
 //! beyond it included, so finished segments are durable by their name, and recovery never ends in front of one. If that name
@@ -37,6 +39,10 @@ const NAMING_PAUSE: Duration = Duration::from_secs(1);
 const QUICK: Duration = Duration::from_millis(2);
 /// What counts at most of one that was slow: a disk that is quick again shall soon be known as such.
 const SLOWEST: Duration = Duration::from_millis(16);
+/// WAL that comes within this part of a usual sync after one was waiting meanwhile.
+const SOON: u32 = 4;
+/// Turns that the flusher gets, when WAL had to wait for whoever receives it.
+const CROWDED: std::ops::RangeInclusive<u32> = 64..=1024;
 
 /// What the writer has left for the flusher.
 #[derive(Debug, Default)]
@@ -58,8 +64,8 @@ struct Work {
     /// How many of those are being synced.
     early_at_work: usize,
     stop: bool,
-    /// Somebody makes durable what was written. Nobody else does meanwhile.
-    at_work: bool,
+    /// Who makes durable what was written. Nobody else does meanwhile.
+    at_work: Option<Who>,
     /// Whoever has written takes turns that are offered.
     writer_syncs: bool,
     /// A sync has failed: nothing is taken or confirmed any more.
@@ -67,8 +73,16 @@ struct Work {
     /// That is known to everybody: the flusher may end.
     failed: bool,
     pace: Pace,
+    crowding: Crowding,
     /// Nobody takes anything any more, or only whoever steps the store, when it gets to it.
     takes_its_time: bool,
+}
+
+/// Who does the flusher's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Flusher,
+    Writer,
 }
 
 /// How long syncs take, those of late above all.
@@ -87,6 +101,43 @@ impl Pace {
     }
 }
 
+/// Whether WAL comes while whoever receives it syncs. A client that waits for each of its commits never has it so: the next
+/// one comes a way there and back, and a sync of the server's, later.
+#[derive(Debug, Default)]
+struct Crowding {
+    /// When whoever has written was done with the last turn, until more comes.
+    done: Option<Instant>,
+    /// Turns that are the flusher's.
+    left: u32,
+    /// How many those were; fewer, the longer nothing had to wait.
+    last: u32,
+}
+
+impl Crowding {
+    /// More has come.
+    fn note(&mut self, came: Instant, syncs: bool, usual: Duration) {
+        let done = self.done.take();
+        match done.map(|done| came.saturating_duration_since(done) < usual / SOON) {
+            Some(true) => self.crowd(),
+            // Somebody else received it meanwhile, because it took so long.
+            None if syncs => self.crowd(),
+            Some(false) => self.last /= 2,
+            None => {}
+        }
+    }
+
+    fn crowd(&mut self) {
+        self.left = (self.last * 2).clamp(*CROWDED.start(), *CROWDED.end());
+        self.last = self.left;
+    }
+
+    /// Whether a turn can be left to whoever has written; counts it if not.
+    fn leaves_one(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+}
+
 /// What the flusher does in one turn.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
@@ -102,17 +153,31 @@ impl FlushQueue {
         lock(&self.work).pace = Pace(Some(usual));
     }
 
-    /// Asks for `segments` to be synced; then everything up to `target` is durable. Wakes the flusher, or offers the turn to
-    /// whoever calls this; what was offered before and not taken is the flusher's, for there was something else to do.
-    pub(super) fn push(&self, segments: impl Iterator<Item = Arc<Segment>>, target: TimelinePosition) {
+    /// Has the writer's last turn be known to have ended then.
+    #[cfg(test)]
+    pub(super) fn set_done(&self, done: Instant) {
+        lock(&self.work).crowding.done = Some(done);
+    }
+
+    /// Asks for `segments` to be synced; then everything up to `target`, which came at `came`, is durable. Wakes the flusher, or
+    /// offers the turn to whoever calls this; what was offered before and not taken is the flusher's, for there was something
+    /// else to do.
+    pub(super) fn push(
+        &self,
+        segments: impl Iterator<Item = Arc<Segment>>,
+        target: TimelinePosition,
+        came: Instant,
+    ) {
         let mut work = lock(&self.work);
+        work.note_arrival(came);
         for segment in segments {
             if !work.dirty.iter().any(|known| Arc::ptr_eq(known, &segment)) {
                 work.dirty.push(segment);
             }
         }
         work.target = Some(target);
-        let is_offer = work.may_be_offered() && !self.offered.load(Ordering::Relaxed);
+        let may_be = work.may_be_offered() && !self.offered.load(Ordering::Relaxed);
+        let is_offer = may_be && work.crowding.leaves_one();
         self.offered.store(is_offer, Ordering::Relaxed);
         if !is_offer {
             self.changed.notify_all();
@@ -131,18 +196,20 @@ impl FlushQueue {
     /// What is offered, if it still is. It is the caller's alone until it is [`done`](Self::done).
     pub(super) fn take_offered(&self) -> Option<Turn> {
         let mut work = lock(&self.work);
-        if !self.offered.swap(false, Ordering::Relaxed) || work.at_work || work.failing {
+        if !self.offered.swap(false, Ordering::Relaxed) || work.at_work.is_some() || work.failing {
             return None;
         }
         let target = Some(work.target.take()?);
-        work.at_work = true;
+        work.at_work = Some(Who::Writer);
         Some(Turn { dirty: std::mem::take(&mut work.dirty), target, early: Vec::new() })
     }
 
     /// What was taken is durable, after so long.
     fn done(&self, took: Duration) {
         let mut work = lock(&self.work);
-        work.at_work = false;
+        if work.at_work.take() == Some(Who::Writer) {
+            work.crowding.done = Some(Instant::now());
+        }
         work.pace.note(took);
         // What has come meanwhile.
         if work.target.is_some() && !self.offered.load(Ordering::Relaxed) {
@@ -209,9 +276,9 @@ impl FlushQueue {
         }
         let early = std::mem::take(&mut work.early);
         work.early_at_work = early.len();
-        let target = if work.at_work { None } else { work.target.take() };
+        let target = if work.at_work.is_some() { None } else { work.target.take() };
         if target.is_some() {
-            work.at_work = true;
+            work.at_work = Some(Who::Flusher);
             self.offered.store(false, Ordering::Relaxed);
         }
         let dirty = if target.is_some() { std::mem::take(&mut work.dirty) } else { Vec::new() };
@@ -231,20 +298,25 @@ impl FlushQueue {
 }
 
 impl Work {
+    fn note_arrival(&mut self, came: Instant) {
+        let usual = self.pace.0.unwrap_or_default();
+        self.crowding.note(came, self.at_work == Some(Who::Writer), usual);
+    }
+
     fn is_some(&self) -> bool {
         self.target.is_some() || !self.early.is_empty()
     }
 
     /// Whether there is work that nobody else is at.
     fn can_be_taken(&self) -> bool {
-        !self.failing && ((self.target.is_some() && !self.at_work) || !self.early.is_empty())
+        !self.failing && ((self.target.is_some() && self.at_work.is_none()) || !self.early.is_empty())
     }
 
     /// Whether the turn can be left to whoever has written: one sync of what lies in files that are there durably, and
     /// nothing else. What completes a segment takes a while.
     fn may_be_offered(&self) -> bool {
         let is_plain = |segment: &Arc<Segment>| segment.is_linked() && !segment.is_complete();
-        let is_free = self.writer_syncs && !self.at_work && !self.failing && !self.stop;
+        let is_free = self.writer_syncs && self.at_work.is_none() && !self.failing && !self.stop;
         is_free && self.early.is_empty() && self.pace.is_quick() && self.dirty.iter().all(is_plain)
     }
 }

@@ -393,6 +393,7 @@ impl Writer {
 
     /// Shows readers everything up to the end of the last complete record, and has it synced.
     pub fn commit(&mut self) {
+        let came = Instant::now();
         self.write_gathered();
         let Some(stream) = &mut self.stream else { return };
         let Some(mut end) = stream.verifier.verified_end() else { return };
@@ -421,12 +422,12 @@ impl Writer {
         if let Some(commit) = stream.verifier.newest_commit() {
             self.store.newest_commit.store(commit.as_micros(), Ordering::Relaxed);
         }
-        self.store.lag.arrived(end, Instant::now());
+        self.store.lag.arrived(end, came);
         // Before it can be called durable.
         self.store.written.send_replace(Some(target));
         // Before it is synced, which takes longer.
         self.store.audience.tell(Some(target));
-        self.store.flush_queue.push(stream.touched.iter().cloned(), target);
+        self.store.flush_queue.push(stream.touched.iter().cloned(), target, came);
         if mutation::is(Mutation::AckBeforeSync) {
             self.store.flushed.send_replace(Some(target));
         }
@@ -522,7 +523,7 @@ impl Writer {
         let target = TimelinePosition { tli, lsn: at };
         let first = forked.current.clone();
         self.go_over(self.followed(tli, newest), forked, history, target, false, at)?;
-        self.store.flush_queue.push(first.into_iter(), target);
+        self.store.flush_queue.push(first.into_iter(), target, Instant::now());
         Ok(())
     }
 

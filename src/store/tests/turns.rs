@@ -13,13 +13,17 @@ struct Offering {
 
 impl Offering {
     fn new() -> Offering {
+        Offering::of(|wal| wal.fill(2_500_000))
+    }
+
+    fn of(write: impl FnOnce(&mut WalGenerator)) -> Offering {
         let disk = SimDisk::new();
         let config = config(Path::new("/relay"), WalWrite::Pwrite);
         let mut it = Store::open_on(Arc::new(disk.clone()), config).unwrap();
         it.store.attach(identity(), UpstreamParameters::default()).unwrap();
         it.writer.begin(identity(), TimelineHistory::first(), START);
         let mut wal = generator(71);
-        wal.fill(2_500_000);
+        write(&mut wal);
         it.store.offer_turns_to_writer(true);
         let mut offering = Offering { disk, it, wal, taken: 0 };
         offering.commit(10_000);
@@ -37,6 +41,13 @@ impl Offering {
         self.it.writer.append(at, &self.wal.bytes()[self.taken as usize..to as usize]).unwrap();
         self.it.writer.commit();
         self.taken = to;
+    }
+
+    /// Takes what comes up to the end of a record.
+    fn commit_record(&mut self) {
+        let at = START.advance(self.taken);
+        let end = self.wal.record_ends().iter().find(|end| **end > at).copied();
+        self.commit(end.expect("there are enough").since(at));
     }
 
     fn is_durable(&self) -> bool {
@@ -163,6 +174,57 @@ fn from_a_failed_sync_on_nobody_confirms_anything() {
         }
         assert_eq!(it.it.store.tip().unwrap().flush_lsn, confirmed);
     }
+}
+
+#[test]
+fn where_wal_waits_for_its_receivers_sync_the_next_turns_are_the_flushers() {
+    let mut it = Offering::of(|wal| (0..6000).for_each(|_| _ = wal.record(40)));
+    let later = || Instant::now() + Duration::from_secs(60);
+    let long_ago = || Instant::now().checked_sub(Duration::from_secs(60)).unwrap_or_else(Instant::now);
+    // Turns until the next one is offered again.
+    let turns = |it: &mut Offering| {
+        (1..2000).find(|_| {
+            it.commit_record();
+            let is_offered = it.it.store.has_turn_at_hand();
+            assert!(is_offered || it.it.flushing.step());
+            is_offered
+        })
+    };
+    // A client waits for its commits.
+    for _ in 0..10 {
+        it.commit_record();
+        assert!(it.it.store.has_turn_at_hand());
+        it.it.store.take_turn();
+        it.it.store.flush_queue.set_done(long_ago());
+    }
+    // What has come while it was synced is there as soon as it is done; each time more turns are the flusher's.
+    for expected in [64, 128, 256, 512, 1024, 1024] {
+        it.it.store.take_turn();
+        it.it.store.flush_queue.set_done(later());
+        assert_eq!(turns(&mut it), Some(expected));
+    }
+    // Until nothing waits any more.
+    for _ in 0..20 {
+        it.it.store.take_turn();
+        it.it.store.flush_queue.set_done(long_ago());
+        assert_eq!(turns(&mut it), Some(1));
+    }
+    it.it.store.take_turn();
+    it.it.store.flush_queue.set_done(later());
+    assert_eq!(turns(&mut it), Some(64));
+}
+
+/// A sync that took so long that somebody else went on receiving.
+#[test]
+fn what_comes_during_the_writers_sync_makes_the_next_turns_the_flushers() {
+    let mut it = Offering::new();
+    it.commit_record();
+    let turn = it.it.store.flush_queue.take_offered().unwrap();
+    it.commit_record();
+    it.it.flushing.finish_turn(&turn);
+    assert!(it.it.flushing.step());
+    it.commit_record();
+    assert!(!it.it.store.has_turn_at_hand());
 }
 
 /// With the store's threads: who takes which turn is open, and all is durable in the end.
