@@ -233,15 +233,16 @@ impl Live {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Serves one part of the lines whenever something was published, for ever. There have to be [`PASSES`] of them.
+    /// Serves one part of the lines whenever something was published, for ever. There have to be [`PASSES`] of them. The last line
+    /// comes first: whoever publishes begins at the other end, at the same time.
     pub(super) async fn pass(self: Arc<Self>, number: usize, store: Arc<Store>) {
         loop {
             self.passes[number].notified().await;
             let lines = self.lines();
             let written = store.written();
-            for turn in lines.chunks(TURN * PASSES) {
+            for turn in lines.rchunks(TURN * PASSES) {
                 let wall = clock();
-                let mine = turn.iter().skip(number).step_by(PASSES);
+                let mine = turn.iter().rev().skip(number).step_by(PASSES);
                 mine.for_each(|line| _ = line.serve(|| *written.borrow(), wall));
                 tokio::task::yield_now().await;
             }
@@ -251,17 +252,17 @@ impl Live {
 
 impl Audience for Live {
     fn hear(&self, end: Option<TimelinePosition>) {
-        let (lines, wall) = (self.lines(), clock());
-        let (mut served, mut looked_at) = (0, 0);
+        let lines = self.lines();
+        // First of all: who is woken takes a while to come.
+        if lines.len() > DIRECT {
+            self.passes.iter().for_each(Notify::notify_one);
+        }
+        let (wall, mut served) = (clock(), 0);
         for line in lines.iter().take(LOOKED_AT) {
             if served == DIRECT {
                 break;
             }
-            looked_at += 1;
             served += usize::from(line.serve(|| end, wall));
-        }
-        if looked_at < lines.len() {
-            self.passes.iter().for_each(Notify::notify_one);
         }
     }
 }
