@@ -15,6 +15,8 @@ use super::tls::{ServerTls, TlsSession};
 
 /// Bytes kept for reading between messages; a longer message borrows memory while it passes.
 const INPUT_KEPT: usize = 8 * 1024;
+/// The same of a client that is streamed to, and sends nothing but short reports: there may be thousands of them.
+const STREAMING_KEPT: usize = 512;
 /// Bytes kept for writing between answers.
 const OUTPUT_KEPT: usize = 4 * 1024;
 /// An answer of so many bytes is sent before it grows.
@@ -85,9 +87,19 @@ impl Connection {
         self.socket.tls()
     }
 
-    /// Which messages the client may send from now on.
+    /// Which messages the client may send from now on. One that is streamed to keeps no memory of what it asked before.
     pub fn set_phase(&mut self, phase: Phase) {
         self.phase = phase;
+        if phase == Phase::Streaming {
+            [&mut self.input, &mut self.output]
+                .into_iter()
+                .filter(|it| it.is_empty())
+                .for_each(|it| *it = BytesMut::new());
+        }
+    }
+
+    fn input_kept(&self) -> usize {
+        if self.phase == Phase::Streaming { STREAMING_KEPT } else { INPUT_KEPT }
     }
 
     /// Waits for a start-up packet and reads not one byte more. Cancel-safe.
@@ -154,11 +166,12 @@ impl Connection {
 
     /// Room for a read, and no more memory than that when nothing is waiting to be completed.
     fn make_room(&mut self) {
-        if self.input.is_empty() && self.input.capacity() > INPUT_KEPT {
+        let kept = self.input_kept();
+        if self.input.is_empty() && self.input.capacity() > kept {
             self.input = BytesMut::new();
         }
         if self.input.len() == self.input.capacity() || self.input.is_empty() {
-            self.input.reserve(INPUT_KEPT);
+            self.input.reserve(kept);
         }
     }
 
@@ -264,4 +277,41 @@ async fn within<T>(limit: Option<Duration>, write: impl Future<Output = io::Resu
         let text = format!("it has taken nothing for {} ms", limit.as_millis());
         Err(io::Error::new(io::ErrorKind::TimedOut, text))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// What a client that streams costs, for as long as it lasts, is not what its login and its questions were.
+    #[tokio::test]
+    async fn a_client_that_is_streamed_to_keeps_little_memory() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut conn = Connection::new(Socket::from(listener.accept().await.unwrap().0)).unwrap();
+        conn.set_phase(Phase::Command);
+        client.write_all(b"Q\0\0\0\x06a\0").await.unwrap();
+        assert_eq!(conn.read_frame().await.unwrap().kind, b'Q');
+        conn.put_bytes(&[0; 2000]);
+        conn.flush().await.unwrap();
+        assert!(conn.input.capacity() > STREAMING_KEPT);
+        conn.set_phase(Phase::Streaming);
+        let (short, long) = (b"d\0\0\0\x05r", [&b"d\0\0\x27\x14"[..], &[0; 10_000]].concat());
+        for message in [&short[..], &long, short, short] {
+            assert!(conn.output.capacity() == 0);
+            client.write_all(message).await.unwrap();
+            assert_eq!(conn.read_frame().await.unwrap().body.len(), message.len() - 5);
+        }
+        assert!(conn.input.capacity() <= STREAMING_KEPT);
+        // What has come already stays.
+        client.write_all(b"d\0\0\0\x05").await.unwrap();
+        while conn.try_fill().unwrap() == 0 {
+            conn.socket.ready(Interest::READABLE).await.unwrap();
+        }
+        conn.set_phase(Phase::Streaming);
+        client.write_all(b"h").await.unwrap();
+        assert_eq!(conn.read_frame().await.unwrap().body[..], b"h"[..]);
+    }
 }
