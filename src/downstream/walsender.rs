@@ -46,6 +46,8 @@ use crate::wire::{Connection, FrameError, PgError, Phase, ReadError, sqlstate};
 
 /// WAL read ahead from the disk for a consumer that is far behind, bytes.
 const READ_AHEAD: usize = 4 << 20;
+/// So much before a segment's end the next one is opened, bytes: a consumer that is far behind does not wait for that.
+const OPEN_AHEAD: u64 = 4 << 20;
 /// Batches sent in a row before other tasks get their turn.
 const TURN: u32 = 4;
 /// Reads of what has come before silence is judged; together longer than any message of a client's.
@@ -195,6 +197,9 @@ struct Walsender<'a> {
     /// What was left to be done by whoever had the hand.
     left: Option<Output>,
     fetch: Option<Fetch>,
+    /// The segment behind the one that is sent from, about to be opened, or kept so that the store has it mapped when it is needed:
+    /// it is asked for there, by the history of that moment.
+    next: Option<(SegNo, Fetch)>,
     /// Why WAL cannot be had.
     unavailable: Option<OpenError>,
     /// In memory up to here, as far as this walsender has looked.
@@ -225,6 +230,7 @@ impl<'a> Walsender<'a> {
             seg_size,
             left: None,
             fetch: None,
+            next: None,
             unavailable: None,
             resident_to: Lsn::INVALID,
             orders,
@@ -325,7 +331,10 @@ impl<'a> Walsender<'a> {
     /// Prepares the messages that carry this WAL, if it is in memory; else has it brought there.
     fn begin_batch(&mut self, tli: TimelineId, from: Lsn, to: Lsn, end: Lsn, wall: PgTimestamp) {
         match self.segment_in_memory(tli, from, to, end) {
-            Ok(Some(segment)) => self.hand.batch = Some(Batch::new(segment, from, to, end, wall)),
+            Ok(Some(segment)) => {
+                self.open_next(tli, &segment, to, end);
+                self.hand.batch = Some(Batch::new(segment, from, to, end, wall));
+            }
             Ok(None) => self.tell(Input::Fetching),
             Err(error) => self.give_up(error),
         }
@@ -348,6 +357,7 @@ impl<'a> Walsender<'a> {
         if self.hand.segment.as_ref().is_none_or(|segment| segment.name().segno != segno) {
             self.hand.segment = self.cx.store.mapped_segment_on(self.hand.sender.history(), tli, segno);
             self.resident_to = Lsn::INVALID;
+            self.forget_next();
         }
         let Some(segment) = self.hand.segment.clone() else {
             self.fetch(tli, from, segno, None);
@@ -375,9 +385,7 @@ impl<'a> Walsender<'a> {
                 Some(segment) => segment,
                 None => open_segment(&descriptors, store, recall.clone(), history, tli, segno).await?,
             };
-            let ahead = segment.clone();
-            let read = move || ahead.populate(at.since(ahead.start()), READ_AHEAD);
-            match (tokio::task::spawn_blocking(read).await, recall) {
+            match (read_ahead(segment.clone(), at).await, recall) {
                 (Ok(Err(_)), Some(recall)) if recall.has_sources() && segment.is_complete() => {
                     Ok(elsewhere(segment, recall, tli).await)
                 }
@@ -387,8 +395,31 @@ impl<'a> Walsender<'a> {
         }));
     }
 
+    /// Has the next segment opened and read ahead, if it is here, whole, and needed soon.
+    fn open_next(&mut self, tli: TimelineId, segment: &Segment, at: Lsn, end: Lsn) {
+        let (start, segno) = (segment.end(), segment.name().segno.next());
+        let is_wanted = start.since(at) <= OPEN_AHEAD && segno.end(self.seg_size) <= end;
+        if !is_wanted || self.next.as_ref().is_some_and(|(known, _)| *known == segno) {
+            return;
+        }
+        let (store, descriptors) = (self.cx.store.clone(), self.cx.descriptors.clone());
+        let history = self.hand.sender.history().clone();
+        let opening = async move {
+            let segment = open_here(&descriptors, store, history, tli, segno).await?;
+            // What cannot be read is found out when it is needed.
+            let _ = read_ahead(segment.clone(), start).await;
+            Ok(segment)
+        };
+        self.next = Some((segno, tokio::spawn(opening)));
+    }
+
+    fn forget_next(&mut self) {
+        self.next.take().into_iter().for_each(|(_, fetch)| fetch.abort());
+    }
+
     fn forget(&mut self) {
         (self.hand.segment, self.resident_to) = (None, Lsn::INVALID);
+        self.forget_next();
         if let Some(fetch) = self.fetch.take() {
             fetch.abort();
         }
@@ -554,6 +585,7 @@ impl Drop for Walsender<'_> {
         if let Some(fetch) = &self.fetch {
             fetch.abort();
         }
+        self.forget_next();
     }
 }
 
@@ -591,11 +623,10 @@ async fn join(fetch: &mut Option<Fetch>) -> Result<Arc<Segment>, OpenError> {
     }
 }
 
-/// From the relay's disk, or if it has been removed there, from wherever else it is.
-async fn open_segment(
+/// From the relay's disk.
+async fn open_here(
     descriptors: &Descriptors,
     store: Arc<Store>,
-    recall: Option<Arc<Recall>>,
     history: Arc<TimelineHistory>,
     tli: TimelineId,
     segno: SegNo,
@@ -609,7 +640,19 @@ async fn open_segment(
         }
     }
     drop(turn);
-    match (opened, recall) {
+    opened
+}
+
+/// From the relay's disk, or if it has been removed there, from wherever else it is.
+async fn open_segment(
+    descriptors: &Descriptors,
+    store: Arc<Store>,
+    recall: Option<Arc<Recall>>,
+    history: Arc<TimelineHistory>,
+    tli: TimelineId,
+    segno: SegNo,
+) -> Result<Arc<Segment>, OpenError> {
+    match (open_here(descriptors, store, history, tli, segno).await, recall) {
         (Err(OpenError::Here(SegmentError::Removed(_))), Some(recall)) => {
             Ok(recall.segment(tli, segno).await?)
         }
@@ -626,6 +669,15 @@ async fn elsewhere(here: Arc<Segment>, recall: Arc<Recall>, tli: TimelineId) -> 
         Segment::unreadable()
     );
     recall.segment(tli, here.name().segno).await.unwrap_or(here)
+}
+
+/// Brings WAL into memory that is not there: where it is, its pages would be put into the map for nothing.
+async fn read_ahead(segment: Arc<Segment>, at: Lsn) -> Result<io::Result<()>, JoinError> {
+    let read = move || {
+        let offset = at.since(segment.start());
+        if segment.is_resident(offset, READ_AHEAD) { Ok(()) } else { segment.populate(offset, READ_AHEAD) }
+    };
+    tokio::task::spawn_blocking(read).await
 }
 
 async fn blocking(
