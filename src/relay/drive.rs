@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_millis(20);
 const QUIET_LOOKS: u32 = 50;
 
 /// Turns that the work's thread may take when the work waits.
-pub(super) trait Turns: Send + Sync {
+pub trait Turns: Send + Sync {
     /// Whether turns are to be offered from now on.
     fn offer(&self, offer: bool);
     /// Whether one is.
@@ -57,7 +57,7 @@ impl Turns for Store {
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The seat of whoever drives the work.
-pub(super) struct Driver<T> {
+pub struct Driver<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
     /// The work is wanted back from the deputy.
@@ -90,14 +90,15 @@ enum Seat<T> {
 }
 
 impl<T: Send + 'static> Driver<T> {
-    pub(super) fn new(turns: Arc<dyn Turns>) -> Driver<T> {
+    /// One that offers these turns to the thread that [runs](Self::run) the work.
+    pub fn new(turns: Arc<dyn Turns>) -> Driver<T> {
         let state = State { seat: Seat::Driven, syncs: 0, deputy_looks: false };
         let (changed, wanted) = (Condvar::new(), Notify::new());
         Driver { state: Mutex::new(state), changed, wanted, turns, long: LONG }
     }
 
     /// Runs the work to its end; for the thread whose work it is.
-    pub(super) fn run(&self, runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
+    pub fn run(&self, runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
         let _end = End(self);
         let mut work: Work<T> = Box::pin(work);
         self.turns.offer(true);
@@ -154,7 +155,7 @@ impl<T: Send + 'static> Driver<T> {
     }
 
     /// Takes the work over whenever a sync takes long, until all is over; for the deputy's thread.
-    pub(super) fn stand_by(&self, runtime: &Runtime) {
+    pub fn stand_by(&self, runtime: &Runtime) {
         let _end = Lost(self);
         let mut state = self.lock();
         let (mut seen, mut quiet) = (state.syncs, 0);
@@ -202,6 +203,12 @@ impl<T: Send + 'static> Driver<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> std::fmt::Debug for Driver<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
     }
 }
 

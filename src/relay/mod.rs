@@ -9,7 +9,7 @@
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
 mod budget;
-mod drive;
+pub mod drive;
 mod receiver;
 mod reload;
 pub mod signals;

@@ -83,7 +83,7 @@ fn allocations_of_bulk_sent() {
 fn system_calls_of_commits() {
     let _alone = alone();
     let calls = trace::of("allocations_of_commits");
-    assert_at_most(calls.total(), COMMITS as f64, 26.0, &format!("system calls for each commit, {calls}"));
+    assert_at_most(calls.total(), COMMITS as f64, 15.0, &format!("system calls for each commit, {calls}"));
 }
 
 #[test]

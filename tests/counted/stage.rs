@@ -1,12 +1,16 @@
 //! A relay in this process, a primary above it and a consumer below it.
 
 use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use walrelay::conninfo::{ConnInfo, Environment};
-use walrelay::store::Background;
+use walrelay::relay::drive::Driver;
+use walrelay::store::{Background, Writer};
 use walrelay::upstream::{Following, UpstreamConfig, follow};
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{Lsn, SegSize, SystemId, TimelineId, WalIdentity};
@@ -29,6 +33,7 @@ pub(crate) struct Stage {
     /// A second one, for WAL that is stored.
     late: Consumer,
     wal: WalGenerator,
+    _receiver: Receiver,
     // Ended in this order: connections, then the store.
     _runtime: Runtime,
     _background: Background,
@@ -37,7 +42,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn set() -> Stage {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = in_memory().expect("a temporary directory");
         let seg_size = SegSize::new(SEG).expect("a power of two");
         let id = WalIdentity { system_id: SystemId(SYSTEM), seg_size };
         let (store, writer, background) = common::new_store(&dir.path().join("data"), id, START, 1 << 40);
@@ -45,7 +50,7 @@ impl Stage {
         let address = common::serve(&runtime, store, None);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
-        runtime.spawn(follow(upstream(port), writer, CancellationToken::new()));
+        let receiver = Receiver::start(port, writer);
         let mut primary = Primary::accept(&listener, &SYSTEM.to_string(), START);
         let mut wal = WalGenerator::new(id, TimelineId::FIRST, START, 1);
         // Nobody is let in before there is something to serve.
@@ -60,6 +65,7 @@ impl Stage {
             consumer,
             late: connect(),
             wal,
+            _receiver: receiver,
             _runtime: runtime,
             _background: background,
             _dir: dir,
@@ -108,6 +114,41 @@ impl Stage {
         let end = *self.wal.record_ends().last().expect("there is one");
         self.late.start(START).expect("it is stored");
         self.late.drain(end).expect("it is stored");
+    }
+}
+
+/// Where a sync takes no time, whatever the disk: that decides who makes it.
+fn in_memory() -> std::io::Result<tempfile::TempDir> {
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }
+}
+
+/// The thread that receives and syncs, and its deputy, as a relay has them.
+struct Receiver {
+    stop: CancellationToken,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Receiver {
+    fn start(port: u16, writer: Writer) -> Receiver {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = Arc::new(runtime.expect("it is a few descriptors"));
+        let driver = Arc::new(Driver::new(writer.store().clone()));
+        let stop = CancellationToken::new();
+        let work = follow(upstream(port), writer, stop.clone());
+        let stand_by = std::thread::spawn({
+            let (driver, runtime) = (driver.clone(), runtime.clone());
+            move || driver.stand_by(&runtime)
+        });
+        let run = std::thread::spawn(move || drop(driver.run(&runtime, work)));
+        Receiver { stop, threads: vec![run, stand_by] }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 
