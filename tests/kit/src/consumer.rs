@@ -129,23 +129,61 @@ impl Consumer {
         Ok(crc)
     }
 
-    fn next_wal_with(&mut self, look: impl FnMut(&[u8])) -> io::Result<Lsn> {
+    /// As [`Consumer::next_wal`], and shows its WAL, piece by piece, which needs a consumer that is
+    /// [`copying`](Consumer::copying).
+    ///
+    /// # Errors
+    /// As [`Consumer::drain`].
+    pub fn next_wal_with(&mut self, mut look: impl FnMut(&[u8])) -> io::Result<Lsn> {
+        while !self.next_message_with(&mut look)? {}
+        Ok(self.received)
+    }
+
+    /// The same of the next message, whatever it is; whether it was WAL.
+    ///
+    /// # Errors
+    /// As [`Consumer::drain`].
+    pub fn next_message_with(&mut self, look: impl FnMut(&[u8])) -> io::Result<bool> {
         self.scratch.resize(PIECE, 0);
-        loop {
-            match self.head()? {
-                Head::Wal(start, len) => {
-                    if start != self.received {
-                        let text = format!("WAL from {start}, expected {}", self.received);
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-                    }
-                    self.discard(len, look)?;
-                    self.received = self.received.advance(len as u64);
-                    return Ok(self.received);
+        match self.head()? {
+            Head::Wal(start, len) => {
+                if start != self.received {
+                    let text = format!("WAL from {start}, expected {}", self.received);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                 }
-                Head::Keepalive(keepalive) if keepalive.reply_requested => self.report()?,
-                Head::Keepalive(_) => {}
+                self.discard(len, look)?;
+                self.received = self.received.advance(len as u64);
+                return Ok(true);
             }
+            Head::Keepalive(keepalive) if keepalive.reply_requested => self.report()?,
+            Head::Keepalive(_) => {}
         }
+        Ok(false)
+    }
+
+    /// Up to where WAL has come.
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// Whether something has come that was not received yet.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn has_more(&self) -> io::Result<bool> {
+        match rustix::net::recv(&self.socket, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Its connection once more, to wait at, or to report on.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn another_socket(&self) -> io::Result<TcpStream> {
+        self.socket.try_clone()
     }
 
     /// Its connection, with the stream that was started.
@@ -197,11 +235,19 @@ impl Consumer {
     /// # Errors
     /// Of the socket.
     pub fn report(&mut self) -> io::Result<()> {
+        Consumer::report_on(&self.socket, self.received)
+    }
+
+    /// Says so on a connection of its, of everything before `done`.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn report_on(mut socket: &TcpStream, done: Lsn) -> io::Result<()> {
         let send_time = PgTimestamp::from_system_time(SystemTime::now());
-        let done = Some(self.received);
+        let done = Some(done);
         let status =
             StandbyStatusUpdate { write: done, flush: done, apply: done, send_time, reply_requested: false };
-        self.socket.write_all(&status.frame())
+        socket.write_all(&status.frame())
     }
 
     /// A message of the conversation before the stream.

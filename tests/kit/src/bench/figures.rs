@@ -7,6 +7,8 @@ pub(crate) const WALRELAY: &str = "walrelay";
 pub(crate) const CASCADE: &str = "cascading standby";
 pub(crate) const RECEIVEWAL: &str = "pg_receivewal";
 pub(crate) const NOTHING: &str = "a standby that stores nothing";
+pub(crate) const STORING: &str = "bare loop that stores";
+pub(crate) const FAN: &str = "bare fan-out";
 pub(crate) const LOOP: &str = "bare sendfile loop";
 pub(crate) const HAPROXY: &str = "haproxy";
 
@@ -35,6 +37,14 @@ impl Figures {
     pub(crate) fn median(&self, row: &str, metric: &str, who: &str) -> Option<f64> {
         let wanted = self.values.iter().filter(|(r, m, w, _)| *r == row && *m == metric && *w == who);
         median(&wanted.map(|(.., value)| *value).collect::<Vec<_>>())
+    }
+
+    /// The least and the most of the rounds, where there were several that differ.
+    pub(crate) fn range(&self, row: &str, metric: &str, who: &str) -> Option<(f64, f64)> {
+        let wanted = self.values.iter().filter(|(r, m, w, _)| *r == row && *m == metric && *w == who);
+        let ends = |(least, most): (f64, f64), value: f64| (least.min(value), most.max(value));
+        let range = wanted.map(|(.., value)| *value).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
+        (range.0 < range.1).then_some(range)
     }
 
     /// Who took part in a row, in the order of their coming.
@@ -114,6 +124,8 @@ mod tests {
         }
         assert_eq!(figures.median("row", "MB/s", WALRELAY), Some(100.0));
         assert_eq!(figures.median("row", "MB/s", CASCADE), None);
+        assert_eq!(figures.range("row", "MB/s", LOOP), Some((50.0, 100.0)));
+        assert_eq!(figures.range("row", "MB/s", CASCADE), None);
         assert_eq!(figures.who("row"), [WALRELAY, LOOP]);
         let judge = |target: Target| target.judge(&figures, "row", "MB/s", WALRELAY);
         assert!(judge(Target::LeastTimes(1.25, LOOP)).unwrap().met);

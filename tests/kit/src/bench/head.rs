@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Bench, helpers};
+use super::{Bench, programs};
 use crate::Server;
 use crate::namespace;
 
@@ -22,8 +22,8 @@ pub(crate) fn text(server: &Server, bench: &Bench, took: Duration) -> String {
         ("Network", namespace::describe()),
         ("File system", said("df", &["--output=fstype", &std::env::temp_dir().display().to_string()])),
         ("PostgreSQL", server.version().to_owned()),
-        ("haproxy", helpers::version("haproxy", "-v").unwrap_or("not installed".to_owned())),
-        ("pgBackRest", helpers::version("pgbackrest", "version").unwrap_or("not installed".to_owned())),
+        ("haproxy", programs::version("haproxy", "-v").unwrap_or("not installed".to_owned())),
+        ("pgBackRest", programs::version("pgbackrest", "version").unwrap_or("not installed".to_owned())),
         (
             "WAL",
             format!(

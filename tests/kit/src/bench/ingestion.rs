@@ -1,38 +1,56 @@
 //! Row `ingestion`: everything that the primary has, into an empty directory, synced.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use walrelay_proto::{TimelineId, WalFileName};
 
 use super::Bench;
-use super::figures::{CASCADE, RECEIVEWAL, WALRELAY};
-use super::helpers::{self, Receivewal};
+use super::figures::{CASCADE, RECEIVEWAL, STORING, WALRELAY};
 use super::poll;
+use super::programs::{self, Receivewal, Storer, crc_of_segments};
 use super::stage::{ALL, Middle};
 use super::table::{CPU, SPEED};
 use super::usage::cpu_of_tree;
+use crate::Scratch;
 use crate::wait::wait_for;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 const ROW: &str = "ingestion";
 
+/// Whoever takes part, once.
+type Receiver<'a> = Box<dyn Fn(&mut Bench) + 'a>;
+
 pub(crate) fn measure(bench: &mut Bench) {
     bench.stage.bring(Middle::Neither);
+    let expected = crc_of_segments(&bench.stage.primary.wal_dir(), &bench.stage.wal);
+    let zeros = Scratch::new("zeros");
+    let mut receivers: Vec<Receiver<'_>> = vec![
+        Box::new(|bench| with_relay(bench, expected)),
+        Box::new(|bench| with_receivewal(bench, expected)),
+        Box::new(|bench| with_storer(bench, &zeros.join("zeros"))),
+    ];
+    if !bench.settings.quick {
+        receivers.push(Box::new(with_standby));
+    }
     for _ in 0..bench.settings.rounds {
-        with_relay(bench);
-        with_receivewal(bench);
-        if !bench.settings.quick {
-            with_standby(bench);
-        }
+        receivers.iter().for_each(|receive| receive(bench));
+        // Who was first is last in the next round.
+        receivers.rotate_left(1);
     }
     bench.figures.remark(
         ROW,
         "From the start of the primary's walsender until all is reported flushed (pg_receivewal: until the last segment has its \
-         name). The standby's figures include its replay, as far as it comes in that time.",
+         name). The standby's figures include its replay, as far as it comes in that time. Bare loop: one thread receives and writes \
+         to a file of that length full of zeros, another one syncs.",
     );
+    let text = format!(
+        "CRC-32C of the segments in the primary's directory, the relay's and pg_receivewal's: {expected:08x}, all the same."
+    );
+    bench.figures.remark(ROW, text);
 }
 
-fn with_relay(bench: &mut Bench) {
+fn with_relay(bench: &mut Bench, expected: u32) {
     let slot = "ingest";
     let mut relay = bench.stage.new_relay(ALL).name(slot).prepare();
     // A new slot on the primary would keep no WAL of before; this one is moved back to where the WAL begins.
@@ -41,6 +59,7 @@ fn with_relay(bench: &mut Bench) {
     let pid = relay.pid();
     until_flushed(bench, WALRELAY, slot, pid);
     relay.terminate();
+    assert_eq!(crc_of_segments(&relay.wal_dir(), &bench.stage.wal), expected, "what the relay has stored");
     drop_slot(bench, slot);
 }
 
@@ -81,8 +100,15 @@ fn until_flushed(bench: &mut Bench, who: &'static str, name: &str, pid: u32) {
     note(bench, who, took, cpu_of_tree(pid).saturating_sub(before));
 }
 
-fn with_receivewal(bench: &mut Bench) {
-    let (seg_size, wal) = (helpers::seg_size(), bench.stage.wal.clone());
+fn with_storer(bench: &mut Bench, file: &Path) {
+    let (name, wal) = ("ingest_storer", bench.stage.wal.clone());
+    let storer =
+        Storer::start("store-bulk", file, wal.end.since(wal.start), &bench.stage.primary, name, wal.start);
+    until_flushed(bench, STORING, name, storer.pid());
+}
+
+fn with_receivewal(bench: &mut Bench, expected: u32) {
+    let (seg_size, wal) = (programs::seg_size(), bench.stage.wal.clone());
     let slot = "ingest_receivewal";
     keep_from_the_start(bench, slot);
     let began = Instant::now();
@@ -90,6 +116,8 @@ fn with_receivewal(bench: &mut Bench) {
     let name = WalFileName { tli: TimelineId::FIRST, segno: wal.end.seg_before(seg_size) }.format(seg_size);
     poll("pg_receivewal to have all", || receiver.has(&name).then_some(()));
     let (took, cpu) = (began.elapsed(), cpu_of_tree(receiver.pid()));
+    let stored = receiver.wal_dir();
+    assert_eq!(crc_of_segments(&stored, &bench.stage.wal), expected, "what pg_receivewal has stored");
     drop(receiver);
     drop_slot(bench, slot);
     note(bench, RECEIVEWAL, took, cpu);

@@ -11,9 +11,9 @@ use walrelay_proto::Lsn;
 
 use super::Bench;
 use super::client::Client;
-use super::figures::{CASCADE, Figures, HAPROXY, WALRELAY};
-use super::helpers::Haproxy;
+use super::figures::{CASCADE, FAN, Figures, HAPROXY, WALRELAY};
 use super::numbers::{at, micros};
+use super::programs::{Fan, Haproxy};
 use super::stage::{ALL, Middle, consumer, local};
 use super::table::{BUSY, COLD, LOADED, P50, P99, QUIET};
 use crate::{Consumer, Scratch};
@@ -22,6 +22,8 @@ use crate::{Consumer, Scratch};
 const PAUSE: Duration = Duration::from_millis(2);
 /// A small commit's record.
 pub(crate) const COMMIT: &str = "select pg_logical_emit_message(true, 'bench', repeat('x', 100))";
+
+pub(crate) const FAN_IS: &str = "Bare fan-out: one thread, one connection to the primary, a plain `send` to each consumer; nothing is verified or stored.";
 
 pub(crate) fn measure(bench: &mut Bench, row: &'static str, consumers: usize) {
     let haproxy = Haproxy::start(bench.stage.primary_address());
@@ -37,7 +39,11 @@ pub(crate) fn measure(bench: &mut Bench, row: &'static str, consumers: usize) {
             bench.stage.bring(Middle::Neither);
             added(bench, row, HAPROXY, haproxy.address(), consumers);
         }
+        bench.stage.bring(Middle::Neither);
+        let fan = Fan::start(&bench.stage.primary);
+        added(bench, row, FAN, fan.address(), consumers);
     }
+    bench.figures.remark(row, FAN_IS);
     if haproxy.is_none() {
         bench.figures.remark(row, "haproxy is not installed: not measured.");
     }

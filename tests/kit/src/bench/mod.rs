@@ -9,15 +9,18 @@
 
 mod client;
 mod commits;
+mod fan;
 mod figures;
+mod flame;
 mod head;
-mod helpers;
 mod herd;
 mod ingestion;
 mod latency;
+mod levels;
 mod numbers;
 mod plot;
 mod profile;
+mod programs;
 mod report;
 mod restore;
 mod sendfile;
@@ -26,6 +29,7 @@ mod silent;
 mod stage;
 mod start;
 mod stored;
+mod storing;
 mod table;
 mod thousand;
 mod usage;
@@ -66,6 +70,11 @@ pub fn main() -> ExitCode {
         ["quick"] => isolated(|| run(true)),
         ["profile"] => isolated(profile::run),
         ["sendfile", port, dir, end] => serve(port, dir, end),
+        ["fan", port, upstream, start] => fan::serve(port, upstream, start),
+        ["store", file, bytes, port, name, start] => storing::store(file, bytes, port, name, start, false),
+        ["store-bulk", file, bytes, port, name, start] => {
+            storing::store(file, bytes, port, name, start, true)
+        }
         ["nothing", port, name, start] => silent::answer(port, name, start),
         _ => Err("bench full|quick|profile".to_owned()),
     };
@@ -86,7 +95,7 @@ fn isolated(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
 fn serve(port: &str, dir: &str, end: &str) -> Result<(), String> {
     let port = port.parse().map_err(|_| "no port")?;
     let end = end.parse().map_err(|_| "no position")?;
-    sendfile::serve(port, PathBuf::from(dir), helpers::seg_size(), end).map_err(|error| error.to_string())
+    sendfile::serve(port, PathBuf::from(dir), programs::seg_size(), end).map_err(|error| error.to_string())
 }
 
 fn server() -> Result<Server, String> {
@@ -137,7 +146,7 @@ fn attempt(bench: &mut Bench, id: &'static str, measure: impl FnOnce(&mut Bench)
 type Measure = fn(&mut Bench, &Server);
 
 /// In this order: ingestion before any checkpoint, so that slots may begin where the WAL does.
-const PARTS: [(&str, Measure); 11] = [
+const PARTS: [(&str, Measure); 12] = [
     ("stored", |bench, _| stored::measure(bench)),
     ("ingestion", |bench, _| ingestion::measure(bench)),
     ("latency-1", |bench, _| latency::measure(bench, "latency-1", 1)),
@@ -145,6 +154,7 @@ const PARTS: [(&str, Measure); 11] = [
     ("live", |bench, _| latency::measure_live(bench)),
     ("commit-1", |bench, _| commits::measure(bench, "commit-1", 1)),
     ("commit-32", |bench, _| commits::measure(bench, "commit-32", 32)),
+    ("levels", |bench, _| levels::measure(bench)),
     ("thousand", |bench, _| thousand::measure(bench)),
     ("stall", |bench, _| commits::measure_stall(bench)),
     ("restore", restore::measure),

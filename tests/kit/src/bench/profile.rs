@@ -11,7 +11,7 @@ use super::client::Client;
 use super::latency::COMMIT;
 use super::settings::Settings;
 use super::stage::{ALL, Middle, RELAY_NAME, Stage, consumer};
-use super::{head, helpers, poll, server};
+use super::{flame, head, poll, programs, server};
 use crate::account::tied_command;
 use crate::process::Process;
 use crate::{Scratch, Signal, tools};
@@ -33,33 +33,35 @@ pub(crate) fn run() -> Result<(), String> {
     let settings = Settings::of_environment(true)?;
     let dir = settings.out.join("profiles");
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    helpers::version("perf", "--version").ok_or("perf is not installed (Debian: linux-perf)")?;
+    programs::version("perf", "--version").ok_or("perf is not installed (Debian: linux-perf)")?;
     let mut stage = Stage::set(&server()?, &settings);
     stage.bring(Middle::Relay);
     let wal = stage.wal.clone();
     let address = stage.relay_address();
-    let stored = watch(stage.relay.pid(), |over| {
+    let stored = watch("Stored WAL to one consumer", stage.relay.pid(), |over| {
         while !over.load(Ordering::Relaxed) {
             let mut consumer = consumer(address);
             consumer.start(wal.start).expect("the relay has it");
             consumer.drain(wal.end).expect("the relay sends it");
         }
     })?;
-    save(&dir, "stored", "Stored WAL to one consumer", &stored)?;
+    save(&dir, "stored", &stored)?;
     stage.wait_for_commits_of(RELAY_NAME);
-    let live = watch(stage.relay.pid(), |over| commit(&mut stage.client(), over))?;
+    let live = watch("Synchronous commits, one after the other", stage.relay.pid(), |over| {
+        commit(&mut stage.client(), over)
+    })?;
     stage.wait_for_nobody();
-    save(&dir, "live", "Synchronous commits, one after the other", &live)?;
+    save(&dir, "live", &live)?;
     let mut relay = stage.new_relay(ALL).name("profiled").start();
     let (port, text) = (stage.primary.port(), "repeat(md5(random()::text), 30000)");
-    let ingestion = watch(relay.pid(), |over| {
+    let ingestion = watch("Ingestion of as much as one client of the primary writes", relay.pid(), |over| {
         let mut client = Client::connect(port).expect("the primary trusts us");
         while !over.load(Ordering::Relaxed) {
             client.run(&format!("select pg_logical_emit_message(false, 'bulk', {text})")).expect("it writes");
         }
     })?;
     relay.terminate();
-    save(&dir, "ingestion", "Ingestion of as much as one client of the primary writes", &ingestion)
+    save(&dir, "ingestion", &ingestion)
 }
 
 fn commit(client: &mut Client, over: &AtomicBool) {
@@ -68,43 +70,59 @@ fn commit(client: &mut Client, over: &AtomicBool) {
     }
 }
 
-/// What perf reports of a process while there is work for it.
-fn watch(pid: u32, work: impl FnOnce(&AtomicBool) + Send) -> Result<String, String> {
+/// What perf has seen.
+struct Seen {
+    title: &'static str,
+    report: String,
+    flames: String,
+}
+
+/// What perf sees of a process while there is work for it.
+fn watch(title: &'static str, pid: u32, work: impl FnOnce(&AtomicBool) + Send) -> Result<Seen, String> {
     let scratch = Scratch::new("perf");
     let data = scratch.join("perf.data");
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| work(&over));
         let mut command = tied_command(tools::path("perf").unwrap_or_default());
-        command.args(["record", "-q", "-F", "997", "-p", &pid.to_string(), "-o"]).arg(&data);
+        // Most of the program has no frame pointers.
+        let how = ["record", "-q", "-F", "997", "--call-graph", "dwarf,16384", "-p", &pid.to_string(), "-o"];
+        command.args(how).arg(&data);
         let mut perf = Process::spawn("perf", command, &scratch.join("log"));
         let began = Instant::now();
         poll("enough to be seen", || (began.elapsed() >= SPAN || !perf.is_running()).then_some(()));
         perf.end_with(Signal::INT);
         over.store(true, Ordering::Relaxed);
     });
-    let mut report = Command::new(tools::path("perf").unwrap_or_default());
-    report.args([
-        "report",
-        "--stdio",
-        "--no-children",
-        "-q",
-        "-F",
-        "overhead,symbol,dso",
-        "-t",
-        SEPARATOR,
-        "-i",
-    ]);
-    report.arg(&data);
-    let output = report.output().map_err(|error| error.to_string())?;
+    let columns = ["--no-children", "-g", "none", "-F", "overhead,symbol,dso", "-t", SEPARATOR];
+    let report = said(
+        Command::new(tools::path("perf").unwrap_or_default())
+            .arg("report")
+            .args(["--stdio", "-q"])
+            .args(columns)
+            .arg("-i")
+            .arg(&data),
+    )?;
+    let fields = ["script", "-F", "comm,ip,sym", "--no-inline", "-i"];
+    let script = said(Command::new(tools::path("perf").unwrap_or_default()).args(fields).arg(&data))?;
+    Ok(Seen { title, report, flames: flame::draw(title, &script) })
+}
+
+fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn save(dir: &Path, name: &str, title: &str, report: &str) -> Result<(), String> {
-    let path = dir.join(format!("{name}.md"));
-    let text = format!("# {title}\n\nCommit {}. {HEAD}\n\n{}", head::commit(), table(report));
+fn save(dir: &Path, name: &str, seen: &Seen) -> Result<(), String> {
+    let (title, commit) = (seen.title, head::commit());
+    let text =
+        format!("# {title}\n\nCommit {commit}. {HEAD}\n\n![{title}]({name}.svg)\n\n{}", table(&seen.report));
     println!("{text}");
-    fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
+    for (end, content) in [("md", &text), ("svg", &seen.flames)] {
+        let path = dir.join(format!("{name}.{end}"));
+        fs::write(&path, content).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The first lines of perf's report as a table.

@@ -88,9 +88,16 @@ pub(crate) fn rows(figures: &Figures) -> String {
 }
 
 fn one(row: &Row, figures: &Figures) -> String {
-    let mut text = format!("| | {} |\n|---|{}\n", row.metrics.join(" | "), "---|".repeat(row.metrics.len()));
+    let head = row.metrics.join(" | least to most | ");
+    let mut text = format!("| | {head} | least to most |\n|---|{}\n", "---|---|".repeat(row.metrics.len()));
     for who in figures.who(row.id) {
-        let value = |metric: &&str| figures.median(row.id, metric, who).map_or("–".to_owned(), show);
+        let value = |metric: &&str| {
+            let median = figures.median(row.id, metric, who).map_or("–".to_owned(), show);
+            let range = figures.range(row.id, metric, who);
+            let range =
+                range.map_or(String::new(), |(least, most)| format!("{} – {}", show(least), show(most)));
+            format!("{median} | {range}")
+        };
         let values: Vec<String> = row.metrics.iter().map(value).collect();
         let _ = writeln!(text, "| {who} | {} |", values.join(" | "));
     }
@@ -126,6 +133,8 @@ mod tests {
             figures.add("stored-1", SPEED, who, speed);
             figures.add("stored-1", CPU, who, cpu);
         }
+        figures.add("stored-1", SPEED, WALRELAY, 4400.0);
+        figures.add("stored-1", SPEED, WALRELAY, 4000.0);
         figures.remark("stored-1", "Something.");
         let scratch = crate::Scratch::new("report");
         write(scratch.path(), "", "Head.", &figures).unwrap();
@@ -134,7 +143,7 @@ mod tests {
         for part in [
             "Head.",
             "| CPU s/GiB: ≤ 1.15 × bare sendfile loop | 2.00 × | **missed** |",
-            "| walrelay | 4000 | 0.200 |",
+            "| walrelay | 4000 | 4000 – 4400 | 0.200 |  |",
             "\nSomething.\n",
             "](stored.svg)",
         ] {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Bench;
 use super::figures::WALRELAY;
-use super::helpers::{sync, version};
+use super::programs::{sync, version};
 use super::stage::{ALL, relay};
 use super::table::MS;
 use crate::wait::wait_until;
@@ -34,7 +34,7 @@ pub(crate) fn measure(bench: &mut Bench, server: &Server) {
     let pgbackrest = theirs.as_ref().map(|_| PgBackRest::fill(&primary, &scratch, &names));
     relay.terminate();
     let target = scratch.join("restored");
-    for name in &names {
+    for (turn, name) in names.iter().enumerate() {
         let archived = find(&archive, name).expect("all are archived");
         let original = crc(&primary.wal_dir().join(name));
         let mut walrelay = Command::new(&bench.settings.binary);
@@ -43,6 +43,9 @@ pub(crate) fn measure(bench: &mut Bench, server: &Server) {
         cp.arg(archived).arg(&target);
         let mut commands = vec![(WALRELAY, walrelay), (CP, cp)];
         commands.extend(pgbackrest.as_ref().map(|it| (PGBACKREST, it.get(name, &target))));
+        // Who comes first finds the segment as the one before has left it.
+        let first = turn % commands.len();
+        commands.rotate_left(first);
         for (who, command) in commands {
             let took = time(command, &target);
             bench.figures.add(ROW, MS, who, took);

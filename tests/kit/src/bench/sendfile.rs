@@ -61,12 +61,7 @@ struct Stream {
 
 impl Served {
     fn log_in(mut socket: TcpStream) -> io::Result<Served> {
-        socket.set_nodelay(true)?;
-        let mut len = [0; 4];
-        socket.read_exact(&mut len)?;
-        let mut startup = vec![0; (u32::from_be_bytes(len) as usize).saturating_sub(4)];
-        socket.read_exact(&mut startup)?;
-        socket.write_all(b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\0\0\0\0\0Z\0\0\0\x05I")?;
+        let_in(&mut socket)?;
         Ok(Served { socket, stream: None })
     }
 
@@ -93,7 +88,18 @@ impl Served {
     }
 }
 
-fn begin(socket: &mut TcpStream, dir: &std::path::Path, seg_size: SegSize, end: Lsn) -> io::Result<Stream> {
+/// Takes a start-up packet for what it is.
+pub(crate) fn let_in(socket: &mut TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let mut len = [0; 4];
+    socket.read_exact(&mut len)?;
+    let mut startup = vec![0; (u32::from_be_bytes(len) as usize).saturating_sub(4)];
+    socket.read_exact(&mut startup)?;
+    socket.write_all(b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\0\0\0\0\0Z\0\0\0\x05I")
+}
+
+/// The position that START_REPLICATION names, which is granted.
+pub(crate) fn asked_for(socket: &mut TcpStream) -> io::Result<Lsn> {
     let mut prefix = [0; 5];
     socket.read_exact(&mut prefix)?;
     let [_, len @ ..] = prefix;
@@ -103,6 +109,11 @@ fn begin(socket: &mut TcpStream, dir: &std::path::Path, seg_size: SegSize, end: 
     let start = text.trim_end_matches('\0').rsplit(' ').next().and_then(|word| word.parse().ok());
     let at: Lsn = start.ok_or_else(|| io::Error::other(text.into_owned()))?;
     socket.write_all(b"W\0\0\0\x07\0\0\0")?;
+    Ok(at)
+}
+
+fn begin(socket: &mut TcpStream, dir: &std::path::Path, seg_size: SegSize, end: Lsn) -> io::Result<Stream> {
+    let at = asked_for(socket)?;
     let segno = at.seg_at(seg_size);
     let mut stream = Stream { at, file: open(dir, segno, seg_size)?, segno, header: Vec::new(), left: 0 };
     stream.next(dir, seg_size, end)?;

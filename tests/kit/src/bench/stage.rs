@@ -18,6 +18,10 @@ const GIB: f64 = (1_u64 << 30) as f64;
 pub(crate) const RELAY_NAME: &str = "walrelay";
 pub(crate) const CASCADE_NAME: &str = "cascade";
 
+/// Settings of standbys.
+pub(crate) const SERIOUS: &str =
+    "fsync = on\nmax_wal_senders = 1100\nmax_connections = 150\nwal_receiver_status_interval = 1s";
+
 /// The primary, the two of which one is compared with the other, and what they hold.
 pub(crate) struct Stage {
     pub(crate) relay: Relay,
@@ -90,9 +94,7 @@ impl Stage {
     fn standby_builder(&self, name: &str, begin: fn(StandbyBuilder<'_>) -> Cluster) -> Cluster {
         let copy = self.scratch.join(&format!("{name}-backup"));
         copy_dir(&self.backup, &copy);
-        let settings =
-            "fsync = on\nmax_wal_senders = 1100\nmax_connections = 150\nwal_receiver_status_interval = 1s";
-        begin(self.primary.standby().name(name).conf(settings).from_backup(copy))
+        begin(self.primary.standby().name(name).conf(SERIOUS).from_backup(copy))
     }
 
     /// A relay of the same program that keeps so much WAL.

@@ -8,8 +8,8 @@ use walrelay_proto::{Lsn, SegNo, TimelineId, WalFileName};
 
 use super::Bench;
 use super::figures::WALRELAY;
-use super::helpers::seg_size;
 use super::poll;
+use super::programs::seg_size;
 use super::stage::{ALL, local, relay};
 use super::table::SECONDS;
 use crate::{Cluster, Consumer, Relay, Server};

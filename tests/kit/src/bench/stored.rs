@@ -8,7 +8,7 @@ use walrelay_proto::Lsn;
 
 use super::Bench;
 use super::figures::{CASCADE, LOOP, WALRELAY};
-use super::helpers::SendfileLoop;
+use super::programs::SendfileLoop;
 use super::stage::consumer;
 use super::table::{CPU, SPEED};
 use super::usage::cpu_of_tree;

@@ -1,6 +1,7 @@
 //! Which rows there are: what they are called, what is measured in them, and what is wanted of it.
 
 use super::figures::{CASCADE, LOOP, NOTHING, RECEIVEWAL, Target, WALRELAY};
+use super::levels::{APPLY, APPLY_HOPS, FLUSH, FLUSH_HOPS, WRITE, WRITE_HOP};
 
 /// A row of the table.
 pub(crate) struct Row {
@@ -102,6 +103,16 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[
             (WALRELAY, TPS, Target::LeastTimes(1.0, RECEIVEWAL)),
             (WALRELAY, TPS, Target::LeastTimes(0.92, NOTHING)),
+        ],
+    },
+    Row {
+        id: "levels",
+        title: "A commit at each level: primary, relay r1, relay r2, standby s1",
+        metrics: &[P50, P99],
+        targets: &[
+            (WRITE, P50, Target::MostTimes(1.1, WRITE_HOP)),
+            (FLUSH, P50, Target::MostTimes(1.1, FLUSH_HOPS)),
+            (APPLY, P50, Target::MostTimes(1.1, APPLY_HOPS)),
         ],
     },
     Row {

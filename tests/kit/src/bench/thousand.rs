@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Bench;
-use super::figures::{CASCADE, WALRELAY};
+use super::figures::{CASCADE, FAN, WALRELAY};
 use super::herd::Herd;
-use super::latency::{COMMIT, commit_for, later, log_until, position};
+use super::latency::{COMMIT, FAN_IS, commit_for, later, log_until, position};
 use super::numbers::at;
+use super::programs::Fan;
 use super::stage::{Middle, consumer};
 use super::table::{KIB, P50_MS, P99_MS, PERCENT};
 use super::usage::{anonymous_of_tree, cpu_of_tree};
@@ -29,7 +30,11 @@ pub(crate) fn measure(bench: &mut Bench) {
             let pid = bench.stage.standby.as_ref().map_or(0, Cluster::pid);
             with(bench, CASCADE, address, pid);
         }
+        bench.stage.bring(Middle::Neither);
+        let fan = Fan::start(&bench.stage.primary);
+        with(bench, FAN, fan.address(), fan.pid());
     }
+    bench.figures.remark(ROW, FAN_IS);
     bench.figures.remark(
         ROW,
         "Memory: anonymous (`Pss_Anon`), what a thousand have added, for each of them. CPU: of one processor. All consumers are on one thread of one \

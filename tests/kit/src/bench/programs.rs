@@ -1,10 +1,11 @@
 //! Servers and clients of the bench that run in processes of their own: of this program, and programs of others.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use walrelay_proto::SegSize;
+use walrelay_proto::{Lsn, SegSize, TimelineId, WalFileName};
 
 use super::stage::{Stage, local};
 use crate::account::tied_command;
@@ -66,6 +67,61 @@ impl Answerer {
     }
 }
 
+/// [`super::storing`] at work, in a file that those after it may have again.
+pub(crate) struct Storer {
+    process: Process,
+    _scratch: Scratch,
+}
+
+impl Storer {
+    pub(crate) fn start(
+        how: &str,
+        file: &Path,
+        bytes: u64,
+        primary: &Cluster,
+        name: &str,
+        start: Lsn,
+    ) -> Storer {
+        let scratch = Scratch::new("storer");
+        let mut command = this_program();
+        command.arg(how).arg(file);
+        command.args([&bytes.to_string(), &primary.port().to_string(), name, &start.to_string()]);
+        Storer { process: Process::spawn("storer", command, &scratch.join("log")), _scratch: scratch }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+/// [`super::fan`] at work.
+pub(crate) struct Fan {
+    process: Process,
+    port: Port,
+    _scratch: Scratch,
+}
+
+impl Fan {
+    /// With what the primary writes from now on.
+    pub(crate) fn start(primary: &Cluster) -> Fan {
+        let (port, scratch) = (Port::take(), Scratch::new("fan"));
+        let mut command = this_program();
+        command.args(["fan", &port.number().to_string(), &primary.port().to_string()]);
+        command.arg(primary.settled_lsn().to_string());
+        let process = Process::spawn("fan-out", command, &scratch.join("log"));
+        wait_until("the fan-out to listen", || std::net::TcpStream::connect(local(port.number())).is_ok());
+        Fan { process, port, _scratch: scratch }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        local(self.port.number())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
 fn this_program() -> Command {
     tied_command(std::env::current_exe().expect("we were started from a file"))
 }
@@ -93,7 +149,12 @@ impl Receivewal {
     }
 
     pub(crate) fn has(&self, segment: &str) -> bool {
-        self.scratch.join("wal").join(segment).exists()
+        self.wal_dir().join(segment).exists()
+    }
+
+    /// Where it writes.
+    pub(crate) fn wal_dir(&self) -> PathBuf {
+        self.scratch.join("wal")
     }
 }
 
@@ -135,6 +196,19 @@ pub(crate) fn version(program: &str, flag: &str) -> Option<String> {
     let output = Command::new(path).arg(flag).output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
     output.status.success().then_some(said)
+}
+
+/// CRC-32C of all segments of this WAL, which a directory has whole.
+pub(crate) fn crc_of_segments(dir: &Path, wal: &Range<Lsn>) -> u32 {
+    let (size, mut at, mut crc) = (seg_size(), wal.start, 0);
+    while at < wal.end {
+        let segno = at.seg_at(size);
+        let path = dir.join(WalFileName { tli: TimelineId::FIRST, segno }.format(size));
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        crc = crc32c::crc32c_append(crc, &bytes);
+        at = segno.end(size);
+    }
+    crc
 }
 
 /// Syncs a file, as recovery does with what it gets.
