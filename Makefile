@@ -19,7 +19,7 @@ BARE = wasm32-unknown-unknown
 # What the drills run, built.
 DRILL = $(CARGO) build --quiet --package walrelay --package walrelay-testkit --bins && $(CARGO) run --quiet --package walrelay-testkit --bin
 
-.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all tested beside told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference screenshots book deb rpm packages-test clean cc
+.PHONY: help demo setup prepare build fmt lint gates msrv miri deny machete fuzz test test-all docs check check-all tested fuzzed told bench bench-quick bench-profile bench-parts powercut drill-crash drill-failover drill-network soak simulate papers release symbols reference screenshots book deb rpm packages-test clean cc
 
 help:
 	@echo 'make demo    a primary, a relay, a standby and an archive on this machine, compared in the end'
@@ -114,7 +114,7 @@ machete:
 # Fuzz targets take this long each, in which they try as many inputs as they can.
 FUZZED = BOLERO_RANDOM_TEST_TIME_MS=$(or $(FUZZ_SECONDS),60)000 BOLERO_RANDOM_ITERATIONS=4000000000
 RUN_FUZZ = $(FUZZED) $(RUN_TESTS) --workspace $(if $(HAS_NEXTEST),--test-threads 3 -E 'test(/(^|::)fuzz_/)',fuzz_ -- --test-threads 3)
-BESIDE_LOG = $(BUILT)/beside.log
+BESIDE_LOG = $(BUILT)/beside
 
 check: cc
 	@$(MAKE) tested WHICH="$(FEWER)"
@@ -123,20 +123,22 @@ check-all: cc
 	@$(MAKE) tested
 
 # Stories wait for servers: what they leave of the processor goes to what only computes. A fault of that ends it, and is shown behind the
-# tests.
+# tests. Fuzz targets take their time by the clock, so they begin at once, and with some of the processor; the gates have what is left.
 tested:
 	@echo '== tests'
 	$(RUN_TESTS) --workspace --no-run
-	@nice -n 19 $(MAKE) beside >$(BESIDE_LOG) 2>&1 & beside=$$!; \
-	trap "kill $$beside 2>/dev/null" INT TERM; \
-	$(RUN_TESTS) --workspace $(WHICH); tested=$$?; \
-	wait $$beside; ended=$$?; \
-	if [ $$ended -eq 0 ]; then grep -E '^==|^not checked| Summary |^test result: ok. [1-9]' $(BESIDE_LOG); else cat $(BESIDE_LOG); fi; \
-	exit $$((tested + ended))
+	@nice -n 19 $(MAKE) msrv miri >$(BESIDE_LOG).gates 2>&1 & gates=$$!; \
+	nice -n 10 $(MAKE) fuzzed >$(BESIDE_LOG).fuzzed 2>&1 & fuzzed=$$!; \
+	trap "kill $$gates $$fuzzed 2>/dev/null" INT TERM; \
+	$(RUN_TESTS) --workspace $(WHICH); status=$$?; \
+	for beside in gates:$$gates fuzzed:$$fuzzed; do \
+	    log=$(BESIDE_LOG).$${beside%:*}; \
+	    if wait $${beside#*:}; then grep -E '^==|^not checked| Summary |^test result: ok. [1-9]' $$log; else cat $$log; status=1; fi; \
+	done; \
+	exit $$status
 	$(CARGO) test --workspace --doc
 
-beside:
-	@$(MAKE) msrv miri
+fuzzed:
 	@echo '== fuzz targets'
 	$(RUN_FUZZ)
 

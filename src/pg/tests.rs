@@ -16,6 +16,7 @@ use crate::auth::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, Verifier};
 use crate::conninfo::{ConnInfo, Environment};
 
 mod encryption;
+mod fuzz;
 mod hanging;
 mod login;
 mod query;

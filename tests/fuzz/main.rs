@@ -1,6 +1,8 @@
 //! Fuzz targets for what clients, files and archives say to the relay, one per kind. `cargo test` gives each some random input;
 //! `make fuzz` looks for input that reaches new code. Those of the replication protocol are in `proto/tests`.
 
+mod state_files;
+
 use std::path::Path;
 
 use bolero::check;

@@ -10,19 +10,18 @@ use walrelay::config::archive_targets;
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
     Barman, Cluster, Moto, Process, Python, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
-    on_one_version, wait_for, wait_until,
+    on_one_version, on_one_version_mostly, wait_for, wait_until,
 };
 
 use crate::relay_below;
 
-on_every_version!(
+on_every_version!(a_promotion_is_archived, a_barman_servers_directory_is_a_target);
+on_one_version_mostly!(
     bad_targets_hold_up_nobody,
     the_tail_arrives_within_the_interval,
-    a_promotion_is_archived,
     a_target_that_takes_nothing_and_may_be_dropped,
     other_content_is_kept_aside,
-    barman_cloud_restores_what_is_archived,
-    a_barman_servers_directory_is_a_target,
+    barman_cloud_restores_what_is_archived
 );
 on_one_version!(killed_fifty_times);
 

@@ -2,12 +2,14 @@
 
 use std::cell::Cell;
 
-use walrelay_testkit::{Barman, Cluster, Mark, Relay, Server, compare, on_every_version, wait_until};
+use walrelay_testkit::{
+    Barman, Cluster, Mark, Relay, Server, compare, on_every_version, on_one_version_mostly, wait_until,
+};
 
 use crate::relay_below;
 
-on_every_version!(
-    everything_through_the_relay,
+on_every_version!(everything_through_the_relay);
+on_one_version_mostly!(
     an_archive_without_gaps,
     receiving_starts_while_the_primary_is_down,
     wal_alone_through_the_relay,

@@ -4,11 +4,14 @@
 use std::fs;
 
 use walrelay_proto::{Lsn, TimelineHistory, TimelineId};
-use walrelay_testkit::{Cluster, Receivewal, Relay, Server, compare, on_every_version};
+use walrelay_testkit::{
+    Cluster, Receivewal, Relay, Server, compare, on_every_version, on_one_version_mostly,
+};
 
 use crate::relay_below;
 
-on_every_version!(everybody_comes_back_with_it, what_it_alone_had_is_not_lost);
+on_every_version!(what_it_alone_had_is_not_lost);
+on_one_version_mostly!(everybody_comes_back_with_it);
 
 /// A, its standby B, a relay that knows both, and a relay below that.
 struct Around {

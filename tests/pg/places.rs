@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use walrelay_testkit::{
-    Cluster, ClusterBuilder, Hung, Line, Scratch, Server, on_every_version, on_one_version, wait_until,
+    Cluster, ClusterBuilder, Hung, Line, Scratch, Server, on_one_version, on_one_version_mostly, wait_until,
 };
 
 use crate::relay_below;
 use crate::restore::{copy_dir, readable_binary};
 
-on_every_version!(the_last_segment_before_a_fork_is_missing);
+on_one_version_mostly!(the_last_segment_before_a_fork_is_missing);
 on_one_version!(a_hung_place_hides_no_other_and_no_primary, a_standby_on_a_slow_line);
 
 /// A cluster that archives by itself.

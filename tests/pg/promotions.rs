@@ -4,11 +4,14 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use walrelay_testkit::{Cluster, Receivewal, Relay, Server, compare, on_every_version};
+use walrelay_testkit::{
+    Cluster, Receivewal, Relay, Server, compare, on_every_version, on_one_version_mostly,
+};
 
 use crate::relay_below;
 
-on_every_version!(twenty_promotions, the_relay_sleeps_through_three);
+on_every_version!(the_relay_sleeps_through_three);
+on_one_version_mostly!(twenty_promotions);
 
 const PROMOTIONS: u32 = 20;
 

@@ -8,18 +8,17 @@ use std::time::{Duration, Instant};
 use walrelay_proto::{Lsn, TimelineId, WalFileName};
 use walrelay_testkit::{
     Cluster, Moto, Receivewal, Relay, RelayBuilder, Scratch, Server, compare, on_every_version,
-    on_one_version, wait_until,
+    on_one_version, on_one_version_mostly, wait_until,
 };
 
 use crate::relay_below;
 
-on_every_version!(
+on_every_version!(what_is_nowhere_has_been_removed, a_timeline_switch_in_archived_wal);
+on_one_version_mostly!(
     consumers_catch_up_over_ten_times_the_quota,
     a_standby_catches_up_from_s3,
     a_target_that_is_down_is_waited_for,
-    what_is_nowhere_has_been_removed,
-    slots_do_not_count_on_what_retention_removes,
-    a_timeline_switch_in_archived_wal
+    slots_do_not_count_on_what_retention_removes
 );
 on_one_version!(a_start_that_takes_its_time_loses_no_slot);
 

@@ -4,17 +4,16 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use walrelay_proto::{Lsn, SegSize, TimelineId, WalFileName};
-use walrelay_testkit::{Cluster, Relay, Scratch, Server, compare, on_every_version};
+use walrelay_testkit::{Cluster, Relay, Scratch, Server, compare, on_every_version, on_one_version_mostly};
 
 use crate::relay_below;
 
 on_every_version!(
     a_zombie_is_not_followed,
-    another_cluster_is_not_followed,
     a_server_behind_is_passed_over_until_it_has_caught_up,
-    the_only_server_comes_back_older_and_is_waited_for,
-    damaged_wal_is_not_taken
+    the_only_server_comes_back_older_and_is_waited_for
 );
+on_one_version_mostly!(another_cluster_is_not_followed, damaged_wal_is_not_taken);
 
 /// Nobody is asked for a password, and user `relay` is not let in.
 const NO_RELAY: &str = "

@@ -132,6 +132,15 @@ macro_rules! on_one_version {
     ($($story:ident),+ $(,)?) => { $crate::on_versions!([pg18 = 18;] $($story),+); };
 }
 
+/// Like [`on_one_version!`], and on the others of [`on_every_version!`] where time does not count: the relay's part in them is the
+/// same on each, but servers and clients take part too.
+#[macro_export]
+macro_rules! on_one_version_mostly {
+    ($($story:ident),+ $(,)?) => {
+        $crate::on_versions!([pg18 = 18; pg15 = 15, pg17 = 17, pg19 = 19] $($story),+);
+    };
+}
+
 /// Like [`on_every_version!`], on some only: `on_versions!([pg17 = 17, pg18 = 18] story)`. Say why beside it.
 #[macro_export]
 macro_rules! on_versions {
