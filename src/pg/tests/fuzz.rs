@@ -61,7 +61,8 @@ fn fuzz_answers_of_a_server() {
         let said = messages(&steps[..steps.len().min(16)]);
         // AuthenticationOk has its code, and nothing else does for it.
         let may_log_in = said.windows(8).any(|bytes| bytes == [0, 0, 0, 8, 0, 0, 0, 0]);
-        let done = runtime.block_on(tokio::time::timeout(Duration::from_secs(30), converse(said)));
+        let done =
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), converse(said)).await });
         let logged_in = done.expect("whoever hangs up is not waited for");
         assert!(!logged_in || may_log_in, "logged in without AuthenticationOk");
     });
