@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use walrelay_proto::SystemId;
 
 use crate::archive::cleanup::{self, Limit};
 use crate::archive::fetch::{Fetcher, Own};
@@ -24,7 +25,7 @@ use crate::config::{
     ArchiveCommand, BranchCommand, CheckConfigArgs, CleanupArgs, Command, Config, ExportArgs, FailoversArgs,
     ListArgs, Origin, RestoreArgs, VerifyArgs, VerifyPlaceArgs,
 };
-use crate::conninfo::Environment;
+use crate::conninfo::{ConnInfo, Environment};
 use crate::error::RelayError;
 use crate::fencing;
 use crate::out::{self, say};
@@ -96,10 +97,15 @@ async fn restore(args: &RestoreArgs, environment: &Environment) -> Result<u8, Re
     let key = key_of(args);
     let origins = args.places.origins(environment)?;
     let strict = args.required(&origins, environment)?;
-    let sources = sources(origins)?;
+    let data_dir = data_dir(&args.target);
+    // Whom a standby waits for has to know what it says.
+    let is_strict = strict.is_some() && !args.spool_worker && Role::of(&data_dir) == Role::Standby;
+    let sources = match is_strict {
+        true => vouching_sources(origins, system_id_of(&data_dir))?,
+        false => sources(origins)?,
+    };
     let spool_dir = args.spool_dir.clone().unwrap_or_else(|| beside(&args.target));
     if args.spool_worker {
-        let data_dir = data_dir(&args.target);
         let fetcher = Fetcher::new(sources, system_id_of(&data_dir)).with_seg_size(seg_size_of(&data_dir));
         // Who has left one to it will want the next one.
         // Whoever takes a segment from the spool does not ask again whose it is.
@@ -537,11 +543,32 @@ fn sources(origins: Vec<Origin>) -> Result<Vec<Arc<dyn Source>>, RelayError> {
     origins.into_iter().map(|origin| Ok(source(origin)?)).collect()
 }
 
+/// Relays that say "it is not there" only of what they would know, for a server of this cluster.
+fn vouching_sources(
+    origins: Vec<Origin>,
+    system_id: Option<SystemId>,
+) -> Result<Vec<Arc<dyn Source>>, RelayError> {
+    let vouching = |origin: Origin| -> Result<Arc<dyn Source>, RelayError> {
+        Ok(match origin {
+            Origin::Directory(dir) => Arc::new(RelayDirectory::new(&dir).vouching(system_id)),
+            Origin::OwnDirectory(dir) => Arc::new(RelayDirectory::if_here(&dir).vouching(system_id)),
+            Origin::Server(info) => Arc::new(server(*info).vouching(system_id)),
+            other => source(other)?,
+        })
+    };
+    origins.into_iter().map(vouching).collect()
+}
+
+/// It reads as itself: a relay's name may be one that commits wait for.
+fn server(info: ConnInfo) -> Server {
+    Server::new(info.as_command("walrelay_restore"))
+}
+
 fn source(origin: Origin) -> Result<Arc<dyn Source>, ArchiveError> {
     Ok(match origin {
         Origin::Directory(dir) => Arc::new(RelayDirectory::new(&dir)),
         Origin::OwnDirectory(dir) => Arc::new(RelayDirectory::if_here(&dir)),
-        Origin::Server(info) => Arc::new(Server::new(*info)),
+        Origin::Server(info) => Arc::new(server(*info)),
         Origin::Target(target) => Arc::new(TargetSource::open(&target)?),
     })
 }

@@ -424,11 +424,15 @@ impl RestoreArgs {
         origins: &[Origin],
         environment: &Environment,
     ) -> Result<Option<Strict>, ConfigError> {
-        let relays: Vec<usize> =
-            origins.iter().enumerate().filter(|(_, it)| it.is_relay()).map(|(number, _)| number).collect();
+        let is_relay = |number: usize| origins[number].is_relay();
+        // One that is given twice is one, and its answer is one.
+        let is_again = |number: usize| origins[..number].iter().any(|it| it.is_the_same(&origins[number]));
+        let (again, relays): (Vec<usize>, Vec<usize>) =
+            (0..origins.len()).filter(|number| is_relay(*number)).partition(|number| is_again(*number));
         let of_relays = usize::from(self.require_relays.unwrap_or(0));
         if of_relays > relays.len() {
-            let text = format!("there are {} relays among the places to look in", relays.len());
+            let twice = if again.is_empty() { "" } else { "; one that is given more than once counts once" };
+            let text = format!("there are {} relays among the places to look in{twice}", relays.len());
             return Err(value("require-relays", &text));
         }
         let targets = self.places.config.as_deref().map(archive_targets).transpose()?.unwrap_or_default();
@@ -731,6 +735,21 @@ impl Origin {
         !matches!(self, Origin::Target(_))
     }
 
+    /// Whether both are one place for certain. Two names of one host are not known to be.
+    fn is_the_same(&self, other: &Origin) -> bool {
+        match (self, other) {
+            (
+                Origin::Directory(one) | Origin::OwnDirectory(one),
+                Origin::Directory(other) | Origin::OwnDirectory(other),
+            ) => one == other,
+            (Origin::Server(one), Origin::Server(other)) => {
+                one.hosts.iter().any(|host| other.hosts.contains(host))
+            }
+            (Origin::Target(one), Origin::Target(other)) => one.name == other.name,
+            _ => false,
+        }
+    }
+
     /// Whether this is what somebody means who names a place like that.
     fn is_called(&self, text: &str, known: &[Target], environment: &Environment) -> bool {
         let host = |info: &ConnInfo| info.hosts.iter().any(|host| host.name.as_deref() == Some(text));
@@ -886,6 +905,12 @@ mod tests {
                 (Some(Duration::from_secs(30)), OnTimeout::Continue)
             );
         }
+        // Given twice it is one relay, and one answer.
+        let twice = ["--from", "host=r1 user=v"];
+        let strict = required(&[&twice[..], &["--require-relays", "2"]].concat()).unwrap().unwrap();
+        assert_eq!(strict.required.relays, [1, 2]);
+        let error = required(&[&twice[..], &["--require-relays", "3"]].concat()).unwrap_err().to_string();
+        assert!(error.contains("there are 2 relays") && error.contains("counts once"), "{error}");
         for (words, part) in [
             (&["--require", "r3"][..], "--require: \"r3\" is none of the places"),
             (&["--require-relays", "3"], "there are 2 relays"),

@@ -372,6 +372,15 @@ impl ConnInfo {
         info
     }
 
+    /// For a command, which calls itself so unless somebody has chosen another name than a relay's
+    /// [default](DEFAULT_APPLICATION_NAME): commits may wait for whoever has that one.
+    pub fn as_command(self, name: &str) -> ConnInfo {
+        match self.application_name == DEFAULT_APPLICATION_NAME {
+            true => ConnInfo { application_name: name.to_owned(), ..self },
+            false => self,
+        }
+    }
+
     /// The same servers and role, for SQL in a database.
     pub fn for_sql(&self, database: &str) -> ConnInfo {
         let parameter = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());

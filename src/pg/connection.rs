@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use walrelay_proto::{Lsn, PgTimestamp, StandbyStatusUpdate};
+use walrelay_proto::{PgTimestamp, StandbyStatusUpdate};
 
 use super::error::{QueryError, ServerError};
 use super::frame::{self, FrameError, MAX_MESSAGE};
@@ -185,16 +185,16 @@ impl UpstreamConnection {
         self.send(messages).await
     }
 
-    /// Tells a walsender what has been received of its stream: one that hears nothing for `wal_sender_timeout` hangs up,
-    /// however much it is sending. Nothing is said to be synced, so that no commit is confirmed by it.
+    /// Tells a walsender that somebody takes its stream: one that hears nothing for `wal_sender_timeout` hangs up, however much
+    /// it is sending. No position is reported, so that no commit is confirmed by it, at whatever level.
     ///
     /// Not cancel-safe, as [`send_query`](Self::send_query).
     ///
     /// # Errors
     /// I/O errors; final for the connection.
-    pub async fn send_status(&mut self, received: Lsn) -> Result<(), QueryError> {
+    pub async fn send_sign_of_life(&mut self) -> Result<(), QueryError> {
         let send_time = PgTimestamp::from_system_time(SystemTime::now());
-        let (write, flush, apply) = (Some(received), None, None);
+        let (write, flush, apply) = (None, None, None);
         let status = StandbyStatusUpdate { write, flush, apply, send_time, reply_requested: false };
         self.send(&status.frame()).await
     }

@@ -23,6 +23,8 @@ use ask::{Commits, Told};
 use decide::{Decision, End, Loss, Standing, decide};
 use drain::{Drain, drain, hosts};
 
+/// What it is called where it asks: a relay's name may be one that commits wait for.
+const OUR_NAME: &str = "walrelay_promotable";
 /// Clears a terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -128,9 +130,10 @@ struct Asked {
 }
 
 async fn look(relays: &[ConnInfo], candidates: &[ConnInfo], environment: &Environment) -> (Shown, u8) {
-    let servers: Vec<Server> = relays.iter().cloned().map(Server::new).collect();
+    let server = |info: &ConnInfo| Server::new(info.clone().as_command(OUR_NAME));
+    let servers: Vec<Server> = relays.iter().map(server).collect();
     let asked = candidates.iter().map(async |info| {
-        let server = Server::new(info.clone());
+        let server = server(info);
         let (reach, told) = tokio::join!(ask::reach(&server), ask::tell(info));
         Asked { reach, told }
     });

@@ -249,7 +249,8 @@ fn a_strict_standby_is_released_or_gives_up(server: &Server) {
         let log = it.candidate.log();
         log.wait_for("waits for who is required: ");
         it.candidate.sql("select pg_promote(false)");
-        let release = it.candidate.wal_dir().join("walrelay-restore.release");
+        let file = if is_released { "walrelay-restore.release" } else { "walrelay-restore.given-up" };
+        let release = it.candidate.wal_dir().join(file);
         if is_released {
             assert!(it.in_recovery());
             fs::write(&release, "").expect("the directory is there");
@@ -307,7 +308,7 @@ fn a_strict_standby_starts_and_stops_while_the_relay_is_away(server: &Server) {
     it.candidate.log().wait_for("--require-timeout is over");
     let command = it.candidate.sql("show restore_command").replace("1s", "0").replace('\'', "''");
     it.candidate.append_conf(&format!("restore_command = '{command}'"));
-    fs::remove_file(it.candidate.wal_dir().join("walrelay-restore.release")).expect("it has given up");
+    fs::remove_file(it.candidate.wal_dir().join("walrelay-restore.given-up")).expect("it has given up");
     it.candidate.reload();
     it.candidate.wait_for_sql("show restore_command", &command.replace("''", "'"));
     let mark = it.candidate.log().mark();

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use walrelay_proto::{SegNo, SegSize, SystemId, TimelineHistory, TimelineId, WalFileName, WalIdentity};
+use walrelay_proto::{
+    Lsn, SegNo, SegSize, SystemId, TimelineHistory, TimelineId, TimelinePosition, WalFileName, WalIdentity,
+};
 
 use super::source::{FetchError, Fetching, Source};
 use crate::archive::repo::check;
@@ -76,6 +78,8 @@ pub struct Own {
     pub wal_dir: Option<PathBuf>,
     /// The timeline that it has been on for certain. A history of a later one may be left from a promotion that came to nothing.
     pub tli: Option<TimelineId>,
+    /// How far it has come on a timeline for certain, durably: it can go no other way before that.
+    pub replayed: Vec<TimelinePosition>,
     /// The beginning of the segment asked for: whole records.
     pub beginning: Bytes,
 }
@@ -85,6 +89,14 @@ impl Own {
     pub fn history(&self, tli: TimelineId) -> Option<TimelineHistory> {
         let content = std::fs::read(self.wal_dir.as_ref()?.join(tli.history_file_name())).ok()?;
         TimelineHistory::parse(tli, &content).ok()
+    }
+
+    /// Whether it has come beyond a position on a timeline: whoever has left that there has gone another way, which is not
+    /// the asker's. `start` is that of the segment asked for.
+    fn is_beyond(&self, tli: TimelineId, left_at: Lsn, start: Lsn) -> bool {
+        let is_beyond = |it: &TimelinePosition| it.tli == tli && it.lsn > left_at;
+        let has_more = !self.beginning.is_empty() && start.advance(self.beginning.len() as u64) > left_at;
+        has_more || self.replayed.iter().any(is_beyond)
     }
 
     /// The first place at which a beginning of the same segment says something else.
@@ -559,7 +571,17 @@ impl Fetcher {
         }
         for (place, found) in answers {
             for bytes in found {
-                let Some((id, good)) = self.good_length(file, &bytes) else { continue };
+                let Some((id, good)) = self.good_length(file, &bytes) else {
+                    self.tell_foreign(place, file, &bytes);
+                    continue;
+                };
+                // It was finished while it was asked for: what there is of its last record is part of it.
+                if bytes.len() as u64 == id.seg_size.bytes()
+                    && check_file(file, self.system_id, &bytes).is_ok()
+                    && let Some(whole) = self.finished_there(place, file).await?
+                {
+                    return Ok(Fetched::Whole(whole));
+                }
                 if longest.as_ref().is_none_or(|(_, _, best)| good > *best)
                     && self.fits(place, file, &bytes[..good as usize]).await?
                 {
@@ -577,6 +599,26 @@ impl Fetcher {
         let mut segment = bytes[..good as usize].to_vec();
         segment.resize(id.seg_size.bytes() as usize, 0);
         Ok(Fetched::Unfinished { segment: segment.into(), good })
+    }
+
+    /// What a place has of a segment by now, if that is all of it.
+    async fn finished_there(&self, place: &Place, file: &str) -> Result<Option<Bytes>, Unanswered> {
+        let read = self.read_ours(place, file).await;
+        read.map_err(|error| Unanswered { file: file.to_owned(), by: vec![(place.number, error)] })
+    }
+
+    /// Of another cluster it is nothing, and whoever has named the place has to hear of that.
+    fn tell_foreign(&self, place: &Place, file: &str, bytes: &[u8]) {
+        let theirs = check::identity_of(bytes).ok().map(|id| id.system_id);
+        if let (Some(theirs), Some(ours)) = (theirs, self.system_id)
+            && theirs != ours
+        {
+            tracing::error!(
+                "what {} has of \"{file}\" is not taken: it is of another cluster, whose system identifier is {theirs}, \
+                 ours is {ours}",
+                place.source.name()
+            );
+        }
     }
 
     /// Whether a beginning agrees with what the asker has: one of another history is no continuation, however long it is.
@@ -599,13 +641,32 @@ impl Fetcher {
     }
 
     /// How much of a segment lies before the place where its timeline was left, if the archive knows a newer one:
-    /// recovery would replay what the old primary wrote after that, on the way to the newer timeline.
+    /// recovery would replay what the old primary wrote after that, on the way to the newer timeline. Who is beyond that place
+    /// is not on that way: the newer timeline may be one of a promotion that was undone.
     async fn before_the_fork(&self, file: &str, id: WalIdentity, good: u64) -> Result<u64, Unanswered> {
         let Some(name) = WalFileName::parse(file, id.seg_size) else { return Ok(0) };
-        let newest = self.newest_history(name.tli).await?;
-        let left_at = newest.and_then(|history| history.switch_point(name.tli));
+        let Some(newest) = self.newest_history(name.tli).await? else { return Ok(good) };
+        let Some((left_at, _)) = newest.switch_point(name.tli) else { return Ok(good) };
         let start = name.segno.start(id.seg_size);
-        Ok(left_at.map_or(good, |(left_at, _)| good.min(left_at.since(start))))
+        let before = good.min(left_at.since(start));
+        if before == good {
+            return Ok(good);
+        }
+        let (tli, by, behind) = (name.tli, newest.tli(), good - before);
+        let history = by.history_file_name();
+        if self.own.is_beyond(tli, left_at, start) {
+            tracing::warn!(
+                "\"{history}\" says that timeline {tli} was left at {left_at}, which this server is beyond: all that there is \
+                 of \"{file}\" is taken; if the promotion to timeline {by} was undone, remove that file from the archive"
+            );
+            return Ok(good);
+        }
+        tracing::error!(
+            "{behind} bytes of \"{file}\" are not taken: \"{history}\" says that timeline {tli} was left at {left_at}; if the \
+             promotion to timeline {by} was undone, that is wrong: remove that file from the archive, and what is cut off here \
+             is taken"
+        );
+        Ok(before)
     }
 
     /// History of the newest timeline after `tli`, found as PostgreSQL does: one after the other, until one is
@@ -701,7 +762,6 @@ mod tests {
     use super::*;
     use crate::archive::back::memory::Memory;
     use proptest::prelude::*;
-    use walrelay_proto::Lsn;
     use walrelay_proto::generate::WalGenerator;
 
     const SEG: usize = 1 << 20;
@@ -961,6 +1021,56 @@ mod tests {
         source.put("00000003.history", "2\t0/500000\tx\n");
         let found = fetcher(&[&source]).fetch(FOURTH).await;
         assert!(matches!(found, Ok(Fetched::Unfinished { good, .. }) if good as usize == wal.len() - SEG));
+    }
+
+    /// B was promoted by mistake at 0/420000, its history was archived, and it was rewound: the cluster has gone on.
+    #[tokio::test]
+    async fn a_promotion_that_was_undone_cuts_nothing_from_who_is_beyond_it() {
+        let wal = wal(77);
+        let source = memory();
+        source.put(&format!("{FOURTH}.partial"), wal[SEG..].to_vec());
+        source.put("00000002.history", "1\t0/420000\tx\n");
+        let good = async |own: Own| match fetcher(&[&source]).with_own(own).fetch(FOURTH).await {
+            Ok(Fetched::Unfinished { good, .. }) => good,
+            Ok(Fetched::Missing) => 0,
+            other => panic!("{other:?}"),
+        };
+        let all = (wal.len() - SEG) as u64;
+        let beginning =
+            |bytes: usize| Own { beginning: wal[SEG..SEG + bytes].to_vec().into(), ..Own::default() };
+        let at = |tli: u32, lsn: u64| Own {
+            replayed: vec![TimelinePosition { tli: TimelineId::new(tli).unwrap(), lsn: Lsn::new(lsn) }],
+            ..Own::default()
+        };
+        assert_eq!(good(Own::default()).await, 0x20000);
+        assert_eq!(good(beginning(0x10000)).await, 0x20000);
+        assert_eq!(good(beginning(0x30000)).await, all);
+        for (own, expected) in
+            [(at(1, 0x420000), 0x20000), (at(2, 0x430000), 0x20000), (at(1, 0x420008), all)]
+        {
+            assert_eq!(good(own.clone()).await, expected, "{own:?}");
+        }
+        // Before this segment: then all of it.
+        source.put("00000002.history", "1\t0/380000\tx\n");
+        assert_eq!((good(Own::default()).await, good(at(1, 0x3F0000)).await), (0, all));
+        assert_eq!(good(beginning(0x10000)).await, all);
+    }
+
+    /// The relay goes on while it is asked: first it has no such segment, then no beginning of it any more.
+    #[tokio::test]
+    async fn a_segment_that_is_finished_between_two_questions_is_there() {
+        let wal = wal(77);
+        for is_standby in [false, true] {
+            let source = memory();
+            source.put(&format!("{THIRD}.partial"), wal[..SEG - 8192].to_vec());
+            source.finish_when_asked(THIRD, wal[..SEG].to_vec());
+            let fetcher = fetcher(&[&source]);
+            let found = match is_standby {
+                true => fetcher.look(THIRD).await.found,
+                false => fetcher.fetch(THIRD).await.unwrap(),
+            };
+            assert!(found == Fetched::Whole(wal[..SEG].to_vec().into()), "{is_standby}");
+        }
     }
 
     #[tokio::test]

@@ -20,6 +20,8 @@ pub(crate) struct Memory {
     down: watch::Sender<bool>,
     /// A file that cannot be had.
     down_for: Mutex<Option<String>>,
+    /// When it was asked for the one file, it becomes another.
+    finished: Mutex<Option<(String, Bytes)>>,
     pulse: Pulse,
 }
 
@@ -32,6 +34,7 @@ impl Memory {
             open: watch::Sender::new(true),
             down: watch::Sender::new(false),
             down_for: Mutex::default(),
+            finished: Mutex::default(),
             pulse: Pulse::default(),
         }
     }
@@ -57,6 +60,11 @@ impl Memory {
         self.open.send_replace(open);
     }
 
+    /// Finishes a segment as soon as it was asked for, and answered that it is not there.
+    pub(crate) fn finish_when_asked(&self, segment: &str, content: impl Into<Bytes>) {
+        *self.finished.lock().unwrap() = Some((segment.to_owned(), content.into()));
+    }
+
     /// How often a file was asked for.
     pub(crate) fn asked(&self, name: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|asked| *asked == name).count()
@@ -72,7 +80,15 @@ impl Memory {
                 reason: "it is down".to_owned(),
             });
         }
-        Ok(self.files.lock().unwrap().get(name).cloned())
+        let mut files = self.files.lock().unwrap();
+        let found = files.get(name).cloned();
+        if let Some((segment, content)) =
+            self.finished.lock().unwrap().take_if(|(segment, _)| segment == name)
+        {
+            files.remove(&format!("{segment}.partial"));
+            files.insert(segment, content);
+        }
+        Ok(found)
     }
 }
 
@@ -110,6 +126,12 @@ impl Source for Memory {
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
-        Box::pin(async move { Ok(self.get(&format!("{segment}.partial")).await?.into_iter().collect()) })
+        Box::pin(async move {
+            let found = match self.get(&format!("{segment}.partial")).await? {
+                None => self.files.lock().unwrap().get(segment).cloned(),
+                found => found,
+            };
+            Ok(found.into_iter().collect())
+        })
     }
 }

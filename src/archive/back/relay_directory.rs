@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use walrelay_proto::{SegSize, TimelineId, WalIdentity};
+use walrelay_proto::{SegSize, SystemId, TimelineId, WalIdentity};
 
 use super::source::{FetchError, Fetching, Look, Source};
-use crate::archive::repo::name::FileName;
+use crate::archive::repo::name::{FileKind, FileName};
 use crate::lane::Lane;
 use crate::objects::buffer;
 use crate::objects::limit::{self, Limit};
@@ -25,6 +25,13 @@ pub struct RelayDirectory {
     pulse: Pulse,
 }
 
+/// "It is not there" has to be the word of a directory that would know.
+#[derive(Clone, Copy, Debug)]
+struct Vouch {
+    /// The cluster that is asked about, if that is known.
+    system_id: Option<SystemId>,
+}
+
 /// Where it is, and what is known of that.
 #[derive(Debug)]
 struct At {
@@ -34,6 +41,7 @@ struct At {
     optional: bool,
     /// It is not.
     absent: AtomicBool,
+    vouch: Option<Vouch>,
 }
 
 impl RelayDirectory {
@@ -53,10 +61,20 @@ impl RelayDirectory {
         let lane = Lane::default();
         RelayDirectory {
             name: format!("\"{}\"", data_dir.display()),
-            at: Arc::new(At { data_dir: data_dir.to_owned(), wal, optional, absent }),
+            at: Arc::new(At { data_dir: data_dir.to_owned(), wal, optional, absent, vouch: None }),
             pulse: lane.pulse(),
             lane,
         }
+    }
+
+    /// Gives no answer where it cannot know: where no relay is, where it has no WAL yet, or that of another cluster than
+    /// `system_id`, or has removed what is asked for.
+    pub fn vouching(self, system_id: Option<SystemId>) -> RelayDirectory {
+        let At { data_dir, wal, optional, .. } = &*self.at;
+        let (data_dir, wal, optional) = (data_dir.clone(), wal.clone(), *optional);
+        let at =
+            At { data_dir, wal, optional, absent: AtomicBool::new(false), vouch: Some(Vouch { system_id }) };
+        RelayDirectory { at: Arc::new(at), ..self }
     }
 
     /// Gives up each call after so long a silence; 30 seconds if this is not called.
@@ -96,10 +114,16 @@ impl RelayDirectory {
         let work = move |pulse: &Pulse| {
             let open = File::open(at.wal.join(path));
             pulse.beat();
+            let unknown = |reason| Err(FetchError::Unreachable { place: place.clone(), reason });
+            if let Some(reason) = at.of_others() {
+                return unknown(reason);
+            }
             match open.and_then(|file| read(file, pulse)) {
                 Ok(content) => Ok(Some(content)),
                 // A directory that is not mounted proves nothing about what is in it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && at.wal.is_dir() => Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && at.wal.is_dir() => {
+                    at.has_removed(&file).map_or(Ok(None), unknown)
+                }
                 Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                     Err(FetchError::Damaged { place, file, reason: error.to_string() })
                 }
@@ -141,11 +165,39 @@ impl RelayDirectory {
 }
 
 impl At {
+    /// Why it would not know of the WAL that is asked about, if it has to.
+    fn of_others(&self) -> Option<String> {
+        let vouch = self.vouch?;
+        // Of a directory that is not there the system says more.
+        if !self.wal.is_dir() {
+            return None;
+        }
+        let Some(theirs) = identity(&self.data_dir).map(|id| id.system_id) else {
+            return Some("it has no WAL yet, so it does not know what there was".to_owned());
+        };
+        let ours = vouch.system_id.filter(|ours| *ours != theirs)?;
+        Some(format!("it is of another cluster: its system identifier is {theirs}, ours is {ours}"))
+    }
+
+    /// Why a segment that is not here may have been, if that matters: only what comes after it is.
+    fn has_removed(&self, file: &str) -> Option<String> {
+        self.vouch?;
+        let asked = segment_of(file)?;
+        let named =
+            |entry: io::Result<fs::DirEntry>| segment_of(&entry.ok()?.file_name().into_string().ok()?);
+        // In the order of positions, whatever the timelines are.
+        let number = |file: &FileName| file.segment_digits().map(|digits| digits[8..].to_owned());
+        let oldest =
+            fs::read_dir(&self.wal).ok()?.filter_map(named).filter_map(|file| number(&file)).min()?;
+        let is_behind = number(&asked).is_some_and(|asked| asked < oldest);
+        is_behind.then(|| format!("it has WAL behind \"{asked}\", and not that any more"))
+    }
+
     /// What an error says; `None` if it means that no relay is on this machine.
     fn unless_absent(&self, error: &io::Error) -> Option<String> {
         if self.optional && error.kind() == io::ErrorKind::NotFound && is_absent(&self.data_dir) {
             self.absent.store(true, Ordering::Relaxed);
-            return None;
+            return self.vouch.map(|_| format!("\"{}\" is not on this machine", self.data_dir.display()));
         }
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => {
@@ -176,6 +228,12 @@ fn is_absent(dir: &Path) -> bool {
         _ => Path::new("."),
     };
     fs::read_dir(above).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok()))
+}
+
+/// The segment that a file is, or the beginning of.
+fn segment_of(file: &str) -> Option<FileName> {
+    let file = FileName::parse(file.strip_suffix(".partial").unwrap_or(file))?;
+    (file.kind() == FileKind::Segment).then_some(file)
 }
 
 fn identity(data_dir: &Path) -> Option<WalIdentity> {
@@ -214,7 +272,15 @@ impl Source for RelayDirectory {
     }
 
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>> {
-        Box::pin(async move { Ok(self.get(format!("{segment}.partial")).await?.into_iter().collect()) })
+        Box::pin(async move {
+            let beginning = self.get(format!("{segment}.partial")).await?;
+            // It may have got its name since it was asked for as a whole one.
+            let found = match beginning {
+                None => self.get(segment.to_owned()).await?,
+                beginning => beginning,
+            };
+            Ok(found.into_iter().collect())
+        })
     }
 
     fn later<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<FileName>> {
@@ -286,6 +352,47 @@ mod tests {
         assert!(error.contains("let this user read it"), "{error}");
         fs::create_dir(data.join("pg_wal")).unwrap();
         assert_eq!(own.read(segment).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_was_finished_meanwhile_is_what_there_is_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        let segment = "000000010000000000000001";
+        fs::write(dir.path().join("pg_wal").join(segment), "whole").unwrap();
+        let found = RelayDirectory::new(dir.path()).read_unfinished(segment).await;
+        assert_eq!(found, Ok(vec![Bytes::from("whole")]));
+    }
+
+    #[tokio::test]
+    async fn one_that_would_not_know_has_not_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("relay");
+        fs::create_dir(dir.path().join("other")).unwrap();
+        let (segment, ours) = ("000000010000000000000003", Some(SystemId(77)));
+        let own = || RelayDirectory::if_here(&data);
+        let check = async |expected: &str| {
+            let error = own().vouching(ours).read(segment).await.unwrap_err();
+            assert!(
+                matches!(&error, FetchError::Unreachable { reason, .. } if reason.contains(expected)),
+                "{error}"
+            );
+            assert_eq!(own().read(segment).await, Ok(None), "{expected}");
+        };
+        check("is not on this machine").await;
+        fs::create_dir_all(data.join("pg_wal")).unwrap();
+        check("it has no WAL yet").await;
+        let state =
+            |id: u64| format!("system_identifier = \"{id}\"\nwal_segment_size = 1048576\n[parameters]\n");
+        fs::write(data.join("cluster.toml"), state(78)).unwrap();
+        check("its system identifier is 78, ours is 77").await;
+        fs::write(data.join("cluster.toml"), state(77)).unwrap();
+        assert_eq!(own().vouching(ours).read(segment).await, Ok(None));
+        fs::write(data.join("pg_wal/000000020000000000000004.partial"), "").unwrap();
+        check("it has WAL behind").await;
+        fs::write(data.join("pg_wal/000000010000000000000002"), "").unwrap();
+        assert_eq!(own().vouching(ours).read(segment).await, Ok(None));
+        assert_eq!(own().vouching(ours).read("00000002.history").await, Ok(None));
     }
 
     #[tokio::test]

@@ -160,11 +160,13 @@ impl Restore {
         let deadline = Instant::now() + self.patience * LONGEST;
         let strict = self.strict.as_ref().filter(|_| role == Role::Standby);
         let branch = self.branch_wanted();
-        let begun = Instant::now();
         let mut found = None;
         // There are only the parts that are on the way.
         if let Some(spool) = self.spool_of(role).filter(|_| branch.is_none()) {
-            match self.take(spool, system_id, role, deadline).await {
+            // What comes to the spool is no answer of those that are required: they are asked at once.
+            let moment = self.patience / LEAVE_AFTER;
+            let until = if strict.is_some() { Instant::now() + moment } else { deadline };
+            match self.take(spool, system_id, role, until).await {
                 Ok(Some(Taken::Put(size))) => {
                     spool.go_on(&self.file, size);
                     return Ok(Restored::Done);
@@ -176,6 +178,8 @@ impl Restore {
                 Err(error) => return Err(error),
             }
         }
+        // Only now they are asked.
+        let begun = Instant::now();
         let fetcher = Fetcher::new(self.sources.clone(), system_id).with_seg_size(seg_size);
         let fetcher = fetcher.with_silence(self.silence(role)).with_own(self.own()).with_branch(branch);
         let found = match (found, role, strict) {
@@ -330,6 +334,10 @@ impl Restore {
         loop {
             let looked = waiting.telling(self.look_for_standby(fetcher), awaited).await;
             if matches!(looked.found, Fetched::Whole(_)) {
+                return Ok(Some(looked.found));
+            }
+            // What pg_wal has whole is used from there: nothing of it is anywhere else.
+            if !looked.unanswered.is_empty() && self.has_whole(fetcher.system_id()) {
                 return Ok(Some(looked.found));
             }
             let unanswered: Vec<usize> = looked.unanswered.iter().map(|(number, _)| *number).collect();
@@ -512,7 +520,8 @@ impl Restore {
 
     /// Whether recovery finds the whole segment in `pg_wal`. A base backup from a standby may hold only its beginning.
     fn has_whole(&self, system_id: Option<SystemId>) -> bool {
-        self.own_copy().is_ok_and(|bytes| fetch::check_file(&self.file, system_id, &bytes).is_ok())
+        let is_whole = |bytes: Bytes| fetch::check_file(&self.file, system_id, &bytes).is_ok();
+        fetch::is_segment(&self.file) && self.own_copy().is_ok_and(is_whole)
     }
 
     /// What `pg_wal` has of the file and of timelines.
@@ -526,8 +535,9 @@ impl Restore {
     }
 
     fn own_dir(&self) -> Own {
-        let tli = server::timeline_of(&data_dir(&self.target));
-        Own { wal_dir: Some(dir_of(&self.target).to_owned()), tli, ..Own::default() }
+        let data_dir = data_dir(&self.target);
+        let (tli, replayed) = (server::timeline_of(&data_dir), server::replayed_of(&data_dir));
+        Own { wal_dir: Some(dir_of(&self.target).to_owned()), tli, replayed, ..Own::default() }
     }
 
     /// Whether recovery finds this history file in `pg_wal` when it is told that there is none. At the end of a promotion,

@@ -39,7 +39,8 @@ pub trait Source: Send + Sync + Debug {
     fn show<'a>(&'a self, file: &'a str, size: u64, look: Look) -> Fetching<'a, bool>;
 
     /// What there is of a segment that is not finished: beginnings of it, each from its first byte on as far as it
-    /// goes. They may end with bytes that mean nothing.
+    /// goes. They may end with bytes that mean nothing. One that was finished since [`read`](Self::read) had none is one of them:
+    /// all of it.
     fn read_unfinished<'a>(&'a self, segment: &'a str) -> Fetching<'a, Vec<Bytes>>;
 
     /// What is held of a segment of a timeline that was left, also behind the place where it was, whole or as far as it

@@ -18,12 +18,32 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How often a walsender hears of us while it streams: well below any sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(3) };
 
+/// What a relay without WAL answers to `IDENTIFY_SYSTEM` (`cannot_connect_now`); a server that starts does so at the door.
+const NO_WAL_YET: &str = "57P03";
+
 /// A server that streams WAL. Each question is asked on a connection of its own.
 #[derive(Debug)]
 pub struct Server {
     name: String,
     info: ConnInfo,
     pulse: Pulse,
+    vouch: Option<Vouch>,
+}
+
+/// "It is not there" has to be the word of somebody who would know.
+#[derive(Clone, Copy, Debug)]
+struct Vouch {
+    /// The cluster that is asked about, if that is known.
+    system_id: Option<SystemId>,
+}
+
+/// What came of a question about a segment.
+enum Segment {
+    Here(Bytes),
+    /// It was never there, or not that part of it.
+    None,
+    /// Only what comes after it is there.
+    Removed,
 }
 
 /// What a server says of itself.
@@ -61,7 +81,13 @@ enum Part {
 impl Server {
     /// The server that a connection string leads to.
     pub fn new(info: ConnInfo) -> Server {
-        Server { name: format!("server {info}"), info, pulse: Pulse::default() }
+        Server { name: format!("server {info}"), info, pulse: Pulse::default(), vouch: None }
+    }
+
+    /// Gives no answer where it cannot know: where it has no WAL yet, or that of another cluster than `system_id`, or has
+    /// removed what is asked for.
+    pub fn vouching(self, system_id: Option<SystemId>) -> Server {
+        Server { vouch: Some(Vouch { system_id }), ..self }
     }
 
     async fn get(&self, file: &str, unfinished: bool) -> Result<Option<Bytes>, FetchError> {
@@ -70,9 +96,21 @@ impl Server {
         }
         let mut conn = self.connect().await?;
         self.pulse.beat();
+        if let Some(vouch) = self.vouch {
+            self.check_whose(&mut conn, vouch).await?;
+        }
         let answer = match TimelineId::from_history_file_name(file) {
             Some(tli) => history(&mut conn, tli).await,
-            None => segment(&mut conn, file, unfinished, &self.pulse).await,
+            None => match segment(&mut conn, file, unfinished, &self.pulse).await {
+                Ok(Segment::Here(bytes)) => Ok(Some(bytes)),
+                Ok(Segment::Removed) if self.vouch.is_some() => {
+                    return Err(
+                        self.unreachable(format!("it has WAL behind \"{file}\", and not that any more"))
+                    );
+                }
+                Ok(Segment::None | Segment::Removed) => Ok(None),
+                Err(error) => Err(error),
+            },
         };
         match answer {
             // It may have gone over to another timeline meanwhile. That has no SQLSTATE, and words that are translated.
@@ -87,6 +125,24 @@ impl Server {
                 conn.close().await;
                 Ok(answer)
             }
+        }
+    }
+
+    /// Whether it is one that would know.
+    async fn check_whose(&self, conn: &mut UpstreamConnection, vouch: Vouch) -> Result<(), FetchError> {
+        let theirs = whose(conn).await.map_err(|error| self.unreachable(error.to_string()))?;
+        self.pulse.beat();
+        match (theirs, vouch.system_id) {
+            (None, _) => {
+                Err(self.unreachable("it has no WAL yet, so it does not know what there was".to_owned()))
+            }
+            (Some(theirs), Some(ours)) if theirs != Some(ours) => {
+                let theirs = theirs.map_or("unknown".to_owned(), |theirs| theirs.to_string());
+                Err(self.unreachable(format!(
+                    "it is of another cluster: its system identifier is {theirs}, ours is {ours}"
+                )))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -187,14 +243,14 @@ async fn segment(
     file: &str,
     unfinished: bool,
     pulse: &Pulse,
-) -> Result<Option<Bytes>, QueryError> {
-    let Some(facts) = facts(conn).await? else { return Ok(None) };
+) -> Result<Segment, QueryError> {
+    let Some(facts) = facts(conn).await? else { return Ok(Segment::None) };
     pulse.beat();
-    let Some((name, len)) = facts.length(file, unfinished) else { return Ok(None) };
+    let Some((name, len)) = facts.length(file, unfinished) else { return Ok(Segment::None) };
     let start = name.segno.start(facts.size);
     match stream(conn, start, name.tli, len as usize, pulse).await {
-        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(None),
-        other => other.map(Some),
+        Err(QueryError::Server(error)) if error.is_wal_removed() => Ok(Segment::Removed),
+        other => other.map(Segment::Here),
     }
 }
 
@@ -230,11 +286,12 @@ async fn branch(
 }
 
 impl Facts {
-    /// The bytes to ask for of a segment, which is to be whole, or not to be.
+    /// The bytes to ask for of a segment: all of a whole one, or what there is. That may be all of it as well: it may have been
+    /// finished since it was asked for as a whole one.
     fn length(&self, file: &str, unfinished: bool) -> Option<(WalFileName, u64)> {
         let name = WalFileName::parse(file, self.size)?;
         match (self.part(name), unfinished) {
-            (Part::Whole, false) => Some((name, self.size.bytes())),
+            (Part::Whole, _) => Some((name, self.size.bytes())),
             (Part::Beginning(len), true) => Some((name, len)),
             _ => None,
         }
@@ -255,10 +312,20 @@ impl Facts {
     }
 }
 
+/// The cluster that a server has WAL of, if it says so; `None` if it has none yet.
+async fn whose(conn: &mut UpstreamConnection) -> Result<Option<Option<SystemId>>, QueryError> {
+    let system = match conn.query("IDENTIFY_SYSTEM").await {
+        Err(QueryError::Server(error)) if error.sqlstate == NO_WAL_YET => return Ok(None),
+        other => other?,
+    };
+    let id = system.rows.first().and_then(|row| row.first()?.as_deref());
+    Ok(Some(id.and_then(|id| String::from_utf8_lossy(id).parse().ok())))
+}
+
 /// `None` from a server that has no WAL yet.
 async fn facts(conn: &mut UpstreamConnection) -> Result<Option<Facts>, QueryError> {
     let system = match conn.query("IDENTIFY_SYSTEM").await {
-        Err(QueryError::Server(error)) if error.sqlstate == "57P03" => return Ok(None),
+        Err(QueryError::Server(error)) if error.sqlstate == NO_WAL_YET => return Ok(None),
         other => other?,
     };
     let text = |column: usize| {
@@ -296,8 +363,7 @@ async fn stream(
     let mut wal = BytesMut::with_capacity(len);
     let mut report_at = None;
     while wal.len() < len {
-        let received = start.advance(wal.len() as u64);
-        let (kind, body) = next_message(conn, received, &mut report_at).await?;
+        let (kind, body) = next_message(conn, &mut report_at).await?;
         pulse.beat();
         match kind {
             b'W' => report_at = Some(Instant::now() + STATUS_EVERY),
@@ -311,16 +377,16 @@ async fn stream(
     Ok(wal.freeze())
 }
 
-/// The next message; a report first, and while it takes long, whenever one is due.
+/// The next message; a sign of life first, and while it takes long, whenever one is due. It reports no position: what is read
+/// here is no standby's, and nobody's commit is to count it as one.
 async fn next_message(
     conn: &mut UpstreamConnection,
-    received: Lsn,
     report_at: &mut Option<Instant>,
 ) -> Result<(u8, Bytes), QueryError> {
     let silent_at = Instant::now() + LIMIT;
     loop {
         if report_at.is_some_and(|at| at <= Instant::now()) {
-            conn.send_status(received).await?;
+            conn.send_sign_of_life().await?;
             *report_at = Some(Instant::now() + STATUS_EVERY);
         }
         let until = report_at.map_or(silent_at, |at| at.min(silent_at));
@@ -422,11 +488,12 @@ mod tests {
         stream.write_all(&keepalive.frame()).await.unwrap();
         read_status(&mut stream).await;
         stream.write_all(&wal(start, half)).await.unwrap();
-        // The second one at the latest has been sent after that.
         let middle = start.advance(half as u64);
-        while read_status(&mut stream).await.write != Some(middle) {}
-        let status = read_status(&mut stream).await;
-        assert_eq!((status.write, status.flush, status.apply), (Some(middle), None, None));
+        // Asked for nothing, and it reports nothing.
+        for _ in 0..2 {
+            let status = read_status(&mut stream).await;
+            assert_eq!((status.write, status.flush, status.apply), (None, None, None));
+        }
         stream.write_all(&wal(middle, half)).await.unwrap();
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }
@@ -465,6 +532,77 @@ mod tests {
                 other => assert!(!is_missing && other.unwrap_err().to_string().contains(message)),
             }
         }
+    }
+
+    /// Who has to be asked before a standby is told that there is nothing has to be somebody who knows.
+    #[tokio::test]
+    async fn who_does_not_know_has_not_answered() {
+        let error = |sqlstate: &str| {
+            let error = format!("SERROR\0VERROR\0C{sqlstate}\0Mno\0\0");
+            [frame(b'E', error.as_bytes()), frame(b'Z', b"I")].concat()
+        };
+        let identity = row(&["77", "1", "0/800000", ""]);
+        let removed = [identity.clone(), row(&["1MB"]), error("58P01")];
+        for (before, answers, expected) in [
+            (vec![error("57P03")], vec![error("57P03")], "it has no WAL yet"),
+            (
+                vec![row(&["78", "1", "0/800000", ""])],
+                removed.to_vec(),
+                "its system identifier is 78, ours is 77",
+            ),
+            (vec![identity], removed.to_vec(), "it has WAL behind"),
+        ] {
+            let (listener, source) = source().await;
+            let knowing = source.vouching(Some(SystemId(77)));
+            let script = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                welcome(&mut stream).await;
+                let _ = script(&mut stream, &[before, answers.clone()].concat()).await;
+            };
+            let (found, ()) = tokio::join!(knowing.read("000000010000000000000003"), script);
+            let Err(error @ FetchError::Unreachable { .. }) = found else { panic!("{found:?}") };
+            assert!(error.to_string().contains(expected), "{error}");
+            // Who is no standby, or a soft one, takes it for nothing.
+            let (listener, source) = self::source().await;
+            let script = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                welcome(&mut stream).await;
+                answer(&mut stream, &answers).await;
+            };
+            let (found, ()) = tokio::join!(source.read("000000010000000000000003"), script);
+            assert_eq!(found, Ok(None), "{expected}");
+        }
+    }
+
+    /// Answers as long as somebody asks.
+    async fn script(stream: &mut TcpStream, answers: &[Vec<u8>]) -> io::Result<()> {
+        for answer in answers {
+            let kind = stream.read_u8().await?;
+            let mut body = vec![0; stream.read_u32().await? as usize - 4];
+            stream.read_exact(&mut body).await?;
+            assert!(matches!(kind, b'Q' | b'X'), "{kind}");
+            stream.write_all(answer).await?;
+        }
+        Ok(())
+    }
+
+    /// It was not whole yet when it was asked for as a whole one.
+    #[tokio::test]
+    async fn a_segment_that_was_finished_meanwhile_is_given_as_what_there_is_of_it() {
+        let facts = Facts {
+            system_id: None,
+            size: SegSize::new(MB).unwrap(),
+            history: TimelineHistory::first(),
+            flush_lsn: Lsn::new(4 * MB + 100),
+        };
+        let len = |file: &str, unfinished| facts.length(file, unfinished).map(|(_, len)| len);
+        assert_eq!(len("000000010000000000000003", true), Some(MB));
+        assert_eq!(len("000000010000000000000003", false), Some(MB));
+        assert_eq!(
+            (len("000000010000000000000004", true), len("000000010000000000000004", false)),
+            (Some(100), None)
+        );
+        assert_eq!(len("000000010000000000000005", true), None);
     }
 
     #[tokio::test]

@@ -96,7 +96,14 @@ impl TargetSource {
         let pieces = self.repository.read_beginning(&name).await;
         let pieces = pieces.map_err(|error| self.error(segment, error))?;
         let partial = self.get(&format!("{segment}.partial")).await?;
-        Ok([Bytes::from(pieces)].into_iter().filter(|bytes| !bytes.is_empty()).chain(partial).collect())
+        // It may have been finished since it was asked for as a whole one; its pieces go then.
+        let whole = self.get(segment).await?;
+        Ok([Bytes::from(pieces)]
+            .into_iter()
+            .filter(|bytes| !bytes.is_empty())
+            .chain(partial)
+            .chain(whole)
+            .collect())
     }
 
     async fn after(&self, segment: &str) -> Result<Vec<FileName>, FetchError> {
@@ -172,6 +179,8 @@ mod tests {
         repository.write_chunk(&name(segment), 3, "de".into()).await.unwrap();
         assert_eq!(source.read_unfinished(segment).await, Ok(vec![Bytes::from("abcde")]));
         std::fs::write(root.join("000000010000000000000002"), "by hand").unwrap();
+        let finished = source.read_unfinished("000000010000000000000002").await;
+        assert_eq!(finished, Ok(vec![Bytes::from("by hand")]), "it was finished meanwhile");
         let later = source.later("000000010000000000000001").await.unwrap();
         let later: Vec<_> = later.iter().map(FileName::as_str).collect();
         assert_eq!(later, ["000000010000000000000002", "00000002.history"]);

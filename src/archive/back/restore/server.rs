@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use walrelay_proto::{SegSize, SystemId, TimelineId};
+use walrelay_proto::{Lsn, SegSize, SystemId, TimelineId, TimelinePosition};
 
 use super::dir_of;
 
@@ -16,8 +16,14 @@ pub const NOT_NOW: u8 = 2;
 /// Exit code for "nobody can say" and "it is broken" to a recovery, which stops, as for any code above 125.
 pub const BROKEN: u8 = 200;
 
-/// Behind the system identifier, two versions, the state, a time, the last checkpoint's place and where replay begins for it.
+/// Behind the system identifier: the version of the file.
+const VERSION_AT: usize = 8;
+/// Behind that, another version, the state, a time and the last checkpoint's place: where replay begins for it.
+const REDO_AT: usize = 40;
+/// Behind that.
 const TIMELINE_AT: usize = 48;
+/// `minRecoveryPoint`, with its timeline behind it, by versions of the file: those of 15 to 18, and of 19.
+const MIN_RECOVERY_AT: [(std::ops::RangeInclusive<u32>, usize); 2] = [(1300..=1899, 136), (1900..=1999, 128)];
 
 /// What the server does with the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +109,21 @@ pub(super) fn timeline_of(data_dir: &Path) -> Option<TimelineId> {
     TimelineId::new(u32::from_ne_bytes(*control.get(TIMELINE_AT..)?.first_chunk()?))
 }
 
+/// How far it has come for certain: where it would replay from, and the end of what its data files have of the WAL. None of them
+/// can be taken back.
+pub(super) fn replayed_of(data_dir: &Path) -> Vec<TimelinePosition> {
+    let Some(control) = control(data_dir) else { return Vec::new() };
+    let number = |at: usize| Some(u32::from_ne_bytes(*control.get(at..)?.first_chunk()?));
+    let position = |at: usize, tli_at: usize| {
+        let lsn = Lsn::new(u64::from_ne_bytes(*control.get(at..)?.first_chunk()?));
+        Some(TimelinePosition { tli: TimelineId::new(number(tli_at)?)?, lsn })
+    };
+    let version = number(VERSION_AT).unwrap_or_default();
+    let known = MIN_RECOVERY_AT.iter().find(|(versions, _)| versions.contains(&version));
+    let min_recovery = known.and_then(|(_, at)| position(*at, at + 8));
+    position(REDO_AT, TIMELINE_AT).into_iter().chain(min_recovery).collect()
+}
+
 fn control(data_dir: &Path) -> Option<Vec<u8>> {
     let mut control = Vec::new();
     let file = File::open(data_dir.join("global/pg_control")).ok()?;
@@ -168,6 +189,20 @@ mod tests {
             fs::write(dir.path().join("global/pg_control"), &control).unwrap();
             assert_eq!(system_id_of(dir.path()), Some(SystemId(77)));
             assert_eq!(timeline_of(dir.path()), TimelineId::new(3));
+            let replayed: Vec<_> =
+                replayed_of(dir.path()).iter().map(|it| (it.tli.as_u32(), it.lsn.as_u64())).collect();
+            assert_eq!(replayed, [(3, 0x0707_0707_0707_0707)], "the file's version is none that is known");
+            for (version, at) in [(1300u32, 136), (1800, 136), (1902, 128)] {
+                control[8..12].copy_from_slice(&version.to_ne_bytes());
+                control[40..48].copy_from_slice(&5u64.to_ne_bytes());
+                let mut control = control.clone();
+                control[at..at + 8].copy_from_slice(&9u64.to_ne_bytes());
+                control[at + 8..at + 12].copy_from_slice(&2u32.to_ne_bytes());
+                fs::write(dir.path().join("global/pg_control"), &control).unwrap();
+                let replayed = replayed_of(dir.path());
+                let replayed: Vec<_> = replayed.iter().map(|it| (it.tli.as_u32(), it.lsn.as_u64())).collect();
+                assert_eq!(replayed, [(3, 5), (2, 9)], "{version}");
+            }
             assert_eq!(seg_size_of(dir.path()).map(SegSize::bytes), Some(1 << 20));
         }
     }

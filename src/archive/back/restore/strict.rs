@@ -16,11 +16,18 @@ use tokio::time::Instant;
 pub const REQUIRE_TIMEOUT: &str = "30s";
 /// The file that ends the waiting, beside the target.
 const RELEASE: &str = "walrelay-restore.release";
+/// What the command itself leaves there when it has waited long enough.
+const GIVEN_UP: &str = "walrelay-restore.given-up";
 /// The one that ends the waiting for the disk.
 const FULL: &str = "walrelay-restore.full";
-/// So long it counts, unless everybody has answered before: what was left there long ago, or came with a copy of the data
-/// directory, must not end what somebody relies on.
+/// So long what somebody has touched counts, unless everybody has answered before: what was left there long ago, or came with a
+/// copy of the data directory, must not end what somebody relies on.
 const COUNTS_FOR: Duration = Duration::from_secs(600);
+/// So long what the command itself has left counts after it was used last: a promotion asks for the next file in a moment. A
+/// later one is another, and those that are required may be back by then.
+const USED_AGAIN_WITHIN: Duration = Duration::from_secs(15);
+/// And so long in all, since a standby whose stream is broken asks on and on, and may be promoted at any time.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(120);
 
 /// After this part of the time between two lines the first one comes, unless the wait is over.
 const AT_ONCE: u32 = 10;
@@ -71,39 +78,63 @@ impl Required {
     }
 }
 
-/// The file that ends the waiting.
+/// The files that end the waiting.
 #[derive(Debug)]
-pub(super) struct Release(PathBuf);
+pub(super) struct Release {
+    /// For people to touch.
+    touched: PathBuf,
+    /// Of the command itself, which does not disarm what people rely on for as long: in it is when it was made.
+    own: PathBuf,
+}
 
 impl Release {
     /// That of commands whose target is in this directory.
     fn beside(dir: &Path, name: &str) -> Release {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        Release(dir.join(name))
+        Release { touched: dir.join(name), own: dir.join(GIVEN_UP) }
     }
 
     /// For people to touch.
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.touched
     }
 
     /// Whether it was touched, and not too long ago.
     pub(super) fn is_given(&self) -> bool {
-        let touched = fs::metadata(&self.0).and_then(|file| file.modified());
-        // A clock that was set back makes it younger than it is.
-        touched.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() < COUNTS_FOR)
+        fs::metadata(&self.touched).is_ok_and(|file| age(file.modified()) < COUNTS_FOR)
     }
 
-    /// For the files that the server asks for next.
-    pub(super) fn give(&self) -> io::Result<()> {
-        File::options().create(true).append(true).open(&self.0)?.set_modified(SystemTime::now())
+    /// Whether a command has given up just before.
+    fn is_given_up(&self) -> bool {
+        let is_used = fs::metadata(&self.own).is_ok_and(|file| age(file.modified()) < USED_AGAIN_WITHIN);
+        is_used && self.given_up_at().is_some_and(|at| age(Ok(at)) < GIVEN_UP_FOR)
+    }
+
+    fn given_up_at(&self) -> Option<SystemTime> {
+        let text = fs::read_to_string(&self.own).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(text.trim().parse().ok()?))
+    }
+
+    /// For the files that the server asks for next; once more where it has been used.
+    fn give_up(&self) -> io::Result<()> {
+        if self.is_given_up() {
+            return File::options().append(true).open(&self.own)?.set_modified(SystemTime::now());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        fs::write(&self.own, format!("{}\n", now.as_secs()))
     }
 
     /// Everybody has answered: who is away next time is waited for.
     pub(super) fn end(&self) {
-        // That it is not there is the rule.
-        let _ = fs::remove_file(&self.0);
+        // That they are not there is the rule.
+        let _ = fs::remove_file(&self.touched);
+        let _ = fs::remove_file(&self.own);
     }
+}
+
+/// How long ago that was. A clock that was set back makes it younger than it is; what is not known is very old.
+fn age(at: io::Result<SystemTime>) -> Duration {
+    at.map_or(Duration::MAX, |at| SystemTime::now().duration_since(at).unwrap_or_default())
 }
 
 /// What a command waits for.
@@ -168,7 +199,12 @@ impl<'a> Waiting<'a> {
 
     /// Whether it was given up before.
     pub(super) fn is_released(&self) -> bool {
-        self.release.is_given()
+        self.release.is_given() || self.is_given_up()
+    }
+
+    /// A disk may have room again by the time of the next file: it is waited for anew.
+    fn is_given_up(&self) -> bool {
+        self.awaited == Awaited::Answers && self.release.is_given_up()
     }
 
     /// When it is given up.
@@ -212,7 +248,8 @@ impl<'a> Waiting<'a> {
 
     /// It could not be had, for these reasons.
     pub(super) fn turn(&mut self, reasons: &str) -> Turn {
-        let (is_released, is_over) = (self.release.is_given(), self.left() == Some(Duration::ZERO));
+        let is_touched = self.release.is_given();
+        let (is_released, is_over) = (is_touched || self.is_given_up(), self.left() == Some(Duration::ZERO));
         if !is_released && is_over && self.strict.on_timeout == OnTimeout::Stop {
             tracing::error!(
                 "\"{}\": {reasons}; required, and not waited for any longer: the server ends (--on-timeout)",
@@ -221,7 +258,7 @@ impl<'a> Waiting<'a> {
             return Turn::Stop;
         }
         if is_released || is_over {
-            self.go_on_without(reasons, is_released);
+            self.go_on_without(reasons, is_touched, is_released);
             return Turn::GoOn;
         }
         if !self.is_told || self.tell_at <= Instant::now() {
@@ -255,22 +292,26 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    fn go_on_without(&self, reasons: &str, is_released: bool) {
-        let why = match is_released {
-            true => format!("\"{}\" is there", self.release.path().display()),
-            false => "--require-timeout is over".to_owned(),
+    fn go_on_without(&self, reasons: &str, is_touched: bool, is_released: bool) {
+        let why = match (is_touched, is_released) {
+            (true, _) => format!("\"{}\" is there", self.release.path().display()),
+            (false, true) => "it was given up for the file before".to_owned(),
+            (false, false) => "--require-timeout is over".to_owned(),
         };
         tracing::error!(
             "\"{}\": {reasons}; required, but {why}: goes on without it, and what is in it and nowhere else is lost if this \
              server is promoted",
             self.file
         );
-        // The next file need not wait as long for the same sources. A disk may have room again by then.
+        // The next file need not wait as long for the same sources.
         if self.awaited == Awaited::Answers
-            && !is_released
-            && let Err(error) = self.release.give()
+            && !is_touched
+            && let Err(error) = self.release.give_up()
         {
-            tracing::warn!("could not write \"{}\": {error}", self.release.path().display());
+            tracing::warn!(
+                "could not write \"{}\": {error}; the next file is waited for as long",
+                self.release.own.display()
+            );
         }
     }
 }
@@ -332,17 +373,54 @@ mod tests {
     fn a_release_counts_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let release = Release::beside(dir.path(), RELEASE);
+        let touch = |file: &Path, ago: Duration| {
+            let file = File::options().create(true).append(true).open(file).unwrap();
+            file.set_modified(SystemTime::now() - ago).unwrap();
+        };
         assert!(!release.is_given());
-        release.give().unwrap();
-        assert!(release.is_given());
-        let long_ago = SystemTime::now() - COUNTS_FOR;
-        File::options().append(true).open(release.path()).unwrap().set_modified(long_ago).unwrap();
+        touch(release.path(), Duration::ZERO);
+        assert!(release.is_given() && !release.is_given_up());
+        touch(release.path(), COUNTS_FOR);
         assert!(!release.is_given());
         // Touched again, as by somebody who found it there.
-        release.give().unwrap();
+        touch(release.path(), Duration::ZERO);
         assert!(release.is_given());
         release.end();
         release.end();
         assert!(!release.is_given() && fs::read_dir(dir.path()).unwrap().count() == 0);
+    }
+
+    /// One promotion asks for its files in a row; the next one, or one of a standby that asked long before, is another.
+    #[test]
+    fn what_the_command_gives_up_counts_for_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let release = Release::beside(dir.path(), RELEASE);
+        let used = |ago: Duration| {
+            let file = File::options().append(true).open(&release.own).unwrap();
+            file.set_modified(SystemTime::now() - ago).unwrap();
+        };
+        let made = |ago: Duration| {
+            let at = (SystemTime::now() - ago).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            fs::write(&release.own, format!("{}\n", at.as_secs())).unwrap();
+        };
+        release.give_up().unwrap();
+        assert!(release.is_given_up() && !release.is_given());
+        used(USED_AGAIN_WITHIN);
+        assert!(!release.is_given_up());
+        // Used again and again.
+        made(GIVEN_UP_FOR / 2);
+        used(USED_AGAIN_WITHIN / 2);
+        release.give_up().unwrap();
+        used(USED_AGAIN_WITHIN / 2);
+        assert!(release.is_given_up());
+        // But not for ever.
+        made(GIVEN_UP_FOR);
+        assert!(!release.is_given_up());
+        release.give_up().unwrap();
+        assert!(release.is_given_up(), "anew");
+        fs::write(&release.own, "rubbish").unwrap();
+        assert!(!release.is_given_up());
+        release.end();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

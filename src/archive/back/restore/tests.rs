@@ -247,7 +247,7 @@ async fn a_standby_waits_for_who_is_required() {
 async fn what_was_given_up_is_not_waited_for_with_the_next_file() {
     let setting = Setting::new();
     let target = server(&setting, "standby.signal");
-    let release = target.with_file_name("walrelay-restore.release");
+    let release = target.with_file_name("walrelay-restore.given-up");
     let strict = strict(Some(Duration::from_millis(300)), OnTimeout::Continue);
     let restore =
         |file: &str| Restore { target: target.clone(), strict: strict.clone(), ..setting.restore(file) };
@@ -265,6 +265,42 @@ async fn what_was_given_up_is_not_waited_for_with_the_next_file() {
         Restore { strict: self::strict(Some(Duration::from_millis(300)), OnTimeout::Stop), ..restore(LAST) };
     assert_eq!(stop.run().await.unwrap(), Restored::Stop);
     assert!(!release.exists());
+}
+
+/// It is used from there when nobody gives it, and nothing of it can be lost: not even somebody who had it once and has removed
+/// it is waited for.
+#[tokio::test]
+async fn nobody_is_waited_for_with_what_pg_wal_has_whole() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    setting.source.set_down(true);
+    let strict = strict(Some(Duration::from_secs(3600)), OnTimeout::Stop);
+    fs::write(target.with_file_name(MIDDLE), &setting.wal[2 * SEG..3 * SEG]).unwrap();
+    let restore = Restore { target, strict, ..setting.restore(MIDDLE) };
+    assert_eq!(restore.run().await.unwrap(), Restored::Missing);
+}
+
+/// What was left to the background is not what the time is for.
+#[tokio::test]
+async fn the_spool_takes_nothing_of_the_time_for_answers() {
+    let setting = Setting::new();
+    let target = server(&setting, "standby.signal");
+    let (spool, _dir) = with_spool(&setting, 1);
+    setting.source.set_open(false);
+    // Less than what a standby that is not strict waits for the spool.
+    let (patience, limit) = (Duration::from_secs(5), Duration::from_secs(10));
+    let (strict, background) = (strict(Some(limit), OnTimeout::Continue), Some(spool.clone()));
+    let restore = Restore { target, strict, background, patience, ..setting.restore(LAST) };
+    spool.leave(LAST, SegSize::new(SEG as u64).unwrap()).unwrap();
+    let source = setting.source.clone();
+    until("the worker has asked", || source.asked(LAST) == 1).await;
+    let running = tokio::spawn(async move { restore.run().await });
+    until("the command has asked itself", || source.asked(LAST) == 2).await;
+    source.set_down(true);
+    source.set_open(true);
+    until("and asks again", || source.asked(LAST) > 3).await;
+    source.set_down(false);
+    assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
 }
 
 /// A relay that is frozen takes the connection, and says nothing. Given up once, it holds up the files that follow no more; and
@@ -286,7 +322,7 @@ async fn a_silent_one_that_is_required_takes_no_longer_than_it_may() {
     let begun = std::time::Instant::now();
     assert_eq!(restore("00000002.history").run().await.unwrap(), Restored::Missing);
     assert!(begun.elapsed() >= limit && begun.elapsed() < patience, "{:?}", begun.elapsed());
-    assert!(target.with_file_name("walrelay-restore.release").exists());
+    assert!(target.with_file_name("walrelay-restore.given-up").exists());
     let begun = std::time::Instant::now();
     assert_eq!(restore(LAST).run().await.unwrap(), Restored::Done);
     assert!(begun.elapsed() < patience, "{:?}", begun.elapsed());
@@ -341,7 +377,7 @@ async fn a_full_disk_is_waited_for_as_an_answer_is() {
     in_the_way(false);
     assert_eq!(running.await.unwrap().unwrap(), Restored::Done);
     assert!(fs::read(&target).unwrap()[..whole.len()] == whole);
-    let files = ["walrelay-restore.release", "walrelay-restore.full"];
+    let files = ["walrelay-restore.release", "walrelay-restore.given-up", "walrelay-restore.full"];
     assert!(files.iter().all(|name| !target.with_file_name(name).exists()));
     fs::remove_file(&target).unwrap();
     in_the_way(true);
