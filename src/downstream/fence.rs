@@ -13,7 +13,7 @@ use super::admin::{denied, is_admin};
 use super::answers::{Answer, put_row};
 use super::session::Failure;
 use crate::lane::Lane;
-use crate::store::fence::{Fence, FenceError, FencedBy, Fencing, Order, because};
+use crate::store::fence::{Fence, FenceError, FenceState, FencedBy, Fencing, Order, because};
 use crate::wire::messages::{Column, command_complete, row_description};
 use crate::wire::{Connection, PgError, sqlstate};
 
@@ -52,7 +52,8 @@ impl Answer<'_> {
         let (store, epoch) = (self.context.store.clone(), fence.epoch);
         let mut fencing = store.fences().watch();
         let is_over = |shown: &Fencing| {
-            shown.is_settled(epoch) || shown.last.as_ref().is_none_or(|last| last.epoch != epoch)
+            let is_ours = |last: &Fence| last.epoch == epoch && last.is_in_force();
+            shown.is_settled(epoch) || !shown.last.as_ref().is_some_and(is_ours)
         };
         let (saving, mut trouble) = (store.clone(), None);
         // The upstream side saves it, too; which of them is first makes no difference.
@@ -79,6 +80,9 @@ impl Answer<'_> {
             Some(last) if last.epoch != epoch => {
                 Err(refused("fence", by, FenceError::Lower { epoch, there: Box::new(last) }))
             }
+            Some(last) if last.state == FenceState::Lifted => {
+                Err(refused("fence", by, FenceError::Used { there: Box::new(last) }))
+            }
             _ => Ok(()),
         }
     }
@@ -87,7 +91,9 @@ impl Answer<'_> {
     pub(super) async fn unfence(&self, conn: &mut Connection, epoch: Option<u64>) -> Result<()> {
         let by = self.admin("unfence")?;
         let (store, lifter) = (self.context.store.clone(), by.clone());
-        let lifting = self.shared.fence_lane.run(0, move || store.fences().lift(epoch, &lifter));
+        // What is ordered from now on stays, however long this takes.
+        let seen = store.fences().orders();
+        let lifting = self.shared.fence_lane.run(0, move || store.fences().lift(epoch, &lifter, seen));
         let lifted = tokio::select! {
             lifted = lifting => lifted,
             reason = self.given_up(conn) => return Err(reason),
@@ -170,6 +176,7 @@ fn refused(what: &str, by: &FencedBy, error: FenceError) -> Failure {
         | FenceError::Used { .. }
         | FenceError::Other { .. }
         | FenceError::BeingPassed { .. }
+        | FenceError::Again { .. }
         | FenceError::Empty
         | FenceError::NoEpoch => sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
     };

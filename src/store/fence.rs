@@ -26,9 +26,11 @@
 //! whatever the relay itself has reached, and whatever crashes.
 //!
 //! Lifting is the other way round: it is saved first, and then shown, so that nothing is confirmed behind a fence that a crash
-//! brings back. So is the number of a fence: it stays when the fence is lifted or passed, and the next one has a higher one.
+//! brings back. A fence that is ordered again meanwhile, or after the lifting was ordered, stays: whoever has ordered it was, or
+//! will be, told that it is in force, and whoever lifts it may have been given up long ago, on a disk that hangs. So is the number of a fence: it stays when the fence is lifted or passed, and the next one has a higher one.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -176,6 +178,12 @@ pub enum FenceError {
         /// The timeline that is gone to.
         to: TimelineId,
     },
+    /// Somebody has ordered it once more since it was to be lifted.
+    #[error("the {there} was ordered again meanwhile, and stays in force")]
+    Again {
+        /// The one that stays.
+        there: Box<Fence>,
+    },
     /// There is nothing to be fenced.
     #[error("the relay holds no WAL yet")]
     Empty,
@@ -225,9 +233,9 @@ impl Fencing {
         before.max(self.heading).map_or(received, |least| least.max(received))
     }
 
-    /// Whether the fence of this number is closed, durably: it can be told.
+    /// Whether the fence of this number is in force and closed, durably: it can be told.
     pub fn is_settled(&self, epoch: u64) -> bool {
-        let is_settled = |fence: &Fence| fence.epoch == epoch && !fence.is_open();
+        let is_settled = |fence: &Fence| fence.epoch == epoch && fence.is_in_force() && !fence.is_open();
         self.is_saved && self.last.as_ref().is_some_and(is_settled)
     }
 }
@@ -239,7 +247,15 @@ pub struct Fences {
     /// Held over the disk by who writes the file.
     saving: Mutex<()>,
     shown: watch::Sender<Fencing>,
+    /// How many orders there were, those of the same fence again included. Changes with what is shown.
+    orders: AtomicU64,
+    /// What the file says may be its end already. Changes with what is shown.
+    is_ending: AtomicBool,
 }
+
+/// What somebody knows of the orders who wants to lift a fence: what was ordered after that is not meant.
+#[derive(Clone, Copy, Debug)]
+pub struct OrdersSeen(u64);
 
 impl Fences {
     /// What the data directory says. Where a fence has no position, it gets that of what was recovered, `end`; where a newer
@@ -261,6 +277,8 @@ impl Fences {
             dir,
             saving: Mutex::default(),
             shown: watch::Sender::new(Fencing { last, is_saved: true, heading }),
+            orders: AtomicU64::new(0),
+            is_ending: AtomicBool::new(false),
         };
         fences.settle(end);
         Ok(fences)
@@ -319,6 +337,12 @@ impl Fences {
         });
     }
 
+    /// What was ordered up to now.
+    pub fn orders(&self) -> OrdersSeen {
+        let _shown = self.shown.borrow();
+        OrdersSeen(self.orders.load(Ordering::Relaxed))
+    }
+
     /// Orders a fence: it holds for the upstream side at once, and has to be [saved](Self::save). The same one again is the same
     /// one. The second value tells whether it is another than before.
     ///
@@ -331,8 +355,15 @@ impl Fences {
                 Some(epoch) => (Fence::ordered(epoch, &order, shown.least(timeline)), true),
                 None => (shown.last.clone().expect("it is in force"), false),
             });
-            let Ok((fence, true)) = &outcome else { return false };
-            (shown.last, shown.is_saved) = (Some(fence.clone()), false);
+            let Ok((fence, is_new)) = &outcome else { return false };
+            self.orders.fetch_add(1, Ordering::Relaxed);
+            if *is_new {
+                shown.last = Some(fence.clone());
+            } else if !self.is_ending.load(Ordering::Relaxed) {
+                return false;
+            }
+            // What is on the disk may be its end by now.
+            shown.is_saved = false;
             true
         });
         outcome
@@ -380,14 +411,19 @@ impl Fences {
         self.save().map(|()| closed)
     }
 
-    /// Lifts the fence in force, if it is the one of this number where one is given; the last fence as it is then. Durable
-    /// before it is shown. Waits for the disk.
+    /// Lifts the fence in force, if it is the one of this number where one is given, and was not ordered since `seen`; the last
+    /// fence as it is then. Durable before it is shown. Waits for the disk.
     ///
     /// # Errors
-    /// It is another one, or cannot be saved.
-    pub fn lift(&self, epoch: Option<u64>, by: &FencedBy) -> Result<Option<Fence>, FenceError> {
+    /// It is another one, was ordered again, or cannot be saved.
+    pub fn lift(
+        &self,
+        epoch: Option<u64>,
+        by: &FencedBy,
+        seen: OrdersSeen,
+    ) -> Result<Option<Fence>, FenceError> {
         let lifted = |fence: &Fence| Fence { state: FenceState::Lifted, ..fence.clone() };
-        self.end(epoch, lifted, |fence| tracing::warn!("{fence} was lifted by {by}"))
+        self.end(epoch, lifted, seen, |fence| tracing::warn!("{fence} was lifted by {by}"))
     }
 
     /// This timeline is followed: a fence before it is over. Waits for the disk.
@@ -404,8 +440,8 @@ impl Fences {
             true => Fence { state: FenceState::Passed { to }, ..fence.clone() },
             false => fence.clone(),
         };
-        let ended =
-            self.end(None, passed, |fence| tracing::info!("{fence} is passed: timeline {to} is followed"));
+        let tell = |fence: &Fence| tracing::info!("{fence} is passed: timeline {to} is followed");
+        let ended = self.end(None, passed, self.orders(), tell);
         ended.map_err(|error| match error {
             FenceError::Io(error) => error,
             other => io::Error::other(other.to_string()),
@@ -416,31 +452,66 @@ impl Fences {
         &self,
         epoch: Option<u64>,
         ended: impl Fn(&Fence) -> Fence,
+        seen: OrdersSeen,
         tell: impl Fn(&Fence),
     ) -> Result<Option<Fence>, FenceError> {
         let _saving = lock(&self.saving);
-        let last = self.now().last;
+        let mut last = None;
+        self.shown.send_if_modified(|shown| {
+            last = shown.last.clone();
+            self.is_ending.store(true, Ordering::Relaxed);
+            false
+        });
+        let result = self.end_now(epoch, ended, seen, tell, last);
+        self.shown.send_if_modified(|_| {
+            self.is_ending.store(false, Ordering::Relaxed);
+            false
+        });
+        result
+    }
+
+    /// With `saving` held, and while it is known that the fence may be ending.
+    fn end_now(
+        &self,
+        epoch: Option<u64>,
+        ended: impl Fn(&Fence) -> Fence,
+        seen: OrdersSeen,
+        tell: impl Fn(&Fence),
+        last: Option<Fence>,
+    ) -> Result<Option<Fence>, FenceError> {
         let Some(fence) = last.as_ref().filter(|fence| fence.is_in_force()) else { return Ok(last) };
         let other = |epoch, there: &Fence| FenceError::Other { epoch, there: Box::new(there.clone()) };
         if let Some(epoch) = epoch.filter(|epoch| *epoch != fence.epoch) {
             return Err(other(epoch, fence));
         }
+        let is_ordered_again = || self.orders.load(Ordering::Relaxed) != seen.0;
+        let again = |there: &Fence| FenceError::Again { there: Box::new(there.clone()) };
         let ended = ended(fence);
         if ended == *fence {
             return Ok(last);
         }
-        self.dir.replace(FILE, &text_of(&ended)?)?;
+        if is_ordered_again() {
+            return Err(again(fence));
+        }
+        let replaced = text_of(&ended).and_then(|text| self.dir.replace(FILE, &text));
         let mut there = None;
         self.shown.send_if_modified(|shown| {
-            // Another one may have been ordered meanwhile, and waits to be saved.
+            // Another one may have been ordered meanwhile, or the same one again, and waits to be saved.
             let is_same = shown.last.as_ref().is_some_and(|there| there.epoch == ended.epoch);
-            match is_same {
-                true => (shown.last, shown.is_saved) = (Some(ended.clone()), true),
-                false => there = shown.last.clone(),
+            match is_same && !is_ordered_again() {
+                true if replaced.is_ok() => (shown.last, shown.is_saved) = (Some(ended.clone()), true),
+                true => return false,
+                false => (there, shown.is_saved) = (shown.last.clone(), false),
             }
-            is_same
+            true
         });
+        if there.is_some() {
+            // What the file says now is not so: whoever waits for the order may have been given up.
+            self.save_now()?;
+        }
+        replaced?;
         match there {
+            Some(there) if there.epoch == ended.epoch => Err(again(&there)),
             Some(there) => Err(other(ended.epoch, &there)),
             None => {
                 tell(fence);
@@ -629,11 +700,11 @@ mod tests {
             refused(&fences, 6),
             "epoch 6 is lower than that of the fence of epoch 7 (timeline 1 at 0/1F4), which is in force"
         );
-        let other = fences.lift(Some(6), &by()).unwrap_err().to_string();
+        let other = fences.lift(Some(6), &by(), fences.orders()).unwrap_err().to_string();
         assert!(other.ends_with("is in force, and not one of epoch 6"), "{other}");
-        let lifted = fences.lift(Some(7), &by()).unwrap().unwrap();
+        let lifted = fences.lift(Some(7), &by(), fences.orders()).unwrap().unwrap();
         assert_eq!((lifted.state, fences.now().in_force()), (FenceState::Lifted, None));
-        assert_eq!(fences.lift(None, &by()).unwrap(), Some(lifted));
+        assert_eq!(fences.lift(None, &by(), fences.orders()).unwrap(), Some(lifted));
         assert!(refused(&fences, 7).ends_with("is lifted already; the next one takes a higher epoch"));
         assert_eq!(fence(&fences, None).epoch, 8);
     }
@@ -693,7 +764,7 @@ mod tests {
         // Nothing but the fence itself tells it now.
         let fences = open(&disk, Some(at(1, 500))).unwrap();
         assert_eq!(fence(&fences, Some(2)).timeline, tli(2));
-        fences.lift(None, &by()).unwrap();
+        fences.lift(None, &by(), fences.orders()).unwrap();
         let last = fences.order(order(None), tli(1)).unwrap().0;
         assert_eq!((last.epoch, last.timeline), (3, tli(2)));
     }
@@ -741,7 +812,7 @@ mod tests {
             let ordered = fences.order(order(None), tli(1)).unwrap().0;
             let is_saved = fences.save().is_ok();
             let is_closed = fences.close(at(1, 500)).is_ok();
-            let is_lifted = fences.lift(None, &by()).is_ok();
+            let is_lifted = fences.lift(None, &by(), fences.orders()).is_ok();
             let was_cut = disk.is_dead();
             drop(fences);
             let now = open(&disk.crash(operation), Some(at(1, 500))).unwrap().now();
@@ -779,8 +850,46 @@ mod tests {
         assert!(fences.now().is_settled(1));
         // What cannot be saved is not lifted.
         disk.fail_at(disk.operations() + 1, libc::EIO);
-        assert!(matches!(fences.lift(None, &by()), Err(FenceError::Io(_))));
+        assert!(matches!(fences.lift(None, &by(), fences.orders()), Err(FenceError::Io(_))));
         assert!(fences.against(tli(1)).is_some());
+    }
+
+    /// Whoever was told that it is in force relies on that, whatever becomes of an order to lift it of before.
+    #[test]
+    fn who_orders_it_again_is_not_undone_by_an_older_order_to_lift_it() {
+        let disk = SimDisk::for_threads();
+        let fences = open(&disk, None).unwrap();
+        let there = fence(&fences, None);
+        // It was on its way when the other one came.
+        let seen = fences.orders();
+        assert!(!fences.order(order(None), tli(1)).unwrap().1);
+        let error = fences.lift(None, &by(), seen).unwrap_err();
+        assert!(matches!(error, FenceError::Again { .. }), "{error}");
+        assert!(fences.now().is_settled(1));
+        // It hangs in the disk, and nobody waits for it any more.
+        disk.hang();
+        std::thread::scope(|scope| {
+            let lifting = scope.spawn(|| fences.lift(None, &by(), fences.orders()));
+            while !fences.is_ending.load(Ordering::Relaxed) {
+                assert!(!lifting.is_finished());
+                std::thread::yield_now();
+            }
+            assert_eq!(fences.order(order(Some(1)), tli(1)).unwrap(), (there.clone(), false));
+            assert!(!fences.now().is_settled(1), "the file may say that it is lifted");
+            disk.release();
+            assert!(matches!(lifting.join().unwrap(), Err(FenceError::Again { .. })));
+        });
+        assert!(fences.now().is_settled(1));
+        drop(fences);
+        assert_eq!(open(&disk, None).unwrap().now().last, Some(there));
+    }
+
+    #[test]
+    fn a_fence_that_was_lifted_is_not_settled() {
+        let fences = open(&SimDisk::new(), None).unwrap();
+        fence(&fences, None);
+        fences.lift(None, &by(), fences.orders()).unwrap();
+        assert!(!fences.now().is_settled(1));
     }
 
     #[test]

@@ -433,7 +433,12 @@ impl Workload {
 
     fn unfence(&mut self, epoch: u64, relay: &Relay) -> Result<(), String> {
         self.promised.may_be_free(epoch);
-        relay.it.store.fences().lift(Some(epoch), &fenced_by()).map_err(text)?;
+        relay
+            .it
+            .store
+            .fences()
+            .lift(Some(epoch), &fenced_by(), relay.it.store.fences().orders())
+            .map_err(text)?;
         self.promised.is_free(epoch);
         Ok(())
     }

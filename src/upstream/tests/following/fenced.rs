@@ -43,7 +43,7 @@ async fn a_server_that_is_not_newer_is_left_alone() {
     assert!(said.starts_with("upstream is on timeline 1, and ") && said.contains(&expected), "{said}");
     assert!(!error.is_permanent() && confirmed.is_none() && !script.asked_for("START_REPLICATION"));
     setup.is_untouched_by(&script);
-    setup.store.fences().lift(None, &order().by).unwrap();
+    setup.store.fences().lift(None, &order().by, setup.store.fences().orders()).unwrap();
     let (error, confirmed) = setup.round(&script, 1).await;
     assert!(follows(&error) && confirmed == Some(wal.position()), "{error}");
 }
