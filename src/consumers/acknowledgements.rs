@@ -159,6 +159,16 @@ impl Acknowledgements {
         }
     }
 
+    /// Whom the rules name, as `synchronous_standby_names` would say it, for relays below: nobody while the upstream does not
+    /// wait for this relay, since then nothing is acknowledged by what they have.
+    pub(crate) fn names_awaited(&self) -> String {
+        let machine = lock(&self.machine);
+        match machine.is_awaited() {
+            true => names_in(machine.rules()),
+            false => String::new(),
+        }
+    }
+
     /// How a consumer counts.
     pub fn standing(&self, pid: u32) -> Standing {
         lock(&self.machine).standing(pid)
@@ -230,6 +240,17 @@ impl Acknowledgements {
     }
 }
 
+/// Each name of the rules once; a role that is demanded besides is left out, since the relay that asks does not know what it is
+/// to others.
+fn names_in(rules: &Rules) -> String {
+    let groups = Level::ALL.iter().flat_map(|level| rules.at(*level).groups());
+    let mut names: Vec<String> =
+        groups.flat_map(|group| &group.members).map(|member| member.name.replace('"', "\"\"")).collect();
+    names.sort();
+    names.dedup();
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
 /// Names of the rules that the upstream writes with other letters of the same alphabet.
 fn similar_names(rules: &Rules, waits_for: &str) -> Vec<String> {
     let theirs = names_of(waits_for);
@@ -292,6 +313,20 @@ fn tell(event: &Event, rules: &Rules) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relay_below_is_told_whom_the_rules_name() {
+        let acknowledgements = Acknowledgements::new();
+        let flush = "ANY 1 (r2, admin/\"o\"\"dd\") AND ALL (r2)".parse().unwrap();
+        acknowledgements.set_rules(Rules { flush, ..Rules::default() }, &[]);
+        assert_eq!(acknowledgements.names_awaited(), "", "nobody waits for what they have");
+        acknowledgements.learn("ANY 1 (r1)", "r1");
+        let names = acknowledgements.names_awaited();
+        assert!(
+            may_wait_for(&names, "r2") && may_wait_for(&names, "o\"dd") && !may_wait_for(&names, "r3"),
+            "{names}"
+        );
+    }
 
     #[test]
     fn names_that_differ_in_case_are_found() {

@@ -45,6 +45,11 @@ impl Shown<'_> {
             {
                 settings::show_timeout(Some(self.shared.config.rules.current().shutdown_timeout))
             }
+            // For other relays and our own commands: what is received, synced or not, and whom [ack] names.
+            "walrelay.write_lsn" => self.shared.store.tip()?.write_lsn.to_string(),
+            "walrelay.synchronous_standby_names" => {
+                self.shared.store.consumers().acknowledgements().names_awaited()
+            }
             "max_wal_senders" => self.shared.config.rules.current().limits.wal_senders.to_string(),
             "max_replication_slots" => self.shared.store.slots().limit().to_string(),
             "wal_keep_size" => settings::show_megabytes(Some(self.shared.store.keep_sizes().wal_keep_size)),

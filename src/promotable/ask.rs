@@ -51,7 +51,8 @@ pub(super) async fn reach(server: &Server) -> Result<Reach, String> {
 
 impl From<&Reach> for End {
     fn from(reach: &Reach) -> End {
-        End { system_id: reach.system_id, history: reach.history.clone(), lsn: reach.flush_lsn }
+        // What a relay has confirmed to `remote_write` is not durable yet, and counts.
+        End { system_id: reach.system_id, history: reach.history.clone(), lsn: reach.write_lsn }
     }
 }
 
@@ -82,8 +83,8 @@ pub(super) async fn commits(server: &Server, reach: &Reach, lack: &Lack) -> Opti
 async fn count(server: &Server, reach: &Reach, from: Lsn) -> Option<Commits> {
     let size = reach.seg_size;
     let tli = reach.history.tli();
-    let (first, last) = (from.seg_at(size), reach.flush_lsn.seg_before(size));
-    if first < reach.history.begin().seg_at(size) || reach.flush_lsn.since(from) > MOST {
+    let (first, last) = (from.seg_at(size), reach.write_lsn.seg_before(size));
+    if first < reach.history.begin().seg_at(size) || reach.write_lsn.since(from) > MOST {
         return None;
     }
     let id = WalIdentity { system_id: reach.system_id, seg_size: size };

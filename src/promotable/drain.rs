@@ -8,10 +8,10 @@ use crate::conninfo::{ConnInfo, Environment, HostSpec};
 /// What a `restore_command` does for a server that is promoted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Drain {
-    /// It asks all the relays; `is_strict`: and waits for some of them.
+    /// It asks all the relays, and waits for some of them.
     Yes {
-        /// Whether it says whom to wait for.
-        is_strict: bool,
+        /// For so many of them at least.
+        waits_for: usize,
     },
     /// It does not, for this reason.
     No(String),
@@ -63,10 +63,46 @@ pub fn drain(command: &str, relays: &[ConnInfo], environment: &Environment) -> D
             Drain::No(format!("it asks only one of {several}, since it has target_session_attrs"))
         }
         (true, None) => {
-            let is_strict = ["--require", "--require-relays"].iter().any(|it| !values(words, it).is_empty());
-            Drain::Yes { is_strict }
+            let others = from.iter().filter(|text| !is_connection(text) && is_directory(text)).count();
+            Drain::Yes { waits_for: waits_for(words, relays, &asked, others, environment) }
         }
     }
+}
+
+/// For how many of these relays a command waits for certain: for those that it names, or for as many as others that it asks as
+/// well cannot take the place of. `others` are data directories.
+fn waits_for(
+    words: &[String],
+    relays: &[ConnInfo],
+    asked: &[ConnInfo],
+    others: usize,
+    environment: &Environment,
+) -> usize {
+    let required = values(words, "--require");
+    let is_named = |relay: &&ConnInfo| {
+        required.iter().any(|text| {
+            let is_host = relay.hosts.iter().any(|host| host.name.as_deref() == Some(text));
+            let info = ConnInfo::parse(text, environment).ok().filter(|_| is_connection(text));
+            is_host || info.is_some_and(|info| info.hosts.iter().any(|host| relay.hosts.contains(host)))
+        })
+    };
+    let named = relays.iter().filter(is_named).count();
+    // One that is given twice is one.
+    let mut places: Vec<&HostSpec> = Vec::new();
+    for host in asked.iter().flat_map(|info| &info.hosts) {
+        if !places.contains(&host) {
+            places.push(host);
+        }
+    }
+    let given = places.iter().filter(|host| relays.iter().any(|relay| relay.hosts.contains(host))).count();
+    let not_given = places.len() - given + others;
+    let count = values(words, "--require-relays").last().and_then(|count| count.parse::<usize>().ok());
+    named.max(count.unwrap_or(0).saturating_sub(not_given).min(relays.len()))
+}
+
+/// A relay's data directory.
+fn is_directory(text: &str) -> bool {
+    text.contains('/') && !text.contains("://")
 }
 
 /// A server's hosts, for people.
@@ -144,8 +180,8 @@ mod tests {
         let relays = [relay("host=r1 user=u"), relay("host=r2 port=5433 user=u")];
         let check = |command: &str, expected: &str| {
             let said = match drain(command, &relays, &environment) {
-                Drain::Yes { is_strict: true } => "strictly".to_owned(),
-                Drain::Yes { is_strict: false } => "yes".to_owned(),
+                Drain::Yes { waits_for: 0 } => "yes".to_owned(),
+                Drain::Yes { waits_for } => format!("waits for {waits_for}"),
                 Drain::No(reason) => format!("no: {reason}"),
                 Drain::Unknown(reason) => format!("unknown: {reason}"),
             };
@@ -178,7 +214,21 @@ mod tests {
         );
         check(
             "/usr/bin/walrelay restore --from host=r1 --from host=r2\\ port=5433 --require-relays=2 %f %p",
-            "strictly",
+            "waits for 2",
         );
+        let both = "walrelay restore --from host=r1 --from 'host=r2 port=5433'";
+        for (more, expected) in [
+            ("", "yes"),
+            ("--require-relays 1", "waits for 1"),
+            ("--require r2", "waits for 1"),
+            ("--require r1 --require 'host=r2 port=5433'", "waits for 2"),
+            // An archive, or another relay, is none of them.
+            ("--from s3://a/b --require s3://a/b", "yes"),
+            ("--from host=r3 --require-relays 2", "waits for 1"),
+            ("--from /r3/data --require-relays 1", "yes"),
+            ("--from host=r1 --require-relays 2", "waits for 2"),
+        ] {
+            check(&format!("{both} {more} %f %p"), expected);
+        }
     }
 }

@@ -69,6 +69,8 @@ struct ShownRelay {
     timeline: Option<u32>,
     /// End of what it holds durably.
     flush_lsn: Option<String>,
+    /// End of what it has received, durable or not: all that a drain gets.
+    write_lsn: Option<String>,
     /// Why that is not known.
     error: Option<String>,
 }
@@ -93,8 +95,10 @@ struct ShownCandidate {
     lost: Option<ShownLack>,
     /// `yes`, `no` or `unknown`.
     restore_command_drains: &'static str,
-    /// Whether its `restore_command` may wait for ever.
+    /// Whether its `restore_command` waits for all of the relays.
     restore_command_waits: bool,
+    /// For how many of them it waits at least.
+    restore_command_waits_for: usize,
     /// Why it drains nothing, or why that is not known.
     restore_command_reason: Option<String>,
     /// Why something is not known.
@@ -189,6 +193,7 @@ fn show_relay(info: &ConnInfo, end: &Result<Reach, String>) -> ShownRelay {
         name: hosts(info),
         timeline: reach.map(|reach| reach.history.tli().as_u32()),
         flush_lsn: reach.map(|reach| reach.flush_lsn.to_string()),
+        write_lsn: reach.map(|reach| reach.write_lsn.to_string()),
         error: end.as_ref().err().cloned(),
     }
 }
@@ -202,10 +207,10 @@ fn show_candidate(
     relays: &[ConnInfo],
 ) -> ShownCandidate {
     let (reach, told) = (asked.reach.as_ref().ok(), asked.told.as_ref().ok());
-    let (drains, waits, reason) = match drain {
-        Drain::Yes { is_strict } => ("yes", is_strict, None),
-        Drain::No(reason) => ("no", false, Some(reason)),
-        Drain::Unknown(reason) => ("unknown", false, Some(reason)),
+    let (drains, waits_for, reason) = match drain {
+        Drain::Yes { waits_for } => ("yes", waits_for, None),
+        Drain::No(reason) => ("no", 0, Some(reason)),
+        Drain::Unknown(reason) => ("unknown", 0, Some(reason)),
     };
     let is_primary = reach.is_some_and(|reach| !reach.is_standby);
     let lost = match loss {
@@ -242,7 +247,8 @@ fn show_candidate(
         loses: word(loss),
         lost,
         restore_command_drains: drains,
-        restore_command_waits: waits,
+        restore_command_waits: waits_for >= relays.len(),
+        restore_command_waits_for: waits_for,
         restore_command_reason: reason,
         error,
     }
@@ -260,7 +266,9 @@ fn write_all(out: &mut String, shown: &Shown) -> std::fmt::Result {
     for relay in &shown.relays {
         match (&relay.error, relay.timeline, &relay.flush_lsn) {
             (None, Some(tli), Some(lsn)) => {
-                writeln!(out, "relay {}: timeline {tli}, durable up to {lsn}", relay.name)?;
+                let more = relay.write_lsn.as_ref().filter(|more| *more != lsn);
+                let more = more.map_or_else(String::new, |more| format!(", received up to {more}"));
+                writeln!(out, "relay {}: timeline {tli}, durable up to {lsn}{more}", relay.name)?;
             }
             (error, ..) => {
                 writeln!(out, "relay {}: unknown: {}", relay.name, error.as_deref().unwrap_or_default())?;
@@ -285,7 +293,12 @@ fn write_all(out: &mut String, shown: &Shown) -> std::fmt::Result {
             (None, None) => writeln!(out, "  would lose nothing")?,
         }
         let reason = it.restore_command_reason.as_ref().map(|reason| format!(": {reason}"));
-        let waits = if it.restore_command_waits { ", and waits for them" } else { "" };
+        let waits = match (it.restore_command_drains, it.restore_command_waits_for) {
+            ("yes", _) if it.restore_command_waits => ", and waits for them".to_owned(),
+            ("yes", 0) => ", and waits for none of them".to_owned(),
+            ("yes", some) => format!(", and waits for {some} of {}", shown.relays.len()),
+            _ => String::new(),
+        };
         let does = match it.restore_command_drains {
             "yes" => "asks the relays",
             "no" => "does not drain the relays",

@@ -21,6 +21,9 @@ const STATUS_EVERY: Duration = if cfg!(test) { Duration::from_millis(20) } else 
 /// What a relay without WAL answers to `IDENTIFY_SYSTEM` (`cannot_connect_now`); a server that starts does so at the door.
 const NO_WAL_YET: &str = "57P03";
 
+/// A relay's setting: the end of what it has received, whether it is synced or not.
+const WRITE_LSN: &str = "walrelay.write_lsn";
+
 /// A server that streams WAL. Each question is asked on a connection of its own.
 #[derive(Debug)]
 pub struct Server {
@@ -52,6 +55,8 @@ struct Facts {
     size: SegSize,
     history: TimelineHistory,
     flush_lsn: Lsn,
+    /// The end of what it gives: of a relay also what it has not synced yet, and has confirmed to `remote_write`.
+    write_lsn: Lsn,
 }
 
 /// How far a server is.
@@ -65,6 +70,8 @@ pub struct Reach {
     pub history: TimelineHistory,
     /// End of what it has durably; of a standby, of what it has replayed or received on that timeline.
     pub flush_lsn: Lsn,
+    /// End of what it gives; of a relay that may be more than what it has durably.
+    pub write_lsn: Lsn,
     /// It says that it is in recovery. A relay does not.
     pub is_standby: bool,
 }
@@ -170,8 +177,8 @@ impl Server {
         let Some(facts) = facts else { return Ok(None) };
         let no_id = || self.unreachable("it does not say whose WAL it has".to_owned());
         let system_id = facts.system_id.ok_or_else(no_id)?;
-        let Facts { size: seg_size, history, flush_lsn, .. } = facts;
-        Ok(Some(Reach { system_id, seg_size, history, flush_lsn, is_standby }))
+        let Facts { size: seg_size, history, flush_lsn, write_lsn, .. } = facts;
+        Ok(Some(Reach { system_id, seg_size, history, flush_lsn, write_lsn, is_standby }))
     }
 
     fn unreachable(&self, reason: String) -> FetchError {
@@ -193,7 +200,7 @@ impl Server {
         conn.close().await;
         let Some(facts) = facts else { return Ok(Vec::new()) };
         let tli = facts.history.tli();
-        let newest = WalFileName::new(tli, facts.flush_lsn.seg_before(facts.size));
+        let newest = WalFileName::new(tli, facts.write_lsn.seg_before(facts.size));
         let history = (tli != TimelineId::FIRST).then(|| FileName::history(tli));
         let known = history.into_iter().chain([FileName::segment(newest, facts.size)]);
         Ok(known.filter(|file| file.as_str() > segment).collect())
@@ -304,7 +311,7 @@ impl Facts {
             None if name.tli == self.history.tli() => Lsn::new(u64::MAX),
             None => return Part::Nothing,
         };
-        match left_at.min(self.flush_lsn) {
+        match left_at.min(self.write_lsn) {
             to if to >= end => Part::Whole,
             to if to > start => Part::Beginning(to.since(start)),
             _ => Part::Nothing,
@@ -348,7 +355,24 @@ async fn facts(conn: &mut UpstreamConnection) -> Result<Option<Facts>, QueryErro
     let size = SegSize::from_show(&String::from_utf8_lossy(shown.unwrap_or_default()));
     let size = size.map_err(|error| QueryError::Protocol { problem: error.to_string() })?;
     let system_id = text(0).parse().ok();
-    Ok(Some(Facts { system_id, size, history, flush_lsn }))
+    let write_lsn = written(conn).await?.map_or(flush_lsn, |written| written.max(flush_lsn));
+    Ok(Some(Facts { system_id, size, history, flush_lsn, write_lsn }))
+}
+
+/// How far a relay has received, synced or not: it gives all of that, and has confirmed it to `remote_write`. `None` if it is no
+/// relay, whose `flush_lsn` is all that it gives, or one that does not say.
+async fn written(conn: &mut UpstreamConnection) -> Result<Option<Lsn>, QueryError> {
+    if !conn.is_a_relays() {
+        return Ok(None);
+    }
+    match conn.query(&format!("SHOW {WRITE_LSN}")).await {
+        Ok(shown) => {
+            let value = shown.rows.first().and_then(|row| row.first()?.as_deref());
+            Ok(value.and_then(|value| String::from_utf8_lossy(value).parse().ok()))
+        }
+        Err(QueryError::Server(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes `len` bytes from `start` on. The connection is of no more use then.
@@ -461,10 +485,36 @@ mod tests {
     }
 
     async fn welcome(stream: &mut TcpStream) {
+        welcome_by(stream, 4711).await;
+    }
+
+    /// By a server whose process has this number.
+    async fn welcome_by(stream: &mut TcpStream, pid: u32) {
         let len = stream.read_u32().await.unwrap() as usize;
         stream.read_exact(&mut vec![0; len - 4]).await.unwrap();
-        let welcome = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.1\0"), frame(b'Z', b"I")];
+        let key = [pid.to_be_bytes(), [0; 4]].concat();
+        let version = frame(b'S', b"server_version\x0018.1\0");
+        let welcome = [frame(b'R', &[0; 4]), version, frame(b'K', &key), frame(b'Z', b"I")];
         stream.write_all(&welcome.concat()).await.unwrap();
+    }
+
+    /// What it has confirmed to `remote_write` it has not synced yet, and gives all the same.
+    #[tokio::test]
+    async fn a_relay_gives_what_it_has_received() {
+        let (listener, source) = source().await;
+        let begin = Lsn::new(8 * MB);
+        let script = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            welcome_by(&mut stream, (1 << 22) + 1).await;
+            answer(&mut stream, &[row(&["77", "1", "0/800000", ""]), row(&["1MB"]), row(&["0/801000"])])
+                .await;
+            assert_eq!(read_frame(&mut stream).await.0, b'Q');
+            let part = [frame(b'W', &[0; 3]), wal(begin, 0x1000)].concat();
+            stream.write_all(&part).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        };
+        let (found, ()) = tokio::join!(source.read_unfinished("000000010000000000000008"), script);
+        assert_eq!(found.unwrap(), [Bytes::from(vec![7; 0x1000])]);
     }
 
     /// Answers one question after another.
@@ -594,6 +644,7 @@ mod tests {
             size: SegSize::new(MB).unwrap(),
             history: TimelineHistory::first(),
             flush_lsn: Lsn::new(4 * MB + 100),
+            write_lsn: Lsn::new(4 * MB + 100),
         };
         let len = |file: &str, unfinished| facts.length(file, unfinished).map(|(_, len)| len);
         assert_eq!(len("000000010000000000000003", true), Some(MB));
@@ -615,13 +666,14 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_what_lies_on_its_way_and_is_durable() {
+    fn a_server_has_what_lies_on_its_way_and_it_has_received() {
         let tli = |number| TimelineId::new(number).unwrap();
         let facts = Facts {
             system_id: None,
             size: SegSize::new(MB).unwrap(),
             history: TimelineHistory::parse(tli(3), b"1\t0/380000\tx\n").unwrap(),
-            flush_lsn: Lsn::new(6 * MB + 100),
+            flush_lsn: Lsn::new(5 * MB + 100),
+            write_lsn: Lsn::new(6 * MB + 100),
         };
         let part = |timeline, segno| facts.part(WalFileName::new(tli(timeline), SegNo::new(segno)));
         assert_eq!(part(1, 2), Part::Whole);
