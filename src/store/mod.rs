@@ -590,15 +590,26 @@ impl Store {
         Ok(())
     }
 
-    /// One of the upstream's settings has changed since it was attached: keeps that, durably. Waits for the disk.
+    /// Some settings of the upstream have changed since it was attached with the parameters `of`: keeps that, durably. Nothing if
+    /// another one was attached meanwhile. Waits for the disk.
     ///
     /// # Errors
     /// The file cannot be written, and nothing has changed.
-    pub fn note_setting(&self, name: &str, value: &str) -> Result<(), StoreError> {
+    pub fn note_settings(
+        &self,
+        of: &Arc<UpstreamParameters>,
+        settings: &[(&str, String)],
+    ) -> Result<(), StoreError> {
         let mut saved = lock(&self.cluster_saved);
-        let mut parameters = (*self.upstream_parameters()).clone();
-        let known = parameters.settings.insert(name.to_owned(), value.to_owned());
-        let Some(identity) = self.identity().filter(|_| known.as_deref() != Some(value)) else {
+        let now = self.upstream_parameters();
+        if !Arc::ptr_eq(&now, of) {
+            return Ok(());
+        }
+        let mut parameters = (*now).clone();
+        for (name, value) in settings {
+            parameters.settings.insert((*name).to_owned(), value.clone());
+        }
+        let Some(identity) = self.identity().filter(|_| parameters != *now) else {
             return Ok(());
         };
         cluster::save(&self.dir, identity, &parameters).map_err(|source| {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::{UpstreamError, explain};
-use super::introduce::{NAMES, identify, show};
+use super::introduce::{Awaited, NAMES, NAMES_OF_A_RELAY, identify};
 use crate::conninfo::{ConnInfo, HostSpec};
 use crate::pg::connect;
 use crate::store::{Identity, Store};
@@ -47,31 +47,43 @@ pub(super) async fn ask_again(
 }
 
 async fn now_and_then(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) -> Infallible {
-    let mut pause = FIRST;
+    let (mut pause, mut is_told) = (FIRST, false);
     loop {
         tokio::time::sleep(pause).await;
         let asked = tokio::time::timeout(LIMIT, ask(info, store, host)).await;
-        let most = match asked {
-            Ok(Ok(false)) => AGAIN,
-            Ok(Ok(true)) => SELDOM,
-            Ok(Err(error)) => {
-                tracing::debug!("could not ask {host} whom it waits for: {error}");
-                SELDOM
-            }
-            Err(_) => {
-                tracing::debug!("could not ask {host} whom it waits for in {} s", LIMIT.as_secs());
+        let asked = match asked {
+            Ok(asked) => asked.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer in {} s", LIMIT.as_secs())),
+        };
+        let most = match &asked {
+            Ok(false) => AGAIN,
+            Ok(true) => SELDOM,
+            Err(error) => {
+                tell(host, error, is_told);
                 SELDOM
             }
         };
+        is_told = asked.is_err();
         pause = (pause * 2).min(most);
+    }
+}
+
+/// Once: what is known until then is that of the time when it was connected to, and a verdict on a promotion rests on that.
+fn tell(host: &HostSpec, error: &str, is_told: bool) {
+    let text = format!("could not ask {host} again whether it waits for this relay ({NAMES}): {error}");
+    match is_told {
+        true => tracing::debug!("{text}"),
+        false => tracing::info!("{text}; what it said last counts, will ask again"),
     }
 }
 
 /// Whether it waits for us.
 async fn ask(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) -> Result<bool, UpstreamError> {
+    // Those of the server that is followed now: what this one says is nothing that another one has said.
+    let parameters = store.upstream_parameters();
     let mut conn = connect(info, host, Instant::now() + LIMIT).await.map_err(|error| explain(host, error))?;
     let theirs = identify(&mut conn).await?;
-    let names = show(&mut conn, NAMES).await?;
+    let awaited = Awaited::ask(&mut conn).await?;
     conn.close().await;
     let acknowledgements = store.consumers().acknowledgements();
     let Some(Identity { seg_size, .. }) = store.identity() else { return Ok(false) };
@@ -81,6 +93,7 @@ async fn ask(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) -> Result<boo
         return Ok(acknowledgements.is_awaited());
     }
     let was_awaited = acknowledgements.is_awaited();
+    let names = awaited.all();
     acknowledgements.learn(&names, &info.application_name);
     let is_awaited = acknowledgements.is_awaited();
     match is_awaited {
@@ -89,7 +102,9 @@ async fn ask(info: &ConnInfo, store: &Arc<Store>, host: &HostSpec) -> Result<boo
         false => tracing::info!("{host} does not wait for this relay any more: {NAMES} = \"{names}\""),
     }
     let noting = store.clone();
-    let noted = tokio::task::spawn_blocking(move || noting.note_setting(NAMES, &names)).await;
+    let settings = [(NAMES, awaited.names), (NAMES_OF_A_RELAY, awaited.own.unwrap_or_default())];
+    // Nobody takes this back when another host is followed meanwhile.
+    let noted = tokio::task::spawn_blocking(move || noting.note_settings(&parameters, &settings)).await;
     if let Ok(Err(error)) = noted {
         tracing::warn!("{error}; after a restart the relay does not know whom {host} waits for");
     }

@@ -142,7 +142,7 @@ impl Follower {
         // Until one is followed it is as it was last: an upstream that died meanwhile may have waited for us.
         let (store, own_name) = (writer.store(), &conninfo.application_name);
         let acknowledgements = store.consumers().acknowledgements();
-        acknowledgements.expect(waits_for(&store.upstream_parameters()), own_name);
+        acknowledgements.expect(&waits_for(&store.upstream_parameters()), own_name);
         let (outages, link) = (Outages::default(), None);
         Follower { config, stop, course, host: 0, link, outages, impatience: None, newest: None }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use walrelay_proto::ack::{may_wait_for, names_of};
 use walrelay_proto::course::{Identified, Reserved, Slot};
 use walrelay_proto::{Lsn, SegSize, SlotName, TimelineId};
 
@@ -16,6 +17,8 @@ const SEG_SIZE: &str = "SHOW wal_segment_size";
 
 /// Whom commits wait for.
 pub(super) const NAMES: &str = "synchronous_standby_names";
+/// A relay's: whom its own rules name, which its upstream waits for by that. What it shows as [`NAMES`] is the primary's.
+pub(super) const NAMES_OF_A_RELAY: &str = "walrelay.synchronous_standby_names";
 
 /// How long a server that stops waits for its walsenders' clients; -1 for as long as it takes.
 pub(super) const SHUTDOWN_TIMEOUT: &str = "wal_sender_shutdown_timeout";
@@ -65,7 +68,7 @@ impl Introduced {
         if its != store.history().tli() {
             return;
         }
-        let is_first = acknowledgements.follow(waits_for(&self.parameters), own_name);
+        let is_first = acknowledgements.follow(&waits_for(&self.parameters), own_name);
         // Later on this process knows what it has told.
         if !is_first {
             return;
@@ -82,9 +85,39 @@ impl Introduced {
     }
 }
 
-/// `synchronous_standby_names` of a server.
-pub(super) fn waits_for(parameters: &UpstreamParameters) -> &str {
-    parameters.settings.get(NAMES).map(String::as_str).unwrap_or_default()
+/// Whom a server waits for: `synchronous_standby_names`.
+pub(super) fn waits_for(parameters: &UpstreamParameters) -> String {
+    let setting = |name: &str| parameters.settings.get(name).cloned();
+    Awaited { names: setting(NAMES).unwrap_or_default(), own: setting(NAMES_OF_A_RELAY) }.all()
+}
+
+/// Whom a server waits for: its [`NAMES`], and of a relay whom its own rules name.
+pub(super) struct Awaited {
+    pub(super) names: String,
+    pub(super) own: Option<String>,
+}
+
+impl Awaited {
+    pub(super) async fn ask(conn: &mut UpstreamConnection) -> Result<Awaited, UpstreamError> {
+        let names = show(conn, NAMES).await?;
+        let own = match conn.is_a_relays() {
+            // One of before does not know of that.
+            true => show(conn, NAMES_OF_A_RELAY).await.ok(),
+            false => None,
+        };
+        Ok(Awaited { names, own })
+    }
+
+    /// Both in one: what matters is who is among them.
+    pub(super) fn all(&self) -> String {
+        let names = &self.names;
+        // Everybody is among them already.
+        let own = self.own.as_ref().filter(|own| !own.is_empty() && !may_wait_for(names, "*"));
+        let Some(own) = own else { return names.clone() };
+        let quoted = |name: String| format!("\"{}\"", name.replace('"', "\"\""));
+        let theirs = names_of(names).into_iter().map(quoted);
+        theirs.chain([own.clone()]).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Asks for a setting.
@@ -147,9 +180,12 @@ pub(super) async fn introduce(
     }
     let facts = commands.len();
     commands.extend(names.iter().map(|name| format!("SHOW {name}")));
+    let is_a_relay = conn.is_a_relays();
+    commands.extend(is_a_relay.then(|| format!("SHOW {NAMES_OF_A_RELAY}")));
     let failed = |source| UpstreamError::Command { command: IDENTIFY.to_owned(), source };
     let mut answers = conn.query_each(&commands, MOST).await.map_err(failed)?;
-    let settings = answers.split_off(facts);
+    let mut settings = answers.split_off(facts);
+    let own_names = is_a_relay.then(|| settings.pop()).flatten().and_then(Result::ok);
     let mut answers = commands.iter().zip(answers).map(|(command, answer)| {
         let failed =
             |error| UpstreamError::Command { command: command.clone(), source: QueryError::Server(error) };
@@ -168,6 +204,10 @@ pub(super) async fn introduce(
         let Ok(result) = answer else { continue };
         let value = row(name, result)?.into_iter().next().flatten().unwrap_or_default();
         parameters.settings.insert(name.to_owned(), value);
+    }
+    if let Some(own) = own_names {
+        let own = row(NAMES_OF_A_RELAY, own)?.into_iter().next().flatten().unwrap_or_default();
+        parameters.settings.insert(NAMES_OF_A_RELAY.to_owned(), own);
     }
     Ok((identified, Introduced { identity, parameters, slot }))
 }
@@ -227,4 +267,23 @@ fn parse_slot(result: QueryResult) -> Result<Slot, UpstreamError> {
     let tli = field(2).and_then(|tli| tli.parse().ok()).and_then(TimelineId::new);
     let reserved = lsn.zip(tli).map(|(lsn, tli)| Reserved { lsn, tli: Some(tli) });
     Ok(Slot::There { reserved })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_named_by_a_relay_or_by_its_upstream_is_awaited() {
+        let check = |names: &str, own: Option<&str>, awaited: &[&str], not: &[&str]| {
+            let both = Awaited { names: names.to_owned(), own: own.map(str::to_owned) }.all();
+            assert!(awaited.iter().all(|name| may_wait_for(&both, name)), "{both}");
+            assert!(!not.iter().any(|name| may_wait_for(&both, name)), "{both}");
+        };
+        check("ANY 1 (r1)", None, &["r1"], &["r2"]);
+        check("ANY 1 (r1)", Some(""), &["r1"], &["r2"]);
+        check("", Some("\"r2\""), &["r2"], &["r1"]);
+        check("ANY 1 (r1, \"o\"\"dd\")", Some("\"r2\""), &["r1", "r2", "o\"dd"], &["r3"]);
+        check("*", Some("\"r2\""), &["r1", "r2"], &[]);
+    }
 }

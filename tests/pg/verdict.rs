@@ -12,7 +12,10 @@ use crate::{relay_below, walrelay};
 
 on_every_server!(a_promotion_that_kept_everything_says_so);
 on_every_version!(what_a_promotion_has_left_is_an_error_and_listed);
-on_one_version!(what_nobody_had_waited_for_is_a_warning_that_says_when_that_was_known);
+on_one_version!(
+    what_nobody_had_waited_for_is_a_warning_that_says_when_that_was_known,
+    a_relay_below_a_relay_is_awaited_where_the_rules_of_that_name_it,
+);
 
 /// A primary that waits for the relay, and a standby of its own, which the relay follows next.
 fn cluster(server: &Server) -> (Cluster, Cluster, Relay) {
@@ -125,6 +128,37 @@ fn what_nobody_had_waited_for_is_a_warning_that_says_when_that_was_known(server:
     assert!(said.len() == 1 && said[0].contains("WARN") && said[0].contains(part), "{said:?}");
     let (listed, code) = failovers(&relay, &[]);
     assert!(code == Some(1) && listed.contains(part), "{listed}");
+}
+
+/// The primary names the one above only, and waits for the one below by that.
+fn a_relay_below_a_relay_is_awaited_where_the_rules_of_that_name_it(server: &Server) {
+    let mut primary = Cluster::builder(server).name("a").start();
+    primary.sql("create table t (i int)");
+    let next = primary.standby().name("b").start();
+    let hosts = Relay::hosts(&[&primary, &next]);
+    let above = relay_below(&primary).upstream(&hosts).arg("--ack-flush").arg("ANY 1 (lower)");
+    let mut above = above.start();
+    let mut lower = above.builder_below().name("lower").start();
+    primary.make_synchronous("walrelay");
+    // Each learns it when it connects.
+    let mark = above.log().mark();
+    above.restart();
+    above.log().wait_for_after(mark, "started streaming WAL from ");
+    let mark = lower.log().mark();
+    lower.restart();
+    lower.log().wait_for_after(mark, "started streaming WAL from ");
+    primary.sql("insert into t values (0)");
+    next.wait_for_replay(primary.settled_lsn());
+    primary.freeze_walsender("b");
+    primary.sql("insert into t values (1)");
+    primary.kill9();
+    next.promote();
+    for relay in [&above, &lower] {
+        relay.log().wait_for("promotion to timeline 2 at ");
+        let said = relay.log().lines_with("promotion to timeline 2 at ", Mark::default());
+        let part = "left WAL of timeline 1 behind that was acknowledged, up to ";
+        assert!(said.len() == 1 && said[0].contains("ERROR") && said[0].contains(part), "{said:?}");
+    }
 }
 
 /// Five commits, by PostgreSQL's own reader.
