@@ -2,8 +2,8 @@
 
 use walrelay_proto::Lsn;
 use walrelay_testkit::{
-    Cluster, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal, on_every_server,
-    on_one_version, on_versions, wait_until,
+    Cluster, Consumer, Mark, Receivewal, Relay, RelayBuilder, Scratch, Server, Session, Signal,
+    on_every_server, on_one_version, on_versions, wait_until,
 };
 
 use crate::relay_below;
@@ -16,7 +16,7 @@ on_every_server!(
     a_server_stops_although_its_group_does_not_answer,
 );
 
-on_one_version!(it_degrades_within_its_budget);
+on_one_version!(it_degrades_within_its_budget, absurd_positions_confirm_no_more_than_was_sent);
 
 // synchronized_standby_slots came with 17.
 on_versions!([pg17 = 17, pg19 = 19; pg18 = 18] decoding_waits_for_those_who_are_named);
@@ -75,6 +75,43 @@ fn remote_apply_is_visible_two_relays_below(server: &Server) {
     session.answer().expect("it goes on");
     upper.assert_calm();
     lower.assert_calm();
+}
+
+/// Of a consumer that the rules name, and that says that it has everything there will ever be.
+fn absurd_positions_confirm_no_more_than_was_sent(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    primary.sql("create table t (i int)");
+    let relay = ack(relay_below(&primary), &[("flush", "ANY 1 (a)"), ("apply", "ANY 1 (a)")]).start();
+    let start = primary.settled_lsn();
+    relay.wait_for_flush(start);
+    let address = ([127, 0, 0, 1], relay.port()).into();
+    let mut consumer = Consumer::connect(address, "a").expect("the relay listens there");
+    consumer.start(start).expect("it is there");
+    consumer.report_at(Lsn::new(u64::MAX)).expect("it is connected");
+    // It counts, for what it was sent by then.
+    primary.make_synchronous("walrelay");
+    let mut session = session(&primary, "on");
+    commit_that_waits(&primary, &mut session);
+    // What is shown of the consumer on the relay is what it says, as on a server.
+    let check = || {
+        let ahead = "select count(*) from pg_stat_replication where \
+                     greatest(write_lsn, flush_lsn, replay_lsn) > pg_current_wal_flush_lsn()";
+        assert_eq!(primary.sql(ahead), "0");
+    };
+    check();
+    let flushed = || primary.sql("select pg_current_wal_flush_lsn()").parse::<Lsn>().expect("a position");
+    consumer.drain(flushed()).expect("it comes");
+    consumer.report().expect("it is connected");
+    session.answer().expect("it is acknowledged");
+    // What it takes back stays confirmed, and confirms nothing else.
+    let confirmed = primary.sql("select flush_lsn from pg_stat_replication");
+    consumer.report_at(Lsn::new(1)).expect("it is connected");
+    commit_that_waits(&primary, &mut session);
+    assert_eq!(primary.sql(&format!("select flush_lsn >= '{confirmed}' from pg_stat_replication")), "t");
+    consumer.drain(flushed()).expect("it comes");
+    consumer.report_at(Lsn::new(u64::MAX)).expect("it is connected");
+    session.answer().expect("it is acknowledged");
+    check();
 }
 
 fn any_one_of_two_and_one_is_frozen(server: &Server) {

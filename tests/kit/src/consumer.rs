@@ -235,7 +235,15 @@ impl Consumer {
     /// # Errors
     /// Of the socket.
     pub fn report(&mut self) -> io::Result<()> {
-        Consumer::report_on(&self.socket, self.received)
+        self.report_at(self.received)
+    }
+
+    /// Says that everything up to there is written, flushed and applied, whatever was received.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn report_at(&mut self, lsn: Lsn) -> io::Result<()> {
+        Consumer::report_on(&self.socket, lsn)
     }
 
     /// Says so on a connection of its, of everything before `done`.

@@ -173,9 +173,11 @@ impl Site {
         if let Some(program) = &self.drains_with {
             let from: Vec<String> =
                 node.links.iter().map(|link| format!("--from \"{}\"", link.conninfo())).collect();
+            // As operators have it, too: relays are away for less than that, before a promotion and in it.
+            let timeout = if number % 2 == 1 { "30s" } else { "0" };
             // With ANY 1 each of them may be the only one that has a commit.
             node.server.append_conf(&format!(
-                "restore_command = '\"{}\" restore --require-relays {} --require-timeout 0 {} %f %p'",
+                "restore_command = '\"{}\" restore --require-relays {} --require-timeout {timeout} {} %f %p'",
                 program.display(),
                 from.len(),
                 from.join(" ")
