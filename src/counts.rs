@@ -3,9 +3,15 @@
 //! Each part counts in values of its own, which it owns; nothing here is global. Counting is an addition to an atomic, and
 //! reading one waits for nobody.
 
+mod lately;
+mod refusals;
+
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+pub use lately::Lately;
+pub use refusals::{Refusals, Refusee};
 
 /// A number that only rises.
 #[derive(Debug, Default)]
@@ -102,33 +108,42 @@ pub trait Cause: Copy + Eq + 'static {
 /// A counter for each cause.
 #[derive(Debug)]
 pub struct ByCause<C> {
-    counts: Vec<Counter>,
+    counts: Vec<(Counter, Lately)>,
     of: PhantomData<C>,
 }
 
 impl<C: Cause> Default for ByCause<C> {
     fn default() -> ByCause<C> {
-        ByCause { counts: C::ALL.iter().map(|_| Counter::default()).collect(), of: PhantomData }
+        ByCause { counts: C::ALL.iter().map(|_| Default::default()).collect(), of: PhantomData }
     }
 }
 
 impl<C: Cause> ByCause<C> {
     /// Once more for this reason.
     pub fn note(&self, cause: C) {
-        self.counter(cause).note();
+        let (counter, lately) = self.of(cause);
+        counter.note();
+        lately.note(Instant::now());
     }
 
     /// How often for this reason.
     pub fn get(&self, cause: C) -> u64 {
-        self.counter(cause).get()
+        self.of(cause).0.get()
+    }
+
+    /// How often for each reason within so long before now, those that were not left out.
+    pub fn within(&self, window: Duration, now: Instant) -> impl Iterator<Item = (&'static str, u64)> {
+        let late = C::ALL.iter().zip(&self.counts);
+        let late = late.map(move |(cause, (_, lately))| (cause.word(), lately.within(window, now)));
+        late.filter(|(_, count)| *count > 0)
     }
 
     /// All causes, with their words, those that never were included.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        C::ALL.iter().zip(&self.counts).map(|(cause, count)| (cause.word(), count.get()))
+        C::ALL.iter().zip(&self.counts).map(|(cause, (count, _))| (cause.word(), count.get()))
     }
 
-    fn counter(&self, cause: C) -> &Counter {
+    fn of(&self, cause: C) -> &(Counter, Lately) {
         let at = C::ALL.iter().position(|known| *known == cause);
         &self.counts[at.expect("ALL names every cause")]
     }
@@ -196,6 +211,24 @@ causes! {
     }
 }
 
+causes! {
+    /// Why a replication command was refused.
+    pub enum CommandRefused {
+        /// WAL that it wants is neither here nor in an archive.
+        WalRemoved = "wal_removed",
+        /// It wants a timeline, or a position on one, that is not on the way to the one that is followed.
+        Timeline = "timeline",
+        /// Its slot is lost.
+        SlotLost = "slot_lost",
+        /// Somebody else uses its slot.
+        SlotInUse = "slot_in_use",
+        /// There is no such slot.
+        SlotMissing = "slot_missing",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
 /// What has become of clients' connections.
 #[derive(Debug, Default)]
 pub struct SessionCounts {
@@ -211,6 +244,8 @@ pub struct SessionCounts {
     pub ended: ByCause<EndCause>,
     /// Clients that were not let in.
     pub refused: ByCause<Refused>,
+    /// Commands of replication connections that were refused.
+    pub commands: Refusals,
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("conninfo", &["auth", "permissions", "redact"]),
     ("console", &["moment", "overlay", "status", "wire"]),
     ("consumers", &["counts", "moment", "mutation"]),
-    ("counts", &[]),
+    ("counts", &["moment"]),
     ("descriptors", &[]),
     ("disk", &[]),
     (

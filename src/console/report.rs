@@ -531,7 +531,10 @@ fn stats(status: &Status) -> Vec<Vec<Value>> {
     let numbers = numbers.into_iter().map(|(name, number)| (name.to_owned(), number));
     let ended = it.ended.iter().map(|(cause, count)| (format!("ended_{cause}"), *count));
     let refused = it.refused.iter().map(|(cause, count)| (format!("refused_{cause}"), *count));
-    numbers.chain(ended).chain(refused).map(|(name, number)| vec![Some(name), some(number)]).collect()
+    let commands = it.commands_refused.iter();
+    let commands = commands.map(|(cause, count)| (format!("command_refused_{cause}"), *count));
+    let numbers = numbers.chain(ended).chain(refused).chain(commands);
+    numbers.map(|(name, number)| vec![Some(name), some(number)]).collect()
 }
 
 /// The answer, if it is one of these that is asked for.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::counts::{EndCause, Refused};
+use crate::counts::{CommandRefused, EndCause, Refused};
 use crate::wire::{PgError, ReadError, sqlstate};
 
 use super::login::LoginError;
@@ -103,4 +103,24 @@ pub(super) fn refused_with(code: &str) -> Refused {
         sqlstate::PROTOCOL_VIOLATION | sqlstate::FEATURE_NOT_SUPPORTED => Refused::Protocol,
         _ => Refused::Other,
     }
+}
+
+/// Why a replication command was refused; `None` where somebody had it ended. Codes do not tell all of them apart.
+pub(super) fn command_refused(error: &PgError) -> Option<CommandRefused> {
+    let message = &*error.message;
+    Some(match &*error.sqlstate {
+        sqlstate::QUERY_CANCELED | sqlstate::ADMIN_SHUTDOWN => return None,
+        sqlstate::UNDEFINED_FILE if message.starts_with("requested WAL segment") => {
+            CommandRefused::WalRemoved
+        }
+        sqlstate::INTERNAL_ERROR if message.ends_with("is not in this server's history") => {
+            CommandRefused::Timeline
+        }
+        sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE if message.starts_with("can no longer access") => {
+            CommandRefused::SlotLost
+        }
+        sqlstate::OBJECT_IN_USE => CommandRefused::SlotInUse,
+        sqlstate::UNDEFINED_OBJECT if message.starts_with("replication slot") => CommandRefused::SlotMissing,
+        _ => CommandRefused::Other,
+    })
 }

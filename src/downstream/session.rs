@@ -11,7 +11,7 @@ use walrelay_proto::{Command, Lsn, Parsed, StartReplication, Statement, Timeline
 use super::answers::{self, Answer};
 use super::backup::{self, Backup};
 use super::live::Live;
-use super::parting::{LEFT, Parting};
+use super::parting::{self, LEFT, Parting};
 use super::patience::Patience;
 use super::registry::{Cancel, Registration};
 use super::settings::Settings;
@@ -21,6 +21,7 @@ use crate::conninfo::Credentials;
 use crate::consumers::ConsumerGuard;
 use crate::counts::EndCause;
 use crate::descriptors::Descriptors;
+use crate::redact::redact;
 use crate::store::Store;
 use crate::wire::{Connection, Frame, Peer, PgError, Phase, ReadError, messages, sqlstate};
 
@@ -249,6 +250,10 @@ impl Session {
         self.context.store.slots().drop_temporary_of(self.context.pid);
         let (pid, application_name) = (self.context.pid, &self.context.application_name);
         let (sqlstate, reason) = (&*error.sqlstate, &error.message);
+        if let Some(cause) = parting::command_refused(error) {
+            let asker = (&**application_name, self.context.peer.ip());
+            self.shared.config.counts.commands.note(asker, cause, &redact(reason), Instant::now());
+        }
         match self.shared.repeats.note(self.context.peer.source(), reason, Instant::now()) {
             Some(count) => tracing::warn!(pid, application_name, sqlstate, count, "command failed: {reason}"),
             None => tracing::debug!(pid, application_name, sqlstate, "command failed again: {reason}"),

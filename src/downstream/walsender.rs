@@ -685,3 +685,36 @@ async fn blocking(
 ) -> Result<Arc<Segment>, OpenError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(OpenError::lost(error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use walrelay_proto::TimelineId;
+
+    use super::*;
+    use crate::counts::CommandRefused;
+    use crate::downstream::answers;
+    use crate::downstream::parting::command_refused;
+    use crate::store::SlotError;
+
+    #[test]
+    fn what_a_consumer_is_refused_has_a_cause_for_counts() {
+        let (tli, file, name) = (TimelineId::new(7).unwrap(), "0000".to_owned(), "s1".to_owned());
+        let beyond = Refusal::BeyondTimeline { tli, start: Lsn::new(2), end: Lsn::new(1) };
+        let slot = |error| answers::slot_error(error);
+        for (error, cause) in [
+            (OpenError::from(SegmentError::Removed(file.clone())).into(), Some(CommandRefused::WalRemoved)),
+            (OpenError::from(RecallError::Nowhere(file)).into(), Some(CommandRefused::WalRemoved)),
+            (refused(Refusal::UnknownTimeline(tli)), Some(CommandRefused::Timeline)),
+            (refused(beyond), Some(CommandRefused::Timeline)),
+            (slot(SlotError::Invalidated { name: name.clone() }), Some(CommandRefused::SlotLost)),
+            (slot(SlotError::Active { name: name.clone(), pid: 1 }), Some(CommandRefused::SlotInUse)),
+            (slot(SlotError::Missing { name }), Some(CommandRefused::SlotMissing)),
+            (slot(SlotError::Full), Some(CommandRefused::Other)),
+            (refused(Refusal::NotReady), Some(CommandRefused::Other)),
+            (refused(Refusal::Cancelled), None),
+            (refused(Refusal::Evicted), None),
+        ] {
+            assert_eq!(command_refused(&error), cause, "{error}");
+        }
+    }
+}

@@ -59,10 +59,11 @@ pub const METRICS: &[Metric] = &[
         "certificate_end_time",
         Seconds,
         Gauge,
-        "When the first of the certificates that clients are shown ends, seconds since 1970; absent without TLS",
+        "When the first of the certificates or revocation lists in that file ends, seconds since 1970; absent without TLS",
         |status, out| {
-            let end = status.certificate_ends_at;
-            out.0.extend(end.map(|end| (vec![], Number::Real(end.as_seconds()))));
+            for end in &status.certificates {
+                out.real(vec![("file", end.file.clone())], end.ends_at.as_seconds());
+            }
         },
     ),
     metric("timeline", Count, Gauge, "Timeline that is followed", |status, out| {
@@ -495,6 +496,17 @@ pub const METRICS: &[Metric] = &[
             out.whole(vec![("cause", cause.clone())], *count);
         }
     }),
+    metric(
+        "commands_refused",
+        Count,
+        Counter,
+        "Commands of replication connections that were refused, by cause",
+        |status, out| {
+            for (cause, count) in &status.counts.commands_refused {
+                out.whole(vec![("cause", cause.clone())], *count);
+            }
+        },
+    ),
     metric(
         "log_events",
         Count,

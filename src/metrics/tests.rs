@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::status::TroubleKind;
-use crate::status::tests::Scene;
+use crate::status::tests::{Scene, all_wrong, far_behind, well};
 use crate::status::{ArchiveStatus, SlotStatus};
 
 fn names() -> BTreeSet<String> {
@@ -100,6 +100,23 @@ fn each_trouble_has_an_alert_and_a_name_of_its_own() {
     let shown = exposition(&Scene::new().now());
     let series = shown.lines().filter(|line| line.starts_with("walrelay_trouble{kind=")).count();
     assert_eq!(series, TroubleKind::ALL.len());
+}
+
+/// Alerts that are no trouble of the relay, each with why.
+const NO_TROUBLE: &[(&str, &str)] = &[
+    ("WalrelayDown", "nobody is there to tell"),
+    ("WalrelayNotStreaming", "it is the same as upstream_away, where no attempt fails"),
+    ("WalrelayErrors", "an error is over when it is told"),
+];
+
+#[test]
+fn each_alert_tells_of_a_trouble() {
+    let alerts = file("monitoring/alerts.yml");
+    let of_troubles: BTreeSet<&str> = TroubleKind::ALL.iter().map(|kind| kind.alert()).collect();
+    let others: BTreeSet<&str> = NO_TROUBLE.iter().map(|(alert, _)| *alert).collect();
+    let names = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let without: BTreeSet<&str> = names.filter(|name| !of_troubles.contains(name)).collect();
+    assert_eq!(without, others);
 }
 
 #[test]
@@ -202,4 +219,58 @@ fn the_table_has_each_metrics_kind_and_labels() {
     for name in labelled {
         assert!(seen.contains(&format!("walrelay_{name}")), "{name} has no samples: {seen:?}");
     }
+}
+
+/// Alerts that look at how much a counter rises, or at whether anybody answers: `monitoring/alerts_test.yml` provokes these.
+const OF_RATES: [&str; 5] =
+    ["WalrelayDown", "WalrelaySlowSyncs", "WalrelayRecallFailing", "WalrelayLoginsFailing", "WalrelayErrors"];
+
+/// What is shown as it is for an hour and a half.
+fn series(instance: &str, status: &Status) -> Vec<String> {
+    let text = exposition(status);
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let series = samples.map(|line| {
+        let (name, value) = line.rsplit_once(' ').expect("a value");
+        let (name, labels) = name.split_once('{').map_or((name, String::new()), |(name, labels)| {
+            (name, format!(",{}", labels.trim_end_matches('}')))
+        });
+        format!("      - {{ series: '{name}{{instance=\"{instance}\"{labels}}}', values: '{value}x90' }}\n")
+    });
+    series.collect()
+}
+
+/// From what is wrong to the alert, with the names, labels and values that are shown.
+#[test]
+fn what_is_shown_of_each_trouble_sets_off_its_alert_and_what_is_well_none() {
+    let Some(promtool) = walrelay_testkit::tools::promtool() else {
+        eprintln!("not checked: promtool is not installed (Debian's package prometheus)");
+        return;
+    };
+    let alerts = file("monitoring/alerts.yml");
+    let names = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let expected: String = names
+        .filter(|name| !OF_RATES.contains(name))
+        .map(|name| format!("          - {{ labels: '{{alertname=\"{name}\"}}', value: 1 }}\n"))
+        .collect();
+    let test = |name: &str, series: Vec<String>, expected: &str| {
+        let series: String = series.concat();
+        format!(
+            "  - name: {name}\n    interval: 1m\n    input_series:\n{series}    promql_expr_test:\n      \
+             - expr: group by (alertname) (ALERTS{{alertstate=\"firing\"}})\n        eval_time: 80m\n        \
+             exp_samples:{expected}\n"
+        )
+    };
+    let wrong = [series("a", &all_wrong()), series("b", &far_behind())].concat();
+    let text = format!(
+        "rule_files: [ {}/monitoring/alerts.yml ]\nevaluation_interval: 1m\ntests:\n{}{}",
+        env!("CARGO_MANIFEST_DIR"),
+        test("all is wrong", wrong, &format!("\n{expected}")),
+        test("all is well", series("c", &well()), " []"),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.yml");
+    std::fs::write(&path, &text).unwrap();
+    let told = std::process::Command::new(promtool).args(["test", "rules"]).arg(&path).output().unwrap();
+    let said = [told.stdout, told.stderr].concat();
+    assert!(told.status.success(), "{}\n{text}", String::from_utf8_lossy(&said));
 }

@@ -9,6 +9,7 @@
 //! A stop has one limit over everything, `--shutdown-timeout` and two seconds: what hangs then is named and left behind.
 
 mod budget;
+mod certificates;
 pub mod drive;
 mod receiver;
 mod reload;
@@ -45,7 +46,7 @@ use crate::parts::{PartEnded, Tasks, how_ended};
 use crate::permissions;
 use crate::restart::Successor;
 use crate::sockets::Sockets;
-use crate::status::{DiskGauge, History, Reminders, Sources, SourcesSetup, Watched};
+use crate::status::{CertificateEnd, DiskGauge, History, Reminders, Sources, SourcesSetup, Watched};
 use crate::store::{Background, FLUSHER, Store, offline};
 use crate::upstream::Following;
 use crate::wire::ServerTls;
@@ -240,8 +241,8 @@ impl Relay {
         let door = Door::new(config.http);
         let watching = Watching::start(&config, &watched, &door, &handover.sockets).await?;
         let (at, tell) = (At::default(), |line: &str| tracing::warn!("{line}"));
-        let access = slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &at))?;
-        let certificate_end = access.tls.as_ref().and_then(ServerTls::ends_at);
+        let (access, certificates) =
+            slow::told_of(slow::SLOW, || at.current(), tell, || load_access(&config, &config, &at))?;
         let access = Arc::new(SharedAccess::new(access));
         door.note_access(access.clone());
         let descriptors = raise_descriptors(&config);
@@ -277,7 +278,7 @@ impl Relay {
             settings: reload::settings(&config, None),
         });
         let status = Arc::new(sources.begun(watched.started()));
-        status.set_certificate_end(certificate_end);
+        status.set_certificates(certificates);
         let rules = Arc::new(SharedRules::new(session_rules(&config)));
         let gateway = Arc::new(Gateway::new(gateway_config(&config), followed, store.clone()));
         let downstream = Downstream::bind(
@@ -658,7 +659,12 @@ fn warn_of_parents(config: &Config) {
     }
 }
 
-fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
+/// Where HTTP is served is as the relay was `started`, whatever the configuration says by now.
+fn load_access(
+    config: &Config,
+    started: &Config,
+    at: &At,
+) -> Result<(Access, Vec<CertificateEnd>), RelayError> {
     let named = |what, path: &Option<PathBuf>| {
         path.as_deref().inspect(|path| at.file(what, path)).map(Path::to_owned)
     };
@@ -679,5 +685,5 @@ fn load_access(config: &Config, at: &At) -> Result<Access, RelayError> {
         tracing::warn!("{warning}");
     }
     let (admin_roles, monitor_roles) = (config.admin_roles.clone(), config.monitor_roles.clone());
-    Ok(Access { hba, users, idents, admin_roles, monitor_roles, tls })
+    Ok((Access { hba, users, idents, admin_roles, monitor_roles, tls }, certificates::ends(config)))
 }

@@ -21,9 +21,8 @@ use crate::http::Door;
 use crate::lane::{Lane, PATIENCE};
 use crate::log::LevelSwitch;
 use crate::notify::Notifier;
-use crate::status::{Setting, Sources};
+use crate::status::{CertificateEnd, Setting, Sources};
 use crate::store::{KeepSizes, Store, StoreConfig};
-use crate::wire::ServerTls;
 
 /// Settings that are in effect at once, for new connections.
 const ACCESS: [&str; 19] = [
@@ -91,6 +90,7 @@ impl At {
 struct Fresh {
     config: Config,
     access: Access,
+    certificates: Vec<CertificateEnd>,
     targets: Prepared,
     sources: Vec<Arc<dyn Source>>,
 }
@@ -174,7 +174,7 @@ impl Reload {
             at.file("configuration file", path);
         }
         let config = self.started.read_again()?;
-        let access = load_access(&config, at)?;
+        let (access, certificates) = load_access(&config, &self.started, at)?;
         at.note("the archive targets' files".to_owned());
         // What the next start would refuse is refused now: the targets have to fit the directory that it would have, too.
         if config.store.data_dir != self.started.store.data_dir {
@@ -182,13 +182,13 @@ impl Reload {
         }
         let (targets, sources) =
             (self.archive.prepare(&config.archive)?, sources(&config.archive, &self.store)?);
-        Ok(Fresh { config, access, targets, sources })
+        Ok(Fresh { config, access, certificates, targets, sources })
     }
 
     /// Nothing fails here.
     fn apply(&self, fresh: Fresh) {
-        let Fresh { config: new, access, targets, sources } = fresh;
-        self.status.set_certificate_end(access.tls.as_ref().and_then(ServerTls::ends_at));
+        let Fresh { config: new, access, certificates, targets, sources } = fresh;
+        self.status.set_certificates(certificates);
         // One after the other: a connection between the two finds no certificate, and is closed.
         self.access.replace(access);
         self.door.set_rules(new.http);

@@ -232,6 +232,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn when_the_disk_is_full_is_shown_and_told() {
+        let scene = crate::status::tests::Scene::new();
+        {
+            let (mut state, start) = (scene.sources.disk().lock(), Instant::now());
+            state.free.note(start, 4_800_000);
+            state.free.note(start + Duration::from_secs(1200), 3_600_000);
+            (state.seen.size_bytes, state.seen.free_bytes) = (8_000_000, 3_600_000);
+            state.looked_at = Some(Past::now());
+        }
+        let status = scene.now();
+        let shown = crate::metrics::exposition(&status);
+        assert!(shown.contains("\nwalrelay_disk_full_in_seconds 3600.0\n"), "{shown}");
+        let troubles = status.troubles();
+        assert!(troubles.iter().any(|line| line.starts_with("the disk is full in 60 min")), "{troubles:?}");
+    }
+
+    #[test]
     fn the_rate_is_that_of_the_last_hour() {
         let (mut free, start) = (FreeSpace::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);

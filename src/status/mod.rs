@@ -28,10 +28,10 @@ pub use disk::DiskGauge;
 pub use history::History;
 pub use now::{Setting, Sources, SourcesSetup};
 pub use reminders::Reminders;
-pub use troubles::{Trouble, TroubleKind, TroubleStatus};
+pub use troubles::{Trouble, TroubleKind, TroubleStatus, in_brief};
 pub use value::{
-    AckStatus, ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus,
-    FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RelayStatus, SegmentsStatus, SlotStatus, Status,
-    TimelineStatus, UpstreamStatus,
+    AckStatus, ArchiveStatus, CertificateEnd, ConsumerStatus, Counts, DiskStatus, Distance, Durations,
+    EventStatus, FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RefusedStatus, RelayStatus,
+    SegmentsStatus, SlotStatus, Status, TimelineStatus, UpstreamStatus,
 };
 pub use watched::{Running, Starting, Watched};

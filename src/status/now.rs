@@ -13,9 +13,9 @@ use super::disk::DiskGauge;
 use super::reminders::Key;
 use super::troubles::{Trouble, TroubleStatus};
 use super::value::{
-    AckStatus, ArchiveStatus, ConsumerStatus, Counts, DiskStatus, Distance, Durations, EventStatus,
-    FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RelayStatus, SlotStatus, Status, TimelineStatus,
-    UpstreamStatus,
+    AckStatus, ArchiveStatus, CertificateEnd, ConsumerStatus, Counts, DiskStatus, Distance, Durations,
+    EventStatus, FailoverStatus, FenceStatus, HolderStatus, RecallStatus, RefusedStatus, RelayStatus,
+    SlotStatus, Status, TimelineStatus, UpstreamStatus,
 };
 use crate::archive::{ArchiveControl, Recall, TargetSeen};
 use crate::consumers;
@@ -28,6 +28,9 @@ use crate::store::failovers::Failover;
 use crate::store::fence::Fencing;
 use crate::store::{Held, HoldKind, HoldRow, SlotInfo, Store, Tip};
 use crate::upstream::{Board, Seen};
+
+/// What of clients that were not let in is told as of now.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// A setting in effect.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -102,7 +105,7 @@ pub struct Sources {
     stopping: AtomicBool,
     /// Troubles, and since when they are known.
     lasting: Mutex<BTreeMap<Key, Past>>,
-    certificate_end: Mutex<Option<SystemTime>>,
+    certificates: Mutex<Vec<CertificateEnd>>,
 }
 
 impl Sources {
@@ -120,8 +123,8 @@ impl Sources {
     pub fn new(mut setup: SourcesSetup) -> Sources {
         let settings = RwLock::new((Arc::new(std::mem::take(&mut setup.settings)), Past::now()));
         let (stopping, lasting) = (AtomicBool::new(false), Mutex::default());
-        let certificate_end = Mutex::default();
-        Sources { parts: setup, settings, started: Past::now(), stopping, lasting, certificate_end }
+        let certificates = Mutex::default();
+        Sources { parts: setup, settings, started: Past::now(), stopping, lasting, certificates }
     }
 
     /// The same of one that has started then.
@@ -154,13 +157,13 @@ impl Sources {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// When the first of the certificates that clients are shown ends.
-    pub fn set_certificate_end(&self, end: Option<SystemTime>) {
-        *self.certificate_end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    /// When certificates and revocation lists end.
+    pub fn set_certificates(&self, ends: Vec<CertificateEnd>) {
+        *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = ends;
     }
 
-    fn certificate_end(&self) -> Option<SystemTime> {
-        *self.certificate_end.lock().unwrap_or_else(PoisonError::into_inner)
+    fn certificates(&self) -> Vec<CertificateEnd> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// These are the troubles now; what is new among them is known from now on.
@@ -205,6 +208,7 @@ impl Status {
         };
         let slots = store.slots().list();
         let seen = upstream.seen();
+        let consumers = consumers(&end, &slots);
         let status = Status {
             at: end.clock.at(),
             ready: false,
@@ -213,9 +217,10 @@ impl Status {
             relay: relay(sources, tip, end.clock),
             fence: fence(store.fences().now()),
             failovers: store.failovers().iter().map(failover).collect(),
-            certificate_ends_at: sources.certificate_end().map(Moment::from),
+            certificates: sources.certificates(),
             ack: ack(store.consumers().acknowledgements().seen()),
-            consumers: consumers(&end, &slots),
+            refused_commands: refused_commands(sources, &end, &consumers),
+            consumers,
             slots: self::slots(&end, &slots),
             timelines: tip.map(|_| timelines(&store.history())).unwrap_or_default(),
             disk: DiskStatus { holders: holders(&end), ..sources.parts.disk.seen(end.clock) },
@@ -401,6 +406,29 @@ fn consumers(end: &End<'_>, slots: &[SlotInfo]) -> Vec<ConsumerStatus> {
     end.store.consumers().list().into_iter().map(consumer).collect()
 }
 
+/// Without those who stream by now: what they wanted was given to them, over a connection that came later.
+fn refused_commands(sources: &Sources, end: &End<'_>, consumers: &[ConsumerStatus]) -> Vec<RefusedStatus> {
+    let refused = |it: counts::Refusee| RefusedStatus {
+        application_name: it.application_name,
+        client_addr: it.address.map(|address| address.to_string()),
+        cause: it.cause.word().to_owned(),
+        message: redact(&it.message),
+        times: it.times,
+        since: end.moment(it.since),
+        last: end.moment(it.last),
+    };
+    let streams = |it: &RefusedStatus| {
+        consumers.iter().any(|consumer| {
+            consumer.application_name == it.application_name
+                && consumer.client_addr == it.client_addr
+                && consumer.state == "streaming"
+                && consumer.connected_at > it.last
+        })
+    };
+    let seen = sources.parts.sessions.commands.seen(end.now);
+    seen.into_iter().map(refused).filter(|it| !streams(it)).collect()
+}
+
 fn slots(end: &End<'_>, slots: &[SlotInfo]) -> Vec<SlotStatus> {
     let holdings = Holdings::of(end.store);
     let slot = |slot: &SlotInfo| {
@@ -497,6 +525,7 @@ fn recalls(recall: &Recall, clock: Clock) -> RecallStatus {
         fetched_segments: seen.fetched,
         fetched_bytes: seen.fetched_bytes,
         failures: seen.failed,
+        failures_lately: seen.failed_lately,
         last_error: last_error.map(|error| redact(&error)),
         last_error_at: last_error_at.map(|past| clock.moment(past)),
     }
@@ -525,13 +554,19 @@ fn counts(sources: &Sources, upstream: &Seen) -> Counts {
         },
         ended: by_cause(&sessions.ended),
         refused: by_cause(&sessions.refused),
+        refused_lately: sessions.refused.within(LATELY, Instant::now()).map(owned).collect(),
+        commands_refused: by_cause(&sessions.commands.counts),
         warnings,
         errors,
     }
 }
 
 fn by_cause<C: Cause>(counts: &counts::ByCause<C>) -> std::collections::BTreeMap<String, u64> {
-    counts.all().map(|(word, count)| (word.to_owned(), count)).collect()
+    counts.all().map(owned).collect()
+}
+
+fn owned((word, count): (&'static str, u64)) -> (String, u64) {
+    (word.to_owned(), count)
 }
 
 impl From<&counts::Durations> for Durations {

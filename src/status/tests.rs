@@ -177,7 +177,7 @@ fn whoever_looks_waits_for_no_disk_and_a_thousand_consumers_are_cheap() {
 }
 
 /// Of a relay that streams and has nothing wrong.
-fn well() -> Status {
+pub(crate) fn well() -> Status {
     let mut status = Scene::new().now();
     "streaming".clone_into(&mut status.upstream.state);
     (status.upstream.lag_seconds, status.disk.size_bytes, status.disk.free_bytes) = (0.0, 100, 50);
@@ -193,7 +193,7 @@ fn found(spoil: impl FnOnce(&mut Status)) -> Vec<(&'static str, String)> {
     found.map(|trouble| (trouble.kind.as_str(), trouble.message)).collect()
 }
 
-fn ago(status: &Status, seconds: u64) -> Option<crate::moment::Moment> {
+pub(crate) fn ago(status: &Status, seconds: u64) -> Option<crate::moment::Moment> {
     crate::moment::Moment::from_micros(status.at.as_micros() - seconds * 1_000_000)
 }
 
@@ -288,6 +288,59 @@ fn who_syncs_whole_segments_is_behind_in_what_it_has_written_only() {
 }
 
 #[test]
+fn who_is_refused_again_and_again_is_told_until_it_streams() {
+    use crate::counts::CommandRefused;
+
+    let scene = Scene::new();
+    let refuse = |address: &str| {
+        let (asker, now) = (("s1", Some(address.parse().unwrap())), Instant::now());
+        let commands = &scene.sources.sessions().commands;
+        commands.note(asker, CommandRefused::WalRemoved, "segment 3 has already been removed", now);
+    };
+    let told = || {
+        let troubles = scene.now().find_troubles().into_iter();
+        let refused = troubles.filter(|it| it.kind == super::TroubleKind::CommandsRefused);
+        refused.map(|it| it.message).collect::<Vec<_>>()
+    };
+    (0..2).for_each(|_| refuse("10.0.0.1"));
+    (0..2).for_each(|_| refuse("10.0.0.2"));
+    assert_eq!(told(), Vec::<String>::new(), "it may have been a moment");
+    refuse("10.0.0.1");
+    let [one] = &told()[..] else { panic!("{:?}", told()) };
+    assert!(one.contains("\"s1\" from 10.0.0.1 is refused") && one.contains("3 times since"), "{one}");
+    assert!(one.contains("segment 3 has already been removed; WAL that it needs is gone"), "{one}");
+    let counts = scene.now().counts.commands_refused;
+    assert_eq!((counts["wal_removed"], counts["slot_lost"]), (5, 0));
+    // As `consumer` has it, from 10.0.0.1.
+    let consumer = scene.consumer(7, "s1");
+    assert_eq!(told().len(), 1);
+    consumer.start_at(START);
+    consumer.set_state(crate::consumers::ConsumerState::Streaming);
+    assert_eq!(told(), Vec::<String>::new());
+}
+
+#[test]
+fn many_logins_that_fail_and_wal_that_does_not_come_back_are_told() {
+    let logins =
+        |cause: &str, count| found(|status| _ = status.counts.refused_lately.insert(cause.to_owned(), count));
+    assert_eq!(logins("rules", 10), []);
+    assert_eq!(logins("not_now", 1000), [], "the relay's own, which is told elsewhere");
+    let told = logins("rules", 11);
+    assert!(told[0].0 == "logins_failing" && told[0].1.contains("no line in the hba file"), "{told:?}");
+    assert_eq!(found(|status| status.recalls.failures_lately = 3), []);
+    let told = found(|status| {
+        (status.recalls.failures_lately, status.recalls.last_error) = (4, Some("it is down".to_owned()));
+    });
+    assert!(
+        told[0].0 == "recall_failing" && told[0].1.contains("4 times") && told[0].1.contains("it is down")
+    );
+    let scene = Scene::new();
+    (0..11).for_each(|_| scene.sources.sessions().refused.note(crate::counts::Refused::TooMany));
+    let found = scene.now().find_troubles();
+    assert!(found.iter().any(|it| it.kind == super::TroubleKind::LoginsFailing && it.about == "too_many"));
+}
+
+#[test]
 fn who_keeps_back_what_is_reported_is_told() {
     let ack = |spoil: fn(&mut super::AckStatus)| found(|status| spoil(&mut status.ack[1]));
     assert_eq!(ack(|flush| flush.waiting_seconds = Some(29.0)), []);
@@ -329,16 +382,23 @@ fn what_does_not_end_by_itself_is_told_until_somebody_says_so() {
 
 #[test]
 fn a_certificate_is_told_two_weeks_before_it_ends_and_a_setting_that_waits_for_a_restart() {
-    let ends_in = |days: i64| {
+    let ends_in = |file: &str, days: i64| {
         found(|status| {
             let micros = status.at.as_micros().saturating_add_signed(days * 86_400 * 1_000_000);
-            status.certificate_ends_at = crate::moment::Moment::from_micros(micros);
+            let ends_at = crate::moment::Moment::from_micros(micros).unwrap();
+            let (file, path) = (file.to_owned(), "/etc/it".to_owned());
+            status.certificates.push(super::CertificateEnd { file, path, ends_at });
         })
     };
-    assert_eq!(ends_in(15), []);
-    let told = ends_in(3);
+    assert_eq!(ends_in("cert", 15), []);
+    let told = ends_in("cert", 3);
     assert!(told[0].0 == "certificate_ends" && told[0].1.contains("ends in 3 days"), "{told:?}");
-    assert!(ends_in(-1)[0].1.contains("has ended"));
+    assert!(ends_in("cert", -1)[0].1.contains("has ended"));
+    let told = ends_in("crl", 3);
+    assert!(
+        told[0].1.starts_with("the revocation list in --ssl-crl-file (\"/etc/it\") ends in 3"),
+        "{told:?}"
+    );
     let told = found(|status| status.settings[0].pending_restart = true);
     assert!(told[0].0 == "pending_restart" && told[0].1.contains(": slot ("), "{told:?}");
 }
@@ -382,6 +442,160 @@ fn an_archive_target_is_told_of_in_all_that_may_be_wrong_with_it() {
     assert_eq!(kinds(|target, since| target.paused_since = since), ["archive_paused"]);
     assert_eq!(kinds(|target, _| target.quota_bytes = Some(110)), [""; 0]);
     assert_eq!(kinds(|target, _| target.quota_bytes = Some(100)), ["archive_quota"]);
+    assert_eq!(
+        kinds(|target, _| target.at_risk_seconds = Some(901.0)),
+        [""; 0],
+        "a segment is open for long"
+    );
+    assert_eq!(
+        kinds(|target, _| (target.at_risk_seconds, target.pending_files) = (Some(901.0), 2)),
+        ["archive_behind"]
+    );
+    assert_eq!(
+        kinds(|target, _| (target.at_risk_seconds, target.at_risk_bytes) = (Some(901.0), Some(1 << 30))),
+        ["archive_behind"]
+    );
     assert_eq!(kinds(|target, _| target.open_gaps = 1), ["archive_gap"]);
     assert_eq!(kinds(|target, _| target.open_conflicts = 1), ["archive_conflict"]);
+}
+
+/// A slot that is well.
+pub(crate) fn slot(name: &str) -> super::SlotStatus {
+    super::SlotStatus {
+        name: name.to_owned(),
+        temporary: false,
+        active_pid: None,
+        restart: None,
+        held_bytes: 1 << 30,
+        wal_status: Some("extended".to_owned()),
+        safe_wal_size: None,
+        inactive_since: None,
+        lost_because: None,
+        begun_lsn: None,
+        awaited: false,
+    }
+}
+
+/// A target that is well.
+pub(crate) fn target(name: &str) -> super::ArchiveStatus {
+    super::ArchiveStatus {
+        name: name.to_owned(),
+        place: String::new(),
+        archived_files: 0,
+        last_archived_file: None,
+        last_archived_at: None,
+        failures: 0,
+        last_failed_file: None,
+        last_failed_at: None,
+        last_error: None,
+        failing_since: None,
+        stalled_since: None,
+        paused_since: None,
+        conflicts: 0,
+        open_conflicts: 0,
+        open_gaps: 0,
+        quota_bytes: None,
+        pending_files: 0,
+        pending_bytes: Some(0),
+        at_risk_bytes: Some(0),
+        at_risk_seconds: Some(0.0),
+    }
+}
+
+/// Everything is wrong that can be at the same time.
+pub(crate) fn all_wrong() -> Status {
+    let mut status = well();
+    let (long_ago, at) = (ago(&status, 7200), status.at);
+    let far = Some(super::Distance { lsn: START, lag_bytes: 1 << 30, lag_seconds: 4000.0 });
+    status.relay.failure = Some("a sync has failed".to_owned());
+    "waiting".clone_into(&mut status.upstream.state);
+    (status.upstream.failing_since, status.upstream.lag_seconds) = (long_ago, 7200.0);
+    (status.upstream.unflushed_seconds, status.upstream.unflushed_bytes) = (60.0, 100);
+    status.fence = Some(super::FenceStatus {
+        state: "in force".to_owned(),
+        epoch: 1,
+        timeline: 1,
+        lsn: Some(START),
+        reason: "a test".to_owned(),
+        since: at,
+        role: "admin".to_owned(),
+        address: String::new(),
+        durable: true,
+    });
+    status.failovers.push(super::FailoverStatus {
+        seen: at,
+        from_timeline: 1,
+        to_timeline: 2,
+        switch_lsn: START,
+        acknowledged_lsn: START,
+        verdict: "left".to_owned(),
+        upstream_waited: true,
+        commits_left: Some(3),
+        is_open: true,
+    });
+    let ends_at = crate::moment::Moment::from_micros(864_000_000_000).unwrap();
+    let (file, path) = ("crl".to_owned(), "/etc/crl".to_owned());
+    status.certificates.push(super::CertificateEnd { file, path, ends_at });
+    (status.ack[0].degraded_seconds, status.ack[0].budget_left_seconds) = (Some(60.0), Some(0.0));
+    status.ack[1].waiting_seconds = Some(600.0);
+    status.disk.looked_at = Some(at);
+    (status.disk.size_bytes, status.disk.free_bytes) = (100, 5);
+    (status.disk.full_in_seconds, status.disk.error) = (Some(3600.0), Some("it is silent".to_owned()));
+    (status.disk.missing_segments, status.disk.first_missing) = (3, Some("00000001".to_owned()));
+    status.disk.sync_seconds = Some(1.0);
+    status.slots.extend([
+        super::SlotStatus { wal_status: Some("lost".to_owned()), ..slot("lost") },
+        super::SlotStatus { safe_wal_size: Some(1000), ..slot("near") },
+        super::SlotStatus { inactive_since: long_ago, ..slot("unused") },
+    ]);
+    status.consumers.push(super::ConsumerStatus {
+        pid: 1,
+        user: "u".to_owned(),
+        application_name: "behind".to_owned(),
+        client_addr: None,
+        connected_at: at,
+        state: "catchup".to_owned(),
+        slot: None,
+        sent: far,
+        write: far,
+        flush: far,
+        replay: far,
+        sent_bytes: 0,
+        reply_at: None,
+    });
+    status.refused_commands.push(super::RefusedStatus {
+        application_name: "asking".to_owned(),
+        client_addr: None,
+        cause: "wal_removed".to_owned(),
+        message: "it has already been removed".to_owned(),
+        times: 7,
+        since: at,
+        last: at,
+    });
+    _ = status.counts.refused_lately.insert("rules".to_owned(), 100);
+    status.recalls.failures_lately = 100;
+    let (quota, late) = (Some(1 << 30), Some(4000.0));
+    status.archive.extend([
+        super::ArchiveStatus { paused_since: long_ago, ..target("paused") },
+        super::ArchiveStatus { failing_since: long_ago, open_gaps: 1, ..target("failing") },
+        super::ArchiveStatus { at_risk_seconds: late, pending_files: 9, ..target("behind") },
+        super::ArchiveStatus { pending_bytes: quota, quota_bytes: quota, ..target("full") },
+        super::ArchiveStatus { open_conflicts: 1, conflicts: 1, ..target("shared") },
+    ]);
+    status.settings[0].pending_restart = true;
+    status
+}
+
+/// What excludes something of that.
+pub(crate) fn far_behind() -> Status {
+    let mut status = well();
+    (status.upstream.lag_seconds, status.upstream.unreceived_bytes) = (4000.0, Some(1 << 30));
+    status
+}
+
+#[test]
+fn each_kind_of_trouble_can_be_found() {
+    let found = [all_wrong(), far_behind()].map(|status| status.find_troubles());
+    let found: std::collections::BTreeSet<_> = found.iter().flatten().map(|trouble| trouble.kind).collect();
+    assert_eq!(found, super::TroubleKind::ALL.iter().copied().collect());
 }

@@ -3,12 +3,14 @@
 //! Each kind has a line that says what to do, a number (`walrelay_trouble`), a row of `SHOW TROUBLES`, and an alert rule;
 //! [`Reminders`](super::Reminders) tells the log of those that nobody else tells it of again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::value::{
-    AckStatus, ArchiveStatus, ConsumerStatus, DiskStatus, FailoverStatus, SlotStatus, Status,
+    AckStatus, ArchiveStatus, CertificateEnd, ConsumerStatus, DiskStatus, FailoverStatus, RefusedStatus,
+    SlotStatus, Status,
 };
 use crate::moment::Moment;
 
@@ -30,6 +32,18 @@ const ENDS_SOON: f64 = 14.0 * 86_400.0;
 const BEHIND: f64 = 300.0;
 /// How long WAL may wait for those whom `[ack]` names, seconds.
 const HELD: f64 = 30.0;
+/// How often somebody may be refused one thing: who asks for the third time goes on asking.
+const REFUSED: u64 = 2;
+/// How many clients may not be let in for one reason within ten minutes.
+const LOGINS: u64 = 10;
+/// What is counted of them: what somebody can do something about.
+const LOGIN_CAUSES: [&str; 4] = ["authentication", "rules", "too_many", "rights"];
+/// How many rounds through the archives may come to nothing within a quarter of an hour.
+const RECALLS: u64 = 3;
+/// For how long a target may lack WAL that waits for it, seconds.
+const ARCHIVE_BEHIND: f64 = 900.0;
+/// What it may lack for longer than that, where no file waits: a segment that is open for long.
+const ARCHIVE_RISK: u64 = 256 << 20;
 /// What who syncs whole segments may have written and not flushed.
 const UNFLUSHED_SEGMENT: u64 = 32 << 20;
 
@@ -72,10 +86,18 @@ pub enum TroubleKind {
     SlotUnused,
     /// A consumer lacks WAL that has been here for long.
     ConsumerBehind,
+    /// Somebody is refused what it asks for, again and again.
+    CommandsRefused,
+    /// Many clients are not let in.
+    LoginsFailing,
+    /// WAL that a consumer wants does not come back from the archive.
+    RecallFailing,
     /// Somebody has paused a target.
     ArchivePaused,
     /// A target takes nothing.
     ArchiveFailing,
+    /// A target takes less than comes.
+    ArchiveBehind,
     /// What waits for a target is near its quota, or beyond.
     ArchiveQuota,
     /// A target will never get some WAL.
@@ -109,8 +131,12 @@ impl TroubleKind {
         TroubleKind::SlotNearLimit,
         TroubleKind::SlotUnused,
         TroubleKind::ConsumerBehind,
+        TroubleKind::CommandsRefused,
+        TroubleKind::LoginsFailing,
+        TroubleKind::RecallFailing,
         TroubleKind::ArchivePaused,
         TroubleKind::ArchiveFailing,
+        TroubleKind::ArchiveBehind,
         TroubleKind::ArchiveQuota,
         TroubleKind::ArchiveGap,
         TroubleKind::ArchiveConflict,
@@ -139,8 +165,12 @@ impl TroubleKind {
             TroubleKind::SlotNearLimit => "slot_near_limit",
             TroubleKind::SlotUnused => "slot_unused",
             TroubleKind::ConsumerBehind => "consumer_behind",
+            TroubleKind::CommandsRefused => "commands_refused",
+            TroubleKind::LoginsFailing => "logins_failing",
+            TroubleKind::RecallFailing => "recall_failing",
             TroubleKind::ArchivePaused => "archive_paused",
             TroubleKind::ArchiveFailing => "archive_failing",
+            TroubleKind::ArchiveBehind => "archive_behind",
             TroubleKind::ArchiveQuota => "archive_quota",
             TroubleKind::ArchiveGap => "archive_gap",
             TroubleKind::ArchiveConflict => "archive_conflict",
@@ -170,8 +200,12 @@ impl TroubleKind {
             TroubleKind::SlotNearLimit => "WalrelaySlotNearLimit",
             TroubleKind::SlotUnused => "WalrelaySlotUnused",
             TroubleKind::ConsumerBehind => "WalrelayConsumerBehind",
+            TroubleKind::CommandsRefused => "WalrelayCommandsRefused",
+            TroubleKind::LoginsFailing => "WalrelayLoginsFailing",
+            TroubleKind::RecallFailing => "WalrelayRecallFailing",
             TroubleKind::ArchivePaused => "WalrelayArchivePaused",
             TroubleKind::ArchiveFailing => "WalrelayArchiveFailing",
+            TroubleKind::ArchiveBehind => "WalrelayArchiveBehind",
             TroubleKind::ArchiveQuota => "WalrelayArchiveQuota",
             TroubleKind::ArchiveGap => "WalrelayArchiveGap",
             TroubleKind::ArchiveConflict => "WalrelayArchiveConflict",
@@ -225,12 +259,16 @@ impl TroubleKind {
             TroubleKind::SlotNearLimit => "it is far from its limit again, lost, or dropped: slot",
             TroubleKind::SlotUnused => "it is used, keeps nothing, or is dropped: slot",
             TroubleKind::ConsumerBehind => "it has caught up, or is gone: consumer",
+            TroubleKind::CommandsRefused => "it is refused nothing any more, or asks no more:",
+            TroubleKind::LoginsFailing => "few clients are not let in any more for this reason:",
+            TroubleKind::RecallFailing => "WAL comes back from the archive, or is not asked for any more",
             TroubleKind::ArchivePaused => "it goes on: archive target",
             TroubleKind::ArchiveFailing => "it takes WAL again: archive target",
+            TroubleKind::ArchiveBehind => "it has caught up: archive target",
             TroubleKind::ArchiveQuota => "it is far from its quota again: archive target",
             TroubleKind::ArchiveGap => "its gaps were looked at: archive target",
             TroubleKind::ArchiveConflict => "its conflicts were looked at: archive target",
-            TroubleKind::CertificateEnds => "the certificate is good for long again",
+            TroubleKind::CertificateEnds => "what is in this file is good for long again:",
             TroubleKind::PendingRestart => "all settings of the file are in effect",
         }
     }
@@ -260,6 +298,27 @@ pub struct TroubleStatus {
     pub message: String,
     /// The alert rule that tells of it.
     pub alert: String,
+}
+
+/// So many of a kind are shown one by one where there is little room.
+pub(super) const FEW: usize = 10;
+
+/// A line each; of a kind that there are many of the first ones, and how many more.
+pub fn in_brief(troubles: &[Trouble]) -> Vec<String> {
+    let mut counts = BTreeMap::<TroubleKind, usize>::new();
+    let mut lines = Vec::new();
+    for Trouble { kind, message, .. } in troubles {
+        let count = counts.entry(*kind).or_default();
+        *count += 1;
+        if *count <= FEW {
+            lines.push(message.clone());
+        }
+    }
+    let more = counts.into_iter().filter(|(_, count)| *count > FEW);
+    lines.extend(more.map(|(kind, count)| {
+        format!("{} more of the kind {} (SHOW TROUBLES has all)", count - FEW, kind.as_str())
+    }));
+    lines
 }
 
 impl Trouble {
@@ -298,8 +357,11 @@ impl Status {
         found.extend(self.failovers.iter().filter_map(FailoverStatus::left_behind));
         self.slots.iter().for_each(|slot| slot.find_troubles(self, &mut found));
         found.extend(self.consumers.iter().filter_map(ConsumerStatus::behind));
+        found.extend(self.refused_commands.iter().filter_map(RefusedStatus::again_and_again));
+        found.extend(LOGIN_CAUSES.iter().filter_map(|cause| self.logins_failing(cause)));
+        found.extend(self.recall_failing());
         self.archive.iter().for_each(|target| target.find_troubles(&mut found));
-        found.extend(self.certificate_ends());
+        found.extend(self.certificates.iter().filter_map(|end| self.certificate_ends(end)));
         found.extend(self.pending_restart());
         found
     }
@@ -360,17 +422,52 @@ impl Status {
         Some(Trouble::new(TroubleKind::AckBudgetSpent, "", text))
     }
 
-    fn certificate_ends(&self) -> Option<Trouble> {
-        let end = self.certificate_ends_at?;
-        let left = end.as_seconds() - self.at.as_seconds();
-        let text = match left {
-            left if left > ENDS_SOON => return None,
-            left if left > 0.0 => format!("ends in {:.0} days, on {end}", left / 86_400.0),
-            _ => format!("has ended on {end}: clients that verify it are not served"),
+    fn logins_failing(&self, cause: &str) -> Option<Trouble> {
+        let count = self.counts.refused_lately.get(cause).filter(|count| **count > LOGINS)?;
+        let why = match cause {
+            "authentication" => "a wrong password or certificate",
+            "rules" => "no line in the hba file, or one that rejects",
+            "rights" => "roles that may not do what they want, as without REPLICATION",
+            _ => "all places are taken, or an address has failed too often",
         };
-        let text =
-            format!("the certificate of --ssl-cert-file {text}; renew it, and RELOAD (SIGHUP) the relay");
-        Some(Trouble::new(TroubleKind::CertificateEnds, "", text))
+        let text = format!(
+            "{count} clients were not let in within ten minutes ({cause}: {why}): the log has each with its address and role; find out who \
+             they are, and correct what they log in with, the hba file (then SIGHUP) or the limits, or shut them out"
+        );
+        Some(Trouble::new(TroubleKind::LoginsFailing, cause, text))
+    }
+
+    fn recall_failing(&self) -> Option<Trouble> {
+        let count = Some(self.recalls.failures_lately).filter(|count| *count > RECALLS)?;
+        let error = self.recalls.last_error.as_deref().unwrap_or("unknown");
+        let text = format!(
+            "a consumer wants WAL that does not come back from the archive, {count} times within a quarter of an hour: {error}; an archive \
+             that is down is asked again until it answers, else the consumer has to be set up anew (SHOW RECALLS)"
+        );
+        Some(Trouble::new(TroubleKind::RecallFailing, "", text))
+    }
+
+    fn certificate_ends(&self, end: &CertificateEnd) -> Option<Trouble> {
+        let CertificateEnd { file, path, ends_at } = end;
+        let (what, then) = match file.as_str() {
+            "cert" => ("certificate in --ssl-cert-file", "clients that verify it are not served"),
+            "ca" => {
+                ("certificate in --ssl-ca-file", "clients whose certificates it has signed are not let in")
+            }
+            "crl" => ("revocation list in --ssl-crl-file", "no client with a certificate is let in"),
+            "upstream_cert" => {
+                ("certificate in sslcert of --upstream", "the upstream lets the relay in no more")
+            }
+            _ => ("certificate in a target's ca-file", "the target is not trusted any more"),
+        };
+        let left = ends_at.as_seconds() - self.at.as_seconds();
+        let when = match left {
+            left if left > ENDS_SOON => return None,
+            left if left > 0.0 => format!("ends in {:.0} days, on {ends_at}: then", left / 86_400.0),
+            _ => format!("has ended on {ends_at}:"),
+        };
+        let text = format!("the {what} (\"{path}\") {when} {then}; renew it, and RELOAD (SIGHUP) the relay");
+        Some(Trouble::new(TroubleKind::CertificateEnds, file, text))
     }
 
     fn pending_restart(&self) -> Option<Trouble> {
@@ -525,7 +622,47 @@ impl ConsumerStatus {
     }
 }
 
+impl RefusedStatus {
+    fn again_and_again(&self) -> Option<Trouble> {
+        let RefusedStatus { application_name: name, message, times, since, .. } = self;
+        let remedy = match self.cause.as_str() {
+            "wal_removed" => {
+                "WAL that it needs is gone: let it have a restore_command, or set it up anew, with a slot; or raise --wal-keep-size"
+            }
+            "timeline" => {
+                "it is on another branch than the relay: bring it back with pg_rewind, or set it up anew"
+            }
+            "slot_lost" => "set it up anew, and drop the slot",
+            "slot_in_use" => {
+                "give each consumer a slot of its own, or end the other one (DISCONNECT in the database walrelay)"
+            }
+            "slot_missing" => "create the slot on the relay, or correct its primary_slot_name",
+            _ => "the log has its commands with --log-replication-commands",
+        };
+        let from = self.client_addr.as_ref().map(|address| format!(" from {address}")).unwrap_or_default();
+        let text = format!(
+            "\"{name}\"{from} is refused what it asks for again and again, {times} times since {since}: {message}; {remedy}"
+        );
+        (*times > REFUSED).then(|| Trouble::new(TroubleKind::CommandsRefused, name, text))
+    }
+}
+
 impl ArchiveStatus {
+    fn behind(&self) -> Option<Trouble> {
+        let seconds = self.at_risk_seconds.filter(|seconds| *seconds > ARCHIVE_BEHIND)?;
+        let bytes = self.at_risk_bytes.unwrap_or(0);
+        let name = &self.name;
+        let text = format!(
+            "archive target \"{name}\" lacks {bytes} bytes of WAL, the oldest for {:.0} min, and {} files wait for it: it takes less than \
+             comes; raise its concurrency, lower its compression, or give it a faster line",
+            seconds / 60.0,
+            self.pending_files
+        );
+        // One file may just have become whole.
+        let is_so = self.pending_files > 1 || bytes > ARCHIVE_RISK;
+        is_so.then(|| Trouble::new(TroubleKind::ArchiveBehind, name, text))
+    }
+
     fn find_troubles(&self, found: &mut Vec<Trouble>) {
         let name = &self.name;
         let error = self.last_error.as_deref().unwrap_or("unknown");
@@ -541,6 +678,8 @@ impl ArchiveStatus {
         } else if let Some(since) = self.failing_since {
             let text = format!("archive target \"{name}\" takes nothing since {since}: {error}");
             found.push(Trouble::new(TroubleKind::ArchiveFailing, name, text));
+        } else {
+            found.extend(self.behind());
         }
         let (pending, near) = (self.pending_bytes.unwrap_or(0), |quota: u64| quota as f64 * NEAR);
         if let Some(quota) = self.quota_bytes.filter(|quota| pending as f64 > near(*quota)) {

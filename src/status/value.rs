@@ -34,14 +34,17 @@ pub struct Status {
     /// What became of acknowledged WAL where timelines were left, oldest first.
     #[serde(default)]
     pub failovers: Vec<FailoverStatus>,
-    /// When the first of the certificates that clients are shown ends.
+    /// When certificates and revocation lists end.
     #[serde(default)]
-    pub certificate_ends_at: Option<Moment>,
+    pub certificates: Vec<CertificateEnd>,
     /// Who must have WAL before it is reported upstream, and how far that is so, for each position.
     #[serde(default)]
     pub ack: Vec<AckStatus>,
     /// Who receives from it.
     pub consumers: Vec<ConsumerStatus>,
+    /// Who was refused a replication command within the last minutes, and has not come to stream since.
+    #[serde(default)]
+    pub refused_commands: Vec<RefusedStatus>,
     /// Its replication slots.
     pub slots: Vec<SlotStatus>,
     /// The timelines on the way to the one that is followed.
@@ -90,6 +93,17 @@ pub struct RelayStatus {
     pub stopping: bool,
     /// Why it cannot go on, when that is so.
     pub failure: Option<String>,
+}
+
+/// When a file ends that certificates or revocation lists are in.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CertificateEnd {
+    /// `cert`, `ca` and `crl` for clients; `upstream_cert` and `archive_ca` for the relay itself.
+    pub file: String,
+    /// Where it is.
+    pub path: String,
+    /// When the first of what is needed in it ends.
+    pub ends_at: Moment,
 }
 
 /// Whom a relay receives from.
@@ -463,10 +477,32 @@ pub struct RecallStatus {
     pub fetched_bytes: u64,
     /// Rounds through all places that came to nothing.
     pub failures: u64,
+    /// The same within the last quarter of an hour.
+    #[serde(default)]
+    pub failures_lately: u64,
     /// Why the last of them did.
     pub last_error: Option<String>,
     /// When that was.
     pub last_error_at: Option<Moment>,
+}
+
+/// Somebody who was refused replication commands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// What it calls itself.
+    pub application_name: String,
+    /// Where it is; absent for the Unix socket.
+    pub client_addr: Option<String>,
+    /// `wal_removed`, `timeline`, `slot_lost`, `slot_in_use`, `slot_missing` or `other`.
+    pub cause: String,
+    /// What it was told the last time.
+    pub message: String,
+    /// How often it was refused, without a pause of more than two and a half minutes.
+    pub times: u64,
+    /// The first of these times.
+    pub since: Moment,
+    /// The last of them.
+    pub last: Moment,
 }
 
 /// A line of the log.
@@ -525,6 +561,12 @@ pub struct Counts {
     pub ended: BTreeMap<String, u64>,
     /// Why clients were not let in, and how often.
     pub refused: BTreeMap<String, u64>,
+    /// The same within the last ten minutes, those causes that there were.
+    #[serde(default)]
+    pub refused_lately: BTreeMap<String, u64>,
+    /// Why replication commands were refused, and how often.
+    #[serde(default)]
+    pub commands_refused: BTreeMap<String, u64>,
     /// Warnings in the log.
     pub warnings: u64,
     /// Errors in the log.

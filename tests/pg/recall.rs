@@ -172,8 +172,27 @@ fn what_is_nowhere_has_been_removed(server: &Server) {
     let kept = remove(&it.archive, &missing, &it.scratch);
     b.start();
     b.log().wait_for(&format!("requested WAL segment {missing} has already been removed"));
+    // It asks for ever, which nobody would see who does not look at its log.
+    let ask = |what: &str| it.relay.psql("dbname=walrelay", &[what]).expect("it is answered");
+    wait_until("the relay to tell of it", || ask("show troubles").contains("commands_refused|b|"));
+    let told = ask("show troubles");
+    assert!(
+        told.contains(&format!("{missing} has already been removed; WAL that it needs is gone")),
+        "{told}"
+    );
+    let stats = ask("show stats");
+    let refused = stats.lines().find_map(|line| line.strip_prefix("command_refused_wal_removed|"));
+    assert!(refused.is_some_and(|count| count.parse::<u64>().expect("a number") > 2), "{stats}");
+    let fields = ask("show recalls");
+    let fields: Vec<&str> = fields.split('|').collect();
+    let [sources, in_flight, fetched, bytes, failures, error, at] = fields[..] else { panic!("{fields:?}") };
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    assert!(number(sources) == 1 && number(in_flight) < 6 && number(failures) > 2, "{fields:?}");
+    assert_eq!(number(bytes), number(fetched) * it.primary.seg_size().bytes());
+    assert!(error.contains("has already been removed") && at.starts_with("20"), "{fields:?}");
     put_back(&it.archive, kept);
     b.wait_for_replay(it.primary.settled_lsn());
+    wait_until("all to be well", || !ask("show troubles").contains("commands_refused"));
 }
 
 fn slots_do_not_count_on_what_retention_removes(server: &Server) {

@@ -37,7 +37,7 @@ use walrelay_proto::{Lsn, SegNo, SegSize, TimelineHistory, TimelineId, WalFileNa
 
 use super::source::{FetchError, Source};
 use crate::changeable::Changeable;
-use crate::counts::Counter;
+use crate::counts::{Counter, Lately};
 use crate::moment::Past;
 use crate::store::{Segment, Store};
 use arriving::{Arriving, Refusal};
@@ -56,6 +56,8 @@ const FEWEST: u64 = AHEAD + 1;
 const KEEP_READ: Duration = Duration::from_secs(30);
 /// How long a segment is kept that was fetched ahead and that nobody has asked for.
 const KEEP_UNREAD: Duration = Duration::from_secs(300);
+/// What counts as lately, for whoever looks.
+const LATELY: Duration = Duration::from_secs(900);
 /// First and longest pause between attempts while sources cannot be reached.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -117,6 +119,7 @@ struct Tally {
     fetched: Counter,
     fetched_bytes: Counter,
     failed: Counter,
+    failed_lately: Lately,
     last_error: Mutex<Option<(String, Past)>>,
 }
 
@@ -133,6 +136,8 @@ pub struct RecallSeen {
     pub fetched_bytes: u64,
     /// Rounds through the places that came to nothing.
     pub failed: u64,
+    /// The same within the last quarter of an hour.
+    pub failed_lately: u64,
     /// Why the last of them did, and when.
     pub last_error: Option<(String, Past)>,
 }
@@ -163,6 +168,7 @@ impl Tally {
             Outcome::Not(error) => error.to_string(),
         };
         self.failed.note();
+        self.failed_lately.note(Instant::now());
         *lock(&self.last_error) = Some((error, Past::now()));
     }
 }
@@ -223,7 +229,7 @@ impl Recall {
 
     /// How it does. Waits for nothing.
     pub fn seen(&self) -> RecallSeen {
-        let Tally { begun, fetched, fetched_bytes, failed, last_error } = &self.tally;
+        let Tally { begun, fetched, fetched_bytes, failed, failed_lately, last_error } = &self.tally;
         let (fetched, failed) = (fetched.get(), failed.get());
         RecallSeen {
             sources: self.places.read().unwrap_or_else(PoisonError::into_inner).len(),
@@ -231,6 +237,7 @@ impl Recall {
             fetched,
             fetched_bytes: fetched_bytes.get(),
             failed,
+            failed_lately: failed_lately.within(LATELY, Instant::now()),
             last_error: lock(last_error).clone(),
         }
     }

@@ -4,7 +4,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +19,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use super::verifier::ClientVerifier;
 use super::{ALPN, HTTP_ALPN, TlsSession};
 use crate::auth::certificate::end_point_hash;
-use crate::auth::version_1::{self, certified_key};
+use crate::auth::version_1::certified_key;
 use crate::conninfo::TlsVersion;
 use crate::permissions::{Distrust, read_rules, read_secret};
 
@@ -87,7 +86,6 @@ pub struct ServerTls {
     http: Arc<ServerConfig>,
     end_point: Option<Vec<u8>>,
     verifies_clients: bool,
-    ends_at: Option<SystemTime>,
 }
 
 impl std::fmt::Debug for ServerTls {
@@ -105,7 +103,6 @@ impl ServerTls {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates("server certificate file", &files.cert)?;
         let end_point = chain.first().and_then(|own| end_point_hash(own));
-        let ends_at = chain.iter().filter_map(ends_at).min();
         let key = private_key(&files.key)?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions(files))
@@ -128,12 +125,7 @@ impl ServerTls {
         let mut http = config.clone();
         http.alpn_protocols = vec![HTTP_ALPN.to_vec()];
         let (config, http) = (Arc::new(config), Arc::new(http));
-        Ok(ServerTls { config, http, end_point, verifies_clients, ends_at })
-    }
-
-    /// When the first of the certificates that clients are shown ends.
-    pub fn ends_at(&self) -> Option<SystemTime> {
-        self.ends_at
+        Ok(ServerTls { config, http, end_point, verifies_clients })
     }
 
     /// Shakes hands with those who speak HTTP: the same certificate, versions and authorities.
@@ -150,11 +142,6 @@ impl ServerTls {
     pub(in crate::wire) async fn accept(&self, socket: &TcpStream) -> io::Result<TlsSession> {
         TlsSession::accept(socket, self.config.clone(), self.end_point.clone()).await
     }
-}
-
-fn ends_at(certificate: &CertificateDer<'static>) -> Option<SystemTime> {
-    let seconds = version_1::parse(certificate).ok()?.validity().not_after.timestamp();
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
 }
 
 fn versions(files: &TlsFiles) -> Vec<&'static rustls::SupportedProtocolVersion> {
@@ -276,21 +263,6 @@ mod tests {
         }
         std::fs::set_permissions(&files.key, PermissionsExt::from_mode(0o640)).unwrap();
         assert_eq!(ServerTls::load(&files).is_ok(), rustix::process::geteuid().is_root());
-    }
-
-    #[test]
-    fn the_end_of_what_clients_are_shown_is_that_of_the_certificate_that_ends_first() {
-        let Files { files, dir: _dir } = files();
-        let end = |year| {
-            let key = KeyPair::from_pem(&std::fs::read_to_string(&files.key).unwrap()).unwrap();
-            let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-            params.not_after = rcgen::date_time_ymd(year, 1, 1);
-            params.self_signed(&key).unwrap().pem()
-        };
-        std::fs::write(&files.cert, end(2100) + &end(2050)).unwrap();
-        let ends_at = ServerTls::load(&files).unwrap().ends_at().unwrap();
-        let seconds = ends_at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        assert_eq!(seconds, 2_524_608_000, "2050");
     }
 
     #[test]
