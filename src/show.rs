@@ -11,7 +11,7 @@ use crate::error::RelayError;
 use crate::out::{self, say};
 use crate::pg::{ConnectError, QueryError, connect_any};
 use crate::progress::while_waiting;
-use crate::status::{Distance, Status};
+use crate::status::{Distance, Status, in_brief};
 
 /// The relay's own database.
 const DATABASE: &str = "walrelay";
@@ -104,7 +104,7 @@ fn table(status: &Status) -> String {
 }
 
 fn write_all(out: &mut String, status: &Status) -> std::fmt::Result {
-    for line in status.troubles() {
+    for line in in_brief(&status.find_troubles()) {
         writeln!(out, "! {line}")?;
     }
     let (relay, upstream, disk) = (&status.relay, &status.upstream, &status.disk);

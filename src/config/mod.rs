@@ -226,7 +226,12 @@ impl Config {
 
     /// What is doubtful about who can read what goes over `--http-listen`.
     pub fn exposed_http(&self) -> Option<ExposedHttp> {
-        let address = self.http_listen.as_ref()?;
+        self.exposed_http_of(self)
+    }
+
+    /// The same of a relay that listens where `started` says, which a reload does not change.
+    pub fn exposed_http_of(&self, started: &Config) -> Option<ExposedHttp> {
+        let address = started.http_listen.as_ref()?;
         let exposed = !address.is_loopback() && !self.http.ssl;
         exposed.then(|| ExposedHttp { address: address.clone(), passwords: self.http.auth })
     }
@@ -452,6 +457,21 @@ mod tests {
         assert_eq!(config.store.wal_write, WalWrite::Mmap);
         assert_eq!(config.wal_sender_timeout, Some(Duration::from_secs(5)));
         assert_eq!(config.wal_receiver_timeout, Some(Duration::from_secs(60)));
+    }
+
+    /// An address in the file takes a restart, what is spoken there does not.
+    #[test]
+    fn a_reload_doubts_the_address_that_is_listened_on() {
+        let at = |address: &str, more: &[&str]| {
+            let fixed = ["--upstream", "host=a user=u", "-D", "/tmp/x", "--http-listen", address];
+            resolve(&[&fixed[..], more].concat()).unwrap()
+        };
+        let (open, local) = (at("0.0.0.0:9187", &[]), at("9187", &[]));
+        assert_eq!(open.exposed_http_of(&local), None);
+        let exposed = local.exposed_http_of(&open).expect("it is open still");
+        assert_eq!((exposed.address.to_string().as_str(), exposed.passwords), ("0.0.0.0:9187", false));
+        let asks = at("9187", &["--http-auth", "on"]);
+        assert!(asks.exposed_http_of(&open).is_some_and(|exposed| exposed.passwords));
     }
 
     #[test]

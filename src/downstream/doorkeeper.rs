@@ -74,7 +74,13 @@ impl Doorkeeper {
         if let Err(error) = &admitted {
             self.shared.config.counts.refused.note(parting::refused_with(&error.sqlstate));
             let (peer, user, sqlstate) = (visitor.address, &request.user, &*error.sqlstate);
-            tracing::info!(%peer, user, sqlstate, "HTTP request refused: {}", error.message);
+            let (source, reason) = (Peer::Tcp(peer).source(), &error.message);
+            match self.shared.repeats.note(source, reason, Instant::now()) {
+                Some(count) => {
+                    tracing::info!(%peer, user, sqlstate, count, "HTTP request refused: {reason}");
+                }
+                None => tracing::debug!(%peer, user, sqlstate, "HTTP request refused again: {reason}"),
+            }
         }
         admitted
     }

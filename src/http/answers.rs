@@ -1,20 +1,26 @@
 //! What is answered to programs. Before the start is over there is little to say, and that is said.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::door::told;
-use super::front::{Admitted, Asked, Details, Front};
+use super::front::{Admitted, Asked, Details, Front, Verdict};
 use super::page;
 use crate::metrics;
-use crate::status::Status;
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const ALL: &str = "there are / (a page), /api/status, /api/history, /metrics, /healthz, /readyz and /livez\n";
+
+/// No cache may keep what only this one may see.
+const NEVER_KEPT: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
+/// How long a login may take where the answer is waited for by who restarts what does not answer.
+const LOGIN_OF_LIFE: Duration = Duration::from_millis(200);
 
 /// All there is, for somebody.
 pub(super) fn router(asked: Asked) -> Router {
@@ -35,13 +41,13 @@ pub(super) fn unencrypted() -> Router {
 }
 
 async fn exposition(State(front): State<Front>, admitted: Admitted) -> Response {
-    let head = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
+    let head = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE), NEVER_KEPT];
     match admitted.running() {
         Some(running) => match front.of_status(running, metrics::exposition).await {
-            Ok(text) => (head, text).into_response(),
+            Ok(text) => (page::GUARDS, head, text).into_response(),
             Err(failed) => failed.into_response(),
         },
-        None => (head, metrics::exposition_at_start(&front.watched.starting())).into_response(),
+        None => (page::GUARDS, head, metrics::exposition_at_start(&front.watched.starting())).into_response(),
     }
 }
 
@@ -50,8 +56,9 @@ async fn readiness(State(front): State<Front>, details: Details) -> Response {
     let Some(running) = front.watched.running() else {
         return starts(StatusCode::SERVICE_UNAVAILABLE, &front);
     };
-    match front.of_status(running, Status::unready).await {
-        Ok(problem) => verdict(problem, details, "not ready", "ready"),
+    match front.verdict(running, &details).await {
+        Ok(Verdict { unready: Some(why), .. }) => unready(&why, &details).await,
+        Ok(_) => answer(StatusCode::OK, "ready".to_owned()),
         Err(failed) => failed.into_response(),
     }
 }
@@ -61,21 +68,22 @@ async fn health(State(front): State<Front>, details: Details) -> Response {
     let Some(running) = front.watched.running() else {
         return starts(StatusCode::SERVICE_UNAVAILABLE, &front);
     };
-    match front.of_status(running, |status| (status.unready(), status.troubles())).await {
-        Ok((None, troubles)) if !troubles.is_empty() => {
-            verdict(None, details, "", &details.or("somebody should look at it", &troubles.join("\n")))
+    match front.verdict(running, &details).await {
+        Ok(Verdict { unready: Some(why), .. }) => unready(&why, &details).await,
+        Ok(Verdict { troubles, .. }) if !troubles.is_empty() => {
+            answer(StatusCode::OK, details.or("somebody should look at it", &troubles).await)
         }
-        Ok((problem, _)) => verdict(problem, details, "not ready", "ok"),
+        Ok(_) => answer(StatusCode::OK, "ok".to_owned()),
         Err(failed) => failed.into_response(),
     }
 }
 
 /// Whether it would help to start the relay again: only where it cannot go on. Asked of nothing that takes long.
 async fn life(State(front): State<Front>, details: Details) -> Response {
-    match front.watched.running() {
-        Some(running) => verdict(running.sources.failure(), details, "the relay cannot go on", "alive"),
-        None => starts(StatusCode::OK, &front),
-    }
+    let Some(running) = front.watched.running() else { return starts(StatusCode::OK, &front) };
+    let Some(why) = running.sources.failure() else { return answer(StatusCode::OK, "alive".to_owned()) };
+    let text = details.or_within(LOGIN_OF_LIFE, "the relay cannot go on", &why).await;
+    answer(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 /// What `walrelay status --json` shows.
@@ -111,7 +119,7 @@ fn json(front: &Front, code: StatusCode, text: serde_json::Result<String>) -> Re
     let busy = "too much is on its way to others that read slowly; ask again\n";
     match text.map(|text| front.held(text)) {
         Ok(Some(text)) => {
-            let head = [(header::CONTENT_TYPE, JSON), (header::CACHE_CONTROL, "no-store")];
+            let head = [(header::CONTENT_TYPE, JSON), NEVER_KEPT];
             (code, page::GUARDS, head, text).into_response()
         }
         Ok(None) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], busy).into_response(),
@@ -123,16 +131,16 @@ async fn nothing() -> impl IntoResponse {
     (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, TEXT)], ALL)
 }
 
-/// What is wrong, to whom it may be told, or that all is well.
-fn verdict(problem: Option<String>, details: Details, wrong: &str, well: &str) -> Response {
-    let (code, text) = match problem {
-        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, details.or(wrong, &problem)),
-        None => (StatusCode::OK, well.to_owned()),
-    };
-    (code, [(header::CONTENT_TYPE, TEXT)], text + "\n").into_response()
+async fn unready(why: &str, details: &Details) -> Response {
+    answer(StatusCode::SERVICE_UNAVAILABLE, details.or("not ready", why).await)
 }
 
 /// How far a start is: nothing of the relay's is in it.
 fn starts(code: StatusCode, front: &Front) -> Response {
-    (code, [(header::CONTENT_TYPE, TEXT)], front.watched.starting().line() + "\n").into_response()
+    answer(code, front.watched.starting().line())
+}
+
+/// A text that may say what only this one may see.
+fn answer(code: StatusCode, text: String) -> Response {
+    (code, told(text + "\n")).into_response()
 }

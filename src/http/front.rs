@@ -2,18 +2,19 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::door::{Door, told};
 use crate::downstream::Visitor;
-use crate::status::{Running, Status, Watched};
+use crate::status::{Running, Status, Watched, in_brief};
 
 /// What answers of any length may take in memory altogether, kB: those who read slowly must not fill it.
 const MOST: u32 = 8 << 10;
@@ -28,6 +29,8 @@ pub(super) struct Front {
     room: Arc<Semaphore>,
     /// One at a time writes out what takes long.
     turn: Arc<Semaphore>,
+    /// What strangers were told last, and when it was found.
+    verdict: Arc<Mutex<Option<(Instant, Verdict)>>>,
 }
 
 /// The same, asked by somebody.
@@ -48,9 +51,25 @@ pub(super) struct Admitted {
     sees_all: bool,
 }
 
-/// Whether whoever asks only how the relay is may be told why. Probes get their answer whatever name they ask by, and without a login.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Details(bool);
+/// Whether whoever asks only how the relay is may be told why. Probes get their answer whatever name they ask by, and without a login:
+/// so that is looked at only where there is something to tell.
+#[derive(Clone, Debug)]
+pub(super) struct Details {
+    asked: Asked,
+    headers: HeaderMap,
+}
+
+/// What there is to say of a relay to who asks only how it is.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    /// Why it can serve nobody, if so.
+    pub(super) unready: Option<String>,
+    /// What somebody should look at.
+    pub(super) troubles: String,
+}
+
+/// A verdict holds for so long for those who are told nothing more: anybody may ask, as often as he likes.
+const HOLDS: Duration = Duration::from_secs(1);
 
 /// What should have been answered could not be made; the panic has been told of.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +83,7 @@ impl Front {
             local: local.map(Into::into),
             room: Arc::new(Semaphore::new(MOST as usize)),
             turn: Arc::new(Semaphore::new(1)),
+            verdict: Arc::default(),
         }
     }
 
@@ -97,6 +117,30 @@ impl Front {
         self.in_turn(move || make(&Status::now(&sources))).await
     }
 
+    /// How it is; for strangers as it was within the last second.
+    pub(super) async fn verdict(&self, running: &Running, details: &Details) -> Result<Verdict, Failed> {
+        let known = self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, verdict)) =
+            known.filter(|(found, _)| details.is_strangers() && found.elapsed() < HOLDS)
+        {
+            return Ok(verdict);
+        }
+        let found = |status: &Status| Verdict {
+            unready: status.unready(),
+            troubles: in_brief(&status.find_troubles()).join("\n"),
+        };
+        let verdict = self.of_status(running, found).await?;
+        let now = Some((Instant::now(), verdict.clone()));
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(verdict)
+    }
+
+    /// A browser always says a name.
+    fn is_called_rightly(&self, headers: &HeaderMap) -> bool {
+        let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
+        host.is_none_or(|host| self.may_be_called(host))
+    }
+
     fn may_be_called(&self, host: &str) -> bool {
         let Some(local) = &self.local else { return true };
         let name = match host.rsplit_once(':') {
@@ -110,15 +154,37 @@ impl Front {
 }
 
 impl Details {
-    /// What is told: `all`, or in a few words that name nothing of the relay's.
-    pub(super) fn or(self, few: &str, all: &str) -> String {
-        if self.0 { all } else { few }.to_owned()
+    /// What is told: `all`, or in a few words that name nothing of the relay's. A login may take its time.
+    pub(super) async fn or(&self, few: &str, all: &str) -> String {
+        let admitted = self.asked.admit(&self.headers).await;
+        if admitted.is_ok_and(|sees_all| sees_all) { all } else { few }.to_owned()
+    }
+
+    /// The same, within so long.
+    pub(super) async fn or_within(&self, limit: Duration, few: &str, all: &str) -> String {
+        tokio::time::timeout(limit, self.or(few, all)).await.unwrap_or_else(|_| few.to_owned())
+    }
+
+    /// Whether it is clear without any look that whoever asks is told nothing.
+    fn is_strangers(&self) -> bool {
+        let Asked { front, .. } = &self.asked;
+        !front.is_called_rightly(&self.headers)
+            || front.door.rules().auth && !self.headers.contains_key(header::AUTHORIZATION)
     }
 }
 
 impl Asked {
     pub(super) fn new(front: Front, visitor: Visitor) -> Asked {
         Asked { front, visitor: Arc::new(visitor) }
+    }
+
+    /// Whether whoever asks may see more than how far the start is; an error is answered instead.
+    async fn admit(&self, headers: &HeaderMap) -> Result<bool, Response> {
+        if !self.front.is_called_rightly(headers) {
+            let why = "this is for who comes to localhost or an address: let the proxy send that as Host\n";
+            return Err((StatusCode::MISDIRECTED_REQUEST, told(why)).into_response());
+        }
+        self.front.door.admit(&self.visitor, headers).await
     }
 }
 
@@ -139,15 +205,8 @@ impl FromRequestParts<Asked> for Admitted {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, asked: &Asked) -> Result<Admitted, Response> {
-        let front = &asked.front;
-        let host = parts.headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-        // A browser always says one.
-        if !host.is_none_or(|host| front.may_be_called(host)) {
-            let why = "this is for who comes to localhost or an address: let the proxy send that as Host\n";
-            return Err((StatusCode::MISDIRECTED_REQUEST, told(why)).into_response());
-        }
-        let sees_all = front.door.admit(&asked.visitor, &parts.headers).await?;
-        Ok(Admitted { front: front.clone(), sees_all })
+        let sees_all = asked.admit(&parts.headers).await?;
+        Ok(Admitted { front: asked.front.clone(), sees_all })
     }
 }
 
@@ -155,8 +214,7 @@ impl FromRequestParts<Asked> for Details {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, asked: &Asked) -> Result<Details, Infallible> {
-        let admitted = Admitted::from_request_parts(parts, asked).await;
-        Ok(Details(admitted.is_ok_and(|admitted| admitted.sees_all)))
+        Ok(Details { asked: asked.clone(), headers: parts.headers.clone() })
     }
 }
 
@@ -225,5 +283,40 @@ mod tests {
         assert!(front.held(text()).is_some() && rest.len() == 10);
         drop(rest);
         assert!(front.held("x".repeat(9 << 20)).is_some(), "more than there may be, and nothing else");
+    }
+
+    #[test]
+    fn strangers_are_told_what_was_found_a_moment_ago() {
+        let scene = crate::status::tests::Scene::new();
+        let front = front(Some("localhost"));
+        let history = Arc::new(crate::status::History::new(scene.sources.clone()));
+        front.watched.note_running(scene.sources.clone(), history);
+        let running = front.watched.running().expect("it was noted");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("threads");
+        let verdict = |headers: &[(header::HeaderName, &str)]| {
+            let mut map = HeaderMap::new();
+            headers.iter().for_each(|(name, value)| _ = map.insert(name, value.parse().expect("a value")));
+            let address = ([127, 0, 0, 1], 1).into();
+            let visitor = Visitor { address, ssl: false, certificate: None };
+            let details = Details { asked: Asked::new(front.clone(), visitor), headers: map };
+            let verdict = runtime.block_on(front.verdict(running, &details));
+            verdict.expect("it does not panic").unready
+        };
+        let found = |seconds: u64, unready: &str| {
+            // One of the future has just been found, however slow this machine is.
+            let at = Instant::now() + Duration::from_secs(seconds);
+            let verdict = Verdict { unready: Some(unready.to_owned()), troubles: String::new() };
+            *front.verdict.lock().expect("nobody panics") = Some((at, verdict));
+        };
+        let elsewhere = [(header::HOST, "evil.example")];
+        found(3600, "known");
+        assert_eq!(verdict(&elsewhere).as_deref(), Some("known"));
+        assert_eq!(verdict(&[(header::HOST, "localhost")]), None, "who may see all sees it as it is");
+        assert_eq!(verdict(&elsewhere), None, "which the others are told then");
+        front.door.set_rules(HttpRules { ssl: false, auth: true });
+        found(3600, "known");
+        assert_eq!(verdict(&[(header::HOST, "localhost")]).as_deref(), Some("known"), "without a login");
+        let login = [(header::HOST, "localhost"), (header::AUTHORIZATION, "Basic bWU6c2VjcmV0")];
+        assert_eq!(verdict(&login), None);
     }
 }

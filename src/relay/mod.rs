@@ -676,7 +676,7 @@ fn load_access(
         .map_or_else(|| Ok(Idents::default()), |path| Idents::load(&path))?;
     at.note("the directories of the files that are named".to_owned());
     warn_of_parents(config);
-    if let Some(exposed) = config.exposed_http() {
+    if let Some(exposed) = config.exposed_http_of(started) {
         tracing::warn!("{exposed}");
     }
     at.note("the TLS files".to_owned());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::now::Sources;
-use super::troubles::{Trouble, TroubleKind};
+use super::troubles::{FEW, Trouble, TroubleKind};
 use super::value::Status;
 use crate::moment::Past;
 
@@ -53,7 +53,14 @@ impl Reminders {
             // Of a thousand consumers it takes a while, which those whom the workers serve need not wait for.
             let of = sources.clone();
             let found = tokio::task::spawn_blocking(move || Status::now(&of).find_troubles()).await;
-            let troubles = found.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()));
+            let troubles = match found {
+                Ok(troubles) => troubles,
+                Err(ended) => match ended.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime ends.
+                    Err(_) => continue,
+                },
+            };
             let keys = troubles.iter().map(|trouble| (trouble.kind, trouble.about.clone())).collect();
             sources.note_troubles(keys, Past::now());
             for line in self.look(troubles, Instant::now()) {
@@ -65,36 +72,56 @@ impl Reminders {
         }
     }
 
-    /// What there is to tell of what is so now.
+    /// What there is to tell of what is so now: a line each, unless there are many of a kind, which must not fill the log.
     fn look(&mut self, troubles: Vec<Trouble>, now: Instant) -> Vec<Line> {
-        let mut lines = Vec::new();
         let keys: BTreeSet<Key> =
             troubles.iter().map(|trouble| (trouble.kind, trouble.about.clone())).collect();
         let over = |key: &Key, lasting: &Lasting| {
             let (about, lasted) = (named(&key.1), now.duration_since(lasting.begun).as_secs());
-            Line::Info(format!("{}{about}, after {lasted} s", key.0.over()))
+            (key.0, format!("{}{about}, after {lasted} s", key.0.over()))
         };
         let ended = self.lasting.iter().filter(|(key, lasting)| lasting.told > 0 && !keys.contains(*key));
-        lines.extend(ended.map(|(key, lasting)| over(key, lasting)));
+        let ended = ended.map(|(key, lasting)| over(key, lasting)).collect();
+        let mut lines: Vec<Line> = few_of_a_kind(ended).into_iter().map(Line::Info).collect();
         self.lasting.retain(|key, _| keys.contains(key));
-        for Trouble { kind, about, message } in troubles {
-            let lasting = self.lasting.entry((kind, about)).or_insert_with(|| {
-                let next = kind.told_after().map(|after| now + after);
-                Lasting { begun: now, told: 0, next }
-            });
-            if lasting.next.is_none_or(|next| next > now) {
-                continue;
-            }
-            lasting.next = Some(now + LONGEST.min(AGAIN * 2_u32.pow(lasting.told.min(6))));
-            lasting.told += 1;
-            let (times, lasted) = (lasting.told, now.duration_since(lasting.begun).as_secs());
-            lines.push(Line::Warning(match times {
-                1 => message,
-                _ => format!("{message} (told {times} times in {lasted} s)"),
-            }));
-        }
+        let due = troubles.into_iter().filter_map(|trouble| self.due(trouble, now)).collect();
+        lines.extend(few_of_a_kind(due).into_iter().map(Line::Warning));
         lines
     }
+
+    /// What is to be told of it now.
+    fn due(&mut self, trouble: Trouble, now: Instant) -> Option<(TroubleKind, String)> {
+        let Trouble { kind, about, message } = trouble;
+        let lasting = self.lasting.entry((kind, about)).or_insert_with(|| {
+            let next = kind.told_after().map(|after| now + after);
+            Lasting { begun: now, told: 0, next }
+        });
+        if lasting.next.is_none_or(|next| next > now) {
+            return None;
+        }
+        lasting.next = Some(now + LONGEST.min(AGAIN * 2_u32.pow(lasting.told.min(6))));
+        lasting.told += 1;
+        let (times, lasted) = (lasting.told, now.duration_since(lasting.begun).as_secs());
+        let line = match times {
+            1 => message,
+            _ => format!("{message} (told {times} times in {lasted} s)"),
+        };
+        Some((kind, line))
+    }
+}
+
+/// The lines; where there are more of a kind than a few, one that counts the others.
+fn few_of_a_kind(lines: Vec<(TroubleKind, String)>) -> Vec<String> {
+    let mut counts = BTreeMap::<TroubleKind, usize>::new();
+    lines.iter().for_each(|(kind, _)| *counts.entry(*kind).or_default() += 1);
+    let mut told = BTreeSet::new();
+    let line = |(kind, line): (TroubleKind, String)| match counts[&kind] {
+        count if count <= FEW => Some(line),
+        count => {
+            told.insert(kind).then(|| format!("{line}; so it is with {} others (SHOW TROUBLES)", count - 1))
+        }
+    };
+    lines.into_iter().filter_map(line).collect()
 }
 
 fn named(about: &str) -> String {
@@ -139,6 +166,27 @@ mod tests {
         let lines = told(&mut reminders, start, 600..20_000, &hangs);
         let last: Vec<u64> = lines.iter().rev().take(2).map(|(second, _)| *second).collect();
         assert_eq!(last[0] - last[1], 3600, "an hour at most");
+    }
+
+    #[test]
+    fn what_a_thousand_have_in_common_is_one_line() {
+        let (mut reminders, start) = (Reminders::default(), Instant::now());
+        let behind = |count: usize| {
+            let one = |number: usize| trouble(TroubleKind::ConsumerBehind, &format!("c{number}"));
+            (0..count).map(one).collect::<Vec<_>>()
+        };
+        let mut all = behind(1000);
+        all.push(trouble(TroubleKind::SlotUnused, "s"));
+        let lines = told(&mut reminders, start, 0..60, &all);
+        let expected = ["it hangs; so it is with 999 others (SHOW TROUBLES)", "it hangs"];
+        assert_eq!(lines, expected.map(|line| (30, Line::Warning(line.to_owned()))));
+        let lines = told(&mut reminders, start, 60..65, &all[995..]);
+        assert!(lines.len() == 1 && format!("{lines:?}").contains("so it is with 994 others"), "{lines:?}");
+        let mut reminders = Reminders::default();
+        assert_eq!(told(&mut reminders, start, 0..60, &behind(FEW)).len(), FEW);
+        let brief = super::super::in_brief(&all);
+        assert_eq!(brief.len(), FEW + 2, "{brief:?}");
+        assert_eq!(brief[FEW + 1], "990 more of the kind consumer_behind (SHOW TROUBLES has all)");
     }
 
     #[test]

@@ -147,6 +147,14 @@ fn watchers_log_in_as_on_the_console(server: &Server) {
         let _ = console("watcher", "salmon");
         watcher.code("/metrics", "watcher:salmon") == 403
     });
+
+    // Whoever guesses all the time is told with a count.
+    let mark = relay.log().mark();
+    for _ in 0..50 {
+        assert_ne!(watcher.code("/metrics", "guesser:x"), 200);
+    }
+    let told = relay.log().lines_with("HTTP request refused", mark);
+    assert!(!told.is_empty() && told.len() < 10 && told[0].contains("count=1"), "{told:#?}");
 }
 
 fn a_file_of_users_does_and_a_reload_changes_all_of_it(server: &Server) {

@@ -172,6 +172,35 @@ fn probes_take_no_login_and_name_nothing_to_who_has_none() {
     assert_eq!(guarded.code("/nowhere", ""), 404);
 }
 
+/// Where there is nothing to tell, nobody is asked who he is: that takes time, which a probe has not.
+#[test]
+fn a_login_is_looked_at_only_where_there_is_something_to_tell() {
+    let options = Options { max_failed_logins: 1, ..with_logins("host walrelay all all scram-sha-256\n") };
+    let guarded = Guarded::start(AUTH, options);
+    for _ in 0..3 {
+        for path in ["/livez", "/readyz"] {
+            assert_eq!(guarded.code(path, "watcher:wrong"), 200);
+        }
+    }
+    assert_eq!(guarded.code("/metrics", "a:a"), 200, "no credit was used up");
+}
+
+#[test]
+fn nobody_keeps_what_is_answered() {
+    let guarded = Guarded::start(AUTH, with_logins("host walrelay all all scram-sha-256\n"));
+    for path in ["/metrics", "/healthz", "/readyz", "/livez", "/api/status"] {
+        let answer = guarded.served.get_with(path, &format!("Host: localhost\r\n{}", basic("a:a")));
+        let (head, _) = answer.split_once("\r\n\r\n").unwrap();
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
+        for line in
+            ["cache-control: no-store", "x-content-type-options: nosniff", "content-security-policy: "]
+        {
+            assert!(head.contains(line), "{path}: {head}");
+        }
+    }
+}
+
 #[test]
 fn guesses_use_up_the_credit_of_their_address_and_nobody_elses() {
     let options = Options { max_failed_logins: 1, ..with_logins("host walrelay all all scram-sha-256\n") };
