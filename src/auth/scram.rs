@@ -101,10 +101,23 @@ impl Keys {
     /// Keys of `password`, which goes through SASLprep. Costs `iterations` HMACs, milliseconds for the default.
     pub fn derive(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> Keys {
         let mut salted = [0; 32];
+        #[cfg(test)]
+        DERIVED.with(|derived| derived.set(derived.get() + 1));
         pbkdf2::pbkdf2_hmac::<Sha256>(&saslprep(password), salt, iterations.get(), &mut salted);
         let salted = Key(salted);
         Keys { client_key: salted.hmac(&[b"Client Key"]), server_key: salted.hmac(&[b"Server Key"]) }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static DERIVED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// How many keys this thread has derived, which is what takes time.
+#[cfg(test)]
+pub(crate) fn derivations() -> u64 {
+    DERIVED.with(std::cell::Cell::get)
 }
 
 /// What a server stores instead of the password: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.

@@ -356,14 +356,20 @@ async fn verify(
         return Err(empty_password());
     }
     let (mock, name) = (stranger.mock.clone(), user.to_owned());
-    let check = move || match secret {
-        Some(Secret::Password(stored)) => stored.as_bytes().ct_eq(&password).into(),
-        Some(Secret::Md5(stored)) => md5::verify_password(&stored, &name, &password),
-        Some(Secret::Scram(verifier)) => verifier.matches_password(&password),
-        None => mock.check_password(&name, &password),
-    };
+    let check = move || proves(secret, &name, &password, &mock);
     let proved = tokio::task::spawn_blocking(check).await.unwrap_or(false);
     if proved { Ok(()) } else { Err(wrong_password(user)) }
+}
+
+/// Whether it is the password. That takes as long for everybody, or the time would tell who exists, and whose secret is no verifier.
+fn proves(secret: Option<Secret>, user: &str, password: &[u8], mock: &MockSecret) -> bool {
+    let derived = |proved: bool| mock.check_password(user, b"") | proved;
+    match secret {
+        Some(Secret::Password(stored)) => derived(stored.as_bytes().ct_eq(password).into()),
+        Some(Secret::Md5(stored)) => derived(md5::verify_password(&stored, user, password)),
+        Some(Secret::Scram(verifier)) => verifier.matches_password(password),
+        None => mock.check_password(user, password),
+    }
 }
 
 async fn md5_challenge(conn: &mut Connection, user: &str, stored: &str) -> Result<Credentials, LoginError> {
@@ -491,4 +497,30 @@ fn empty_password() -> PgError {
 
 fn no_random(error: getrandom::Error) -> LoginError {
     PgError::fatal(sqlstate::INTERNAL_ERROR, format!("could not generate random MD5 salt: {error}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::scram::Verifier;
+
+    #[test]
+    fn each_kind_of_secret_costs_one_derivation() {
+        let mock = MockSecret::random().unwrap();
+        let verifier = Verifier::from_password(b"right", b"salt of this one", DEFAULT_ITERATIONS);
+        let secrets = [
+            Some(Secret::Password("right".into())),
+            Some(Secret::Md5(md5::stored_hash("u", b"right"))),
+            Some(Secret::Scram(verifier)),
+            None,
+        ];
+        for secret in secrets {
+            for password in ["right", "wrong"] {
+                let before = crate::auth::scram::derivations();
+                let proved = proves(secret.clone(), "u", password.as_bytes(), &mock);
+                assert_eq!(proved, secret.is_some() && password == "right", "{secret:?}");
+                assert_eq!(crate::auth::scram::derivations() - before, 1, "{secret:?}");
+            }
+        }
+    }
 }
