@@ -45,6 +45,9 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause before the first status update. A server that no longer has the WAL we ask for says so right behind its
 /// CopyBoth, and an update sent before would move our slot back to WAL that is gone.
 const FIRST_STATUS: Duration = Duration::from_millis(50);
+/// Silence after which a server is asked for a sign of life at the latest, however long it may be silent: whoever looks at the relay
+/// takes one that has said nothing for longer than this, and a little more, for cut off.
+const ASK_AFTER: Duration = Duration::from_secs(30);
 /// Silence after which a server that owes us a result is given up.
 const RESULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pings in a row for a position that we cannot confirm, after which we end the stream: see `Receiver::ping`.
@@ -282,7 +285,7 @@ impl Receiver {
             write_lsn: None,
             flush_lsn: None,
             confirmed: Positions::default(),
-            timer: PeerTimer::new(start.timeout, now),
+            timer: PeerTimer::new(start.timeout, now).asking_after(ASK_AFTER),
             line: Line::Open,
             stop: false,
             store_failed: false,

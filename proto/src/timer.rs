@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub struct PeerTimer {
     /// `None` for never.
     timeout: Option<Duration>,
+    /// The peer is asked after that, however long it may be silent.
+    ask_after: Option<Duration>,
     last_heard: Instant,
     asked: bool,
 }
@@ -29,7 +31,12 @@ pub enum PeerDue {
 impl PeerTimer {
     /// Starts counting at `now`.
     pub fn new(timeout: Option<Duration>, now: Instant) -> PeerTimer {
-        PeerTimer { timeout, last_heard: now, asked: false }
+        PeerTimer { timeout, ask_after: None, last_heard: now, asked: false }
+    }
+
+    /// The same, and the peer is asked after `ask_after` at the latest, also if it may be silent for ever.
+    pub fn asking_after(self, ask_after: Duration) -> PeerTimer {
+        PeerTimer { ask_after: Some(ask_after), ..self }
     }
 
     /// The peer has sent something.
@@ -50,17 +57,22 @@ impl PeerTimer {
 
     /// When to call [`due`](Self::due); `None` for never.
     pub fn deadline(&self) -> Option<Instant> {
-        let timeout = self.timeout?;
-        Some(self.last_heard + if self.asked { timeout } else { timeout / 2 })
+        let silence = if self.asked { self.timeout } else { self.until_asked() };
+        silence.map(|silence| self.last_heard + silence)
+    }
+
+    /// How long it may be silent before it is asked.
+    fn until_asked(&self) -> Option<Duration> {
+        let half = self.timeout.map(|timeout| timeout / 2);
+        half.into_iter().chain(self.ask_after).min()
     }
 
     /// What is due at `now`.
     pub fn due(&mut self, now: Instant) -> PeerDue {
-        let Some(timeout) = self.timeout else { return PeerDue::Nothing };
         let silence = now.saturating_duration_since(self.last_heard);
-        if silence >= timeout {
+        if self.timeout.is_some_and(|timeout| silence >= timeout) {
             PeerDue::GiveUp
-        } else if silence >= timeout / 2 && !self.asked {
+        } else if !self.asked && self.until_asked().is_some_and(|until| silence >= until) {
             self.asked = true;
             PeerDue::Ask
         } else {
@@ -104,5 +116,23 @@ mod tests {
         let mut timer = PeerTimer::new(None, start);
         assert_eq!(timer.deadline(), None);
         assert_eq!(timer.due(start + Duration::from_secs(1_000_000)), PeerDue::Nothing);
+    }
+
+    #[test]
+    fn a_peer_that_may_be_silent_for_long_is_asked_all_the_same() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let ask = Duration::from_secs(30);
+        let mut timer = PeerTimer::new(None, start).asking_after(ask);
+        assert_eq!((timer.deadline(), timer.due(at(29))), (Some(at(30)), PeerDue::Nothing));
+        assert_eq!((timer.due(at(30)), timer.deadline()), (PeerDue::Ask, None));
+        assert_eq!(timer.due(at(1_000_000)), PeerDue::Nothing, "it is not given up");
+        timer.heard(at(1_000_000));
+        assert_eq!(timer.deadline(), Some(at(1_000_030)));
+        let mut timer = PeerTimer::new(Some(Duration::from_secs(1200)), start).asking_after(ask);
+        assert_eq!((timer.due(at(30)), timer.deadline()), (PeerDue::Ask, Some(at(1200))));
+        assert_eq!(timer.due(at(1200)), PeerDue::GiveUp);
+        let timer = PeerTimer::new(Some(Duration::from_secs(2)), start).asking_after(ask);
+        assert_eq!(timer.deadline(), Some(at(1)), "no later than without that");
     }
 }

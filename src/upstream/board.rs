@@ -10,8 +10,8 @@ use crate::consumers::LagClock;
 use crate::counts::Counter;
 use crate::moment::Past;
 
-/// A server that has nothing to send says so each half `wal_sender_timeout`, which are 30 s, and is asked when it does not: who is
-/// silent for longer may be cut off.
+/// A server that has nothing to send is asked to say so after 30 s at the latest, whatever the timeouts of both sides are
+/// (`walrelay_proto::Receiver`): who is silent for longer may be cut off.
 const SILENCE: Duration = Duration::from_secs(40);
 
 /// What the receiver is doing.

@@ -702,11 +702,20 @@ fn what_lies_in_the_socket_counts_before_silence_is_judged() {
 #[test]
 fn without_a_timeout_silence_is_no_fault() {
     let mut rig = Rig::of(None, None);
+    let asks = |did: &[Did]| did.iter().filter(|did| matches!(did, Did::Status { asks: true, .. })).count();
+    let mut asked = 0;
     for _ in 0..1000 {
         rig.now += Duration::from_secs(3600);
         let did = rig.input(Input::Timeout);
-        assert_eq!(*did.last().unwrap(), status(START));
+        assert!(matches!(did.last(), Some(Did::Status { .. })), "{did:?}");
+        asked += asks(&did);
     }
+    assert_eq!(asked, 1, "for a sign of life, once");
+    rig.bytes(&keepalive(START, false));
+    rig.now += ASK_AFTER - Duration::from_secs(1);
+    assert_eq!(asks(&rig.input(Input::Timeout)), 0);
+    rig.now += Duration::from_secs(1);
+    assert_eq!(asks(&rig.input(Input::Timeout)), 1, "again, once it has answered");
 }
 
 #[test]
