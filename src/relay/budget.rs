@@ -1,7 +1,7 @@
 //! What was used of the budget for degraded acknowledgements, kept for the next process in `ack-budget.toml`: a relay that is
 //! restarted has no more of it for that.
 //!
-//! It is looked at every second, and once more at the end, so a process that is killed leaves a second out at most. A file that
+//! It is looked at every second, and once more when nothing is confirmed any more, so a process that is killed leaves a second out at most. A file that
 //! cannot be read or written costs nobody an acknowledgement: it is told, and the budget is full.
 
 use std::io;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use walrelay_proto::ack::Spent;
+use walrelay_proto::ack::{Budget, Rules, Spent};
 
 use crate::moment::Moment;
 use crate::store::Store;
@@ -26,14 +26,16 @@ struct Saved {
     spent_ms: u64,
 }
 
-/// Takes up what the process before this one has left. Waits for the disk.
-pub(super) fn take_up(store: &Store) {
+/// Takes up what the process before this one has left, for these rules. Waits for the disk.
+pub(super) fn take_up(store: &Store, rules: &Rules) {
     match read(store) {
         Ok(Some(spent)) => {
-            let seconds = spent.time.as_secs_f32();
-            tracing::info!(
-                "{seconds:.1} s of the budget for degraded acknowledgements, if [ack] has one, were used before this start"
-            );
+            if let Some(budget) = counted(spent, rules) {
+                let (seconds, all) = (spent.time.as_secs_f32(), budget.time.as_secs_f32());
+                tracing::info!(
+                    "{seconds:.1} s of the {all:.1} s for degraded acknowledgements were used before this start"
+                );
+            }
             store.consumers().acknowledgements().spent_before(spent);
         }
         Ok(None) => {}
@@ -41,6 +43,26 @@ pub(super) fn take_up(store: &Store) {
             "could not read \"{FILE}\" in the data directory: {error}; the budget for degraded acknowledgements is full"
         ),
     }
+}
+
+/// The budget that this still counts against, if any.
+fn counted(spent: Spent, rules: &Rules) -> Option<Budget> {
+    rules.lapse.as_ref()?.budget.filter(|budget| spent.ago < budget.per)
+}
+
+/// Once more, when nothing is confirmed to the upstream any more: rules may have lapsed during the stop, too. Waits for the disk.
+pub(super) fn keep_last(store: &Store) {
+    let Some(spent) = store.consumers().acknowledgements().spent() else { return };
+    if let Err(error) = write(store, spent) {
+        tell(&error);
+    }
+}
+
+fn tell(error: &io::Error) {
+    tracing::warn!(
+        "could not write \"{FILE}\" in the data directory: {error}; after a restart the budget for degraded acknowledgements is \
+         fuller than it should be"
+    );
 }
 
 /// Keeps it up to date until told to stop.
@@ -60,10 +82,7 @@ pub(super) async fn keep(store: Arc<Store>, stop: CancellationToken) {
             Ok(()) => (kept, is_told) = (Some(spent.time), false),
             Err(error) if !is_told => {
                 is_told = true;
-                tracing::warn!(
-                    "could not write \"{FILE}\" in the data directory: {error}; after a restart the budget for degraded \
-                     acknowledgements is fuller than it should be"
-                );
+                tell(&error);
             }
             Err(_) => {}
         }
@@ -89,6 +108,8 @@ fn write(store: &Store, spent: Spent) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use walrelay_proto::ack::Lapse;
+
     use super::*;
     use crate::disk::OsDisk;
     use crate::store::{StoreConfig, WalWrite};
@@ -110,7 +131,7 @@ mod tests {
         let spent = Spent { ago: Duration::from_secs(3600), time: Duration::from_millis(40_500) };
         {
             let store = opened(dir.path());
-            take_up(&store);
+            take_up(&store, &Rules::default());
             assert_eq!(store.consumers().acknowledgements().spent(), None);
             let stop = CancellationToken::new();
             let keeper = tokio::spawn(keep(store.clone(), stop.clone()));
@@ -121,7 +142,7 @@ mod tests {
             keeper.await.unwrap();
         }
         let store = opened(dir.path());
-        take_up(&store);
+        take_up(&store, &Rules::default());
         let found = store.consumers().acknowledgements().spent().unwrap();
         assert_eq!(found.time, spent.time);
         let passed = found.ago.saturating_sub(spent.ago);
@@ -129,6 +150,35 @@ mod tests {
         // What cannot be read is no reason to end.
         store.replace_state(FILE, "began = 1").unwrap();
         assert!(read(&store).is_err());
-        take_up(&store);
+        take_up(&store, &Rules::default());
+    }
+
+    #[test]
+    fn what_was_used_long_ago_or_of_no_budget_counts_no_more() {
+        let budget = Budget { time: Duration::from_secs(60), per: Duration::from_secs(3600) };
+        let rules = |budget| {
+            let lapse = Lapse { timeout: Duration::ZERO, to: Rules::default().flush, budget };
+            Rules { lapse: Some(lapse), ..Rules::default() }
+        };
+        let spent = |ago| Spent { ago: Duration::from_secs(ago), time: Duration::from_millis(1500) };
+        assert_eq!(counted(spent(10), &Rules::default()), None);
+        assert_eq!(counted(spent(10), &rules(None)), None);
+        assert_eq!(counted(spent(3600), &rules(Some(budget))), None);
+        assert_eq!(counted(spent(3599), &rules(Some(budget))), Some(budget));
+    }
+
+    #[test]
+    fn what_is_used_during_the_stop_is_kept() {
+        let dir = crate::permissions::private_tempdir();
+        let spent = Spent { ago: Duration::ZERO, time: Duration::from_millis(7000) };
+        {
+            let store = opened(dir.path());
+            keep_last(&store);
+            store.consumers().acknowledgements().spent_before(spent);
+            keep_last(&store);
+        }
+        let store = opened(dir.path());
+        take_up(&store, &Rules::default());
+        assert_eq!(store.consumers().acknowledgements().spent().unwrap().time, spent.time);
     }
 }

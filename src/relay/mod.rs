@@ -256,7 +256,7 @@ impl Relay {
         store.report_missing_wal();
         store.load_failovers();
         set_acknowledgements(&config, &store);
-        budget::take_up(&store);
+        budget::take_up(&store, &config.ack);
         let timeouts = Timeouts {
             shutdown: config.shutdown_timeout.into(),
             wal_receiver: config.wal_receiver_timeout.into(),
@@ -424,8 +424,11 @@ impl Relay {
             let stopped = farewell.note(stopped).unwrap_or(true);
             farewell.expect(stopped, "the walreceiver (the last WAL may not be confirmed to the upstream)");
         }
-        let background = self.background;
-        let stopping = tokio::task::spawn_blocking(move || background.stop());
+        let (background, store) = (self.background, self.store.clone());
+        let stopping = tokio::task::spawn_blocking(move || {
+            budget::keep_last(&store);
+            background.stop()
+        });
         match timeout_at(deadline.max(Instant::now() + LEAST), stopping).await {
             Ok(lost) => farewell.lost = farewell.lost.or(lost.ok().flatten()),
             Err(_) => farewell.expect(false, "the store (slots may not be saved)"),
@@ -543,7 +546,7 @@ fn forbids_confirming(error: &RelayError) -> bool {
 /// # Errors
 /// As a start's.
 pub fn check(config: &Config) -> Result<(), RelayError> {
-    load_access(config, &At::default())?;
+    load_access(config, config, &At::default())?;
     check_targets(&config.archive, &config.store.data_dir)?;
     for (target, dir) in missing_directories(&config.archive) {
         tracing::warn!(
