@@ -12,6 +12,7 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use crate::log::one_line;
 use crate::moment::Moment;
+use crate::redact::redact;
 
 /// So many are kept.
 const MOST: usize = 256;
@@ -81,7 +82,7 @@ impl<S: Subscriber> Layer<S> for Events {
         }
         let mut words = Words::default();
         event.record(&mut words);
-        self.note(level, cut(one_line(&(words.message + &words.fields))));
+        self.note(level, cut(&one_line(&(words.message + &words.fields))));
     }
 }
 
@@ -103,7 +104,9 @@ impl Visit for Words {
     }
 }
 
-fn cut(mut text: String) -> String {
+/// What is cut first may not be known for a secret any more.
+fn cut(text: &str) -> String {
+    let mut text = redact(text);
     if text.len() > LONGEST {
         let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);

@@ -118,7 +118,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("events", &["log", "moment"]),
+    ("events", &["log", "moment", "redact"]),
     ("fencing", &["config", "conninfo", "error", "out", "pg", "progress"]),
     ("gateway", &["auth", "conninfo", "lane", "pg", "rate", "redact", "store", "upstream", "wire"]),
     ("http", &["auth", "changeable", "descriptors", "downstream", "metrics", "sockets", "status", "wire"]),

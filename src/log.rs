@@ -138,7 +138,9 @@ impl Log {
         let out = File::from(rustix::io::dup(io::stderr())?);
         Log::start(out, CAPACITY, |dropped| {
             // An error, so that it is told at every level.
-            tracing::error!("{dropped} log lines were lost, because standard error could not be written");
+            tracing::error!(
+                "{dropped} log lines were lost, because they came faster than they were read, or could not be written"
+            );
         })
     }
 

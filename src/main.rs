@@ -168,7 +168,10 @@ enum Words {
         /// In front of each.
         level: &'static str,
     },
-    Event,
+    Event {
+        /// What holds lines back.
+        level: LevelSwitch,
+    },
 }
 
 impl Words {
@@ -183,7 +186,11 @@ impl Words {
                 let lines = last_words(error).replace('\n', &format!("\n{level}"));
                 log.put(format!("{level}{lines}\n").as_bytes());
             }
-            Words::Event => tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}"),
+            Words::Event { level } => {
+                // Whatever --log-level holds back: nobody else says why the relay has ended.
+                level.set(LevelFilter::ERROR);
+                tracing::error!(exit_code = error.exit_code(), hint = error.hint(), "{error}");
+            }
         }
     }
 }
@@ -214,8 +221,10 @@ fn run(
     )?;
     let is_json = config.log_format == LogFormat::Json;
     let journal = journal.filter(|_| config.log_format == LogFormat::Auto);
-    *words = if is_json || journal.is_some() { Words::Event } else { Words::of_text(None) };
+    let is_event = is_json || journal.is_some();
     let log_level = start_log(&config, log, journal, events.clone());
+    let level = log_level.clone();
+    *words = if is_event { Words::Event { level } } else { Words::of_text(None) };
     let (sockets, successor) = passed?;
     let handover = Handover { sockets, successor, log_level };
     let action = "could not install signal handler";

@@ -55,3 +55,40 @@ fn lines_have_a_level_where_the_journal_reads_them_and_only_there() {
     }
     assert!(said(true, &[]).starts_with(&format!("<6>{STARTED}, upstream is ")));
 }
+
+/// Each line is a document of its own, from the first to the last, whatever the level is.
+#[test]
+fn lines_in_json_can_be_read_by_programs() {
+    let (scratch, port) = (Scratch::new("json"), Port::take());
+    let path = |name: &str| scratch.join(name).display().to_string();
+    let (data, listen) = (path("data"), format!("127.0.0.1:{}", port.number()));
+    let settings = ["--data-dir", &data, "--listen", &listen, "--log-format", "json"];
+    let log = |name: &str| PathBuf::from(path(name));
+    let read = |log: &Path| {
+        let text = fs::read_to_string(log).expect("it is ours");
+        let line = |line: &str| {
+            let value: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let of = |key: &str| value[key].as_str().unwrap_or_else(|| panic!("no {key}: {line}")).to_owned();
+            let timestamp = of("timestamp");
+            assert!(timestamp.starts_with("20") && timestamp.ends_with('Z'), "{line}");
+            (of("level"), of("message"))
+        };
+        text.lines().map(line).collect::<Vec<_>>()
+    };
+    let mut first = relay(&log("first"), false, &settings);
+    first.log().wait_for(STARTED);
+    // Another one finds the directory in use: its last words are the log's, whatever that shows.
+    let mut second = relay(&log("second"), false, &[&settings[..], &["--log-level", "off"]].concat());
+    assert_ne!(second.wait().code(), Some(0));
+    let last_words = read(&log("second"));
+    assert!(last_words.len() == 1 && last_words[0].0 == "ERROR", "{last_words:?}");
+    assert!(last_words[0].1.contains("in use"), "{last_words:?}");
+    assert_eq!(first.end_with(Signal::TERM), 0);
+    let lines = read(&log("first"));
+    assert!(
+        lines.iter().any(|(level, message)| level == "INFO" && message.starts_with(STARTED)),
+        "{lines:?}"
+    );
+    assert_eq!(lines.last().map(|(_, message)| message.as_str()), Some("stopped"), "{lines:?}");
+}
