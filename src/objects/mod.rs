@@ -18,7 +18,7 @@ mod upload;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -105,8 +105,7 @@ pub(crate) struct Unreadable(pub(crate) io::Error);
 
 impl StorageError {
     pub(crate) fn new(action: &'static str, path: &str, reason: &dyn std::fmt::Display) -> StorageError {
-        // Stores quote requests, and these may be signed.
-        let reason = redact(&one_line(&reason.to_string()));
+        let reason = one_line(&reason.to_string());
         StorageError { action, path: path.to_owned(), reason, kind: Trouble::Passing }
     }
 
@@ -129,6 +128,7 @@ impl StorageError {
 const READING: &str = "could not read";
 const WRITING: &str = "could not write";
 const SYNCING: &str = "could not sync";
+const REMOVING: &str = "could not remove";
 /// What syncs, so that its end matters.
 const SYNCS: [&str; 2] = [WRITING, SYNCING];
 const LISTING: &str = "could not list";
@@ -136,7 +136,8 @@ const LISTING: &str = "could not list";
 const TRIED: &str = ".walrelay-doctor";
 
 fn one_line(text: &str) -> String {
-    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Stores quote requests, and these may be signed. What is cut first is not known for a secret any more.
+    let mut line = redact(text).split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(400) {
         line.truncate(end);
     }
@@ -253,19 +254,32 @@ impl Storage {
         on_alive(lane, dir, &self.pulse, "could not use", "", look).await
     }
 
-    /// Writes something, makes it durable, and removes it again: in `dir` if that is there. In a directory it has no name that
-    /// counts, and the directory gets no marker; in a store it is an object that nobody looks for. Why that could not be
-    /// removed, if so.
-    pub(crate) async fn try_write(&self, dir: &str) -> Result<Option<StorageError>, StorageError> {
+    /// Writes something and makes it durable: in `dir` if that is there. In a directory it has no name that
+    /// counts, and the directory gets no marker; in a store it is an object that nobody looks for, for
+    /// [`remove_tried`](Self::remove_tried) to remove.
+    pub(crate) async fn try_write(&self, dir: &str) -> Result<(), StorageError> {
         match &self.kind {
             Kind::Directory(root, lane) => {
-                on(lane, root, 0, WRITING, dir, |root, dir, _| root.try_write(dir)).await.map(|()| None)
+                on(lane, root, 0, WRITING, dir, |root, dir, _| root.try_write(dir)).await
             }
             Kind::Objects(_) => {
-                self.put(TRIED, Bytes::from_static(b"walrelay doctor has tried whether it may write here\n"))
-                    .await?;
-                Ok(self.delete(TRIED).await.err())
+                let text = b"walrelay doctor has tried whether it may write here\n";
+                self.put(TRIED, Bytes::from_static(text)).await
             }
+        }
+    }
+
+    /// Removes what that has left, within so long; why it could not be removed.
+    pub(crate) async fn remove_tried(&self, limit: Duration) -> Result<(), StorageError> {
+        match &self.kind {
+            Kind::Directory(..) => Ok(()),
+            Kind::Objects(_) => match tokio::time::timeout(limit, self.delete(TRIED)).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let reason = format!("no answer within {} s", limit.as_secs());
+                    Err(StorageError::new(REMOVING, TRIED, &reason))
+                }
+            },
         }
     }
 
@@ -420,7 +434,7 @@ impl Storage {
     /// Removes an object; one that is not there is fine.
     pub async fn delete(&self, path: &str) -> Result<(), StorageError> {
         match &self.kind {
-            Kind::Directory(dir, lane) => on(lane, dir, 0, "could not remove", path, Directory::remove).await,
+            Kind::Directory(dir, lane) => on(lane, dir, 0, REMOVING, path, Directory::remove).await,
             Kind::Objects(objects) => objects.delete(path).await,
         }
     }
@@ -649,5 +663,34 @@ mod tests {
         let error = other.await.unwrap().unwrap_err();
         assert_eq!(error.kind, Trouble::NotSynced, "{error}");
         assert!(error.reason.contains("has failed meanwhile"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_hidden_before_the_text_is_cut() {
+        let text = format!("{} https://me:hunter2hunter2@store/wal does not answer", "x".repeat(375));
+        let error = StorageError::new(WRITING, "a", &text);
+        assert!(!error.reason.contains("hunter"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_written_to_try_a_store_is_named_when_it_cannot_be_removed() {
+        use object_store::throttle::{ThrottleConfig, ThrottledStore};
+
+        let slow = |wait_delete_per_call| {
+            let config = ThrottleConfig { wait_delete_per_call, ..ThrottleConfig::default() };
+            Storage::over(Arc::new(ThrottledStore::new(InMemory::new(), config)), "")
+        };
+        for (takes, is_removed) in [(Duration::from_secs(1), true), (Duration::from_secs(3600), false)] {
+            let storage = slow(takes);
+            storage.try_write("").await.unwrap();
+            let removed = storage.remove_tried(Duration::from_secs(3)).await;
+            assert_eq!(removed.is_ok(), is_removed, "{removed:?}");
+            let text = removed.map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(
+                is_removed || text.contains(".walrelay-doctor") && text.contains("no answer within 3 s"),
+                "{text}"
+            );
+            assert_eq!(storage.get(TRIED).await.unwrap().is_none(), is_removed);
+        }
     }
 }

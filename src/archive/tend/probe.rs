@@ -15,6 +15,9 @@ use crate::archive::repo::target::{Place, Target};
 /// So many of the newest segments that it has taken are looked for.
 const LOOKED_FOR: u64 = 64;
 
+/// How long it may take to remove what was written to try it.
+const REMOVED_WITHIN: Duration = Duration::from_secs(3);
+
 /// What the relay has saved about its targets, and of which WAL.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
@@ -80,10 +83,16 @@ async fn looked_at(
         Ok(Err(error)) => return Probed { missing: Some(error.reason), ..probed },
         Ok(Ok(())) => {}
     }
-    match timeout(limit, storage.try_write(repository.layout().dir_of_files())).await {
+    let tried = timeout(limit, storage.try_write(repository.layout().dir_of_files())).await;
+    // Also what was not answered may have arrived; what was refused has not.
+    if !matches!(tried, Ok(Err(_))) {
+        probed.left_behind =
+            storage.remove_tried(limit.min(REMOVED_WITHIN)).await.err().map(|error| error.to_string());
+    }
+    match tried {
         Err(_) => return Probed { silent: Some("a write"), ..probed },
         Ok(Err(error)) => probed.unwritable = Some(error.to_string()),
-        Ok(Ok(left)) => probed.left_behind = left.map(|error| error.to_string()),
+        Ok(Ok(())) => {}
     }
     let progress = kept.seg_size.and_then(|size| Some((Progress::parse(saved, size, identity)?, size)));
     let Some(((progress, size), tli)) = progress.zip(kept.timeline) else { return probed };
