@@ -282,7 +282,7 @@ fn a_target_that_takes_nothing_and_may_be_dropped(server: &Server) {
     let primary = primary(server);
     let mut targets = Targets::new().directory("good", "");
     targets.config += "[archive.never]\ncommand = \"exit 1\"\nquota = \"4MB\"\non-quota = \"drop\"\n";
-    let relay = targets.archiving(relay_below(&primary)).arg("--wal-keep-size").arg("0").start();
+    let mut relay = targets.archiving(relay_below(&primary)).arg("--wal-keep-size").arg("0").start();
     let first = primary.switch_wal();
     relay.wait_for_segment(&first);
     primary.pgbench_init(1);
@@ -295,6 +295,37 @@ fn a_target_that_takes_nothing_and_may_be_dropped(server: &Server) {
         fs::read_to_string(&state).is_ok_and(|state| state.contains("[[gap]]"))
     });
     compare::assert_segments(&primary, &targets.dir("good"), 5);
+
+    // It is a trouble until somebody says that it was looked at, also over restarts. Others may come: it drops as it takes nothing.
+    wait_until("the trouble", || shown(&relay, "troubles").contains("archive_gap|never|"));
+    relay.psql("dbname=walrelay", &["dismiss gaps"]).expect("it is obeyed");
+    let (all, dismissed) = (
+        |text: &str| text.matches("[[gap]]").count(),
+        |text: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix("dismissed-gaps = "));
+            line.map_or(0, |number| number.parse::<usize>().expect("a number"))
+        },
+    );
+    let saved = || fs::read_to_string(&state).expect("it was there");
+    wait_until("that to be noted", || dismissed(&saved()) > 0);
+    relay.restart();
+    wait_until("the others, and not that one", || {
+        let row = shown(&relay, "archive").lines().find(|row| row.starts_with("never|")).map(str::to_owned);
+        let gaps = row.and_then(|row| row.split('|').nth(17)?.parse::<usize>().ok());
+        let text = saved();
+        dismissed(&text) > 0 && gaps == Some(all(&text) - dismissed(&text))
+    });
+}
+
+fn shown(relay: &Relay, what: &str) -> String {
+    relay.psql("dbname=walrelay", &[&format!("show {what}")]).expect("it is answered")
+}
+
+/// Somebody sees the trouble, and gives the order that ends it.
+fn dismiss(relay: &Relay, trouble: &str, order: &str) {
+    wait_until("the trouble", || shown(relay, "troubles").contains(trouble));
+    relay.psql("dbname=walrelay", &[order]).expect("it is obeyed");
+    assert!(!shown(relay, "troubles").contains(trouble), "{}", shown(relay, "troubles"));
 }
 
 fn other_content_is_kept_aside(server: &Server) {
@@ -319,6 +350,7 @@ fn other_content_is_kept_aside(server: &Server) {
     let ours = fs::read(aside.expect("the log says so")).expect("it is ours");
     assert!(ours == fs::read(primary.wal_dir().join(&next)).expect("the primary keeps it"));
     assert_eq!(fs::read(targets.dir("plain").join(&next)).expect("it stays"), b"another cluster's");
+    dismiss(&relay, "archive_conflict|plain|", "dismiss conflicts");
 }
 
 fn barman_cloud_restores_what_is_archived(server: &Server) {

@@ -53,8 +53,8 @@ struct State {
     seen: TargetSeen,
     /// Since when no piece has been taken.
     tail_failing_since: Option<Past>,
-    /// Somebody has looked at the gaps.
-    dismisses_gaps: bool,
+    /// Somebody has looked at so many gaps, which its worker has not noted yet.
+    looked_at_gaps: u64,
 }
 
 impl Board {
@@ -108,22 +108,23 @@ impl Board {
 
     /// So many gaps are open, and so much may wait.
     pub(super) fn limits(&self, open_gaps: usize, quota: Option<u64>) {
-        let seen = &mut self.lock().seen;
-        (seen.open_gaps, seen.quota) = (open_gaps as u64, quota);
+        let mut state = self.lock();
+        let open_gaps = (open_gaps as u64).saturating_sub(state.looked_at_gaps);
+        (state.seen.open_gaps, state.seen.quota) = (open_gaps, quota);
     }
 
     /// Somebody has looked at all gaps; how many were open. The worker notes it durably.
     pub(super) fn dismiss_gaps(&self) -> u64 {
         let mut state = self.lock();
-        state.dismisses_gaps = true;
         let open = std::mem::take(&mut state.seen.open_gaps);
+        state.looked_at_gaps += open;
         self.resumed.notify_waiters();
         open
     }
 
-    /// Whether somebody has done so; told once.
-    pub(super) fn take_dismissal(&self) -> bool {
-        std::mem::take(&mut self.lock().dismisses_gaps)
+    /// How many somebody has looked at since this was asked last: those that he was told of, and none that came since.
+    pub(super) fn take_dismissal(&self) -> usize {
+        std::mem::take(&mut self.lock().looked_at_gaps) as usize
     }
 
     /// So many files wait.
@@ -218,7 +219,9 @@ mod tests {
         assert_eq!((board.seen().conflicts, board.seen().open_conflicts), (3, 1));
         board.limits(2, None);
         assert_eq!((board.dismiss_gaps(), board.seen().open_gaps), (2, 0));
-        assert!(board.take_dismissal() && !board.take_dismissal());
+        board.limits(3, None);
+        assert_eq!(board.seen().open_gaps, 1, "it came while its worker has not noted that yet");
+        assert_eq!((board.take_dismissal(), board.take_dismissal()), (2, 0));
     }
 
     #[test]

@@ -49,9 +49,9 @@ impl Queue {
         self.progress.set_marker(marker);
     }
 
-    /// Somebody has looked at all gaps that there are.
-    pub(super) fn dismiss_gaps(&mut self) {
-        self.progress.dismiss_gaps();
+    /// Somebody has looked at so many gaps.
+    pub(super) fn dismiss_gaps(&mut self, looked_at: usize) {
+        self.progress.dismiss_gaps(looked_at);
     }
 
     /// Files that [`Queue::observe`] may ask about.

@@ -217,8 +217,9 @@ impl Worker {
         loop {
             // From here on a change of that is heard.
             let order = board.order();
-            if board.take_dismissal() {
-                lock(&queue).dismiss_gaps();
+            let looked_at = board.take_dismissal();
+            if looked_at > 0 {
+                lock(&queue).dismiss_gaps(looked_at);
                 self.unsaved_since.get_or_insert(Instant::now());
             }
             self.begin(&queue, &mut work, &listing);

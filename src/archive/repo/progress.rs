@@ -254,9 +254,9 @@ impl Progress {
         self.gaps.len().saturating_sub(self.dismissed_gaps)
     }
 
-    /// Somebody has looked at all of them.
-    pub(crate) fn dismiss_gaps(&mut self) {
-        self.dismissed_gaps = self.gaps.len();
+    /// Somebody has looked at so many of them, the oldest.
+    pub(crate) fn dismiss_gaps(&mut self, looked_at: usize) {
+        self.dismissed_gaps += looked_at.min(self.open_gaps());
     }
 
     /// Notes that the target keeps nothing before this position any more.
@@ -336,6 +336,22 @@ mod tests {
         assert_eq!(ranges, [(3, 5), (6, 8)]);
         assert_eq!(progress.next(TimelineId::FIRST), Some(SegNo::new(8)));
         assert_eq!(progress.since(), Some(SegNo::new(8).start(size())));
+    }
+
+    #[test]
+    fn gaps_that_nobody_was_told_of_stay_open() {
+        let mut progress = began_at(3);
+        progress.give_up(TimelineId::FIRST, SegNo::new(5));
+        progress.mark(&name(5));
+        progress.give_up(TimelineId::FIRST, SegNo::new(9));
+        assert_eq!(progress.open_gaps(), 2);
+        progress.dismiss_gaps(1);
+        let read = Progress::parse(&progress.format(), size(), "plain s3://b").unwrap();
+        assert_eq!(read.open_gaps(), 1);
+        progress.dismiss_gaps(7);
+        progress.mark(&name(9));
+        progress.give_up(TimelineId::FIRST, SegNo::new(12));
+        assert_eq!(progress.open_gaps(), 1, "it came later");
     }
 
     #[test]
