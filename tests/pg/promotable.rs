@@ -1,7 +1,9 @@
 //! `walrelay promotable`: who has what, what a promotion would lose now, and who would drain the relay.
 
 use serde_json::Value;
-use walrelay_testkit::{Cluster, Scratch, Server, on_every_server, tied_command, wait_until};
+use walrelay_testkit::{
+    Cluster, Process, Scratch, Server, Signal, on_every_server, tied_command, wait_until,
+};
 
 use crate::restore::readable_binary;
 use crate::{relay_below, walrelay};
@@ -57,6 +59,7 @@ fn whoever_may_be_promoted_is_weighed(server: &Server) {
     }
     relay.wait_for_flush(primary.flush_lsn());
     let relays = [relay.conninfo()];
+    watched(&relays[0], &level, &scratch);
 
     // Somebody has everything, whatever the other one lacks.
     let weighed = || in_json(&relays, &[&behind, &level]);
@@ -94,4 +97,15 @@ fn whoever_may_be_promoted_is_weighed(server: &Server) {
     assert_eq!(in_json(&relays, &[&behind]).1, Some(0));
     relay.kill9();
     assert_eq!(in_json(&relays, &[&behind]).1, Some(2));
+}
+
+/// With `--watch` it is shown again and again.
+fn watched(relay: &str, candidate: &Cluster, scratch: &Scratch) {
+    let mut command = tied_command(walrelay());
+    command.args(["promotable", "--relay", relay, "--candidate", &candidate.conninfo(), "--watch=0.2"]);
+    let mut watching = Process::spawn("promotable", command, &scratch.join("watched"));
+    let log = watching.log().clone();
+    wait_until("two pictures", || log.text().matches("\x1b[H\x1b[2J").count() >= 2);
+    assert!(watching.is_running() && log.text().contains(&name(candidate)), "{}", log.text());
+    assert_eq!(watching.end_with(Signal::TERM), 128 + 15);
 }

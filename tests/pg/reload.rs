@@ -17,6 +17,7 @@ use crate::{relay_below, walrelay};
 on_one_version!(
     limits_retention_and_the_level_change_without_a_restart,
     what_the_log_tells_of_clients_changes_without_a_restart,
+    what_a_slot_may_keep_and_how_long_a_consumer_may_be_silent_change_without_a_restart,
 );
 
 fn limits_retention_and_the_level_change_without_a_restart(server: &Server) {
@@ -151,6 +152,45 @@ fn what_the_log_tells_of_clients_changes_without_a_restart(server: &Server) {
     relay.log().wait_for_after(mark, "application_name=\"last\"");
     let told = relay.log().lines_with("connection refused", mark);
     assert!(told.len() == 1 && told[0].contains("count=1"), "{told:#?}");
+}
+
+fn what_a_slot_may_keep_and_how_long_a_consumer_may_be_silent_change_without_a_restart(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let scratch = Scratch::new("limits");
+    let file = scratch.join("walrelay.toml");
+    let write = |text: &str| fs::write(&file, text).expect("the directory is ours");
+    write("wal-keep-size = 0\nmax-slot-wal-keep-size = \"1GB\"\n");
+    let mut relay = relay_below(&primary).arg("--config").arg(&file.display().to_string()).start();
+    relay.create_slot("absent");
+    for _ in 0..6 {
+        primary.sql("create table if not exists t (); drop table t");
+        relay.wait_for_segment(&primary.switch_wal());
+    }
+    let status = "select wal_status from pg_replication_slots";
+    let shown = || relay.psql("dbname=walrelay", &[status]).map_err(|error| error.0);
+    assert!(shown().is_ok_and(|status| status != "lost"), "{:?}", shown());
+    let address = SocketAddr::from(([127, 0, 0, 1], relay.port()));
+    let mut old = Consumer::connect(address, "old").expect("it answers");
+    old.start(relay.flush_lsn()).expect("it streams");
+
+    write("wal-keep-size = 0\nmax-slot-wal-keep-size = \"2MB\"\nwal-sender-timeout = \"1s\"\n");
+    let mark = relay.log().mark();
+    relay.reload();
+    relay.log().wait_for_after(mark, "wal-sender-timeout changed, in effect for new connections");
+    relay.log().wait_for_after(mark, "max-slot-wal-keep-size changed, in effect");
+    relay.log().wait_for_after(mark, "invalidating slot \"absent\"");
+    assert_eq!(
+        relay.psql("dbname=walrelay", &[status]).map_err(|error| error.0),
+        Ok("lost".to_owned()),
+        "what was enough a moment ago"
+    );
+    let mut new = Consumer::connect(address, "new").expect("it answers");
+    new.start(relay.flush_lsn()).expect("it streams");
+    relay
+        .log()
+        .wait_for_after(mark, "disconnection: terminating walsender process due to replication timeout");
+    let ended = relay.log().lines_with("disconnection: terminating walsender", mark);
+    assert!(ended.len() == 1 && ended[0].contains("application_name=\"new\""), "{ended:?}");
 }
 
 /// Is turned away.

@@ -38,7 +38,7 @@ const STARTED: &str = concat!("walrelay ", env!("CARGO_PKG_VERSION"), " started"
 
 /// Restarts of each kind.
 const ROUNDS: usize = 3;
-/// What a commit waits at most, at one restart of them.
+/// What a commit waits at most, at most of them.
 const PROMISED: Duration = Duration::from_secs(1);
 
 fn a_new_binary_takes_over_by_exec(server: &Server) {
@@ -374,12 +374,15 @@ struct Commits {
     thread: JoinHandle<()>,
 }
 
-/// The worst commit of each restart.
+/// The worst commit of each restart: less than what is promised, at more than half of them. At one of them the machine may have had
+/// something else to do, which is no restart's doing.
 #[track_caller]
 fn judge(kind: &str, worst: &[Duration]) {
     println!("worst commit at each of {ROUNDS} {kind}: {worst:?}");
-    let best = worst.iter().min().expect("there was a restart");
-    assert!(*best < PROMISED, "{kind}: a commit waited for {PROMISED:?} or longer each time: {worst:?}");
+    let mut sorted = worst.to_vec();
+    sorted.sort_unstable();
+    let median = sorted[sorted.len() / 2];
+    assert!(median < PROMISED, "{kind}: a commit waited for {PROMISED:?} or longer mostly: {worst:?}");
 }
 
 impl Commits {

@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use regex::Regex;
 use walrelay::status::Status;
 use walrelay_testkit::{
-    Cluster, Consumer, Hung, Link, PATIENCE, Port, Relay, Scratch, Server, Signal, SqlError, Systemd,
-    Weather, on_every_version, on_one_version, tied_command, tools, wait_until,
+    Cluster, Consumer, Hung, Link, PATIENCE, Port, Process, Relay, Scratch, Server, Signal, SqlError,
+    Systemd, Weather, on_every_version, on_one_version, tied_command, tools, wait_until,
 };
 
 use crate::{relay_below, walrelay};
@@ -20,6 +20,8 @@ on_one_version!(
     an_upstream_that_is_away_is_told_everywhere,
     an_archive_that_takes_nothing_is_told,
     a_relay_is_watched_from_before_its_recovery,
+    what_keeps_wal_is_told_as_the_directory_has_it,
+    a_status_that_is_watched_goes_on_over_a_restart,
     what_is_wrong_is_counted_whatever_the_log_shows,
     prometheus_understands_all_of_it,
     labels_that_alerts_and_dashboard_select_by_are_shown,
@@ -213,6 +215,103 @@ fn an_archive_that_takes_nothing_is_told(server: &Server) {
     wait_until("it to be taken", || failing() == Some(0.0));
     assert!(metric(&port, "walrelay_archived_files_total{target=\"main\"}").is_some_and(|files| files > 0.0));
     wait_until("all to be well", || status(&[&relay.conninfo()]).0 == Some(0));
+}
+
+/// The rows of a report, each in its fields.
+fn rows(relay: &Relay, report: &str) -> Vec<Vec<String>> {
+    let text = relay.psql("dbname=walrelay", &[&format!("show {report}")]).expect("it is answered");
+    text.lines().map(|line| line.split('|').map(str::to_owned).collect()).collect()
+}
+
+fn what_keeps_wal_is_told_as_the_directory_has_it(server: &Server) {
+    let primary = Cluster::builder(server).seg_mb(1).start();
+    let scratch = Scratch::new("kept");
+    let config = scratch.shared_secret("walrelay.toml", "[archive.main]\ncommand = \"exit 1\"\n");
+    let relay = relay_below(&primary).arg("--config").arg(&config.display().to_string());
+    let relay = relay.arg("--wal-keep-size").arg("2MB").start();
+    relay.create_slot("absent");
+    for _ in 0..3 {
+        primary.sql("create table if not exists t (); drop table t");
+        relay.wait_for_segment(&primary.switch_wal());
+    }
+    assert_eq!(rows(&relay, "timelines"), [["1", "", ""]]);
+
+    let files = || {
+        let files = std::fs::read_dir(relay.wal_dir()).expect("it is there").filter_map(Result::ok);
+        let mut files: Vec<String> =
+            files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        files.sort();
+        files
+    };
+    let segments = || {
+        let wal = |name: &String| name.len() >= 24 && name.starts_with("00000001");
+        let files: Vec<String> = files().into_iter().filter(wal).collect();
+        let name = |file: &String| file.trim_end_matches(".partial").to_owned();
+        let unfinished = files.iter().filter(|file| file.ends_with(".partial")).count();
+        let (first, last) = (files.first().map(name), files.last().map(name));
+        let complete = (files.len() - unfinished).to_string();
+        [
+            "1".to_owned(),
+            first.unwrap_or_default(),
+            last.unwrap_or_default(),
+            complete,
+            unfinished.to_string(),
+        ]
+    };
+    wait_until("the segments to be told as they are", || {
+        rows(&relay, "segments").first().is_some_and(|row| row[..5] == segments())
+    });
+    let disk = || rows(&relay, "disk").remove(0);
+    wait_until("the files to be counted", || disk()[4] == files().len().to_string());
+    let disk = disk();
+    let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("no number: {text}"));
+    assert!(disk[0].starts_with("20") && number(&disk[1]) > number(&disk[2]), "{disk:?}");
+    assert!(number(&disk[2]) > 0 && number(&disk[3]) >= 3 << 20, "{disk:?}");
+    // Too early to tell when it is full; nothing is missing, nothing is wrong.
+    assert_eq!(disk[5..], ["", &disk[6], "0", "", ""], "{disk:?}");
+
+    let holders = rows(&relay, "holders");
+    let of = |kind: &str, name: &str| {
+        let row = holders.iter().find(|row| row[0] == kind && row[1] == name);
+        row.unwrap_or_else(|| panic!("no {kind} {name}: {holders:?}")).clone()
+    };
+    let end = primary.flush_lsn();
+    let slot = of("slot", "absent");
+    let from = relay.slot_lsn("absent").expect("WAL is reserved");
+    assert_eq!(slot[2], from.to_string());
+    assert!(number(&slot[3]) >= 2 << 20 && number(&slot[3]) <= end.since(from), "{slot:?}");
+    // All that there is: nothing was taken.
+    let target = of("archive_target", "main");
+    assert!(number(&target[3]) >= number(&slot[3]), "{holders:?}");
+    let kept = of("wal_keep_size", "--wal-keep-size");
+    assert!((1..=3 << 20).contains(&number(&kept[3])), "{holders:?}");
+
+    let stats: BTreeMap<String, u64> =
+        rows(&relay, "stats").iter().map(|row| (row[0].clone(), number(&row[1]))).collect();
+    assert!(stats["received_bytes"] >= 2 << 20, "{stats:?}");
+    assert!(stats["segments_made"] >= 4 && stats["upstream_streams"] >= 1, "{stats:?}");
+    assert!(stats["connections"] >= stats["replication_sessions"], "{stats:?}");
+    assert_eq!((stats["segments_removed"], stats["slots_lost"]), (0, 0), "{stats:?}");
+}
+
+fn a_status_that_is_watched_goes_on_over_a_restart(server: &Server) {
+    let primary = Cluster::builder(server).start();
+    let mut relay = relay_below(&primary).start();
+    let scratch = Scratch::new("watched");
+    let mut command = tied_command(walrelay());
+    command.args(["status", &relay.conninfo(), "--watch=0.2"]);
+    let mut watching = Process::spawn("status", command, &scratch.join("shown"));
+    let log = watching.log().clone();
+    let pictures = || log.text().matches("\x1b[H\x1b[2J").count();
+    wait_until("two pictures", || pictures() >= 2);
+    assert!(log.text().contains("relay      walrelay "), "{}", log.text());
+    relay.terminate();
+    log.wait_for("walrelay: could not connect to the relay: ");
+    relay.start();
+    let before = pictures();
+    wait_until("it to go on", || pictures() > before + 1);
+    assert!(watching.is_running());
+    assert_eq!(watching.end_with(Signal::TERM), 128 + 15);
 }
 
 /// Who turns the log off is to be alerted all the same.
