@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use regex::Regex;
 use walrelay::status::Status;
 use walrelay_testkit::{
-    Cluster, Consumer, Hung, Link, PATIENCE, Port, Process, Relay, Scratch, Server, Signal, SqlError,
-    Systemd, Weather, on_every_version, on_one_version, tied_command, tools, wait_until,
+    Certificates, Cluster, Consumer, Hung, Link, PATIENCE, Port, Process, Relay, Scratch, Server, Signal,
+    SqlError, Systemd, Weather, on_every_version, on_one_version, tied_command, tools, wait_until,
 };
 
 use crate::{relay_below, walrelay};
@@ -460,7 +460,9 @@ fn labels_that_alerts_and_dashboard_select_by_are_shown(server: &Server) {
     let config = config
         + "[ack]\nflush = \"ANY 1 (s1)\"\ntimeout = \"5s\"\ndegrade = \"local\"\nbudget = \"10s per 1h\"\n";
     let config = scratch.shared_secret("walrelay.toml", &config).display().to_string();
-    let relay = relay_below(&primary).arg("--config").arg(&config).arg("--max-slot-wal-keep-size").arg("1GB");
+    let certificates = Certificates::new();
+    let relay = relay_below(&primary).tls(&certificates).arg("--config").arg(&config);
+    let relay = relay.arg("--max-slot-wal-keep-size").arg("1GB");
     let relay = relay.arg("--http-listen").arg(&port.number().to_string()).start();
     relay.create_slot("s1");
     let standby = primary.standby().name("s1").follow(&relay.conninfo()).slot("s1").start();
