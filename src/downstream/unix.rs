@@ -111,9 +111,11 @@ impl LockFile {
                 Found::Stale(left) if is_at(&left, &path) => fs::remove_file(&path)?,
                 Found::Stale(_) => {}
                 Found::Empty(left) => {
-                    looks -= 1;
+                    // It may have been looked at as often as that before, and be another file by now.
+                    looks = looks.saturating_sub(1);
                     if looks == 0 && is_at(&left, &path) {
                         fs::remove_file(&path)?;
+                        looks = LOOKS;
                     }
                     // Its owner is about to lock it.
                     drop(left);
@@ -317,6 +319,26 @@ mod tests {
             let taken: Vec<_> = taken.collect();
             end.store(true, std::sync::atomic::Ordering::Relaxed);
             assert_eq!(taken, vec![Ok(()); 200]);
+        });
+    }
+
+    /// Of servers that come and go each leaves an empty one behind, or is about to write it.
+    #[tokio::test]
+    async fn lock_files_that_are_empty_again_and_again_are_no_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, next) = (dir.path().join(LOCK), dir.path().join("next"));
+        fs::write(&path, "").unwrap();
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::write(&next, "").unwrap();
+                    fs::rename(&next, &path).unwrap();
+                }
+            });
+            let taken = LockFile::acquire(path.clone()).map(drop).map_err(|error| error.kind());
+            end.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(matches!(taken, Ok(()) | Err(ErrorKind::AddrInUse)), "{taken:?}");
         });
     }
 
