@@ -69,6 +69,25 @@ pub(super) struct FoundSegment {
     pub(super) partial: bool,
 }
 
+/// The file of a segment that its timeline was left with. It is written to if that is taken up again.
+#[derive(Debug)]
+pub struct UnfinishedFile {
+    file: Box<dyn DiskFile>,
+    size: u64,
+}
+
+impl UnfinishedFile {
+    /// Its length when it was opened.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills the whole buffer with what is there now. Waits for the disk.
+    pub fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at)
+    }
+}
+
 impl DataDir {
     /// Makes the directory if it is missing (mode 0700) and locks it. One that is not the relay's is refused before
     /// anything in it is touched.
@@ -145,17 +164,28 @@ impl DataDir {
 
     /// A copy of an unfinished segment, whose name is gone once it is mapped; `None` if there is none.
     pub(super) fn copy_of_partial(&self, name: WalFileName, size: SegSize) -> io::Result<Option<Segment>> {
-        let from = match self.disk.open(&self.partial(name, size), Open::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        from.sync_all()?;
+        let Some(UnfinishedFile { file: from, .. }) = self.partial_file(name, size)? else { return Ok(None) };
         let path = self.new_file(&format!("copy-{}", self.copies.fetch_add(1, Ordering::Relaxed)));
         let made = from
             .copy_to_new(&path)
             .and_then(|()| Segment::open_on(&*self.disk, &path, name, size, size.bytes()));
         let removed = self.disk.remove(&path);
         made.and_then(|segment| removed.map(|()| Some(segment)))
+    }
+
+    /// An unfinished segment's file, synced.
+    pub(super) fn partial_file(
+        &self,
+        name: WalFileName,
+        size: SegSize,
+    ) -> io::Result<Option<UnfinishedFile>> {
+        let file = match self.disk.open(&self.partial(name, size), Open::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        file.sync_all()?;
+        let size = file.metadata()?.len;
+        Ok(Some(UnfinishedFile { file, size }))
     }
 
     /// Path of a timeline's history file.

@@ -67,6 +67,7 @@ use walrelay_proto::{
 pub use ahead::Making;
 pub use audience::Audience;
 pub use cluster::{Identity, UpstreamParameters};
+pub use dir::UnfinishedFile;
 pub use flusher::Flushing;
 pub use holds::{Held, Hold, HoldKind, HoldRow, Holds};
 pub use holes::FillError;
@@ -882,6 +883,13 @@ impl Store {
     pub fn copy_of_unfinished(&self, name: WalFileName) -> io::Result<Option<Arc<Segment>>> {
         let Some(identity) = self.identity() else { return Ok(None) };
         self.dir.copy_of_partial(name, identity.seg_size).map(|copy| copy.map(Arc::new))
+    }
+
+    /// The same file itself, made durable first, for whoever has no room for a copy; `None` if it is not here. Waits for the
+    /// disk.
+    pub fn unfinished_file(&self, name: WalFileName) -> io::Result<Option<UnfinishedFile>> {
+        let Some(identity) = self.identity() else { return Ok(None) };
+        self.dir.partial_file(name, identity.seg_size)
     }
 
     /// Bytes of a timeline that is not followed, as its files have them, from `lsn` to the end of the segment, `most` of them;

@@ -12,7 +12,7 @@ use crate::store::{ReadError, Store};
 pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io::Result<Option<Content>> {
     let wal = match (name.kind(), name.wal(size)) {
         (FileKind::Segment, Some(wal)) => wal,
-        (FileKind::Partial, Some(wal)) => return unfinished(store, name, wal),
+        (FileKind::Partial, Some(wal)) => return unfinished(store, wal),
         _ => return other(store, name),
     };
     match store.finished_segment(wal) {
@@ -26,16 +26,18 @@ pub(super) fn content(store: &Store, name: &FileName, size: SegSize) -> std::io:
     }
 }
 
-/// The last segment of a timeline that was left. Up to 1 GB of it is in memory only where the disk has no room for a copy:
+/// The last segment of a timeline that was left: a copy of its file, or the file itself where the disk has no room for one, since
 /// WAL that is held for the target may be what fills it.
-fn unfinished(store: &Store, name: &FileName, wal: WalFileName) -> std::io::Result<Option<Content>> {
+fn unfinished(store: &Store, wal: WalFileName) -> std::io::Result<Option<Content>> {
     match store.copy_of_unfinished(wal) {
         Ok(None) => Ok(None),
         Ok(Some(segment)) => {
             segment.populate(0, segment.published() as usize)?;
             Ok(Some(Content::of(segment)))
         }
-        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | InvalidData) => other(store, name),
+        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | InvalidData) => {
+            Ok(store.unfinished_file(wal)?.map(Content::file))
+        }
         Err(error) => Err(error),
     }
 }

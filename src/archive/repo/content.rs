@@ -2,28 +2,37 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::sidecar::{Sha256, Summing};
 use crate::objects::Unreadable;
-use crate::store::Segment;
+use crate::store::{Segment, UnfinishedFile};
 
 /// Bytes that are copied at a time.
 const STEP: usize = 128 << 10;
 
-/// What is to be stored: bytes, or what a segment has in a range.
+/// What is to be stored: bytes, what a segment has in a range, or a file that may be written to meanwhile.
 ///
 /// A segment's file may go bad while it is read. Then that is an error: what is read is copied out of the map by the
-/// kernel.
+/// kernel. So is a file that is not the same each time it is read to its end.
 #[derive(Clone)]
 pub struct Content(Kind);
 
 #[derive(Clone)]
 enum Kind {
     Bytes(Bytes),
-    Segment { segment: Arc<Segment>, start: u64, len: u64 },
+    Segment {
+        segment: Arc<Segment>,
+        start: u64,
+        len: u64,
+    },
+    /// With the digest of what was read first.
+    File {
+        file: Arc<UnfinishedFile>,
+        first: Arc<OnceLock<Sha256>>,
+    },
 }
 
 impl Content {
@@ -38,11 +47,17 @@ impl Content {
         Content(Kind::Segment { segment, start, len: end - start })
     }
 
+    /// All of a file as it is now, of which no copy could be made. It is read piece by piece.
+    pub fn file(file: UnfinishedFile) -> Content {
+        Content(Kind::File { file: Arc::new(file), first: Arc::default() })
+    }
+
     /// How many bytes they are.
     pub fn len(&self) -> u64 {
         match &self.0 {
             Kind::Bytes(bytes) => bytes.len() as u64,
             Kind::Segment { len, .. } => *len,
+            Kind::File { file, .. } => file.size(),
         }
     }
 
@@ -53,7 +68,8 @@ impl Content {
 
     /// Reads it from its first byte on.
     pub fn reader(&self) -> Reader {
-        Reader { content: self.clone(), at: 0 }
+        let sum = matches!(self.0, Kind::File { .. }).then(|| Summing::new(io::sink()));
+        Reader { content: self.clone(), at: 0, sum }
     }
 
     /// Writes all of it.
@@ -78,14 +94,15 @@ impl Content {
     }
 
     /// All of it in one piece, for those who take nothing else, and not a copy: it may be as long as a segment. A page that
-    /// cannot be read ends the process (`store::Segment::bytes`).
-    pub(crate) fn whole(&self) -> Bytes {
+    /// cannot be read ends the process (`store::Segment::bytes`). `None` for a file, which is nowhere in one piece.
+    pub(crate) fn whole(&self) -> Option<Bytes> {
         match &self.0 {
-            Kind::Bytes(bytes) => bytes.clone(),
+            Kind::Bytes(bytes) => Some(bytes.clone()),
             Kind::Segment { segment, start, len } => {
                 let (start, len) = (*start, *len as usize);
-                Bytes::from_owner(Mapped { segment: segment.clone(), start, len })
+                Some(Bytes::from_owner(Mapped { segment: segment.clone(), start, len }))
             }
+            Kind::File { .. } => None,
         }
     }
 }
@@ -122,10 +139,30 @@ impl AsRef<[u8]> for Mapped {
 }
 
 /// Reads a [`Content`].
-#[derive(Debug)]
 pub struct Reader {
     content: Content,
     at: u64,
+    /// Of what was read of a file.
+    sum: Option<Summing<io::Sink>>,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reader({:?} at {})", self.content, self.at)
+    }
+}
+
+impl Reader {
+    /// The end of a file is reached: was it the same as before?
+    fn end(&mut self) -> io::Result<()> {
+        if let (Kind::File { first, .. }, Some(sum)) = (&self.content.0, self.sum.take()) {
+            let (sum, _) = sum.finish();
+            if *first.get_or_init(|| sum) != sum {
+                return Err(io::Error::other("it was written to while it was read; it is tried again"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Read for Reader {
@@ -137,8 +174,18 @@ impl Read for Reader {
                 let read = segment.read(start + self.at, &mut buffer[..len]);
                 read.map_err(|error| io::Error::other(Unreadable(error)))?;
             }
+            Kind::File { file, .. } => {
+                let read = file.read_exact_at(&mut buffer[..len], self.at);
+                read.map_err(|error| io::Error::other(Unreadable(error)))?;
+            }
         }
         self.at += len as u64;
+        if let Some(sum) = &mut self.sum {
+            sum.write_all(&buffer[..len])?;
+        }
+        if self.at == self.content.len() {
+            self.end()?;
+        }
         Ok(len)
     }
 }

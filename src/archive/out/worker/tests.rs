@@ -278,10 +278,10 @@ async fn what_is_sent_is_the_map_whatever_the_segments_size() {
     let it = Setting::new();
     let here = it.store.finished_segment(WalFileName::new(TimelineId::FIRST, SegNo::new(FIRST))).unwrap();
     let content = reading::content(&it.store, &segment(FIRST), id().seg_size).unwrap().unwrap();
-    let (content, map) = (content.whole(), here.bytes(0, SEG as usize));
+    let (content, map) = (content.whole().unwrap(), here.bytes(0, SEG as usize));
     assert_eq!((content.as_ptr(), content.len()), (map.as_ptr(), map.len()));
     // Parts of it, as pieces take them, too.
-    let piece = Content::part(here.clone(), 100, SEG).whole();
+    let piece = Content::part(here.clone(), 100, SEG).whole().unwrap();
     assert_eq!((piece.as_ptr(), piece.len()), (map[100..].as_ptr(), map.len() - 100));
 }
 
@@ -299,7 +299,7 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     let content = reading::content(&it.store, &name, id().seg_size).unwrap().unwrap();
     // Its timeline is taken up again, and written to.
     fs::write(&path, vec![8; SEG as usize]).unwrap();
-    let content = content.whole();
+    let content = content.whole().unwrap();
     assert!(content[..] == whole[..] && names() == before);
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let map = maps.lines().find(|line| {
@@ -311,7 +311,13 @@ async fn the_unfinished_segment_of_a_timeline_that_was_left_is_sent_from_a_map()
     // Half of one is sent as it is.
     fs::write(&path, b"half").unwrap();
     let half = reading::content(&it.store, &name, id().seg_size).unwrap().unwrap();
-    assert_eq!(&half.whole()[..], b"half");
+    let (mut bytes, mut again) = (Vec::new(), Vec::new());
+    half.write_to(&mut bytes).unwrap();
+    assert_eq!((&bytes[..], half.whole()), (&b"half"[..], None), "it is not in memory");
+    half.write_to(&mut again).unwrap();
+    assert_eq!(again, bytes);
+    fs::write(&path, b"more").unwrap();
+    assert!(half.write_to(&mut again).unwrap_err().to_string().contains("written to while it was read"));
     fs::remove_file(&path).unwrap();
     assert!(reading::content(&it.store, &name, id().seg_size).unwrap().is_none());
 }

@@ -369,15 +369,21 @@ impl Repository {
         let chunk = ChunkName::with(segment, start, content.len(), sum);
         let path = self.layout.chunk(&chunk, self.chunk_format());
         let (codec, about) = (self.codec.clone(), content.len());
-        let put = match codec.stores_plain() && !self.storage.is_directory() {
-            true => self.storage.put(&path, content.whole()).await,
-            false => {
+        let put = match self.in_one_request(&content) {
+            Some(whole) => self.storage.put(&path, whole).await,
+            None => {
                 let make = move |out: &mut dyn io::Write| codec.encode_to(&content, out).map(drop);
                 self.storage.put_made(&path, about, false, make).await.map(drop)
             }
         };
         put.map_err(|error| self.not_written(error))?;
         Ok(chunk)
+    }
+
+    /// What an object store takes as it lies there.
+    fn in_one_request(&self, content: &Content) -> Option<Bytes> {
+        let as_it_is = self.codec.stores_plain() && !self.storage.is_directory();
+        if as_it_is { content.whole() } else { None }
     }
 
     /// The digest of what is to be stored for a file.
@@ -398,11 +404,10 @@ impl Repository {
     ) -> Result<Option<Sidecar>, WriteError> {
         let object = format!("{name}{}", self.codec.format().suffix());
         let plain_size = plain.len();
-        if self.codec.stores_plain() && !self.storage.is_directory() {
-            // One request, which takes it as it lies there.
+        if let Some(whole) = self.in_one_request(&plain) {
             let put = match create {
-                true => self.storage.put_new(path, plain.whole()).await,
-                false => self.storage.put(path, plain.whole()).await.map(|()| true),
+                true => self.storage.put_new(path, whole).await,
+                false => self.storage.put(path, whole).await.map(|()| true),
             };
             let is_new = put.map_err(|error| self.not_written(error))?;
             let sidecar = Sidecar { object, sha256, size: plain_size, plain_sha256: sha256, plain_size };
