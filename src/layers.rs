@@ -297,6 +297,49 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Where the store touches files but through [`crate::disk`], so that no simulated disk knows of it, and why that may be.
+const STORE_FILES: &[(&str, &str)] = &[
+    ("mapped.rs", "the process's own memory, read as a file"),
+    ("mapped/fault.rs", "what the process has mapped, when it dies of it"),
+    ("offline.rs", "a look at a directory whose store is another process's"),
+];
+
+/// Where the store looks at a clock by itself, and what for. Nothing that it promises goes by a clock: what is decided by time is told
+/// the time ([`crate::store::Retaining::pass`], [`crate::store::Making::step`]).
+const STORE_CLOCKS: &[(&str, &str)] = &[
+    ("ahead.rs", "the pauses of the thread that makes segments"),
+    ("fence.rs", "when a fence was ordered, for people"),
+    ("flusher.rs", "how long a sync took, and how often an error is said"),
+    ("last_run.rs", "when a run has ended, for people"),
+    ("retention.rs", "how often an error is said"),
+    ("writer.rs", "when WAL arrived, for lag, and how often an error is said"),
+];
+
+#[test]
+fn the_store_touches_files_and_clocks_where_it_is_listed() {
+    let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let with = |words: &[&str]| -> Vec<String> {
+        let mut found: Vec<_> = sources(&store)
+            .into_iter()
+            .filter(|path| {
+                let text = fs::read_to_string(path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+                // An error's type is no file.
+                let mut lines = code.lines().filter(|line| !line.contains("TryLockError"));
+                lines.any(|line| {
+                    !line.trim_start().starts_with("//") && words.iter().any(|word| line.contains(word))
+                })
+            })
+            .map(|path| path.strip_prefix(&store).unwrap().display().to_string())
+            .collect();
+        found.sort();
+        found
+    };
+    let listed = |all: &[(&str, &str)]| all.iter().map(|(file, _)| file.to_string()).collect::<Vec<_>>();
+    assert_eq!(with(&["std::fs", "os::unix::fs", "rustix::fs"]), listed(STORE_FILES));
+    assert_eq!(with(&["Instant::now", "SystemTime::now"]), listed(STORE_CLOCKS));
+}
+
 /// What follows `crate::`, also in braces, before a module's tests begin.
 fn names_in(text: &str) -> BTreeSet<String> {
     names_behind("crate::", text)
