@@ -1,8 +1,11 @@
 //! `walrelay archive verify`: whether all that is in a target is what it should be, and what is missing.
 //!
 //! Checked are checksums, page headers, the cluster, the timelines of pages, and every record: one that reaches over
-//! segments is checked over all of them. Missing is what lies between the first and the last segment on the way to a
-//! timeline, a history file, and a file of which only the checksum is left.
+//! segments is checked over all of them. So is what pieces of an unfinished segment make up. Missing is what lies between the
+//! first and the last segment on the way to a timeline, or between two pieces, a history file, and a file of which only the
+//! checksum is left.
+
+mod pieces;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,6 +23,7 @@ use crate::archive::repo::layout::Item;
 use crate::archive::repo::name::{ChunkName, FileKind, FileName};
 use crate::archive::repo::repository::{ReadError, Repository, WriteError};
 use crate::progress::{Progress, Unit};
+use pieces::Piece;
 
 /// Files read at a time.
 const AT_A_TIME: usize = 4;
@@ -116,6 +120,12 @@ pub async fn heal(
     // Histories sort first, and segments are checked with them.
     report.findings.sort_by_key(|finding| (!finding.file.ends_with(".history"), finding.file.clone()));
     for finding in &mut report.findings {
+        if let Some(piece) = Piece::parse(&finding.file) {
+            finding.healed_from = piece.heal(repository, id, sources).await?;
+            if finding.healed_from.is_none() {
+                finding.reason.push_str("; none of the sources has good WAL of the segment up to there");
+            }
+        }
         for source in sources {
             let Some(name) = FileName::parse(&finding.file) else { continue };
             let Ok(Some(content)) = source.read(&finding.file).await else { continue };
@@ -306,22 +316,6 @@ impl<'a> Check<'a> {
             }
         }
         self.read_pieces().await
-    }
-
-    /// Their names say what they contain. Those that came from other WAL than the rest are of no use, and no fault.
-    async fn read_pieces(&mut self) -> Result<(), ReadError> {
-        for piece in self.pieces.clone() {
-            self.progress.did(1);
-            let reason = match self.repository.read_chunk(&piece).await {
-                Ok(_) => continue,
-                Err(ReadError::Damaged { reason, .. }) => reason,
-                Err(error) => return Err(error),
-            };
-            let file = format!("{}.chunks/{}", piece.segment, piece.file_name());
-            let from = self.id.and_then(|id| Some(piece.segment.wal(id.seg_size)?.segno.start(id.seg_size)));
-            self.note_at(&file, Problem::Damaged, reason, from.map(|start| start.advance(piece.start)));
-        }
-        Ok(())
     }
 
     fn check_other(&self, name: &FileName, bytes: &[u8]) -> Result<(), String> {

@@ -216,7 +216,7 @@ async fn compressed_segments_are_listed_and_checked() {
     for (name, content) in files(77) {
         target.write(&name, content).await.unwrap();
     }
-    target.write_chunk(&name(2, 15), 0, Bytes::from(vec![1; 100])).await.unwrap();
+    target.write_chunk(&name(2, 15), 0, unfinished().slice(..100)).await.unwrap();
     assert_eq!(found(&target).await, []);
     let listing = crate::archive::tend::list::list(&target, &Progress::default()).await.unwrap();
     assert_eq!(listing.system_identifier.as_deref(), Some("77"));
@@ -225,22 +225,74 @@ async fn compressed_segments_are_listed_and_checked() {
     assert_eq!(shown, [(1, "0/300000", "0/800000", 5), (2, "0/800000", "0/F00064", 7)]);
 }
 
-#[tokio::test]
-async fn a_damaged_piece_of_an_unfinished_segment_is_found() {
-    let files = files(77);
-    let target = filled("a", &files).await;
-    let segment = name(2, 15);
-    let (one, other) = (Bytes::from(vec![1; 100]), Bytes::from(vec![2; 300]));
-    target.write_chunk(&segment, 0, one).await.unwrap();
-    target.write_chunk(&segment, 100, other.clone()).await.unwrap();
-    assert_eq!(found(&target).await, []);
-    let piece = ChunkName::of(&segment, 100, &other);
-    let path = Layout::Plain.chunk(&piece, Format::split("").1);
-    target.storage().put(&path, Bytes::from(vec![3; 300])).await.unwrap();
-    let report = verify(&target, None, &Progress::default()).await.unwrap();
+/// What is there of segment 15 on timeline 2, which follows [`files`].
+fn unfinished() -> Bytes {
+    let mut wal = WalGenerator::new(id(77), tli(2), Lsn::new(15 * SEG as u64), 9);
+    wal.fill(60_000);
+    Bytes::from(wal.take())
+}
+
+/// A target with a good copy of that, and one with the same pieces, but for what is done to it.
+async fn with_pieces(cuts: &[usize]) -> (Repository, Repository) {
+    let [good, bad] = ["good", "bad"].map(|name| empty(name, Compression::None));
+    for target in [&good, &bad] {
+        for (name, content) in files(77) {
+            target.write(&name, content).await.unwrap();
+        }
+        for ends in cuts.windows(2) {
+            let bytes = unfinished().slice(ends[0]..ends[1]);
+            target.write_chunk(&name(2, 15), ends[0] as u64, bytes).await.unwrap();
+        }
+        assert_eq!(found(target).await, []);
+    }
+    (good, bad)
+}
+
+/// The one thing that is wrong, where, and what comes of healing it with nothing and with a good copy.
+async fn check_piece(good: &Repository, bad: &Repository, file: &str, problem: Problem, lsn: &str) {
+    let mut report = verify(bad, None, &Progress::default()).await.unwrap();
     let [finding] = &report.findings[..] else { panic!("{report:?}") };
-    assert_eq!(
-        (&finding.file, finding.lsn.as_deref()),
-        (&format!("{segment}.chunks/{}", piece.file_name()), Some("0/F00064"))
-    );
+    assert_eq!((&*finding.file, finding.problem, finding.lsn.as_deref()), (file, problem, Some(lsn)));
+    heal(bad, &mut report, &[source(bad)], &Progress::default()).await.unwrap();
+    assert!(!report.is_good() && report.findings[0].reason.contains("none of the sources"), "{report:?}");
+    heal(bad, &mut report, &[source(bad), source(good)], &Progress::default()).await.unwrap();
+    assert_eq!(report.findings[0].healed_from.as_deref(), Some("good"));
+    assert_eq!(found(bad).await, []);
+    assert_eq!(bad.read_beginning(&name(2, 15)).await.unwrap(), unfinished()[..40_000]);
+}
+
+#[tokio::test]
+async fn a_damaged_piece_of_an_unfinished_segment_is_found_and_replaced() {
+    let (good, bad) = with_pieces(&[0, 100, 400, 40_000]).await;
+    let piece = ChunkName::of(&name(2, 15), 100, &unfinished()[100..400]);
+    let path = Layout::Plain.chunk(&piece, Format::split("").1);
+    bad.storage().put(&path, Bytes::from(vec![3; 300])).await.unwrap();
+    let file = format!("{}.chunks/{}", name(2, 15), piece.file_name());
+    check_piece(&good, &bad, &file, Problem::Damaged, "0/F00064").await;
+}
+
+#[tokio::test]
+async fn wal_in_pieces_is_verified_record_by_record() {
+    let (good, bad) = with_pieces(&[0, 10_000, 20_000, 40_000]).await;
+    let segment = name(2, 15);
+    bad.remove_chunks(&[ChunkName::of(&segment, 10_000, &unfinished()[10_000..20_000])]).await.unwrap();
+    // Its checksum is that of what it has.
+    let mut wrong = unfinished()[10_000..20_000].to_vec();
+    wrong[5_000] ^= 1;
+    let piece = bad.write_chunk(&segment, 10_000, wrong.clone().into()).await.unwrap();
+    let mut all = unfinished().to_vec();
+    all[15_000] ^= 1;
+    let mut verifier = WalVerifier::at_segment_start(id(77), tli(2), Lsn::new(15 * SEG as u64));
+    let fault = verifier.push(&all).unwrap_err().lsn();
+    let file = format!("{segment}.chunks/{}", piece.file_name());
+    check_piece(&good, &bad, &file, Problem::Damaged, &fault.to_string()).await;
+}
+
+#[tokio::test]
+async fn a_hole_between_pieces_is_found_and_filled() {
+    let (good, bad) = with_pieces(&[0, 10_000, 20_000, 40_000]).await;
+    let segment = name(2, 15);
+    bad.remove_chunks(&[ChunkName::of(&segment, 10_000, &unfinished()[10_000..20_000])]).await.unwrap();
+    let file = format!("{segment}.chunks/00002710-00004e20");
+    check_piece(&good, &bad, &file, Problem::Missing, "0/F02710").await;
 }
