@@ -6,8 +6,10 @@
 //!
 //! A failure prints how to repeat it: `WALRELAY_CRASH=cut:17:3 cargo test --test crash`.
 
+mod archive;
 mod begun;
 mod lost_record;
+mod mutations;
 mod promised;
 mod stories;
 mod workload;

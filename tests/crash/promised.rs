@@ -6,7 +6,8 @@ use walrelay::store::fence::{Fence, FenceState};
 use walrelay::store::{SlotInfo, Stepped, Store};
 use walrelay_proto::{Lsn, SegNo, TimelineHistory, TimelineId, WalFileName};
 
-use super::workload::{SEG, START, Tree, archived, identity};
+use super::archive::{Archive, held_for_targets};
+use super::workload::{SEG, START, Tree, identity};
 
 /// All that somebody has been told. What is under way may be there or not.
 #[derive(Debug)]
@@ -18,8 +19,6 @@ pub(super) struct Promised {
     /// History files; whether that of each has been stored.
     histories: BTreeMap<TimelineId, bool>,
     slots: BTreeMap<String, Slot>,
-    /// What the archive may have; `None` if that was never said.
-    archived: Vec<Option<Lsn>>,
     /// Segments that somebody has removed by hand.
     missing: BTreeSet<SegNo>,
     /// WAL before this may be gone: nothing needed it.
@@ -50,7 +49,6 @@ impl Default for Promised {
             followed: Vec::new(),
             histories: BTreeMap::new(),
             slots: BTreeMap::new(),
-            archived: vec![None],
             missing: BTreeSet::new(),
             removable: Lsn::INVALID,
             fences: vec![None],
@@ -110,18 +108,22 @@ impl Promised {
         }
     }
 
+    /// The relay is about to go over to a timeline with this history. What is saved of slots before that is noted ends where both
+    /// part, whether it comes to the change or not.
+    pub(super) fn may_come_back(&mut self, store: &Store, history: &TimelineHistory) {
+        let present = store.history();
+        let Some(end) = present.parting(history).and_then(|(_, at)| at) else { return };
+        for slot in self.slots.values_mut() {
+            if slot.positions.last().is_some_and(|(_, at)| at.is_some_and(|at| at > end)) {
+                slot.positions.push((present.tli(), Some(end)));
+            }
+        }
+    }
+
     pub(super) fn slots_are_saved(&mut self) {
         for slot in self.slots.values_mut() {
             slot.positions.drain(..slot.positions.len().saturating_sub(1));
         }
-    }
-
-    pub(super) fn may_be_archived(&mut self, to: Lsn) {
-        self.archived.push(Some(to));
-    }
-
-    pub(super) fn is_archived(&mut self, to: Lsn) {
-        self.archived = vec![Some(to)];
     }
 
     pub(super) fn may_miss(&mut self, segno: SegNo) {
@@ -162,21 +164,21 @@ impl Promised {
     }
 
     /// Retention is about to remove what nobody needs now.
-    pub(super) fn may_remove(&mut self, store: &Store, archived: Option<Lsn>) {
+    pub(super) fn may_remove(&mut self, store: &Store) {
         let Some(tip) = store.tip() else { return };
         let slots = store.slots().list().into_iter().filter_map(|slot| slot.restart_lsn);
-        let needed = slots.chain([tip.flush_lsn.rewind(1), archived.unwrap_or_default()]).min();
+        let needed = slots.chain([tip.flush_lsn.rewind(1), held_for_targets(store)]).min();
         self.removable = self.removable.max(needed.unwrap_or_default());
     }
 
     /// Looks for all of it in a store that has just been opened, and takes what was found for what is promised from now
     /// on: it is durable.
-    pub(super) fn check(&mut self, tree: &Tree, it: &mut Stepped) -> Result<(), String> {
+    pub(super) fn check(&mut self, tree: &Tree, archive: &Archive, it: &mut Stepped) -> Result<(), String> {
         self.check_end(it)?;
         check_bytes(tree, &it.store)?;
         self.check_histories(tree, &it.store)?;
         self.check_slots(&it.store)?;
-        self.check_archived(&it.store)?;
+        archive.check(&it.store, &self.missing)?;
         self.check_missing(&it.store)?;
         self.check_fence(&it.store)?;
         self.check_left_timelines(tree, it)
@@ -226,24 +228,6 @@ impl Promised {
             known.check(slot, store)?;
             (known.is_unsure, known.positions) = (false, vec![(store.history().tli(), slot.restart_lsn)]);
         }
-        Ok(())
-    }
-
-    fn check_archived(&mut self, store: &Store) -> Result<(), String> {
-        let found = archived(store);
-        if !self.archived.contains(&found) {
-            return Err(format!("the archive's progress is {found:?}, expected one of {:?}", self.archived));
-        }
-        if let Some(found) = found
-            && self.missing.is_empty()
-            && store.oldest().is_some_and(|oldest| oldest > found)
-        {
-            return Err(format!(
-                "WAL from {found} on is held for the archive, there is {:?}",
-                store.oldest()
-            ));
-        }
-        self.archived = vec![found];
         Ok(())
     }
 

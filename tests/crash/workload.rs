@@ -1,20 +1,21 @@
 //! What a relay does with its store in its life, in short: receptions, switches of timeline and the way back, slots made,
-//! moved and dropped, retention, a hole filled, history files, the progress of an archive.
+//! moved and dropped, retention, a hole filled, history files, an archive target and its progress, WAL that comes back from it.
 //!
 //! Each step brings the store to a state, from wherever it is, so that a run goes on after a crash with the step that was
 //! not done.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use walrelay::archive::archiving::{self, SteppedTarget};
 use walrelay::disk::Disk;
 use walrelay::disk::sim::{OperationKind, SimDisk};
 use walrelay::store::fence::{FencedBy, Order};
 use walrelay::store::{
-    Hold, HoldKind, Identity, SlotPersistence, Stepped, Store, StoreConfig, StoreError, UpstreamParameters,
-    WalWrite,
+    Identity, SlotPersistence, Stepped, Store, StoreConfig, StoreError, UpstreamParameters, WalWrite,
 };
 use walrelay_proto::generate::WalGenerator;
 use walrelay_proto::{
@@ -22,14 +23,13 @@ use walrelay_proto::{
     WalIdentity,
 };
 
+use super::archive::{Archive, Sending, TARGET};
 use super::promised::Promised;
 
 /// The smallest there is.
 pub(super) const SEG: u64 = 1 << 20;
 /// Where WAL begins.
 pub(super) const START: Lsn = Lsn::new(3 * SEG);
-/// What the archive has, as the workload keeps it.
-const ARCHIVE: &str = "archived.toml";
 /// How often a step is tried again after an error.
 const TRIES: usize = 4;
 
@@ -58,8 +58,12 @@ enum Step {
     Switch(u32),
     /// Back to the first, on the way to a third.
     GoBack,
-    /// The archive has so many bytes from the start on.
-    Archive(u64),
+    /// The archive target gets so many files at most, and that is saved.
+    Archive(usize),
+    /// It gets all that there are, and nothing is saved.
+    Take,
+    /// A segment comes back from the archive.
+    Recall(u64),
     /// Somebody removes a segment by hand.
     Lose(u64),
     Refill,
@@ -72,6 +76,9 @@ enum Step {
 
 const KB: u64 = 1000;
 
+/// Files.
+const ALL: usize = usize::MAX;
+
 const STEPS: &[Step] = &[
     Step::Create("a"),
     Step::Receive(1, 250 * KB),
@@ -79,6 +86,7 @@ const STEPS: &[Step] = &[
     Step::Confirm("a", 200 * KB),
     Step::Retain,
     Step::Receive(1, 1_450 * KB),
+    Step::Archive(1),
     Step::Confirm("a", 1_400 * KB),
     Step::Reconnect,
     Step::Receive(1, u64::MAX),
@@ -94,11 +102,13 @@ const STEPS: &[Step] = &[
     Step::GoBack,
     Step::Switch(3),
     Step::Receive(3, 1_900 * KB),
-    Step::Archive(500 * KB),
+    Step::Archive(3),
     Step::Confirm("a", 1_500 * KB),
     Step::Confirm("c", 1_700 * KB),
     Step::Receive(3, 5_000 * KB),
+    Step::Archive(ALL),
     Step::Retain,
+    Step::Recall(3),
     Step::Lose(5),
     Step::Receive(3, 5_300 * KB),
     Step::Fence(4),
@@ -106,12 +116,14 @@ const STEPS: &[Step] = &[
     Step::Unfence(4),
     Step::Confirm("a", 3_500 * KB),
     Step::Confirm("c", 4_700 * KB),
-    Step::Archive(3_700 * KB),
     Step::Receive(3, 5_600 * KB),
     Step::Retain,
     Step::Drop("c"),
     Step::Confirm("a", 5_400 * KB),
-    Step::Archive(5_500 * KB),
+    Step::Take,
+    Step::Retain,
+    Step::Recall(4),
+    Step::Archive(ALL),
     Step::Retain,
     Step::Receive(3, u64::MAX),
 ];
@@ -121,6 +133,7 @@ const STEPS: &[Step] = &[
 pub(super) struct Workload {
     tree: Arc<Tree>,
     promised: Promised,
+    archive: Archive,
     next: usize,
     random: u64,
     /// Starts that were given up one after the other.
@@ -161,6 +174,12 @@ impl Tree {
         self.wal[tli.as_u32() as usize - 1].bytes()
     }
 
+    /// A segment of a timeline.
+    pub(super) fn segment(&self, wal: WalFileName) -> &[u8] {
+        let from = wal.segno.start(identity().seg_size).since(START) as usize;
+        &self.bytes(wal.tli)[from..from + SEG as usize]
+    }
+
     /// The end of the timeline's last record.
     fn end(&self, tli: TimelineId) -> Lsn {
         *self.wal[tli.as_u32() as usize - 1].record_ends().last().expect("there are some")
@@ -183,7 +202,8 @@ impl Workload {
         // Made once: it takes longer than a run.
         static TREE: std::sync::OnceLock<Arc<Tree>> = std::sync::OnceLock::new();
         let tree = TREE.get_or_init(|| Arc::new(Tree::new())).clone();
-        Workload { promised: Promised::default(), tree, next: 0, random: schedule, refused: 0 }
+        let (promised, archive) = (Promised::default(), Archive::default());
+        Workload { promised, archive, tree, next: 0, random: schedule, refused: 0 }
     }
 
     /// What it does with a disk if nothing goes wrong.
@@ -208,7 +228,9 @@ impl Workload {
             }
             self.next += 1;
         }
-        relay.it.stop();
+        let Relay { target, it, .. } = relay;
+        drop(target);
+        it.stop();
         if disk.is_dead() {
             return Ended::Early;
         }
@@ -236,17 +258,17 @@ impl Workload {
             Err(error) => panic!("it does not start: {error}"),
         };
         self.refused = 0;
-        match self.promised.check(&self.tree, &mut relay.it) {
+        match self.promised.check(&self.tree, &self.archive, &mut relay.it) {
             Ok(()) => {}
             Err(_) if disk.is_dead() => return None,
             Err(broken) => panic!("before step {} ({:?}): {broken}", self.next, STEPS.get(self.next)),
         }
-        match relay.begin(&self.tree) {
+        match relay.begin(&self.tree, &mut self.archive) {
             Ok(()) => Some(relay),
             Err(_) if disk.is_dead() || relay.has_failed() => None,
             Err(_) => {
                 // Whoever connects tries again.
-                relay.begin(&self.tree).ok()?;
+                relay.begin(&self.tree, &mut self.archive).ok()?;
                 Some(relay)
             }
         }
@@ -265,7 +287,9 @@ impl Workload {
             Step::Retain => self.retain(relay),
             Step::Switch(number) => self.switch(tli(number), relay),
             Step::GoBack => self.go_back(relay),
-            Step::Archive(bytes) => self.archive(START.advance(bytes), relay),
+            Step::Archive(most) => self.archive(most, relay),
+            Step::Take => self.take(relay),
+            Step::Recall(segment) => self.recall(SegNo::new(segment), relay),
             Step::Lose(segment) => self.lose(SegNo::new(segment), relay),
             Step::Refill => self.refill(relay),
             Step::Head(number) => self.head(tli(number), relay),
@@ -340,7 +364,8 @@ impl Workload {
     }
 
     fn retain(&mut self, relay: &mut Relay) -> Result<(), String> {
-        self.promised.may_remove(&relay.it.store, relay.archived());
+        relay.sending(&mut self.archive).look()?;
+        self.promised.may_remove(&relay.it.store);
         if !relay.it.retaining.pass(Instant::now()) {
             return Err("retention could not do all".to_owned());
         }
@@ -358,6 +383,7 @@ impl Workload {
             self.flush(relay)?;
             self.promised.may_follow(tli);
             let history = self.tree.history(tli);
+            self.promised.may_come_back(&store, &history);
             match relay.it.writer.find(history.clone()).map_err(text)? {
                 Some(begun) => relay.it.writer.take_up(begun, tli).map_err(text)?,
                 None => relay.it.writer.switch_timeline(history).map_err(text)?,
@@ -372,6 +398,7 @@ impl Workload {
         if at.tli == tli(2) {
             self.flush(relay)?;
             self.promised.may_follow(TimelineId::FIRST);
+            self.promised.may_come_back(&relay.it.store, &TimelineHistory::first());
             let held = relay.it.writer.find(TimelineHistory::first()).map_err(text)?;
             relay.it.writer.take_up(held.ok_or("the first timeline is gone")?, tli(3)).map_err(text)?;
         }
@@ -379,11 +406,33 @@ impl Workload {
         Ok(())
     }
 
-    fn archive(&mut self, to: Lsn, relay: &Relay) -> Result<(), String> {
-        self.promised.may_be_archived(to);
-        relay.it.store.replace_state(ARCHIVE, &format!("{to}\n")).map_err(text)?;
-        self.promised.is_archived(to);
-        relay.archive.set(Some(to));
+    fn archive(&mut self, most: usize, relay: &mut Relay) -> Result<(), String> {
+        let tree = self.tree.clone();
+        relay.sending(&mut self.archive).look()?;
+        for _ in 0..most {
+            // Often another file is counted while one is on its way.
+            let (is_on_its_way, is_there) = (self.below(3) == 0, self.below(2) == 0);
+            let mut sending = relay.sending(&mut self.archive);
+            if !sending.send(&tree, is_on_its_way)? {
+                break;
+            }
+            if is_there {
+                sending.save()?;
+            }
+        }
+        relay.sending(&mut self.archive).save()
+    }
+
+    fn take(&mut self, relay: &mut Relay) -> Result<(), String> {
+        let mut sending = relay.sending(&mut self.archive);
+        sending.look()?;
+        while sending.send(&self.tree, false)? {}
+        // What it needs now is told, by what was saved.
+        sending.look()
+    }
+
+    fn recall(&self, segno: SegNo, relay: &Relay) -> Result<(), String> {
+        self.archive.recall(&relay.it.store, segno, &self.tree);
         Ok(())
     }
 
@@ -453,7 +502,9 @@ impl Workload {
 /// A process.
 struct Relay {
     disk: SimDisk,
-    archive: Hold,
+    target: SteppedTarget,
+    /// What that has got from it.
+    taken: BTreeSet<String>,
     it: Stepped,
 }
 
@@ -461,14 +512,16 @@ impl Relay {
     fn open(disk: &SimDisk) -> Result<Relay, StoreError> {
         let it = Store::open_on(Arc::new(disk.clone()), config())?;
         // Until it has said what it needs, all is held.
-        let archive = it.store.holds().register(HoldKind::ArchiveTarget, "main");
-        Ok(Relay { disk: disk.clone(), archive, it })
+        let target = archiving::start(&it.store, &[TARGET.to_owned()]).pop().expect("one is started");
+        Ok(Relay { disk: disk.clone(), target, taken: BTreeSet::new(), it })
     }
 
     /// As when it has found its upstream: what the archive needs stays, and WAL has a place to begin.
-    fn begin(&mut self, tree: &Tree) -> Result<(), String> {
-        if let Some(archived) = self.archived() {
-            self.archive.set(Some(archived));
+    fn begin(&mut self, tree: &Tree, archive: &mut Archive) -> Result<(), String> {
+        let mut sending = self.sending(archive);
+        sending.look()?;
+        if sending.target.is_dirty() {
+            sending.save()?;
         }
         self.it.store.attach(identity(), UpstreamParameters::default()).map_err(text)?;
         if self.it.writer.position().is_none() {
@@ -477,8 +530,8 @@ impl Relay {
         Ok(())
     }
 
-    fn archived(&self) -> Option<Lsn> {
-        archived(&self.it.store)
+    fn sending<'a>(&'a mut self, archive: &'a mut Archive) -> Sending<'a> {
+        Sending { target: &mut self.target, archive, taken: &mut self.taken }
     }
 
     fn has_failed(&self) -> bool {
@@ -488,11 +541,6 @@ impl Relay {
 
 fn fenced_by() -> FencedBy {
     FencedBy { role: "admin".to_owned(), address: "[local]".to_owned() }
-}
-
-/// What the archive has.
-pub(super) fn archived(store: &Store) -> Option<Lsn> {
-    store.read_state(ARCHIVE).ok()??.trim().parse().ok()
 }
 
 pub(super) fn identity() -> Identity {
@@ -513,6 +561,6 @@ pub(super) fn config() -> StoreConfig {
     }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub(super) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
